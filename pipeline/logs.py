@@ -1,0 +1,91 @@
+"""What people see: progress on stderr with rate and time left, one json line on stdout, third-party chatter in a file."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+LINE_EVERY_S = 5.0  # between progress lines where stderr is no terminal
+
+
+class Console:
+    """The command's own voice. Keeps its streams when the process's own are turned to a log file."""
+
+    def __init__(self, err: IO[str] | None = None, out: IO[str] | None = None) -> None:
+        self.err = err or sys.stderr
+        self.out = out or sys.stdout
+
+    def say(self, text: str = "") -> None:
+        """A line for people."""
+        print(text, file=self.err, flush=True)
+
+    def result(self, text: str) -> None:
+        """A line for programs and for what the command was asked to print."""
+        print(text, file=self.out, flush=True)
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int, unit: str) -> Iterator["Progress"]:
+        """A live line: done of total, rate, time left."""
+        progress = Progress(self, what, total, unit)
+        yield progress
+        progress.finish()
+
+
+class Progress:
+    """One line that moves on a terminal; a new line every few seconds elsewhere."""
+
+    def __init__(self, console: Console, what: str, total: int, unit: str) -> None:
+        self.console, self.what, self.total, self.unit = console, what, total, unit
+        self.live = console.err.isatty()
+        self.started_s = self.shown_s = time.monotonic()
+        self.first: int | None = None
+        self.done = 0
+
+    def update(self, done: int, note: str = "") -> None:
+        """Set how many are done and show it if it is time."""
+        now = time.monotonic()
+        if self.first is None:  # work resumed from the middle must not count towards the rate
+            self.first, self.started_s = (done if done > 1 else 0), (now if done > 1 else self.started_s)
+        self.done = done
+        if now - self.shown_s >= (0.2 if self.live else LINE_EVERY_S):
+            self.shown_s = now
+            self._show(now, note)
+
+    def finish(self) -> None:
+        """Close the line."""
+        self._show(time.monotonic(), "")
+        if self.live:
+            print(file=self.console.err, flush=True)
+
+    def _show(self, now: float, note: str) -> None:
+        rate = max(self.done - (self.first or 0), 0) / max(now - self.started_s, 1e-6)
+        left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "time left unknown"
+        text = f"  {self.what} {self.done:,}/{self.total:,} {self.unit}  {rate:.1f}/s  {left}  {note}".rstrip()
+        print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", file=self.console.err, flush=True)
+
+
+@contextlib.contextmanager
+def third_parties_in(log_path: Path) -> Iterator[Console]:
+    """Turn the process's stdout and stderr, C level and child processes included, to a log file; yield a console on the real ones."""
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    streams: list[Any] = [os.fdopen(os.dup(fd), "w", buffering=1) for fd in kept]
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        yield Console(err=streams[1], out=streams[0])
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for fd, original in zip((1, 2), kept, strict=True):
+            os.dup2(original, fd)
+            os.close(original)
+        os.close(log)
+        for stream in streams:
+            stream.close()

@@ -1,0 +1,62 @@
+"""Reading contract rows from hive partitions: task=<name>/*.parquet."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from pipeline.files import file_sha256, json_sha256
+from pipeline.schema import ROW_SCHEMA, schema_difference
+from pipeline.tasks import Task, check_known_task
+
+
+def find_partitions(root: Path, tasks: Sequence[Task]) -> dict[str, list[Path]]:
+    """The parquet files under `root` by task name, sorted; hidden files are skipped.
+
+    ConfigError: `root` is absent, or a folder names a task that is not configured. DataRefusedError: there is no parquet file.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root} is not a folder; point the config at a folder that holds task=<name>/*.parquet")
+    partitions: dict[str, list[Path]] = {}
+    for folder in sorted(root.glob("task=*")):
+        name = check_known_task(folder.name.removeprefix("task="), tasks, str(root)).name
+        files = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
+        if files:
+            partitions[name] = files
+    if not partitions:
+        raise DataRefusedError(f"{root} holds no task=<name>/*.parquet file; write rows with `relevance import` or `relevance sample`")
+    return partitions
+
+
+def open_partition(path: Path) -> pq.ParquetFile:
+    """An open parquet file with page checksums verified as pages are read; DamagedInputError if it is not parquet or not a file."""
+    if not path.is_file():
+        raise DamagedInputError(f"{path} is not a file; replace it by a parquet file or remove it")
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+        raise DamagedInputError(f"{path} is not whole parquet ({error}); write it again from its source") from error
+
+
+def read_partition(path: Path) -> pa.Table:
+    """All rows of one file in the contract's schema.
+
+    DamagedInputError: not whole parquet, or text that is not UTF-8. DataRefusedError: another schema than the contract's.
+    """
+    with open_partition(path) as file:
+        differences = schema_difference(file.schema_arrow)
+        if differences:
+            raise DataRefusedError(f"{path} does not follow the row contract: {'; '.join(differences)}")
+        try:
+            table = file.read()
+            table.validate(full=True)
+        except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+            raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
+    return table.select(ROW_SCHEMA.names).replace_schema_metadata(None)
+
+
+def data_digest(partitions: Mapping[str, Sequence[Path]]) -> str:
+    """One hex sha256 for a set of partitions: moves when a file's bytes or task move, not when a folder is renamed."""
+    return json_sha256({task: sorted(file_sha256(path) for path in paths) for task, paths in partitions.items()})

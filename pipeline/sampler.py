@@ -1,0 +1,108 @@
+"""Which rows make up which batch: a pure function of (seed, epoch, step, rank, world size), so that resuming is arithmetic.
+
+Every row comes exactly once an epoch (or its task's quota of times), batches mix tasks, and rows of a batch have like lengths.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+POOL_BATCHES = 32  # batches whose rows are sorted by length together: enough to leave few pads, few enough to keep batches random
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """All global batches of one epoch, as row numbers; batch b is rows[starts[b] : starts[b + 1]]."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def num_batches(self) -> int:
+        return len(self.starts) - 1
+
+    def batch(self, index: int) -> np.ndarray:
+        """Row numbers of one global batch."""
+        return self.rows[self.starts[index] : self.starts[index + 1]]
+
+
+class Sampler:
+    """Row numbers of every micro-batch of a training run."""
+
+    def __init__(
+        self,
+        length_N: np.ndarray,
+        task_N: np.ndarray,
+        task_weight_T: Sequence[float],
+        batch_rows: int,
+        temperature: float,
+        seed: int,
+        minimum_batch_rows: int = 1,
+    ) -> None:
+        """`length_N` tokens and `task_N` task index of each row. A task's share of an epoch is proportional to
+        weight * rows^(1/temperature); temperature 1 with equal weights is every row once. A batch has `batch_rows` rows, the last
+        of an epoch fewer, but never under `minimum_batch_rows` (the world size: no rank may go without a row)."""
+        if len(length_N) < minimum_batch_rows:
+            raise ValueError(f"{len(length_N)} training rows cannot feed {minimum_batch_rows} workers; add rows or lower training.num_workers")
+        self.length_N = length_N
+        self.task_N = task_N
+        self.batch_rows = batch_rows
+        self.seed = seed
+        self.minimum_batch_rows = minimum_batch_rows
+        self.quota_T = epoch_quotas(np.bincount(task_N, minlength=len(task_weight_T)), task_weight_T, temperature)
+        self.plan = lru_cache(maxsize=2)(self._plan)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global batches, which is the same number every epoch."""
+        return len(batch_starts(int(self.quota_T.sum()), self.batch_rows, self.minimum_batch_rows)) - 1
+
+    def global_rows(self, step: int) -> np.ndarray:
+        """Row numbers of the global batch of a step, counted from 0 over all epochs."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        return self.plan(epoch).batch(index)
+
+    def rank_rows(self, step: int, rank: int, world_size: int) -> np.ndarray:
+        """The rows of that batch that fall to one rank: neighbours in length go to different ranks, so that none waits."""
+        return self.global_rows(step)[rank::world_size]
+
+    def _plan(self, epoch: int) -> BatchPlan:
+        random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        rows = np.concatenate([self._task_rows(task, quota, random) for task, quota in enumerate(self.quota_T)])
+        random.shuffle(rows)
+        pool = self.batch_rows * POOL_BATCHES
+        # rows of one pool by length; the stable sort keeps the shuffle's order among equals
+        rows = np.concatenate([chunk[np.argsort(self.length_N[chunk], kind="stable")] for chunk in np.split(rows, range(pool, len(rows), pool))])
+        starts = batch_starts(len(rows), self.batch_rows, self.minimum_batch_rows)
+        order = random.permutation(len(starts) - 1)
+        batches = [rows[starts[b] : starts[b + 1]] for b in order]
+        return BatchPlan(np.concatenate(batches), np.concatenate([[0], np.cumsum([len(b) for b in batches])]))
+
+    def _task_rows(self, task: int, quota: int, random: np.random.Generator) -> np.ndarray:
+        """`quota` row numbers of a task: whole permutations, then the start of one more."""
+        members = np.flatnonzero(self.task_N == task)
+        if quota == 0:
+            return members[:0]
+        rounds = [random.permutation(members) for _ in range(-(-quota // len(members)))]
+        return np.concatenate(rounds)[:quota]
+
+
+def epoch_quotas(rows_T: np.ndarray, weight_T: Sequence[float], temperature: float) -> np.ndarray:
+    """Rows of each task in an epoch (T,): as many in all as there are rows, shared by weight * rows^(1/temperature)."""
+    share_T = np.where(rows_T > 0, np.asarray(weight_T) * np.power(rows_T.astype(np.float64), 1.0 / temperature), 0.0)
+    exact_T = share_T / share_T.sum() * rows_T.sum()
+    quota_T = np.floor(exact_T + 1e-9).astype(np.int64)
+    # the rows lost to rounding down go to the largest remainders, the first task winning ties
+    missing = int(rows_T.sum() - quota_T.sum())
+    quota_T[np.argsort(quota_T - exact_T, kind="stable")[:missing]] += 1
+    return quota_T
+
+
+def batch_starts(num_rows: int, batch_rows: int, minimum_batch_rows: int) -> np.ndarray:
+    """Where each batch starts, and the end; a last batch under the minimum joins the one before it."""
+    starts = np.append(np.arange(0, num_rows, batch_rows), num_rows)
+    if len(starts) > 2 and starts[-1] - starts[-2] < minimum_batch_rows:
+        starts = np.delete(starts, -2)
+    return starts
