@@ -1,0 +1,29 @@
+"""The Ray cluster a command runs on: the one RAY_ADDRESS names, or one on this machine for as long as the command runs."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from jobs.environment import worker_environment
+from pipeline.errors import RetryableError
+
+
+@contextlib.contextmanager
+def ray_cluster(num_cpus: int) -> Iterator[None]:
+    """Connect, and leave at the end. RetryableError: the cluster does not answer. `num_cpus` is what a local one must offer at least."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": worker_environment()})
+        else:
+            ray.init(num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
+        where = f"at RAY_ADDRESS={address}" if address else "on this machine"
+        raise RetryableError(f"Ray {where} did not start or answer ({type(error).__name__}: {error}); check it and run again") from error
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,45 @@
+"""`relevance evaluate`: calibrate on the valid split, measure on the test split, print the table."""
+
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.evaluate import run_evaluation
+from pipeline.logs import Console
+
+HEADINGS = ("task", "rows", "system", "AUC", "PR-AUC", "95 % interval", "F1", "ECE")
+NAMES = {"model": "model", "lexical": "lexical floor", "untrained": "untrained"}
+
+
+def run_evaluate(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Evaluate the trained bundle of the run; ConfigError if there is none."""
+    trained_dir = config.run_dir / "trained"
+    if not trained_dir.is_dir():
+        raise ConfigError(f"{trained_dir} does not exist; run `relevance train` with this config first")
+    with console.progress("evaluate", 1, "pairs") as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done)
+
+        evaluation = run_evaluation(config, trained_dir, show)
+    return {"bundle": str(config.run_dir / "bundle"), "evaluation": str(config.run_dir / "evaluation.json"), "figures": evaluation}
+
+
+def evaluation_table(evaluation: dict[str, Any]) -> str:
+    """The figures of every task and system as aligned text, and the macro line."""
+    rows: list[tuple[str, ...]] = [HEADINGS]
+    for name, figures in evaluation["tasks"].items():
+        for system, shown in NAMES.items():
+            f = figures[system]
+            span = f"{f['pr_auc_interval']['low']:.3f} to {f['pr_auc_interval']['high']:.3f}"
+            first = (name, f"{figures['rows']:,}") if system == "model" else ("", "")
+            rows.append((*first, shown, f"{f['roc_auc']:.3f}", f"{f['pr_auc']:.3f}", span, f"{f['f1']:.3f}", f"{f['calibration_error']:.3f}"))
+    for system, shown in NAMES.items():
+        f = evaluation["macro_pr_auc"][system]
+        rows.append(("macro" if system == "model" else "", "", shown, "", f"{f['value']:.3f}", f"{f['low']:.3f} to {f['high']:.3f}", "", ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lead = evaluation["model_minus_lexical_macro_pr_auc"]
+    lines.append(f"  model minus lexical floor, macro PR-AUC: {lead['value']:+.3f} (95 % interval {lead['low']:+.3f} to {lead['high']:+.3f})")
+    return "\n".join([lines[0], "  " + "-" * (len(lines[0]) - 2), *lines[1:]])

@@ -1,0 +1,33 @@
+"""`relevance run`: the whole path, stage by stage."""
+
+from typing import Any
+
+from jobs.evaluate import evaluation_table, run_evaluate
+from jobs.register import run_promote, run_register
+from jobs.score import run_score
+from jobs.sources import bring_in
+from jobs.train import run_train
+from jobs.validate import run_validate
+from pipeline.config import RunConfig
+from pipeline.logs import Console
+
+
+def run_all(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Rows in, labels out. A stage that was finished before, of the same config and data, is not done again."""
+    console.say("1/7 data")
+    bring_in(config, console)
+    console.say("2/7 validation")
+    validated = run_validate(config, console)
+    console.say("3/7 training")
+    trained = run_train(config, console)
+    console.say("4/7 evaluation and calibration")
+    evaluated = run_evaluate(config, console)
+    figures = evaluated.pop("figures")
+    console.say("5/7 registry")
+    registered = run_register(config, console)
+    console.say("6/7 promotion")
+    promoted = run_promote(config, registered["version"], console)
+    console.say("7/7 scoring")
+    scored = run_score(config, console)
+    console.result(evaluation_table(figures))
+    return {"name": config.name, **validated, **trained, **evaluated, **registered, **promoted, **scored, "macro_pr_auc": figures["macro_pr_auc"]["model"]["value"]}

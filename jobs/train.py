@@ -1,0 +1,58 @@
+"""`relevance train`: Ray Train workers, DeepSpeed, and a bundle at the end."""
+
+import contextlib
+from typing import Any
+
+from jobs.cluster import ray_cluster
+from pipeline.config import RunConfig
+from pipeline.logs import Console, Progress
+from pipeline.tracking import RunTracker
+from pipeline.trainer import run_training, training_fingerprint
+
+
+def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Train, or use the finished training of this very config and data; returns the trained bundle's folder."""
+    training = config.training
+    fingerprint, _ = training_fingerprint(config)
+    tracker = RunTracker(config, fingerprint, console)
+    watch = StepWatch(console, tracker)
+    console.say(f"  starting {training.num_workers} workers (ZeRO stage {config.deepspeed.zero_stage}) ...")
+    status = "FAILED"
+    try:
+        with ray_cluster(training.num_workers * training.threads_per_worker):
+            bundle_dir = run_training(config, watch.seen)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        watch.close()
+        tracker.finish(status)
+    if watch.steps == 0:
+        console.say(f"  this very training was finished before: {bundle_dir}")
+    return {"trained": str(bundle_dir), "mlflow_run": tracker.run_id, "steps": watch.steps}
+
+
+class StepWatch:
+    """Shows each step on the console and hands it to MLflow."""
+
+    def __init__(self, console: Console, tracker: RunTracker) -> None:
+        self.console, self.tracker = console, tracker
+        self.steps = 0
+        self.line: Progress | None = None
+        self.stack = contextlib.ExitStack()
+        self.mean_loss: float | None = None
+
+    def seen(self, record: dict[str, Any]) -> None:
+        """One step's record."""
+        if self.line is None:
+            self.line = self.stack.enter_context(self.console.progress("train", record["num_steps"], "steps"))
+        self.steps = record["step"]
+        # a running mean over about 20 steps: a single batch's loss jumps too much to read
+        self.mean_loss = record["loss"] if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * record["loss"]
+        self.line.update(record["step"], f"loss {self.mean_loss:.3f}  {record['rows_per_s']:.0f} pairs/s")
+        self.tracker.log_step(record)
+
+    def close(self) -> None:
+        """End the live line."""
+        self.stack.close()

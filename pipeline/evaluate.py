@@ -1,0 +1,148 @@
+"""How good a trained model is: calibrated on the valid split, measured on the test split, beside a lexical floor and the untrained model.
+
+Shape legend: N rows of a task, D bootstrap draws.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from models.bundle import write_bundle
+from pipeline.baseline import LexicalBaseline
+from pipeline.batches import EncodedRows
+from pipeline.calibrate import fit_calibration, label_probabilities, relevance_probability
+from pipeline.config import RunConfig
+from pipeline.errors import DataRefusedError
+from pipeline.files import write_json
+from pipeline.judge import Judge, fresh_judge, load_judge
+from pipeline.metrics import NUM_DRAWS, average_precisions, interval, query_draws, task_figures
+from pipeline.rows import read_split
+from pipeline.tasks import Task
+
+OnProgress = Callable[[int, int], None]
+SYSTEMS = ("model", "lexical", "untrained")
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """What each system says of one task's test rows."""
+
+    task: Task
+    query_N: np.ndarray
+    positive_N: np.ndarray
+    probability_N: dict[str, np.ndarray]  # by system
+
+
+def run_evaluation(config: RunConfig, trained_dir: Path, on_progress: OnProgress) -> dict[str, Any]:
+    """Calibrate the trained bundle, publish it as <run>/bundle, measure it, write <run>/evaluation.json and return its content.
+
+    DataRefusedError: the test split is empty.
+    """
+    judge, trained = load_judge(trained_dir)
+    tables = {side: read_split(config.judged_dir, config.tasks, config.split, side) for side in ("train", "valid", "test")}
+    if not tables["test"]:
+        raise DataRefusedError(f"no row of {config.judged_dir} falls into the test split; add queries or raise split.test_share")
+    encoded = {side: judge.encode(tables[side]) for side in ("valid", "test") if tables[side]}
+    total = sum(map(len, encoded.values())) + len(encoded["test"])
+    done = Counter(total, on_progress)
+    valid_logits = judge.logits(encoded["valid"], config.scoring.batch_tokens, done.add) if "valid" in encoded else None
+    judge = calibrated(judge, encoded.get("valid"), valid_logits)
+    description = {**trained.description, "calibration": {name: c.model_dump(mode="json") for name, c in judge.calibration.items()}}
+    sha256 = write_bundle(config.run_dir / "bundle", description, trained.tensors, trained.tokenizer_dir)
+    model_logits = judge.logits(encoded["test"], config.scoring.batch_tokens, done.next().add)
+    untrained_logits = fresh_judge(config).logits(encoded["test"], config.scoring.batch_tokens, done.next().add)
+    scores = task_scores(judge, encoded["test"], model_logits, untrained_logits, tables, config.seed)
+    result = {"bundle_sha256": sha256, "data_digest": trained.description["training"]["data_digest"], **summary(scores, config.seed)}
+    write_json(config.run_dir / "evaluation.json", result)
+    return result
+
+
+class Counter:
+    """Adds up progress over several passes."""
+
+    def __init__(self, total: int, on_progress: OnProgress) -> None:
+        self.total, self.on_progress, self.base, self.now = total, on_progress, 0, 0
+
+    def add(self, done: int) -> None:
+        """`done` rows of this pass."""
+        self.now = done
+        self.on_progress(self.base + done, self.total)
+
+    def next(self) -> "Counter":
+        """Start the next pass."""
+        self.base, self.now = self.base + self.now, 0
+        return self
+
+
+def calibrated(judge: Judge, valid: EncodedRows | None, logits: np.ndarray | None) -> Judge:
+    """The judge with each task's calibration fitted on its valid rows; tasks without valid rows keep the identity."""
+    if valid is None or logits is None:
+        return judge
+    fitted = {}
+    for index, task in enumerate(judge.tasks):
+        rows = valid.task_N == index
+        fitted[task.name] = fit_calibration(logits[rows, : len(task.labels)], valid.label_N[rows], task)
+    return replace(judge, calibration=fitted)
+
+
+def task_scores(
+    judge: Judge, test: EncodedRows, model_logits: np.ndarray, untrained_logits: np.ndarray, tables: dict[str, dict[str, pa.Table]], seed: int
+) -> list[TaskScores]:
+    """Probabilities of all systems on each task's test rows; the lexical floor learns from the same training rows as the model."""
+    scores = []
+    for index, task in enumerate(judge.tasks):
+        rows = np.flatnonzero(test.task_N == index)
+        if len(rows) == 0:
+            continue
+        temperature = judge.calibration[task.name].temperature
+        probability = {
+            "model": relevance_probability(label_probabilities(model_logits[rows, : len(task.labels)], temperature), task),
+            "lexical": lexical_probability(task, tables["train"].get(task.name), tables["test"][task.name], seed),
+            "untrained": relevance_probability(label_probabilities(untrained_logits[rows, : len(task.labels)], 1.0), task),
+        }
+        scores.append(TaskScores(task, test.query_N[rows], test.label_N[rows] >= task.relevant_from, probability))
+    return scores
+
+
+def lexical_probability(task: Task, train: pa.Table | None, test: pa.Table, seed: int) -> np.ndarray:
+    """The floor: trees on lexical features of the columns that the task's template reads; a task without training rows gets one half."""
+    if train is None:
+        return np.full(test.num_rows, 0.5)
+
+    def texts(table: pa.Table, column: str) -> list[str]:
+        return [text or "" for text in table.column(column).to_pylist()]
+
+    relevant = train.column("label").to_numpy() >= task.relevant_from
+    baseline = LexicalBaseline.fit(texts(train, "query"), {c: texts(train, c) for c in task.ad_columns}, relevant, seed)
+    return baseline.probability(texts(test, "query"), {c: texts(test, c) for c in task.ad_columns})
+
+
+def summary(scores: list[TaskScores], seed: int) -> dict[str, Any]:
+    """Figures of every task and system, macro PR-AUC with intervals, and the paired difference between model and floor."""
+    tasks = {}
+    draws: dict[str, list[np.ndarray]] = {system: [] for system in SYSTEMS}
+    for position, score in enumerate(scores):
+        weight_DN = query_draws(score.query_N, NUM_DRAWS, seed + position)
+        figures: dict[str, Any] = {}
+        for system in SYSTEMS:
+            probability_N = score.probability_N[system]
+            figures[system] = task_figures(probability_N, score.positive_N)
+            draws[system].append(average_precisions(probability_N, score.positive_N, weight_DN))
+            figures[system]["pr_auc_interval"] = asdict(interval(figures[system]["pr_auc"], draws[system][-1]))
+        lead_D = draws["model"][-1] - draws["lexical"][-1]
+        lead = figures["model"]["pr_auc"] - figures["lexical"]["pr_auc"]
+        figures["model_minus_lexical_pr_auc"] = asdict(interval(lead, lead_D))
+        tasks[score.task.name] = {"rows": len(score.positive_N), "relevant": int(score.positive_N.sum()), **figures}
+    macro = {system: macro_interval([t[system]["pr_auc"] for t in tasks.values()], draws[system]) for system in SYSTEMS}
+    lead_D = [m - f for m, f in zip(draws["model"], draws["lexical"], strict=True)]
+    lead = [t["model"]["pr_auc"] - t["lexical"]["pr_auc"] for t in tasks.values()]
+    return {"tasks": tasks, "macro_pr_auc": macro, "model_minus_lexical_macro_pr_auc": macro_interval(lead, lead_D)}
+
+
+def macro_interval(values: list[float], draws: list[np.ndarray]) -> dict[str, float]:
+    """The mean over tasks with its interval: each draw redraws the queries of every task."""
+    return asdict(interval(float(np.mean(values)), np.mean(draws, axis=0)))

@@ -1,0 +1,78 @@
+"""The registered model as MLflow serves it: a frame of pairs in, calibrated judgements out."""
+
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
+
+REQUIRED = ("task", "query", "ad_title")
+OUTPUTS = (("probability", "double"), ("label", "long"), ("label_name", "string"), ("expected_grade", "double"), ("decision", "string"))
+BATCH_TOKENS = 4096
+
+
+def signature() -> Any:
+    """Columns in and out; texts of the ad other than its title may be left out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    inputs = [ColSpec("string", name, required=name in REQUIRED) for name in ("task", *TEXT_COLUMNS)]
+    return ModelSignature(Schema(inputs), Schema([ColSpec(kind, name) for name, kind in OUTPUTS]))
+
+
+def input_example(task: str) -> pd.DataFrame:
+    """One made-up pair."""
+    texts = {"query": "red running shoes", "ad_title": "Running shoes, red, size 9", "ad_description": None, "ad_keyword": None, "landing_page": None}
+    return pd.DataFrame([{"task": task, **texts}]).astype("object")
+
+
+class RelevanceModelCode(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Loads the bundle among the model's artifacts, file by file against its hashes, and judges frames."""
+
+    def load_context(self, context: Any) -> None:
+        from pathlib import Path
+
+        from pipeline.judge import load_judge
+
+        self.judge, self.bundle = load_judge(Path(context.artifacts["bundle"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """One output row for each input row, in order. ValueError: a column is missing, a required text is null, a task is unknown."""
+        from pipeline.errors import ConfigError
+        from pipeline.scores import score_rows
+        from pipeline.tasks import check_known_task
+
+        check_frame(model_input)
+        parts = []
+        for name, rows in model_input.groupby("task", sort=False):
+            try:
+                task = check_known_task(str(name), self.judge.tasks, "the input")
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+            scored = score_rows(self.judge, contract_rows(rows), task, BATCH_TOKENS, "", self.bundle.sha256)
+            parts.append(scored.select([n for n, _ in OUTPUTS]).to_pandas().set_index(rows.index))
+        if not parts:
+            return pd.DataFrame(columns=[name for name, _ in OUTPUTS])
+        return pd.concat(parts).loc[model_input.index]
+
+
+def check_frame(frame: pd.DataFrame) -> None:
+    """ValueError naming the columns that are missing or hold nulls where a text is required."""
+    missing = [name for name in REQUIRED if name not in frame.columns]
+    if missing:
+        raise ValueError(f"the input lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)} and takes {', '.join(TEXT_COLUMNS)}")
+    empty = [name for name in REQUIRED if frame[name].isna().any()]
+    if empty:
+        raise ValueError(f"{', '.join(empty)} must not be null; leave such rows out")
+    if not frame.index.is_unique:
+        raise ValueError("the frame's index repeats; call reset_index(drop=True) first")
+
+
+def contract_rows(frame: pd.DataFrame) -> pa.Table:
+    """The frame's texts as contract rows."""
+    texts = {name: [None if pd.isna(v) else str(v) for v in frame[name]] if name in frame else [None] * len(frame) for name in TEXT_COLUMNS}
+    other = {"row_id": [str(i) for i in range(len(frame))], "market": [""] * len(frame), "label": [None] * len(frame), "weight": [None] * len(frame)}
+    return pa.table({name: pa.array({**texts, **other}[name], ROW_SCHEMA.field(name).type) for name in ROW_SCHEMA.names})
+

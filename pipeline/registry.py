@@ -1,0 +1,166 @@
+"""Versions in MLflow, promotions in a log of our own. The alias champion is a view of the log: MLflow's own aliases are last-writer-wins."""
+
+import getpass
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.bundle import read_bundle
+from pipeline.commit import put_if_absent
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RetryableError
+from pipeline.files import canonical_json, read_json, remove_tree
+from pipeline.tracking import experiment_id, find_run, mlflow_client
+
+BUNDLE_ARTIFACT = "bundle"
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The promoted version and its verified files on this machine."""
+
+    version: str
+    bundle_dir: Path
+    bundle_sha256: str
+
+
+def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, Any]) -> str:
+    """Register a bundle under config.registry.model with alias challenger; returns the version. The same bundle stays one version."""
+    client = mlflow_client(config)
+    bundle = read_bundle(bundle_dir)
+    version = version_of_bundle(client, config.registry.model, bundle.sha256)
+    if version is None:
+        run_id = find_run(client, config, bundle.description["training"]["fingerprint"])
+        if run_id is None:
+            run_id = str(client.create_run(experiment_id(client, config), run_name=config.name).info.run_id)
+        log_metrics(client, run_id, evaluation)
+        version = log_version(config, run_id, bundle_dir, version_tags(bundle.sha256, bundle.description, evaluation))
+        client.set_terminated(run_id)
+    client.set_registered_model_alias(config.registry.model, "challenger", version)
+    return version
+
+
+def log_version(config: RunConfig, run_id: str, bundle_dir: Path, tags: dict[str, str]) -> str:
+    """Log the bundle as a pyfunc model from code, no pickle, and register it."""
+    import mlflow
+
+    from pipeline.pyfunc import input_example, signature
+
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("pyfunc_code.py")),
+            artifacts={BUNDLE_ARTIFACT: str(bundle_dir)},
+            signature=signature(),
+            input_example=input_example(config.tasks[0].name),
+            pip_requirements=["ads-relevance"],
+        )
+    return str(mlflow.register_model(info.model_uri, config.registry.model, tags=tags).version)
+
+
+def version_tags(sha256: str, description: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str]:
+    """What a version says of itself in the registry."""
+    return {
+        "bundle_sha256": sha256,
+        "data_digest": description["training"]["data_digest"],
+        "fingerprint": description["training"]["fingerprint"],
+        "backbone_digest": description["backbone"]["digest"],
+        "macro_pr_auc": f"{evaluation['macro_pr_auc']['model']['value']:.6f}",
+        "lexical_macro_pr_auc": f"{evaluation['macro_pr_auc']['lexical']['value']:.6f}",
+    }
+
+
+def log_metrics(client: Any, run_id: str, evaluation: dict[str, Any]) -> None:
+    """The test figures of every task, and the macro ones."""
+    for name, figures in evaluation["tasks"].items():
+        for figure, value in figures["model"].items():
+            if isinstance(value, float) and value == value:
+                client.log_metric(run_id, f"test_{figure}_{name}", value)
+    for system, figure in evaluation["macro_pr_auc"].items():
+        client.log_metric(run_id, f"test_macro_pr_auc_{system}", figure["value"])
+
+
+def version_of_bundle(client: Any, model: str, sha256: str) -> str | None:
+    """The version that carries a bundle, if there is one."""
+    found = client.search_model_versions(f"name = '{model}'")
+    return next((str(v.version) for v in found if v.tags.get("bundle_sha256") == sha256), None)
+
+
+def promote(config: RunConfig, version: str) -> dict[str, Any]:
+    """Make a version champion if it beats the lexical floor on macro PR-AUC. Returns the promotion's record.
+
+    GateRefusedError: it does not. ConfigError: no such version. RetryableError: another promotion came in between.
+    """
+    client = mlflow_client(config)
+    tags = check_version(client, config.registry.model, version).tags
+    log = read_promotions(config)
+    if log and log[-1]["version"] == version:
+        repair_aliases(client, config.registry.model, log)
+        return log[-1]
+    model, floor = float(tags["macro_pr_auc"]), float(tags["lexical_macro_pr_auc"])
+    if not model > floor:
+        raise GateRefusedError(
+            f"version {version} of {config.registry.model} has macro PR-AUC {model:.4f}, the lexical floor {floor:.4f}; it stays challenger."
+            " Train longer, or on more rows, and register again"
+        )
+    record = {
+        "number": len(log) + 1,
+        "version": version,
+        "expected_champion": log[-1]["version"] if log else None,
+        "bundle_sha256": tags["bundle_sha256"],
+        "macro_pr_auc": model,
+        "lexical_macro_pr_auc": floor,
+        "by": getpass.getuser(),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    if not put_if_absent(config.promotions_dir / f"{record['number']:06d}.json", canonical_json(record).encode()):
+        raise RetryableError(f"another promotion of {config.registry.model} came first: expected champion {record['expected_champion']}; look, then run again")
+    repair_aliases(client, config.registry.model, [*log, record])
+    return record
+
+
+def check_version(client: Any, model: str, version: str) -> Any:
+    """MLflow's record of a version; ConfigError if it is not registered."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(model, version)
+    except MlflowException as error:
+        raise ConfigError(f"version {version} of model {model} is not registered ({error.message}); `relevance register` makes one") from error
+
+
+def read_promotions(config: RunConfig) -> list[dict[str, Any]]:
+    """All promotions, oldest first. The last is the champion."""
+    return [read_json(path) for path in sorted(config.promotions_dir.glob("*.json")) if not path.name.startswith(".")]
+
+
+def repair_aliases(client: Any, model: str, log: list[dict[str, Any]]) -> None:
+    """Make the aliases champion and previous_champion say what the log says."""
+    aliases = client.get_registered_model(model).aliases
+    wanted = {"champion": log[-1]["version"]} | ({"previous_champion": log[-2]["version"]} if len(log) > 1 else {})
+    for alias, version in wanted.items():
+        if str(aliases.get(alias)) != version:
+            client.set_registered_model_alias(model, alias, version)
+
+
+def resolve_champion(config: RunConfig) -> Champion:
+    """The champion's bundle, fetched once and verified against the promotion log. ConfigError: nothing was promoted yet."""
+    import mlflow
+
+    client = mlflow_client(config)
+    log = read_promotions(config)
+    if not log:
+        raise ConfigError(f"model {config.registry.model} has no champion; run `relevance promote` first")
+    repair_aliases(client, config.registry.model, log)
+    version, sha256 = log[-1]["version"], log[-1]["bundle_sha256"]
+    fetched = config.run_dir / "served" / f"version-{version}-{sha256[:12]}"
+    bundle_dir = fetched / "artifacts" / BUNDLE_ARTIFACT
+    if not bundle_dir.is_dir():
+        remove_tree(fetched)
+        fetched.mkdir(parents=True)
+        mlflow.artifacts.download_artifacts(f"models:/{config.registry.model}/{version}", dst_path=str(fetched))
+    if not bundle_dir.is_dir():
+        raise DamagedInputError(f"version {version} of {config.registry.model} holds no bundle; register its bundle again")
+    return Champion(version, bundle_dir, sha256)
+

@@ -1,0 +1,186 @@
+"""What one training worker does. Ray starts it, DeepSpeed joins the workers' gradients, the sampler tells each its rows.
+
+Shape legend: B rows of the micro-batch, T tasks.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.bundle import write_bundle
+from models.losses import row_losses, task_sums
+from pipeline.batches import EncodedRows, collate
+from pipeline.checkpoint import gather_trainables, newest_checkpoint, restore_checkpoint, write_checkpoint
+from pipeline.config import RunConfig, build_config
+from pipeline.errors import DataRefusedError, RelevanceError
+from pipeline.judge import Judge, describe, fresh_judge
+from pipeline.optimizer import build_optimizer, rate_share
+from pipeline.rows import read_split
+from pipeline.sampler import Sampler
+from pipeline.zero import deepspeed_config
+
+
+HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
+
+
+class TrainingDivergedError(RelevanceError):
+    """A loss was not finite; nothing was published."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One rank's share of a training run."""
+
+    config: RunConfig
+    judge: Judge
+    encoded: EncodedRows
+    sampler: Sampler
+    engine: Any  # DeepSpeed's
+    rank: int
+    world_size: int
+
+    @property
+    def relevant_from_T(self) -> torch.Tensor:
+        """The lowest relevant label of each task."""
+        return torch.tensor([task.relevant_from for task in self.config.tasks], device=self.judge.device)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return max(1, round(self.config.training.epochs * self.sampler.batches_per_epoch))
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Entry point inside a Ray Train worker. `settings`: config (plain), fingerprint, data_digest, and paths of what it writes."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    config = build_config(settings["config"], "the driver's config")
+    torch.set_num_threads(config.training.threads_per_worker)
+    worker = build_worker(config, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    train(worker, settings)
+    ray.train.report({})
+
+
+def build_worker(config: RunConfig, rank: int, world_size: int, device: torch.device) -> Worker:
+    """Read and tokenise the training rows, load the model, hand it to DeepSpeed. torch.distributed is initialised already."""
+    import deepspeed
+
+    judge = fresh_judge(config, device)
+    encoded = judge.encode(read_split(config.judged_dir, config.tasks, config.split, "train"))
+    if len(encoded) == 0:
+        raise DataRefusedError(f"no row of {config.judged_dir} falls into the train split; add rows or lower split.valid_share and split.test_share")
+    sampler = Sampler(
+        encoded.length_N,
+        encoded.task_N,
+        [task.sampling_weight for task in config.tasks],
+        config.training.batch_rows,
+        config.training.task_temperature,
+        config.seed,
+        minimum_batch_rows=world_size,
+    )
+    start_heads(judge, encoded)
+    # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(
+        model=judge.model,
+        model_parameters=list(judge.model.trainable_state().values()),
+        optimizer=build_optimizer(judge.model, config.optimizer),
+        config=deepspeed_config(config.deepspeed, config.training, config.optimizer),
+    )
+    return Worker(config, judge, encoded, sampler, engine, rank, world_size)
+
+
+def start_heads(judge: Judge, encoded: EncodedRows) -> None:
+    """Start each head at its task's label shares, measured on the training rows; its logits on the first rows of each task.
+
+    Every rank does the same sum on the same rows, so all start equal.
+    """
+    rows = np.concatenate([np.flatnonzero(encoded.task_N == index)[:HEAD_START_ROWS] for index in range(len(judge.tasks))])
+    most_labels = max(len(task.labels) for task in judge.tasks)
+    share_TC = torch.ones(len(judge.tasks), most_labels)
+    for index, task in enumerate(judge.tasks):
+        counts = np.bincount(encoded.label_N[encoded.task_N == index], minlength=len(task.labels)) + 1  # none is impossible
+        share_TC[index, : len(task.labels)] = torch.from_numpy(counts / counts.sum())
+    batch = collate(encoded, rows, len(judge.tasks), judge.pad_id).to(judge.device)
+    judge.model.start_at_label_shares(batch.input_ids_BS, batch.mask_BS, batch.task_B, share_TC.to(judge.device))
+
+
+def train(worker: Worker, settings: dict[str, Any]) -> None:
+    """All steps from the newest checkpoint on, then the bundle."""
+    checkpoints, live_path = Path(settings["checkpoint_dir"]), Path(settings["live_path"])
+    newest = newest_checkpoint(checkpoints, worker.world_size)
+    first = restore_checkpoint(worker.engine, newest, worker.rank) if newest else 0
+    worker.engine.module.train()
+    for step in range(first, worker.num_steps):
+        started_s = time.monotonic()
+        share = rate_share(step, worker.num_steps, worker.config.optimizer.warmup_share)
+        loss_T, weight_T = train_step(worker, step, share)
+        if worker.rank == 0:
+            seconds = time.monotonic() - started_s
+            append_live(live_path, live_record(worker, step, share, loss_T, weight_T, seconds))
+        if (step + 1) % worker.config.training.checkpoint_every_steps == 0 and step + 1 < worker.num_steps:
+            write_checkpoint(worker.engine, checkpoints, step + 1, worker.rank)
+    tensors = gather_trainables(worker.engine)
+    if worker.rank == 0:
+        facts = {key: settings[key] for key in ("fingerprint", "data_digest")} | {"steps": worker.num_steps, "rows": len(worker.encoded)}
+        write_bundle(Path(settings["bundle_dir"]), describe(worker.judge, worker.config, facts), tensors, worker.judge.backbone.folder)
+
+
+def train_step(worker: Worker, step: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """One optimizer step on the global batch of `step`; returns its loss sums and weight sums per task, over all ranks."""
+    for group in worker.engine.optimizer.param_groups:
+        group["lr"] = group["peak_rate"] * share
+    rows = worker.sampler.global_rows(step)
+    mine = worker.sampler.rank_rows(step, worker.rank, worker.world_size)
+    batch = collate(worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id).to(worker.judge.device)
+    logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B)
+    loss_T, weight_T = task_sums(row_losses(logits_BC, batch.label_B, worker.relevant_from_T[batch.task_B]), batch.weight_B, batch.task_B, len(worker.config.tasks))
+    sums_2T = torch.stack([loss_T.detach(), weight_T])
+    torch.distributed.all_reduce(sums_2T)
+    if not torch.isfinite(sums_2T).all():
+        raise TrainingDivergedError(
+            f"the loss of step {step} is not finite (rows {', '.join(worker.encoded.row_ids_of(rows)[:8])}, ...);"
+            " lower optimizer.learning_rate; nothing was published"
+        )
+    # DeepSpeed averages over ranks: times the world size over the batch's whole weight, that is the exact weighted mean over its rows
+    total_weight = max(float(worker.encoded.weight_N[rows].sum()), 1e-12)
+    worker.engine.backward(loss_T.sum() * (worker.world_size / total_weight))
+    worker.engine.step()
+    loss_T_all, weight_T_all = sums_2T.cpu().double().numpy()
+    return loss_T_all, weight_T_all
+
+
+def live_record(worker: Worker, step: int, share: float, loss_T: np.ndarray, weight_T: np.ndarray, seconds: float) -> dict[str, Any]:
+    """One step as people follow it."""
+    rows = worker.sampler.global_rows(step)
+    names = [task.name for task in worker.config.tasks]
+    return {
+        "step": step + 1,
+        "num_steps": worker.num_steps,
+        "rows": len(rows),
+        "loss": float(loss_T.sum() / max(weight_T.sum(), 1e-12)),
+        "task_losses": {name: float(loss / weight) for name, loss, weight in zip(names, loss_T, weight_T, strict=True) if weight > 0},
+        "learning_rate": worker.config.optimizer.learning_rate * share,
+        "rows_per_s": len(rows) / seconds,
+        "tokens_per_s": float(worker.encoded.length_N[rows].sum() / seconds),
+        "gradient_norm": finite_or_none(worker.engine.get_global_grad_norm()),
+    }
+
+
+def finite_or_none(value: Any) -> float | None:
+    """A plain float, or None where DeepSpeed has no such figure."""
+    return float(value) if value is not None and math.isfinite(float(value)) else None
+
+
+def append_live(path: Path, record: dict[str, Any]) -> None:
+    """Add one json line to the file that the driver follows."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")

@@ -1,0 +1,135 @@
+"""Training from the driver's side: start the workers, follow what they write, hand back the bundle."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from models.backbone import folder_digest, resolve_folder
+from models.bundle import BundleRefusedError, read_bundle
+from pipeline.config import RunConfig
+from pipeline.errors import RelevanceError, RetryableError
+from pipeline.files import json_sha256, remove_tree
+from pipeline.reader import data_digest, find_partitions
+from pipeline.train_loop import train_worker
+
+StepSeen = Callable[[dict[str, Any]], None]
+TRAINING_BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "training", "optimizer", "deepspeed")
+
+
+def training_fingerprint(config: RunConfig) -> tuple[str, str]:
+    """(fingerprint, data digest): the first moves when anything does that the trained weights follow from."""
+    digest = data_digest(find_partitions(config.judged_dir, config.tasks))
+    plain = config.model_dump(mode="json")
+    backbone = folder_digest(resolve_folder(config.backbone))
+    return json_sha256({**{key: plain[key] for key in TRAINING_BLOCKS}, "data": digest, "backbone_digest": backbone}), digest
+
+
+def run_training(config: RunConfig, on_step: StepSeen) -> Path:
+    """The trained bundle's folder. A finished training of the same fingerprint is used as it is; an interrupted one goes on.
+
+    `on_step` gets each step's record as soon as it is written. RetryableError: a worker or node was lost.
+    """
+    fingerprint, digest = training_fingerprint(config)
+    bundle_dir = config.run_dir / "trained"
+    if trained_fingerprint(bundle_dir) == fingerprint:
+        return bundle_dir
+    training_dir = config.run_dir / "training"
+    live_path = training_dir / "live.jsonl"
+    checkpoint_dir = training_dir / "checkpoints" / fingerprint[:16]
+    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    live_path.write_text("")
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "fingerprint": fingerprint,
+        "data_digest": digest,
+        "bundle_dir": str(bundle_dir),
+        "checkpoint_dir": str(checkpoint_dir),
+        "live_path": str(live_path),
+    }
+    with LiveFollower(live_path, on_step):
+        fit(config, settings, training_dir / "ray")
+    remove_tree(training_dir / "checkpoints")
+    return bundle_dir
+
+
+def trained_fingerprint(bundle_dir: Path) -> str | None:
+    """The fingerprint of the training that wrote a bundle; None if there is no whole bundle."""
+    try:
+        return str(read_bundle(bundle_dir).description["training"]["fingerprint"])
+    except BundleRefusedError:
+        return None
+
+
+def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
+    """Run the workers to their end. Errors meant for the user come out of the workers as they were raised."""
+    from ray.train import FailureConfig, RunConfig as RayRunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # Ray resumes a run of the same name from its own snapshot; ours are the checkpoints, so Ray's state starts empty every time
+    remove_tree(storage_dir)
+    training = config.training
+    resources = {"CPU": training.threads_per_worker} | ({"GPU": 1} if training.use_gpu else {})
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources),
+        run_config=RayRunConfig(name=config.name, storage_path=str(storage_dir), failure_config=FailureConfig(max_failures=1)),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        told = told_to_user(error)
+        raise (told or RetryableError(f"training workers were lost ({first_line(error)}); run the same command again: it goes on from its last checkpoint")) from error
+
+
+def told_to_user(error: BaseException | None) -> RelevanceError | None:
+    """The RelevanceError that workers raised, if that is what ended the training."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        if isinstance(error, RelevanceError):
+            return error
+        for failure in getattr(error, "worker_failures", {}).values():
+            inner = told_to_user(failure)
+            if inner is not None:
+                return inner
+        error = error.__cause__ or getattr(error, "cause", None)
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """A short name for an error."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
+
+
+class LiveFollower:
+    """Calls back with each json line that the training writes, from a thread of its own, until closed."""
+
+    def __init__(self, path: Path, on_step: StepSeen, every_s: float = 0.5) -> None:
+        self.path, self.on_step, self.every_s = path, on_step, every_s
+        self.closing = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "LiveFollower":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        with self.path.open(encoding="utf-8") as file:
+            tail = ""
+            while True:
+                last_round = self.closing.is_set()
+                tail += file.read()
+                *lines, tail = tail.split("\n")
+                for line in lines:
+                    self.on_step(json.loads(line))
+                if last_round:
+                    return
+                self.closing.wait(self.every_s)
