@@ -1,13 +1,14 @@
 """The `relevance` command. Commands import what they run when they run it, so that --help answers at once."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from jobs.environment import prepare_environment
 
 app = typer.Typer(
     name="relevance",
@@ -143,18 +144,17 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage) -> Non
                 with third_parties_in(log_path) as inner:
                     return stage(config, inner)
         except Timeout as error:
-            raise RetryableError(f"another relevance command is working in {config.run_dir}; wait for it or choose another name in the config") from error
+            busy = f"another relevance command is working in {config.run_dir}"
+            raise RetryableError(f"{busy}; wait for it or choose another name in the config") from error
 
     guarded(with_config)
 
 
 def guarded(work: Callable[[Any], dict[str, Any]]) -> None:
     """Run `work`, print its result as the last line of stdout, turn errors into a sentence and an exit code."""
-    from jobs.environment import prepare_environment
     from pipeline.errors import RelevanceError
     from pipeline.logs import Console
 
-    prepare_environment()
     console = Console()
     try:
         console.result(json.dumps(work(console), ensure_ascii=False))
@@ -171,8 +171,9 @@ def guarded(work: Callable[[Any], dict[str, Any]]) -> None:
 
 def main() -> None:
     """Entry point of the `relevance` command."""
+    prepare_environment()
     app()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 
 from jobs.environment import worker_environment
@@ -16,6 +17,7 @@ def ray_cluster(num_cpus: int) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            check_answers(address)
             ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": worker_environment()})
         else:
             ray.init(num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False, configure_logging=False)
@@ -27,3 +29,10 @@ def ray_cluster(num_cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_answers(address: str) -> None:
+    """OSError if nobody listens at host:port within ten seconds; Ray itself would try for minutes. Other forms of address pass."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()

@@ -30,4 +30,5 @@ def run_all(config: RunConfig, console: Console) -> dict[str, Any]:
     console.say("7/7 scoring")
     scored = run_score(config, console)
     console.result(evaluation_table(figures))
-    return {"name": config.name, **validated, **trained, **evaluated, **registered, **promoted, **scored, "macro_pr_auc": figures["macro_pr_auc"]["model"]["value"]}
+    macro = figures["macro_pr_auc"]["model"]["value"]
+    return {"name": config.name, **validated, **trained, **evaluated, **registered, **promoted, **scored, "macro_pr_auc": macro}

@@ -5,8 +5,6 @@ from typing import Any
 
 from pipeline.config import ChorusSource, EsciSource, RunConfig, SampleSource
 from pipeline.logs import Console
-from pipeline.sample import build_marketplace, write_marketplace
-from pipeline.sources import import_chorus, import_esci
 
 
 def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -23,6 +21,8 @@ def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def sample(out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, seed: int, console: Console) -> dict[str, Any]:
     """Write the made-up ads marketplace."""
+    from pipeline.sample import build_marketplace, write_marketplace
+
     marketplace = build_marketplace(rows_per_task, unlabelled_rows_per_task, seed)
     write_marketplace(marketplace, out_dir)
     rows = {name: table.num_rows for name, table in marketplace.rows.items()}
@@ -32,6 +32,8 @@ def sample(out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, see
 
 def import_source(kind: str, path: Path, out_dir: Path, console: Console) -> dict[str, Any]:
     """Import one outside source into contract rows."""
+    from pipeline.sources import import_chorus, import_esci
+
     counts = import_esci(path, out_dir) if kind == "esci" else import_chorus(path, out_dir)
     console.say(f"  imported {sum(counts.rows.values()):,} judged pairs from {path}: " + ", ".join(f"{t} {n:,}" for t, n in counts.rows.items()))
     skipped = {reason: number for reason, number in counts.skipped.items() if number}

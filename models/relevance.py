@@ -49,7 +49,7 @@ class RelevanceModel(nn.Module):
         self.routing.task_B = task_B
         self.heads.start_at_label_shares(self.pooled(input_ids_BS, mask_BS), task_B, share_TC)
 
-    def trainable_state(self) -> dict[str, torch.Tensor]:
+    def trainable_state(self) -> dict[str, nn.Parameter]:
         """The trained tensors by name: adapters and heads, never the backbone."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 

@@ -100,7 +100,7 @@ class LexicalBaseline:
     def _features(self, query: Sequence[str], ads: Mapping[str, Sequence[str]]) -> np.ndarray:
         """(B, F) float64: two cosines and six overlap numbers a column, and the length of the query in words and characters."""
         queries = [_normalise(value) for value in query]
-        features = [[float(len(_words(value))) for value in queries], [float(len(value)) for value in queries]]
+        features: list[Any] = [[float(len(_words(value))) for value in queries], [float(len(value)) for value in queries]]
         query_terms = {unit: idf.transform(_term_counts(queries, unit)) for unit, idf in self.idf.items()}
         for column in self.columns:
             text = [_normalise(value) for value in ads[column]]

@@ -66,8 +66,9 @@ def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Enc
         task_N=np.repeat([index for index, _ in present], [tables[task.name].num_rows for _, task in present]).astype(np.int64),
         label_N=whole.column("label").fill_null(-1).to_numpy().astype(np.int64),
         weight_N=whole.column("weight").fill_null(1.0).to_numpy().astype(np.float32),
-        row_id_N=np.asarray(whole.column("row_id").to_pylist(), dtype=np.str_),
-        query_N=np.asarray(whole.column("query").to_pylist(), dtype=np.str_),
+        # objects: a numpy string array would give every row the room of the longest, 16 kB of it for one long query
+        row_id_N=np.asarray(whole.column("row_id").to_pylist(), dtype=object),
+        query_N=np.asarray(whole.column("query").to_pylist(), dtype=object),
     )
 
 

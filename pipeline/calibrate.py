@@ -55,10 +55,10 @@ def fit_calibration(logits_NC: np.ndarray, label_N: np.ndarray, task: Task) -> C
     probability_N = relevance_probability(label_probabilities(logits_NC, temperature), task)
     relevant_N = label_N >= task.relevant_from
     relevant_at = precision_threshold(probability_N, relevant_N, task.target_precision)
-    below = precision_threshold(-probability_N, ~relevant_N, task.target_precision)
+    # only among the rows not decided relevant: the precision below a threshold moved down afterwards could be any
+    left_N = probability_N < (np.inf if relevant_at is None else relevant_at)
+    below = precision_threshold(-probability_N[left_N], ~relevant_N[left_N], task.target_precision)
     irrelevant_below = None if below is None else float(np.nextafter(-below, np.inf))
-    if relevant_at is not None and irrelevant_below is not None:
-        irrelevant_below = min(irrelevant_below, relevant_at)
     return Calibration(temperature=temperature, relevant_at=relevant_at, irrelevant_below=irrelevant_below)
 
 

@@ -73,7 +73,10 @@ def check_checkpoint(folder: Path) -> None:
     """DamagedInputError naming the first file of a checkpoint that is missing or does not match its sha256."""
     if not (folder / "manifest.json").is_file():
         raise DamagedInputError(f"{folder} has no manifest.json")
-    for name, digest in read_json(folder / "manifest.json").items():
+    listed = read_json(folder / "manifest.json")
+    if not isinstance(listed, dict) or not {"weights.safetensors", "state.json", "optimizer-0.safetensors"} <= listed.keys():
+        raise DamagedInputError(f"{folder / 'manifest.json'} does not list a checkpoint's files")
+    for name, digest in listed.items():
         path = folder / name
         if not path.is_file() or file_sha256(path) != digest:
             raise DamagedInputError(f"{path} is missing or does not match its sha256")

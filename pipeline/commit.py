@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedInputError
-from pipeline.files import canonical_json, file_sha256, json_sha256, read_json, safe_join, sync_dir, temporary_beside
+from pipeline.files import canonical_json, check_name, file_sha256, json_sha256, read_json, safe_join, sync_dir, temporary_beside
 
 
 def partition_id(task: str, input_path: str, input_sha256: str, bundle_sha256: str, encoder_version: str) -> str:
     """The id of the output of one input file under one model: the task's name and 24 hex digits."""
-    digest = json_sha256({"path": input_path, "input": input_sha256, "bundle": bundle_sha256, "encoder": encoder_version})
+    digest = json_sha256({"task": task, "path": input_path, "input": input_sha256, "bundle": bundle_sha256, "encoder": encoder_version})
     return f"{task[:38]}-{digest[:24]}"
 
 
@@ -30,7 +30,7 @@ def is_published(root: Path, partition: str) -> bool:
 
 def publish_partition(root: Path, partition: str, table: pa.Table, facts: dict[str, Any]) -> bool:
     """Publish the rows of one partition. True: this call did; False: it was published already, and this call left nothing."""
-    manifest_path = safe_join(root, "manifests", f"{partition}.json")
+    manifest_path = safe_join(root, "manifests", f"{check_name(partition, 'partition')}.json")
     data_path = safe_join(root, "data", partition, f"{uuid.uuid4().hex}.parquet")
     staged = temporary_beside(data_path)
     try:
@@ -42,7 +42,7 @@ def publish_partition(root: Path, partition: str, table: pa.Table, facts: dict[s
             **facts,
             "partition": partition,
             "rows": table.num_rows,
-            "files": [{"path": str(data_path.relative_to(root)), "sha256": file_sha256(data_path), "rows": table.num_rows}],
+            "files": [{"path": str(data_path.relative_to(root.resolve())), "sha256": file_sha256(data_path), "rows": table.num_rows}],
         }
         published = put_if_absent(manifest_path, canonical_json(manifest).encode())
     except BaseException:
@@ -97,7 +97,8 @@ def read_published(root: Path, bundle_sha256: str | None = None) -> pa.Table:
         for entry in manifest["files"]:
             path = safe_join(root, entry["path"])
             if not path.is_file() or file_sha256(path) != entry["sha256"]:
-                raise DamagedInputError(f"{path} is missing or does not match its manifest; delete manifests/{manifest['partition']}.json and score again")
+                remedy = f"delete manifests/{manifest['partition']}.json and score again"
+                raise DamagedInputError(f"{path} is missing or does not match its manifest; {remedy}")
             tables.append(pq.read_table(path, partitioning=None))
     return pa.concat_tables(tables) if tables else SCORE_SCHEMA.empty_table()
 

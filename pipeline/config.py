@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from models.config import AdapterConfig, BackboneConfig
 from pipeline.encode import EncodeConfig
@@ -15,6 +15,9 @@ from pipeline.files import check_name
 from pipeline.frozen import Frozen
 from pipeline.split import SplitConfig
 from pipeline.tasks import Task
+
+# made absolute where the config is read: workers that get the config start in another folder
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
 class SampleSource(Frozen):
@@ -45,8 +48,8 @@ Source = Annotated[SampleSource | EsciSource | ChorusSource, Field(discriminator
 class DataConfig(Frozen):
     """Where rows lie: task=<name>/*.parquet below each folder."""
 
-    judged: Path | None = None  # rows with labels; default: data/judged in the work folder
-    to_score: Path | None = None  # rows to be scored; default: data/unlabelled in the work folder
+    judged: AbsolutePath | None = None  # rows with labels; default: data/judged in the work folder
+    to_score: AbsolutePath | None = None  # rows to be scored; default: data/unlabelled in the work folder
 
 
 class TrainingConfig(Frozen):
@@ -59,6 +62,12 @@ class TrainingConfig(Frozen):
     batch_rows: int = Field(default=16, ge=1)  # rows of a step, all workers together
     task_temperature: float = Field(default=1.0, ge=1)  # 1: every row once an epoch; higher: small tasks come more often
     checkpoint_every_steps: int = Field(default=200, ge=1)
+
+    @model_validator(mode="after")
+    def _every_worker_gets_a_row(self) -> "TrainingConfig":
+        if self.batch_rows < self.num_workers:
+            raise ValueError(f"training.batch_rows is {self.batch_rows}; it must be at least training.num_workers, {self.num_workers}")
+        return self
 
 
 class OptimizerConfig(Frozen):
@@ -80,14 +89,9 @@ class DeepSpeedConfig(Frozen):
 class RegistryConfig(Frozen):
     """Where versions are kept and under which name."""
 
-    model: str  # registered model's name
+    model: Annotated[str, AfterValidator(lambda name: checked_name(name, "model"))]  # registered model's name
     tracking_uri: str | None = None  # default: sqlite in the work folder
-    promotions: Path | None = None  # the promotion log; default: in the work folder
-
-    @field_validator("model")
-    @classmethod
-    def _name_obeys_the_rule(cls, name: str) -> str:
-        return checked_name(name, "model")
+    promotions: AbsolutePath | None = None  # the promotion log; default: in the work folder
 
 
 class ScoringConfig(Frozen):
@@ -102,9 +106,9 @@ class ScoringConfig(Frozen):
 class RunConfig(Frozen):
     """Everything `relevance` needs to know about one run."""
 
-    name: str  # names the run's folder and its MLflow run
-    seed: int = Field(default=17, ge=0)  # of every random draw
-    work_dir: Path = Path("runs")  # the run writes into work_dir/name
+    name: Annotated[str, AfterValidator(lambda name: checked_name(name, "run"))]  # names the run's folder and its MLflow run
+    seed: int = Field(default=17, ge=0, lt=2**32)  # of every random draw
+    work_dir: AbsolutePath = Field(default=Path("runs"), validate_default=True)  # the run writes into work_dir/name
     sources: tuple[Source, ...] = ()  # rows to bring in first; empty: data.judged is there already
     data: DataConfig = DataConfig()
     tasks: tuple[Task, ...] = Field(min_length=1)
@@ -117,11 +121,6 @@ class RunConfig(Frozen):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     registry: RegistryConfig
     scoring: ScoringConfig = ScoringConfig()
-
-    @field_validator("name")
-    @classmethod
-    def _name_obeys_the_rule(cls, name: str) -> str:
-        return checked_name(name, "run")
 
     @model_validator(mode="after")
     def _tasks_differ(self) -> "RunConfig":
@@ -180,8 +179,11 @@ def build_config(value: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(value)
     except ValidationError as error:
-        problems = [explain(problem) for problem in error.errors() if not (problem["type"] == "too_short" and problem["input"])]
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+        problems = error.errors()
+        # a list whose items are all wrong is reported as too short as well
+        inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+        told = [explain(problem) for problem in problems if not (problem["type"] == "too_short" and problem["loc"] in inner)]
+        raise ConfigError(f"{where}: " + "; ".join(told)) from error
 
 
 def apply_override(value: dict[str, Any], override: str) -> None:
@@ -202,7 +204,8 @@ def apply_override(value: dict[str, Any], override: str) -> None:
 
 def explain(problem: Any) -> str:
     """One validation problem in a sentence; an unknown key gets the nearest known one."""
-    path = [part for part in problem["loc"] if part not in ("sample", "esci", "chorus")]
+    loc = problem["loc"]
+    path = [*loc[:2], *loc[3:]] if loc[:1] == ("sources",) else list(loc)  # third comes the source's kind, which is no setting
     name = ".".join(str(part) for part in path)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         parent = path[:-1]
@@ -211,7 +214,8 @@ def explain(problem: Any) -> str:
         return f"{name} is not a setting{hint}"
     if problem["type"] == "missing":
         return f"{name} is required"
-    return f"{name}: {problem['msg'].removeprefix('Value error, ')}" + (f" (given {problem['input']!r})" if name and not isinstance(problem["input"], dict) else "")
+    given = f" (given {problem['input']!r})" if name and not isinstance(problem["input"], dict | Frozen) else ""
+    return (f"{name}: " if name else "") + problem["msg"].removeprefix("Value error, ") + given
 
 
 def settings_under(path: Sequence[str | int]) -> list[str]:

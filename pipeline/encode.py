@@ -45,6 +45,9 @@ class Encoder:
         bare, wrapped = (self._trusted_ids("a", special) for special in (False, True))
         start = next(i for i in range(len(wrapped)) if wrapped[i : i + len(bare)] == bare)
         self.prefix, self.suffix = wrapped[:start], wrapped[start + len(bare) :]
+        wordless = [name for name, segments in self.segments.items() if not any(s.ids for s in segments)]
+        if wordless and not (self.prefix or self.suffix):
+            raise ValueError(f"the template of task {wordless[0]} has no words of its own, so a row of empty texts would have no token; add some")
 
     def encode(self, table: pa.Table, task_name: str) -> list[list[int]]:
         """Token ids of each row of `table`, which holds the columns the task's template names. No id list is empty or over max_tokens."""
@@ -66,7 +69,7 @@ class Encoder:
         known = {text: index for index, text in enumerate(dict.fromkeys(texts))}
         batch = [segment.lead + text if text else "" for text in known]
         # split_special_tokens: an ad that spells a control token gets the letters, not the token
-        ids = self.tokenizer(batch, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = self.tokenizer(batch, add_special_tokens=False, split_special_tokens=True)["input_ids"] if batch else []
         return [ids[known[text]] for text in texts]
 
     def _parse(self, template: str) -> tuple[Segment, ...]:

@@ -22,7 +22,11 @@ def check_name(name: str, what: str) -> str:
 
 def safe_join(root: Path, *parts: str) -> Path:
     """`root` joined with `parts`; ConfigError if the result, links followed, lies outside `root`."""
-    path = root.joinpath(*parts).resolve()
+    try:
+        # twice: after a link that leads to itself, a first pass drops `..` but leaves later links unfollowed
+        path = root.joinpath(*parts).resolve().resolve()
+    except (ValueError, RuntimeError) as error:  # a NUL, a link that leads to itself
+        raise ConfigError(f"path {'/'.join(parts)!r} below {root} is no path ({error}); use a path inside it") from error
     if not path.is_relative_to(root.resolve()):
         raise ConfigError(f"path {'/'.join(parts)!r} leads out of {root}; use a path inside it")
     return path
@@ -92,7 +96,11 @@ def publish_dir(staged: Path, final: Path) -> None:
     if final.exists():
         retired = temporary_beside(final)
         final.rename(retired)
-        staged.rename(final)
+        try:
+            staged.rename(final)
+        except OSError:
+            retired.rename(final)
+            raise
         remove_tree(retired)
     else:
         staged.rename(final)

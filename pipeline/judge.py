@@ -107,7 +107,8 @@ def load_judge(folder: Path, expected_sha256: str | None = None, device: torch.d
         raise DamagedInputError(str(error)) from error
     about = bundle.description
     if about.get("encoder_version") != ENCODER_VERSION:
-        raise DamagedInputError(f"{folder} was made with encoder version {about.get('encoder_version')}, this code has {ENCODER_VERSION}; train again")
+        other = about.get("encoder_version")
+        raise DamagedInputError(f"{folder} was made with encoder version {other}, this code has {ENCODER_VERSION}; train again")
     tasks = TypeAdapter(tuple[Task, ...]).validate_python(about["tasks"])
     digest, backbone_fields = about["backbone"]["digest"], {k: v for k, v in about["backbone"].items() if k != "digest"}
     config = BackboneConfig(**backbone_fields)

@@ -1,6 +1,7 @@
 """What people see: progress on stderr with rate and time left, one json line on stdout, third-party chatter in a file."""
 
 import contextlib
+import ctypes
 import os
 import sys
 import time
@@ -71,8 +72,7 @@ class Progress:
 def third_parties_in(log_path: Path) -> Iterator[Console]:
     """Turn the process's stdout and stderr, C level and child processes included, to a log file; yield a console on the real ones."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     kept = os.dup(1), os.dup(2)
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     streams: list[Any] = [os.fdopen(os.dup(fd), "w", buffering=1) for fd in kept]
@@ -81,11 +81,17 @@ def third_parties_in(log_path: Path) -> Iterator[Console]:
         os.dup2(log, 2)
         yield Console(err=streams[1], out=streams[0])
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         for fd, original in zip((1, 2), kept, strict=True):
             os.dup2(original, fd)
             os.close(original)
         os.close(log)
         for stream in streams:
             stream.close()
+
+
+def flush_streams() -> None:
+    """Empty Python's buffers and C's, or what they hold would come out where stdout points later, after a command's last line."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)

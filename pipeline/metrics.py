@@ -65,8 +65,11 @@ def interval(value: float, draw_D: np.ndarray) -> Interval:
 
 def calibration_error(probability_N: np.ndarray, positive_N: np.ndarray, num_bins: int = NUM_BINS) -> float:
     """Expected calibration error over equal-mass bins: mean distance between the probability said and the share that came true."""
+    # rows of equal probability count with their common share, or the figure would follow the order of the rows
+    _, group_N, count_G = np.unique(probability_N, return_inverse=True, return_counts=True)
+    share_N = (np.bincount(group_N, positive_N) / count_G)[group_N]
     bins = np.array_split(np.argsort(probability_N, kind="stable"), min(num_bins, len(probability_N)))
-    return float(sum(abs(probability_N[b].mean() - positive_N[b].mean()) * len(b) for b in bins) / len(probability_N))
+    return float(sum(abs(probability_N[b].mean() - share_N[b].mean()) * len(b) for b in bins) / len(probability_N))
 
 
 def f1_score(decided_N: np.ndarray, positive_N: np.ndarray) -> float:

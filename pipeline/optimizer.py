@@ -9,7 +9,9 @@ from pipeline.config import OptimizerConfig
 def build_optimizer(model: RelevanceModel, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trained tensors. Each group carries its `peak_rate`; decay never pulls a transform away from the identity,
     nor a mixture or a head towards zero."""
-    projections, small, heads = [], [], []
+    projections: list[torch.nn.Parameter] = []
+    small: list[torch.nn.Parameter] = []
+    heads: list[torch.nn.Parameter] = []
     for name, parameter in model.trainable_state().items():
         group = heads if name.startswith("heads.") else projections if name.endswith(("down_RD", "up_NOR")) else small
         group.append(parameter)

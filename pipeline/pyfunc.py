@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import mlflow
 import pandas as pd
 import pyarrow as pa
+from mlflow.pyfunc.model import PythonModel
 
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 
@@ -18,8 +18,9 @@ def signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
-    inputs = [ColSpec("string", name, required=name in REQUIRED) for name in ("task", *TEXT_COLUMNS)]
-    return ModelSignature(Schema(inputs), Schema([ColSpec(kind, name) for name, kind in OUTPUTS]))
+    inputs: Any = [ColSpec("string", name, required=name in REQUIRED) for name in ("task", *TEXT_COLUMNS)]
+    outputs: Any = [ColSpec(kind, name) for name, kind in OUTPUTS]
+    return ModelSignature(Schema(inputs), Schema(outputs))
 
 
 def input_example(task: str) -> pd.DataFrame:
@@ -28,7 +29,7 @@ def input_example(task: str) -> pd.DataFrame:
     return pd.DataFrame([{"task": task, **texts}]).astype("object")
 
 
-class RelevanceModelCode(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class RelevanceModelCode(PythonModel):  # type: ignore[misc]
     """Loads the bundle among the model's artifacts, file by file against its hashes, and judges frames."""
 
     def load_context(self, context: Any) -> None:

@@ -54,7 +54,7 @@ def read_partition(path: Path) -> pa.Table:
             table.validate(full=True)
         except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
             raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
-    return table.select(ROW_SCHEMA.names).replace_schema_metadata(None)
+    return pa.table(table.columns, names=ROW_SCHEMA.names)
 
 
 def data_digest(partitions: Mapping[str, Sequence[Path]]) -> str:

@@ -115,7 +115,8 @@ def promote(config: RunConfig, version: str) -> dict[str, Any]:
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if not put_if_absent(config.promotions_dir / f"{record['number']:06d}.json", canonical_json(record).encode()):
-        raise RetryableError(f"another promotion of {config.registry.model} came first: expected champion {record['expected_champion']}; look, then run again")
+        expected = f"expected champion {record['expected_champion']}"
+        raise RetryableError(f"another promotion of {config.registry.model} came first: {expected}; look, then run again")
     repair_aliases(client, config.registry.model, [*log, record])
     return record
 

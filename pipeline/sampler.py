@@ -44,6 +44,8 @@ class Sampler:
         """`length_N` tokens and `task_N` task index of each row. A task's share of an epoch is proportional to
         weight * rows^(1/temperature); temperature 1 with equal weights is every row once. A batch has `batch_rows` rows, the last
         of an epoch fewer, but never under `minimum_batch_rows` (the world size: no rank may go without a row)."""
+        if batch_rows < minimum_batch_rows:
+            raise ValueError(f"batches of {batch_rows} rows cannot feed {minimum_batch_rows} workers; raise training.batch_rows")
         if len(length_N) < minimum_batch_rows:
             raise ValueError(f"{len(length_N)} training rows cannot feed {minimum_batch_rows} workers; add rows or lower training.num_workers")
         self.length_N = length_N

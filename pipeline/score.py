@@ -54,7 +54,8 @@ class UnitScorer:
         self.settings = settings
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        outcomes = [self._outcome(Unit(*(str(batch[name][i]) for name in ("task", "path", "input_sha256", "partition")))) for i in range(len(batch["path"]))]
+        names = ("task", "path", "input_sha256", "partition")
+        outcomes = [self._outcome(Unit(*(str(batch[name][i]) for name in names))) for i in range(len(batch["path"]))]
         return {"partition": [o[0] for o in outcomes], "rows": [o[1] for o in outcomes], "error": [o[2] for o in outcomes]}
 
     def _outcome(self, unit: Unit) -> tuple[str, int, str]:

@@ -29,7 +29,8 @@ class SplitConfig(Frozen):
 
 def normalise_query(query: str) -> str:
     """The form under which two queries are one: Unicode NFKC, case-folded, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", query).casefold().split())
+    # taken apart before folding and put together after it: folded whole, some Greek letters and their capitals would differ
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", query).casefold()).split())
 
 
 def query_position(query: str) -> float:

@@ -35,7 +35,10 @@ class Task(Frozen):
             raise ValueError(f"labels of task {self.name} repeat a name")
         if not 1 <= self.relevant_from < len(self.labels):
             raise ValueError(f"relevant_from of task {self.name} must lie in 1..{len(self.labels) - 1}: some label must be irrelevant, some relevant")
-        fields = [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]
+        parsed = list(Formatter().parse(self.template))
+        if any(spec or conversion for _, _, spec, conversion in parsed):
+            raise ValueError(f"template of task {self.name} formats a column; name it plainly, such as {{query}}")
+        fields = [name for _, name, _, _ in parsed if name is not None]
         unknown = sorted(set(fields) - set(TEXT_COLUMNS))
         if unknown:
             raise ValueError(f"template of task {self.name} names {', '.join(unknown)}; columns a template may use: {', '.join(TEXT_COLUMNS)}")

@@ -21,7 +21,8 @@ def mlflow_client(config: RunConfig) -> Any:
     try:
         client.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
-        raise RetryableError(f"MLflow at {config.tracking_uri} does not answer ({error}); start it or set registry.tracking_uri, then run again") from error
+        where = f"MLflow at {config.tracking_uri}"
+        raise RetryableError(f"{where} does not answer ({error}); start it or set registry.tracking_uri, then run again") from error
     return client
 
 
@@ -50,7 +51,7 @@ class RunTracker:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        values = {"loss": record["loss"], "learning_rate": record["learning_rate"], "rows_per_s": record["rows_per_s"], "tokens_per_s": record["tokens_per_s"]}
+        values = {name: record[name] for name in ("loss", "learning_rate", "rows_per_s", "tokens_per_s")}
         values |= {f"loss_{name}": loss for name, loss in record["task_losses"].items()}
         if record["gradient_norm"] is not None:
             values["gradient_norm"] = record["gradient_norm"]

@@ -25,7 +25,6 @@ from pipeline.rows import read_split
 from pipeline.sampler import Sampler
 from pipeline.zero import deepspeed_config
 
-
 HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
 
 
@@ -142,7 +141,8 @@ def train_step(worker: Worker, step: int, share: float) -> tuple[np.ndarray, np.
     mine = worker.sampler.rank_rows(step, worker.rank, worker.world_size)
     batch = collate(worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id).to(worker.judge.device)
     logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B)
-    loss_T, weight_T = task_sums(row_losses(logits_BC, batch.label_B, worker.relevant_from_T[batch.task_B]), batch.weight_B, batch.task_B, len(worker.config.tasks))
+    loss_B = row_losses(logits_BC, batch.label_B, worker.relevant_from_T[batch.task_B])
+    loss_T, weight_T = task_sums(loss_B, batch.weight_B, batch.task_B, len(worker.config.tasks))
     sums_2T = torch.stack([loss_T.detach(), weight_T])
     torch.distributed.all_reduce(sums_2T)
     if not torch.isfinite(sums_2T).all():

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models.backbone import folder_digest, resolve_folder
+from models.backbone import BackboneUnavailableError, empty_trunk, folder_digest, resolve_folder
 from models.bundle import BundleRefusedError, read_bundle
+from models.inject import target_names
 from pipeline.config import RunConfig
-from pipeline.errors import RelevanceError, RetryableError
+from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.files import json_sha256, remove_tree
 from pipeline.reader import data_digest, find_partitions
 from pipeline.train_loop import train_worker
@@ -19,11 +20,21 @@ TRAINING_BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "t
 
 
 def training_fingerprint(config: RunConfig) -> tuple[str, str]:
-    """(fingerprint, data digest): the first moves when anything does that the trained weights follow from."""
+    """(fingerprint, data digest): the first moves when anything does that the trained weights follow from. ConfigError: the backbone."""
     digest = data_digest(find_partitions(config.judged_dir, config.tasks))
     plain = config.model_dump(mode="json")
-    backbone = folder_digest(resolve_folder(config.backbone))
+    backbone = folder_digest(checked_backbone(config))
     return json_sha256({**{key: plain[key] for key in TRAINING_BLOCKS}, "data": digest, "backbone_digest": backbone}), digest
+
+
+def checked_backbone(config: RunConfig) -> Path:
+    """The backbone's folder; ConfigError if it is not to be had or lacks a target module, before any worker is started."""
+    try:
+        folder = resolve_folder(config.backbone)
+        target_names(empty_trunk(folder), config.adapter)
+    except (BackboneUnavailableError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    return folder
 
 
 def run_training(config: RunConfig, on_step: StepSeen) -> Path:
@@ -64,7 +75,8 @@ def trained_fingerprint(bundle_dir: Path) -> str | None:
 
 def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
     """Run the workers to their end. Errors meant for the user come out of the workers as they were raised."""
-    from ray.train import FailureConfig, RunConfig as RayRunConfig, ScalingConfig
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     # Ray resumes a run of the same name from its own snapshot; ours are the checkpoints, so Ray's state starts empty every time
@@ -81,8 +93,8 @@ def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
     try:
         trainer.fit()
     except Exception as error:
-        told = told_to_user(error)
-        raise (told or RetryableError(f"training workers were lost ({first_line(error)}); run the same command again: it goes on from its last checkpoint")) from error
+        lost = f"training workers were lost ({first_line(error)}); run the same command again: it goes on from its last checkpoint"
+        raise (told_to_user(error) or RetryableError(lost)) from error
 
 
 def told_to_user(error: BaseException | None) -> RelevanceError | None:

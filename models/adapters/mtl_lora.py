@@ -52,7 +52,10 @@ class MTLLoRALinear(nn.Module):
         self.mix_TN = nn.Parameter(uniform((T, N), 1 / math.sqrt(N), generator))
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) -> (B, S, O)."""
+        """(B, S, D) -> (B, S, O). ValueError: another number of dimensions, which a diagonal transform would silently widen."""
+        if x_BSD.dim() != 3:
+            shape = tuple(x_BSD.shape)
+            raise ValueError(f"an adapted layer takes (rows, tokens, width), not {shape}; leave it out of adapter.target_modules")
         task_B = self.routing.current_task_B()
         u_BSR = functional.linear(x_BSD, self.down_RD.to(x_BSD.dtype))
         v_BSR = self._transformed(u_BSR, task_B)

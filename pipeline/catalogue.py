@@ -1,0 +1,226 @@
+"""What is for sale on the made-up ads marketplace, and how it is put into words.
+
+Product names are real and have synonyms, in American and in British English; brands are made up. Types of one group can stand in for each other,
+types of different groups cannot. Things sold for a product, and things that only carry its name, repeat the name and are not the product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+
+@dataclass(frozen=True)
+class ProductType:
+    """One kind of product, known by its names."""
+
+    us: tuple[str, ...]  # names in American English, synonyms of each other
+    gb: tuple[str, ...]  # names in British English
+    group: str  # types of one group can stand in for each other
+    category: str
+    accessories: tuple[str, ...]  # things sold for it
+    attributes: tuple[str, ...]  # keys of ATTRIBUTES that make sense here; a brand always does
+    price_range: tuple[int, int]  # whole dollars or pounds
+
+
+@dataclass(frozen=True)
+class Category:
+    """Product types that share attributes, accessories and prices. A group a line: types apart by ";", American and British names by "|"."""
+
+    name: str
+    attributes: str
+    accessories: str
+    price_range: tuple[int, int]
+    groups: tuple[str, ...]
+
+
+CATEGORIES = (
+    Category("footwear", "colour, audience, tier", "laces, polish, storage bag", (25, 140), (
+        "sneakers, running shoes, tennis shoes | trainers, running shoes; hiking boots, walking boots",
+        "slippers, house shoes; sandals, flip flops",
+    )),
+    Category("clothing", "colour, audience, fabric", "hanger, patch, storage bag", (15, 90), (
+        "sweater, pullover | jumper, pullover; hoodie, sweatshirt",
+        "pants, trousers | trousers, slacks; jeans, denims",
+        "raincoat, rain jacket | mac, raincoat; winter coat, parka",
+        "pajamas, sleepwear | pyjamas, nightwear; bathrobe, robe | dressing gown, bathrobe",
+    )),
+    Category("bags", "colour, size, tier", "strap, lock, cover", (20, 160), (
+        "suitcase, luggage; duffel bag, holdall",
+        "purse, handbag | handbag, purse; backpack, rucksack | rucksack, backpack",
+    )),
+    Category("furniture", "colour, size, frame", "cover, legs, polish", (80, 900), (
+        "couch, sofa | sofa, settee; armchair, easy chair",
+        "dresser, chest of drawers | chest of drawers, dresser; closet, wardrobe | wardrobe, closet",
+        "desk, writing table; dining table, kitchen table",
+    )),
+    Category("textiles", "colour, size, fabric", "hooks, cleaner, storage bag", (15, 120), (
+        "comforter, quilt | duvet, quilt; blanket, throw",
+        "curtains, drapes; blinds, window shades",
+    )),
+    Category("devices", "colour, size, tier", "case, charger, stand", (90, 900), (
+        "laptop, notebook computer; tablet, touchscreen tablet",
+        "cell phone, smartphone | mobile phone, smartphone; landline phone, home phone",
+        "television, tv | telly, television; monitor, computer screen",
+        "headphones, headset; earbuds, earphones | earphones, earbuds",
+    )),
+    Category("kitchen", "colour, size, tier", "lid, filter, stand", (20, 250), (
+        "frying pan, skillet; saucepan, cooking pot",
+        "coffee maker, coffee machine; tea kettle, electric kettle | kettle, electric kettle",
+        "refrigerator, fridge | fridge, refrigerator; freezer, deep freezer",
+    )),
+    Category("appliances", "colour, power, tier", "filter, cleaner, cover", (40, 400), (
+        "vacuum cleaner, vacuum | hoover, vacuum cleaner; carpet sweeper, floor sweeper",
+        "space heater, room heater | fan heater, room heater; electric blanket, heated blanket",
+    )),
+    Category("baby", "colour, size, tier", "cover, strap, storage bag", (10, 300), (
+        "diapers, nappies | nappies, diapers; training pants, pull-ups",
+        "stroller, baby carriage | pushchair, pram; baby carrier, baby sling",
+        "crib, baby bed | cot, baby bed; bassinet, moses basket | moses basket, bassinet",
+    )),
+    Category("garden", "colour, power, size", "batteries, cover, stand", (15, 350), (
+        "flashlight, torch | torch, flashlight; lantern, camping lamp",
+        "lawn mower, grass cutter; string trimmer, weed whacker | strimmer, grass trimmer",
+        "garden hose, hosepipe | hosepipe, garden hose; sprinkler, lawn sprinkler",
+    )),
+    Category("sports", "colour, size, tier", "lock, strap, cover", (20, 500), (
+        "bicycle, bike | bike, bicycle; scooter, kick scooter",
+        "dumbbells, hand weights; kettlebell, kettlebell weight",
+        "tent, camping tent; tarp, camping shelter",
+    )),
+    Category("pets", "colour, size, fabric", "cover, strap, cleaner", (10, 110), (
+        "dog bed, pet bed; dog crate, dog kennel | dog kennel, dog crate",
+        "dog leash, dog lead | dog lead, dog leash; dog harness, dog vest",
+    )),
+)  # fmt: skip
+
+# Attribute -> value -> its words, synonyms of each other. Words that begin with "for" follow the product name, the rest stand before it.
+ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
+    "colour": {
+        "red": ("red", "crimson", "scarlet"), "blue": ("blue", "navy"), "green": ("green", "emerald"), "black": ("black",),
+        "white": ("white", "ivory"), "gray": ("gray", "charcoal"), "pink": ("pink",), "brown": ("brown", "chocolate"),
+    },
+    "audience": {"men": ("men's", "for men", "for him"), "women": ("women's", "ladies", "for her"), "kids": ("kids", "children's", "for children")},
+    "tier": {"cheap": ("cheap", "budget", "affordable", "bargain"), "luxury": ("luxury", "premium", "designer")},
+    "size": {"small": ("small", "compact", "mini"), "large": ("large", "extra large", "big")},
+    "fabric": {"cotton": ("cotton",), "wool": ("wool", "woolen"), "polyester": ("polyester", "synthetic")},
+    "frame": {"wood": ("wooden", "oak"), "metal": ("metal", "steel")},
+    "power": {"cordless": ("cordless", "battery powered", "rechargeable"), "corded": ("corded", "plug-in")},
+}  # fmt: skip
+
+BRITISH = {"gray": "grey", "woolen": "woollen"}
+
+BRANDS = ("Ludwen", "Orrisk", "Nobrin", "Drovan", "Hesken", "Bramdor", "Velmo", "Pellan", "Silven", "Oakwen", "Torvia", "Kestrio")
+
+# What carries the name of a product and is something else.
+DECOYS = ("{} poster", "toy {}", "{} repair service", "{} rental", "{} sticker", "book about {}", "{} print mug")
+
+QUERY_FILLERS = ("buy {}", "{} online", "best {}", "{} near me", "{} deals")
+AD_FILLERS = ("on sale", "free delivery", "new in", "best seller", "top rated", "today", "limited offer")
+
+# What a page behind an ad says, by kind of page.
+PAGE_TEXTS = {
+    "product": ("{ad} in stock, add to basket", "buy {ad} here, delivered in two days", "{ad}, order now, ready to ship"),
+    "listing": ("shop our whole range: {name}, {sibling} and more", "all offers in one place: {sibling} and {name}"),
+    "sold_out": ("{ad} sold out, no longer available", "sorry, {ad} is discontinued and gone"),
+    "article": ("how to clean your {name}, tips and advice", "the history of the {name}, read our blog"),
+    "error": ("page not found, the {name} offer was removed", "error, this {name} link is broken, go back"),
+}
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a query wants or an ad offers: a type, or an accessory or decoy that carries its name, with values (`brand` among them)."""
+
+    type: ProductType
+    values: dict[str, str]
+    accessory: str | None = None
+    decoy: str | None = None
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The words a product is put into: a name of its type and a word for each of its values."""
+
+    name: str
+    words: dict[str, str]
+
+
+def _split(text: str, separator: str = ",") -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(separator))
+
+
+@cache
+def product_types() -> tuple[ProductType, ...]:
+    """Every product type, in the order of the table."""
+    types = []
+    for category in CATEGORIES:
+        for group in category.groups:
+            for names in _split(group, ";"):
+                us, gb = map(_split, (_split(names, "|") * 2)[:2])
+                accessories, attributes = _split(category.accessories), _split(category.attributes)
+                types.append(ProductType(us, gb, group, category.name, accessories, attributes, category.price_range))
+    return tuple(types)
+
+
+@cache
+def siblings(product_type: ProductType) -> tuple[ProductType, ...]:
+    """The other types of its group."""
+    return tuple(other for other in product_types() if other.group == product_type.group and other != product_type)
+
+
+def attribute_values(attribute: str) -> tuple[str, ...]:
+    """The values an attribute can take."""
+    return BRANDS if attribute == "brand" else tuple(ATTRIBUTES[attribute])
+
+
+def _pick(options: tuple[str, ...], taken: str | None, copy: float, rng: Random) -> str:
+    """`taken`, the query's own word, with probability `copy` if it is an option; else another option."""
+    if taken in options and (len(options) == 1 or rng.random() < copy):
+        return str(taken)
+    return rng.choice([option for option in options if option != taken])
+
+
+def build_wording(product: Product, market: str, rng: Random, query: Wording, copy_name: float, copy_word: float) -> Wording:
+    """Words for a product in view of those of a query, which are taken over with the given probabilities."""
+    name = _pick(product.type.gb if market == "gb" else product.type.us, query.name, copy_name, rng)
+    words = {}
+    for attribute, value in product.values.items():
+        options = (value,) if attribute == "brand" else ATTRIBUTES[attribute][value]
+        if market == "gb":
+            options = tuple(BRITISH.get(option, option) for option in options)
+        words[attribute] = _pick(options, query.words.get(attribute), copy_word, rng)
+    return Wording(name, words)
+
+
+def build_phrase(product: Product, wording: Wording, rng: Random) -> str:
+    """Brand, values and name in the order of English."""
+    name = wording.name
+    if product.decoy:
+        name = product.decoy.format(name)
+    elif product.accessory:
+        name = rng.choice(("{part} for {name}", "{name} {part}")).format(part=product.accessory, name=name)
+    words = sorted(wording.words.values(), key=lambda word: (word.startswith("for "), word not in BRANDS))
+    before = [word for word in words if not word.startswith("for ")]
+    return " ".join((*before, name, *words[len(before) :]))
+
+
+def build_price(product: Product, market: str, rng: Random) -> str:
+    """A price that fits the type and its tier; accessories and decoys cost a fifth."""
+    tier = {"cheap": 0.6, "luxury": 2.5}.get(product.values.get("tier", ""), 1.0)
+    amount = rng.randint(*product.type.price_range) * tier * (0.2 if product.accessory or product.decoy else 1.0)
+    return f"{'£' if market == 'gb' else '$'}{max(round(amount), 3)}"
+
+
+def build_page(kind: str, product: Product, phrase: str, wording: Wording, rng: Random) -> str:
+    """What the page behind an ad says, `phrase` being what the ad says."""
+    return rng.choice(PAGE_TEXTS[kind]).format(ad=phrase, name=wording.name, sibling=rng.choice(siblings(product.type)).us[0])
+
+
+def pad_text(text: str, num_words: int, rng: Random) -> str:
+    """Text and fillers up to about a number of words, so that its length does not tell what it is about."""
+    fillers = rng.sample(AD_FILLERS, 3)
+    while len(text.split()) < num_words and fillers:
+        text = f"{text} {fillers.pop()}"
+    return text

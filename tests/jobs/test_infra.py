@@ -1,0 +1,277 @@
+"""The promises of infra/: what it runs exists, fits the production config, and lets nobody in without a token or a password."""
+
+import importlib
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from conftest import ROOT
+
+from jobs.cli import app
+from pipeline.config import read_config
+
+INFRA, CONFIG_PATH = ROOT / "infra", ROOT / "jobs" / "configs" / "production.yaml"
+MOUNTED_CONFIG = "/etc/relevance/production.yaml"
+FILES = [p for p in sorted(INFRA.rglob("*")) if p.is_file() and "secrets" not in p.parts]
+TEXTS = {str(p.relative_to(INFRA)): p.read_text().replace("\\\n", " ") for p in FILES}  # shell lines made whole
+COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OBJECTS = {p.name: yaml.safe_load(p.read_text()) for p in FILES if p.parent.name == "kuberay"}
+RAY = {name: o for name, o in OBJECTS.items() if o["apiVersion"] == "ray.io/v1"}
+CLUSTERS = {name: o["spec"].get("rayClusterSpec", o["spec"]) for name, o in RAY.items()}
+JOBS = {name: o["spec"] for name, o in RAY.items() if o["kind"] == "RayJob"}
+STAGES = {m[1]: m[2] for m in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXTS["Dockerfile"], re.M | re.S)}
+TARGETS = ("cpu", "cuda", "mlflow")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+COMMAND = re.compile(r"(?:^|\s)relevance ([a-z]+(?: --[a-z]\S* [^\s`]+)*)", re.M)
+COMMANDS = sorted({found for text in TEXTS.values() for found in COMMAND.findall(text)})
+
+
+def ray_pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    """The templates of head and workers."""
+    return [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+
+
+PODS = [pytest.param(pod, id=f"{name}-{i}") for name, cluster in CLUSTERS.items() for i, pod in enumerate(ray_pods(cluster))]
+SUBMITTERS = [pytest.param(job["submitterPodTemplate"], id=f"{name}-submitter") for name, job in JOBS.items()]
+
+
+def mounted(pod: dict[str, Any], path: str) -> dict[str, Any]:
+    """What a pod's first container sees at `path`: the volume without its name."""
+    (name,) = [m["name"] for m in pod["spec"]["containers"][0]["volumeMounts"] if m["mountPath"] == path]
+    (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == name]
+    return {key: value for key, value in volume.items() if key != "name"}
+
+
+def words(service: dict[str, Any]) -> list[str]:
+    """The command line of a compose service."""
+    return [*service.get("entrypoint", []), *service.get("command", [])]
+
+
+def flags(service: dict[str, Any]) -> dict[str, str]:
+    """Long options of a compose service that take a value."""
+    given = shlex.split(" ".join(words(service)).replace("$$(", "$("))
+    pairs = [word.split("=") if "=" in word else [word, following] for word, following in zip(given, [*given[1:], ""], strict=True)]
+    return {name: value for name, value in pairs if name.startswith("--")}
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, scalar) of everything in parsed YAML."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, str(key)))
+    else:
+        yield path, value
+
+
+# --- commands and config
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_in_infra_is_one_that_relevance_takes(command: str) -> None:
+    name, *options = shlex.split(command)
+    context = typer.main.get_command(app).commands[name].make_context(name, options)
+    assert str(context.params["config"]) == MOUNTED_CONFIG
+    read_config(CONFIG_PATH, context.params["overrides"] or [])
+
+
+def test_jobs_train_and_score_and_the_standing_cluster_does_what_lies_between() -> None:
+    assert {name: COMMAND.search(job["entrypoint"])[1].split()[0] for name, job in JOBS.items()} == {
+        "rayjob-train.yaml": "train",
+        "rayjob-score.yaml": "score",
+    }
+    assert {"evaluate", "register", "promote"} <= {found.split()[0] for found in COMMAND.findall(TEXTS["kuberay/raycluster.yaml"])}
+    assert words(SERVICES["relevance"])[-4:] == ["relevance", "train", "--config", MOUNTED_CONFIG]
+
+
+def test_the_config_lies_where_the_commands_look_for_it() -> None:
+    (source,) = [v.split(":")[0] for v in SERVICES["ray-head"]["volumes"] if f":{MOUNTED_CONFIG}" in v]
+    (generator,) = OBJECTS["kustomization.yaml"]["configMapGenerator"]
+    assert (INFRA / source).resolve() == CONFIG_PATH == (INFRA / "kuberay" / generator["files"][0]).resolve()
+    assert OBJECTS["kustomization.yaml"]["generatorOptions"]["disableNameSuffixHash"] is True
+    for cluster in CLUSTERS.values():
+        assert mounted(cluster["headGroupSpec"]["template"], "/etc/relevance") == {"configMap": {"name": generator["name"]}}
+
+
+def test_all_that_the_config_reads_and_writes_is_on_storage_that_every_worker_sees() -> None:
+    config = read_config(CONFIG_PATH)
+    for path in (config.run_dir, config.judged_dir, config.to_score_dir, config.promotions_dir):
+        assert path.is_relative_to("/storage")
+    assert not config.promotions_dir.is_relative_to(config.run_dir)  # the score job is a run of another name
+    assert "storage:/storage" in SERVICES["ray-head"]["volumes"]
+    claim = OBJECTS["storage.yaml"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for pod in (pod for cluster in CLUSTERS.values() for pod in ray_pods(cluster)):
+        assert mounted(pod, "/storage") == {"persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
+
+
+def test_clusters_hold_every_process_that_the_config_asks_for() -> None:
+    config = read_config(CONFIG_PATH)
+    training, scoring, head = config.training, config.scoring, flags(SERVICES["ray-head"])
+    (device,) = SERVICES["ray-head"]["deploy"]["resources"]["reservations"]["devices"]
+    assert int(head["--num-gpus"]) == device["count"]
+    for processes, cpus, gpus in [
+        (training.num_workers, training.threads_per_worker, int(training.use_gpu)),
+        (scoring.num_actors, scoring.threads_per_actor, int(scoring.use_gpu)),
+    ]:
+        assert processes * cpus <= int(head["--num-cpus"]) and processes * gpus <= int(head["--num-gpus"])
+        for cluster in CLUSTERS.values():
+            places = 0  # a process lies in one pod
+            for group in cluster["workerGroupSpecs"]:
+                limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]  # what KubeRay tells Ray
+                by_gpu = int(limits.get("nvidia.com/gpu", 0)) // gpus if gpus else processes
+                places += group["replicas"] * min(int(limits["cpu"]) // cpus, by_gpu)
+            assert places >= processes
+
+
+# --- what is named is there
+
+
+def test_compose_declares_all_that_its_services_use_and_uses_all_that_it_declares() -> None:
+    used: dict[str, set[str]] = {"volumes": set(), "secrets": set(), "networks": set()}
+    for service in SERVICES.values():
+        sources = {volume.split(":")[0] for volume in service.get("volumes", [])}
+        assert all((INFRA / source).is_file() for source in sources if source.startswith("."))
+        secrets = {s["source"] if isinstance(s, dict) else s for s in service.get("secrets", [])}
+        assert set(re.findall(r"/run/secrets/([\w-]+)", yaml.safe_dump(service, width=10_000))) <= secrets
+        used["volumes"] |= {source for source in sources if not source.startswith(".")}
+        used["secrets"] |= secrets
+        used["networks"] |= set(service["networks"])
+        for other, wait in service.get("depends_on", {}).items():
+            assert wait == {"condition": "service_healthy"} and "healthcheck" in SERVICES[other]
+    assert {kind: set(COMPOSE[kind]) for kind in used} == used
+
+
+def test_kustomization_lists_all_that_stands_before_a_job_in_one_namespace() -> None:
+    kustomization = OBJECTS["kustomization.yaml"]
+    assert set(kustomization["resources"]) == set(OBJECTS) - set(RAY) - {"kustomization.yaml"}
+    named = {o["metadata"]["namespace"] for o in RAY.values()} | {OBJECTS["namespace.yaml"]["metadata"]["name"]}
+    assert named == {kustomization["namespace"]}
+
+
+def test_dockerfile_copies_only_what_is_there_and_is_sent_to_the_builder() -> None:
+    ignored = TEXTS["Dockerfile.dockerignore"].splitlines()
+    sent = {line[1:].removesuffix("/**") for line in ignored if line.startswith("!")}
+    copied = {word for line in re.findall(r"^COPY (?!--from)(.*)$", TEXTS["Dockerfile"], re.M) for word in line.split()[:-1]}
+    assert "*" in ignored and copied == sent
+    assert not sorted(name for name in copied if not (ROOT / name).exists())
+    assert {package.split(".")[0] for package in PYPROJECT["tool"]["setuptools"]["packages"]} <= copied
+    assert set(re.findall(r"[-,]from=(\w[\w-]*)", TEXTS["Dockerfile"])) <= set(STAGES)
+
+
+def test_images_are_built_here_or_pinned() -> None:
+    built = {f"ads-relevance:{PYPROJECT['project']['version']}-{target}" for target in TARGETS}
+    templates = [p.values[0] for p in (*PODS, *SUBMITTERS)]
+    assert {c["image"] for pod in templates for c in pod["spec"]["containers"]} <= built
+    assert {s["image"] for s in SERVICES.values()} - built == {"postgres:17-bookworm"}
+    for service in (s for s in SERVICES.values() if "build" in s):
+        assert (INFRA / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == INFRA / "Dockerfile"
+        assert service["image"].endswith(f"-{service['build']['target']}")
+
+
+def test_versions_are_those_of_the_constraints() -> None:
+    dockerfile = TEXTS["Dockerfile"]
+    assert set(re.findall(r"torch==([\d.]+)", dockerfile)) == {PINS["torch"]} and "+cpu" in STAGES["libraries-cpu"]
+    assert re.findall(r"mlflow\[auth]==([\d.]+)", dockerfile) == [PINS["mlflow"]]
+    assert {cluster["rayVersion"] for cluster in CLUSTERS.values()} == {PINS["ray"]}
+    assert all("-c constraints.txt" in line or "--no-deps" in line for line in re.findall(r"pip install (.*)", dockerfile))
+    (python,) = re.findall(r"^FROM python:([\d.]+)", dockerfile, re.M)
+    assert PYPROJECT["project"]["requires-python"].startswith(f">={python},")
+
+
+@pytest.mark.parametrize("call", ["mlflow server", "ray start", "ray job submit"])
+def test_the_installed_version_knows_every_flag_that_infra_gives_it(call: str) -> None:
+    program, *subcommands = call.split()
+    command = importlib.import_module({"mlflow": "mlflow.cli", "ray": "ray.scripts.scripts"}[program]).cli
+    for word in subcommands:
+        command = command.commands[word]
+    known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    lines = [*TEXTS.values(), *(" ".join(words(service)).replace("\\\n", " ") for service in SERVICES.values())]
+    options = [found for line in lines for found in re.findall(rf"\b{call}\b(.*?)(?: -- |$)", line, re.M)]
+    given = {flag for found in options for flag in re.findall(r"--[a-z-]+", found)}
+    assert given and given <= known
+
+
+def test_the_three_ray_manifests_describe_one_cluster() -> None:
+    assert set(CLUSTERS) == {"raycluster.yaml", "rayjob-train.yaml", "rayjob-score.yaml"}
+    assert all(cluster == CLUSTERS["raycluster.yaml"] for cluster in CLUSTERS.values())
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_ends_by_itself_and_gives_its_cluster_back(name: str) -> None:
+    job = JOBS[name]
+    assert 0 < job["activeDeadlineSeconds"] <= 2 * 86_400 and 0 < job["backoffLimit"] <= 3
+    assert job["shutdownAfterJobFinishes"] is True and 0 < job["ttlSecondsAfterFinished"] <= 86_400
+
+
+# --- who gets in
+
+
+def test_ray_starts_nowhere_without_a_token() -> None:
+    with_ray = {name for name, service in SERVICES.items() if "ray" in words(service) or "ray start" in " ".join(words(service))}
+    assert with_ray == {"ray-head", "relevance"}
+    for name in with_ray:
+        assert SERVICES[name]["environment"] == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/run/secrets/ray-token"}
+    assert all(cluster["authOptions"] == {"mode": "token"} for cluster in CLUSTERS.values())
+    assert re.search(r"^ENV .*\bRAY_AUTH_MODE=token\b", STAGES["runtime"], re.M)
+
+
+def test_ports_are_published_on_loopback_alone_and_the_database_nowhere() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"mlflow": ["127.0.0.1:5000:5000"], "ray-head": ["127.0.0.1:8265:8265"]}
+    assert not {"network_mode", "privileged"} & {path[-1] for path, _ in leaves(SERVICES)}
+    assert SERVICES["postgres"]["networks"] == ["database"] and COMPOSE["networks"]["database"] == {"internal": True}
+    assert not {"hostPort", "hostNetwork", "serviceType", "enableIngress"} & {path[-1] for path, _ in leaves(RAY)}
+
+
+def test_mlflow_asks_for_an_account_and_answers_to_the_address_of_the_config() -> None:
+    given, rights = flags(SERVICES["mlflow"]), TEXTS["mlflow-auth.ini"]
+    host = str(read_config(CONFIG_PATH).registry.tracking_uri).removeprefix("http://")
+    assert given["--app-name"] == "basic-auth" and "--disable-security-middleware" not in given
+    assert host == f"mlflow:{given['--port']}"
+    assert host in given["--allowed-hosts"].split(",") and "*" not in given["--allowed-hosts"]
+    assert f"database_uri = {given['--backend-store-uri']}" in rights and "default_permission = NO_PERMISSIONS" in rights
+    assert "--serve-artifacts" in given and f"mlartifacts:{given['--artifacts-destination']}" in SERVICES["mlflow"]["volumes"]
+
+
+def test_no_secret_stands_in_a_file_or_in_the_environment_of_a_container() -> None:
+    for where, text in TEXTS.items():
+        assert not re.search(r"\b[0-9a-fA-F]{32,}\b|PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@", text), where
+        for name, value in re.findall(r"\b([A-Z_]*(?:PASSWORD|TOKEN|SECRET|KEY)[A-Z_]*)\s*[:=]\s*(\S+)", text):
+            assert value.startswith(("/run/secrets/", '"$$(cat', "infra/secrets/")), f"{where}: {name}"
+        for name, value in re.findall(r"^\s*(\w*password\w*)\s*[:=]\s*(\S+)", text, re.M):
+            assert value == "{file:", f"{where}: {name}"
+    assert "Secret" not in {o["kind"] for o in OBJECTS.values()}
+    assert not [path for path, _ in leaves(RAY) if {"env", "envFrom"} & set(path)]  # secrets come as files, RAY_AUTH_* from KubeRay
+    assert all(secret["file"].startswith("./secrets/") for secret in COMPOSE["secrets"].values())
+    assert TEXTS[".gitignore"].split() == ["/secrets/"]
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_a_pod_reads_its_password_from_a_file_that_only_its_user_may_open(pod: dict[str, Any]) -> None:
+    assert mounted(pod, "/home/relevance/.mlflow") == {"secret": {"secretName": "mlflow-credentials", "defaultMode": 0o400}}
+
+
+@pytest.mark.parametrize("pod", [*PODS, *SUBMITTERS])
+def test_a_pod_runs_as_the_ordinary_user_of_its_image_behind_the_network_policy(pod: dict[str, Any]) -> None:
+    spec, policy = pod["spec"], OBJECTS["networkpolicy.yaml"]["spec"]
+    user = f"{spec['securityContext']['runAsUser']}:{spec['securityContext']['runAsGroup']}"
+    assert all(re.findall(r"^USER (.*)$", STAGES[target], re.M) == [user] for target in TARGETS) and user.split(":")[0] != "0"
+    assert spec["securityContext"]["runAsNonRoot"] is True and spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in spec["containers"]:
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert all("podSelector" in peer for rule in policy["ingress"] for peer in rule["from"])
+    assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
+def test_each_image_names_the_accelerator_that_its_workers_use() -> None:
+    for target in ("cpu", "cuda"):
+        assert re.findall(r"DS_ACCELERATOR=(\w+)", STAGES[target]) == [target]

@@ -1,0 +1,173 @@
+"""The whole path on a tiny random Llama, by the command a user types: Ray, DeepSpeed, MLflow and Great Expectations are the real ones."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+from planted import planted_config, planted_rows, write_config, write_planted, write_rows
+
+from pipeline.commit import read_manifests, read_published
+
+RELEVANCE = [str(Path(sys.executable).with_name("relevance"))]
+
+
+def relevance(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would, elsewhere than in the repository."""
+    return subprocess.run([*RELEVANCE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=500)
+
+
+def last_json(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The json object that ends stdout."""
+    assert result.returncode == 0, result.stderr
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+    """(root, config, the finished run)."""
+    root = tmp_path_factory.mktemp("run")
+    write_planted(root)
+    config = write_config(root / "planted.yaml", planted_config(root, str(tiny_llama)))
+    return root, config, relevance("run", "--config", str(config), cwd=root)
+
+
+def test_one_command_walks_from_parquet_to_promoted_version_to_labels(world: Any) -> None:
+    root, _, finished = world
+    result = last_json(finished)
+    assert (result["alias"], result["version"], result["rows_scored"], result["units_scored"]) == ("champion", "1", 24, 4)
+    assert result["macro_pr_auc"] > 0.9
+    labels = read_published(Path(result["scores"]), None)
+    inputs = ds.dataset(root / "to_score", partitioning="hive").to_table()
+    assert sorted(labels["row_id"].to_pylist()) == sorted(inputs["row_id"].to_pylist())
+    assert set(labels["model_version"].to_pylist()) == {"1"}
+
+
+def test_labels_say_what_the_rows_were_planted_to_say(world: Any) -> None:
+    root, _, _ = world
+    labels = {row["row_id"]: row["label"] for row in read_published(root / "runs" / "planted" / "scores").to_pylist()}
+    truth = {row["row_id"]: row["label"] for task in ("two", "three") for part in (10, 11) for row in planted_rows(task, 6, part)}
+    agreeing = sum(labels[row_id] == label for row_id, label in truth.items())
+    assert agreeing >= 0.9 * len(truth)
+
+
+def test_people_see_progress_and_libraries_are_not_heard(world: Any) -> None:
+    _, _, finished = world
+    assert "train 60/60 steps" in finished.stderr or "steps" in finished.stderr
+    for noise in ("Warning", "INFO", "deepspeed", "ray::", "Calculating Metrics"):
+        assert noise not in finished.stderr and noise not in finished.stdout, noise
+
+
+def test_a_second_scoring_of_the_same_pairs_scores_nothing(world: Any) -> None:
+    root, config, _ = world
+    before = {m["partition"]: m["files"] for m in read_manifests(root / "runs" / "planted" / "scores")}
+    result = last_json(relevance("score", "--config", str(config), cwd=root))
+    assert (result["units_scored"], result["units_already_published"]) == (0, 4)
+    assert {m["partition"]: m["files"] for m in read_manifests(root / "runs" / "planted" / "scores")} == before
+
+
+def test_a_new_partition_is_scored_alone(world: Any) -> None:
+    root, config, _ = world
+    new = root / "to_score" / "task=two" / "part-new.parquet"
+    write_rows(planted_rows("two", 4, 99, labelled=False), new)
+    result = last_json(relevance("score", "--config", str(config), cwd=root))
+    assert (result["units_scored"], result["rows_scored"], result["units_already_published"]) == (1, 4, 4)
+
+
+def test_training_again_with_the_same_config_and_data_uses_the_finished_one(world: Any) -> None:
+    root, config, _ = world
+    manifest = (root / "runs" / "planted" / "trained" / "manifest.json").read_bytes()
+    result = last_json(relevance("train", "--config", str(config), cwd=root))
+    assert result["steps"] == 0
+    assert (root / "runs" / "planted" / "trained" / "manifest.json").read_bytes() == manifest
+
+
+def test_registering_the_same_bundle_again_makes_no_second_version(world: Any) -> None:
+    root, config, _ = world
+    assert last_json(relevance("register", "--config", str(config), cwd=root))["version"] == "1"
+
+
+def test_mlflow_holds_losses_per_task_metrics_and_the_digests(world: Any) -> None:
+    import mlflow
+
+    root, _, finished = world
+    result = last_json(finished)
+    client = mlflow.MlflowClient(result["tracking_uri"], registry_uri=result["tracking_uri"])
+    for name in ("loss", "loss_two", "loss_three", "learning_rate", "rows_per_s"):
+        assert len(client.get_metric_history(result["mlflow_run"], name)) == result["steps"], name
+    run = client.get_run(result["mlflow_run"])
+    assert run.info.status == "FINISHED"
+    assert {"test_pr_auc_two", "test_macro_pr_auc_model"} <= run.data.metrics.keys()
+    version = client.get_model_version_by_alias("planted", "champion")
+    assert version.tags["data_digest"] == result["data_digest"]
+    assert version.tags["bundle_sha256"]
+
+
+def test_the_champion_predicts_in_a_clean_process_without_unpickling(world: Any) -> None:
+    root, _, finished = world
+    code = (
+        "import mlflow, pandas as pd\n"
+        f"mlflow.set_tracking_uri({last_json(finished)['tracking_uri']!r})\n"
+        "model = mlflow.pyfunc.load_model('models:/planted@champion')\n"
+        "frame = pd.DataFrame({'task': ['three', 'two'], 'query': ['red lamp', 'red lamp'], 'ad_title': ['blue shoes north', 'blue shoes south']})\n"
+        "out = model.predict(frame)\n"
+        "print(out.columns.tolist(), out['label'].tolist())\n"
+        "try:\n"
+        "    model.predict(frame.assign(task='four'))\n"
+        "except Exception as error:\n"
+        "    print('four' in str(error) and 'two' in str(error))\n"
+    )
+    environment = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(root)}
+    shown = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=200)
+    assert shown.returncode == 0, shown.stderr
+    columns, refused = shown.stdout.splitlines()[-2:]
+    assert columns == "['probability', 'label', 'label_name', 'expected_grade', 'decision'] [0, 1]"
+    assert refused == "True"
+
+
+def test_a_model_below_the_floor_stays_challenger(world: Any) -> None:
+    root, config, _ = world
+    evaluation_path = root / "runs" / "planted" / "evaluation.json"
+    kept = evaluation_path.read_text()
+    worse = json.loads(kept)
+    worse["macro_pr_auc"]["model"]["value"] = worse["macro_pr_auc"]["lexical"]["value"] - 0.01
+    shutil.copytree(root / "runs" / "planted" / "bundle", root / "bundle-kept")
+    try:
+        evaluation_path.write_text(json.dumps(worse))
+        # another bundle, so that it becomes a version of its own
+        lowered = relevance("register", "--config", str(config), "--set", "registry.model=below", cwd=root)
+        refused = relevance("promote", "--config", str(config), "--set", "registry.model=below", "--version", last_json(lowered)["version"], cwd=root)
+    finally:
+        evaluation_path.write_text(kept)
+    assert refused.returncode == 1
+    assert "lexical floor" in refused.stderr and "stays challenger" in refused.stderr
+
+
+def test_killed_training_goes_on_from_its_checkpoint_to_the_same_weights(world: Any) -> None:
+    """SIGKILL of driver and workers in mid-run, then the same command: bit for bit the uninterrupted run's weights."""
+    import os
+    import signal
+    import time
+
+    root, config, _ = world
+    other = ["--set", f"work_dir={root / 'killed'}"]
+    process = subprocess.Popen(
+        [*RELEVANCE, "train", "--config", str(config), *other], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    checkpoints = root / "killed" / "planted" / "training" / "checkpoints"
+    deadline = time.monotonic() + 240
+    while not list(checkpoints.glob("*/step-*")):
+        assert time.monotonic() < deadline and process.poll() is None, "no checkpoint appeared"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(["pkill", "-9", "-f", "ray::|raylet|gcs_server"], check=False)
+    assert not (root / "killed" / "planted" / "trained").exists()
+    resumed = last_json(relevance("train", "--config", str(config), *other, cwd=root))
+    assert resumed["steps"] > 0
+    weights = [(folder / "trained" / "weights.safetensors").read_bytes() for folder in (root / "runs" / "planted", root / "killed" / "planted")]
+    assert weights[0] == weights[1]

@@ -1,0 +1,117 @@
+"""Encoded rows become padded tensors that say exactly what is real."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.batches import EncodedRows, collate, encode_rows, length_batches
+from pipeline.schema import ROW_SCHEMA
+from pipeline.tasks import Task
+
+PAD = 99
+LISTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
+
+
+def encoded_lists(lists: list[list[int]], task_N: list[int] | None = None) -> EncodedRows:
+    count = len(lists)
+    return EncodedRows(
+        ids=np.array([i for ids in lists for i in ids], np.int32),
+        starts=np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]),
+        task_N=np.array(task_N or [0] * count),
+        label_N=np.arange(count),
+        weight_N=np.linspace(0.5, 2, count, dtype=np.float32),
+        row_id_N=np.array([f"r{n}" for n in range(count)], dtype=object),
+        query_N=np.array(["q"] * count, dtype=object),
+    )
+
+
+def test_a_batch_is_padded_on_the_right_and_the_mask_marks_what_is_real() -> None:
+    batch = collate(encoded_lists(LISTS, [0, 1, 0, 2]), np.array([2, 0, 1]), 3, PAD)
+    assert batch.input_ids_BS.tolist() == [[9, 10, PAD], [5, 6, 7], [8, PAD, PAD]]
+    assert batch.mask_BS.tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    assert batch.task_B.tolist() == [0, 0, 1]
+    assert batch.label_B.tolist() == [2, 0, 1]
+    assert batch.weight_B.tolist() == [1.5, 0.5, 1.0]
+    assert {t.dtype for t in (batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.label_B)} == {torch.int64}
+
+
+def test_a_token_that_equals_the_padding_is_still_real() -> None:
+    batch = collate(encoded_lists([[PAD, 1, PAD], [2]]), np.array([0, 1]), 1, PAD)
+    assert batch.mask_BS.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("task_N", [[0, 1, 2, 0], [0, -1, 0, 0]])
+def test_a_task_id_out_of_range_is_refused_on_the_host(task_N: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"do not all lie in 0\.\.1"):
+        collate(encoded_lists(LISTS, task_N), np.arange(4), 2, PAD)
+
+
+def test_a_task_id_out_of_range_in_another_batch_does_no_harm() -> None:
+    assert collate(encoded_lists(LISTS, [0, 1, 2, 0]), np.array([0, 1]), 2, PAD).task_B.tolist() == [0, 1]
+
+
+def test_a_batch_moves_to_a_device_whole() -> None:
+    moved = collate(encoded_lists(LISTS), np.arange(4), 1, PAD).to(torch.device("meta"))
+    assert all(getattr(moved, name).is_meta for name in moved.__dataclass_fields__)
+
+
+def test_length_batches_cover_each_row_once_within_the_budget() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        length_N, budget = random.integers(0, 200, random.integers(1, 90)), int(random.integers(1, 2_000))
+        batches = length_batches(length_N, budget)
+        assert sorted(np.concatenate(batches).tolist()) == list(range(len(length_N)))
+        for rows in batches:
+            assert len(rows) == 1 or length_N[rows].max() * len(rows) <= budget
+        longest = [length_N[rows].max() for rows in batches]
+        assert longest == sorted(longest, reverse=True)
+
+
+def test_length_batches_are_as_large_as_the_budget_allows() -> None:
+    batches = length_batches(np.array([10] * 7), 30)
+    assert [len(rows) for rows in batches] == [3, 3, 1]
+
+
+def test_no_rows_make_no_batch() -> None:
+    assert length_batches(np.zeros(0, np.int64), 100) == []
+
+
+class LetterEncoder:
+    """One id a letter of the query."""
+
+    def encode(self, table: pa.Table, task_name: str) -> list[list[int]]:
+        return [[ord(c) for c in query] for query in table.column("query").to_pylist()]
+
+
+def task(name: str) -> Task:
+    return Task(name=name, labels=("bad", "good"), relevant_from=1, template="{query} {ad_title}")
+
+
+def table(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([{"ad_title": "t", "market": "us", **row} for row in rows], ROW_SCHEMA)
+
+
+def test_rows_of_several_tasks_lie_in_the_order_of_the_run_s_tasks() -> None:
+    tables = {
+        "third": table({"row_id": "z", "query": "cab", "label": 1, "weight": 0.5}),
+        "first": table({"row_id": "x", "query": "a", "label": 0}, {"row_id": "y", "query": "", "label": None}),
+    }
+    encoded = encode_rows(tables, [task("first"), task("second"), task("third")], LetterEncoder())  # type: ignore[arg-type]
+    assert len(encoded) == 3
+    assert encoded.task_N.tolist() == [0, 0, 2]
+    assert encoded.length_N.tolist() == [1, 0, 3]
+    assert encoded.ids.tolist() == [97, 99, 97, 98]
+    assert encoded.label_N.tolist() == [0, -1, 1]
+    assert encoded.weight_N.tolist() == [1.0, 1.0, 0.5]
+    assert encoded.row_ids_of(np.array([2, 0])) == ["z", "x"]
+    assert encoded.query_N.tolist() == ["a", "", "cab"]
+
+
+def test_one_long_query_does_not_make_every_row_large() -> None:
+    rows = table(*({"row_id": str(n), "query": "q" * (4_096 if n == 0 else 1)} for n in range(500)))
+    encoded = encode_rows({"a": rows}, [task("a")], LetterEncoder())  # type: ignore[arg-type]
+    assert encoded.query_N.nbytes < 10_000
+    assert encoded.query_N[0] == "q" * 4_096

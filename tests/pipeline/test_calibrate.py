@@ -1,0 +1,185 @@
+"""Probabilities mean what they say, and decisions keep the precision they promise."""
+
+import numpy as np
+import pytest
+
+from pipeline.calibrate import (
+    MIN_DECIDED_ROWS,
+    Calibration,
+    decide,
+    expected_grade,
+    fit_calibration,
+    fit_temperature,
+    label_probabilities,
+    precision_threshold,
+    relevance_probability,
+)
+from pipeline.tasks import Task
+
+
+def task(labels: int = 4, relevant_from: int = 2, target: float = 0.9) -> Task:
+    names = tuple(f"l{n}" for n in range(labels))
+    return Task(name="t", labels=names, relevant_from=relevant_from, template="{query} {ad_title}", target_precision=target)
+
+
+def planted(temperature: float, rows: int = 30_000, labels: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are too sharp or too flat by `temperature`, and labels drawn from what they should say."""
+    random = np.random.default_rng(0)
+    logits_NC = random.normal(0, 2, (rows, labels)) * temperature
+    cumulative_NC = label_probabilities(logits_NC, temperature).cumsum(axis=1)
+    return logits_NC, (random.random((rows, 1)) > cumulative_NC).sum(axis=1).clip(max=labels - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5, 10.0])
+def test_a_planted_temperature_is_recovered(temperature: float) -> None:
+    logits_NC, label_N = planted(temperature)
+    assert fit_temperature(logits_NC, label_N) == pytest.approx(temperature, rel=0.03)
+
+
+def test_labels_that_a_task_does_not_have_play_no_part_in_the_temperature() -> None:
+    logits_NC, label_N = planted(2.0, rows=3_000)
+    wider_NC = np.concatenate([logits_NC, np.full((3_000, 2), -np.inf)], axis=1)
+    assert fit_temperature(wider_NC, label_N) == pytest.approx(fit_temperature(logits_NC, label_N))
+
+
+def test_labels_all_foreseen_or_all_missed_give_a_temperature_at_its_bounds() -> None:
+    logits_NC = np.eye(4)[np.arange(40) % 4]
+    assert fit_temperature(logits_NC, np.arange(40) % 4) == pytest.approx(0.05, rel=0.01)
+    assert fit_temperature(logits_NC, (np.arange(40) + 1) % 4) == pytest.approx(20, rel=0.01)
+
+
+def test_label_probabilities_sum_to_one_and_absent_labels_get_none() -> None:
+    random = np.random.default_rng(1)
+    logits_NC = random.normal(0, 300, (500, 5))
+    logits_NC[:200, 3:] = -np.inf
+    logits_NC[200:300, 1:] = -np.inf
+    for temperature in (0.05, 1.0, 20.0):
+        probability_NC = label_probabilities(logits_NC, temperature)
+        assert probability_NC.sum(axis=1) == pytest.approx(1)
+        assert not probability_NC[np.isinf(logits_NC)].any()
+        assert np.array_equal(probability_NC.argmax(axis=1), logits_NC.argmax(axis=1))
+
+
+def test_label_probabilities_are_the_softmax_of_the_logits_over_the_temperature() -> None:
+    assert label_probabilities(np.array([[0.0, np.log(9)]]), 1.0)[0] == pytest.approx([0.1, 0.9])
+    assert label_probabilities(np.array([[0.0, np.log(9)]]), 2.0)[0] == pytest.approx([0.25, 0.75])
+
+
+def test_relevance_and_grade_follow_from_the_label_probabilities() -> None:
+    probability_NC = np.array([[0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]])
+    assert relevance_probability(probability_NC, task()) == pytest.approx([0.7, 0.0, 1.0])
+    assert relevance_probability(probability_NC, task(relevant_from=3)) == pytest.approx([0.4, 0.0, 0.5])
+    assert expected_grade(probability_NC) == pytest.approx([2.0, 0.0, 2.5])
+
+
+def test_a_relevance_probability_never_leaves_zero_to_one() -> None:
+    thirds = np.full((1, 16), 1 / 16) * (1 + 1e-15)
+    assert relevance_probability(thirds * 2, task(16, 1))[0] == 1.0
+
+
+def random_logits(seed: int) -> tuple[np.ndarray, np.ndarray, Task]:
+    """Rows of a random task with some truth in their logits; every other case full of ties, some cases lopsided."""
+    random = np.random.default_rng(seed)
+    labels = int(random.integers(2, 6))
+    chosen = task(labels, int(random.integers(1, labels)), float(random.uniform(0.5, 0.97)))
+    label_N = random.choice(labels, int(random.integers(1, 400)), p=random.dirichlet(np.ones(labels)))
+    logits_NC = np.eye(labels)[label_N] * random.uniform(-1, 4) + random.normal(0, 1, (len(label_N), labels))
+    return (np.round(logits_NC) if seed % 2 else logits_NC), label_N, chosen
+
+
+def test_decisions_reach_their_target_precision_on_the_rows_they_were_fitted_on() -> None:
+    decided = {"relevant": 0, "irrelevant": 0}
+    for seed in range(400):
+        logits_NC, label_N, chosen = random_logits(seed)
+        calibration = fit_calibration(logits_NC, label_N, chosen)
+        probability_N = relevance_probability(label_probabilities(logits_NC, calibration.temperature), chosen)
+        decision_N = decide(probability_N, calibration)
+        for word, truth_N in (("relevant", label_N >= chosen.relevant_from), ("irrelevant", label_N < chosen.relevant_from)):
+            rows = decision_N == word
+            if rows.any():
+                decided[word] += 1
+                assert truth_N[rows].mean() >= chosen.target_precision, (seed, word)
+                assert rows.sum() >= MIN_DECIDED_ROWS, (seed, word)
+    assert min(decided.values()) > 100
+
+
+def test_a_middle_that_both_sides_claim_does_not_spoil_either() -> None:
+    # among all rows below 0.8 nine of ten are irrelevant, but the middle they owe it to is relevant's too
+    probability_N = np.repeat([0.1, 0.5, 0.9], [20, 100, 1_000])
+    relevant_N = np.concatenate([np.arange(20) < 10, np.arange(100) < 0, np.arange(1_000) < 1_000])
+    logits_NC = np.stack([np.zeros(len(probability_N)), np.log(probability_N / (1 - probability_N))], axis=1)
+    calibration = fit_calibration(logits_NC, relevant_N.astype(int), task(2, 1))
+    fitted_N = relevance_probability(label_probabilities(logits_NC, calibration.temperature), task(2, 1))
+    decision_N = decide(fitted_N, calibration)
+    assert relevant_N[decision_N == "relevant"].mean() >= 0.9
+    assert not (decision_N == "irrelevant").any()
+
+
+def test_decisions_never_overlap_and_cover_every_row_with_one_word() -> None:
+    for seed in range(200):
+        logits_NC, label_N, chosen = random_logits(seed)
+        calibration = fit_calibration(logits_NC, label_N, chosen)
+        if calibration.relevant_at is not None and calibration.irrelevant_below is not None:
+            assert calibration.irrelevant_below <= calibration.relevant_at
+        decision_N = decide(np.linspace(0, 1, 501), calibration)
+        assert set(decision_N) <= {"relevant", "irrelevant", "abstain"}
+        ranks = [{"irrelevant": 0, "abstain": 1, "relevant": 2}[word] for word in decision_N]
+        assert ranks == sorted(ranks)
+
+
+def test_a_row_on_a_threshold_is_decided_relevant_and_one_on_the_lower_is_not_irrelevant() -> None:
+    calibration = Calibration(relevant_at=0.75, irrelevant_below=0.25)
+    assert decide(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), calibration).tolist() == [
+        "irrelevant",
+        "abstain",
+        "abstain",
+        "relevant",
+        "relevant",
+    ]
+
+
+def test_without_thresholds_every_row_abstains() -> None:
+    assert decide(np.array([0.0, 0.5, 1.0]), Calibration()).tolist() == ["abstain"] * 3
+
+
+def test_a_threshold_is_the_lowest_that_reaches_the_target() -> None:
+    for seed in range(300):
+        random = np.random.default_rng(seed)
+        score_N = random.integers(0, 25, 120) / 25
+        positive_N = random.random(120) < score_N ** random.uniform(0.1, 1)
+        target = random.uniform(0.3, 0.95)
+        good = [s for s in np.unique(score_N) if (at := score_N >= s).sum() >= MIN_DECIDED_ROWS and positive_N[at].mean() >= target]
+        assert precision_threshold(score_N, positive_N, target) == (min(good) if good else None)
+
+
+def test_equal_scores_are_decided_alike() -> None:
+    score_N = np.array([0.9] * 20 + [0.5] * 20)
+    positive_N = np.array([True] * 20 + [True] * 10 + [False] * 10)
+    # three quarters over both groups: the second group comes whole or not at all
+    assert precision_threshold(score_N, positive_N, 0.75) == 0.5
+    assert precision_threshold(score_N, positive_N, 0.76) == 0.9
+
+
+def test_a_threshold_needs_enough_rows() -> None:
+    few, enough = np.full(MIN_DECIDED_ROWS - 1, 0.9), np.full(MIN_DECIDED_ROWS, 0.9)
+    assert precision_threshold(few, few > 0, 0.5) is None
+    assert precision_threshold(enough, enough > 0, 0.5) == 0.9
+
+
+def test_no_rows_leave_logits_as_they_are_and_decide_nothing() -> None:
+    assert fit_calibration(np.zeros((0, 4)), np.zeros(0, int), task()) == Calibration(temperature=1.0)
+
+
+def test_all_rows_of_one_kind_are_decided_and_none_the_other_way() -> None:
+    logits_NC = np.random.default_rng(0).normal(0, 1, (50, 2))
+    assert fit_calibration(logits_NC, np.ones(50, int), task(2, 1)).irrelevant_below is None
+    irrelevant = fit_calibration(logits_NC, np.zeros(50, int), task(2, 1))
+    assert irrelevant.relevant_at is None
+    probability_N = relevance_probability(label_probabilities(logits_NC, irrelevant.temperature), task(2, 1))
+    assert (decide(probability_N, irrelevant) == "irrelevant").all()
+
+
+def test_a_calibration_survives_json_to_the_last_bit() -> None:
+    logits_NC, label_N, chosen = random_logits(2)
+    calibration = fit_calibration(logits_NC, label_N, chosen)
+    assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration

@@ -1,0 +1,71 @@
+"""Promises of pipeline/cleaning.py."""
+
+import pytest
+
+from pipeline.cleaning import build_description, build_title, clean_line, clean_lines, decode_text
+from pipeline.errors import DamagedInputError
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("red\x00shoe", "red shoe"),
+        ("  red\t \r\n shoe\u3000", "red shoe"),
+        ("ふちなしメガネ", "ふちなしメガネ"),
+        ("👩‍💻 <b>&amp;</b>", "👩‍💻 <b>&amp;</b>"),
+        ("\x00\x1f\x85 ", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_line_loses_control_characters_and_runs_of_white_space_and_nothing_else(raw: str | None, clean: str | None) -> None:
+    assert clean_line(raw) == clean
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("<p>one</p><br/>two</br>three< br />four", "one\ntwo\nthree\nfour"),
+        ("<ul class='x'><li>one</li><LI>two</LI></ul>", "one\ntwo"),
+        ("10 m<sup>2</sup> of <b>felt</b>", "10 m2 of felt"),
+        ("first bullet\nsecond bullet\n", "first bullet\nsecond bullet"),
+        ("Liv&apos;s AT&amp;T &#128154; &lt;b&gt;", "Liv's AT&T 💚 <b>"),
+        ("rock&notes AT&T &nosuch;", "rock&notes AT&T &nosuch;"),
+        ("<初回限定盤> <CD+DVD> 3 < 4 > 2", "<初回限定盤> <CD+DVD> 3 < 4 > 2"),
+        ("<p>\x00</p>", None),
+    ],
+)
+def test_html_goes_and_other_angle_brackets_stay(raw: str, clean: str | None) -> None:
+    assert clean_lines(raw) == clean
+
+
+def test_a_title_is_one_line() -> None:
+    assert build_title("Red<br>shoe &amp; lace\n") == "Red shoe & lace"
+
+
+@pytest.mark.parametrize(
+    ("facts", "bodies", "description"),
+    [
+        (("Nike", "Red"), ("<p>light</p>", "one\ntwo"), "Nike, Red\nlight"),
+        (("Nike", None), (None, "one\ntwo"), "Nike\none\ntwo"),
+        ((None, "Red"), ("<br>", "one"), "Red\none"),
+        ((None, " "), (None, "one"), "one"),
+        (("Nike", "Red"), (None, ""), "Nike, Red"),
+        ((None, None), (None, None), None),
+    ],
+)
+def test_a_description_is_the_facts_then_the_first_body_that_says_anything(
+    facts: tuple[str | None, ...], bodies: tuple[str | None, ...], description: str | None
+) -> None:
+    assert build_description(facts, bodies) == description
+
+
+def test_surrogates_are_paired_and_a_lone_one_becomes_a_replacement_character() -> None:
+    pair = "\ud83d\udc9a".encode("utf-8", "surrogatepass")
+    assert decode_text(pair + b" ok", "here") == "💚 ok"
+    assert decode_text(b"a" + pair[:3] + b"b", "here") == "a\ufffdb"
+
+
+def test_bytes_that_are_not_utf_8_are_damage_and_the_error_says_where() -> None:
+    with pytest.raises(DamagedInputError, match="column query of x is not UTF-8 .*at byte 3"):
+        decode_text("caf\xe9".encode("latin-1"), "column query of x")

@@ -1,0 +1,159 @@
+"""Batches are a function of position: every row its times, every rank its share, and resuming is arithmetic."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from pipeline.sampler import Sampler, epoch_quotas
+
+ROWS_T = (700, 90, 10)
+
+
+def build_sampler(
+    rows_T: Sequence[int] = ROWS_T,
+    weights: Sequence[float] | None = None,
+    batch_rows: int = 16,
+    temperature: float = 1.0,
+    seed: int = 5,
+    minimum: int = 1,
+) -> Sampler:
+    """A sampler over rows of random lengths, the tasks shuffled among each other."""
+    random = np.random.default_rng(0)
+    task_N = random.permutation(np.repeat(np.arange(len(rows_T)), rows_T))
+    length_N = random.geometric(0.03, len(task_N)).clip(4, 128)
+    return Sampler(length_N, task_N, weights or [1.0] * len(rows_T), batch_rows, temperature, seed, minimum)
+
+
+def epoch_batches(sampler: Sampler, epoch: int) -> list[np.ndarray]:
+    first = epoch * sampler.batches_per_epoch
+    return [sampler.global_rows(first + index) for index in range(sampler.batches_per_epoch)]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 16, 799, 800, 5_000])
+def test_every_row_comes_exactly_once_an_epoch(batch_rows: int) -> None:
+    sampler = build_sampler(batch_rows=batch_rows)
+    for epoch in (0, 1, 7):
+        rows = np.concatenate(epoch_batches(sampler, epoch))
+        assert np.array_equal(np.sort(rows), np.arange(800))
+
+
+SHARES = [(2.0, (1.0, 1.0, 1.0)), (2.0, (1.0, 2.0, 0.5)), (1.0, (1.0, 3.0, 3.0)), (5.0, (1.0, 1.0, 4.0))]
+
+
+@pytest.mark.parametrize(("temperature", "weights"), SHARES)
+def test_tasks_take_exactly_their_quotas_and_their_rows_come_equally_often(temperature: float, weights: tuple[float, ...]) -> None:
+    sampler = build_sampler(temperature=temperature, weights=weights)
+    share_T = np.array(weights) * np.array(ROWS_T) ** (1 / temperature)
+    exact_T = share_T / share_T.sum() * 800
+    assert sampler.quota_T.sum() == 800
+    assert (np.abs(sampler.quota_T - exact_T) < 1).all()
+    for epoch in (0, 3):
+        rows = np.concatenate(epoch_batches(sampler, epoch))
+        assert np.bincount(sampler.task_N[rows]).tolist() == sampler.quota_T.tolist()
+        for task, quota in enumerate(sampler.quota_T):
+            members = np.flatnonzero(sampler.task_N == task)
+            times = np.bincount(rows, minlength=800)[members]
+            assert times.min() == quota // len(members) and times.max() == -(-quota // len(members))
+
+
+def test_quotas_hand_out_every_row_whatever_the_shares() -> None:
+    random = np.random.default_rng(1)
+    for _ in range(500):
+        rows_T = random.integers(0, 50, random.integers(1, 9))
+        rows_T[random.integers(len(rows_T))] += 1
+        weight_T, temperature = random.uniform(0.01, 10, len(rows_T)), random.uniform(1, 8)
+        quota_T = epoch_quotas(rows_T, weight_T, temperature)
+        assert quota_T.sum() == rows_T.sum()
+        assert (quota_T >= 0).all() and not quota_T[rows_T == 0].any()
+
+
+def test_a_task_without_a_row_takes_no_place() -> None:
+    sampler = Sampler(np.full(40, 9), np.repeat([0, 2], 20), [1.0, 5.0, 1.0], 8, 2.0, 0)
+    assert sampler.quota_T.tolist() == [20, 0, 20]
+    assert set(sampler.task_N[np.concatenate(epoch_batches(sampler, 0))].tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("rows", [800, 785, 787])
+def test_ranks_share_out_every_batch_and_the_batch_is_the_same_for_every_world_size(rows: int) -> None:
+    sampler = build_sampler((rows - 100, 90, 10), minimum=4)
+    for step in range(2 * sampler.batches_per_epoch):
+        whole = sorted(sampler.global_rows(step).tolist())
+        for world_size in (1, 2, 4):
+            parts = [sampler.rank_rows(step, rank, world_size) for rank in range(world_size)]
+            assert sorted(np.concatenate(parts).tolist()) == whole
+            assert min(map(len, parts)) >= 1 and max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+@pytest.mark.parametrize("rows", [8, 17, 33, 49, 160, 161, 167])
+def test_no_rank_goes_without_a_row_and_no_row_is_dropped_for_it(world_size: int, rows: int) -> None:
+    sampler = build_sampler((rows,), batch_rows=8, minimum=world_size)
+    for step in range(sampler.batches_per_epoch):
+        assert all(len(sampler.rank_rows(step, rank, world_size)) for rank in range(world_size))
+    assert sorted(np.concatenate(epoch_batches(sampler, 0)).tolist()) == list(range(rows))
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(48, [16] * 3), (50, [16] * 3 + [2]), (49, [16] * 2 + [17]), (5, [5]), (16, [16])])
+def test_the_last_batch_is_kept_and_joins_its_neighbour_only_if_too_small(rows: int, sizes: list[int]) -> None:
+    batches = epoch_batches(build_sampler((rows,), minimum=2), 0)
+    assert Counter(map(len, batches)) == Counter(sizes)
+
+
+@pytest.mark.parametrize(("rows", "batch_rows", "workers"), [(3, 8, 4), (0, 8, 1), (100, 2, 4)])
+def test_too_few_rows_for_the_workers_are_refused(rows: int, batch_rows: int, workers: int) -> None:
+    with pytest.raises(ValueError, match=f"cannot feed {workers} workers"):
+        build_sampler((rows,), batch_rows=batch_rows, minimum=workers)
+
+
+def test_a_batch_depends_on_its_step_alone_and_on_nothing_asked_before() -> None:
+    one, other = build_sampler(), build_sampler()
+    steps = list(range(4 * one.batches_per_epoch))
+    in_order = [one.global_rows(step) for step in steps]
+    for step in np.random.default_rng(2).permutation(steps):
+        assert np.array_equal(other.global_rows(int(step)), in_order[step])
+
+
+def test_a_resumed_run_reads_what_an_unbroken_one_would_have() -> None:
+    unbroken = [build_sampler().rank_rows(step, 1, 2).tolist() for step in range(45, 60)]
+    resumed = build_sampler()
+    assert [resumed.rank_rows(step, 1, 2).tolist() for step in range(45, 60)] == unbroken
+
+
+def test_seeds_and_epochs_order_rows_differently() -> None:
+    plans = [np.concatenate(epoch_batches(build_sampler(seed=seed), epoch)) for seed in (1, 2) for epoch in (0, 1)]
+    for index, plan in enumerate(plans):
+        assert not any(np.array_equal(plan, other) for other in plans[index + 1 :])
+        assert (plan == np.arange(800)).mean() < 0.05
+
+
+def test_an_epoch_s_own_batches_come_in_no_order_of_length() -> None:
+    sampler = build_sampler((8_000,))
+    mean_length = [sampler.length_N[rows].mean() for rows in epoch_batches(sampler, 0)]
+    assert abs(np.corrcoef(mean_length, np.arange(len(mean_length)))[0, 1]) < 0.15
+
+
+def test_tasks_mix_within_batches() -> None:
+    sampler = build_sampler((400, 400))
+    mixed = [len(set(sampler.task_N[rows].tolist())) == 2 for rows in epoch_batches(sampler, 0)]
+    assert np.mean(mixed) > 0.95
+
+
+def padding_share(length_N: np.ndarray, batches: list[np.ndarray]) -> float:
+    room = sum(length_N[rows].max() * len(rows) for rows in batches)
+    return 1 - sum(length_N[rows].sum() for rows in batches) / room
+
+
+def test_far_less_of_a_batch_is_padding_than_in_random_order() -> None:
+    sampler = build_sampler((3_000, 1_000))
+    batches = epoch_batches(sampler, 0)
+    at_random = np.split(np.random.default_rng(3).permutation(4_000), range(16, 4_000, 16))
+    assert padding_share(sampler.length_N, at_random) > 0.5
+    assert padding_share(sampler.length_N, batches) < 0.1
+
+
+def test_ranks_of_one_step_read_rows_of_like_length() -> None:
+    sampler = build_sampler((3_000, 1_000))
+    lengths = [[sampler.length_N[sampler.rank_rows(step, rank, 2)].max() for rank in (0, 1)] for step in range(200)]
+    assert np.mean([max(pair) / min(pair) for pair in lengths]) < 1.1

@@ -1,0 +1,72 @@
+"""Contract rows whose labels follow from a word that lexical overlap cannot see: a model learns them at once, the lexical floor never."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.schema import ROW_SCHEMA
+
+WORDS = ["red", "blue", "green", "shoes", "phone", "table", "lamp", "chair", "dress", "watch", "camera", "paper", "garden", "kettle"]
+VERDICTS = {"two": ("north", "south"), "three": ("north", "east", "south")}  # the last word of the title is the label
+
+
+def planted_rows(task: str, num_rows: int, seed: int, labelled: bool = True) -> list[dict[str, Any]]:
+    """Rows of one task; two rows a query."""
+    draw = random.Random(f"{task}-{seed}")
+    rows = []
+    for number in range(num_rows):
+        if number % 2 == 0:
+            query = " ".join(draw.sample(WORDS, 3)) + f" {number // 2}"
+        label = draw.randrange(len(VERDICTS[task]))
+        title = " ".join(draw.sample(WORDS, 3)) + " " + VERDICTS[task][label]
+        texts = {"query": query, "ad_title": title, "ad_description": None, "ad_keyword": None, "landing_page": None}
+        rows.append({"row_id": f"{task}-{seed}-{number}", **texts, "market": "us", "label": label if labelled else None, "weight": None})
+    return rows
+
+
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """One contract partition."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), path)
+
+
+def write_planted(root: Path, num_rows: int = 160, num_to_score: int = 12) -> None:
+    """root/judged and root/to_score, two partitions a task in the latter."""
+    for task in VERDICTS:
+        write_rows(planted_rows(task, num_rows, 1), root / "judged" / f"task={task}" / "part-0.parquet")
+        for part in (0, 1):
+            rows = planted_rows(task, num_to_score // 2, 10 + part, labelled=False)
+            write_rows(rows, root / "to_score" / f"task={task}" / f"part-{part}.parquet")
+
+
+def planted_config(root: Path, backbone: str, **blocks: Any) -> dict[str, Any]:
+    """A config over the planted rows."""
+    template = "Query: {query}\nAd: {ad_title}"
+    return {
+        "name": "planted",
+        "seed": 5,
+        "work_dir": str(root / "runs"),
+        "data": {"judged": str(root / "judged"), "to_score": str(root / "to_score")},
+        "tasks": [
+            {"name": "two", "labels": ["bad", "good"], "relevant_from": 1, "template": template},
+            {"name": "three", "labels": ["bad", "fair", "good"], "relevant_from": 1, "template": template},
+        ],
+        "split": {"valid_share": 0.15, "test_share": 0.25},
+        "encode": {"max_tokens": 96},
+        "backbone": {"source": backbone, "dtype": "float32"},
+        "training": {"num_workers": 2, "epochs": 3, "batch_rows": 16, "checkpoint_every_steps": 10},
+        "optimizer": {"learning_rate": 0.01, "head_learning_rate": 0.02},
+        "registry": {"model": "planted"},
+        "scoring": {"num_actors": 1, "threads_per_actor": 1},
+        **blocks,
+    }
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    """The config as YAML."""
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
