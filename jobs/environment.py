@@ -28,5 +28,8 @@ def prepare_environment() -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """What workers on other machines need of it; no secrets, as Ray shows these to anyone who may look at its jobs."""
-    return {name: os.environ[name] for name in (*QUIET, "DS_ACCELERATOR") if name in os.environ}
+    """What workers on other machines need of it; no secrets, as Ray shows these to anyone who may look at its jobs.
+
+    Not DS_ACCELERATOR: that is about this machine, and the workers' may have a GPU.
+    """
+    return {name: os.environ[name] for name in QUIET if name in os.environ}

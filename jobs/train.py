@@ -46,7 +46,7 @@ class StepWatch:
     def seen(self, record: dict[str, Any]) -> None:
         """One step's record."""
         if self.line is None:
-            self.line = self.stack.enter_context(self.console.progress("train", record["num_steps"], "steps"))
+            self.line = self.stack.enter_context(self.console.progress("train", record["num_steps"], "steps", already=record["step"] - 1))
         self.steps = record["step"]
         # a running mean over about 20 steps: a single batch's loss jumps too much to read
         self.mean_loss = record["loss"] if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * record["loss"]

@@ -28,28 +28,27 @@ class Console:
         print(text, file=self.out, flush=True)
 
     @contextlib.contextmanager
-    def progress(self, what: str, total: int, unit: str) -> Iterator["Progress"]:
-        """A live line: done of total, rate, time left."""
-        progress = Progress(self, what, total, unit)
-        yield progress
-        progress.finish()
+    def progress(self, what: str, total: int, unit: str, already: int = 0) -> Iterator["Progress"]:
+        """A live line: done of total, rate, time left. `already` were done earlier and do not count towards the rate."""
+        progress = Progress(self, what, total, unit, already)
+        try:
+            yield progress
+        finally:
+            progress.finish()
 
 
 class Progress:
     """One line that moves on a terminal; a new line every few seconds elsewhere."""
 
-    def __init__(self, console: Console, what: str, total: int, unit: str) -> None:
-        self.console, self.what, self.total, self.unit = console, what, total, unit
+    def __init__(self, console: Console, what: str, total: int, unit: str, already: int) -> None:
+        self.console, self.what, self.total, self.unit, self.already = console, what, total, unit, already
         self.live = console.err.isatty()
         self.started_s = self.shown_s = time.monotonic()
-        self.first: int | None = None
-        self.done = 0
+        self.done = already
 
     def update(self, done: int, note: str = "") -> None:
         """Set how many are done and show it if it is time."""
         now = time.monotonic()
-        if self.first is None:  # work resumed from the middle must not count towards the rate
-            self.first, self.started_s = (done if done > 1 else 0), (now if done > 1 else self.started_s)
         self.done = done
         if now - self.shown_s >= (0.2 if self.live else LINE_EVERY_S):
             self.shown_s = now
@@ -62,7 +61,7 @@ class Progress:
             print(file=self.console.err, flush=True)
 
     def _show(self, now: float, note: str) -> None:
-        rate = max(self.done - (self.first or 0), 0) / max(now - self.started_s, 1e-6)
+        rate = max(self.done - self.already, 0) / max(now - self.started_s, 1e-6)
         left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "time left unknown"
         text = f"  {self.what} {self.done:,}/{self.total:,} {self.unit}  {rate:.1f}/s  {left}  {note}".rstrip()
         print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", file=self.console.err, flush=True)

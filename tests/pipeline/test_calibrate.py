@@ -129,13 +129,7 @@ def test_decisions_never_overlap_and_cover_every_row_with_one_word() -> None:
 
 def test_a_row_on_a_threshold_is_decided_relevant_and_one_on_the_lower_is_not_irrelevant() -> None:
     calibration = Calibration(relevant_at=0.75, irrelevant_below=0.25)
-    assert decide(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), calibration).tolist() == [
-        "irrelevant",
-        "abstain",
-        "abstain",
-        "relevant",
-        "relevant",
-    ]
+    assert decide(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), calibration).tolist() == ["irrelevant", "abstain", "abstain", "relevant", "relevant"]
 
 
 def test_without_thresholds_every_row_abstains() -> None:

@@ -151,9 +151,7 @@ def test_without_a_whole_checkpoint_training_starts_anew(tmp_path: Path, engine:
     assert newest_checkpoint(tmp_path, 1) is None
 
 
-def test_a_checkpoint_of_another_number_of_workers_is_passed_over(
-    tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_of_another_number_of_workers_is_passed_over(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(engine, tmp_path, 1, rank=0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
     write_checkpoint(engine, tmp_path, 2, rank=0)

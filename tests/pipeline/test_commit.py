@@ -15,25 +15,11 @@ import pytest
 from conftest import ROOT
 
 from pipeline import commit
-from pipeline.commit import (
-    SCORE_SCHEMA,
-    is_published,
-    partition_id,
-    publish_partition,
-    put_if_absent,
-    read_manifests,
-    read_published,
-)
+from pipeline.commit import SCORE_SCHEMA, is_published, partition_id, publish_partition, put_if_absent, read_manifests, read_published
 from pipeline.errors import ConfigError, DamagedInputError
 
 FACTS = {"bundle_sha256": "b" * 64, "task": "search"}
-INGREDIENTS = {
-    "task": "search",
-    "input_path": "task=search/a.parquet",
-    "input_sha256": "1",
-    "bundle_sha256": "2",
-    "encoder_version": "1",
-}
+INGREDIENTS = {"task": "search", "input_path": "task=search/a.parquet", "input_sha256": "1", "bundle_sha256": "2", "encoder_version": "1"}
 
 
 def score_rows(count: int, prefix: str = "r") -> pa.Table:
@@ -139,9 +125,7 @@ FAULTS: dict[str, Callable[[int], tuple[Any, str, Any]]] = {
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["disk full", "disk broken"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_at_any_write_shows_nothing_and_a_rerun_publishes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, code: int
-) -> None:
+def test_a_fault_at_any_write_shows_nothing_and_a_rerun_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, code: int) -> None:
     publish_partition(tmp_path, "before", score_rows(2, "before"), FACTS)
     files = files_below(tmp_path)
     with monkeypatch.context() as patched:
@@ -183,9 +167,7 @@ def test_data_is_on_disk_under_its_name_before_the_manifest_is(tmp_path: Path, m
         sync(fd)
 
     monkeypatch.setattr(os, "fsync", watched_sync)
-    monkeypatch.setattr(
-        os, "link", lambda *paths: (seen.append(f"link {len(list(tmp_path.glob('data/p/*.parquet')))}"), link(*paths))
-    )
+    monkeypatch.setattr(os, "link", lambda *paths: (seen.append(f"link {len(list(tmp_path.glob('data/p/*.parquet')))}"), link(*paths)))
     publish_partition(tmp_path, "p", score_rows(3), FACTS)
     assert seen == ["sync .tmp", "sync ", "sync .tmp", "link 1", "sync "]
 

@@ -15,17 +15,7 @@ import pytest
 
 from pipeline import files
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.files import (
-    check_name,
-    file_sha256,
-    json_sha256,
-    publish_dir,
-    read_json,
-    remove_tree,
-    safe_join,
-    write_bytes,
-    write_json,
-)
+from pipeline.files import check_name, file_sha256, json_sha256, publish_dir, read_json, remove_tree, safe_join, write_bytes, write_json
 
 PLAIN = string.ascii_lowercase + string.digits
 HOSTILE_NAMES = [
@@ -173,9 +163,7 @@ def test_a_failed_sync_of_the_folder_leaves_the_new_file_whole(tmp_path: Path, m
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
 
 
-def test_a_file_is_on_disk_before_its_name_is_and_its_name_before_the_call_returns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_on_disk_before_its_name_is_and_its_name_before_the_call_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     sync, replace = os.fsync, Path.replace
     kinds = {True: "folder", False: "file"}

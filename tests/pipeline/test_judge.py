@@ -72,9 +72,7 @@ def bundle_dir(tmp_path: Path, judge: Judge, config: RunConfig) -> Path:
     return tmp_path / "bundle"
 
 
-def test_a_judge_out_of_its_bundle_gives_the_same_logits_and_keeps_all_it_knew(
-    bundle_dir: Path, judge: Judge, encoded: EncodedRows
-) -> None:
+def test_a_judge_out_of_its_bundle_gives_the_same_logits_and_keeps_all_it_knew(bundle_dir: Path, judge: Judge, encoded: EncodedRows) -> None:
     loaded, bundle = load_judge(bundle_dir)
     again = loaded.encode({task: rows_of(task) for task in ("two", "three")})
     assert np.array_equal(again.ids, encoded.ids) and np.array_equal(again.starts, encoded.starts)
@@ -212,16 +210,11 @@ def test_weights_of_another_shape_than_described_are_refused(bundle_dir: Path) -
     ("changes", "message"),
     [
         ({"backbone": {"source": "/no/such/model"}}, "holds no config.json"),
-        (
-            {"adapter": {"target_modules": ["no_proj"]}},
-            "names 'no_proj', which is no linear of this backbone; its linears: .*q_proj",
-        ),
+        ({"adapter": {"target_modules": ["no_proj"]}}, "names 'no_proj', which is no linear of this backbone; its linears: .*q_proj"),
         ({"encode": {"max_tokens": 16}, "tasks": [WORDY]}, "over half of encode.max_tokens = 16; shorten it"),
     ],
 )
-def test_a_config_that_does_not_fit_its_backbone_is_refused_before_training(
-    config: RunConfig, changes: dict[str, Any], message: str
-) -> None:
+def test_a_config_that_does_not_fit_its_backbone_is_refused_before_training(config: RunConfig, changes: dict[str, Any], message: str) -> None:
     wrong = build_config({**config.model_dump(mode="json"), **changes}, "test")
     with pytest.raises(ConfigError, match=message):
         fresh_judge(wrong)

@@ -58,13 +58,7 @@ def run(script: str, *arguments: str) -> tuple[str, str]:
     """(stdout, stderr) of a script in a process of its own, whose streams are pipes and buffered as they are for programs."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     return process.stdout, process.stderr
 

@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pipeline.metrics import (
-    average_precisions,
-    calibration_error,
-    f1_score,
-    interval,
-    query_draws,
-    roc_aucs,
-    task_figures,
-)
+from pipeline.metrics import average_precisions, calibration_error, f1_score, interval, query_draws, roc_aucs, task_figures
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

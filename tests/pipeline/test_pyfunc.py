@@ -104,10 +104,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones(model: RelevanceModelCod
 
 
 WRONG_FRAMES: list[tuple[Any, str]] = [
-    (
-        lambda f: f.drop(columns="query"),
-        "the input lacks query; it needs task, query, ad_title and takes query, ad_title, ad_description",
-    ),
+    (lambda f: f.drop(columns="query"), "the input lacks query; it needs task, query, ad_title and takes query, ad_title, ad_description"),
     (lambda f: f.drop(columns=["task", "ad_title"]), "the input lacks task, ad_title;"),
     (lambda f: f.assign(query=[None, *f["query"][1:]]), "query must not be null; leave such rows out"),
     (lambda f: f.assign(task=np.nan, ad_title=None), "task, ad_title must not be null"),

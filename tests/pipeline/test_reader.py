@@ -18,14 +18,7 @@ TASKS = [Task(name=name, labels=("bad", "good"), relevant_from=1, template="{que
 
 
 def contract_rows(count: int = 200) -> pa.Table:
-    texts = {
-        "query": "shoes",
-        "ad_title": "Größe 靴",
-        "ad_description": None,
-        "ad_keyword": "k",
-        "landing_page": None,
-        "market": "us",
-    }
+    texts = {"query": "shoes", "ad_title": "Größe 靴", "ad_description": None, "ad_keyword": "k", "landing_page": None, "market": "us"}
     return pa.Table.from_pylist([{"row_id": f"r{n}", **texts, "label": n % 2, "weight": None} for n in range(count)], ROW_SCHEMA)
 
 
@@ -46,20 +39,11 @@ def test_the_name_of_the_folder_above_adds_no_column(tmp_path: Path) -> None:
 
 
 def test_partitions_are_found_by_task_in_order(tmp_path: Path) -> None:
-    for name in (
-        "task=shop/b.parquet",
-        "task=shop/a.parquet",
-        "task=search/z.parquet",
-        "task=shop/.hidden.parquet",
-        "other/x.parquet",
-    ):
+    for name in ("task=shop/b.parquet", "task=shop/a.parquet", "task=search/z.parquet", "task=shop/.hidden.parquet", "other/x.parquet"):
         write_partition(tmp_path / name, contract_rows(1))
     (tmp_path / "task=shop" / "notes.txt").write_text("not rows")
     found = find_partitions(tmp_path, TASKS)
-    assert {task: [path.name for path in paths] for task, paths in found.items()} == {
-        "search": ["z.parquet"],
-        "shop": ["a.parquet", "b.parquet"],
-    }
+    assert {task: [path.name for path in paths] for task, paths in found.items()} == {"search": ["z.parquet"], "shop": ["a.parquet", "b.parquet"]}
 
 
 def absent(root: Path) -> None:
