@@ -70,7 +70,7 @@ CATEGORIES = (
         "coffee maker, coffee machine; tea kettle, electric kettle | kettle, electric kettle",
         "refrigerator, fridge | fridge, refrigerator; freezer, deep freezer",
     )),
-    Category("appliances", "colour, power, tier", "filter, cleaner, cover", (40, 400), (
+    Category("appliances", "colour, power, tier", "filter, cover, stand", (40, 400), (
         "vacuum cleaner, vacuum | hoover, vacuum cleaner; carpet sweeper, floor sweeper",
         "space heater, room heater | fan heater, room heater; electric blanket, heated blanket",
     )),
@@ -147,6 +147,15 @@ class Wording:
     words: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Query:
+    """What a user types, what it wants and the words it uses."""
+
+    text: str
+    want: Product
+    wording: Wording
+
+
 def _split(text: str, separator: str = ",") -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(separator))
 
@@ -204,6 +213,17 @@ def build_phrase(product: Product, wording: Wording, rng: Random) -> str:
     words = sorted(wording.words.values(), key=lambda word: (word.startswith("for "), word not in BRANDS))
     before = [word for word in words if not word.startswith("for ")]
     return " ".join((*before, name, *words[len(before) :]))
+
+
+def build_query(market: str, rng: Random) -> Query:
+    """A product with one or two wishes most of the time, seldom an accessory."""
+    product_type = rng.choice(product_types())
+    wishes = [rng.choice(("brand", *product_type.attributes)) for _ in range(rng.choices((0, 1, 2), (10, 55, 35))[0])]
+    accessory = rng.choice(product_type.accessories) if rng.random() < 0.06 else None
+    want = Product(product_type, {wish: rng.choice(attribute_values(wish)) for wish in wishes}, accessory)
+    wording = build_wording(want, market, rng, Wording("", {}), 0.0, 0.0)
+    text = build_phrase(want, wording, rng)
+    return Query(text if len(text.split()) > 1 else rng.choice(QUERY_FILLERS).format(text), want, wording)
 
 
 def build_price(product: Product, market: str, rng: Random) -> str:

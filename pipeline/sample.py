@@ -21,11 +21,13 @@ from pipeline.catalogue import (
     DECOYS,
     QUERY_FILLERS,
     Product,
+    Query,
     Wording,
     attribute_values,
     build_page,
     build_phrase,
     build_price,
+    build_query,
     build_wording,
     pad_text,
     product_types,
@@ -116,24 +118,6 @@ def task_grade(task: SampleTask, grade: int, page_kind: str | None = None) -> in
     return min(max(grade - 1, 0), {"product": 2, "listing": 1}.get(page_kind, 0))
 
 
-@dataclass(frozen=True)
-class _Query:
-    text: str
-    want: Product
-    wording: Wording
-
-
-def _build_query(market: str, rng: Random) -> _Query:
-    """A product with one or two wishes most of the time, seldom an accessory."""
-    product_type = rng.choice(product_types())
-    wishes = [rng.choice(("brand", *product_type.attributes)) for _ in range(rng.choices((0, 1, 2), (10, 55, 35))[0])]
-    accessory = rng.choice(product_type.accessories) if rng.random() < 0.06 else None
-    want = Product(product_type, {wish: rng.choice(attribute_values(wish)) for wish in wishes}, accessory)
-    wording = build_wording(want, market, rng, Wording("", {}), 0.0, 0.0)
-    text = build_phrase(want, wording, rng)
-    return _Query(text if len(text.split()) > 1 else rng.choice(QUERY_FILLERS).format(text), want, wording)
-
-
 def _build_ad(kind: str, want: Product, rng: Random) -> Product:
     """An ad of the kind; of another product where the kind does not fit the wish."""
     if kind == "other" or (kind == "wrong_value" and not want.values):
@@ -161,7 +145,7 @@ def _build_other(want: Product, rng: Random) -> Product:
     return Product(product_type, values)
 
 
-def _build_texts(task: SampleTask, kind: str, page_kind: str | None, ad: Product, query: _Query, rng: Random) -> dict[str, str | None]:
+def _build_texts(task: SampleTask, kind: str, page_kind: str | None, ad: Product, query: Query, rng: Random) -> dict[str, str | None]:
     """The texts of a pair, by column."""
     copy_name, copy_word = _COPY_NAME.get(kind, _COPY_ELSE), _COPY_WORD.get(kind, _COPY_ELSE)
     wording = build_wording(ad, task.market, rng, query.wording, copy_name, copy_word)
@@ -173,7 +157,7 @@ def _build_texts(task: SampleTask, kind: str, page_kind: str | None, ad: Product
     phrase = build_phrase(ad, wording, rng)
     texts: dict[str, str | None] = {"query": query.text, "ad_title": pad_text(phrase, rng.randint(4, 5), rng)}
     if "ad_keyword" in task.ad_columns:
-        texts["ad_keyword"] = phrase.lower()
+        texts["ad_keyword"] = (rng.choice(QUERY_FILLERS) if len(phrase.split()) < rng.randint(2, 6) else "{}").format(phrase.lower())
     if "ad_description" in task.ad_columns and (page_kind is None or rng.random() < 0.5):
         texts["ad_description"] = pad_text(", ".join(details), rng.randint(2, 4), rng)
     if page_kind:
@@ -186,13 +170,13 @@ def _judged_ads(task: SampleTask, seed: int, first: int) -> Iterator[tuple[dict[
     seen = set()
     for number in itertools.count(first):
         scope = task.market if number % 4 == 0 else task.name  # a quarter of the queries are common to the tasks of a market
-        query = _build_query(task.market, Random(f"{seed}/{scope}/{number}"))
+        query = build_query(task.market, Random(f"{seed}/{scope}/{number}"))
         rng = Random(f"{seed}/{task.name}/{number}/ads")
         for kind in rng.choices(list(_KINDS[task.name]), list(_KINDS[task.name].values()), k=ADS_PER_QUERY):
             ad = _build_ad(kind, query.want, rng)
             page_kind = rng.choices(list(_PAGE_KINDS), list(_PAGE_KINDS.values()))[0] if "landing_page" in task.ad_columns else None
             texts = _build_texts(task, kind, page_kind, ad, query, rng)
-            identity = tuple(texts.values())
+            identity = (query.text, *(texts.get(column) for column in task.ad_columns))
             if identity not in seen:
                 seen.add(identity)
                 yield texts, task_grade(task, relevance(query.want, ad), page_kind)

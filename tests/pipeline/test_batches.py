@@ -110,8 +110,9 @@ def test_rows_of_several_tasks_lie_in_the_order_of_the_run_s_tasks() -> None:
     assert encoded.query_N.tolist() == ["a", "", "cab"]
 
 
-def test_one_long_query_does_not_make_every_row_large() -> None:
-    rows = table(*({"row_id": str(n), "query": "q" * (4_096 if n == 0 else 1)} for n in range(500)))
+def test_one_long_text_does_not_make_every_row_large() -> None:
+    long = "x" * 4_096
+    rows = table({"row_id": long, "query": long}, *({"row_id": str(n), "query": "q"} for n in range(500)))
     encoded = encode_rows({"a": rows}, [task("a")], LetterEncoder())  # type: ignore[arg-type]
-    assert encoded.query_N.nbytes < 10_000
-    assert encoded.query_N[0] == "q" * 4_096
+    assert encoded.query_N.nbytes < 10_000 and encoded.row_id_N.nbytes < 10_000
+    assert encoded.query_N[0] == encoded.row_id_N[0] == long

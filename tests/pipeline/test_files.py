@@ -30,7 +30,7 @@ HOSTILE_PARTS = [
 ]  # fmt: skip
 LEADING_OUT = [
     ("out",), ("out", "file"), ("..",), ("a", "..", ".."), ("/etc/passwd",), ("a\0b",), ("loop", "x"),
-    ("in", "..", ".."), ("loop", "..", "out"),
+    ("in", "..", ".."), ("loop", "..", "out"), ("..", "root-beside"),
 ]  # fmt: skip
 
 
