@@ -273,8 +273,12 @@ def test_padding_and_cutting_saved_in_a_tokenizer_play_no_part(tokenizer: Any) -
 
 
 def test_a_template_over_half_of_the_limit_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="over half of encode.max_tokens = 32; shorten it"):
-        Encoder(tokenizer, tasks_of({"a": "These are far too many words " * 3 + "{query} {ad_title}"}), EncodeConfig(max_tokens=32))
+    words = "These are far too many words"
+    fixed = len(tokenizer(words)["input_ids"])
+    templates = tasks_of({"a": words + "{query}{ad_title}"})
+    assert Encoder(tokenizer, templates, EncodeConfig(max_tokens=2 * fixed)).encode(rows({}), "a")
+    with pytest.raises(ValueError, match=f"{fixed} tokens, over half of encode.max_tokens = {2 * fixed - 1}; shorten it"):
+        Encoder(tokenizer, templates, EncodeConfig(max_tokens=2 * fixed - 1))
 
 
 def test_a_template_without_words_is_refused_where_an_empty_row_would_have_no_token(tokenizer: Any, word_pieces: Any) -> None:

@@ -124,12 +124,17 @@ def test_progress_tells_done_rate_and_time_left(clock: Clock) -> None:
 
 def test_work_that_was_done_before_a_resume_does_not_count_towards_the_rate(clock: Clock) -> None:
     err = io.StringIO()
-    with Console(err=err, out=io.StringIO()).progress("train", 1_000, "steps") as progress:
-        clock.now_s += 30  # loading
-        progress.update(901)
+    with Console(err=err, out=io.StringIO()).progress("train", 1_000, "steps", already=900) as progress:
         clock.now_s += 10
-        progress.update(921)
-    assert err.getvalue().splitlines()[-1] == "  train 921/1,000 steps  2.0/s  40 s left"
+        progress.update(920)
+    assert err.getvalue().splitlines()[-1] == "  train 920/1,000 steps  2.0/s  40 s left"
+
+
+def test_an_error_closes_the_line_it_broke(clock: Clock) -> None:
+    err = Terminal()
+    with pytest.raises(ValueError, match="broke"), Console(err=err, out=io.StringIO()).progress("train", 3, "steps"):
+        raise ValueError("broke")
+    assert err.getvalue().endswith("\n")
 
 
 def test_progress_on_a_terminal_is_one_line_that_moves(clock: Clock) -> None:

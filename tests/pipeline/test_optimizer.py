@@ -56,3 +56,4 @@ def test_the_rate_rises_to_its_peak_and_falls_and_no_step_is_without_one(num_ste
 def test_the_rate_rises_and_falls_in_straight_lines() -> None:
     shares = [rate_share(step, 10, 0.4) for step in range(10)]
     assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert [rate_share(step, 4, 0.0) for step in range(4)] == pytest.approx([1.0, 1.0, 2 / 3, 1 / 3])

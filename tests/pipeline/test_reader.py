@@ -127,6 +127,7 @@ def test_a_file_that_is_not_whole_parquet_is_damaged_input(tmp_path: Path, damag
     with pytest.raises(DamagedInputError, match="x.parquet is not (whole parquet|a file)") as caught:
         read_partition(path)
     assert caught.value.exit_code == 4
+    assert path.is_file() or "is not a file; replace it by a parquet file or remove it" in str(caught.value)
     with pytest.raises(DamagedInputError):
         open_partition(path)
 
