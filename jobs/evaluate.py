@@ -23,6 +23,8 @@ def run_evaluate(config: RunConfig, console: Console) -> dict[str, Any]:
             progress.update(done)
 
         evaluation = run_evaluation(config, trained_dir, show)
+    if evaluation["not_measured"]:
+        console.say(f"  not measured, for want of both relevant and irrelevant test rows: {', '.join(evaluation['not_measured'])}")
     return {"bundle": str(config.run_dir / "bundle"), "evaluation": str(config.run_dir / "evaluation.json"), "figures": evaluation}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from models.config import BackboneConfig
@@ -78,12 +79,15 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         # on a CPU the fused attention's backward pass costs more than it saves at the lengths of query-ad pairs
         options["attn_implementation"] = "eager"
     options |= {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
-    trunk, loading = AutoModel.from_pretrained(folder, dtype=dtype, **options)
+    try:
+        trunk, loading = AutoModel.from_pretrained(folder, dtype=dtype, **options)
+    except (OSError, SafetensorError) as error:
+        raise BackboneUnavailableError(f"{folder} holds no whole safetensors weights ({error}); fetch it again") from error
     # transformers fills a missing weight with random numbers and only logs it; a pooler is not used here
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise BackboneUnavailableError(f"{folder} lacks weights of a {kind.model_type}: {', '.join(missing[:3])}; fetch it again")
-    return Backbone(trunk.eval(), folder, folder_digest(folder), kind.hidden_size, pooling, dtype)
+    return Backbone(trunk.eval(), folder, folder_digest(folder), kind.get_text_config().hidden_size, pooling, dtype)
 
 
 def empty_trunk(folder: Path) -> nn.Module:
@@ -163,7 +167,7 @@ def hub_folder(config: BackboneConfig) -> Path:
 def converted_gguf(gguf_path: Path, cache_dir: Path) -> Path:
     """The gguf file as float32 safetensors with its tokenizer, made once under a name that follows from its sha256.
 
-    Built in a folder of its own and renamed when whole, so that a killed conversion leaves nothing and two at once do no harm.
+    Built in a folder of its own and renamed when whole: a killed conversion leaves only a hidden folder, two at once do no harm.
     """
     final = cache_dir / "backbones" / f"{gguf_path.stem}-{file_sha256(gguf_path)[:16]}"
     if final.is_dir():

@@ -148,7 +148,8 @@ class RunConfig(Frozen):
 
     @property
     def promotions_dir(self) -> Path:
-        return (self.registry.promotions or self.run_dir / "promotions").absolute()
+        """The promotion log of this config's model; versions of another model are numbered apart."""
+        return (self.registry.promotions or self.run_dir / "promotions").absolute() / self.registry.model
 
 
 def checked_name(name: str, what: str) -> str:

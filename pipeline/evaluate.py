@@ -56,9 +56,17 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_progress: OnProgress
     model_logits = judge.logits(encoded["test"], config.scoring.batch_tokens, done.next().add)
     untrained_logits = fresh_judge(config).logits(encoded["test"], config.scoring.batch_tokens, done.next().add)
     scores = task_scores(judge, encoded["test"], model_logits, untrained_logits, tables, config.seed)
-    result = {"bundle_sha256": sha256, "data_digest": trained.description["training"]["data_digest"], **summary(scores, config.seed)}
+    if not scores:
+        raise DataRefusedError("no task has both relevant and irrelevant rows in the test split; add queries or raise split.test_share")
+    digests = {"bundle_sha256": sha256, "data_digest": trained.description["training"]["data_digest"]}
+    result = {**digests, **summary(scores, config.seed), "not_measured": not_measured(config, scores)}
     write_json(config.run_dir / "evaluation.json", result)
     return result
+
+
+def not_measured(config: RunConfig, scores: list[TaskScores]) -> list[str]:
+    """Tasks without both classes in the test split."""
+    return [task.name for task in config.tasks if task.name not in {score.task.name for score in scores}]
 
 
 class Counter:
@@ -96,15 +104,16 @@ def task_scores(
     scores = []
     for index, task in enumerate(judge.tasks):
         rows = np.flatnonzero(test.task_N == index)
-        if len(rows) == 0:
-            continue
+        positive_N = test.label_N[rows] >= task.relevant_from
+        if positive_N.all() or not positive_N.any():
+            continue  # no row, or one class only: none of the figures is defined
         temperature = judge.calibration[task.name].temperature
         probability = {
             "model": relevance_probability(label_probabilities(model_logits[rows, : len(task.labels)], temperature), task),
             "lexical": lexical_probability(task, tables["train"].get(task.name), tables["test"][task.name], seed),
             "untrained": relevance_probability(label_probabilities(untrained_logits[rows, : len(task.labels)], 1.0), task),
         }
-        scores.append(TaskScores(task, test.query_N[rows], test.label_N[rows] >= task.relevant_from, probability))
+        scores.append(TaskScores(task, test.query_N[rows], positive_N, probability))
     return scores
 
 

@@ -24,6 +24,8 @@ from pipeline.encode import ENCODER_VERSION, EncodeConfig, Encoder
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.tasks import Task
 
+BUNDLE_FORMAT = 1  # of bundle.json; changes when an older reader would misread it
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -77,7 +79,7 @@ def fresh_judge(config: RunConfig, device: torch.device | None = None) -> Judge:
 def describe(judge: Judge, config: RunConfig, training: dict[str, Any]) -> dict[str, Any]:
     """What a bundle says of a model: enough to build it again and to refuse another backbone."""
     return {
-        "format": 1,
+        "format": BUNDLE_FORMAT,
         "encoder_version": ENCODER_VERSION,
         "tasks": [task.model_dump(mode="json") for task in judge.tasks],
         "encode": config.encode.model_dump(mode="json"),
@@ -106,6 +108,8 @@ def load_judge(folder: Path, expected_sha256: str | None = None, device: torch.d
     except BundleRefusedError as error:
         raise DamagedInputError(str(error)) from error
     about = bundle.description
+    if about.get("format") != BUNDLE_FORMAT:
+        raise DamagedInputError(f"{folder} has format {about.get('format')}, this code reads {BUNDLE_FORMAT}; train again")
     if about.get("encoder_version") != ENCODER_VERSION:
         other = about.get("encoder_version")
         raise DamagedInputError(f"{folder} was made with encoder version {other}, this code has {ENCODER_VERSION}; train again")

@@ -16,6 +16,7 @@ def find_partitions(root: Path, tasks: Sequence[Task]) -> dict[str, list[Path]]:
     """The parquet files under `root` by task name, sorted; hidden files are skipped.
 
     ConfigError: `root` is absent, or a folder names a task that is not configured. DataRefusedError: there is no parquet file.
+    DamagedInputError: something else than a file bears a parquet file's name.
     """
     if not root.is_dir():
         raise ConfigError(f"{root} is not a folder; point the config at a folder that holds task=<name>/*.parquet")
@@ -23,6 +24,9 @@ def find_partitions(root: Path, tasks: Sequence[Task]) -> dict[str, list[Path]]:
     for folder in sorted(root.glob("task=*")):
         name = check_known_task(folder.name.removeprefix("task="), tasks, str(root)).name
         files = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
+        for path in files:
+            if not path.is_file():
+                raise DamagedInputError(f"{path} is not a file; replace it by a parquet file or remove it")
         if files:
             partitions[name] = files
     if not partitions:

@@ -76,15 +76,7 @@ def build_worker(config: RunConfig, rank: int, world_size: int, device: torch.de
     encoded = judge.encode(read_split(config.judged_dir, config.tasks, config.split, "train"))
     if len(encoded) == 0:
         raise DataRefusedError(f"no row of {config.judged_dir} falls into the train split; add rows or lower split.valid_share and split.test_share")
-    sampler = Sampler(
-        encoded.length_N,
-        encoded.task_N,
-        [task.sampling_weight for task in config.tasks],
-        config.training.batch_rows,
-        config.training.task_temperature,
-        config.seed,
-        minimum_batch_rows=world_size,
-    )
+    sampler = build_sampler(config, encoded, world_size)
     start_heads(judge, encoded)
     # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -95,6 +87,18 @@ def build_worker(config: RunConfig, rank: int, world_size: int, device: torch.de
         config=deepspeed_config(config.deepspeed, config.training, config.optimizer),
     )
     return Worker(config, judge, encoded, sampler, engine, rank, world_size)
+
+
+def build_sampler(config: RunConfig, encoded: EncodedRows, world_size: int) -> Sampler:
+    """The run's sampler; DataRefusedError if there are fewer training rows than workers."""
+    weights = [task.sampling_weight for task in config.tasks]
+    training = config.training
+    try:
+        return Sampler(
+            encoded.length_N, encoded.task_N, weights, training.batch_rows, training.task_temperature, config.seed, minimum_batch_rows=world_size
+        )
+    except ValueError as error:
+        raise DataRefusedError(str(error)) from error
 
 
 def start_heads(judge: Judge, encoded: EncodedRows) -> None:

@@ -191,7 +191,7 @@ def test_folders_are_absolute_and_stay_the_same_where_workers_start(monkeypatch:
     there = build_config(here.model_dump(mode="json"), "the driver's config")
     for folder in ("run_dir", "judged_dir", "to_score_dir", "promotions_dir", "tracking_uri"):
         assert getattr(there, folder) == getattr(here, folder)
-    assert (there.judged_dir, there.to_score_dir, there.promotions_dir) == (tmp_path / "rows", tmp_path / "more", tmp_path / "log")
+    assert (there.judged_dir, there.to_score_dir, there.promotions_dir) == (tmp_path / "rows", tmp_path / "more", tmp_path / "log" / "m")
 
 
 def test_folders_left_out_lie_in_the_run_s_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
