@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedInputError
-from pipeline.files import canonical_json, check_name, file_sha256, json_sha256, read_json, safe_join, sync_dir, temporary_beside
+from pipeline.files import canonical_json, check_name, file_sha256, json_sha256, read_json, replacing, safe_join, sync_dir, temporary_beside
 
 
 def partition_id(task: str, input_path: str, input_sha256: str, bundle_sha256: str, encoder_version: str) -> str:
@@ -32,12 +32,9 @@ def publish_partition(root: Path, partition: str, table: pa.Table, facts: dict[s
     """Publish the rows of one partition. True: this call did; False: it was published already, and this call left nothing."""
     manifest_path = safe_join(root, "manifests", f"{check_name(partition, 'partition')}.json")
     data_path = safe_join(root, "data", partition, f"{uuid.uuid4().hex}.parquet")
-    staged = temporary_beside(data_path)
     try:
-        pq.write_table(table, staged, compression="zstd", write_page_checksum=True)
-        sync_file(staged)
-        staged.rename(data_path)
-        sync_dir(data_path.parent)
+        with replacing(data_path) as file:
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         manifest = {
             **facts,
             "partition": partition,
@@ -50,8 +47,6 @@ def publish_partition(root: Path, partition: str, table: pa.Table, facts: dict[s
         if not (manifest_path.is_file() and data_path.name in manifest_path.read_text()):
             data_path.unlink(missing_ok=True)
         raise
-    finally:
-        staged.unlink(missing_ok=True)
     if not published:
         data_path.unlink()
     return published
@@ -72,15 +67,6 @@ def put_if_absent(path: Path, content: bytes) -> bool:
         temporary.unlink(missing_ok=True)
     sync_dir(path.parent)
     return True
-
-
-def sync_file(path: Path) -> None:
-    """Wait until the disk has a file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_manifests(root: Path) -> list[dict[str, Any]]:

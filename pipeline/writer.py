@@ -1,6 +1,5 @@
 """Writing contract rows: one parquet file, whole or absent, in exactly the contract's schema."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataRefusedError
-from pipeline.files import check_name, remove_tree, sync_dir, temporary_beside
+from pipeline.files import check_name, remove_tree, replacing, sync_dir, temporary_beside
 from pipeline.schema import COLUMNS, ROW_SCHEMA
 
 ROWS_PER_GROUP = 65_536  # rows a reader must hold at once: about 100 MB of product text
@@ -49,20 +48,11 @@ def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
     zstd, a checksum on every page, and the same bytes for the same tables. Readers see the old file or the new one, never a part;
     when `tables` raises, the old file stays. DataRefusedError as `build_contract_rows`.
     """
-    temporary = temporary_beside(path)
     num_rows = 0
-    try:
-        with temporary.open("wb") as file:
-            with pq.ParquetWriter(file, ROW_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-                for table in tables:
-                    writer.write_table(build_contract_rows(table), row_group_size=ROWS_PER_GROUP)
-                    num_rows += table.num_rows
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_dir(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file, pq.ParquetWriter(file, ROW_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        for table in tables:
+            writer.write_table(build_contract_rows(table), row_group_size=ROWS_PER_GROUP)
+            num_rows += table.num_rows
     return num_rows
 
 

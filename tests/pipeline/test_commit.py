@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,8 +105,8 @@ def fail_at(call: int, function: Callable[..., Any], code: int) -> Callable[...,
     return lambda *arguments, **options: broken(code)() if next(calls) == call else function(*arguments, **options)
 
 
-def half_a_table(table: pa.Table, path: Path, **_: Any) -> None:
-    path.write_bytes(b"PAR1 and no more")
+def half_a_table(table: pa.Table, file: IO[bytes], **_: Any) -> None:
+    file.write(b"PAR1 and no more")
     broken(errno.ENOSPC)()
 
 
@@ -114,7 +114,7 @@ def half_a_table(table: pa.Table, path: Path, **_: Any) -> None:
 FAULTS: dict[str, Callable[[int], tuple[Any, str, Any]]] = {
     "table": lambda code: (pq, "write_table", half_a_table),
     "table's sync": lambda code: (os, "fsync", fail_at(1, os.fsync, code)),
-    "table's name": lambda code: (Path, "rename", broken(code)),
+    "table's name": lambda code: (Path, "replace", broken(code)),
     "folder's sync": lambda code: (os, "fsync", fail_at(2, os.fsync, code)),
     "digest": lambda code: (commit, "file_sha256", broken(code)),
     "manifest": lambda code: (Path, "open", broken(code)),
