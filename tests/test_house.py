@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 ORDER = ["models", "pipeline", "validation", "jobs"]
 FILES = [p for package in ORDER for p in sorted((ROOT / package).rglob("*.py"))]

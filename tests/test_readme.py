@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from conftest import ROOT
+from places import ROOT
 
 from jobs.cli import app
 from pipeline.schema import COLUMNS

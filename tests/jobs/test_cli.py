@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
-from conftest import ROOT
+from places import ROOT
 from planted import planted_config, planted_rows, write_config, write_planted, write_rows
 
 from jobs.cli import app

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
-from conftest import ROOT
+from places import ROOT
 
 from jobs.cli import app
 from pipeline.config import read_config

@@ -12,7 +12,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from pipeline import commit
 from pipeline.commit import SCORE_SCHEMA, is_published, partition_id, publish_partition, put_if_absent, read_manifests, read_published

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from places import ROOT
 from pydantic import ValidationError
 
 from pipeline.config import RunConfig, build_config, read_config

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from models.backbone import load_tokenizer
 from pipeline.config import read_config

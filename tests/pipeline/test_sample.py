@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from pipeline.baseline import LexicalBaseline
 from pipeline.catalogue import DECOYS, Product, product_types, siblings
