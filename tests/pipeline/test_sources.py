@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from places import SHARED_DATA
 
 from pipeline import sources
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 from pipeline.reader import read_partition
 from pipeline.sources import ESCI_EXAMPLES, ESCI_PRODUCTS, import_chorus, import_esci
 
-SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"{SHARED_DATA} is not there: the real data does not ship")
 
 TSV_HEADER = ("query", "docid", "name", "final_rating", "title", "short_description", "supplier", "attributes")
