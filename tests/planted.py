@@ -43,7 +43,7 @@ def write_planted(root: Path, num_rows: int = 160, num_to_score: int = 12) -> No
             write_rows(rows, root / "to_score" / f"task={task}" / f"part-{part}.parquet")
 
 
-def planted_config(root: Path, backbone: str, **blocks: Any) -> dict[str, Any]:
+def planted_config(root: Path, source: str, **blocks: Any) -> dict[str, Any]:
     """A config over the planted rows."""
     template = "Query: {query}\nAd: {ad_title}"
     return {
@@ -57,7 +57,7 @@ def planted_config(root: Path, backbone: str, **blocks: Any) -> dict[str, Any]:
         ],
         "split": {"valid_share": 0.15, "test_share": 0.25},
         "encode": {"max_tokens": 96},
-        "backbone": {"source": backbone, "dtype": "float32"},
+        "backbone": {"source": source, "dtype": "float32"},
         "training": {"num_workers": 2, "epochs": 3, "batch_rows": 16, "checkpoint_every_steps": 10},
         "optimizer": {"learning_rate": 0.01, "head_learning_rate": 0.02},
         "registry": {"model": "planted"},
