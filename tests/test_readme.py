@@ -31,7 +31,7 @@ def test_make_targets_in_the_readme_exist() -> None:
 
 
 def test_files_that_the_readme_names_exist() -> None:
-    for name in re.findall(r"\b((?:models|pipeline|validation|jobs|infra|tests)/[\w./-]*\w)", TEXT):
+    for name in re.findall(r"(?<![\w/])((?:models|pipeline|validation|jobs|infra|tests)/[\w./-]*\w)", TEXT):
         assert (ROOT / name).exists(), name
 
 
