@@ -58,6 +58,7 @@ def read_partition(path: Path) -> pa.Table:
             table.validate(full=True)
         except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
             raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
+    # files may differ in which columns they declare nullable, and such tables do not concatenate
     return pa.table(table.columns, names=ROW_SCHEMA.names)
 
 

@@ -165,8 +165,7 @@ class _Gate:
             if differences:
                 read.strangers.setdefault(differences, (schema, []))[1].append(relative)
             else:
-                # Files may differ in which columns they declare nullable, and such tables do not concatenate.
-                tables.append(pa.table(read_partition(path).columns, names=ROW_SCHEMA.names))
+                tables.append(read_partition(path))
                 read.paths.append(relative)
                 read.starts.append(num_rows)
                 num_rows += rows_in_file
