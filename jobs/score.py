@@ -6,8 +6,8 @@ from jobs.cluster import ray_cluster
 from pipeline.config import RunConfig
 from pipeline.errors import RelevanceError
 from pipeline.logs import Console
-from pipeline.registry import resolve_champion
-from pipeline.score import plan_units, run_scoring
+from pipeline.registry import Champion, resolve_champion
+from pipeline.score import Unit, plan_units, run_scoring
 
 
 def run_score(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -15,15 +15,19 @@ def run_score(config: RunConfig, console: Console) -> dict[str, Any]:
     champion = resolve_champion(config)
     to_do, published = plan_units(config, champion.bundle_sha256)
     console.say(f"  {len(to_do)} partitions to score with version {champion.version}, {published} published before")
-    if not to_do:
-        return {"scores": str(config.run_dir / "scores"), "units_scored": 0, "units_already_published": published, "rows_scored": 0}
+    rows = run_units(config, champion, to_do, console) if to_do else 0
+    scores_dir = str(config.run_dir / "scores")
+    return {"scores": scores_dir, "units_scored": len(to_do), "units_already_published": published, "rows_scored": rows}
+
+
+def run_units(config: RunConfig, champion: Champion, to_do: list[Unit], console: Console) -> int:
+    """Score units on Ray; returns the rows scored. RelevanceError as above."""
     with ray_cluster(config.scoring.num_actors * config.scoring.threads_per_actor), console.progress("score", len(to_do), "partitions") as progress:
 
-        def show(done: int, _: int, rows: int) -> None:
+        def show(done: int, rows: int) -> None:
             progress.update(done, f"{rows:,} pairs")
 
-        result = run_scoring(config, champion.bundle_dir, champion.bundle_sha256, champion.version, show)
-    errors = result.pop("errors")
+        rows, errors = run_scoring(config, to_do, champion.bundle_dir, champion.bundle_sha256, champion.version, show)
     if errors:
         raise RelevanceError(f"{len(errors)} of {len(to_do)} partitions were not scored, the others are published: " + "; ".join(errors[:5]))
-    return dict(result)
+    return rows

@@ -13,14 +13,14 @@ from pipeline.trainer import run_training, training_fingerprint
 def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
     """Train, or use the finished training of this very config and data; returns the trained bundle's folder."""
     training = config.training
-    fingerprint, _ = training_fingerprint(config)
+    fingerprint, digest = training_fingerprint(config)
     tracker = RunTracker(config, fingerprint, console)
     watch = StepWatch(console, tracker)
     console.say(f"  starting {training.num_workers} workers (ZeRO stage {config.deepspeed.zero_stage}) ...")
     status = "FAILED"
     try:
         with ray_cluster(training.num_workers * training.threads_per_worker):
-            bundle_dir = run_training(config, watch.seen)
+            bundle_dir = run_training(config, fingerprint, digest, watch.seen)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

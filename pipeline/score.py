@@ -84,26 +84,18 @@ class UnitScorer:
 
 
 def run_scoring(
-    config: RunConfig, bundle_dir: Path, bundle_sha256: str, model_version: str, on_unit: Callable[[int, int, int], None]
-) -> dict[str, Any]:
-    """Score every unit that is not published yet. `on_unit` gets (units done, units to do, rows scored so far).
+    config: RunConfig, units: list[Unit], bundle_dir: Path, bundle_sha256: str, model_version: str, on_unit: Callable[[int, int], None]
+) -> tuple[int, list[str]]:
+    """Score the units that `plan_units` found to do. `on_unit` gets (units done, rows scored so far).
 
-    Returns units and rows scored, units found published, and the errors of units that could not be scored; the others are published.
+    Returns the rows scored, and the errors of units that could not be scored; the others are published.
     """
-    units, published = plan_units(config, bundle_sha256)
     rows, errors = 0, []
-    if units:
-        for done, outcome in enumerate(scored_units(config, units, bundle_dir, bundle_sha256, model_version), start=1):
-            rows += int(outcome["rows"])
-            errors += [outcome["error"]] if outcome["error"] else []
-            on_unit(done, len(units), rows)
-    return {
-        "scores": str(config.run_dir / "scores"),
-        "units_scored": len(units) - len(errors),
-        "units_already_published": published,
-        "rows_scored": rows,
-        "errors": errors,
-    }
+    for done, outcome in enumerate(scored_units(config, units, bundle_dir, bundle_sha256, model_version), start=1):
+        rows += int(outcome["rows"])
+        errors += [outcome["error"]] if outcome["error"] else []
+        on_unit(done, rows)
+    return rows, errors
 
 
 def scored_units(config: RunConfig, units: list[Unit], bundle_dir: Path, bundle_sha256: str, model_version: str) -> Any:

@@ -20,7 +20,8 @@ TRAINING_BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "t
 
 
 def training_fingerprint(config: RunConfig) -> tuple[str, str]:
-    """(fingerprint, data digest): the first moves when anything does that the trained weights follow from. ConfigError: the backbone."""
+    """(fingerprint, data digest): the first moves when anything does that the trained weights follow from. ConfigError: the
+    backbone is not to be had."""
     digest = data_digest(find_partitions(config.judged_dir, config.tasks))
     plain = config.model_dump(mode="json")
     backbone = folder_digest(checked_backbone(config))
@@ -37,12 +38,12 @@ def checked_backbone(config: RunConfig) -> Path:
     return folder
 
 
-def run_training(config: RunConfig, on_step: StepSeen) -> Path:
+def run_training(config: RunConfig, fingerprint: str, digest: str, on_step: StepSeen) -> Path:
     """The trained bundle's folder. A finished training of the same fingerprint is used as it is; an interrupted one goes on.
 
-    `on_step` gets each step's record as soon as it is written. RetryableError: a worker or node was lost.
+    `fingerprint` and `digest` are `training_fingerprint`'s. `on_step` gets each step's record as soon as it is written.
+    RetryableError: a worker or node was lost.
     """
-    fingerprint, digest = training_fingerprint(config)
     bundle_dir = config.run_dir / "trained"
     if trained_fingerprint(bundle_dir) == fingerprint:
         return bundle_dir
