@@ -7,13 +7,16 @@ from jobs.cluster import ray_cluster
 from pipeline.config import RunConfig
 from pipeline.logs import Console, Progress
 from pipeline.tracking import RunTracker
-from pipeline.trainer import run_training, training_fingerprint
+from pipeline.trainer import planned_parameters, run_training, training_fingerprint
 
 
 def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
     """Train, or use the finished training of this very config and data; returns the trained bundle's folder."""
     training = config.training
     fingerprint, digest = training_fingerprint(config)
+    trainable, total = planned_parameters(config)
+    share = f"{100 * trainable / total:.4f}"
+    console.say(f"  {config.adapter.method}: trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}")
     tracker = RunTracker(config, fingerprint, console)
     watch = StepWatch(console, tracker)
     console.say(f"  starting {training.num_workers} workers (ZeRO stage {config.deepspeed.zero_stage}) ...")

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from models.config import BackboneConfig
 from models.heads import Pooling
@@ -74,7 +73,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         raise BackboneUnavailableError(f"{config.source} is a {kind.model_type}; use a decoder-only language model or an encoder of the BERT family")
     pooling: Pooling = "mean" if type(kind) in MODEL_FOR_MASKED_LM_MAPPING else "last"
     dtype = choose_dtype(config.dtype)
-    options: dict[str, Any] = {"add_pooling_layer": False} if pooling == "mean" and kind.model_type in ("bert", "roberta", "xlm-roberta") else {}
+    options = trunk_options(kind)
     if not torch.cuda.is_available():
         # on a CPU the fused attention's backward pass costs more than it saves at the lengths of query-ad pairs
         options["attn_implementation"] = "eager"
@@ -90,12 +89,18 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     return Backbone(trunk.eval(), folder, folder_digest(folder), kind.get_text_config().hidden_size, pooling, dtype)
 
 
-def empty_trunk(folder: Path) -> nn.Module:
+def empty_trunk(folder: Path) -> Any:
     """The trunk's modules without weights, at no cost in memory or time: for looking at their names and shapes."""
     from transformers import AutoConfig, AutoModel
 
     with torch.device("meta"):
-        return AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        kind = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoModel.from_config(kind, **trunk_options(kind))
+
+
+def trunk_options(kind: Any) -> dict[str, Any]:
+    """Without the pooler that encoders would bring: nothing here reads it."""
+    return {"add_pooling_layer": False} if kind.model_type in ("bert", "roberta", "xlm-roberta") else {}
 
 
 def load_tokenizer(folder: Path) -> Any:

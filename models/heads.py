@@ -14,12 +14,13 @@ Pooling = Literal["last", "mean"]
 
 
 def pool(hidden_BSD: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """One float32 vector a row (B, D): the state of the last real token (decoders), or the mean over real tokens (encoders)."""
+    """One vector a row (B, D), in float32 at least: the state of the last real token (decoders), or the mean over real tokens (encoders)."""
+    wide = torch.promote_types(hidden_BSD.dtype, torch.float32)
     if pooling == "last":
         last_B = mask_BS.sum(dim=1) - 1
-        return hidden_BSD[torch.arange(hidden_BSD.shape[0], device=hidden_BSD.device), last_B].float()
-    weight_BS1 = mask_BS.unsqueeze(-1).float()
-    return (hidden_BSD.float() * weight_BS1).sum(dim=1) / weight_BS1.sum(dim=1)
+        return hidden_BSD[torch.arange(hidden_BSD.shape[0], device=hidden_BSD.device), last_B].to(wide)
+    weight_BS1 = mask_BS.unsqueeze(-1).to(wide)
+    return (hidden_BSD.to(wide) * weight_BS1).sum(dim=1) / weight_BS1.sum(dim=1)
 
 
 class TaskHeads(nn.Module):
@@ -46,6 +47,11 @@ class TaskHeads(nn.Module):
         """(B, D) -> logits (B, C) of each row's task."""
         all_BK = functional.linear(pooled_BD, self.weight_KD, self.bias_K)
         return all_BK.gather(1, self.index_TC[task_B]).masked_fill(self.absent_TC[task_B], float("-inf"))
+
+    def label_rows(self, task_index: int) -> slice:
+        """The places of a task's labels among all."""
+        start = sum(self.num_labels_T[:task_index])
+        return slice(start, start + self.num_labels_T[task_index])
 
     @torch.no_grad()
     def start_from_direction(self, direction_D: torch.Tensor, scale: float) -> None:

@@ -1,30 +1,66 @@
 """Put adapters into a trunk: swap the named linears, freeze everything else."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
-from models.adapters.mtl_lora import MTLLoRALinear, TaskRouting
+from models.adapters.adapted_linear import AdaptedLinear
+from models.adapters.dora import DoRALinear
+from models.adapters.hydra_lora import HydraLoRALinear
+from models.adapters.lora import LoRALinear
+from models.adapters.moe_lora import MoELoRALinear
+from models.adapters.mtl_lora import MTLLoRALinear
+from models.adapters.mtlora import MTLoRALinear
+from models.adapters.multi_lora import MultiLoRALinear
+from models.adapters.per_task_lora import PerTaskLoRALinear
+from models.adapters.routing import TaskRouting
 from models.config import AdapterConfig
+
+METHODS: dict[str, type[AdaptedLinear]] = {
+    "mtl_lora": MTLLoRALinear,
+    "lora": LoRALinear,
+    "per_task_lora": PerTaskLoRALinear,
+    "multi_lora": MultiLoRALinear,
+    "moe_lora": MoELoRALinear,
+    "hydra_lora": HydraLoRALinear,
+    "dora": DoRALinear,
+    "mtlora": MTLoRALinear,
+}
 
 
 def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -> TaskRouting:
-    """Freeze `trunk` and give each linear named by `config.target_modules` an adapter, in place.
+    """Freeze `trunk` and give each linear that `config` names an adapter, in place.
 
-    Returns what tells the adapters the task of each row. ValueError: a target names no linear of the trunk.
+    Returns what tells the adapters the task of each row. ValueError: the config names a linear or a layer that the trunk has not.
     """
     trunk.requires_grad_(False)
     routing = TaskRouting()
     generator = torch.Generator().manual_seed(seed)
-    for name in target_names(trunk, config):
-        parent_name, _, attribute = name.rpartition(".")
-        parent = trunk.get_submodule(parent_name)
-        setattr(parent, attribute, MTLLoRALinear(getattr(parent, attribute), num_tasks, config, routing, generator))
+    for name, layer_config in list(targets(trunk, config)):
+        base = trunk.get_submodule(name)
+        replace_module(trunk, name, METHODS[layer_config.method](base, num_tasks, layer_config, routing, generator))  # type: ignore[call-arg,arg-type]
     return routing
 
 
+def targets(trunk: nn.Module, config: AdapterConfig) -> Iterator[tuple[str, AdapterConfig]]:
+    """Each linear to adapt, in the trunk's order, with the config of its layer. ValueError: as `inject` says."""
+    layers_name, layers = transformer_layers(trunk)
+    chosen = config.layers_to_transform
+    if chosen is not None and max(chosen) >= len(layers):
+        raise ValueError(f"adapter.layers_to_transform names layer {max(chosen)}, this backbone's are 0 to {len(layers) - 1}")
+    for name in target_names(trunk, config):
+        index = layer_index(layers_name, name)
+        if chosen is None or index in chosen:
+            yield name, config.at_layer(index, len(layers))
+
+
 def target_names(trunk: nn.Module, config: AdapterConfig) -> list[str]:
-    """Full names of the linears to adapt, in the trunk's order."""
+    """Full names of the linears that `target_modules` means, in the trunk's order. "all-linear": those inside the trunk's layers."""
     linears = [name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)]
+    if config.target_modules == "all-linear":
+        layers_name = transformer_layers(trunk)[0]
+        return [name for name in linears if layer_index(layers_name, name) is not None]
     for target in config.target_modules:
         if not any(names_linear(target, name) for name in linears):
             known = sorted({name.rpartition(".")[2] for name in linears})
@@ -37,6 +73,36 @@ def names_linear(target: str, name: str) -> bool:
     return name == target or name.endswith("." + target)
 
 
-def adapted_layers(module: nn.Module) -> dict[str, MTLLoRALinear]:
+def transformer_layers(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The trunk's layers and their name: the module list that holds the most linears. ValueError: it has none."""
+    lists = [(name, module) for name, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
+    # of nested lists the outer one, which comes first
+    best = max(lists, key=lambda found: sum(isinstance(module, nn.Linear) for module in found[1].modules()), default=None)
+    if best is None:
+        raise ValueError("this backbone has no list of layers; use a transformer")
+    return best
+
+
+def layer_index(layers_name: str, name: str) -> int | None:
+    """The layer that a module of the trunk lies in; None outside the layers."""
+    return int(name.removeprefix(layers_name + ".").partition(".")[0]) if name.startswith(layers_name + ".") else None
+
+
+def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the one that `name` names below `root`."""
+    parent_name, _, attribute = name.rpartition(".")
+    setattr(root.get_submodule(parent_name), attribute, module)
+
+
+def adapted_layers(module: nn.Module) -> dict[str, AdaptedLinear]:
     """The adapted layers of a model by full name."""
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, MTLLoRALinear)}
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptedLinear)}
+
+
+def adapter_parameter_count(trunk: nn.Module, config: AdapterConfig, num_tasks: int) -> int:
+    """Trainable numbers that `inject` would add, from shapes alone."""
+    linears = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
+    return sum(
+        METHODS[layer_config.method].parameter_count(linears[name].in_features, linears[name].out_features, num_tasks, layer_config)
+        for name, layer_config in targets(trunk, config)
+    )

@@ -1,16 +1,19 @@
 """The relevance model: a frozen trunk with adapters, pooled, with one head a task.
 
-Shape legend: B rows, S tokens, C labels of the finest task.
+Shape legend: B rows, S tokens, P tokens of all rows laid end to end, D width, T tasks, C labels of the finest task.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
 
-from models.adapters.mtl_lora import TaskRouting
+from models.adapters.routing import TaskRouting
 from models.backbone import Backbone
+from models.branch import TaskBranch
 from models.config import ModelConfig
 from models.heads import Pooling, TaskHeads, pool
-from models.inject import inject
+from models.inject import adapted_layers, inject
 
 
 class RelevanceModel(nn.Module):
@@ -28,17 +31,48 @@ class RelevanceModel(nn.Module):
 
         Task ids are not checked here: on a GPU that would wait for the device. Check them where rows are collated.
         """
-        self.routing.task_B = task_B
-        return self.heads(self.pooled(input_ids_BS, mask_BS), task_B)
+        return self.heads(self.pooled(input_ids_BS, mask_BS, task_B), task_B)
 
-    def pooled(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-        """What the heads read (B, D); the routing already knows the rows' tasks."""
+    def pooled(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        """What the heads read (B, D)."""
+        with self.routing.tasks(task_B):
+            return pool(self.hidden(input_ids_BS, mask_BS), mask_BS, self.pooling)
+
+    def hidden(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+        """The trunk's last states (B, S, D); the routing knows the rows' tasks already."""
         if self.pooling == "last":
             # no mask: with padding on the right causality already hides it, and attention without a mask takes the fast path
-            hidden_BSD = self.trunk(input_ids=input_ids_BS, use_cache=False).last_hidden_state
-        else:
-            hidden_BSD = self.trunk(input_ids=input_ids_BS, attention_mask=mask_BS).last_hidden_state
-        return pool(hidden_BSD, mask_BS, self.pooling)
+            return self.trunk(input_ids=input_ids_BS, use_cache=False).last_hidden_state
+        return self.trunk(input_ids=input_ids_BS, attention_mask=mask_BS).last_hidden_state
+
+    def judge_all(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Every task's logits (B, C) for every row, by task id: what `forward` gives for that task.
+
+        The layers below the first one that knows tasks run once; from there on each row goes on once a task. Of L layers the last k
+        know tasks (adapter.task_layers): the cost is near (L - k + T k) / (T L) of T passes.
+        """
+        num_rows, num_tasks = len(input_ids_BS), len(self.heads.num_labels_T)
+        task_TB = torch.arange(num_tasks, device=input_ids_BS.device).repeat_interleave(num_rows)
+        with TaskBranch(self.trunk, num_tasks) as branch, self.routing.tasks(task_TB):
+            hidden = self.hidden(input_ids_BS, mask_BS)
+            mask = mask_BS.repeat(num_tasks, 1) if branch.branched else mask_BS
+            pooled = pool(hidden, mask, self.pooling)
+        pooled_TBD = pooled if branch.branched else pooled.repeat(num_tasks, 1)
+        return dict(enumerate(self.heads(pooled_TBD, task_TB).view(num_tasks, num_rows, -1)))
+
+    def judge_packed(self, input_ids_P: torch.Tensor, length_B: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        """`forward` of rows laid end to end without padding: ids (P,), the rows' lengths and tasks (B,) -> logits (B, C).
+
+        For decoders: each row starts at position 0 and sees itself alone. ValueError: the trunk pools over tokens.
+        """
+        if self.pooling != "last":
+            raise ValueError("rows can be packed for decoders only; pad them for an encoder")
+        end_B = length_B.cumsum(0)
+        position_P = torch.arange(len(input_ids_P), device=input_ids_P.device) - (end_B - length_B).repeat_interleave(length_B)
+        with self.routing.tasks(task_B.repeat_interleave(length_B)[None]):
+            output = self.trunk(input_ids=input_ids_P[None], position_ids=position_P[None], use_cache=False)
+        hidden_BSD = output.last_hidden_state[0, end_B - 1].unsqueeze(1)
+        return self.heads(pool(hidden_BSD, torch.ones_like(end_B)[:, None], self.pooling), task_B)
 
     @torch.no_grad()
     def start_at_label_shares(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, share_TC: torch.Tensor) -> None:
@@ -46,12 +80,24 @@ class RelevanceModel(nn.Module):
 
         A language model leans to yes or to no; without this the first steps of a run go into unlearning that.
         """
-        self.routing.task_B = task_B
-        self.heads.start_at_label_shares(self.pooled(input_ids_BS, mask_BS), task_B, share_TC)
+        self.heads.start_at_label_shares(self.pooled(input_ids_BS, mask_BS, task_B), task_B, share_TC)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer in the backward pass instead of keeping its states, with the task ids of its own forward pass."""
+        trunk: Any = self.trunk
+        trunk.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self.routing.checkpoint_contexts})
 
     def trainable_state(self) -> dict[str, nn.Parameter]:
         """The trained tensors by name: adapters and heads, never the backbone."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The trained tensors by what they are: projections, transforms, mixtures, heads; groups without a tensor are left out."""
+        groups: dict[str, list[nn.Parameter]] = {"projections": [], "transforms": [], "mixtures": [], "heads": list(self.heads.parameters())}
+        for layer in adapted_layers(self).values():
+            for name, parameter in layer.named_parameters(recurse=False):
+                groups[layer.GROUPS[name]].append(parameter)
+        return {name: parameters for name, parameters in groups.items() if parameters}
 
     def load_trainable_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Set the trained tensors. ValueError names what is missing, unknown or of another shape."""
@@ -86,7 +132,7 @@ def build_model(config: ModelConfig, backbone: Backbone, seed: int) -> Relevance
         generator = torch.Generator().manual_seed(seed + 1)
         with torch.no_grad():
             heads.weight_KD.normal_(0.0, backbone.width**-0.5, generator=generator)
-    return RelevanceModel(backbone.trunk, heads, routing, backbone.pooling)
+    return RelevanceModel(backbone.trunk, heads, routing, backbone.pooling).eval()
 
 
 HEAD_SCALE = 3.0  # logits from worst to best label span this many times the yes-minus-no logit

@@ -1,16 +1,16 @@
 """The config of a run: one frozen value, complete, checked once when it is read."""
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
-from models.config import AdapterConfig, BackboneConfig
+from models.config import AdapterConfig, AnyAdapterConfig, BackboneConfig, MTLLoRAConfig
 from pipeline.encode import EncodeConfig
 from pipeline.errors import ConfigError
+from pipeline.explain import explain
 from pipeline.files import check_name
 from pipeline.frozen import Frozen
 from pipeline.split import SplitConfig
@@ -45,6 +45,14 @@ class ChorusSource(Frozen):
 Source = Annotated[SampleSource | EsciSource | ChorusSource, Field(discriminator="kind")]
 
 
+def with_method(value: Any) -> Any:
+    """Settings of an adapter with the method they are of: MTL-LoRA's, where none is named."""
+    return {"method": "mtl_lora", **value} if isinstance(value, dict) else value
+
+
+Adapter = Annotated[AnyAdapterConfig, Field(discriminator="method"), BeforeValidator(with_method)]
+
+
 class DataConfig(Frozen):
     """Where rows lie: task=<name>/*.parquet below each folder."""
 
@@ -75,6 +83,7 @@ class OptimizerConfig(Frozen):
 
     learning_rate: float = Field(default=5e-4, gt=0)  # peak, of the adapters
     head_learning_rate: float = Field(default=5e-4, gt=0)  # peak, of the output heads
+    mixture_learning_rate: float | None = Field(default=None, gt=0)  # peak, of what mixes projections or experts; default: learning_rate
     weight_decay: float = Field(default=0.0, ge=0)  # of down- and up-projections; never of transforms, mixtures and heads
     warmup_share: float = Field(default=0.06, ge=0, lt=1)  # of all steps
     gradient_clipping: float = Field(default=1.0, gt=0)  # norm of all gradients together
@@ -115,7 +124,7 @@ class RunConfig(Frozen):
     split: SplitConfig = SplitConfig()
     encode: EncodeConfig = EncodeConfig()
     backbone: BackboneConfig = BackboneConfig()
-    adapter: AdapterConfig = AdapterConfig()
+    adapter: Adapter = MTLLoRAConfig()
     training: TrainingConfig = TrainingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
@@ -183,8 +192,14 @@ def build_config(value: dict[str, Any], where: str) -> RunConfig:
         problems = error.errors()
         # a list whose items are all wrong is reported as too short as well
         inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
-        told = [explain(problem) for problem in problems if not (problem["type"] == "too_short" and problem["loc"] in inner)]
+        told = [explain(problem, RunConfig) for problem in problems if not (problem["type"] == "too_short" and problem["loc"] in inner)]
         raise ConfigError(f"{where}: " + "; ".join(told)) from error
+
+
+def build_adapter(value: dict[str, Any]) -> AdapterConfig:
+    """The adapter config of plain settings, as bundles keep them."""
+    adapter: AdapterConfig = TypeAdapter(Adapter).validate_python(value)
+    return adapter
 
 
 def apply_override(value: dict[str, Any], override: str) -> None:
@@ -201,43 +216,3 @@ def apply_override(value: dict[str, Any], override: str) -> None:
         target[int(last) if isinstance(target, list) else last] = yaml.safe_load(text)
     except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ConfigError(f"--set {override!r} does not fit the config: {error}") from error
-
-
-def explain(problem: Any) -> str:
-    """One validation problem in a sentence; an unknown key gets the nearest known one."""
-    loc = problem["loc"]
-    path = [*loc[:2], *loc[3:]] if loc[:1] == ("sources",) else list(loc)  # third comes the source's kind, which is no setting
-    name = ".".join(str(part) for part in path)
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        parent = path[:-1]
-        near = difflib.get_close_matches(str(path[-1]), settings_under(parent), n=1)
-        hint = f"; did you mean {'.'.join([*map(str, parent), near[0]])}?" if near else f"; known here: {', '.join(settings_under(parent))}"
-        return f"{name} is not a setting{hint}"
-    if problem["type"] == "missing":
-        return f"{name} is required"
-    given = f" (given {problem['input']!r})" if name and not isinstance(problem["input"], dict | Frozen) else ""
-    return (f"{name}: " if name else "") + problem["msg"].removeprefix("Value error, ") + given
-
-
-def settings_under(path: Sequence[str | int]) -> list[str]:
-    """Names of the settings below a dotted path of the config."""
-    kinds: list[Any] = [RunConfig]
-    for part in path:
-        if isinstance(part, str):
-            kinds = [inner for kind in kinds for inner in blocks_in(field_types(kind).get(part))]
-    return sorted({name for kind in kinds for name in field_types(kind)})
-
-
-def field_types(kind: Any) -> dict[str, Any]:
-    """Field names and types of a pydantic model or a dataclass."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
-    return {name: field.type for name, field in getattr(kind, "__dataclass_fields__", {}).items() if field._field_type.name == "_FIELD"}
-
-
-def blocks_in(annotation: Any) -> Iterator[Any]:
-    """The config blocks inside a type such as tuple[Task, ...] or A | B."""
-    if isinstance(annotation, type) and field_types(annotation):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from blocks_in(inner)

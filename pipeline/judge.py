@@ -15,16 +15,16 @@ from pydantic import TypeAdapter
 
 from models.backbone import Backbone, BackboneUnavailableError, load_backbone, load_tokenizer
 from models.bundle import Bundle, BundleRefusedError, read_bundle
-from models.config import AdapterConfig, BackboneConfig, ModelConfig
+from models.config import BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
 from pipeline.batches import EncodedRows, collate, encode_rows, length_batches
 from pipeline.calibrate import Calibration
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, build_adapter
 from pipeline.encode import ENCODER_VERSION, EncodeConfig, Encoder
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.tasks import Task
 
-BUNDLE_FORMAT = 1  # of bundle.json; changes when an older reader would misread it
+BUNDLE_FORMAT = 2  # of bundle.json; changes when an older reader would misread it
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def load_judge(folder: Path, expected_sha256: str | None = None, device: torch.d
     tasks = TypeAdapter(tuple[Task, ...]).validate_python(about["tasks"])
     digest, backbone_fields = about["backbone"]["digest"], {k: v for k, v in about["backbone"].items() if k != "digest"}
     config = BackboneConfig(**backbone_fields)
-    adapter = TypeAdapter(AdapterConfig).validate_python(about["adapter"])
+    adapter = build_adapter(about["adapter"])
     try:
         backbone = load_backbone(config)
         if backbone.digest != digest:

@@ -7,18 +7,17 @@ from pipeline.config import OptimizerConfig
 
 
 def build_optimizer(model: RelevanceModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained tensors. Each group carries its `peak_rate`; decay never pulls a transform away from the identity,
-    nor a mixture or a head towards zero."""
-    projections: list[torch.nn.Parameter] = []
-    small: list[torch.nn.Parameter] = []
-    heads: list[torch.nn.Parameter] = []
-    for name, parameter in model.trainable_state().items():
-        group = heads if name.startswith("heads.") else projections if name.endswith(("down_RD", "up_NOR")) else small
-        group.append(parameter)
+    """AdamW over the trained tensors, one group for each kind of them. Each group carries its `name` and its `peak_rate`; decay never
+    pulls a transform away from the identity, nor a mixture or a head towards zero."""
+    rates = {"mixtures": config.mixture_learning_rate or config.learning_rate, "heads": config.head_learning_rate}
     groups = [
-        {"params": projections, "peak_rate": config.learning_rate, "weight_decay": config.weight_decay},
-        {"params": small, "peak_rate": config.learning_rate, "weight_decay": 0.0},
-        {"params": heads, "peak_rate": config.head_learning_rate, "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "name": name,
+            "peak_rate": rates.get(name, config.learning_rate),
+            "weight_decay": config.weight_decay if name == "projections" else 0.0,
+        }
+        for name, parameters in model.parameter_groups().items()
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), eps=1e-8)
 

@@ -23,7 +23,7 @@ from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.optimizer import build_optimizer, rate_share
 from pipeline.rows import read_split
 from pipeline.sampler import Sampler
-from pipeline.zero import deepspeed_config
+from pipeline.zero import deepspeed_config, gradient_norms
 
 HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
 
@@ -125,20 +125,24 @@ def train(worker: Worker, settings: dict[str, Any]) -> None:
     for step in range(first, worker.num_steps):
         started_s = time.monotonic()
         share = rate_share(step, worker.num_steps, worker.config.optimizer.warmup_share)
-        loss_T, weight_T = train_step(worker, step, share)
+        loss_T, weight_T, group_norms = train_step(worker, step, share)
         if worker.rank == 0:
             seconds = time.monotonic() - started_s
-            append_live(live_path, live_record(worker, step, share, loss_T, weight_T, seconds))
+            append_live(live_path, live_record(worker, step, share, loss_T, weight_T, group_norms, seconds))
         if (step + 1) % worker.config.training.checkpoint_every_steps == 0 and step + 1 < worker.num_steps:
             write_checkpoint(worker.engine, checkpoints, step + 1, worker.rank)
     tensors = gather_trainables(worker.engine)
     if worker.rank == 0:
         facts = {key: settings[key] for key in ("fingerprint", "data_digest")} | {"steps": worker.num_steps, "rows": len(worker.encoded)}
+        facts |= {"trainable_parameters": sum(tensor.numel() for tensor in tensors.values())}
         write_bundle(Path(settings["bundle_dir"]), describe(worker.judge, worker.config, facts), tensors, worker.judge.backbone.folder)
 
 
-def train_step(worker: Worker, step: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """One optimizer step on the global batch of `step`; returns its loss sums and weight sums per task, over all ranks."""
+def train_step(worker: Worker, step: int, share: float) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """One optimizer step on the global batch of `step`; returns its loss sums and weight sums per task, and its gradient norms by group,
+    all over all ranks."""
+    # dropout is a function of the step, so that a resumed run drops what the uninterrupted one would have dropped
+    torch.manual_seed(position_seed(worker.config.seed, step, worker.rank))
     for group in worker.engine.optimizer.param_groups:
         group["lr"] = group["peak_rate"] * share
     rows = worker.sampler.global_rows(step)
@@ -157,12 +161,23 @@ def train_step(worker: Worker, step: int, share: float) -> tuple[np.ndarray, np.
     # DeepSpeed averages over ranks: times the world size over the batch's whole weight, that is the exact weighted mean over its rows
     total_weight = max(float(worker.encoded.weight_N[rows].sum()), 1e-12)
     worker.engine.backward(loss_T.sum() * (worker.world_size / total_weight))
+    group_norms = gradient_norms(worker.engine)
+    if not all(math.isfinite(norm) for norm in group_norms.values()):
+        damaged = ", ".join(name for name, norm in group_norms.items() if not math.isfinite(norm))
+        raise TrainingDivergedError(f"the gradient of step {step} is not finite in {damaged}; lower optimizer.learning_rate; nothing was published")
     worker.engine.step()
     loss_T_all, weight_T_all = sums_2T.cpu().double().numpy()
-    return loss_T_all, weight_T_all
+    return loss_T_all, weight_T_all, group_norms
 
 
-def live_record(worker: Worker, step: int, share: float, loss_T: np.ndarray, weight_T: np.ndarray, seconds: float) -> dict[str, Any]:
+def position_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of what is random within one rank's share of one step."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def live_record(
+    worker: Worker, step: int, share: float, loss_T: np.ndarray, weight_T: np.ndarray, group_norms: dict[str, float], seconds: float
+) -> dict[str, Any]:
     """One step as people follow it."""
     rows = worker.sampler.global_rows(step)
     names = [task.name for task in worker.config.tasks]
@@ -175,13 +190,9 @@ def live_record(worker: Worker, step: int, share: float, loss_T: np.ndarray, wei
         "learning_rate": worker.config.optimizer.learning_rate * share,
         "rows_per_s": len(rows) / seconds,
         "tokens_per_s": float(worker.encoded.length_N[rows].sum() / seconds),
-        "gradient_norm": finite_or_none(worker.engine.get_global_grad_norm()),
+        "gradient_norm": math.sqrt(sum(norm**2 for norm in group_norms.values())),
+        "group_gradient_norms": group_norms,
     }
-
-
-def finite_or_none(value: Any) -> float | None:
-    """A plain float, or None where DeepSpeed has no such figure."""
-    return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
 def append_live(path: Path, record: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from models.backbone import BackboneUnavailableError, empty_trunk, folder_digest, resolve_folder
 from models.bundle import BundleRefusedError, read_bundle
-from models.inject import target_names
+from models.inject import adapter_parameter_count, targets
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.files import json_sha256, remove_tree
@@ -32,10 +32,18 @@ def checked_backbone(config: RunConfig) -> Path:
     """The backbone's folder; ConfigError if it is not to be had or lacks a target module, before any worker is started."""
     try:
         folder = resolve_folder(config.backbone)
-        target_names(empty_trunk(folder), config.adapter)
+        list(targets(empty_trunk(folder), config.adapter))
     except (BackboneUnavailableError, ValueError) as error:
         raise ConfigError(str(error)) from error
     return folder
+
+
+def planned_parameters(config: RunConfig) -> tuple[int, int]:
+    """(trainable, total) numbers of the model that the config describes, from shapes alone."""
+    trunk = empty_trunk(checked_backbone(config))
+    heads = sum(len(task.labels) for task in config.tasks) * (trunk.config.get_text_config().hidden_size + 1)
+    trainable = adapter_parameter_count(trunk, config.adapter, len(config.tasks)) + heads
+    return trainable, sum(parameter.numel() for parameter in trunk.parameters()) + trainable
 
 
 def run_training(config: RunConfig, fingerprint: str, digest: str, on_step: StepSeen) -> Path:

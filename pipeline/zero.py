@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from pipeline.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
 
 
@@ -18,3 +20,22 @@ def deepspeed_config(deepspeed: DeepSpeedConfig, training: TrainingConfig, optim
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def gradient_norms(engine: Any) -> dict[str, float]:
+    """The length of the gradient of each of the optimizer's groups, over all ranks, before clipping. Between `backward` and `step`; all
+    ranks must call it."""
+    zero_stage = engine.zero_optimization_stage()
+    groups = engine.optimizer.param_groups
+    squares_G = torch.zeros(len(groups), dtype=torch.float64, device=engine.device)
+    if zero_stage == 0:
+        gradients = [(index, p.grad) for index, group in enumerate(groups) for p in group["params"] if p.grad is not None]
+    else:
+        # each rank holds the parts of the gradients that it steps on; ZeRO 3 cuts groups into smaller ones
+        group_of = engine.optimizer.sub_group_to_group_id if zero_stage == 3 else {index: index for index in range(len(groups))}
+        gradients = [(group_of[index], part) for index, parts in engine.optimizer.averaged_gradients.items() for part in parts or ()]
+    for index, gradient in gradients:
+        squares_G[index] += gradient.detach().double().square().sum()
+    if zero_stage > 0:
+        torch.distributed.all_reduce(squares_G)
+    return {group["name"]: float(square) ** 0.5 for group, square in zip(groups, squares_G, strict=True)}

@@ -9,7 +9,7 @@ import torch
 from tiny_trunks import WORDS, tiny_bert, tiny_llama, write_model
 
 from models.backbone import Backbone, load_backbone
-from models.config import AdapterConfig, BackboneConfig, ModelConfig
+from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
 from models.relevance import RelevanceModel, build_model
 
 torch.set_num_threads(1)
@@ -50,12 +50,16 @@ def fresh_backbone(trunk_dirs: dict[str, Path]) -> Callable[..., Backbone]:
 
 @pytest.fixture(scope="session")
 def fresh_model(fresh_backbone: Callable[..., Backbone], trunk_dirs: dict[str, Path]) -> Callable[..., RelevanceModel]:
-    """fresh_model(kind, seed, stir): three tasks of 2, 3 and 5 labels; `stir` sets every trained tensor to random numbers."""
+    """fresh_model(kind, seed, stir, method, ...settings of the adapter): three tasks of 2, 3 and 5 labels.
 
-    def build(kind: str = "llama", seed: int = 0, stir: int | None = None, **adapter: Any) -> RelevanceModel:
+    `stir` sets every trained tensor to random numbers.
+    """
+
+    def build(kind: str = "llama", seed: int = 0, stir: int | None = None, method: Any = MTLLoRAConfig, **adapter: Any) -> RelevanceModel:
+        own = {"num_up_projections": 3} if method is MTLLoRAConfig else {}
         config = ModelConfig(
             backbone=BackboneConfig(source=str(trunk_dirs[kind]), dtype="float32"),
-            adapter=AdapterConfig(rank=4, num_up_projections=3, target_modules=TARGETS[kind], **adapter),
+            adapter=method(**{"rank": 4, "target_modules": TARGETS[kind], **own, **adapter}),
             num_labels_T=(2, 3, 5),
         )
         model = build_model(config, fresh_backbone(kind), seed)

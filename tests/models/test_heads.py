@@ -94,13 +94,13 @@ MASK_BS = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
 
 def test_last_token_pooling_takes_the_last_real_token() -> None:
     hidden_BSD = random_states(3, 4, 5)
-    expected_BD = torch.stack([hidden_BSD[0, 3], hidden_BSD[1, 1], hidden_BSD[2, 0]]).float()
+    expected_BD = torch.stack([hidden_BSD[0, 3], hidden_BSD[1, 1], hidden_BSD[2, 0]])
     assert torch.equal(pool(hidden_BSD, MASK_BS, "last"), expected_BD)
 
 
 def test_mean_pooling_averages_the_real_tokens() -> None:
     hidden_BSD = random_states(3, 4, 5)
-    expected_BD = torch.stack([hidden_BSD[0].mean(0), hidden_BSD[1, :2].mean(0), hidden_BSD[2, 0]]).float()
+    expected_BD = torch.stack([hidden_BSD[0].mean(0), hidden_BSD[1, :2].mean(0), hidden_BSD[2, 0]])
     torch.testing.assert_close(pool(hidden_BSD, MASK_BS, "mean"), expected_BD)
 
 

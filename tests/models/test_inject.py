@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from models.adapters.mtl_lora import MTLLoRALinear, parameter_count
+from models.adapters.mtl_lora import MTLLoRALinear
 from models.backbone import Backbone
-from models.config import AdapterConfig
+from models.config import MTLLoRAConfig
 from models.inject import adapted_layers, inject, target_names
 
 FreshBackbone = Callable[..., Backbone]
@@ -15,19 +15,19 @@ FreshBackbone = Callable[..., Backbone]
 
 def test_exactly_the_named_linears_are_adapted(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
-    inject(trunk, AdapterConfig(target_modules=("q_proj", "down_proj")), num_tasks=2, seed=0)
+    inject(trunk, MTLLoRAConfig(target_modules=("q_proj", "down_proj")), num_tasks=2, seed=0)
     parts = ("self_attn.q_proj", "mlp.down_proj")
     assert set(adapted_layers(trunk)) == {f"layers.{layer}.{part}" for layer in (0, 1) for part in parts}
 
 
 def test_target_may_name_one_layer_by_its_full_name(fresh_backbone: FreshBackbone) -> None:
-    config = AdapterConfig(target_modules=("layers.1.self_attn.o_proj",))
+    config = MTLLoRAConfig(target_modules=("layers.1.self_attn.o_proj",))
     assert target_names(fresh_backbone().trunk, config) == ["layers.1.self_attn.o_proj"]
 
 
 def test_target_named_twice_is_adapted_once(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
-    inject(trunk, AdapterConfig(target_modules=("q_proj", "self_attn.q_proj")), num_tasks=2, seed=0)
+    inject(trunk, MTLLoRAConfig(target_modules=("q_proj", "self_attn.q_proj")), num_tasks=2, seed=0)
     assert len(adapted_layers(trunk)) == 2
 
 
@@ -35,20 +35,20 @@ def test_target_named_twice_is_adapted_once(fresh_backbone: FreshBackbone) -> No
 def test_target_that_is_no_linear_names_the_linears_that_exist(fresh_backbone: FreshBackbone, target: str) -> None:
     trunk = fresh_backbone().trunk
     with pytest.raises(ValueError, match=target) as refusal:
-        inject(trunk, AdapterConfig(target_modules=("q_proj", target)), num_tasks=2, seed=0)
+        inject(trunk, MTLLoRAConfig(target_modules=("q_proj", target)), num_tasks=2, seed=0)
     assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(refusal.value)
     assert not adapted_layers(trunk)
 
 
 def test_only_adapters_can_be_trained(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
-    config = AdapterConfig(rank=2, target_modules=("q_proj", "k_proj"))
+    config = MTLLoRAConfig(rank=2, target_modules=("q_proj", "k_proj"))
     inject(trunk, config, num_tasks=3, seed=0)
     trained = [name for name, parameter in trunk.named_parameters() if parameter.requires_grad]
     assert len(trained) == 4 * 4
-    assert {name.rpartition(".")[2] for name in trained} == {"down_RD", "transform", "up_NOR", "mix_TN"}
+    assert {name.rpartition(".")[2] for name in trained} == {"down_RD", "transform", "up_ONR", "mix_TN"}
     numbers = sum(parameter.numel() for parameter in trunk.parameters() if parameter.requires_grad)
-    assert numbers == 2 * (parameter_count(32, 32, 3, config) + parameter_count(32, 16, 3, config))
+    assert numbers == 2 * (MTLLoRALinear.parameter_count(32, 32, 3, config) + MTLLoRALinear.parameter_count(32, 16, 3, config))
 
 
 @pytest.mark.parametrize(("kind", "targets"), (("llama", ("q_proj", "o_proj", "down_proj")), ("bert", ("query", "dense"))))
@@ -57,22 +57,22 @@ def test_adapted_trunk_starts_as_the_trunk_bit_for_bit(fresh_backbone: FreshBack
     ids_BS = torch.arange(2, 14).reshape(3, 4)
     with torch.no_grad():
         before_BSD = trunk(input_ids=ids_BS).last_hidden_state
-        routing = inject(trunk, AdapterConfig(target_modules=targets), num_tasks=2, seed=0)
-        routing.task_B = torch.tensor([1, 0, 1])
+        routing = inject(trunk, MTLLoRAConfig(target_modules=targets), num_tasks=2, seed=0)
+        routing.task = torch.tensor([1, 0, 1])
         assert torch.equal(trunk(input_ids=ids_BS).last_hidden_state, before_BSD)
 
 
 def test_linear_keeps_the_bias_it_had_and_gets_none_it_had_not(fresh_backbone: FreshBackbone) -> None:
     for kind, target, has_bias in (("llama", "q_proj", False), ("bert", "query", True)):
         trunk = fresh_backbone(kind).trunk
-        inject(trunk, AdapterConfig(target_modules=(target,)), num_tasks=2, seed=0)
+        inject(trunk, MTLLoRAConfig(target_modules=(target,)), num_tasks=2, seed=0)
         assert all((layer.base.bias is not None) == has_bias for layer in adapted_layers(trunk).values())
 
 
 def test_seed_alone_decides_the_adapters(fresh_backbone: FreshBackbone) -> None:
     def state(seed: int) -> dict[str, torch.Tensor]:
         trunk = fresh_backbone().trunk
-        inject(trunk, AdapterConfig(), num_tasks=2, seed=seed)
+        inject(trunk, MTLLoRAConfig(), num_tasks=2, seed=seed)
         return {name: p for name, p in trunk.named_parameters() if p.requires_grad}
 
     first, same, other = state(5), state(5), state(6)
@@ -82,12 +82,12 @@ def test_seed_alone_decides_the_adapters(fresh_backbone: FreshBackbone) -> None:
 
 def test_layers_of_a_trunk_start_from_different_numbers(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
-    inject(trunk, AdapterConfig(target_modules=("q_proj",)), num_tasks=2, seed=0)
+    inject(trunk, MTLLoRAConfig(target_modules=("q_proj",)), num_tasks=2, seed=0)
     first, second = adapted_layers(trunk).values()
     assert not torch.equal(first.down_RD, second.down_RD)
 
 
 def test_all_layers_share_one_routing(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
-    routing = inject(trunk, AdapterConfig(), num_tasks=2, seed=0)
+    routing = inject(trunk, MTLLoRAConfig(), num_tasks=2, seed=0)
     assert all(isinstance(layer, MTLLoRALinear) and layer.routing is routing for layer in adapted_layers(trunk).values())

@@ -70,7 +70,7 @@ def test_trained_state_is_adapters_and_heads_and_nothing_of_the_trunk(fresh_mode
         f"trunk.layers.{layer}.self_attn.{linear}.{part}"
         for layer in (0, 1)
         for linear in ("q_proj", "v_proj")
-        for part in ("down_RD", "transform", "up_NOR", "mix_TN")
+        for part in ("down_RD", "transform", "up_ONR", "mix_TN")
     }
     assert set(model.trainable_state()) == adapters | {"heads.weight_KD", "heads.bias_K"}
 
@@ -158,14 +158,44 @@ def test_gradient_checkpointing_gives_the_same_gradients(fresh_model: FreshModel
     model.eval()  # no dropout, so that two passes agree
     plain = batch_gradients(model, batch)
     runs = count_layer_runs(model)
-    model.trunk.gradient_checkpointing_enable()
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True  # checkpointing asks for training mode of the block alone
+    recompute_layers(model)
     checkpointed = batch_gradients(model, batch)
     assert set(runs.values()) == {2}, "the blocks were not recomputed"
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name], rtol=1e-6, atol=1e-8, msg=name)
+
+
+def recompute_layers(model: RelevanceModel) -> None:
+    model.enable_gradient_checkpointing()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True  # checkpointing asks for training mode of the block alone
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_forward_passes_before_one_backward_are_recomputed_each_with_its_own_tasks(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
+    ids_BS, mask_BS, task_B = batch
+    model = fresh_model(kind, stir=7)
+
+    def gradients_of_both() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        first, second = model(ids_BS, mask_BS, task_B), model(ids_BS, mask_BS, (task_B + 1) % 3)
+        (first[:, :2].square().sum() + second[:, :2].pow(3).sum()).backward()
+        return {name: parameter.grad.clone() for name, parameter in model.trainable_state().items() if parameter.grad is not None}
+
+    plain = gradients_of_both()
+    recompute_layers(model)
+    checkpointed = gradients_of_both()
+    assert plain.keys() == checkpointed.keys()
+    for name in plain:
+        torch.testing.assert_close(checkpointed[name], plain[name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_checkpointing_that_would_lose_the_tasks_is_refused(fresh_model: FreshModel, batch: Batch) -> None:
+    model = fresh_model(stir=7).train()
+    model.trunk.gradient_checkpointing_enable()
+    with pytest.raises(RuntimeError, match=r"RelevanceModel\.enable_gradient_checkpointing"):
+        model(*batch)[:, 0].sum().backward()
 
 
 def count_layer_runs(model: RelevanceModel) -> dict[str, int]:
@@ -183,7 +213,7 @@ def test_folded_into_the_base_weights_a_task_answers_the_same_without_adapters(f
         for layer in adapted_layers(model).values():
             down_RD, up_OR = layer.fold(1)
             layer.base.weight += up_OR @ down_RD
-            layer.up_NOR.zero_()
+            layer.up_ONR.zero_()
     torch.testing.assert_close(stopped_logits(model, ids_BS, mask_BS, task_B), adapted, rtol=1e-4, atol=1e-5)
 
 

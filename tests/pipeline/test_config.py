@@ -10,6 +10,7 @@ import yaml
 from places import ROOT
 from pydantic import ValidationError
 
+from models.config import HydraLoRAConfig, LoRAConfig
 from pipeline.config import RunConfig, build_config, read_config
 from pipeline.errors import ConfigError
 
@@ -39,7 +40,7 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": {"learning_rat": 1}}, "optimizer.learning_rat is not a setting; did you mean optimizer.learning_rate?"),
     ({"split": {"vaild_share": 0.1}}, "split.vaild_share is not a setting; did you mean split.valid_share?"),
     ({"encode": {"max_token": 8}}, "encode.max_token is not a setting; did you mean encode.max_tokens?"),
-    ({"adapter": {"rnk": 4}}, "adapter.rnk is not a setting; did you mean adapter.rank?"),
+    ({"adapter": {"rnk": 4}}, "adapter.rnk is not a setting of mtl_lora; did you mean adapter.rank?"),
     ({"backbone": {"sourc": "x"}}, "backbone.sourc is not a setting; did you mean backbone.source?"),
     ({"tasks": [TASK, {**TASK, "name": "b", "lables": []}]}, "tasks.1.lables is not a setting; did you mean tasks.1.labels?"),
     (
@@ -49,7 +50,9 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"sources": [{"kind": "esci", "path": "x", "pth": "x"}]}, "sources.0.pth is not a setting; did you mean sources.0.path?"),
     ({"registry": {"model": "m", "tracking": "x"}}, "registry.tracking is not a setting; did you mean registry.tracking_uri?"),
     ({"optimizer": {"zzz": 1}}, "optimizer.zzz is not a setting; known here: gradient_clipping, head_learning_rate, learning_rate"),
-    ({"adapter": {"zzz": 1}}, "adapter.zzz is not a setting; known here: lora_alpha, mixture_temperature, num_up_projections"),
+    ({"adapter": {"zzz": 1}}, "adapter.zzz is not a setting of mtl_lora; known here: layers_to_transform, lora_alpha, lora_dropout, method,"),
+    ({"adapter": {"method": "lora", "mixture_temperature": 1}}, "adapter.mixture_temperature is not a setting of lora; known here: layers_to_tr"),
+    ({"adapter": {"method": "dora", "lora_alpa": 1}}, "adapter.lora_alpa is not a setting of dora; did you mean adapter.lora_alpha?"),
     # words that also name kinds of source
     ({"esci": {"path": "x"}}, "esci is not a setting"),
     ({"sample": 1}, "sample is not a setting"),
@@ -76,6 +79,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"split": {"valid_share": 0.4, "test_share": 0.6}}, "split: valid_share + test_share must stay below 1"),
     ({"split": {"test_share": 0}}, "split.test_share: Input should be greater than 0 (given 0)"),
     ({"adapter": {"rank": 0}}, "adapter: adapter.rank must be at least 1, not 0"),
+    ({"adapter": {"lora_alpha": float("nan")}}, "adapter: adapter.lora_alpha must be a finite number above 0, not nan"),
+    ({"adapter": {"lora_dropout": 1}}, "adapter: adapter.lora_dropout must be at least 0 and below 1, not 1"),
+    ({"adapter": {"target_modules": "q_proj"}}, "adapter.target_modules must be a list of names or all-linear, not 'q_proj'"),
+    ({"adapter": {"target_modules": []}}, "adapter.target_modules is empty; name at least one linear"),
+    ({"adapter": {"layers_to_transform": [-1]}}, "adapter.layers_to_transform must list layers counted from 0"),
+    ({"adapter": {"task_layers": 0}}, "adapter.task_layers must be at least 1, not 0"),
+    ({"adapter": {"method": "moe_lora", "num_experts": 3}}, "adapter.num_experts, 3, must divide adapter.rank, 8"),
+    ({"adapter": {"method": "mtlora", "task_scale": 0}}, "adapter.task_scale must be a finite number above 0, not 0"),
+    ({"adapter": {"method": "lorra"}}, "adapter: Input tag 'lorra' found using 'method' does not match any of the expected tags: 'mtl_lora', 'lora'"),
     ({"backbone": {"dtype": "float16"}}, "backbone.dtype: Input should be 'auto', 'float32' or 'bfloat16' (given 'float16')"),
     ({"deepspeed": {"zero_stage": 4}}, "deepspeed.zero_stage: Input should be 0, 1, 2 or 3"),
     ({"training": {"epochs": float("inf")}}, "training.epochs: Input should be a finite number"),
@@ -118,6 +130,9 @@ OVERRIDES: list[tuple[str, Callable[[RunConfig], Any], Any]] = [
     ("training.use_gpu=true", lambda c: c.training.use_gpu, True),
     ("adapter.target_modules=[q_proj, v_proj]", lambda c: c.adapter.target_modules, ("q_proj", "v_proj")),
     ("adapter.lora_alpha=1e1", lambda c: c.adapter.lora_alpha, 10.0),
+    ("adapter.target_modules=all-linear", lambda c: c.adapter.target_modules, "all-linear"),
+    ("adapter={method: hydra_lora, rank: 4}", lambda c: c.adapter, HydraLoRAConfig(rank=4)),
+    ("adapter.method=lora", lambda c: c.adapter, LoRAConfig()),
     ("backbone.revision=null", lambda c: c.backbone.revision, None),
     ("backbone.source=org/name", lambda c: c.backbone.source, "org/name"),
     ("tasks.0.template=A=B {query} {ad_title}", lambda c: c.tasks[0].template, "A=B {query} {ad_title}"),

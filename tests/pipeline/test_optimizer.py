@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.backbone import load_backbone
-from models.config import AdapterConfig, BackboneConfig, ModelConfig
+from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
 from models.relevance import RelevanceModel, build_model
 from pipeline.config import OptimizerConfig
 from pipeline.optimizer import build_optimizer, rate_share
@@ -16,7 +16,7 @@ CONFIG = OptimizerConfig(learning_rate=1e-3, head_learning_rate=5e-3, weight_dec
 @pytest.fixture(scope="module")
 def model(tiny_llama: Path) -> RelevanceModel:
     backbone = BackboneConfig(source=str(tiny_llama), dtype="float32")
-    return build_model(ModelConfig(backbone, AdapterConfig(rank=2), (2, 4)), load_backbone(backbone), seed=0)
+    return build_model(ModelConfig(backbone, MTLLoRAConfig(rank=2), (2, 4)), load_backbone(backbone), seed=0)
 
 
 def settings_by_name(model: RelevanceModel) -> dict[str, tuple[float, float]]:
@@ -34,7 +34,7 @@ def test_every_trained_tensor_is_optimised_once_and_the_backbone_never(model: Re
 
 
 def test_only_projections_decay_and_only_heads_have_their_own_rate(model: RelevanceModel) -> None:
-    expected = {"down_RD": (1e-3, 0.1), "up_NOR": (1e-3, 0.1), "transform": (1e-3, 0.0), "mix_TN": (1e-3, 0.0)}
+    expected = {"down_RD": (1e-3, 0.1), "up_ONR": (1e-3, 0.1), "transform": (1e-3, 0.0), "mix_TN": (1e-3, 0.0)}
     expected |= {"weight_KD": (5e-3, 0.0), "bias_K": (5e-3, 0.0)}
     found = settings_by_name(model)
     assert {name.rpartition(".")[2] for name in found} == set(expected)

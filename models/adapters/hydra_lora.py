@@ -1,0 +1,48 @@
+"""HydraLoRA (Tian et al., NeurIPS 2024, arXiv 2404.19245):  y = W x + s sum_i softmax(G x)_i B_i A x
+
+Shape legend: D width in, O width out, R rank, N up-projections.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.adapters.adapted_linear import AdaptedLinear, NotMergeableError, ParameterGroup, uniform
+from models.adapters.routing import TaskRouting
+from models.config import HydraLoRAConfig
+
+
+class HydraLoRALinear(AdaptedLinear):
+    """Up-projections mixed token by token; the task plays no part."""
+
+    TASK_DEPENDENT = False
+    GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_RD": "projections", "up_ONR": "projections", "router_ND": "mixtures"}
+
+    def __init__(self, base: nn.Linear, num_tasks: int, config: HydraLoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+        super().__init__(base, config, routing)
+        R, N, D, O = config.rank, config.num_up_projections, base.in_features, base.out_features  # noqa: E741
+        self.down_RD = nn.Parameter(uniform((R, D), 1 / math.sqrt(D), generator))
+        self.up_ONR = nn.Parameter(torch.zeros(O, N, R))
+        self.router_ND = nn.Parameter(uniform((N, D), 1 / math.sqrt(D), generator))
+
+    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
+        u = functional.linear(x, self.down_RD.to(x.dtype))
+        # the softmax in float32 at least: in bfloat16 shares of a token need not sum to 1
+        logits = functional.linear(x, self.router_ND.to(x.dtype))
+        share = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).to(u.dtype)
+        return (share.unsqueeze(-1) * u.unsqueeze(-2)).flatten(-2)
+
+    def up_OK(self) -> torch.Tensor:
+        return self.up_ONR.flatten(1)
+
+    @staticmethod
+    def parameter_count(width_in: int, width_out: int, num_tasks: int, config: HydraLoRAConfig) -> int:
+        """r D + n r O + n D"""
+        n = config.num_up_projections
+        return config.rank * width_in + n * config.rank * width_out + n * width_in
+
+    def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotMergeableError("hydra_lora mixes its up-projections anew for each token, so no weight stands for a task; keep the adapter apart")

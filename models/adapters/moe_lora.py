@@ -1,0 +1,55 @@
+"""MOELoRA (Liu et al., SIGIR 2024, arXiv 2310.18339):  y = W x + s sum_e softmax(G v_t)_e B_e A_e x, each expert of rank r / E
+
+Shape legend: D width in, O width out, R rank of all experts together, E experts, V width of a task's embedding, T tasks.
+
+The gate reads the task alone, so it scales coordinates in rank space and all experts are one dense product. The published code
+embeds one task more than there are; that row, which nothing trains, is left out.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
+from models.adapters.routing import TaskRouting
+from models.config import MoELoRAConfig
+
+
+class MoELoRALinear(AdaptedLinear):
+    """Experts that all tasks share, each task with its own weights of them."""
+
+    TASK_DEPENDENT = True
+    GROUPS: ClassVar[dict[str, ParameterGroup]] = {
+        "down_RD": "projections", "up_OR": "projections", "task_TV": "mixtures", "gate_EV": "mixtures",
+    }  # fmt: skip
+
+    def __init__(self, base: nn.Linear, num_tasks: int, config: MoELoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+        super().__init__(base, config, routing)
+        R, E, V, D, O = config.rank, config.num_experts, config.task_embedding_width, base.in_features, base.out_features  # noqa: E741
+        self.down_RD = nn.Parameter(torch.randn(R, D, generator=generator) * 0.01)
+        self.up_OR = nn.Parameter(torch.zeros(O, R))
+        self.task_TV = nn.Parameter(torch.randn(num_tasks, V, generator=generator))
+        self.gate_EV = nn.Parameter(uniform((E, V), V**-0.5, generator))
+
+    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
+        u = functional.linear(x, self.down_RD.to(x.dtype))
+        return u * self.routing.gather_like(self.weights_TR().to(u.dtype), u)
+
+    def up_OK(self) -> torch.Tensor:
+        return self.up_OR
+
+    def weights_TR(self) -> torch.Tensor:
+        """Each task's weight of the expert that a coordinate belongs to."""
+        weights_TE = torch.softmax(functional.linear(self.task_TV, self.gate_EV), dim=-1)
+        return weights_TE.repeat_interleave(self.config.rank // self.config.num_experts, dim=-1)
+
+    @staticmethod
+    def parameter_count(width_in: int, width_out: int, num_tasks: int, config: MoELoRAConfig) -> int:
+        """r (D + O) + T v + v E"""
+        return config.rank * (width_in + width_out) + (num_tasks + config.num_experts) * config.task_embedding_width
+
+    def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rank R: the gate's weights go into the up-projections."""
+        return self.down_RD, self.up_OR * self.weights_TR()[task_index] * self.scale

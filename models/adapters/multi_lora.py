@@ -1,0 +1,44 @@
+"""MultiLoRA (Wang et al., 2023, arXiv 2311.11501):  y = W x + s sum_i diag(c_i) B_i A_i x
+
+Shape legend: D width in, O width out, R rank, N pairs, K = N * R.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
+from models.adapters.routing import TaskRouting
+from models.config import MultiLoRAConfig
+
+
+class MultiLoRALinear(AdaptedLinear):
+    """Several pairs for all tasks. Both projections start random and the output scales c at zero, so no pair starts like another."""
+
+    TASK_DEPENDENT = False
+    GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_NRD": "projections", "up_ONR": "projections", "gain_ON": "transforms"}
+
+    def __init__(self, base: nn.Linear, num_tasks: int, config: MultiLoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+        super().__init__(base, config, routing)
+        R, N, D, O = config.rank, config.num_pairs, base.in_features, base.out_features  # noqa: E741
+        self.down_NRD = nn.Parameter(uniform((N, R, D), 1 / math.sqrt(D), generator))
+        self.up_ONR = nn.Parameter(uniform((O, N, R), 1 / math.sqrt(R), generator))
+        self.gain_ON = nn.Parameter(torch.zeros(O, N))
+
+    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.down_NRD.flatten(0, 1).to(x.dtype))
+
+    def up_OK(self) -> torch.Tensor:
+        return (self.gain_ON.unsqueeze(-1) * self.up_ONR).flatten(1)
+
+    @staticmethod
+    def parameter_count(width_in: int, width_out: int, num_tasks: int, config: MultiLoRAConfig) -> int:
+        """n (r (D + O) + O)"""
+        return config.num_pairs * (config.rank * (width_in + width_out) + width_out)
+
+    def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rank n * r."""
+        return self.down_NRD.flatten(0, 1), self.up_OK() * self.scale

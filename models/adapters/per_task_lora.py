@@ -1,0 +1,53 @@
+"""A LoRA pair for each task:  y = W x + s B_t A_t x
+
+Shape legend: D width in, O width out, R rank, T tasks, K = T * R.
+
+All tasks' pairs are applied as one dense product, with the coordinates of other tasks set to zero: exact for any mix of tasks, rows or
+tokens, at the price of T times LoRA's products.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
+from models.adapters.routing import TaskRouting
+from models.config import PerTaskLoRAConfig
+
+
+class PerTaskLoRALinear(AdaptedLinear):
+    """As many pairs as tasks."""
+
+    TASK_DEPENDENT = True
+    GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_TRD": "projections", "up_OTR": "projections"}
+
+    def __init__(self, base: nn.Linear, num_tasks: int, config: PerTaskLoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+        super().__init__(base, config, routing)
+        R, T, D, O = config.rank, num_tasks, base.in_features, base.out_features  # noqa: E741
+        self.down_TRD = nn.Parameter(uniform((T, R, D), 1 / math.sqrt(D), generator))
+        self.up_OTR = nn.Parameter(torch.zeros(O, T, R))
+
+    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
+        return own_coordinates(x, self.down_TRD, self.routing)
+
+    def up_OK(self) -> torch.Tensor:
+        return self.up_OTR.flatten(1)
+
+    @staticmethod
+    def parameter_count(width_in: int, width_out: int, num_tasks: int, config: PerTaskLoRAConfig) -> int:
+        """T r (D + O)"""
+        return num_tasks * config.rank * (width_in + width_out)
+
+    def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.down_TRD[task_index], self.up_OTR[:, task_index] * self.scale
+
+
+def own_coordinates(x: torch.Tensor, down_TRD: torch.Tensor, routing: TaskRouting) -> torch.Tensor:
+    """(.., D) -> (.., T*R): the coordinates under each row's own down-projection, zero in the places of other tasks."""
+    num_tasks, rank, _ = down_TRD.shape
+    u = functional.linear(x, down_TRD.flatten(0, 1).to(x.dtype))
+    own_TT = torch.eye(num_tasks, dtype=u.dtype, device=u.device)
+    return (u.unflatten(-1, (num_tasks, rank)) * routing.gather_like(own_TT, u).unsqueeze(-1)).flatten(-2)

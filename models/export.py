@@ -1,0 +1,181 @@
+"""One task of a model in other tools' formats: a PEFT LoRA adapter, or full weights without any adapter.
+
+Decoders are written as transformers' sequence classification of their family, whose `score` is the task's head; encoders, for which
+no such class pools as ours, as the bare trunk with the head in a file of its own. Each folder's README.md says how to load it.
+
+Shape legend: B rows, S tokens, D width, K rank, O width out, C labels of the task.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from models.adapters.adapted_linear import AdaptedLinear
+from models.adapters.dora import DoRALinear
+from models.inject import adapted_layers
+from models.merge import check_task, merge_task, task_head
+from models.relevance import RelevanceModel
+
+HEAD_FILE = "head.safetensors"
+
+
+def export_peft(model: RelevanceModel, task_index: int, folder: Path, base_source: str, pad_id: int) -> None:
+    """Write adapter_model.safetensors, adapter_config.json and README.md into `folder`, for `peft.PeftModel.from_pretrained`.
+
+    Pairs of lower rank are filled up with zeros, since not every server reads ranks layer by layer; the factor is inside lora_B.
+    NotMergeableError: the method is no LoRA for a task. ValueError: no such task.
+    """
+    check_task(model, task_index)
+    layers = adapted_layers(model.trunk)
+    pairs = {name: peft_pair(layer, task_index) for name, layer in layers.items()}
+    rank = max(down_KD.shape[0] for down_KD, _ in pairs.values())
+    prefix = "base_model.model." + trunk_prefix(model)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (down_KD, up_OK) in pairs.items():
+        tensors[f"{prefix}{name}.lora_A.weight"] = torch.nn.functional.pad(down_KD, (0, 0, 0, rank - down_KD.shape[0]))
+        tensors[f"{prefix}{name}.lora_B.weight"] = torch.nn.functional.pad(up_OK, (0, rank - up_OK.shape[1]))
+    magnitudes = {name: layer.magnitude_O for name, layer in layers.items() if isinstance(layer, DoRALinear)}
+    tensors |= {f"{prefix}{name}.lora_magnitude_vector": magnitude_O for name, magnitude_O in magnitudes.items()}
+    head = task_head(model, task_index).state_dict()
+    if model.pooling == "last":
+        tensors |= {f"base_model.model.score.{name}": tensor for name, tensor in head.items()}
+    else:
+        write_tensors(folder / HEAD_FILE, head)
+    write_tensors(folder / "adapter_model.safetensors", tensors)
+    write_json(folder / "adapter_config.json", peft_config(model, rank, base_source, bool(magnitudes)))
+    (folder / "README.md").write_text(readme(model, task_index, base_source, pad_id, "peft"), encoding="utf-8")
+
+
+def export_merged(model: RelevanceModel, task_index: int, folder: Path, base_source: str, pad_id: int) -> None:
+    """Write config.json, model.safetensors and README.md into `folder`: the task's model with its adapters in the weights.
+
+    NotMergeableError, ValueError: as `merge_task` says.
+    """
+    merged = merge_task(model, task_index)
+    prefix, head = trunk_prefix(model), merged.head.state_dict()
+    tensors = {prefix + name: tensor for name, tensor in merged.trunk.state_dict().items()}
+    if model.pooling == "last":
+        tensors |= {f"score.{name}": tensor for name, tensor in head.items()}
+    else:
+        write_tensors(folder / HEAD_FILE, head)
+    write_tensors(folder / "model.safetensors", tensors)
+    trunk: Any = model.trunk
+    config = type(trunk.config).from_dict(trunk.config.to_dict())
+    config.architectures = [(sequence_class(model) if model.pooling == "last" else type(model.trunk)).__name__]
+    config.num_labels = len(head["bias"])
+    config.save_pretrained(folder)
+    (folder / "README.md").write_text(readme(model, task_index, base_source, pad_id, "merged"), encoding="utf-8")
+
+
+def peft_pair(layer: AdaptedLinear, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(K, D) and (O, K): the layer as PEFT's lora_A and lora_B of scaling 1. DoRA's pair turns directions; its magnitudes go beside it."""
+    if isinstance(layer, DoRALinear):
+        return layer.down_RD, layer.up_OR * layer.scale
+    return layer.fold(task_index)
+
+
+def peft_config(model: RelevanceModel, rank: int, base_source: str, use_dora: bool) -> dict[str, Any]:
+    """The fields of peft.LoraConfig that say how to load the tensors."""
+    decoder = model.pooling == "last"
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if decoder else "FEATURE_EXTRACTION",
+        "base_model_name_or_path": base_source,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_dora": use_dora,
+        "use_rslora": False,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "target_modules": peft_targets(model),
+        "modules_to_save": ["score"] if decoder else None,
+    }
+
+
+def peft_targets(model: RelevanceModel) -> list[str]:
+    """The adapted linears by the end of their names where that says exactly them, by full names otherwise."""
+    adapted = set(adapted_layers(model.trunk))
+    linears = {name.removesuffix(".base") for name, module in model.trunk.named_modules() if isinstance(module, torch.nn.Linear)}
+    ends = sorted({name.rpartition(".")[2] for name in adapted})
+    if {name for name in linears if name.rpartition(".")[2] in ends} == adapted:
+        return ends
+    return sorted(trunk_prefix(model) + name for name in adapted)
+
+
+def trunk_prefix(model: RelevanceModel) -> str:
+    """Where the trunk lies in the class that the export is for."""
+    return f"{sequence_class(model).base_model_prefix}." if model.pooling == "last" else ""
+
+
+def sequence_class(model: RelevanceModel) -> Any:
+    """transformers' sequence classification of the trunk's family. ValueError: there is none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    trunk: Any = model.trunk
+    if type(trunk.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(f"transformers has no sequence classification for {trunk.config.model_type}; this backbone cannot be exported")
+    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(trunk.config)]
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """safetensors that transformers and peft read."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+DECODER_PEFT = '''import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels={num_labels}, pad_token_id={pad_id}, dtype=torch.float32)
+base.score.bias = torch.nn.Parameter(torch.zeros({num_labels}))  # the class has a head without one
+model = PeftModel.from_pretrained(base, folder).eval()
+logits = model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, {num_labels})
+'''
+DECODER_MERGED = '''import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+model = AutoModelForSequenceClassification.from_pretrained(folder, pad_token_id={pad_id}, dtype=torch.float32).eval()
+model.score.bias = torch.nn.Parameter(load_file(f"{{folder}}/model.safetensors")["score.bias"])  # the class has a head without one
+logits = model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, {num_labels})
+'''
+ENCODER_LOGITS = '''head = load_file(f"{{folder}}/head.safetensors")
+states = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+mask = attention_mask.unsqueeze(-1).float()
+logits = (states * mask).sum(1) / mask.sum(1) @ head["weight"].T + head["bias"]  # (B, {num_labels})
+'''
+ENCODER_PEFT = '''import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+model = PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}, dtype=torch.float32), folder).eval()
+''' + ENCODER_LOGITS
+ENCODER_MERGED = '''import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+''' + ENCODER_LOGITS
+LOADING = {("last", "peft"): DECODER_PEFT, ("last", "merged"): DECODER_MERGED, ("mean", "peft"): ENCODER_PEFT, ("mean", "merged"): ENCODER_MERGED}
+
+
+def readme(model: RelevanceModel, task_index: int, base_source: str, pad_id: int, format_: str) -> str:
+    """How to load the folder, for people."""
+    num_labels = model.heads.num_labels_T[task_index]
+    code = LOADING[model.pooling, format_].format(base=base_source, num_labels=num_labels, pad_id=pad_id)
+    what = "A LoRA adapter and a head" if format_ == "peft" else "A model"
+    return (
+        f"# {what} for one task of query-ad relevance\n\nBase model: `{base_source}`. Pad on the right. Labels count from worst to best.\n\n"
+        f'```python\nfolder = "."\n{code}```\n'
+    )

@@ -1,0 +1,62 @@
+"""Problems of a config in sentences: which setting, where, and what it may be."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+TAGS = {"sources": ("kind", 2), "adapter": ("method", 1)}  # settings that come in kinds: what names the kind, and its place in pydantic's path
+
+
+def explain(problem: Any, root: Any) -> str:
+    """One of pydantic's problems with a config of type `root`; an unknown key gets the nearest known one."""
+    path, kind_name = without_kind(problem["loc"])
+    name = ".".join(str(part) for part in path)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        parent = path[:-1]
+        known = settings_under(parent, root, kind_name)
+        near = difflib.get_close_matches(str(path[-1]), known, n=1)
+        hint = f"; did you mean {'.'.join([*map(str, parent), near[0]])}?" if near else f"; known here: {', '.join(known)}"
+        of_kind = f" of {kind_name}" if kind_name and path[:1] == ["adapter"] else ""
+        return f"{name} is not a setting{of_kind}{hint}"
+    if problem["type"] == "missing":
+        return f"{name} is required"
+    shown = name and not isinstance(problem["input"], dict) and not field_types(type(problem["input"]))
+    given = f" (given {problem['input']!r})" if shown else ""
+    return (f"{name}: " if name else "") + problem["msg"].removeprefix("Value error, ") + given
+
+
+def without_kind(loc: Sequence[str | int]) -> tuple[list[str | int], str | None]:
+    """pydantic's path without the name of a kind in it, which is no setting; and that name."""
+    place = TAGS.get(str(loc[0]), ("", len(loc)))[1] if loc else 0
+    if len(loc) <= place:
+        return list(loc), None
+    return [*loc[:place], *loc[place + 1 :]], str(loc[place])
+
+
+def settings_under(path: Sequence[str | int], root: Any, kind_name: str | None = None) -> list[str]:
+    """Names of the settings below a dotted path of a config, of one kind where they come in kinds."""
+    blocks: list[Any] = [root]
+    for part in path:
+        if isinstance(part, str):
+            blocks = [inner for block in blocks for inner in blocks_in(field_types(block).get(part))]
+    if kind_name and path:
+        tag = TAGS[str(path[0])][0]
+        blocks = [block for block in blocks if kind_name in get_args(field_types(block).get(tag))]
+    return sorted({name for block in blocks for name in field_types(block)})
+
+
+def field_types(kind: Any) -> dict[str, Any]:
+    """Field names and types of a pydantic model or a dataclass."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    return {name: field.type for name, field in getattr(kind, "__dataclass_fields__", {}).items() if field._field_type.name == "_FIELD"}
+
+
+def blocks_in(annotation: Any) -> Iterator[Any]:
+    """The config blocks inside a type such as tuple[Task, ...] or A | B."""
+    if isinstance(annotation, type) and field_types(annotation):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from blocks_in(inner)

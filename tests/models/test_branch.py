@@ -1,0 +1,143 @@
+"""All tasks in one pass, tasks in the last layers alone, rows laid end to end: each equal to the plain way."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from models.adapters.lora import LoRALinear
+from models.adapters.mtl_lora import MTLLoRALinear
+from models.adapters.mtlora import MTLoRALinear
+from models.config import (
+    DoRAConfig,
+    HydraLoRAConfig,
+    LoRAConfig,
+    MoELoRAConfig,
+    MTLLoRAConfig,
+    MTLoRAConfig,
+    MultiLoRAConfig,
+    PerTaskLoRAConfig,
+)
+from models.inject import adapted_layers
+from models.relevance import RelevanceModel
+
+FreshModel = Callable[..., RelevanceModel]
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+METHODS = (MTLLoRAConfig, LoRAConfig, PerTaskLoRAConfig, MultiLoRAConfig, MoELoRAConfig, HydraLoRAConfig, DoRAConfig, MTLoRAConfig)
+KINDS = ("llama", "bert")
+BRANCHING: list[tuple[Any, dict[str, Any]]] = [
+    (MTLLoRAConfig, {"task_layers": 1}),
+    (MTLLoRAConfig, {"task_layers": 2}),
+    (MTLLoRAConfig, {}),
+    (MTLoRAConfig, {"task_layers": 1}),
+    (MTLoRAConfig, {"task_layers": 1, "mode": "matrix"}),
+    *[(method, {}) for method in METHODS[1:7]],
+]
+
+
+def task_of_all(task: int, batch: Batch) -> torch.Tensor:
+    return torch.full((len(batch[0]),), task)
+
+
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """Logits beyond a task's labels as 0."""
+    return logits.masked_fill(logits == float("-inf"), 0.0)
+
+
+def weighted_sum(logits: dict[int, torch.Tensor]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(8)
+    return sum(((finite(logits[task]) * torch.randn(logits[task].shape, generator=generator)).sum() for task in sorted(logits)), torch.zeros(()))
+
+
+def all_gradients(model: RelevanceModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.trainable_state().items() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize(("method", "settings"), BRANCHING, ids=[f"{m.__name__}-{s}" for m, s in BRANCHING])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recompute", (False, True), ids=("kept", "recomputed"))
+def test_judging_all_tasks_at_once_equals_a_pass_for_each(
+    fresh_model: FreshModel, batch: Batch, kind: str, method: Any, settings: dict[str, Any], recompute: bool
+) -> None:
+    model = fresh_model(kind, stir=7, method=method, **settings)
+    ids_BS, mask_BS, _ = batch
+    expected = {task: model(ids_BS, mask_BS, task_of_all(task, batch)) for task in range(3)}
+    grad_expected = all_gradients(model, weighted_sum(expected))
+    if recompute:
+        model.enable_gradient_checkpointing()
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True
+    found = model.judge_all(ids_BS, mask_BS)
+    assert found.keys() == expected.keys()
+    for task in found:
+        torch.testing.assert_close(found[task], expected[task], rtol=1e-5, atol=1e-5)
+    grad_found = all_gradients(model, weighted_sum(found))
+    assert grad_found.keys() == grad_expected.keys()
+    for name in grad_found:
+        torch.testing.assert_close(grad_found[name], grad_expected[name], rtol=1e-4, atol=1e-4 * float(grad_expected[name].abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", (slice(0, 1), slice(0, 3)), ids=("one row", "as many rows as tasks"))
+def test_few_rows_are_branched_like_many(fresh_model: FreshModel, batch: Batch, kind: str, rows: slice) -> None:
+    model = fresh_model(kind, stir=7, task_layers=1)
+    ids_BS, mask_BS = batch[0][rows], batch[1][rows]
+    for task, logits in model.judge_all(ids_BS, mask_BS).items():
+        torch.testing.assert_close(logits, model(ids_BS, mask_BS, torch.full((len(ids_BS),), task)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("settings", "expected"), (({"task_layers": 1}, [6, 18]), ({}, [18, 18]), ({"method": LoRAConfig}, [6, 6])))
+def test_rows_run_once_below_the_first_layer_that_knows_tasks_and_once_a_task_from_there(
+    fresh_model: FreshModel, batch: Batch, settings: dict[str, Any], expected: list[int]
+) -> None:
+    model = fresh_model("llama", stir=7, **settings)
+    seen: list[int] = []
+    for layer in model.trunk.layers:
+        layer.self_attn.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(kwargs["hidden_states"])), with_kwargs=True)
+    model.judge_all(batch[0], batch[1])
+    assert seen == expected
+
+
+def test_a_plain_pass_after_judging_all_is_as_before(fresh_model: FreshModel, batch: Batch) -> None:
+    model = fresh_model(stir=7, task_layers=1)
+    before = model(*batch)
+    model.judge_all(batch[0], batch[1])
+    assert torch.equal(model(*batch), before)
+
+
+def test_task_terms_are_in_the_last_layers_and_plain_lora_below(fresh_model: FreshModel) -> None:
+    for method, upper in ((MTLLoRAConfig, MTLLoRALinear), (MTLoRAConfig, MTLoRALinear)):
+        layers = adapted_layers(fresh_model(method=method, task_layers=1))
+        assert {type(layer) for name, layer in layers.items() if ".layers.0." in name} == {LoRALinear}
+        assert {type(layer) for name, layer in layers.items() if ".layers.1." in name} == {upper}
+        assert len({layer.scale for layer in layers.values()}) == 1
+
+
+def test_tasks_below_the_task_layers_share_everything(fresh_model: FreshModel, batch: Batch) -> None:
+    model = fresh_model(stir=7, task_layers=1)
+    states = []
+    model.trunk.layers[0].register_forward_hook(lambda _, __, output: states.append(output))
+    for task in range(3):
+        model(batch[0], batch[1], task_of_all(task, batch))
+    assert torch.equal(states[0], states[1]) and torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_rows_end_to_end_are_judged_as_padded_ones(fresh_model: FreshModel, batch: Batch, method: Any) -> None:
+    ids_BS, mask_BS, task_B = batch
+    model = fresh_model(stir=7, method=method)
+    expected = model(ids_BS, mask_BS, task_B)
+    grad_expected = all_gradients(model, weighted_sum({0: expected}))
+    found = model.judge_packed(ids_BS[mask_BS.bool()], mask_BS.sum(dim=1), task_B)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient in all_gradients(model, weighted_sum({0: found})).items():
+        torch.testing.assert_close(gradient, grad_expected[name], rtol=1e-4, atol=1e-4 * float(grad_expected[name].abs().max()), msg=name)
+
+
+def test_rows_cannot_be_packed_for_an_encoder(fresh_model: FreshModel, batch: Batch) -> None:
+    with pytest.raises(ValueError, match="for decoders only; pad them"):
+        fresh_model("bert").judge_packed(batch[0].flatten(), torch.full((6,), 7), batch[2])

@@ -1,0 +1,90 @@
+"""What other tools load is what was trained: the README of each exported folder is run as it stands."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.adapters.adapted_linear import NotMergeableError
+from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MoELoRAConfig, MTLoRAConfig, MultiLoRAConfig, PerTaskLoRAConfig
+from models.export import export_merged, export_peft
+from models.relevance import RelevanceModel
+
+FreshModel = Callable[..., RelevanceModel]
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"transform": "diagonal", "use_rslora": True},
+    {"task_layers": 1},
+    {"layers_to_transform": (1,)},
+    {"target_modules": "all-linear"},
+    *[{"method": method} for method in (LoRAConfig, PerTaskLoRAConfig, MultiLoRAConfig, MoELoRAConfig, DoRAConfig, MTLoRAConfig)],
+]
+
+
+def run_readme(folder: Path, batch: Batch) -> torch.Tensor:
+    """The logits that the folder's README computes."""
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {"input_ids": batch[0], "attention_mask": batch[1]}
+    exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), names)  # noqa: S102
+    return names["logits"].detach()
+
+
+def of_task(model: RelevanceModel, batch: Batch, task: int) -> torch.Tensor:
+    return model(batch[0], batch[1], torch.full((6,), task))[:, : model.heads.num_labels_T[task]].detach()
+
+
+@pytest.mark.parametrize("kind", ("llama", "bert"))
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_peft_loads_each_task_s_adapter_with_equal_logits(
+    fresh_model: FreshModel, trunk_dirs: dict[str, Path], batch: Batch, tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    model = fresh_model(kind, stir=7, **settings)
+    for task in range(3):
+        folder = tmp_path / str(task)
+        folder.mkdir()
+        export_peft(model, task, folder, str(trunk_dirs[kind]), pad_id=0)
+        torch.testing.assert_close(run_readme(folder, batch), of_task(model, batch, task), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ("llama", "bert"))
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_transformers_loads_each_task_s_merged_model_with_equal_logits(
+    fresh_model: FreshModel, batch: Batch, tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    model = fresh_model(kind, stir=7, **settings)
+    for task in range(3):
+        folder = tmp_path / str(task)
+        folder.mkdir()
+        export_merged(model, task, folder, "base", pad_id=0)
+        torch.testing.assert_close(run_readme(folder, batch), of_task(model, batch, task), rtol=2e-5, atol=2e-5)
+
+
+def test_adapter_of_a_decoder_has_the_files_and_names_that_peft_writes(fresh_model: FreshModel, tmp_path: Path) -> None:
+    export_peft(fresh_model(stir=7), 1, tmp_path, "some/base", pad_id=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+    shapes = {name: tuple(t.shape) for name, t in load_file(tmp_path / "adapter_model.safetensors").items()}
+    assert shapes["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] == (4, 32)
+    assert shapes["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"] == (16, 4)
+    assert shapes["base_model.model.score.weight"] == (3, 32) and shapes["base_model.model.score.bias"] == (3,)
+    assert len(shapes) == 2 * 2 * 2 + 2
+
+
+def test_adapter_s_rank_is_that_of_one_up_projection(fresh_model: FreshModel, tmp_path: Path) -> None:
+    export_peft(fresh_model(stir=7, num_up_projections=3), 0, tmp_path, "some/base", pad_id=0)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_token_routed_method_is_refused_and_nothing_is_written(fresh_model: FreshModel, tmp_path: Path) -> None:
+    model = fresh_model(stir=7, method=HydraLoRAConfig)
+    for write in (export_peft, export_merged):
+        with pytest.raises(NotMergeableError, match="hydra_lora"):
+            write(model, 0, tmp_path, "some/base", 0)
+    assert not list(tmp_path.iterdir())
