@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -123,6 +123,21 @@ def score(config: ConfigOption, overrides: SetOption = None) -> None:
     from jobs.score import run_score
 
     execute(config, overrides, run_score)
+
+
+@app.command()
+def export(
+    config: ConfigOption,
+    task: Annotated[str, typer.Option("--task", help="Task to export.", show_default=False)],
+    export_format: Annotated[Literal["peft", "merged"], typer.Option("--format", help="peft: a LoRA adapter. merged: full weights.")] = "peft",
+    version: Annotated[str | None, typer.Option("--version", help="Registered version; the champion if not given.", show_default=False)] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write; below the run's folder if not given.", show_default=False)] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write one task of a version as a PEFT LoRA adapter or as a plain model, for other tools to load."""
+    from jobs.export import run_export
+
+    execute(config, overrides, lambda c, console: run_export(c, task, export_format, version, out_dir, console))
 
 
 def execute(config_path: Path, overrides: list[str] | None, stage: Stage) -> None:

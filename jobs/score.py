@@ -6,7 +6,7 @@ from jobs.cluster import ray_cluster
 from pipeline.config import RunConfig
 from pipeline.errors import RelevanceError
 from pipeline.logs import Console
-from pipeline.registry import Champion, resolve_champion
+from pipeline.registry import FetchedVersion, resolve_champion
 from pipeline.score import Unit, plan_units, run_scoring
 
 
@@ -20,7 +20,7 @@ def run_score(config: RunConfig, console: Console) -> dict[str, Any]:
     return {"scores": scores_dir, "units_scored": len(to_do), "units_already_published": published, "rows_scored": rows}
 
 
-def run_units(config: RunConfig, champion: Champion, to_do: list[Unit], console: Console) -> int:
+def run_units(config: RunConfig, champion: FetchedVersion, to_do: list[Unit], console: Console) -> int:
     """Score units on Ray; returns the rows scored. RelevanceError as above."""
     with ray_cluster(config.scoring.num_actors * config.scoring.threads_per_actor), console.progress("score", len(to_do), "partitions") as progress:
 

@@ -17,8 +17,8 @@ BUNDLE_ARTIFACT = "bundle"
 
 
 @dataclass(frozen=True)
-class Champion:
-    """The promoted version and its verified files on this machine."""
+class FetchedVersion:
+    """A registered version and its files on this machine, with the sha256 that they must have."""
 
     version: str
     bundle_dir: Path
@@ -145,23 +145,31 @@ def repair_aliases(client: Any, model: str, log: list[dict[str, Any]]) -> None:
             client.set_registered_model_alias(model, alias, version)
 
 
-def resolve_champion(config: RunConfig) -> Champion:
-    """The champion's bundle, fetched once and verified against the promotion log. ConfigError: nothing was promoted yet."""
-    import mlflow
-
-    client = mlflow_client(config)
+def resolve_champion(config: RunConfig) -> FetchedVersion:
+    """The champion's bundle, fetched once; its sha256 is the promotion log's. ConfigError: nothing was promoted yet."""
     log = read_promotions(config)
     if not log:
         raise ConfigError(f"model {config.registry.model} has no champion; run `relevance promote` first")
-    repair_aliases(client, config.registry.model, log)
-    version, sha256 = log[-1]["version"], log[-1]["bundle_sha256"]
+    repair_aliases(mlflow_client(config), config.registry.model, log)
+    return fetch_bundle(config, log[-1]["version"], log[-1]["bundle_sha256"])
+
+
+def fetch_version(config: RunConfig, version: str) -> FetchedVersion:
+    """A version's bundle, fetched once; its sha256 is the registry's. ConfigError: no such version."""
+    return fetch_bundle(config, version, check_version(mlflow_client(config), config.registry.model, version).tags["bundle_sha256"])
+
+
+def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion:
+    """A version's files, downloaded unless they are here. DamagedInputError: the version holds no bundle."""
+    import mlflow
+
     fetched = config.run_dir / "served" / f"version-{version}-{sha256[:12]}"
     bundle_dir = fetched / "artifacts" / BUNDLE_ARTIFACT
     if not bundle_dir.is_dir():
+        mlflow_client(config)  # sets where models:/ is looked up
         remove_tree(fetched)
         fetched.mkdir(parents=True)
         mlflow.artifacts.download_artifacts(f"models:/{config.registry.model}/{version}", dst_path=str(fetched))
     if not bundle_dir.is_dir():
         raise DamagedInputError(f"version {version} of {config.registry.model} holds no bundle; register its bundle again")
-    return Champion(version, bundle_dir, sha256)
-
+    return FetchedVersion(version, bundle_dir, sha256)

@@ -27,6 +27,7 @@ COMMANDS = {
     "register": {"--config", "--set"},
     "promote": {"--config", "--version", "--set"},
     "score": {"--config", "--set"},
+    "export": {"--config", "--task", "--format", "--version", "--out", "--set"},
 }
 
 

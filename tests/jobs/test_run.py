@@ -2,16 +2,24 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+import torch
 from planted import planted_config, planted_rows, write_config, write_planted, write_rows
 
+from models.bundle import read_bundle
+from pipeline.batches import collate
 from pipeline.commit import read_manifests, read_published
+from pipeline.judge import load_judge
+from pipeline.schema import ROW_SCHEMA
 
 RELEVANCE = [str(Path(sys.executable).with_name("relevance"))]
 
@@ -62,6 +70,50 @@ def test_people_see_progress_and_libraries_are_not_heard(world: Any) -> None:
         assert noise not in finished.stderr and noise not in finished.stdout, noise
 
 
+def test_the_parameters_told_before_training_are_those_trained(world: Any) -> None:
+    root, _, finished = world
+    told = re.search(r"mtl_lora: trainable params: ([\d,]+) \|\| all params: ([\d,]+) \|\| trainable%: ([\d.]+)", finished.stderr)
+    assert told is not None, finished.stderr
+    trainable, total = (int(number.replace(",", "")) for number in told.groups()[:2])
+    bundle = read_bundle(root / "runs" / "planted" / "bundle")
+    assert trainable == bundle.description["training"]["trainable_parameters"] == sum(tensor.numel() for tensor in bundle.tensors.values())
+    assert told.group(3) == f"{100 * trainable / total:.4f}"
+    assert finished.stderr.index("trainable params") < finished.stderr.index("starting 2 workers")
+
+
+@pytest.mark.parametrize("export_format", ("peft", "merged"))
+def test_an_exported_task_gives_the_champion_s_logits_by_the_lines_of_its_readme(world: Any, export_format: str) -> None:
+    root, config, _ = world
+    exported = last_json(relevance("export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root))
+    folder = Path(exported["exported"])
+    assert folder == root / "runs" / "planted" / "exports" / "version-1" / f"three-{export_format}"
+    judge, _ = load_judge(root / "runs" / "planted" / "bundle", exported["bundle_sha256"])
+    rows = pa.Table.from_pylist(planted_rows("three", 6, 10, labelled=False), schema=ROW_SCHEMA)
+    encoded = judge.encode({"three": rows})
+    batch = collate(encoded, np.arange(6), 2, judge.pad_id)
+    names: dict[str, Any] = {"input_ids": batch.input_ids_BS, "attention_mask": batch.mask_BS}
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), names)
+    torch.testing.assert_close(names["logits"].detach().double(), torch.from_numpy(judge.logits(encoded, 4096))[:, :3], rtol=1e-4, atol=1e-4)
+    about = json.loads((folder / "relevance.json").read_text())
+    assert about["task"]["labels"] == ["bad", "fair", "good"] and about["bundle_sha256"] == exported["bundle_sha256"]
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_an_export_over_something_or_of_nothing_is_refused_and_leaves_no_trace(world: Any) -> None:
+    root, config, _ = world
+    (root / "taken").mkdir()
+    cases = [
+        (("--task", "two", "--out", str(root / "taken")), "taken exists already; remove it or name another folder with --out"),
+        (("--task", "four", "--out", str(root / "new")), "task 'four' is not one of version 1's, which are two, three"),
+        (("--task", "two", "--version", "9", "--out", str(root / "new")), "version 9 of model planted is not registered"),
+    ]
+    for arguments, message in cases:
+        refused = relevance("export", "--config", str(config), *arguments, cwd=root)
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+    assert not (root / "new").exists() and not [path for path in root.iterdir() if path.name.endswith(".tmp")]
+
+
 def test_a_second_scoring_of_the_same_pairs_scores_nothing(world: Any) -> None:
     root, config, _ = world
     before = {m["partition"]: m["files"] for m in read_manifests(root / "runs" / "planted" / "scores")}
@@ -97,7 +149,8 @@ def test_mlflow_holds_losses_per_task_metrics_and_the_digests(world: Any) -> Non
     root, _, finished = world
     result = last_json(finished)
     client = mlflow.MlflowClient(result["tracking_uri"], registry_uri=result["tracking_uri"])
-    for name in ("loss", "loss_two", "loss_three", "learning_rate", "rows_per_s"):
+    groups = [f"gradient_norm_{name}" for name in ("projections", "transforms", "mixtures", "heads")]
+    for name in ("loss", "loss_two", "loss_three", "learning_rate", "rows_per_s", "gradient_norm", *groups):
         assert len(client.get_metric_history(result["mlflow_run"], name)) == result["steps"], name
     run = client.get_run(result["mlflow_run"])
     assert run.info.status == "FINISHED"

@@ -1,6 +1,7 @@
 """All tasks in one pass, tasks in the last layers alone, rows laid end to end: each equal to the plain way."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from models.adapters.lora import LoRALinear
 from models.adapters.mtl_lora import MTLLoRALinear
 from models.adapters.mtlora import MTLoRALinear
+from models.bundle import read_bundle, write_bundle
 from models.config import (
     DoRAConfig,
     HydraLoRAConfig,
@@ -141,3 +143,29 @@ def test_rows_end_to_end_are_judged_as_padded_ones(fresh_model: FreshModel, batc
 def test_rows_cannot_be_packed_for_an_encoder(fresh_model: FreshModel, batch: Batch) -> None:
     with pytest.raises(ValueError, match="for decoders only; pad them"):
         fresh_model("bert").judge_packed(batch[0].flatten(), torch.full((6,), 7), batch[2])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_saved_weights_of_every_method_give_the_same_logits_bit_for_bit(
+    fresh_model: FreshModel, batch: Batch, trunk_dirs: dict[str, Path], tmp_path: Path, method: Any
+) -> None:
+    trained = fresh_model(stir=7, method=method)
+    write_bundle(tmp_path / "bundle", {}, trained.trainable_state(), trunk_dirs["llama"])
+    fresh = fresh_model(seed=99, method=method)
+    fresh.load_trainable_state(read_bundle(tmp_path / "bundle").tensors)
+    assert torch.equal(fresh(*batch), trained(*batch))
+
+
+@pytest.mark.parametrize("method", (MTLLoRAConfig, LoRAConfig, MTLoRAConfig), ids=lambda method: method.__name__)
+def test_compiled_model_answers_and_learns_as_the_plain_one(fresh_model: FreshModel, batch: Batch, method: Any) -> None:
+    model = fresh_model(stir=7, method=method)
+    expected = model(*batch)
+    grad_expected = all_gradients(model, weighted_sum({0: expected}))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    found = compiled(*batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient in all_gradients(model, weighted_sum({0: found})).items():
+        torch.testing.assert_close(gradient, grad_expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    other_tasks = (batch[2] + 1) % 3  # not burnt in
+    torch.testing.assert_close(compiled(batch[0], batch[1], other_tasks), model(batch[0], batch[1], other_tasks), rtol=1e-5, atol=1e-5)

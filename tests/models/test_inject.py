@@ -1,14 +1,15 @@
 """Which linears of a trunk get an adapter, and what becomes of the rest."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from models.adapters.mtl_lora import MTLLoRALinear
-from models.backbone import Backbone
-from models.config import MTLLoRAConfig
-from models.inject import adapted_layers, inject, target_names
+from models.backbone import Backbone, empty_trunk
+from models.config import AdapterConfig, DoRAConfig, LoRAConfig, MTLLoRAConfig, MTLoRAConfig
+from models.inject import adapted_layers, adapter_parameter_count, inject, target_names
 
 FreshBackbone = Callable[..., Backbone]
 
@@ -91,3 +92,47 @@ def test_all_layers_share_one_routing(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
     routing = inject(trunk, MTLLoRAConfig(), num_tasks=2, seed=0)
     assert all(isinstance(layer, MTLLoRALinear) and layer.routing is routing for layer in adapted_layers(trunk).values())
+
+
+def test_all_linear_means_every_linear_inside_the_layers_and_never_the_head(fresh_backbone: FreshBackbone) -> None:
+    for kind, per_layer in (("llama", 7), ("bert", 6)):
+        trunk = fresh_backbone(kind).trunk
+        assert len(target_names(trunk, LoRAConfig(target_modules="all-linear"))) == 2 * per_layer
+        trunk.extra_head = torch.nn.Linear(32, 2)
+        assert "extra_head" not in target_names(trunk, LoRAConfig(target_modules="all-linear"))
+
+
+def test_only_the_layers_asked_for_are_adapted(fresh_backbone: FreshBackbone) -> None:
+    trunk = fresh_backbone().trunk
+    inject(trunk, LoRAConfig(layers_to_transform=(1,)), num_tasks=2, seed=0)
+    assert set(adapted_layers(trunk)) == {f"layers.1.self_attn.{part}_proj" for part in "qkvo"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    (
+        (LoRAConfig(layers_to_transform=(0, 2)), "adapter.layers_to_transform names layer 2, this backbone's are 0 to 1"),
+        (MTLLoRAConfig(task_layers=3), "adapter.task_layers is 3, this backbone has 2 layers"),
+        (MTLoRAConfig(task_layers=3), "adapter.task_layers is 3, this backbone has 2 layers"),
+    ),
+)
+def test_layer_the_trunk_has_not_is_refused(fresh_backbone: FreshBackbone, config: AdapterConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        inject(fresh_backbone().trunk, config, num_tasks=2, seed=0)
+
+
+def test_task_layers_take_targets_inside_the_layers_alone(fresh_backbone: FreshBackbone) -> None:
+    trunk = fresh_backbone().trunk
+    trunk.projection = torch.nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="task_layers needs all of adapter.target_modules inside the backbone's layers"):
+        inject(trunk, MTLLoRAConfig(target_modules=("q_proj", "projection"), task_layers=1), num_tasks=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    "config", (MTLLoRAConfig(task_layers=1), MTLoRAConfig(), MTLoRAConfig(mode="matrix", task_layers=2), DoRAConfig(target_modules="all-linear"))
+)
+def test_count_from_shapes_is_that_of_the_injected_trunk(llama_dir: Path, fresh_backbone: FreshBackbone, config: AdapterConfig) -> None:
+    planned = adapter_parameter_count(empty_trunk(llama_dir), config, 5)
+    trunk = fresh_backbone().trunk
+    inject(trunk, config, num_tasks=5, seed=0)
+    assert planned == sum(parameter.numel() for parameter in trunk.parameters() if parameter.requires_grad)

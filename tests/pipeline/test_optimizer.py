@@ -1,16 +1,18 @@
 """What decays, what learns at which rate, and how the rate moves over a run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from models.backbone import load_backbone
-from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
+from models.config import BackboneConfig, ModelConfig, MoELoRAConfig, MTLLoRAConfig, MTLoRAConfig, PerTaskLoRAConfig
 from models.relevance import RelevanceModel, build_model
 from pipeline.config import OptimizerConfig
-from pipeline.optimizer import build_optimizer, rate_share
+from pipeline.optimizer import build_optimizer, hold_what_has_no_gradient, rate_share
 
-CONFIG = OptimizerConfig(learning_rate=1e-3, head_learning_rate=5e-3, weight_decay=0.1)
+CONFIG = OptimizerConfig(learning_rate=1e-3, head_learning_rate=5e-3, mixture_learning_rate=2e-3, weight_decay=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +35,69 @@ def test_every_trained_tensor_is_optimised_once_and_the_backbone_never(model: Re
     assert not any(name.endswith("base.weight") for name in settings_by_name(model))
 
 
-def test_only_projections_decay_and_only_heads_have_their_own_rate(model: RelevanceModel) -> None:
-    expected = {"down_RD": (1e-3, 0.1), "up_ONR": (1e-3, 0.1), "transform": (1e-3, 0.0), "mix_TN": (1e-3, 0.0)}
+def test_only_projections_decay_and_heads_and_mixtures_have_their_own_rates(model: RelevanceModel) -> None:
+    expected = {"down_RD": (1e-3, 0.1), "up_ONR": (1e-3, 0.1), "transform": (1e-3, 0.0), "mix_TN": (2e-3, 0.0)}
     expected |= {"weight_KD": (5e-3, 0.0), "bias_K": (5e-3, 0.0)}
     found = settings_by_name(model)
     assert {name.rpartition(".")[2] for name in found} == set(expected)
     assert {name: expected[name.rpartition(".")[2]] for name in found} == found
+
+
+def test_mixtures_learn_at_the_adapters_rate_where_none_is_given(model: RelevanceModel) -> None:
+    groups = build_optimizer(model, OptimizerConfig(learning_rate=1e-3)).param_groups
+    assert {group["name"]: group["peak_rate"] for group in groups} == {"projections": 1e-3, "transforms": 1e-3, "mixtures": 1e-3, "heads": 5e-4}
+
+
+@pytest.mark.parametrize("method", (MTLLoRAConfig, PerTaskLoRAConfig, MoELoRAConfig, MTLoRAConfig))
+def test_a_task_without_a_row_in_the_batch_does_not_move_whatever_its_momentum(tiny_llama: Path, method: Any) -> None:
+    backbone = BackboneConfig(source=str(tiny_llama), dtype="float32")
+    model = build_model(ModelConfig(backbone, method(rank=4), (2, 2, 2)), load_backbone(backbone), seed=0)
+    optimizer = build_optimizer(model, CONFIG)
+    ids_BS = torch.arange(2, 26).view(4, 6)
+
+    def step(tasks: list[int]) -> dict[str, torch.Tensor]:
+        optimizer.zero_grad()
+        model(ids_BS, torch.ones_like(ids_BS), torch.tensor(tasks)).square().sum().backward()
+        optimizer.step()
+        return {name: tensor.detach().clone() for name, tensor in model.trainable_state().items()}
+
+    def of_task(name: str, tensor: torch.Tensor, task: int) -> torch.Tensor | None:
+        if name.startswith("heads."):
+            return tensor[2 * task : 2 * task + 2]
+        last = name.rpartition(".")[2]
+        letters = "TRR" if last == "transform" else last.rpartition("_")[2]
+        return tensor.select(letters.index("T"), task) if "T" in letters else None
+
+    for _ in range(3):
+        before = step([0, 1, 2, 0])
+    after = step([0, 1, 1, 0])
+    own = [(name, of_task(name, before[name], 2), of_task(name, after[name], 2)) for name in before if of_task(name, before[name], 2) is not None]
+    assert len(own) > 4
+    for name, was, now in own:
+        assert torch.equal(was, now), name
+    for name in before:
+        present = of_task(name, after[name], 1)
+        assert not torch.equal(after[name], before[name]), name
+        assert present is None or not torch.equal(present, of_task(name, before[name], 1)), name
+    back = step([2, 1, 1, 2])
+    assert not any(torch.equal(now, of_task(name, back[name], 2)) for name, _, now in own)
+
+
+def test_holding_changes_nothing_where_every_number_has_a_gradient() -> None:
+    """Bit for bit torch's AdamW."""
+
+    def train(hold: bool) -> torch.Tensor:
+        parameter = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.1)
+        if hold:
+            hold_what_has_no_gradient(optimizer)
+        for number in range(5):
+            optimizer.zero_grad()
+            ((parameter - number) ** 3).sum().backward()
+            optimizer.step()
+        return parameter.detach()
+
+    assert torch.equal(train(True), train(False))
 
 
 @pytest.mark.parametrize("warmup_share", [0.0, 0.06, 0.5, 0.99])
