@@ -1,7 +1,7 @@
 """Weights of the official MTL-LoRA code (github.com/pUmpKin-Co/MTL-LoRA) in our layers.
 
 Its checkpoints hold the tensors alone: alpha, tau and the targets must be given as they were in training, in the adapter's config.
-They are pickles; read them with `torch.load(path, map_location="cpu", weights_only=True)`.
+They are pickles: read them with torch.load and `weights_only=True`.
 
 Shape legend: D width in, O width out, R rank, N up-projections, T tasks.
 """

@@ -1,12 +1,14 @@
 """What all adapter methods are: a frozen linear, and beside it a product of low rank.
 
-Shape legend: D width in, O width out, K width of the low-rank space. `..` stands for (rows, tokens) or any shape before the width.
+Shape legend: D width in, O width out, X and K widths of the low-rank space below and above what a method does there. `..` stands for
+(rows, tokens) or any shape before the width.
 """
 
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from models.adapters.routing import TaskRouting
 from models.config import AdapterConfig
@@ -19,7 +21,7 @@ class NotMergeableError(ValueError):
 
 
 class AdaptedLinear(nn.Module):
-    """y = base(x) + scale * up(low_rank(x)). A method gives `low_rank`, `up_OK`, `parameter_count` and `fold`.
+    """y = base(x) + scale * up(low_rank(down x)). A method gives `down_XD`, `low_rank`, `up_OK`, `parameter_count` and `fold`.
 
     Parameters are float32 whatever the base's dtype (near 1 a bfloat16 step is 0.004, so a rate of 1e-4 would never move a transform);
     products run in the dtype of the inputs.
@@ -38,14 +40,19 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(.., D) -> (.., O)."""
-        return add_product(self.base(x), self.low_rank(self.dropout(x)), self.up_OK(), self.scale)
+        u = functional.linear(self.dropout(x), self.down_XD().to(x.dtype))
+        return add_product(self.base(x), self.low_rank(u), self.up_OK(), self.scale)
 
-    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
-        """(.., D) -> (.., K)."""
+    def down_XD(self) -> torch.Tensor:
+        """All that is a product with the inputs, as one matrix."""
+        raise NotImplementedError
+
+    def low_rank(self, u: torch.Tensor) -> torch.Tensor:
+        """(.., X) -> (.., K): what the up-projections are applied to."""
         raise NotImplementedError
 
     def up_OK(self) -> torch.Tensor:
-        """From the low-rank space to the outputs."""
+        """The up-projections as one matrix."""
         raise NotImplementedError
 
     @staticmethod

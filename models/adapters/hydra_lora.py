@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from models.adapters.adapted_linear import AdaptedLinear, NotMergeableError, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
@@ -28,10 +27,12 @@ class HydraLoRALinear(AdaptedLinear):
         self.up_ONR = nn.Parameter(torch.zeros(O, N, R))
         self.router_ND = nn.Parameter(uniform((N, D), 1 / math.sqrt(D), generator))
 
-    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
-        u = functional.linear(x, self.down_RD.to(x.dtype))
+    def down_XD(self) -> torch.Tensor:
+        return torch.cat([self.down_RD, self.router_ND])
+
+    def low_rank(self, u: torch.Tensor) -> torch.Tensor:
+        u, logits = u.split([self.config.rank, self.config.num_up_projections], dim=-1)
         # the softmax in float32 at least: in bfloat16 shares of a token need not sum to 1
-        logits = functional.linear(x, self.router_ND.to(x.dtype))
         share = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).to(u.dtype)
         return (share.unsqueeze(-1) * u.unsqueeze(-2)).flatten(-2)
 

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
@@ -26,8 +25,11 @@ class LoRALinear(AdaptedLinear):
         self.down_RD = nn.Parameter(uniform((config.rank, base.in_features), 1 / math.sqrt(base.in_features), generator))
         self.up_OR = nn.Parameter(torch.zeros(base.out_features, config.rank))
 
-    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.down_RD.to(x.dtype))
+    def down_XD(self) -> torch.Tensor:
+        return self.down_RD
+
+    def low_rank(self, u: torch.Tensor) -> torch.Tensor:
+        return u
 
     def up_OK(self) -> torch.Tensor:
         return self.up_OR

@@ -33,8 +33,10 @@ class MoELoRALinear(AdaptedLinear):
         self.task_TV = nn.Parameter(torch.randn(num_tasks, V, generator=generator))
         self.gate_EV = nn.Parameter(uniform((E, V), V**-0.5, generator))
 
-    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
-        u = functional.linear(x, self.down_RD.to(x.dtype))
+    def down_XD(self) -> torch.Tensor:
+        return self.down_RD
+
+    def low_rank(self, u: torch.Tensor) -> torch.Tensor:
         return u * self.routing.gather_like(self.weights_TR().to(u.dtype), u)
 
     def up_OK(self) -> torch.Tensor:

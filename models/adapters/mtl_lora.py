@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
@@ -39,8 +38,10 @@ class MTLLoRALinear(AdaptedLinear):
         self.up_ONR = nn.Parameter(torch.zeros(O, N, R))  # in this order the dense product reads it without a copy
         self.mix_TN = nn.Parameter(uniform((T, N), 1 / math.sqrt(N), generator))
 
-    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
-        u = functional.linear(x, self.down_RD.to(x.dtype))
+    def down_XD(self) -> torch.Tensor:
+        return self.down_RD
+
+    def low_rank(self, u: torch.Tensor) -> torch.Tensor:
         if self.transform.dim() == 2:
             spread_TNR = self.shares_TN().unsqueeze(2) * self.transform.unsqueeze(1)
             spread = self.routing.gather_like(spread_TNR.flatten(1).to(u.dtype), u)

@@ -40,12 +40,20 @@ class MTLoRALinear(AdaptedLinear):
         self.down_TQD = nn.Parameter(uniform((T, Q, D), 1 / math.sqrt(D), generator))
         self.up_OTQ = nn.Parameter(torch.zeros(O, T, Q))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        dropped = self.dropout(x)
-        y = self.base(x)
-        if self.config.mode == "matrixv2":
-            y = add_product(y, functional.linear(dropped, self.down_RD.to(x.dtype)), self.up_OR, self.scale)
-        return add_product(y, own_coordinates(dropped, self.down_TQD, self.routing), self.up_OTQ.flatten(1), self.config.task_scale)
+    def down_XD(self) -> torch.Tensor:
+        own_XD = self.down_TQD.flatten(0, 1)
+        return own_XD if self.config.mode == "matrix" else torch.cat([self.down_RD, own_XD])
+
+    def low_rank(self, u: torch.Tensor) -> torch.Tensor:
+        ratio = self.config.task_scale / self.scale  # the layer's own factor is that of the shared pair
+        if self.config.mode == "matrix":
+            return own_coordinates(u, self.config.task_rank, self.routing) * ratio
+        shared, own = u[..., : self.config.rank], u[..., self.config.rank :]
+        return torch.cat([shared, own_coordinates(own, self.config.task_rank, self.routing) * ratio], dim=-1)
+
+    def up_OK(self) -> torch.Tensor:
+        own_OK = self.up_OTQ.flatten(1)
+        return own_OK if self.config.mode == "matrix" else torch.cat([self.up_OR, own_OK], dim=1)
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: MTLoRAConfig) -> int:

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
@@ -28,8 +27,11 @@ class MultiLoRALinear(AdaptedLinear):
         self.up_ONR = nn.Parameter(uniform((O, N, R), 1 / math.sqrt(R), generator))
         self.gain_ON = nn.Parameter(torch.zeros(O, N))
 
-    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.down_NRD.flatten(0, 1).to(x.dtype))
+    def down_XD(self) -> torch.Tensor:
+        return self.down_NRD.flatten(0, 1)
+
+    def low_rank(self, u: torch.Tensor) -> torch.Tensor:
+        return u
 
     def up_OK(self) -> torch.Tensor:
         return (self.gain_ON.unsqueeze(-1) * self.up_ONR).flatten(1)

@@ -11,7 +11,6 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
@@ -30,8 +29,11 @@ class PerTaskLoRALinear(AdaptedLinear):
         self.down_TRD = nn.Parameter(uniform((T, R, D), 1 / math.sqrt(D), generator))
         self.up_OTR = nn.Parameter(torch.zeros(O, T, R))
 
-    def low_rank(self, x: torch.Tensor) -> torch.Tensor:
-        return own_coordinates(x, self.down_TRD, self.routing)
+    def down_XD(self) -> torch.Tensor:
+        return self.down_TRD.flatten(0, 1)
+
+    def low_rank(self, u: torch.Tensor) -> torch.Tensor:
+        return own_coordinates(u, self.config.rank, self.routing)
 
     def up_OK(self) -> torch.Tensor:
         return self.up_OTR.flatten(1)
@@ -45,9 +47,8 @@ class PerTaskLoRALinear(AdaptedLinear):
         return self.down_TRD[task_index], self.up_OTR[:, task_index] * self.scale
 
 
-def own_coordinates(x: torch.Tensor, down_TRD: torch.Tensor, routing: TaskRouting) -> torch.Tensor:
-    """(.., D) -> (.., T*R): the coordinates under each row's own down-projection, zero in the places of other tasks."""
-    num_tasks, rank, _ = down_TRD.shape
-    u = functional.linear(x, down_TRD.flatten(0, 1).to(x.dtype))
+def own_coordinates(u: torch.Tensor, rank: int, routing: TaskRouting) -> torch.Tensor:
+    """(.., T*R) -> (.., T*R): the coordinates under each row's own down-projection, zero in the places of other tasks."""
+    num_tasks = u.shape[-1] // rank
     own_TT = torch.eye(num_tasks, dtype=u.dtype, device=u.device)
     return (u.unflatten(-1, (num_tasks, rank)) * routing.gather_like(own_TT, u).unsqueeze(-1)).flatten(-2)
