@@ -130,7 +130,7 @@ def saved_bytes(forward: Callable[[], torch.Tensor], resident: Iterable[torch.Te
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         size_bytes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that kept its own output would be kept by it, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = forward()  # held until the count is over: a freed storage's address could be given out again
