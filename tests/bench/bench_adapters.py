@@ -131,7 +131,8 @@ def bench_published(backbone: Backbone, batch: Batch, rounds: int) -> Ratios:
     caption = f"Training (forward and backward), {backbone.dtype}, {about([batch])}, T=8, rounds: {rounds}; equal outputs, computed two ways"
     print_comparison(caption, timings, ours, kept)
     beyond = {name: timings.median_ms(name) - timings.median_ms("base alone") for name in (ours, published)}
-    print(f"  beyond the base alone: {ours} {beyond[ours]:.0f} ms, as published {beyond[published]:.0f} ms, {beyond[published] / beyond[ours]:.2f} times as much")
+    ratio = beyond[published] / beyond[ours]
+    print(f"  beyond the base alone: {ours} {beyond[ours]:.0f} ms, as published {beyond[published]:.0f} ms, {ratio:.2f} times as much")
     return {"naive_over_mtl_lora": timings.ratio(published, ours).of_medians}
 
 
