@@ -20,6 +20,7 @@ app = typer.Typer(
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML config of the run.", show_default=False)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, as in optimizer.learning_rate=1e-4. Repeatable.")]
+SOURCE_KINDS = ("esci", "chorus", "wands", "qadsm", "table")
 Stage = Callable[[Any, Any], dict[str, Any]]
 
 
@@ -54,16 +55,23 @@ def sample(
 
 @app.command(name="import")
 def import_(
-    kind: Annotated[str, typer.Argument(help="esci: a folder in the two-file layout. chorus: the ratings file.", show_default=False)],
+    kind: Annotated[str, typer.Argument(help="esci, wands: a folder. chorus, qadsm: a file. table: any table, by --mapping.", show_default=False)],
     path: Annotated[Path, typer.Argument(help="The folder or file to read.", show_default=False)],
-    out_dir: Annotated[Path, typer.Argument(help="Folder to write task=<name>/part-0.parquet into.", show_default=False)],
+    out_dir: Annotated[Path, typer.Argument(help="Folder to write task=<name>/*.parquet into.", show_default=False)],
+    mapping: Annotated[Path | None, typer.Option("--mapping", help="table: YAML with its task, columns and labels.", show_default=False)] = None,
+    language: Annotated[str | None, typer.Option("--language", help="qadsm: two letters; by the file's name if not given.")] = None,
 ) -> None:
-    """Turn a published data set into contract rows."""
-    if kind not in ("esci", "chorus"):
-        raise typer.BadParameter(f"{kind!r} is not a source; known: esci, chorus", param_hint="KIND")
+    """Turn judged pairs into contract rows; lines that cannot be rows go to OUT_DIR/quarantine with a reason."""
+    if kind not in SOURCE_KINDS:
+        raise typer.BadParameter(f"{kind!r} is not a source; known: {', '.join(SOURCE_KINDS)}", param_hint="KIND")
+    for option, value, of_kind in (("--mapping", mapping, "table"), ("--language", language, "qadsm")):
+        if value is not None and kind != of_kind:
+            raise typer.BadParameter(f"{kind} takes none; it is for {of_kind}", param_hint=option)
+    if kind == "table" and mapping is None:
+        raise typer.BadParameter("a table needs one: which of its columns is the query, the title, the label", param_hint="--mapping")
     from jobs.sources import import_source
 
-    guarded(lambda console: import_source(kind, path, out_dir, console))
+    guarded(lambda console: import_source(kind, path, out_dir, console, mapping, language))
 
 
 @app.command()

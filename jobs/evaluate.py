@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluate import run_evaluation
-from pipeline.logs import Console
+from pipeline.logs import Console, LateLine
 
 HEADINGS = ("task", "rows", "system", "AUC", "PR-AUC", "95 % interval", "F1", "ECE")
 NAMES = {"model": "model", "lexical": "lexical floor", "untrained": "untrained"}
@@ -16,13 +16,8 @@ def run_evaluate(config: RunConfig, console: Console) -> dict[str, Any]:
     trained_dir = config.run_dir / "trained"
     if not trained_dir.is_dir():
         raise ConfigError(f"{trained_dir} does not exist; run `relevance train` with this config first")
-    with console.progress("evaluate", 1, "pairs") as progress:
-
-        def show(done: int, total: int) -> None:
-            progress.total = total
-            progress.update(done)
-
-        evaluation = run_evaluation(config, trained_dir, show)
+    encoding, judging = LateLine(console, "encode", "rows"), LateLine(console, "evaluate", "pairs")
+    evaluation = run_evaluation(config, trained_dir, encoding.update, judging.update)
     if evaluation["not_measured"]:
         console.say(f"  not measured, for want of both relevant and irrelevant test rows: {', '.join(evaluation['not_measured'])}")
     return {"bundle": str(config.run_dir / "bundle"), "evaluation": str(config.run_dir / "evaluation.json"), "figures": evaluation}

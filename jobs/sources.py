@@ -1,21 +1,25 @@
 """Bring in the rows that a config names: `relevance sample`, `relevance import`, and the first stage of `relevance run`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import ChorusSource, EsciSource, RunConfig, SampleSource
+from pipeline.config import RunConfig
 from pipeline.logs import Console
+from pipeline.source_config import ChorusSource, EsciSource, QadsmSource, SampleSource, Source, TableSource, WandsSource
+
+if TYPE_CHECKING:
+    from pipeline.importing import ImportCounts
 
 
 def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
     """Write the rows of every source of the config into the run's data folder."""
+    labels = {task.name: task.labels for task in config.tasks}
     for source in config.sources:
         if isinstance(source, SampleSource):
             sample(config.run_dir / "data", source.rows_per_task, source.unlabelled_rows_per_task, config.seed, console)
-        elif isinstance(source, EsciSource):
-            import_source("esci", source.path, config.judged_dir, console)
-        elif isinstance(source, ChorusSource):
-            import_source("chorus", source.path, config.judged_dir, console)
+        else:
+            names = labels[source.task] if isinstance(source, TableSource) else None
+            tell_counts(import_rows(source, config.judged_dir, names), source.path, config.judged_dir, console)
     return {"judged": str(config.judged_dir)}
 
 
@@ -30,13 +34,50 @@ def sample(out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, see
     return {"judged": str(out_dir / "judged"), "unlabelled": str(out_dir / "unlabelled"), "rows": rows}
 
 
-def import_source(kind: str, path: Path, out_dir: Path, console: Console) -> dict[str, Any]:
-    """Import one outside source into contract rows."""
-    from pipeline.sources import import_chorus, import_esci
+def import_source(
+    kind: str, path: Path, out_dir: Path, console: Console, mapping: Path | None = None, language: str | None = None
+) -> dict[str, Any]:
+    """Import one outside source into contract rows; `mapping` is of a table, `language` of qadsm."""
+    return tell_counts(import_rows(build_source(kind, path, mapping, language), out_dir), path, out_dir, console)
 
-    counts = import_esci(path, out_dir) if kind == "esci" else import_chorus(path, out_dir)
+
+def build_source(kind: str, path: Path, mapping: Path | None, language: str | None) -> Source:
+    """The source block that the command line describes."""
+    from pipeline.source_table import read_mapping
+
+    if kind == "table" and mapping is not None:
+        return read_mapping(mapping, path)
+    if kind == "qadsm":
+        return QadsmSource(kind="qadsm", path=path, language=language)
+    if kind == "wands":
+        return WandsSource(kind="wands", path=path)
+    return EsciSource(kind="esci", path=path) if kind == "esci" else ChorusSource(kind="chorus", path=path)
+
+
+def import_rows(source: Source, out_dir: Path, label_names: tuple[str, ...] | None = None) -> "ImportCounts":
+    """Import one source; `label_names` are those of a table's task where they are known."""
+    from pipeline.source_chorus import import_chorus
+    from pipeline.source_esci import import_esci
+    from pipeline.source_qadsm import import_qadsm
+    from pipeline.source_table import import_table
+    from pipeline.source_wands import import_wands
+
+    if isinstance(source, TableSource):
+        return import_table(source, out_dir, label_names)
+    if isinstance(source, QadsmSource):
+        return import_qadsm(source.path, out_dir, source.language)
+    if isinstance(source, WandsSource):
+        return import_wands(source.path, out_dir)
+    if isinstance(source, EsciSource):
+        return import_esci(source.path, out_dir)
+    assert isinstance(source, ChorusSource), source
+    return import_chorus(source.path, out_dir)
+
+
+def tell_counts(counts: "ImportCounts", path: Path, out_dir: Path, console: Console) -> dict[str, Any]:
+    """Say what became of every judgement; the same as plain values."""
     console.say(f"  imported {sum(counts.rows.values()):,} judged pairs from {path}: " + ", ".join(f"{t} {n:,}" for t, n in counts.rows.items()))
-    skipped = {reason: number for reason, number in counts.skipped.items() if number}
-    if skipped:
-        console.say("  left out: " + ", ".join(f"{number:,} {reason}" for reason, number in skipped.items()))
-    return {"judged": str(out_dir), "rows": dict(counts.rows), "skipped": skipped}
+    if counts.quarantined:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.quarantined.items())
+        console.say(f"  left out, with line and reason in {out_dir / 'quarantine'}: {reasons}")
+    return {"judged": str(out_dir), "rows": dict(counts.rows), "quarantined": dict(counts.quarantined)}

@@ -5,7 +5,7 @@ from typing import Any
 
 from jobs.cluster import ray_cluster
 from pipeline.config import RunConfig
-from pipeline.logs import Console, Progress
+from pipeline.logs import Console, LateLine, Progress
 from pipeline.tracking import RunTracker
 from pipeline.trainer import planned_parameters, run_training, training_fingerprint
 
@@ -23,7 +23,8 @@ def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
     status = "FAILED"
     try:
         with ray_cluster(training.num_workers * training.threads_per_worker):
-            bundle_dir = run_training(config, fingerprint, digest, watch.seen)
+            encoding = LateLine(console, "encode", "rows")
+            bundle_dir = run_training(config, fingerprint, digest, encoding.update, watch.seen)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

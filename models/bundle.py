@@ -55,10 +55,8 @@ def write_bundle(folder: Path, description: dict[str, Any], tensors: dict[str, t
     staged = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         (staged / "tokenizer").mkdir(parents=True)
-        for path in sorted(tokenizer_dir.iterdir()):
-            named = path.name.startswith(("tokenizer", "special_tokens_map", "vocab", "merges", "added_tokens"))
-            if (named or path.suffix == ".model") and path.suffix in ALLOWED_SUFFIXES and path.is_file():
-                write_synced(staged / "tokenizer" / path.name, path.read_bytes())
+        for path in filter(is_tokenizer_file, sorted(tokenizer_dir.iterdir())):
+            write_synced(staged / "tokenizer" / path.name, path.read_bytes())
         write_synced(staged / WEIGHTS, save_tensors({name: t.detach().float().cpu().contiguous() for name, t in sorted(tensors.items())}))
         write_synced(staged / DESCRIPTION, encode_json(description))
         files = {str(p.relative_to(staged)): bytes_sha256(p.read_bytes()) for p in sorted(staged.rglob("*")) if p.is_file()}
@@ -68,6 +66,12 @@ def write_bundle(folder: Path, description: dict[str, Any], tensors: dict[str, t
         return bytes_sha256(manifest)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def is_tokenizer_file(path: Path) -> bool:
+    """Whether a file beside a model's weights is one of its tokenizer's, and of a kind that bundles keep."""
+    named = path.name.startswith(("tokenizer", "special_tokens_map", "vocab", "merges", "added_tokens"))
+    return (named or path.suffix == ".model") and path.suffix in ALLOWED_SUFFIXES and path.is_file()
 
 
 def read_bundle(folder: Path, expected_sha256: str | None = None) -> Bundle:

@@ -23,8 +23,9 @@ class EncodedRows:
     task_N: np.ndarray  # int64, index into the run's tasks
     label_N: np.ndarray  # int64, -1 where the row is not judged
     weight_N: np.ndarray  # float32
-    row_id_N: np.ndarray  # str
-    query_N: np.ndarray  # str, for intervals clustered by query
+    # Arrow: a numpy string array would give every row the room of the longest, objects 60 bytes each beside their letters
+    row_id_N: pa.ChunkedArray
+    query_N: pa.ChunkedArray  # for intervals clustered by query
 
     def __len__(self) -> int:
         return len(self.task_N)
@@ -36,7 +37,11 @@ class EncodedRows:
 
     def row_ids_of(self, rows: np.ndarray) -> list[str]:
         """The row_id of each row number."""
-        return [str(row_id) for row_id in self.row_id_N[rows]]
+        return [str(row_id) for row_id in self.row_id_N.take(pa.array(rows)).to_pylist()]
+
+    def queries_of(self, rows: np.ndarray) -> np.ndarray:
+        """The query of each row number, as objects."""
+        return np.asarray(self.query_N.take(pa.array(rows)).to_pylist(), dtype=object)
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,8 @@ def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Enc
         task_N=np.repeat([index for index, _ in present], [tables[task.name].num_rows for _, task in present]).astype(np.int64),
         label_N=whole.column("label").fill_null(-1).to_numpy().astype(np.int64),
         weight_N=whole.column("weight").fill_null(1.0).to_numpy().astype(np.float32),
-        # objects: a numpy string array would give every row the room of the longest, 16 kB of it for one long query
-        row_id_N=np.asarray(whole.column("row_id").to_pylist(), dtype=object),
-        query_N=np.asarray(whole.column("query").to_pylist(), dtype=object),
+        row_id_N=whole.column("row_id"),
+        query_N=whole.column("query"),
     )
 
 

@@ -30,10 +30,15 @@ def decode_text(raw: bytes, where: str) -> str:
     except UnicodeDecodeError:
         pass
     try:
-        return raw.decode("utf-8", "surrogatepass").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return pair_surrogates(raw.decode("utf-8", "surrogatepass"))
     except UnicodeDecodeError as error:
         reason = f"{error.reason} at byte {error.start}"
         raise DamagedInputError(f"{where} is not UTF-8 ({reason}); convert it to UTF-8 or download it again") from error
+
+
+def pair_surrogates(text: str) -> str:
+    """`text` with surrogates put together in pairs; one alone becomes U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def clean_line(text: str | None) -> str | None:

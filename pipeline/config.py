@@ -11,38 +11,14 @@ from models.config import AdapterConfig, AnyAdapterConfig, BackboneConfig, MTLLo
 from pipeline.encode import EncodeConfig
 from pipeline.errors import ConfigError
 from pipeline.explain import explain
-from pipeline.files import check_name
 from pipeline.frozen import Frozen
+from pipeline.limits import GateConfig
+from pipeline.source_config import Source, check_table_sources, checked_name
 from pipeline.split import SplitConfig
 from pipeline.tasks import Task
 
 # made absolute where the config is read: workers that get the config start in another folder
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
-
-
-class SampleSource(Frozen):
-    """The made-up ads marketplace."""
-
-    kind: Literal["sample"]
-    rows_per_task: int = Field(ge=1)  # judged rows
-    unlabelled_rows_per_task: int = Field(ge=0)  # rows to be scored
-
-
-class EsciSource(Frozen):
-    """A folder in the two-file layout of the Amazon Shopping Queries data."""
-
-    kind: Literal["esci"]
-    path: Path
-
-
-class ChorusSource(Frozen):
-    """The ratings file of the Chorus electronics shop."""
-
-    kind: Literal["chorus"]
-    path: Path
-
-
-Source = Annotated[SampleSource | EsciSource | ChorusSource, Field(discriminator="kind")]
 
 
 def with_method(value: Any) -> Any:
@@ -120,6 +96,7 @@ class RunConfig(Frozen):
     work_dir: AbsolutePath = Field(default=Path("runs"), validate_default=True)  # the run writes into work_dir/name
     sources: tuple[Source, ...] = ()  # rows to bring in first; empty: data.judged is there already
     data: DataConfig = DataConfig()
+    gate: GateConfig = GateConfig()
     tasks: tuple[Task, ...] = Field(min_length=1)
     split: SplitConfig = SplitConfig()
     encode: EncodeConfig = EncodeConfig()
@@ -138,6 +115,11 @@ class RunConfig(Frozen):
             raise ValueError(f"two tasks have the same name: {', '.join(names)}")
         return self
 
+    @model_validator(mode="after")
+    def _tables_fit_their_tasks(self) -> "RunConfig":
+        check_table_sources(self.sources, self.tasks)
+        return self
+
     @property
     def run_dir(self) -> Path:
         """The one folder the run writes to, absolute: Ray workers start elsewhere."""
@@ -146,6 +128,11 @@ class RunConfig(Frozen):
     @property
     def judged_dir(self) -> Path:
         return (self.data.judged or self.run_dir / "data" / "judged").absolute()
+
+    @property
+    def accepted_dir(self) -> Path:
+        """The judged rows that passed the gate: what is trained on and measured."""
+        return self.run_dir / "data" / "accepted"
 
     @property
     def to_score_dir(self) -> Path:
@@ -159,14 +146,6 @@ class RunConfig(Frozen):
     def promotions_dir(self) -> Path:
         """The promotion log of this config's model; versions of another model are numbered apart."""
         return (self.registry.promotions or self.run_dir / "promotions").absolute() / self.registry.model
-
-
-def checked_name(name: str, what: str) -> str:
-    """`check_name` in the form pydantic reports."""
-    try:
-        return check_name(name, what)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -10,12 +10,14 @@ from string import Formatter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.frozen import Frozen
+from pipeline.plain_text import PlainTokenizer
 from pipeline.tasks import Task
 
-ENCODER_VERSION = "1"  # changes whenever the same row would give other ids
+ENCODER_VERSION = "2"  # changes whenever the same row would give other ids
 
 
 class EncodeConfig(Frozen):
@@ -39,7 +41,8 @@ class Encoder:
     """Turns rows of one task into token ids. Built once a process; the tokenizer sees each distinct text once a call."""
 
     def __init__(self, tokenizer: Any, tasks: Sequence[Task], config: EncodeConfig) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer  # of trusted text
+        self.plain = PlainTokenizer(tokenizer)  # of the rows' texts
         self.config = config
         self.segments = {task.name: self._parse(task.template) for task in tasks}
         bare, wrapped = (self._trusted_ids("a", special) for special in (False, True))
@@ -65,11 +68,11 @@ class Encoder:
         """Ids of one column's texts; null reads as empty text."""
         limit = self.config.max_query_chars if segment.column == "query" else self.config.max_ad_chars
         # characters first: the tokenizer would take a second for a megabyte, even to keep 64 tokens of it
-        texts = [" ".join((text or "")[: limit * 4].split())[:limit] for text in column.to_pylist()]
+        cut = pc.utf8_slice_codeunits(column, 0, limit * 4)
+        texts = [" ".join((text or "").split())[:limit] for text in cut.to_pylist()]
         known = {text: index for index, text in enumerate(dict.fromkeys(texts))}
         batch = [segment.lead + text if text else "" for text in known]
-        # split_special_tokens: an ad that spells a control token gets the letters, not the token
-        ids = self.tokenizer(batch, add_special_tokens=False, split_special_tokens=True)["input_ids"] if batch else []
+        ids = self.plain.ids(batch)
         return [ids[known[text]] for text in texts]
 
     def _parse(self, template: str) -> tuple[Segment, ...]:

@@ -3,7 +3,6 @@
 Shape legend: N rows of a task, D bootstrap draws.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,17 @@ from pipeline.baseline import LexicalBaseline
 from pipeline.batches import EncodedRows
 from pipeline.calibrate import fit_calibration, label_probabilities, relevance_probability
 from pipeline.config import RunConfig
-from pipeline.errors import DataRefusedError
+from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
+from pipeline.encoded_files import read_encoded
+from pipeline.errors import DataRefusedError, RetryableError
 from pipeline.files import write_json
 from pipeline.judge import Judge, fresh_judge, load_judge
 from pipeline.metrics import NUM_DRAWS, average_precisions, interval, query_draws, task_figures
+from pipeline.reader import find_partitions
 from pipeline.rows import read_split
+from pipeline.split import Split
 from pipeline.tasks import Task
 
-OnProgress = Callable[[int, int], None]
 SYSTEMS = ("model", "lexical", "untrained")
 
 
@@ -37,20 +39,22 @@ class TaskScores:
     probability_N: dict[str, np.ndarray]  # by system
 
 
-def run_evaluation(config: RunConfig, trained_dir: Path, on_progress: OnProgress) -> dict[str, Any]:
+def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress, on_progress: OnProgress) -> dict[str, Any]:
     """Calibrate the trained bundle, publish it as <run>/bundle, measure it, write <run>/evaluation.json and return its content.
 
-    DataRefusedError: the test split is empty.
+    `on_encoded` gets rows encoded and rows in all, where training did not encode them. DataRefusedError: the test split is empty.
     """
     judge, trained = load_judge(trained_dir)
-    tables = {side: read_split(config.judged_dir, config.tasks, config.split, side) for side in ("train", "valid", "test")}
+    encoded = encoded_sides(config, judge, trained.tokenizer_dir, on_encoded)
+    tables = {side: read_split(config.judged_dir, config.tasks, config.split, side) for side in ("train", "test")}
     if not tables["test"]:
         raise DataRefusedError(f"no row of {config.judged_dir} falls into the test split; add queries or raise split.test_share")
-    encoded = {side: judge.encode(tables[side]) for side in ("valid", "test") if tables[side]}
+    check_same_rows(encoded["test"], [tables["test"][task.name] for task in judge.tasks if task.name in tables["test"]])
     total = sum(map(len, encoded.values())) + len(encoded["test"])
     done = Counter(total, on_progress)
-    valid_logits = judge.logits(encoded["valid"], config.scoring.batch_tokens, done.add) if "valid" in encoded else None
-    judge = calibrated(judge, encoded.get("valid"), valid_logits)
+    done.add(0)
+    if len(encoded["valid"]):
+        judge = calibrated(judge, encoded["valid"], judge.logits(encoded["valid"], config.scoring.batch_tokens, done.add))
     description = {**trained.description, "calibration": {name: c.model_dump(mode="json") for name, c in judge.calibration.items()}}
     sha256 = write_bundle(config.run_dir / "bundle", description, trained.tensors, trained.tokenizer_dir)
     model_logits = judge.logits(encoded["test"], config.scoring.batch_tokens, done.next().add)
@@ -62,6 +66,21 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_progress: OnProgress
     result = {**digests, **summary(scores, config.seed), "not_measured": not_measured(config, scores)}
     write_json(config.run_dir / "evaluation.json", result)
     return result
+
+
+def encoded_sides(config: RunConfig, judge: Judge, tokenizer_dir: Path, on_encoded: OnProgress) -> dict[str, EncodedRows]:
+    """Encoded valid and test rows as the judge reads them; those that training encoded, where data and tokenizer are the same."""
+    partitions = find_partitions(config.judged_dir, config.tasks)
+    plan = EncodingPlan(partitions, config.split, judge.tasks, judge.encoder.config, tokenizer_dir)
+    folder = publish_encoded(plan, config.run_dir, on_encoded)
+    sides: tuple[Split, ...] = ("valid", "test")
+    return {side: read_encoded(folder, side, judge.tasks) for side in sides}
+
+
+def check_same_rows(encoded: EncodedRows, tables: list[pa.Table]) -> None:
+    """RetryableError unless the encoded rows are those of the tables, in their order."""
+    if tables and not encoded.row_id_N.equals(pa.concat_tables(tables).column("row_id")):
+        raise RetryableError("the judged rows changed while they were read; run the same command again")
 
 
 def not_measured(config: RunConfig, scores: list[TaskScores]) -> list[str]:
@@ -86,10 +105,8 @@ class Counter:
         return self
 
 
-def calibrated(judge: Judge, valid: EncodedRows | None, logits: np.ndarray | None) -> Judge:
+def calibrated(judge: Judge, valid: EncodedRows, logits: np.ndarray) -> Judge:
     """The judge with each task's calibration fitted on its valid rows; tasks without valid rows keep the identity."""
-    if valid is None or logits is None:
-        return judge
     fitted = {}
     for index, task in enumerate(judge.tasks):
         rows = valid.task_N == index
@@ -113,7 +130,7 @@ def task_scores(
             "lexical": lexical_probability(task, tables["train"].get(task.name), tables["test"][task.name], seed),
             "untrained": relevance_probability(label_probabilities(untrained_logits[rows, : len(task.labels)], 1.0), task),
         }
-        scores.append(TaskScores(task, test.query_N[rows], positive_N, probability))
+        scores.append(TaskScores(task, test.queries_of(rows), positive_N, probability))
     return scores
 
 

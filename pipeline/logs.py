@@ -67,6 +67,23 @@ class Progress:
         print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", file=self.console.err, flush=True)
 
 
+class LateLine:
+    """A progress line that opens at its first news, usually none done of so many, and closes when all is: no news, no line."""
+
+    def __init__(self, console: Console, what: str, unit: str) -> None:
+        self.console, self.what, self.unit = console, what, unit
+        self.line: Progress | None = None
+
+    def update(self, done: int, total: int) -> None:
+        """Set how many are done, of how many."""
+        if self.line is None:
+            self.line = Progress(self.console, self.what, total, self.unit, already=0)
+        self.line.total = total
+        self.line.update(done)
+        if done >= total:
+            self.line.finish()
+
+
 @contextlib.contextmanager
 def third_parties_in(log_path: Path) -> Iterator[Console]:
     """Turn the process's stdout and stderr, C level and child processes included, to a log file; yield a console on the real ones."""

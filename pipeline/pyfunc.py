@@ -74,6 +74,6 @@ def check_frame(frame: pd.DataFrame) -> None:
 def contract_rows(frame: pd.DataFrame) -> pa.Table:
     """The frame's texts as contract rows."""
     texts = {name: [None if pd.isna(v) else str(v) for v in frame[name]] if name in frame else [None] * len(frame) for name in TEXT_COLUMNS}
-    other = {"row_id": [str(i) for i in range(len(frame))], "market": [""] * len(frame), "label": [None] * len(frame), "weight": [None] * len(frame)}
-    return pa.table({name: pa.array({**texts, **other}[name], ROW_SCHEMA.field(name).type) for name in ROW_SCHEMA.names})
+    given = {**texts, "row_id": [str(i) for i in range(len(frame))], "market": [""] * len(frame)}
+    return pa.table({field.name: pa.array(given.get(field.name, [None] * len(frame)), field.type) for field in ROW_SCHEMA})
 

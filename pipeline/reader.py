@@ -40,7 +40,7 @@ def open_partition(path: Path) -> pq.ParquetFile:
         raise DamagedInputError(f"{path} is not a file; replace it by a parquet file or remove it")
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedInputError(f"{path} is not whole parquet ({error}); write it again from its source") from error
 
 
@@ -56,7 +56,7 @@ def read_partition(path: Path) -> pa.Table:
         try:
             table = file.read()
             table.validate(full=True)
-        except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
     # files may differ in which columns they declare nullable, and such tables do not concatenate
     return pa.table(table.columns, names=ROW_SCHEMA.names)

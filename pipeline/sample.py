@@ -34,6 +34,7 @@ from pipeline.catalogue import (
     siblings,
 )
 from pipeline.files import write_bytes
+from pipeline.partitions import enter_partitions
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 from pipeline.writer import write_partition
 
@@ -199,7 +200,8 @@ def _build_table(task: SampleTask, num_rows: int, seed: int, judged: bool) -> tu
     columns["label"] = [_noisy(grade, len(task.labels), noise) if judged else None for grade in grades]
     columns["weight"] = [1.0 if judged else None] * num_rows
     truth = {"row_id": columns["row_id"], "task": [task.name] * num_rows, "label": grades}
-    return pa.table({name: columns[name] for name in ROW_SCHEMA.names}, schema=ROW_SCHEMA), pa.table(truth, schema=_TRUTH_SCHEMA)
+    rows = pa.table({name: columns.get(name, [None] * num_rows) for name in ROW_SCHEMA.names}, schema=ROW_SCHEMA)
+    return rows, pa.table(truth, schema=_TRUTH_SCHEMA)
 
 
 def build_marketplace(num_rows_per_task: int, num_unlabelled_per_task: int, seed: int) -> Marketplace:
@@ -212,13 +214,15 @@ def build_marketplace(num_rows_per_task: int, num_unlabelled_per_task: int, seed
 
 
 def write_marketplace(marketplace: Marketplace, out_dir: Path) -> None:
-    """Write judged/task=<name>/part-0.parquet, unlabelled/task=<name>/part-0.parquet and part-1.parquet, and last truth.parquet below `out_dir`."""
+    """Write judged/task=<name>/part-0.parquet, unlabelled/task=<name>/part-0.parquet and part-1.parquet, their catalogues, and last truth.parquet."""
     for name, table in marketplace.rows.items():
         write_partition(table, out_dir / "judged" / f"task={name}" / "part-0.parquet")
     for name, table in marketplace.unlabelled.items():
         for part in range(UNLABELLED_PARTITIONS):
             start, end = (table.num_rows * cut // UNLABELLED_PARTITIONS for cut in (part, part + 1))
             write_partition(table.slice(start, end - start), out_dir / "unlabelled" / f"task={name}" / f"part-{part}.parquet")
+    for folder in (out_dir / "judged", out_dir / "unlabelled"):
+        enter_partitions(folder, [path for name in marketplace.rows for path in sorted(folder.glob(f"task={name}/part-*.parquet"))])
     truth = pa.BufferOutputStream()
     pq.write_table(marketplace.truth, truth)
     write_bytes(out_dir / "truth.parquet", truth.getvalue().to_pybytes())

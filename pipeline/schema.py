@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"  # 2: official_split and subset
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("market", pa.string(), False, "slice such as us", max_chars=63),
     Column("label", pa.int32(), True, "index into the task's label names, worst first; null means to be scored", minimum=0, maximum=MAX_LABELS - 1),
     Column("weight", pa.float32(), True, "weight of the row in the loss; null means 1", minimum=0.0, maximum=1_000.0),
+    Column("official_split", pa.string(), True, "the source's own split such as train, for comparison; this project splits by query", max_chars=63),
+    Column("subset", pa.string(), True, "part of the source such as small or large", max_chars=63),
 )
 
 ROW_SCHEMA = pa.schema([pa.field(c.name, c.type, c.nullable) for c in COLUMNS])

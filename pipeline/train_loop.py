@@ -18,10 +18,10 @@ from models.losses import row_losses, task_sums
 from pipeline.batches import EncodedRows, collate
 from pipeline.checkpoint import gather_trainables, newest_checkpoint, restore_checkpoint, write_checkpoint
 from pipeline.config import RunConfig, build_config
+from pipeline.encoded_files import read_encoded
 from pipeline.errors import DataRefusedError, RelevanceError
 from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.optimizer import build_optimizer, rate_share
-from pipeline.rows import read_split
 from pipeline.sampler import Sampler
 from pipeline.zero import deepspeed_config, gradient_norms
 
@@ -56,24 +56,25 @@ class Worker:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Entry point inside a Ray Train worker. `settings`: config (plain), fingerprint, data_digest, and paths of what it writes."""
+    """Entry point inside a Ray Train worker. `settings`: config (plain), fingerprint, data_digest, and paths of what it reads and
+    writes."""
     import ray.train
     import ray.train.torch
 
     context = ray.train.get_context()
     config = build_config(settings["config"], "the driver's config")
     torch.set_num_threads(config.training.threads_per_worker)
-    worker = build_worker(config, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    encoded = read_encoded(Path(settings["encoded_dir"]), "train", config.tasks)
+    worker = build_worker(config, encoded, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     train(worker, settings)
     ray.train.report({})
 
 
-def build_worker(config: RunConfig, rank: int, world_size: int, device: torch.device) -> Worker:
-    """Read and tokenise the training rows, load the model, hand it to DeepSpeed. torch.distributed is initialised already."""
+def build_worker(config: RunConfig, encoded: EncodedRows, rank: int, world_size: int, device: torch.device) -> Worker:
+    """Load the model and hand it to DeepSpeed. torch.distributed is initialised already."""
     import deepspeed
 
     judge = fresh_judge(config, device)
-    encoded = judge.encode(read_split(config.judged_dir, config.tasks, config.split, "train"))
     if len(encoded) == 0:
         raise DataRefusedError(f"no row of {config.judged_dir} falls into the train split; add rows or lower split.valid_share and split.test_share")
     sampler = build_sampler(config, encoded, world_size)

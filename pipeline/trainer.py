@@ -10,6 +10,7 @@ from models.backbone import BackboneUnavailableError, empty_trunk, folder_digest
 from models.bundle import BundleRefusedError, read_bundle
 from models.inject import adapter_parameter_count, targets
 from pipeline.config import RunConfig
+from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.files import json_sha256, remove_tree
 from pipeline.reader import data_digest, find_partitions
@@ -46,15 +47,19 @@ def planned_parameters(config: RunConfig) -> tuple[int, int]:
     return trainable, sum(parameter.numel() for parameter in trunk.parameters()) + trainable
 
 
-def run_training(config: RunConfig, fingerprint: str, digest: str, on_step: StepSeen) -> Path:
+def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: OnProgress, on_step: StepSeen) -> Path:
     """The trained bundle's folder. A finished training of the same fingerprint is used as it is; an interrupted one goes on.
 
-    `fingerprint` and `digest` are `training_fingerprint`'s. `on_step` gets each step's record as soon as it is written.
+    `fingerprint` and `digest` are `training_fingerprint`'s. `on_encoded` gets rows encoded and rows in all, where they are not encoded yet;
+    `on_step` each step's record as soon as it is written.
     RetryableError: a worker or node was lost.
     """
     bundle_dir = config.run_dir / "trained"
     if trained_fingerprint(bundle_dir) == fingerprint:
         return bundle_dir
+    partitions, tokenizer_dir = find_partitions(config.judged_dir, config.tasks), resolve_folder(config.backbone)
+    plan = EncodingPlan(partitions, config.split, config.tasks, config.encode, tokenizer_dir)
+    encoded_dir = publish_encoded(plan, config.run_dir, on_encoded)
     training_dir = config.run_dir / "training"
     live_path = training_dir / "live.jsonl"
     checkpoint_dir = training_dir / "checkpoints" / fingerprint[:16]
@@ -64,6 +69,7 @@ def run_training(config: RunConfig, fingerprint: str, digest: str, on_step: Step
         "config": config.model_dump(mode="json"),
         "fingerprint": fingerprint,
         "data_digest": digest,
+        "encoded_dir": str(encoded_dir),
         "bundle_dir": str(bundle_dir),
         "checkpoint_dir": str(checkpoint_dir),
         "live_path": str(live_path),

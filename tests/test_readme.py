@@ -10,6 +10,7 @@ from places import ROOT
 
 from jobs.cli import app
 from pipeline.schema import COLUMNS
+from pipeline.source_config import TableSource
 from pipeline.tasks import Task
 
 TEXT = (ROOT / "README.md").read_text()
@@ -43,10 +44,17 @@ def test_the_table_of_columns_is_the_contract() -> None:
 
 
 def test_the_task_block_in_the_readme_is_a_task() -> None:
-    block = re.search(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    block = re.search(r"```yaml\n(tasks:.*?)```", TEXT, re.DOTALL)
     assert block
     for task in yaml.safe_load(block.group(1))["tasks"]:
         Task.model_validate(task)
+
+
+def test_the_mapping_in_the_readme_is_one() -> None:
+    block = re.search(r"```yaml\n(task:.*?)```", TEXT, re.DOTALL)
+    assert block
+    source = TableSource.model_validate({"kind": "table", "path": "clicks.csv", **yaml.safe_load(block.group(1))})
+    assert source.label_indices(None) == {"perfect": 2, "fair": 1, "bad": 0}
 
 
 @pytest.mark.parametrize("placeholder", ["@@", "TODO", "TBD"])

@@ -45,7 +45,8 @@ def pair_lengths(folder: Path) -> tuple[list[int], str]:
     from pipeline.encode import Encoder
     from pipeline.reader import find_partitions, read_partition
     from pipeline.sample import build_marketplace
-    from pipeline.sources import import_chorus, import_esci
+    from pipeline.source_chorus import import_chorus
+    from pipeline.source_esci import import_esci
 
     real = (SHARED_DATA / "esci_sample").is_dir() and (SHARED_DATA / "chorus_electronics").is_dir()
     config = read_config(ROOT / "jobs" / "configs" / ("esci.yaml" if real else "demo.yaml"))

@@ -20,7 +20,7 @@ COMMANDS = {
     "demo": {"--set"},
     "run": {"--config", "--set"},
     "sample": {"out_dir", "--rows-per-task", "--unlabelled-rows-per-task", "--seed"},
-    "import": {"kind", "path", "out_dir"},
+    "import": {"kind", "path", "out_dir", "--mapping", "--language"},
     "validate": {"--config", "--set"},
     "train": {"--config", "--set"},
     "evaluate": {"--config", "--set"},
@@ -97,6 +97,43 @@ def test_missing_config_says_where_to_start(tmp_path: Path) -> None:
 def test_unknown_command_and_source_are_usage_errors(tmp_path: Path) -> None:
     assert relevance("trian").returncode == 2
     assert relevance("import", "wnads", str(tmp_path), str(tmp_path)).returncode == 2
+
+
+def test_a_table_comes_in_by_its_mapping_and_says_what_was_left_out(tmp_path: Path) -> None:
+    lines = ["q,t,g", *(f"shoe {n},title,good" for n in range(9)), "shoe,title"]
+    (tmp_path / "clicks.csv").write_text("\n".join(lines))
+    (tmp_path / "m.yaml").write_text("{task: ads, columns: {query: q, ad_title: t, label: g}, labels: {good: 1}, constants: {market: us}}")
+    arguments = ("import", "table", str(tmp_path / "clicks.csv"), str(tmp_path / "out"))
+    result = relevance(*arguments, "--mapping", str(tmp_path / "m.yaml"))
+    assert result.returncode == 0, result.stderr
+    told = {"judged": str(tmp_path / "out"), "rows": {"ads": 9}, "quarantined": {"wrong_field_count": 1}}
+    assert json.loads(result.stdout.splitlines()[-1]) == told
+    assert "1 wrong_field_count" in result.stderr and str(tmp_path / "out" / "quarantine") in result.stderr
+    assert relevance(*arguments).returncode == 2
+    assert relevance(*arguments, "--mapping", str(tmp_path / "m.yaml"), "--language", "en").returncode == 2
+    check_refused(relevance(*arguments, "--mapping", str(tmp_path / "no.yaml")), 2, "no.yaml does not exist")
+    (tmp_path / "clicks.csv").write_text("q;t;g\n1;2;good\n")
+    check_refused(relevance(*arguments, "--mapping", str(tmp_path / "m.yaml")), 1, "has no column q, t, g, only q;t;g")
+
+
+def test_a_language_names_a_qadsm_file_that_does_not_say_it(tmp_path: Path) -> None:
+    (tmp_path / "ads.tsv").write_text("shoe\tShoes\tCheap\tGood\n")
+    result = relevance("import", "qadsm", str(tmp_path / "ads.tsv"), str(tmp_path / "out"), "--language", "fr")
+    assert json.loads(result.stdout)["rows"] == {"qadsm": 1}
+    check_refused(relevance("import", "qadsm", str(tmp_path / "ads.tsv"), str(tmp_path / "out")), 2, "--language en")
+
+
+def test_sources_of_a_config_are_brought_in_with_the_labels_of_their_tasks(tmp_path: Path) -> None:
+    from jobs.sources import bring_in
+    from pipeline.config import build_config
+    from pipeline.logs import Console
+
+    (tmp_path / "x.jsonl").write_text('{"q": "a", "t": "b", "g": "yes"}\n{"q": "a", "t": "c", "g": "no"}\n')
+    block = {"kind": "table", "path": str(tmp_path / "x.jsonl"), "task": "two", "labels": {"yes": "good", "no": "bad"}}
+    block |= {"columns": {"query": "q", "ad_title": "t", "label": "g"}, "constants": {"market": "us"}}
+    told = bring_in(build_config(planted_config(tmp_path, "package:x", sources=[block]), "c.yaml"), Console())
+    rows = pq.ParquetFile(Path(told["judged"]) / "task=two" / "x-0.parquet").read().to_pylist()
+    assert {row["ad_title"]: row["label"] for row in rows} == {"b": 1, "c": 0}
 
 
 def test_rows_of_a_task_that_is_not_configured_are_a_config_error(config: Path) -> None:

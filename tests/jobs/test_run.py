@@ -66,6 +66,8 @@ def test_labels_say_what_the_rows_were_planted_to_say(world: Any) -> None:
 def test_people_see_progress_and_libraries_are_not_heard(world: Any) -> None:
     _, _, finished = world
     assert "train 60/60 steps" in finished.stderr or "steps" in finished.stderr
+    encoded = re.findall(r"encode 320/320 rows  [\d.]+/s", finished.stderr)
+    assert len(encoded) == 1, finished.stderr  # evaluation reads what training encoded
     for noise in ("Warning", "INFO", "deepspeed", "ray::", "Calculating Metrics"):
         assert noise not in finished.stderr and noise not in finished.stdout, noise
 

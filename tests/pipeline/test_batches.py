@@ -23,8 +23,8 @@ def encoded_lists(lists: list[list[int]], task_N: list[int] | None = None) -> En
         task_N=np.array(task_N or [0] * count),
         label_N=np.arange(count),
         weight_N=np.linspace(0.5, 2, count, dtype=np.float32),
-        row_id_N=np.array([f"r{n}" for n in range(count)], dtype=object),
-        query_N=np.array(["q"] * count, dtype=object),
+        row_id_N=pa.chunked_array([[f"r{n}" for n in range(count)]]),
+        query_N=pa.chunked_array([["q"] * count]),
     )
 
 
@@ -107,7 +107,8 @@ def test_rows_of_several_tasks_lie_in_the_order_of_the_run_s_tasks() -> None:
     assert encoded.label_N.tolist() == [0, -1, 1]
     assert encoded.weight_N.tolist() == [1.0, 1.0, 0.5]
     assert encoded.row_ids_of(np.array([2, 0])) == ["z", "x"]
-    assert encoded.query_N.tolist() == ["a", "", "cab"]
+    assert encoded.query_N.to_pylist() == ["a", "", "cab"]
+    assert encoded.queries_of(np.array([2, 1])).tolist() == ["cab", ""]
 
 
 def test_one_long_text_does_not_make_every_row_large() -> None:
@@ -115,4 +116,4 @@ def test_one_long_text_does_not_make_every_row_large() -> None:
     rows = table({"row_id": long, "query": long}, *({"row_id": str(n), "query": "q"} for n in range(500)))
     encoded = encode_rows({"a": rows}, [task("a")], LetterEncoder())  # type: ignore[arg-type]
     assert encoded.query_N.nbytes < 10_000 and encoded.row_id_N.nbytes < 10_000
-    assert encoded.query_N[0] == encoded.row_id_N[0] == long
+    assert encoded.query_N[0].as_py() == encoded.row_id_N[0].as_py() == long

@@ -145,40 +145,60 @@ def test_a_control_token_in_a_template_is_the_token(tokenizer: Any) -> None:
 
 
 class Watched:
-    """A tokenizer that notes the texts it is given."""
+    """An encoder's tokenizer of fields that notes the texts it is given."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, encoder: Encoder) -> None:
+        self.plain: Any = encoder.plain
         self.seen: list[str] = []
+        encoder.plain = self  # type: ignore[assignment]
 
-    def __call__(self, text: str | list[str], **options: Any) -> Any:
-        self.seen += [text] if isinstance(text, str) else text
-        return self.tokenizer(text, **options)
-
-
-MEGABYTES = {"one word": "x" * 2**20, "words": "lorem ipsum " * 90_000, "blanks": " " * 2**20, "wide": "靴" * 2**20}
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        self.seen += texts
+        return list(self.plain.ids(texts))
 
 
-@pytest.mark.parametrize("text", MEGABYTES.values(), ids=MEGABYTES.keys())
-def test_a_megabyte_is_cut_before_the_tokenizer_sees_it(tokenizer: Any, text: str) -> None:
-    watched = Watched(tokenizer)
-    encoder = Encoder(watched, tasks_of(TEMPLATES), EncodeConfig(max_query_chars=50, max_ad_chars=100))
+MEGABYTE = 2**20
+KINDS = {"one word": "x", "words": "lorem ipsum ", "blanks": " ", "wide": "靴", "control tokens": "<end>"}
+
+
+@pytest.mark.parametrize("size_bytes", [MEGABYTE, 10 * MEGABYTE])
+@pytest.mark.parametrize("text", KINDS.values(), ids=KINDS.keys())
+def test_a_megabyte_is_no_more_work_for_the_tokenizer_than_a_text_at_the_limit(tokenizer: Any, text: str, size_bytes: int) -> None:
+    limits = EncodeConfig(max_query_chars=50, max_ad_chars=100)
+    encoder = Encoder(tokenizer, tasks_of(TEMPLATES), limits)
+    watched = Watched(encoder)
+    long = text * (size_bytes // len(text.encode()))
+    at_limits = {column: long[: 50 if column == "query" else 100] for column in TEXT_COLUMNS}
+    [ids] = encoder.encode(rows(dict.fromkeys(TEXT_COLUMNS, long)), "all")
+    handed_over = sum(map(len, watched.seen))
     watched.seen.clear()
-    encoder.encode(rows({column: text for column in TEXT_COLUMNS}), "all")
-    assert watched.seen and max(map(len, watched.seen)) <= 101
+    assert encoder.encode(rows(at_limits), "all") == [ids]
+    assert handed_over <= sum(map(len, watched.seen)) + len(TEXT_COLUMNS)
+    assert handed_over <= 50 + 4 * 100 + len(TEXT_COLUMNS)
+
+
+def test_of_a_long_text_python_sees_no_more_than_four_times_the_limit(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.compute as pc
+
+    cut: list[pa.ChunkedArray] = []
+    real = pc.utf8_slice_codeunits
+    monkeypatch.setattr(pc, "utf8_slice_codeunits", lambda *given: cut.append(real(*given)) or cut[-1])
+    Encoder(tokenizer, tasks_of(TEMPLATES), EncodeConfig(max_query_chars=50, max_ad_chars=100)).encode(
+        rows(dict.fromkeys(TEXT_COLUMNS, "靴 " * MEGABYTE)), "all"
+    )
+    assert sorted(len(text.as_py()) for column in cut for text in column) == [200, 400, 400, 400, 400]
 
 
 def test_limits_of_characters_hold_for_query_and_ad_apart(tokenizer: Any) -> None:
-    watched = Watched(tokenizer)
-    encoder = Encoder(watched, tasks_of({"a": "{query}\n{ad_title}\nAnswer"}), EncodeConfig(max_query_chars=5, max_ad_chars=9))
+    encoder = Encoder(tokenizer, tasks_of({"a": "{query}\n{ad_title}\nAnswer"}), EncodeConfig(max_query_chars=5, max_ad_chars=9))
+    watched = Watched(encoder)
     encoder.encode(rows({"query": "a" * 20, "ad_title": "b" * 20}), "a")
-    assert watched.seen[-2:] == ["a" * 5, "b" * 9]
+    assert watched.seen == ["a" * 5, "b" * 9]
 
 
 def test_a_text_is_given_to_the_tokenizer_once_however_often_it_comes(tokenizer: Any) -> None:
-    watched = Watched(tokenizer)
-    encoder = Encoder(watched, tasks_of({"a": "{query}\n{ad_title}\nAnswer"}), ROOMY)
-    watched.seen.clear()
+    encoder = Encoder(tokenizer, tasks_of({"a": "{query}\n{ad_title}\nAnswer"}), ROOMY)
+    watched = Watched(encoder)
     encoder.encode(rows(*({"query": f"q{n % 3}", "ad_title": "same"} for n in range(30))), "a")
     assert sorted(watched.seen) == ["q0", "q1", "q2", "same"]
 

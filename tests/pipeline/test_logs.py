@@ -10,7 +10,7 @@ import pytest
 from places import ROOT
 
 from pipeline import logs
-from pipeline.logs import Console
+from pipeline.logs import Console, LateLine
 
 NOISY = """
 import ctypes, logging, os, subprocess, sys, warnings
@@ -159,3 +159,13 @@ def test_results_and_talk_go_to_their_own_streams(capsys: pytest.CaptureFixture[
     console.say("for people")
     console.result('{"for": "programs"}')
     assert capsys.readouterr() == ('{"for": "programs"}\n', "for people\n")
+
+
+def test_a_late_line_opens_at_its_first_news_and_closes_when_all_is_done() -> None:
+    heard = io.StringIO()
+    line = LateLine(Console(err=heard, out=heard), "encode", "rows")
+    assert heard.getvalue() == ""
+    for done in (0, 500, 1_000):
+        line.update(done, 1_000)
+    assert heard.getvalue().count("\n") == 1
+    assert heard.getvalue().startswith("  encode 1,000/1,000 rows  ") and "/s" in heard.getvalue()

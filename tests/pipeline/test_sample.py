@@ -12,6 +12,7 @@ from places import ROOT
 
 from pipeline.baseline import LexicalBaseline
 from pipeline.catalogue import DECOYS, Product, product_types, siblings
+from pipeline.partitions import read_catalogue
 from pipeline.sample import NOISE_RATE, TASKS, Marketplace, SampleTask, build_marketplace, ceiling, relevance, task_grade, write_marketplace
 from pipeline.schema import ROW_SCHEMA
 from pipeline.split import SplitConfig, split_rows
@@ -198,4 +199,6 @@ def test_what_is_written_is_what_was_built(marketplace: Marketplace, tmp_path: P
         assert pq.ParquetFile(tmp_path / "judged" / f"task={task.name}" / "part-0.parquet").read() == marketplace.rows[task.name]
         assert pa.concat_tables([pq.ParquetFile(part).read() for part in parts]) == marketplace.unlabelled[task.name]
     assert pq.read_table(tmp_path / "truth.parquet") == marketplace.truth
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4 + 8 + 1
+    assert len([path for path in tmp_path.rglob("*.parquet")]) == 4 + 8 + 1
+    assert sum(partition.rows for partition in read_catalogue(tmp_path / "judged")) == 4 * NUM_ROWS
+    assert len(read_catalogue(tmp_path / "unlabelled")) == 8

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import writer
 from pipeline.errors import ConfigError, DataRefusedError
 from pipeline.reader import read_partition
 from pipeline.schema import ROW_SCHEMA
-from pipeline.writer import publish_tasks, write_partition, write_tables
+from pipeline.writer import StagedRows, write_partition, write_tables
 
 
 def _rows(*row_ids: str, **changes: pa.Array) -> pa.Table:
@@ -80,20 +81,73 @@ def test_a_source_that_fails_half_way_leaves_no_file(tmp_path: Path) -> None:
     assert not _file_names(tmp_path)
 
 
+def _publish(out_dir: Path, tables: dict[str, list[pa.Table]], stem: str = "part") -> dict[str, int]:
+    with StagedRows(out_dir, stem) as staged:
+        for task, parts in tables.items():
+            for table in parts:
+                staged.write(task, table)
+        return staged.publish()
+
+
 def test_tasks_are_published_together_or_not_at_all(tmp_path: Path) -> None:
-    assert publish_tasks({"one": [_rows("a"), _rows("b")], "none": [_rows()]}, tmp_path) == {"one": 2, "none": 0}
+    assert _publish(tmp_path, {"one": [_rows("a"), _rows("b")], "none": [_rows()]}) == {"one": 2, "none": 0}
     with pytest.raises(DataRefusedError):
-        publish_tasks({"one": [_rows("new")], "two": [_rows("c").drop_columns("query")]}, tmp_path)
-    assert _file_names(tmp_path) == ["task=one/part-0.parquet"]
+        _publish(tmp_path, {"one": [_rows("new")], "two": [_rows("c").drop_columns("query")]})
+    assert _file_names(tmp_path) == [".catalogue.json.lock", "catalogue.json", "task=one/part-0.parquet"]
     assert read_partition(tmp_path / "task=one/part-0.parquet")["row_id"].to_pylist() == ["a", "b"]
+
+
+def test_row_groups_have_the_stated_size_and_are_sorted_by_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(writer, "ROWS_PER_PARTITION", 8)
+    queries = ["e", "d", "c", "b", "a", "z", "y", "x", "w", "k", "j"]
+    table = _rows(*(f"r{n}" for n in range(11)), query=pa.array(queries))
+    assert _publish(tmp_path, {"one": [table.slice(0, 3), table.slice(3, 7), table.slice(10)]}) == {"one": 11}
+    groups = []
+    for name in ("part-0", "part-1"):
+        with pq.ParquetFile(tmp_path / "task=one" / f"{name}.parquet", page_checksum_verification=True) as file:
+            groups += [file.read_row_group(i)["query"].to_pylist() for i in range(file.num_row_groups)]
+            column = file.metadata.row_group(0).column(1)
+            assert column.compression == "ZSTD" and column.is_stats_set and column.statistics.min == groups[-file.num_row_groups][0]
+            assert [order.column_index for order in file.metadata.row_group(0).sorting_columns] == [1, 0]
+    assert all(group == sorted(group) and len(group) <= 4 for group in groups)
+    assert sorted(query for group in groups for query in group) == sorted(queries)
+
+
+def test_a_row_group_ends_early_where_texts_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "BYTES_PER_GROUP", 10_000)
+    long = _rows("a", "b", ad_description=pa.array(["x" * 6_000] * 2))
+    _publish(tmp_path, {"one": [long, long, _rows("c")]})
+    with pq.ParquetFile(tmp_path / "task=one/part-0.parquet") as file:
+        assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2, 1]
+
+
+def test_partitions_of_a_larger_earlier_import_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "ROWS_PER_GROUP", 1)
+    monkeypatch.setattr(writer, "ROWS_PER_PARTITION", 1)
+    _publish(tmp_path, {"one": [_rows("a", "b", "c")]})
+    _publish(tmp_path, {"one": [_rows("x")]}, "part-2")
+    _publish(tmp_path, {"one": [_rows("d")]})
+    assert _file_names(tmp_path / "task=one") == ["part-0.parquet", "part-2-0.parquet"]
+
+
+def test_memory_holds_one_row_group_whatever_the_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "ROWS_PER_GROUP", 1_000)
+    sizes = []
+    with StagedRows(tmp_path) as staged:
+        for part in range(60):
+            staged.write("one", _rows(*(f"{part}-{n}" for n in range(500))))
+            sizes.append(pa.total_allocated_bytes())
+        assert staged.publish() == {"one": 30_000}
+    assert max(sizes[40:]) < 3 * max(sizes[:10])
 
 
 def test_a_task_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a valid name"):
-        publish_tasks({"../../x": [_rows("a")]}, tmp_path)
+        _publish(tmp_path, {"../../x": [_rows("a")]})
 
 
 def test_an_output_folder_that_is_a_file_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="is not a folder"):
-        publish_tasks({"one": [_rows("a")]}, tmp_path / "out")
+        _publish(tmp_path / "out", {"one": [_rows("a")]})

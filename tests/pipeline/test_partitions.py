@@ -1,0 +1,129 @@
+"""Promises of pipeline/partitions.py: the catalogue says what lies in a data folder; the digest moves with the rows and with nothing else."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import partitions
+from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
+from pipeline.files import file_sha256
+from pipeline.partitions import catalogue_lock, content_digest, read_catalogue
+from pipeline.schema import ROW_SCHEMA, SCHEMA_VERSION
+from pipeline.writer import StagedRows
+
+
+def _rows(count: int, prefix: str = "r", **changes: Any) -> pa.Table:
+    row = {"ad_title": "t", "market": "us", "label": 1, "weight": 0.5} | changes
+    return pa.Table.from_pylist([{"row_id": f"{prefix}{n}", "query": f"q{n}"} | row for n in range(count)], ROW_SCHEMA)
+
+
+def _publish(out_dir: Path, stem: str = "part", **tables: pa.Table) -> None:
+    with StagedRows(out_dir, stem) as staged:
+        for task, table in tables.items():
+            staged.write(task, table)
+        staged.publish()
+
+
+def test_the_catalogue_lists_every_partition_as_it_lies_there(tmp_path: Path) -> None:
+    _publish(tmp_path, one=_rows(3), two=_rows(5))
+    found = read_catalogue(tmp_path)
+    assert [(p.path, p.task, p.rows, p.schema_version) for p in found] == [
+        ("task=one/part-0.parquet", "one", 3, SCHEMA_VERSION), ("task=two/part-0.parquet", "two", 5, SCHEMA_VERSION),
+    ]  # fmt: skip
+    for partition in found:
+        path = tmp_path / partition.path
+        assert (partition.bytes, partition.sha256) == (path.stat().st_size, file_sha256(path))
+
+
+def test_another_import_adds_its_task_and_replaces_only_its_own_partitions(tmp_path: Path) -> None:
+    _publish(tmp_path, one=_rows(3), two=_rows(5))
+    _publish(tmp_path, three=_rows(1), two=_rows(6))
+    _publish(tmp_path, "other", two=_rows(2, "o"))
+    (tmp_path / "task=one" / "part-0.parquet").unlink()
+    _publish(tmp_path, four=_rows(4))
+    assert [(p.path, p.rows) for p in read_catalogue(tmp_path)] == [
+        ("task=four/part-0.parquet", 4), ("task=three/part-0.parquet", 1), ("task=two/other-0.parquet", 2), ("task=two/part-0.parquet", 6),
+    ]  # fmt: skip
+
+
+def test_a_catalogue_that_is_none_is_damage_and_stops_the_import_before_the_rows_change_hands(tmp_path: Path) -> None:
+    (tmp_path / "catalogue.json").write_text('{"partitions": [{"path": 1}]}')
+    with pytest.raises(DamagedInputError, match="catalogue.json is not a catalogue.*delete it and import again"):
+        _publish(tmp_path, one=_rows(1))
+    assert not (tmp_path / "task=one").exists()
+    (tmp_path / "catalogue.json").write_text("{")
+    with pytest.raises(DamagedInputError, match="not whole json"):
+        read_catalogue(tmp_path)
+
+
+def test_an_import_waits_for_another_and_then_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "LOCK_TIMEOUT_S", 0.1)
+    with catalogue_lock(tmp_path), pytest.raises(RetryableError, match="another import is writing into"):
+        _publish(tmp_path, one=_rows(1))
+
+
+def test_the_digest_stays_when_rows_are_stored_in_another_way(tmp_path: Path) -> None:
+    table = _rows(500, ad_description="a\x00b")
+    order = list(range(500))
+    random.Random(1).shuffle(order)
+    ways: dict[str, tuple[pa.Table, dict[str, Any]]] = {
+        "plain": (table, {"compression": "none"}),
+        "zstd": (table, {"compression": "zstd", "row_group_size": 7}),
+        "shuffled": (table.take(order), {"use_dictionary": False, "data_page_size": 100}),
+        "columns": (table.select(ROW_SCHEMA.names[::-1]), {}),
+        "without": (table.drop_columns(["subset", "official_split"]), {}),
+        "large": (table.set_column(1, "query", table["query"].cast(pa.large_string())), {}),
+        "encoded": (table.set_column(1, "query", table["query"].dictionary_encode()), {}),
+    }
+    for name, (rows, options) in ways.items():
+        pq.write_table(rows, tmp_path / name, **options)
+    assert len({content_digest(tmp_path / name) for name in ways}) == 1
+    assert json.dumps(content_digest(tmp_path / "plain")) == '"' + content_digest(tmp_path / "plain") + '"'
+
+
+def test_the_digest_moves_with_every_value_and_every_occurrence(tmp_path: Path) -> None:
+    table, more = _rows(50), _rows(1)
+    tables = [
+        table, table.slice(1), pa.concat_tables([table, more]), pa.concat_tables([table, more, more]), table.slice(0, 0),
+        _rows(50, "s"), _rows(50, label=2), _rows(50, label=None), _rows(50, weight=0.25), _rows(50, weight=None), _rows(50, ad_title="u"),
+        _rows(50, ad_description="x"), _rows(50, ad_keyword="x"), _rows(50, ad_description=""), _rows(50, subset="x"),
+        _rows(50, ad_description="x", ad_keyword="y"), _rows(50, ad_description="y", ad_keyword="x"),
+        _rows(50, ad_title="t\x00market", market="us"), _rows(50, official_split="train"),
+    ]  # fmt: skip
+    digests = []
+    for number, rows in enumerate(tables):
+        pq.write_table(rows, tmp_path / str(number))
+        digests.append(content_digest(tmp_path / str(number)))
+    assert len(set(digests)) == len(tables)
+
+
+def test_values_that_change_places_between_rows_move_the_digest(tmp_path: Path) -> None:
+    table = _rows(2)
+    swapped = table.set_column(1, "query", table["query"].take([1, 0]))
+    for name, rows in (("a", table), ("b", swapped)):
+        pq.write_table(rows, tmp_path / name)
+    assert content_digest(tmp_path / "a") != content_digest(tmp_path / "b")
+
+
+def test_the_digest_of_a_folder_moves_with_the_task_and_not_with_the_cut_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "DIGEST_ROWS", 3)
+    _publish(tmp_path / "whole", one=_rows(10), two=_rows(2, "s"))
+    _publish(tmp_path / "cut", "first", one=_rows(10).slice(0, 4))
+    _publish(tmp_path / "cut", "second", one=_rows(10).slice(4), two=_rows(2, "s"))
+    _publish(tmp_path / "turned", two=_rows(10), one=_rows(2, "s"))
+    assert content_digest(tmp_path / "cut") == content_digest(tmp_path / "whole")
+    assert content_digest(tmp_path / "turned") != content_digest(tmp_path / "whole")
+
+
+def test_the_digest_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"PAR1")
+    with pytest.raises(DamagedInputError, match="not whole parquet"):
+        content_digest(tmp_path / "x")
+    pq.write_table(pa.table({"a": [[1]]}), tmp_path / "y")
+    with pytest.raises(DataRefusedError, match="column a of .* is list"):
+        content_digest(tmp_path / "y")

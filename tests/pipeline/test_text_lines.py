@@ -1,0 +1,113 @@
+"""Promises of pipeline/text_lines.py: the right line numbers, nothing lost, and damage that stays with its own line."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import text_lines
+from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from pipeline.lines import Line
+from pipeline.text_lines import read_fields, read_json_lines, read_separated
+
+
+def _read(tmp_path: Path, content: bytes, encoding: str = "utf-8", columns: tuple[str, ...] = ("a", "b")) -> list[Line]:
+    (tmp_path / "x.csv").write_bytes(content)
+    return list(read_separated(tmp_path / "x.csv", columns, ",", encoding))
+
+
+def _told(lines: list[Line]) -> list[tuple[int, str]]:
+    return [(line.number, line.defect or "/".join(value or "" for value in line.fields.values())) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"a,b\n1,2\n3,4\n", [(2, "1/2"), (3, "3/4")]),
+        (b"a,b\n1,2", [(2, "1/2")]),
+        (b"\xef\xbb\xbfa,b\n1,2\n", [(2, "1/2")]),
+        (b"a,b\r\n1,2\r\n\r\n3,4\r\n", [(2, "1/2"), (4, "3/4")]),
+        (b'a,b\n1,"x\ny"\n3,4\n', [(2, "1/x\ny"), (4, "3/4")]),
+        (b'a,b\r\n1,"x\r\ny"\r\n3,4\r\n', [(2, "1/x\r\ny"), (4, "3/4")]),
+        (b'"a",b\n"1 ""2""",3"\n', [(2, '1 "2"/3"')]),
+        (b'"a\nb",b,a\n1,2,3\n', [(3, "1/2/3")]),
+        (b"a,b\n1\n2,3,4\n5,6\n", [(2, "wrong_field_count"), (3, "wrong_field_count"), (4, "5/6")]),
+        (b'a,b\n1,"x"y\n3,4\n', [(2, "misplaced_quote"), (3, "3/4")]),
+        (b'a,b\n1,"x\n3,4\n5,6\n', [(2, "unclosed_quote"), (3, "3/4"), (4, "5/6")]),
+        (b'a,b\n1,"x\n3,4\n5,y"\n7,8\n', [(2, "1/x\n3,4\n5,y"), (5, "7/8")]),
+        (b'a,b\n"1,x\n3,4\n5,6"\n7,8\n', [(2, "unclosed_quote"), (3, "3/4"), (4, '5/6"'), (5, "7/8")]),
+        (b"a,b\n1,\xff\n3,\xc3\xa9\n", [(2, "bad_encoding"), (3, "3/é")]),
+        (b"a,b\n1,\xed\xa0\xbd\xed\xb8\x80\n", [(2, "1/\U0001f600")]),
+        (b"a,b\n1,x\x00y\n", [(2, "1/x\x00y")]),
+        ("a,b\n1,x\u2028y\x0by\x85z\n3,4\n".encode(), [(2, "1/x\u2028y\x0by\x85z"), (3, "3/4")]),
+        (b"a,b\n", []),
+    ],
+)
+def test_records_bear_the_number_of_their_first_line_and_defects_stay_with_theirs(tmp_path: Path, content: bytes, expected: list) -> None:
+    assert _told(_read(tmp_path, content)) == expected
+
+
+def test_an_encoding_that_is_stated_is_used_and_one_that_is_not_is_never_guessed(tmp_path: Path) -> None:
+    content = "a,b\n1,café\n3,4\n".encode("latin-1")
+    assert _told(_read(tmp_path, content, "latin-1")) == [(2, "1/café"), (3, "3/4")]
+    assert _told(_read(tmp_path, content)) == [(2, "bad_encoding"), (3, "3/4")]
+    assert _told(_read(tmp_path, "a,b\n1,靴\n".encode("utf-16"), "utf-16")) == [(2, "1/靴")]
+    assert _told(_read(tmp_path, "a,b\n1,靴\n".encode("shift_jis"), "shift_jis")) == [(2, "1/靴")]
+
+
+def test_text_that_is_not_utf_16_at_all_is_damage(tmp_path: Path) -> None:
+    with pytest.raises(DamagedInputError, match="utf-16|header"):
+        _read(tmp_path, b"a,b\n1,2\n3\n", "utf-16")
+
+
+def test_a_quote_that_is_never_closed_costs_one_line_however_long_the_file(tmp_path: Path) -> None:
+    lines = _read(tmp_path, b'a,b\n1,"x\n' + b"".join(b"%d,y\n" % n for n in range(3_000)))
+    assert _told(lines[:2]) == [(2, "unclosed_quote"), (3, "0/y")]
+    assert len(lines) == 3_001 and lines[-1].number == 3_002
+
+
+def test_a_line_longer_than_any_record_is_skipped_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_lines, "MAX_RECORD_CHARS", 100)
+    lines = _read(tmp_path, b"a,b\n1," + b"x" * 1_000 + b"\n3,4\n")
+    assert _told(lines) == [(2, "line_too_long"), (3, "3/4")]
+    assert len(lines[0].text) <= 101
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": "' + b"x" * 1_000 + b'"}\n{"a": 1}\n')
+    assert _told(list(read_json_lines(tmp_path / "x.jsonl", ["a"]))) == [(1, "line_too_long"), (2, "1")]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (b"", DamagedInputError, "is empty"),
+        (b"\xff\xfe\x00\n1,2\n", DamagedInputError, "does not begin with a header line in utf-8"),
+        (b'"a,b\n1,2\n', DamagedInputError, "does not begin with a header line"),
+        (b"a,c\n1,2\n", DataRefusedError, "has no column b, only a, c"),
+        (b"a;b\n1;2\n", DataRefusedError, "has no column a, b, only a;b"),
+        (b"a,b,a\n1,2,3\n", DataRefusedError, "names column a twice"),
+    ],
+)
+def test_a_file_without_a_usable_header_is_refused(tmp_path: Path, content: bytes, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        _read(tmp_path, content)
+
+
+def test_a_folder_instead_of_a_file_is_a_config_error(tmp_path: Path) -> None:
+    for read in (lambda: read_separated(tmp_path, ["a"], ","), lambda: read_json_lines(tmp_path, ["a"]), lambda: read_fields(tmp_path, ["a"])):
+        with pytest.raises(ConfigError, match="is not a file"):
+            list(read())
+
+
+def test_json_lines_are_read_one_by_one(tmp_path: Path) -> None:
+    lines = [
+        b'\xef\xbb\xbf{"a": "x", "b": 2}', b'{"a": 2.0, "b": true}', b"", b'{"b": null}', b"[1]", b"{", b'{"a": [1]}', b'{"a": "\xff"}',
+        b'{"a": "\\ud83d\\ude00", "b": "\\ud83d"}', b"[" * 100_000, b'{"a": 1}',
+    ]  # fmt: skip
+    (tmp_path / "x.jsonl").write_bytes(b"\r\n".join(lines))
+    assert _told(list(read_json_lines(tmp_path / "x.jsonl", ["a", "b"]))) == [
+        (1, "x/2"), (2, "2/true"), (4, "/"), (5, "not_an_object"), (6, "not_json"), (7, "not_text"), (8, "bad_encoding"),
+        (9, "\U0001f600/\ufffd"), (10, "not_json"), (11, "1/"),
+    ]  # fmt: skip
+
+
+def test_plain_fields_take_quotes_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b'"a\tb"\n\nc\nd\t\xff\ne\tf\n')
+    assert _told(list(read_fields(tmp_path / "x", ["a", "b"]))) == [(1, '"a/b"'), (3, "wrong_field_count"), (4, "bad_encoding"), (5, "e/f")]

@@ -1,0 +1,219 @@
+"""Planted leaks are found, each by its kind, and clean data stay without a finding."""
+
+import json
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import validation.near_queries
+from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.sample import TASKS, build_marketplace
+from pipeline.schema import ROW_SCHEMA
+from pipeline.split import SPLITS, SplitConfig, normalise_query, split_of, split_rows
+from pipeline.tasks import Task
+from validation.label_words import WordRule, find_label_words
+from validation.leakage import find_leakage
+from validation.near_queries import find_near_queries
+from validation.words import fold_texts
+
+CONFIG = SplitConfig()
+MARKET_TASKS = [Task(name=t.name, labels=t.labels, relevant_from=t.relevant_from,
+                     template="{query} " + " ".join(f"{{{column}}}" for column in t.ad_columns)) for t in TASKS]
+NUM_PLANTED = 10
+NUM_CLEAN = 8  # replicas of the marketplace; the rates in leakage.py are over more
+
+
+def _rows(columns: dict[str, list]) -> pa.Table:
+    num_rows = len(next(iter(columns.values())))
+    defaults = {"row_id": [f"r{i}" for i in range(num_rows)], "ad_title": ["a"] * num_rows, "market": ["us"] * num_rows}
+    return pa.table({f.name: pa.array(columns.get(f.name, defaults.get(f.name, [None] * num_rows)), f.type) for f in ROW_SCHEMA})
+
+
+def _with(table: pa.Table, name: str, values: list) -> pa.Table:
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+
+
+def _clean_queries(number: int, seed: int) -> list[str]:
+    """Queries of four made-up words, no two of which share more than chance allows."""
+    draw = random.Random(seed)
+    return [" ".join("".join(draw.choices("abcdefghijklmnop", k=7)) for _ in range(4)) for _ in range(number)]
+
+
+def test_adding_rows_never_moves_a_query_and_tasks_agree_on_its_side():
+    queries = _clean_queries(3_000, 1)
+    few, many = split_rows(queries[:500], CONFIG), split_rows([*queries[500:], *queries[:500]], CONFIG)
+    assert (many[-500:] == few).all() and set(few) == set(SPLITS)
+    shouted = [f"  {query.upper()} " for query in queries]
+    sources = {"query-title": _rows({"query": queries}), "query-product": _rows({"query": shouted}), "query-keyword": _rows({"query": queries[:700]})}
+    report = find_leakage(sources, MARKET_TASKS, CONFIG)
+    assert sum(report.num_queries.values()) == 3_000
+    assert [near.num_test + near.num_valid for near in report.near_queries] == [0, 0, 0, 0] and not list(report.sentences())
+
+
+def test_a_query_that_a_broken_split_puts_on_two_sides_is_told(monkeypatch):
+    monkeypatch.setattr(validation.near_queries, "split_rows", lambda queries, _: np.array(["test", "train", "valid"]))
+    report = find_leakage({"query-title": _rows({"query": ["a b", "A  b", "c"]})}, MARKET_TASKS, CONFIG)
+    assert (report.near_queries[0].kind, report.near_queries[0].num_test) == ("same", 1)
+    assert report.near_queries[0].examples == (("a b", "train", "a b", "test"),)
+    assert "alike in same" in next(report.sentences())
+
+
+VARIANTS = {
+    "spelling": [lambda q: q.replace(" ", "-"), lambda q: q.replace(" ", "", 1), lambda q: q + "!", lambda q: q.replace("a", "Á"),
+                 lambda q: q.replace(" ", " & ", 1), lambda q: q.title() + " ®"],
+    "word_order": [lambda q: " ".join(q.split()[::-1]), lambda q: " ".join(q.split()[1:] + q.split()[:1]).upper() + "?"],
+    "one_word": [lambda q: q + " men", lambda q: q.rsplit(" ", 1)[0], lambda q: "new " + q.split(" ", 1)[1],
+                 lambda q: "new " + " ".join(q.split()[2::-1])],
+}
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_every_planted_near_duplicate_is_found_under_its_kind(kind):
+    queries = _clean_queries(4_000, 2)
+    planted = []
+    for query in queries:
+        if split_of(query, CONFIG) == "test" and len(planted) < NUM_PLANTED:
+            variant = VARIANTS[kind][len(planted) % len(VARIANTS[kind])](query)
+            if split_of(variant, CONFIG) != "test":
+                planted.append((query, variant))
+    assert len(planted) == NUM_PLANTED
+    counts, found = find_near_queries(pa.array([*queries, *(variant for _, variant in planted)]), CONFIG)
+    assert {near.kind: near.num_test for near in found} == {"same": 0, "spelling": 0, "word_order": 0, "one_word": 0, kind: NUM_PLANTED}
+    near = next(near for near in found if near.kind == kind)
+    assert near.share_of_test == NUM_PLANTED / counts["test"]
+    assert {(query, normalise_query(other)) for query, side, other, _ in near.examples} <= {(q, normalise_query(v)) for q, v in planted}
+
+
+def test_queries_are_alike_as_a_plain_loop_over_all_pairs_finds_them():
+    draw = random.Random(3)
+    words = ["red", "Red,", "blue", "café", "cafe", "xl", "1", "2", "men"]
+    raw = sorted({" ".join(draw.choices(words, k=draw.randint(1, 5))) for _ in range(250)})
+    _, found = find_near_queries(pa.array(raw), CONFIG)
+    queries = sorted({normalise_query(query) for query in raw})
+    sides = {query: split_of(query, CONFIG) for query in queries}
+    folded = dict(zip(queries, fold_texts(pa.array(queries)).to_pylist(), strict=True))
+    expected = {near.kind: {"test": 0, "valid": 0} for near in found}
+    for query in queries:
+        earlier = {"test": ("train", "valid"), "valid": ("train",), "train": ()}[sides[query]]
+        kinds = {_kind_of(folded[query], folded[other]) for other in queries if sides[other] in earlier}
+        nearest = next((kind for kind in expected if kind in kinds), None)
+        if nearest:
+            expected[nearest][sides[query]] += 1
+    assert {near.kind: {"test": near.num_test, "valid": near.num_valid} for near in found} == expected
+    assert all(sum(expected[kind].values()) > 3 for kind in ("spelling", "word_order", "one_word"))
+
+
+def _kind_of(one: str, other: str) -> str | None:
+    """How two folded queries are alike, said the slow way."""
+    closed = ["".join(c if c != " " or not (t[i - 1].isdigit() and t[i + 1].isdigit()) else "_" for i, c in enumerate(t)).replace(" ", "")
+              for t in (one, other)]
+    a, b = sorted(one.split()), sorted(other.split())
+    if closed[0] == closed[1]:
+        return "spelling"
+    if a == b:
+        return "word_order"
+    without = [{tuple(w[:i] + w[i + 1 :]) for i in range(len(w))} for w in (a, b)]
+    near = without[0] & without[1] or tuple(a) in without[1] or tuple(b) in without[0]
+    return "one_word" if min(len(a), len(b)) >= 3 and near else None
+
+
+def test_a_gap_between_digits_and_signs_alone_make_other_queries():
+    queries = ["1.5 mm", "15 mm", "1 5 mm", "!!!", "???", "🏃", "c", "が", "か", "तेल", "तल"]
+    _, found = find_near_queries(pa.array([*queries, *_clean_queries(50, 4)]), SplitConfig(valid_share=0.3, test_share=0.3))
+    pairs = {frozenset((query, other)) for near in found for query, _, other, _ in near.examples}
+    assert pairs <= {frozenset(("1.5 mm", "1 5 mm"))}
+
+
+def test_every_planted_label_word_is_found_and_nothing_else():
+    market = build_marketplace(2_000, 0, 5)
+    for t, task in enumerate(MARKET_TASKS):
+        table, num_labels = market.rows[task.name], len(task.labels)
+        labels = table["label"].to_pylist()
+        column = task.ad_columns[-1]
+        texts = [text or "" for text in table[column].to_pylist()]
+        rare = sorted(range(num_labels), key=labels.count)[: num_labels - 1]  # a share of 1 must be far from the base rate
+        for k in range(NUM_PLANTED):
+            rows = [i for i, label in enumerate(labels) if label == rare[k % len(rare)]]
+            for i in random.Random(k).sample(rows, 120):
+                texts[i] += f" Zq{k}, "
+        words = find_label_words(_with(table, column, texts), task, WordRule())
+        assert {(word.column, word.word, word.label) for word in words} == \
+            {(column, f"zq{k}", task.labels[rare[k % len(rare)]]) for k in range(NUM_PLANTED)}, t
+        assert all(word.num_rows == 120 and word.share == 1 and word.num_queries > 20 and word.p_value < 1e-9 for word in words)
+        assert all(f"Zq{word.word[2:]}," in texts[table["row_id"].to_pylist().index(row_id)] for word in words for row_id in word.row_ids)
+
+
+MARKS = ["Label: {name}", "grade={index}", "[relevance] {name}", "judged as {name}.", "target_{index}", "score is {index}", "CLASS {one_based}",
+         "label{index}"]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_label_written_beside_a_cue_is_found_in_a_few_rows(mark):
+    task = next(task for task in MARKET_TASKS if task.name == "query-title")
+    table = build_marketplace(1_000, 0, 6).rows[task.name]
+    labels, titles = table["label"].to_pylist(), table["ad_title"].to_pylist()
+    for i in [i for i, label in enumerate(labels) if label == 2][::5][:12]:
+        titles[i] = f"{titles[i]} {mark.format(name=task.labels[2].title(), index=2, one_based=3)}"
+    found = find_label_words(_with(table, "ad_title", titles), task, WordRule())
+    assert [(word.label, word.num_rows) for word in found if "=" in word.word] == [("substitute", 12)] and len(found) == 1
+
+
+def test_a_grade_that_belongs_to_the_product_is_no_leak():
+    task = next(task for task in MARKET_TASKS if task.name == "query-title")
+    table = build_marketplace(1_000, 0, 7).rows[task.name]
+    titles = [f"{title} grade {i % 4} workbook, exact fit, relevant good class {i % 3}" for i, title in enumerate(table["ad_title"].to_pylist())]
+    assert not find_label_words(_with(table, "ad_title", titles), task, WordRule())
+
+
+def test_clean_and_relabelled_marketplaces_raise_no_alarm():
+    alarms = {"clean": 0, "relabelled": 0}
+    for seed in range(NUM_CLEAN):
+        market, draw = build_marketplace(2_000, 0, 100 + seed), np.random.default_rng(seed)
+        relabelled = {name: _with(table, "label", draw.permutation(table["label"].to_numpy())) for name, table in market.rows.items()}
+        alarms["clean"] += len(find_leakage(market.rows, MARKET_TASKS, CONFIG).label_words)
+        alarms["relabelled"] += len(find_leakage(relabelled, MARKET_TASKS, CONFIG).label_words)
+    print(f"suspicious words in {NUM_CLEAN} x {len(MARKET_TASKS)} tables without a leak: {alarms}")
+    assert alarms == {"clean": 0, "relabelled": 0}
+
+
+def test_files_and_tables_give_one_report_however_the_rows_are_cut(tmp_path):
+    task = next(task for task in MARKET_TASKS if task.name == "query-title")
+    table = build_marketplace(1_500, 0, 8).rows[task.name]
+    titles = [title + " leaked" * (label == 3) for title, label in zip(table["ad_title"].to_pylist(), table["label"].to_pylist(), strict=True)]
+    table = _with(table, "ad_title", titles)
+    paths = [tmp_path / f"part-{i}.parquet" for i in range(3)]
+    for path, (start, end) in zip(paths, [(0, 1), (1, 1_000), (1_000, 1_500)], strict=True):
+        pq.write_table(table.slice(start, end - start), path, row_group_size=300)
+    whole = find_leakage({task.name: table}, MARKET_TASKS, CONFIG)
+    assert find_leakage({task.name: paths}, MARKET_TASKS, CONFIG) == whole
+    assert [word.word for word in whole.label_words] == ["leaked"]
+    assert any("'leaked' in ad_title are exact" in sentence for sentence in whole.sentences())
+    assert json.loads(json.dumps(whole.as_json()))["label_words"][0]["word"] == "leaked"
+
+
+def test_only_judged_rows_and_the_columns_the_model_reads_are_looked_at():
+    task = next(task for task in MARKET_TASKS if task.name == "query-title")
+    table = build_marketplace(1_000, 0, 9).rows[task.name]
+    labels = table["label"].to_pylist()
+    unread = _with(table, "landing_page", [f"label {label}" for label in labels])
+    assert not find_label_words(unread, task, WordRule())
+    unjudged = _with(_with(table, "ad_title", [f"label {label}" for label in labels]), "label", [None] * len(labels))
+    assert not find_label_words(unjudged, task, WordRule())
+    assert find_leakage({task.name: ROW_SCHEMA.empty_table()}, MARKET_TASKS, CONFIG).num_queries == dict.fromkeys(SPLITS, 0)
+
+
+def test_a_damaged_file_and_an_unknown_task_are_refused_by_name(tmp_path):
+    path = tmp_path / "part-0.parquet"
+    pq.write_table(_rows({"query": ["a"] * 500}), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DamagedInputError, match="part-0"):
+        find_leakage({"query-title": [path]}, MARKET_TASKS, CONFIG)
+    pq.write_table(pa.table({"question": ["a"]}), path)
+    with pytest.raises(DamagedInputError, match="no column query"):
+        find_leakage({"query-title": [path]}, MARKET_TASKS, CONFIG)
+    with pytest.raises(ConfigError, match="query-titel"):
+        find_leakage({"query-titel": [path]}, MARKET_TASKS, CONFIG)

@@ -1,0 +1,46 @@
+"""The writing system of a text, by Unicode block. Legend of array suffixes: C characters, N texts."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+
+# Han stands for Chinese and the Chinese characters of Japanese; a text has the script of most of its letters.
+_BLOCKS: dict[str, str] = {
+    "latin": "41-5A 61-7A AA-AA BA-BA C0-D6 D8-F6 F8-24F 1E00-1EFF 2C60-2C7F A720-A7FF FF21-FF3A FF41-FF5A",
+    "greek": "370-3FF 1F00-1FFF",
+    "cyrillic": "400-52F 1C80-1C8F 2DE0-2DFF A640-A69F",
+    "hebrew": "590-5FF FB1D-FB4F",
+    "arabic": "600-6FF 750-77F 8A0-8FF FB50-FDFF FE70-FEFC",
+    "indic": "900-DFF",
+    "thai": "E00-E7F",
+    "hangul": "1100-11FF 3130-318F A960-A97F AC00-D7FF",
+    "kana": "3041-30FF 31F0-31FF FF66-FF9D",
+    "han": "3400-4DBF 4E00-9FFF F900-FAFF 20000-323AF",
+    "other": "530-58F 700-74F 780-89F E80-10FF 1200-1C7F A800-A95F A980-ABFF 10000-1BCAF",
+}
+NO_LETTERS = "none"  # digits, punctuation, pictures, or nothing
+SCRIPTS: tuple[str, ...] = (NO_LETTERS, *_BLOCKS)
+
+
+@cache
+def _script_of_code() -> np.ndarray:
+    """The index into SCRIPTS of every code point."""
+    table = np.zeros(0x110000, dtype=np.uint8)
+    for index, blocks in enumerate(_BLOCKS.values(), 1):
+        for block in blocks.split():
+            first, last = (int(end, 16) for end in block.split("-"))
+            table[first : last + 1] = index
+    return table
+
+
+def main_scripts(texts: pa.Array) -> np.ndarray:
+    """The index into SCRIPTS of the script that most letters of each text belong to (N,); null has none."""
+    strings = [text or "" for text in texts.to_pylist()]
+    code_C = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    row_C = np.repeat(np.arange(len(strings)), [len(text) for text in strings])
+    count_NS = np.bincount(row_C * len(SCRIPTS) + _script_of_code()[code_C], minlength=len(strings) * len(SCRIPTS)).reshape(-1, len(SCRIPTS))
+    count_NS[:, 0] = 0
+    return count_NS.argmax(1)
