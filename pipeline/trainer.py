@@ -32,7 +32,7 @@ def checked_backbone(config: RunConfig) -> Path:
     """The backbone's folder; ConfigError if it is not to be had or lacks a target module, before any worker is started."""
     try:
         folder = resolve_folder(config.backbone)
-        list(targets(empty_trunk(folder), config.adapter))
+        targets(empty_trunk(folder), config.adapter)
     except (BackboneUnavailableError, ValueError) as error:
         raise ConfigError(str(error)) from error
     return folder
