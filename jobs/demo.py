@@ -30,7 +30,7 @@ def ceilings(config: RunConfig) -> str:
     import pyarrow.parquet as pq
 
     truth = pq.read_table(config.run_dir / "data" / "truth.parquet")
-    test = read_split(config.judged_dir, config.tasks, config.split, "test")
+    test = read_split(config.accepted_dir, config.tasks, config.split, "test")
     reached = {task.name: ceiling(test[task.name], truth, task.relevant_from) for task in config.tasks if task.name in test}
     listed = ", ".join(f"{name} {value:.3f}" for name, value in reached.items())
     return f"  ceiling set by {NOISE_RATE:.0%} annotator noise: macro PR-AUC {sum(reached.values()) / len(reached):.3f} ({listed})"

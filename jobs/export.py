@@ -15,6 +15,6 @@ def run_export(
     """Export a version, the champion if none is named; ConfigError says what does not exist or cannot be exported."""
     fetched = fetch_version(config, version) if version else resolve_champion(config)
     folder = (out_dir or config.run_dir / "exports" / f"version-{fetched.version}" / f"{task}-{export_format}").absolute()
-    about = export_task(fetched, task, export_format, folder)
+    export_task(fetched, task, export_format, folder)
     console.say(f"  task {task} of version {fetched.version} is in {folder}; its README.md says how to load it")
-    return {"exported": str(folder), "task": task, "format": export_format, "version": fetched.version, "bundle_sha256": about["bundle_sha256"]}
+    return {"exported": str(folder), "task": task, "format": export_format, "version": fetched.version, "bundle_sha256": fetched.bundle_sha256}

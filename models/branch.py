@@ -12,18 +12,18 @@ from models.inject import adapted_layers, transformer_layers
 
 
 class TaskBranch:
-    """While entered, a trunk repeats its rows T times, task by task, where its first task-dependent layer begins.
+    """While entered, a trunk that gets B rows repeats them T times, task by task, where its first task-dependent layer begins.
 
-    Works on any trunk whose layers take the rows' states first; masks and positions follow the rows.
+    Works on trunks whose layers take the rows' states first and lead masks and positions with the rows, as those of Llama, Qwen, Gemma and
+    BERT do. ValueError, in the pass: a layer takes something else.
     """
 
-    def __init__(self, trunk: nn.Module, num_tasks: int) -> None:
-        self.num_tasks = num_tasks
+    def __init__(self, trunk: nn.Module, num_rows: int, num_tasks: int) -> None:
+        self.num_rows, self.num_tasks = num_rows, num_tasks
         layers = transformer_layers(trunk)[1]
         dependent = [index for index, layer in enumerate(layers) if any(a.TASK_DEPENDENT for a in adapted_layers(layer).values())]
         self.layers: list[nn.Module] = list(layers)[dependent[0] :] if dependent else []
         self.handles: list[Any] = []
-        self.num_rows = 0
 
     @property
     def branched(self) -> bool:
@@ -31,9 +31,7 @@ class TaskBranch:
         return bool(self.layers)
 
     def __enter__(self) -> "TaskBranch":
-        for position, layer in enumerate(self.layers):
-            hook = self._repeat_rows if position == 0 else self._repeat_companions
-            self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        self.handles = [layer.register_forward_pre_hook(self._repeat_rows, with_kwargs=True) for layer in self.layers]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,17 +40,18 @@ class TaskBranch:
 
     def _repeat_rows(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         states = args[0] if args else kwargs["hidden_states"]
-        self.num_rows = len(states)
-        return self._repeat_companions(layer, args, kwargs)
+        num_tokens = states.shape[1]
+        return tuple(self._repeated(value, num_tokens) for value in args), {name: self._repeated(value, num_tokens) for name, value in kwargs.items()}
 
-    def _repeat_companions(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return tuple(self._repeated(value) for value in args), {name: self._repeated(value) for name, value in kwargs.items()}
-
-    def _repeated(self, value: Any) -> Any:
+    def _repeated(self, value: Any, num_tokens: int) -> Any:
         """Tensors that have a line for each of the B rows, T times; everything else as it is."""
         if isinstance(value, tuple):
-            return tuple(self._repeated(item) for item in value)
-        # states come repeated already after the first layer; what has one dimension counts tokens, not rows
-        if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == self.num_rows:
+            return tuple(self._repeated(item, num_tokens) for item in value)
+        # what has one dimension counts tokens, not rows; states come repeated already after the first of these layers
+        if not isinstance(value, torch.Tensor) or value.dim() < 2 or len(value) == self.num_rows * self.num_tasks:
+            return value
+        if len(value) == self.num_rows:
             return value.repeat(self.num_tasks, *[1] * (value.dim() - 1))
-        return value
+        if len(value) in (1, num_tokens):
+            return value
+        raise ValueError(f"a layer of this backbone takes {tuple(value.shape)}, whose rows cannot be told; judge task by task instead")

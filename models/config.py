@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 FORBID_UNKNOWN: dict[str, str] = {"extra": "forbid"}  # pydantic reads this attribute where a config is built from plain settings
 
@@ -30,6 +30,7 @@ class AdapterConfig:
     rank: int = 8  # r: width of the low-rank space
     lora_dropout: float = 0.0  # share of the adapter's inputs set to zero in training
     target_modules: tuple[str, ...] | str = ("q_proj", "k_proj", "v_proj", "o_proj")  # linears, by the end of their names, or all-linear
+    exclude_modules: tuple[str, ...] = ()  # linears to leave out of these, by the end of their names
     layers_to_transform: tuple[int, ...] | None = None  # layers that get adapters, counted from 0; all if not given
 
     @property
@@ -43,6 +44,10 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, at_least_one=("rank",))
+        for field in fields(self):
+            if get_origin(field.type) is Literal and getattr(self, field.name) not in get_args(field.type):
+                known = ", ".join(map(str, get_args(field.type)))
+                raise ValueError(f"adapter.{field.name} must be one of {known}, not {getattr(self, field.name)!r}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"adapter.lora_dropout must be at least 0 and below 1, not {self.lora_dropout}")
         if not self.target_modules:
@@ -110,6 +115,10 @@ class MultiLoRAConfig(AlphaScaledConfig):
     method: Literal["multi_lora"] = "multi_lora"
     num_pairs: int = 3  # n
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one=("num_pairs",))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoELoRAConfig(AlphaScaledConfig):
@@ -132,6 +141,10 @@ class HydraLoRAConfig(AlphaScaledConfig):
 
     method: Literal["hydra_lora"] = "hydra_lora"
     num_up_projections: int = 3  # n
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one=("num_up_projections",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +209,7 @@ def in_task_layers(task_layers: int | None, index: int | None, num_layers: int) 
 
 def shared_fields(config: AdapterConfig) -> dict[str, Any]:
     """The settings that every method has, without its name."""
-    return {
-        "rank": config.rank,
-        "lora_dropout": config.lora_dropout,
-        "target_modules": config.target_modules,
-        "layers_to_transform": config.layers_to_transform,
-    }
+    return {field.name: getattr(config, field.name) for field in fields(AdapterConfig) if field.name != "method"}
 
 
 def check_numbers(config: AdapterConfig, at_least_one: Sequence[str] = (), above_zero: Sequence[str] = ()) -> None:

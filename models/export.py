@@ -7,6 +7,8 @@ Shape legend: B rows, S tokens, D width, K rank, O width out, C labels of the ta
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,25 @@ from models.relevance import RelevanceModel
 HEAD_FILE = "head.safetensors"
 
 
-def export_peft(model: RelevanceModel, task_index: int, folder: Path, base_source: str, pad_id: int) -> None:
+@dataclass(frozen=True)
+class ExportTask:
+    """One task of a model, and what whoever loads it must know."""
+
+    model: RelevanceModel
+    index: int
+    label_names: Sequence[str]  # worst first
+    base_source: str  # what from_pretrained finds the base model by
+    base_revision: str | None  # commit of a hub id
+    pad_id: int  # fills the padding and ends no row: the last other token is what decoders pool
+
+
+def export_peft(task: ExportTask, folder: Path) -> None:
     """Write adapter_model.safetensors, adapter_config.json and README.md into `folder`, for `peft.PeftModel.from_pretrained`.
 
     Pairs of lower rank are filled up with zeros, since not every server reads ranks layer by layer; the factor is inside lora_B.
     NotMergeableError: the method is no LoRA for a task. ValueError: no such task.
     """
+    model, task_index = task.model, task.index
     check_task(model, task_index)
     layers = adapted_layers(model.trunk)
     pairs = {name: peft_pair(layer, task_index) for name, layer in layers.items()}
@@ -45,16 +60,17 @@ def export_peft(model: RelevanceModel, task_index: int, folder: Path, base_sourc
     else:
         write_tensors(folder / HEAD_FILE, head)
     write_tensors(folder / "adapter_model.safetensors", tensors)
-    write_json(folder / "adapter_config.json", peft_config(model, rank, base_source, bool(magnitudes)))
-    (folder / "README.md").write_text(readme(model, task_index, base_source, pad_id, "peft"), encoding="utf-8")
+    write_json(folder / "adapter_config.json", peft_config(task, rank, bool(magnitudes)))
+    (folder / "README.md").write_text(readme(task, "peft"), encoding="utf-8")
 
 
-def export_merged(model: RelevanceModel, task_index: int, folder: Path, base_source: str, pad_id: int) -> None:
+def export_merged(task: ExportTask, folder: Path) -> None:
     """Write config.json, model.safetensors and README.md into `folder`: the task's model with its adapters in the weights.
 
     NotMergeableError, ValueError: as `merge_task` says.
     """
-    merged = merge_task(model, task_index)
+    model = task.model
+    merged = merge_task(model, task.index)
     prefix, head = trunk_prefix(model), merged.head.state_dict()
     tensors = {prefix + name: tensor for name, tensor in merged.trunk.state_dict().items()}
     if model.pooling == "last":
@@ -65,9 +81,11 @@ def export_merged(model: RelevanceModel, task_index: int, folder: Path, base_sou
     trunk: Any = model.trunk
     config = type(trunk.config).from_dict(trunk.config.to_dict())
     config.architectures = [(sequence_class(model) if model.pooling == "last" else type(model.trunk)).__name__]
-    config.num_labels = len(head["bias"])
+    config.id2label = dict(enumerate(task.label_names))
+    config.label2id = {name: index for index, name in enumerate(task.label_names)}
+    config.pad_token_id = task.pad_id
     config.save_pretrained(folder)
-    (folder / "README.md").write_text(readme(model, task_index, base_source, pad_id, "merged"), encoding="utf-8")
+    (folder / "README.md").write_text(readme(task, "merged"), encoding="utf-8")
 
 
 def peft_pair(layer: AdaptedLinear, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,13 +95,14 @@ def peft_pair(layer: AdaptedLinear, task_index: int) -> tuple[torch.Tensor, torc
     return layer.fold(task_index)
 
 
-def peft_config(model: RelevanceModel, rank: int, base_source: str, use_dora: bool) -> dict[str, Any]:
+def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
     """The fields of peft.LoraConfig that say how to load the tensors."""
-    decoder = model.pooling == "last"
+    decoder = task.model.pooling == "last"
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if decoder else "FEATURE_EXTRACTION",
-        "base_model_name_or_path": base_source,
+        "base_model_name_or_path": task.base_source,
+        "revision": task.base_revision,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,
@@ -93,7 +112,7 @@ def peft_config(model: RelevanceModel, rank: int, base_source: str, use_dora: bo
         "use_rslora": False,
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "target_modules": peft_targets(model),
+        "target_modules": peft_targets(task.model),
         "modules_to_save": ["score"] if decoder else None,
     }
 
@@ -136,7 +155,9 @@ DECODER_PEFT = '''import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-base = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels={num_labels}, pad_token_id={pad_id}, dtype=torch.float32)
+base = AutoModelForSequenceClassification.from_pretrained(
+    {base!r}, revision={revision!r}, num_labels={num_labels}, pad_token_id={pad_id}, dtype=torch.float32
+)
 base.score.bias = torch.nn.Parameter(torch.zeros({num_labels}))  # the class has a head without one
 model = PeftModel.from_pretrained(base, folder).eval()
 logits = model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, {num_labels})
@@ -145,7 +166,7 @@ DECODER_MERGED = '''import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-model = AutoModelForSequenceClassification.from_pretrained(folder, pad_token_id={pad_id}, dtype=torch.float32).eval()
+model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 model.score.bias = torch.nn.Parameter(load_file(f"{{folder}}/model.safetensors")["score.bias"])  # the class has a head without one
 logits = model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, {num_labels})
 '''
@@ -159,7 +180,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-model = PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}, dtype=torch.float32), folder).eval()
+model = PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}, revision={revision!r}, dtype=torch.float32), folder).eval()
 ''' + ENCODER_LOGITS
 ENCODER_MERGED = '''import torch
 from safetensors.torch import load_file
@@ -170,12 +191,19 @@ model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 LOADING = {("last", "peft"): DECODER_PEFT, ("last", "merged"): DECODER_MERGED, ("mean", "peft"): ENCODER_PEFT, ("mean", "merged"): ENCODER_MERGED}
 
 
-def readme(model: RelevanceModel, task_index: int, base_source: str, pad_id: int, format_: str) -> str:
+BIAS_WARNING = (
+    "**The head has a bias, and transformers' class has none: without the line that sets `score.bias` every probability is wrong.**\n\n"
+)
+
+
+def readme(task: ExportTask, export_format: str) -> str:
     """How to load the folder, for people."""
-    num_labels = model.heads.num_labels_T[task_index]
-    code = LOADING[model.pooling, format_].format(base=base_source, num_labels=num_labels, pad_id=pad_id)
-    what = "A LoRA adapter and a head" if format_ == "peft" else "A model"
+    pooling, num_labels = task.model.pooling, len(task.label_names)
+    code = LOADING[pooling, export_format].format(base=task.base_source, revision=task.base_revision, num_labels=num_labels, pad_id=task.pad_id)
+    what = "A LoRA adapter and a head" if export_format == "peft" else "A model"
     return (
-        f"# {what} for one task of query-ad relevance\n\nBase model: `{base_source}`. Pad on the right. Labels count from worst to best.\n\n"
+        f"# {what} for one task of query-ad relevance\n\nBase model: `{task.base_source}`. Labels, worst first: {', '.join(task.label_names)}.\n"
+        f"Pad on the right with token {task.pad_id}. relevance.json, where there is one, holds the text template, its limits and the calibration,\n"
+        f"which was fitted to the model with its adapters apart.\n\n{BIAS_WARNING if pooling == 'last' else ''}"
         f'```python\nfolder = "."\n{code}```\n'
     )

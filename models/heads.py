@@ -4,7 +4,7 @@ Shape legend: B rows, S tokens, D width, T tasks, C labels of the finest task, K
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,14 @@ def pool(hidden_BSD: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> t
         return hidden_BSD[torch.arange(hidden_BSD.shape[0], device=hidden_BSD.device), last_B].to(wide)
     weight_BS1 = mask_BS.unsqueeze(-1).to(wide)
     return (hidden_BSD.to(wide) * weight_BS1).sum(dim=1) / weight_BS1.sum(dim=1)
+
+
+def trunk_states(trunk: Any, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """The last states (B, S, D) of a trunk that is pooled in this way."""
+    if pooling == "last":
+        # no mask: with padding on the right causality already hides it, and attention without a mask takes the fast path
+        return trunk(input_ids=input_ids_BS, use_cache=False).last_hidden_state
+    return trunk(input_ids=input_ids_BS, attention_mask=mask_BS).last_hidden_state
 
 
 class TaskHeads(nn.Module):

@@ -1,7 +1,5 @@
 """Put adapters into a trunk: swap the named linears, freeze everything else."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
@@ -37,27 +35,31 @@ def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -
     trunk.requires_grad_(False)
     routing = TaskRouting()
     generator = torch.Generator().manual_seed(seed)
-    for name, layer_config in list(targets(trunk, config)):
+    for name, layer_config in targets(trunk, config):
         base = trunk.get_submodule(name)
         replace_module(trunk, name, METHODS[layer_config.method](base, num_tasks, layer_config, routing, generator))  # type: ignore[call-arg,arg-type]
     return routing
 
 
-def targets(trunk: nn.Module, config: AdapterConfig) -> Iterator[tuple[str, AdapterConfig]]:
+def targets(trunk: nn.Module, config: AdapterConfig) -> list[tuple[str, AdapterConfig]]:
     """Each linear to adapt, in the trunk's order, with the config of its layer. ValueError: as `inject` says."""
     layers_name, layers = transformer_layers(trunk)
     chosen = config.layers_to_transform
     if chosen is not None and max(chosen) >= len(layers):
         raise ValueError(f"adapter.layers_to_transform names layer {max(chosen)}, this backbone's are 0 to {len(layers) - 1}")
-    for name in target_names(trunk, config):
-        index = layer_index(layers_name, name)
-        if chosen is None or index in chosen:
-            yield name, config.at_layer(index, len(layers))
+    placed = [(name, layer_index(layers_name, name)) for name in target_names(trunk, config)]
+    found = [(name, config.at_layer(index, len(layers))) for name, index in placed if chosen is None or index in chosen]
+    if not found:
+        raise ValueError("adapter.target_modules, exclude_modules and layers_to_transform leave no linear of this backbone to adapt")
+    if not any(layer_config.method == config.method for _, layer_config in found):
+        raise ValueError("adapter.layers_to_transform leaves out all of the last adapter.task_layers layers, so that no layer would know the task")
+    return found
 
 
 def target_names(trunk: nn.Module, config: AdapterConfig) -> list[str]:
     """Full names of the linears that `target_modules` means, in the trunk's order. "all-linear": those inside the trunk's layers."""
-    linears = [name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)]
+    every = [name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name in every if not any(names_linear(excluded, name) for excluded in config.exclude_modules)]
     if config.target_modules == "all-linear":
         layers_name = transformer_layers(trunk)[0]
         return [name for name in linears if layer_index(layers_name, name) is not None]

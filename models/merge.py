@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.heads import Pooling, pool
+from models.heads import Pooling, pool, trunk_states
 from models.inject import adapted_layers
 from models.relevance import RelevanceModel
 
@@ -25,11 +25,7 @@ class MergedModel(nn.Module):
 
     def forward(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
         """Token ids padded on the right, their mask (1 real, 0 padding) -> logits (B, C)."""
-        if self.pooling == "last":
-            hidden_BSD = self.trunk(input_ids=input_ids_BS, use_cache=False).last_hidden_state
-        else:
-            hidden_BSD = self.trunk(input_ids=input_ids_BS, attention_mask=mask_BS).last_hidden_state
-        return self.head(pool(hidden_BSD, mask_BS, self.pooling))
+        return self.head(pool(trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling), mask_BS, self.pooling))
 
 
 @torch.no_grad()

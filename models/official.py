@@ -1,6 +1,8 @@
 """Weights of the official MTL-LoRA code (github.com/pUmpKin-Co/MTL-LoRA) in our layers.
 
 Its checkpoints hold the tensors alone: alpha, tau and the targets must be given as they were in training, in the adapter's config.
+The official code also gives linears that have no bias a random frozen one and does not save it, so what such a checkpoint was trained with
+beside these tensors is lost: on a Llama the logits differ from those of its training, here as in the official code after a reload.
 They are pickles: read them with torch.load and `weights_only=True`.
 
 Shape legend: D width in, O width out, R rank, N up-projections, T tasks.
@@ -30,6 +32,8 @@ def load_official(model: RelevanceModel, tensors: dict[str, torch.Tensor]) -> No
     ValueError names what is missing, unknown or of another shape; then nothing is set.
     """
     layers = {name: layer for name, layer in adapted_layers(model.trunk).items() if isinstance(layer, MTLLoRALinear)}
+    if not layers:
+        raise ValueError("this model has no mtl_lora layers to put the official weights into; set adapter.method to mtl_lora")
     wanted = {f"{name}.{theirs}": (layer, ours) for name, layer in layers.items() for theirs, (ours, _) in CONVERSIONS.items()}
     found: dict[str, torch.Tensor] = {}
     problems = []

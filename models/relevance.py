@@ -12,7 +12,7 @@ from models.adapters.routing import TaskRouting
 from models.backbone import Backbone
 from models.branch import TaskBranch
 from models.config import ModelConfig
-from models.heads import Pooling, TaskHeads, pool
+from models.heads import Pooling, TaskHeads, pool, trunk_states
 from models.inject import adapted_layers, inject
 
 
@@ -25,6 +25,7 @@ class RelevanceModel(nn.Module):
         self.heads = heads
         self.routing = routing
         self.pooling = pooling
+        self.packs_rows: bool | None = None  # unknown until rows are packed for the first time
 
     def forward(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
         """Token ids padded on the right, their mask (1 real, 0 padding), task ids -> logits (B, C); -inf beyond a task's labels.
@@ -36,25 +37,19 @@ class RelevanceModel(nn.Module):
     def pooled(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
         """What the heads read (B, D)."""
         with self.routing.tasks(task_B):
-            return pool(self.hidden(input_ids_BS, mask_BS), mask_BS, self.pooling)
-
-    def hidden(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-        """The trunk's last states (B, S, D); the routing knows the rows' tasks already."""
-        if self.pooling == "last":
-            # no mask: with padding on the right causality already hides it, and attention without a mask takes the fast path
-            return self.trunk(input_ids=input_ids_BS, use_cache=False).last_hidden_state
-        return self.trunk(input_ids=input_ids_BS, attention_mask=mask_BS).last_hidden_state
+            return pool(trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling), mask_BS, self.pooling)
 
     def judge_all(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> dict[int, torch.Tensor]:
         """Every task's logits (B, C) for every row, by task id: what `forward` gives for that task.
 
         The layers below the first one that knows tasks run once; from there on each row goes on once a task. Of L layers the last k
-        know tasks (adapter.task_layers): the cost is near (L - k + T k) / (T L) of T passes.
+        know tasks (adapter.task_layers): the cost is near (L - k + T k) / (T L) of T passes. ValueError: the trunk's layers take something
+        whose rows cannot be told (as ALiBi's biases a head); judge task by task there.
         """
         num_rows, num_tasks = len(input_ids_BS), len(self.heads.num_labels_T)
         task_TB = torch.arange(num_tasks, device=input_ids_BS.device).repeat_interleave(num_rows)
-        with TaskBranch(self.trunk, num_tasks) as branch, self.routing.tasks(task_TB):
-            hidden = self.hidden(input_ids_BS, mask_BS)
+        with TaskBranch(self.trunk, num_rows, num_tasks) as branch, self.routing.tasks(task_TB):
+            hidden = trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling)
             mask = mask_BS.repeat(num_tasks, 1) if branch.branched else mask_BS
             pooled = pool(hidden, mask, self.pooling)
         pooled_TBD = pooled if branch.branched else pooled.repeat(num_tasks, 1)
@@ -63,16 +58,45 @@ class RelevanceModel(nn.Module):
     def judge_packed(self, input_ids_P: torch.Tensor, length_B: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
         """`forward` of rows laid end to end without padding: ids (P,), the rows' lengths and tasks (B,) -> logits (B, C).
 
-        For decoders: each row starts at position 0 and sees itself alone. ValueError: the trunk pools over tokens.
+        For decoders whose attention keeps rows apart by their positions, as those with rotary positions do; the first call tries it out.
+        ValueError: this one does not, or it pools over tokens.
         """
-        if self.pooling != "last":
-            raise ValueError("rows can be packed for decoders only; pad them for an encoder")
+        if self.packs_rows is None:
+            self.packs_rows = self.pooling == "last" and self.keeps_rows_apart()
+        if not self.packs_rows:
+            raise ValueError("this backbone does not keep rows apart that lie end to end; pad them and call the model")
         end_B = length_B.cumsum(0)
-        position_P = torch.arange(len(input_ids_P), device=input_ids_P.device) - (end_B - length_B).repeat_interleave(length_B)
         with self.routing.tasks(task_B.repeat_interleave(length_B)[None]):
-            output = self.trunk(input_ids=input_ids_P[None], position_ids=position_P[None], use_cache=False)
-        hidden_BSD = output.last_hidden_state[0, end_B - 1].unsqueeze(1)
-        return self.heads(pool(hidden_BSD, torch.ones_like(end_B)[:, None], self.pooling), task_B)
+            hidden_1PD = self.packed_states(input_ids_P, length_B)
+        return self.heads(pool(hidden_1PD[0, end_B - 1].unsqueeze(1), torch.ones_like(end_B)[:, None], self.pooling), task_B)
+
+    def packed_states(self, input_ids_P: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
+        """The trunk's last states (1, P, D), each row counting its positions from 0."""
+        start_B = length_B.cumsum(0) - length_B
+        position_P = torch.arange(len(input_ids_P), device=input_ids_P.device) - start_B.repeat_interleave(length_B)
+        trunk: Any = self.trunk
+        try:
+            return trunk(input_ids=input_ids_P[None], position_ids=position_P[None], use_cache=False).last_hidden_state
+        except TypeError:  # it takes no positions, so it cannot tell rows by them
+            return trunk(input_ids=input_ids_P[None], use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def keeps_rows_apart(self) -> bool:
+        """Whether a row that lies behind another one gets the states that it gets alone, tried without dropout on two short rows of unlike
+        tokens."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        trunk: Any = self.trunk
+        embedding = trunk.get_input_embeddings()
+        ids_8 = torch.arange(1, 9, device=embedding.weight.device) % embedding.num_embeddings
+        task_18 = torch.zeros(1, 8, dtype=torch.long, device=ids_8.device)
+        with self.routing.tasks(task_18):
+            behind_4D = self.packed_states(ids_8, torch.tensor([4, 4], device=ids_8.device))[0, 4:]
+        with self.routing.tasks(task_18[:, 4:]):
+            alone_4D = self.packed_states(ids_8[4:], torch.tensor([4], device=ids_8.device))[0]
+        for module, training in modes:
+            module.training = training
+        return bool((behind_4D - alone_4D).norm() <= 0.02 * alone_4D.norm())  # bfloat16 differs by a hundredth with the order of sums
 
     @torch.no_grad()
     def start_at_label_shares(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, share_TC: torch.Tensor) -> None:

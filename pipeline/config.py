@@ -46,6 +46,7 @@ class TrainingConfig(Frozen):
     batch_rows: int = Field(default=16, ge=1)  # rows of a step, all workers together
     task_temperature: float = Field(default=1.0, ge=1)  # 1: every row once an epoch; higher: small tasks come more often
     checkpoint_every_steps: int = Field(default=200, ge=1)
+    gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about a third more time
 
     @model_validator(mode="after")
     def _every_worker_gets_a_row(self) -> "TrainingConfig":

@@ -46,9 +46,9 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress,
     """
     judge, trained = load_judge(trained_dir)
     encoded = encoded_sides(config, judge, trained.tokenizer_dir, on_encoded)
-    tables = {side: read_split(config.judged_dir, config.tasks, config.split, side) for side in ("train", "test")}
+    tables = {side: read_split(config.accepted_dir, config.tasks, config.split, side) for side in ("train", "test")}
     if not tables["test"]:
-        raise DataRefusedError(f"no row of {config.judged_dir} falls into the test split; add queries or raise split.test_share")
+        raise DataRefusedError(f"no row of {config.accepted_dir} falls into the test split; add queries or raise split.test_share")
     check_same_rows(encoded["test"], [tables["test"][task.name] for task in judge.tasks if task.name in tables["test"]])
     total = sum(map(len, encoded.values())) + len(encoded["test"])
     done = Counter(total, on_progress)
@@ -70,7 +70,7 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress,
 
 def encoded_sides(config: RunConfig, judge: Judge, tokenizer_dir: Path, on_encoded: OnProgress) -> dict[str, EncodedRows]:
     """Encoded valid and test rows as the judge reads them; those that training encoded, where data and tokenizer are the same."""
-    partitions = find_partitions(config.judged_dir, config.tasks)
+    partitions = find_partitions(config.accepted_dir, config.tasks)
     plan = EncodingPlan(partitions, config.split, judge.tasks, judge.encoder.config, tokenizer_dir)
     folder = publish_encoded(plan, config.run_dir, on_encoded)
     sides: tuple[Split, ...] = ("valid", "test")

@@ -19,12 +19,19 @@ def explain(problem: Any, root: Any) -> str:
         near = difflib.get_close_matches(str(path[-1]), known, n=1)
         hint = f"; did you mean {'.'.join([*map(str, parent), near[0]])}?" if near else f"; known here: {', '.join(known)}"
         of_kind = f" of {kind_name}" if kind_name and path[:1] == ["adapter"] else ""
+        if of_kind and str(path[-1]) in settings_under(parent, root):
+            hint += f"; another method takes it: set the block whole, as in --set 'adapter={{method: {kind_name}}}'"
         return f"{name} is not a setting{of_kind}{hint}"
     if problem["type"] == "missing":
         return f"{name} is required"
+    if problem["type"] == "union_tag_invalid":
+        tag, given, known = problem["ctx"]["discriminator"].strip("'"), problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
+        near = difflib.get_close_matches(given, known.split(", "), n=1)
+        return f"{name}.{tag} is {given!r}" + (f"; did you mean {near[0]}? known: {known}" if near else f"; known: {known}")
     shown = name and not isinstance(problem["input"], dict) and not field_types(type(problem["input"]))
     given = f" (given {problem['input']!r})" if shown else ""
-    return (f"{name}: " if name else "") + problem["msg"].removeprefix("Value error, ") + given
+    message = problem["msg"].removeprefix("Value error, ")
+    return message + given if message.startswith(f"{name}.") or not name else f"{name}: {message}{given}"
 
 
 def without_kind(loc: Sequence[str | int]) -> tuple[list[str | int], str | None]:

@@ -116,8 +116,8 @@ def load_judge(folder: Path, expected_sha256: str | None = None, device: torch.d
     tasks = TypeAdapter(tuple[Task, ...]).validate_python(about["tasks"])
     digest, backbone_fields = about["backbone"]["digest"], {k: v for k, v in about["backbone"].items() if k != "digest"}
     config = BackboneConfig(**backbone_fields)
-    adapter = build_adapter(about["adapter"])
     try:
+        adapter = build_adapter(about["adapter"])
         backbone = load_backbone(config)
         if backbone.digest != digest:
             raise DamagedInputError(f"backbone {config.source} here has digest {backbone.digest[:12]}, {folder} was trained on {digest[:12]}")

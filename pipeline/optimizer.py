@@ -27,35 +27,26 @@ def build_optimizer(model: RelevanceModel, config: OptimizerConfig) -> torch.opt
 
 
 def hold_what_has_no_gradient(optimizer: torch.optim.Optimizer) -> None:
-    """Keep numbers whose gradient is exactly 0, and their moments, as they are in a step: those of tasks that have no row in the batch.
+    """Keep numbers whose gradient is exactly 0 as they are in a step: those of tasks that have no row in the batch.
 
-    Adam would move them on by the momentum of steps that did see the task. Works on single numbers, so also on the flat parts that ZeRO
-    makes of the parameters. Hooks, as DeepSpeed takes torch's own AdamW but no subclass of it.
+    Adam would move them on by the momentum of steps that did see the task. Their moments fade as Adam has it, so that a task that comes back
+    takes no larger step than others. Works on single numbers, so also on the flat parts that ZeRO makes of the parameters. Hooks, as
+    DeepSpeed takes torch's own AdamW but no subclass of it.
     """
-    held: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def remember(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        held.clear()
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    untouched = (parameter.grad.detach().flatten() == 0).nonzero().squeeze(1)
-                    for tensor in own_numbers(optimizer, parameter):
-                        held.append((tensor, untouched, tensor.flatten()[untouched]))
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        before.extend((p, p.detach().clone()) for p in parameters)
 
     def put_back(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        for tensor, untouched, numbers in held:
-            tensor.view(-1)[untouched] = numbers
-        held.clear()
+        with torch.no_grad():
+            for parameter, number in before:
+                parameter.copy_(torch.where(parameter.grad == 0, number, parameter))  # type: ignore[arg-type]
+        before.clear()
 
     optimizer.register_step_pre_hook(remember)
     optimizer.register_step_post_hook(put_back)
-
-
-def own_numbers(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> list[torch.Tensor]:
-    """A parameter and its moments. Before its first step it has none, and that step gives 0 where the gradient is 0."""
-    moments = [value for name, value in optimizer.state.get(parameter, {}).items() if name in ("exp_avg", "exp_avg_sq")]
-    return [parameter.detach(), *moments]
 
 
 def rate_share(step: int, num_steps: int, warmup_share: float) -> float:

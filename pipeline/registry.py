@@ -156,7 +156,10 @@ def resolve_champion(config: RunConfig) -> FetchedVersion:
 
 def fetch_version(config: RunConfig, version: str) -> FetchedVersion:
     """A version's bundle, fetched once; its sha256 is the registry's. ConfigError: no such version."""
-    return fetch_bundle(config, version, check_version(mlflow_client(config), config.registry.model, version).tags["bundle_sha256"])
+    sha256 = check_version(mlflow_client(config), config.registry.model, version).tags.get("bundle_sha256")
+    if sha256 is None:
+        raise ConfigError(f"version {version} of model {config.registry.model} was not made by `relevance register`; name one that was")
+    return fetch_bundle(config, version, sha256)
 
 
 def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion:

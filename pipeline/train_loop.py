@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.adapters.routing import TaskShapeError
 from models.bundle import write_bundle
 from models.losses import row_losses, task_sums
 from pipeline.batches import EncodedRows, collate
 from pipeline.checkpoint import gather_trainables, newest_checkpoint, restore_checkpoint, write_checkpoint
 from pipeline.config import RunConfig, build_config
 from pipeline.encoded_files import read_encoded
-from pipeline.errors import DataRefusedError, RelevanceError
+from pipeline.errors import ConfigError, DataRefusedError, RelevanceError
 from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.optimizer import build_optimizer, rate_share
 from pipeline.sampler import Sampler
@@ -76,9 +77,12 @@ def build_worker(config: RunConfig, encoded: EncodedRows, rank: int, world_size:
 
     judge = fresh_judge(config, device)
     if len(encoded) == 0:
-        raise DataRefusedError(f"no row of {config.judged_dir} falls into the train split; add rows or lower split.valid_share and split.test_share")
+        found = f"no row of {config.accepted_dir} falls into the train split"
+        raise DataRefusedError(f"{found}; add rows or lower split.valid_share and split.test_share")
     sampler = build_sampler(config, encoded, world_size)
     start_heads(judge, encoded)
+    if config.training.gradient_checkpointing:
+        judge.model.enable_gradient_checkpointing()
     # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(
@@ -149,7 +153,10 @@ def train_step(worker: Worker, step: int, share: float) -> tuple[np.ndarray, np.
     rows = worker.sampler.global_rows(step)
     mine = worker.sampler.rank_rows(step, worker.rank, worker.world_size)
     batch = collate(worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id).to(worker.judge.device)
-    logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B)
+    try:
+        logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B)
+    except TaskShapeError as error:
+        raise ConfigError(str(error)) from error
     loss_B = row_losses(logits_BC, batch.label_B, worker.relevant_from_T[batch.task_B])
     loss_T, weight_T = task_sums(loss_B, batch.weight_B, batch.task_B, len(worker.config.tasks))
     sums_2T = torch.stack([loss_T.detach(), weight_T])

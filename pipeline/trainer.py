@@ -23,7 +23,7 @@ TRAINING_BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "t
 def training_fingerprint(config: RunConfig) -> tuple[str, str]:
     """(fingerprint, data digest): the first moves when anything does that the trained weights follow from. ConfigError: the
     backbone is not to be had."""
-    digest = data_digest(find_partitions(config.judged_dir, config.tasks))
+    digest = data_digest(find_partitions(config.accepted_dir, config.tasks))
     plain = config.model_dump(mode="json")
     backbone = folder_digest(checked_backbone(config))
     return json_sha256({**{key: plain[key] for key in TRAINING_BLOCKS}, "data": digest, "backbone_digest": backbone}), digest
@@ -33,7 +33,7 @@ def checked_backbone(config: RunConfig) -> Path:
     """The backbone's folder; ConfigError if it is not to be had or lacks a target module, before any worker is started."""
     try:
         folder = resolve_folder(config.backbone)
-        list(targets(empty_trunk(folder), config.adapter))
+        targets(empty_trunk(folder), config.adapter)
     except (BackboneUnavailableError, ValueError) as error:
         raise ConfigError(str(error)) from error
     return folder
@@ -57,7 +57,7 @@ def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: O
     bundle_dir = config.run_dir / "trained"
     if trained_fingerprint(bundle_dir) == fingerprint:
         return bundle_dir
-    partitions, tokenizer_dir = find_partitions(config.judged_dir, config.tasks), resolve_folder(config.backbone)
+    partitions, tokenizer_dir = find_partitions(config.accepted_dir, config.tasks), resolve_folder(config.backbone)
     plan = EncodingPlan(partitions, config.split, config.tasks, config.encode, tokenizer_dir)
     encoded_dir = publish_encoded(plan, config.run_dir, on_encoded)
     training_dir = config.run_dir / "training"

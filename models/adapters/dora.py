@@ -17,6 +17,8 @@ from models.adapters.adapted_linear import AdaptedLinear, NotMergeableError, Par
 from models.adapters.routing import TaskRouting
 from models.config import DoRAConfig
 
+TINY = 1e-30  # least squared length of an output's weights: pruned outputs have none, and 0 / 0 is no number
+
 
 class DoRALinear(AdaptedLinear):
     """LoRA on directions, and a magnitude for each output; the task plays no part."""
@@ -54,7 +56,8 @@ class DoRALinear(AdaptedLinear):
                 image_RO = image_RO - self.base.bias
             cross_O = (image_RO.to(up_OR.dtype).t() * up_OR).sum(dim=1)
             own_O = ((up_OR @ (down_RD @ down_RD.t())) * up_OR).sum(dim=1)
-            return (self.squared_norm_O + 2 * self.scale * cross_O + self.scale**2 * own_O).sqrt()
+            squared_O = self.squared_norm_O + 2 * self.scale * cross_O + self.scale**2 * own_O
+            return squared_O.clamp_min(TINY).sqrt()
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: DoRAConfig) -> int:
@@ -68,4 +71,4 @@ class DoRALinear(AdaptedLinear):
         weight_OD = self.base.weight
         wide = torch.promote_types(weight_OD.dtype, torch.float32)
         turned_OD = torch.addmm(weight_OD.to(wide), self.up_OR.to(wide), self.down_RD.to(wide), alpha=self.scale)
-        return (self.magnitude_O.to(wide) / turned_OD.norm(dim=1))[:, None] * turned_OD
+        return (self.magnitude_O.to(wide) / turned_OD.norm(dim=1).clamp_min(TINY**0.5))[:, None] * turned_OD

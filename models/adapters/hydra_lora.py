@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from models.adapters.adapted_linear import AdaptedLinear, NotMergeableError, ParameterGroup, uniform
+from models.adapters.adapted_linear import AdaptedLinear, NotMergeableError, ParameterGroup, add_product, uniform
 from models.adapters.routing import TaskRouting
 from models.config import HydraLoRAConfig
 
@@ -27,17 +28,14 @@ class HydraLoRALinear(AdaptedLinear):
         self.up_ONR = nn.Parameter(torch.zeros(O, N, R))
         self.router_ND = nn.Parameter(uniform((N, D), 1 / math.sqrt(D), generator))
 
-    def down_XD(self) -> torch.Tensor:
-        return torch.cat([self.down_RD, self.router_ND])
-
-    def low_rank(self, u: torch.Tensor) -> torch.Tensor:
-        u, logits = u.split([self.config.rank, self.config.num_up_projections], dim=-1)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # the router sees what dropout takes from the adapter
+        logits = functional.linear(x, self.router_ND.to(x.dtype))
+        u = functional.linear(self.dropout(x), self.down_RD.to(x.dtype))
         # the softmax in float32 at least: in bfloat16 shares of a token need not sum to 1
         share = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).to(u.dtype)
-        return (share.unsqueeze(-1) * u.unsqueeze(-2)).flatten(-2)
-
-    def up_OK(self) -> torch.Tensor:
-        return self.up_ONR.flatten(1)
+        z = (share.unsqueeze(-1) * u.unsqueeze(-2)).flatten(-2)
+        return add_product(self.base(x), z, self.up_ONR.flatten(1), self.scale)
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: HydraLoRAConfig) -> int:

@@ -37,7 +37,7 @@ class MoELoRALinear(AdaptedLinear):
         return self.down_RD
 
     def low_rank(self, u: torch.Tensor) -> torch.Tensor:
-        return u * self.routing.gather_like(self.weights_TR().to(u.dtype), u)
+        return u * self.routing.gather_like(self.weights_TR(), u)
 
     def up_OK(self) -> torch.Tensor:
         return self.up_OR

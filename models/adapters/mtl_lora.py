@@ -44,12 +44,14 @@ class MTLLoRALinear(AdaptedLinear):
     def low_rank(self, u: torch.Tensor) -> torch.Tensor:
         if self.transform.dim() == 2:
             spread_TNR = self.shares_TN().unsqueeze(2) * self.transform.unsqueeze(1)
-            spread = self.routing.gather_like(spread_TNR.flatten(1).to(u.dtype), u)
+            spread = self.routing.gather_like(spread_TNR.flatten(1), u)
             return (u.unsqueeze(-2) * spread.unflatten(-1, spread_TNR.shape[1:])).flatten(-2)
         spread_TNRR = self.shares_TN()[:, :, None, None] * self.transform.unsqueeze(1)
-        spread_KR = self.routing.gather(spread_TNRR.flatten(1).to(u.dtype), u).unflatten(-1, (-1, u.shape[-1]))
-        if spread_KR.dim() == u.dim() + 1:  # a matrix a token
+        spread_KR = self.routing.gather(spread_TNRR.flatten(1), u).to(u.dtype).unflatten(-1, (-1, u.shape[-1]))
+        between = u.dim() + 1 - spread_KR.dim()  # dimensions of u after those of the ids, its width left out
+        if between == 0:  # a matrix a token
             return torch.matmul(spread_KR, u.unsqueeze(-1)).squeeze(-1)
+        spread_KR = spread_KR.view(*spread_KR.shape[:-2], *[1] * (between - 1), *spread_KR.shape[-2:])
         return torch.matmul(u, spread_KR.transpose(-1, -2))
 
     def up_OK(self) -> torch.Tensor:

@@ -3,11 +3,29 @@
 Shape legend: B rows, S tokens, T tasks, F numbers a task.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch.nn import functional
+
+
+class TaskShapeError(ValueError):
+    """A linear got something else than the rows whose tasks are known."""
+
+
+class TasksInFlight:
+    """Sets a routing's ids while entered. It can be entered again and again: a kept graph is recomputed at each backward pass."""
+
+    def __init__(self, routing: "TaskRouting", task: torch.Tensor | None) -> None:
+        self.routing, self.task = routing, task
+        self.before: list[torch.Tensor | None] = []
+
+    def __enter__(self) -> None:
+        self.before.append(self.routing.task)
+        self.routing.task = self.task
+
+    def __exit__(self, *_: object) -> None:
+        self.routing.task = self.before.pop()
 
 
 class TaskRouting:
@@ -17,15 +35,9 @@ class TaskRouting:
     def __init__(self) -> None:
         self.task: torch.Tensor | None = None
 
-    @contextmanager
-    def tasks(self, task: torch.Tensor | None) -> Iterator[None]:
+    def tasks(self, task: torch.Tensor | None) -> TasksInFlight:
         """Run with these ids: (B,) of rows, or (B, S) of tokens."""
-        before = self.task
-        self.task = task
-        try:
-            yield
-        finally:
-            self.task = before
+        return TasksInFlight(self, task)
 
     def current(self) -> torch.Tensor:
         """The ids in flight; RuntimeError outside a forward pass of the model."""
@@ -41,20 +53,21 @@ class TaskRouting:
         return nullcontext(), self.tasks(self.task)
 
     def gather(self, value_TF: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Each row's line of `value_TF`: (B, F) for rows, (B, S, F) for tokens.
+        """Each row's line of `value_TF`, in its dtype: (B, F) for rows, (B, S, F) for tokens. Cast it afterwards: gradients of rows and tokens
+        are summed in this dtype, and bfloat16 loses count at 256.
 
-        ValueError: `x` has not the rows of the ids, as inside a mixture of experts that flattens its tokens.
+        TaskShapeError: `x` has not the rows of the ids, as inside a mixture of experts that flattens its tokens.
         """
         task = self.current()
         if x.shape[: task.dim()] != task.shape or x.dim() == task.dim():
-            raise ValueError(
+            raise TaskShapeError(
                 f"an adapted layer got {tuple(x.shape)} with task ids of {tuple(task.shape)}: it takes (rows, .., width);"
-                " leave it out of adapter.target_modules"
+                " leave it out of adapter.target_modules, or name it in adapter.exclude_modules"
             )
         # an embedding's backward is a dense sum in fixed order; that of plain indexing adds in any order on a GPU
         return functional.embedding(task, value_TF)
 
     def gather_like(self, value_TF: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """`gather`, with dimensions of size 1 so that it multiplies `x`'s tokens."""
-        rows = self.gather(value_TF, x)
+        """`gather` in the dtype of `x`, with dimensions of size 1 so that it multiplies `x`'s tokens."""
+        rows = self.gather(value_TF, x).to(x.dtype)
         return rows.view(*rows.shape[:-1], *[1] * (x.dim() - rows.dim()), rows.shape[-1])

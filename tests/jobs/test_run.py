@@ -100,6 +100,9 @@ def test_an_exported_task_gives_the_champion_s_logits_by_the_lines_of_its_readme
     about = json.loads((folder / "relevance.json").read_text())
     assert about["task"]["labels"] == ["bad", "fair", "good"] and about["bundle_sha256"] == exported["bundle_sha256"]
     assert (folder / "tokenizer.json").is_file()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    last_json(relevance("export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root))
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before, "the same export again writes nothing"
 
 
 def test_an_export_over_something_or_of_nothing_is_refused_and_leaves_no_trace(world: Any) -> None:
@@ -199,6 +202,14 @@ def test_a_model_below_the_floor_stays_challenger(world: Any) -> None:
         evaluation_path.write_text(kept)
     assert refused.returncode == 1
     assert "lexical floor" in refused.stderr and "stays challenger" in refused.stderr
+
+
+def test_recomputed_layers_train_to_the_same_weights_bit_for_bit(world: Any) -> None:
+    root, config, _ = world
+    other = ["--set", f"work_dir={root / 'recomputed'}", "--set", "training.gradient_checkpointing=true"]
+    assert last_json(relevance("train", "--config", str(config), *other, cwd=root))["steps"] > 0
+    weights = [(folder / "trained" / "weights.safetensors").read_bytes() for folder in (root / "runs" / "planted", root / "recomputed" / "planted")]
+    assert weights[0] == weights[1]
 
 
 def test_killed_training_goes_on_from_its_checkpoint_to_the_same_weights(world: Any) -> None:

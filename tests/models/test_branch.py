@@ -21,7 +21,8 @@ from models.config import (
     MultiLoRAConfig,
     PerTaskLoRAConfig,
 )
-from models.inject import adapted_layers
+from models.heads import TaskHeads
+from models.inject import adapted_layers, inject
 from models.relevance import RelevanceModel
 
 FreshModel = Callable[..., RelevanceModel]
@@ -141,8 +142,64 @@ def test_rows_end_to_end_are_judged_as_padded_ones(fresh_model: FreshModel, batc
 
 
 def test_rows_cannot_be_packed_for_an_encoder(fresh_model: FreshModel, batch: Batch) -> None:
-    with pytest.raises(ValueError, match="for decoders only; pad them"):
+    with pytest.raises(ValueError, match="does not keep rows apart that lie end to end; pad them"):
         fresh_model("bert").judge_packed(batch[0].flatten(), torch.full((6,), 7), batch[2])
+
+
+def decoder_of_another_family(family: str) -> RelevanceModel:
+    """Decoders whose layers tell positions otherwise than Llama's."""
+    import transformers
+
+    sizes: dict[str, Any] = {
+        "opt": ("OPT", {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}),
+        "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+        "mpt": ("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}),
+        "gpt_neox": ("GPTNeoX", {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}),
+    }
+    name, settings = sizes[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(vocab_size=40, pad_token_id=0, **settings)
+    config._attn_implementation = "eager"
+    trunk = getattr(transformers, f"{name}Model")(config).eval()
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    # OPT flattens rows before its feed-forward linears
+    targets: Any = ("q_proj", "v_proj") if family == "opt" else "all-linear"
+    routing = inject(trunk, MTLLoRAConfig(target_modules=targets, rank=4), 3, seed=0)
+    model = RelevanceModel(trunk, TaskHeads(32, (2, 3, 5)), routing, "last").eval()
+    with torch.no_grad():
+        for parameter in model.trainable_state().values():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    return model
+
+
+@pytest.mark.parametrize("family", ("opt", "bloom", "mpt", "gpt_neox"))
+def test_other_decoders_pack_rows_rightly_or_not_at_all(batch: Batch, family: str) -> None:
+    ids_BS, mask_BS, task_B = batch
+    model = decoder_of_another_family(family)
+    expected = model(ids_BS, mask_BS, task_B)
+    try:
+        found = model.judge_packed(ids_BS[mask_BS.bool()], mask_BS.sum(dim=1), task_B)
+    except ValueError as error:
+        assert "does not keep rows apart" in str(error)
+        assert family != "gpt_neox"
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ("opt", "bloom", "mpt", "gpt_neox"))
+@pytest.mark.parametrize("rows", (4, 6))
+def test_other_decoders_judge_all_tasks_rightly_or_refuse(batch: Batch, family: str, rows: int) -> None:
+    ids_BS, mask_BS = batch[0][:rows], batch[1][:rows]
+    model = decoder_of_another_family(family)
+    try:
+        found = model.judge_all(ids_BS, mask_BS)
+    except (ValueError, RuntimeError):
+        assert family in ("bloom", "mpt")
+    else:
+        for task, logits in found.items():
+            torch.testing.assert_close(logits, model(ids_BS, mask_BS, torch.full((rows,), task)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from models.adapters.adapted_linear import NotMergeableError
 from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MoELoRAConfig, MTLoRAConfig, MultiLoRAConfig, PerTaskLoRAConfig
-from models.export import export_merged, export_peft
+from models.export import ExportTask, export_merged, export_peft
 from models.relevance import RelevanceModel
 
 FreshModel = Callable[..., RelevanceModel]
@@ -24,6 +24,11 @@ SETTINGS: list[dict[str, Any]] = [
     {"target_modules": "all-linear"},
     *[{"method": method} for method in (LoRAConfig, PerTaskLoRAConfig, MultiLoRAConfig, MoELoRAConfig, DoRAConfig, MTLoRAConfig)],
 ]
+
+
+def task_of(model: RelevanceModel, index: int, base: str = "some/base", revision: str | None = None) -> ExportTask:
+    names = [f"level {label}" for label in range(model.heads.num_labels_T[index])]
+    return ExportTask(model, index, names, base, revision, pad_id=0)
 
 
 def run_readme(folder: Path, batch: Batch) -> torch.Tensor:
@@ -47,7 +52,7 @@ def test_peft_loads_each_task_s_adapter_with_equal_logits(
     for task in range(3):
         folder = tmp_path / str(task)
         folder.mkdir()
-        export_peft(model, task, folder, str(trunk_dirs[kind]), pad_id=0)
+        export_peft(task_of(model, task, str(trunk_dirs[kind])), folder)
         torch.testing.assert_close(run_readme(folder, batch), of_task(model, batch, task), rtol=2e-5, atol=2e-5)
 
 
@@ -60,16 +65,17 @@ def test_transformers_loads_each_task_s_merged_model_with_equal_logits(
     for task in range(3):
         folder = tmp_path / str(task)
         folder.mkdir()
-        export_merged(model, task, folder, "base", pad_id=0)
+        export_merged(task_of(model, task), folder)
         torch.testing.assert_close(run_readme(folder, batch), of_task(model, batch, task), rtol=2e-5, atol=2e-5)
 
 
 def test_adapter_of_a_decoder_has_the_files_and_names_that_peft_writes(fresh_model: FreshModel, tmp_path: Path) -> None:
-    export_peft(fresh_model(stir=7), 1, tmp_path, "some/base", pad_id=0)
+    export_peft(task_of(fresh_model(stir=7), 1, revision="abc123"), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
     assert config["target_modules"] == ["q_proj", "v_proj"]
+    assert config["revision"] == "abc123" and "revision='abc123'" in (tmp_path / "README.md").read_text()
     shapes = {name: tuple(t.shape) for name, t in load_file(tmp_path / "adapter_model.safetensors").items()}
     assert shapes["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] == (4, 32)
     assert shapes["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"] == (16, 4)
@@ -77,8 +83,16 @@ def test_adapter_of_a_decoder_has_the_files_and_names_that_peft_writes(fresh_mod
     assert len(shapes) == 2 * 2 * 2 + 2
 
 
+def test_merged_folder_names_its_labels_and_its_padding(fresh_model: FreshModel, tmp_path: Path) -> None:
+    export_merged(task_of(fresh_model(stir=7), 1), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {"0": "level 0", "1": "level 1", "2": "level 2"} and config["pad_token_id"] == 0
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert "without the line that sets `score.bias` every probability is wrong" in (tmp_path / "README.md").read_text()
+
+
 def test_adapter_s_rank_is_that_of_one_up_projection(fresh_model: FreshModel, tmp_path: Path) -> None:
-    export_peft(fresh_model(stir=7, num_up_projections=3), 0, tmp_path, "some/base", pad_id=0)
+    export_peft(task_of(fresh_model(stir=7, num_up_projections=3), 0), tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4
 
 
@@ -86,5 +100,5 @@ def test_token_routed_method_is_refused_and_nothing_is_written(fresh_model: Fres
     model = fresh_model(stir=7, method=HydraLoRAConfig)
     for write in (export_peft, export_merged):
         with pytest.raises(NotMergeableError, match="hydra_lora"):
-            write(model, 0, tmp_path, "some/base", 0)
+            write(task_of(model, 0), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -121,6 +121,26 @@ def test_layer_the_trunk_has_not_is_refused(fresh_backbone: FreshBackbone, confi
         inject(fresh_backbone().trunk, config, num_tasks=2, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    (
+        (MTLLoRAConfig(task_layers=1, layers_to_transform=(0,)), "leaves out all of the last adapter.task_layers layers"),
+        (MTLoRAConfig(layers_to_transform=(0,)), "leaves out all of the last adapter.task_layers layers"),
+        (LoRAConfig(target_modules=("layers.1.self_attn.q_proj",), layers_to_transform=(0,)), "leave no linear of this backbone to adapt"),
+        (LoRAConfig(target_modules=("q_proj",), exclude_modules=("q_proj",)), "names 'q_proj', which is no linear"),
+    ),
+)
+def test_config_that_would_train_something_else_is_refused(fresh_backbone: FreshBackbone, config: AdapterConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        inject(fresh_backbone().trunk, config, num_tasks=2, seed=0)
+
+
+def test_excluded_linears_are_left_out_of_all_linear(fresh_backbone: FreshBackbone) -> None:
+    trunk = fresh_backbone().trunk
+    inject(trunk, LoRAConfig(target_modules="all-linear", exclude_modules=("mlp.up_proj", "o_proj")), num_tasks=2, seed=0)
+    assert {name.rpartition(".")[2] for name in adapted_layers(trunk)} == {"q_proj", "k_proj", "v_proj", "gate_proj", "down_proj"}
+
+
 def test_task_layers_take_targets_inside_the_layers_alone(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
     trunk.projection = torch.nn.Linear(4, 4)

@@ -5,7 +5,7 @@ Shape legend: B rows, S tokens, D width in, O width out, T tasks.
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from models.adapters.adapted_linear import AdaptedLinear, NotMergeableError
 from models.adapters.routing import TaskRouting
 from models.config import (
     AdapterConfig,
+    AnyAdapterConfig,
     DoRAConfig,
     HydraLoRAConfig,
     LoRAConfig,
@@ -191,6 +192,29 @@ def test_rows_without_a_token_dimension_are_rows_too(method: str) -> None:
     torch.testing.assert_close(layer(x_BSD[:, 1]), layer(x_BSD)[:, 1], rtol=1e-12, atol=1e-13)
 
 
+@ALL
+def test_dimensions_between_rows_and_width_are_all_a_row_s(method: str) -> None:
+    layer, x = trained_layer(method), torch.randn(B, B, S, D, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    found = layer(x)
+    for between in range(B):
+        torch.testing.assert_close(found[:, between], layer(x[:, between]), rtol=1e-12, atol=1e-13)
+
+
+@TASKWISE
+@pytest.mark.parametrize("by_token", (False, True), ids=("task a row", "task a token"))
+def test_gradients_of_many_bfloat16_tokens_are_summed_in_float32(method: str, by_token: bool) -> None:
+    """In bfloat16 a sum of ones stops at 256."""
+    task = TASK_B[:, None].expand(B, 512).contiguous() if by_token else TASK_B
+    x = torch.ones(B, 512, D) + 0.1 * torch.randn(B, 512, D, generator=torch.Generator().manual_seed(6))
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = stir(build_layer(method, task=task, dtype=dtype))
+        layer(x.to(dtype)).float().sum().backward()
+        found[dtype] = {name: parameter.grad for name, parameter in trained(layer).items()}
+    for name, expected in found[torch.float32].items():
+        assert (found[torch.bfloat16][name] - expected).norm() < 0.05 * expected.norm(), name
+
+
 @FOLDABLE
 def test_folded_pair_is_the_layer_for_its_task(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input()
@@ -326,6 +350,30 @@ def test_published_setting_on_llama2_7b_trains_what_the_paper_s_code_trains() ->
     config = MTLLoRAConfig(rank=8, num_up_projections=3)
     assert 128 * METHODS["mtl_lora"].parameter_count(4096, 4096, 8, config) == 16_845_824
     assert 128 * METHODS["mtl_lora"].parameter_count(4096, 4096, 8, replace(config, transform="diagonal")) == 16_788_480
+
+
+def test_dora_leaves_outputs_without_weights_alone() -> None:
+    base = nn.Linear(D, O, bias=False)
+    with torch.no_grad():
+        base.weight[2] = 0.0
+    layer: Any = METHODS["dora"](base, 1, DoRAConfig(rank=2), TaskRouting(), torch.Generator().manual_seed(1))  # type: ignore[call-arg,arg-type]
+    x_BSD = random_input(torch.float32)
+    assert torch.equal(layer(x_BSD), base(x_BSD))
+    torch.testing.assert_close(layer.merged_weight(0), base.weight)
+    layer(x_BSD).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in trained(layer).values())
+
+
+def test_every_method_of_the_config_has_its_layer_and_no_other_is_known() -> None:
+    assert set(METHODS) == {config.__dataclass_fields__["method"].default for config in get_args(AnyAdapterConfig)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), ((MTLoRAConfig, {"mode": "matirx"}), (MTLLoRAConfig, {"transform": "diag"}), (LoRAConfig, {"method": "x"}))
+)
+def test_word_that_a_setting_does_not_know_is_refused(kind: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"adapter\.{next(iter(settings))} must be one of .*, not '{next(iter(settings.values()))}'"):
+        kind(**settings)
 
 
 def test_rslora_divides_by_the_root_of_the_rank() -> None:

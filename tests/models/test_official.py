@@ -72,5 +72,5 @@ def test_checkpoint_that_does_not_fit_is_refused_by_name_and_changes_nothing(fre
 
 def test_official_weights_go_into_no_other_method(fresh_model: FreshModel) -> None:
     model = fresh_model(method=LoRAConfig)
-    with pytest.raises(ValueError, match="is of no adapted layer"):
+    with pytest.raises(ValueError, match="has no mtl_lora layers"):
         load_official(model, checkpoint(model))

@@ -191,6 +191,18 @@ def test_two_forward_passes_before_one_backward_are_recomputed_each_with_its_own
         torch.testing.assert_close(checkpointed[name], plain[name], rtol=1e-6, atol=1e-7, msg=name)
 
 
+def test_kept_graph_can_be_recomputed_twice(fresh_model: FreshModel, batch: Batch) -> None:
+    model = fresh_model(stir=7)
+    recompute_layers(model)
+    loss = model(*batch)[:, :2].square().sum()
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        found.append({name: parameter.grad.clone() for name, parameter in model.trainable_state().items() if parameter.grad is not None})
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+
+
 def test_checkpointing_that_would_lose_the_tasks_is_refused(fresh_model: FreshModel, batch: Batch) -> None:
     model = fresh_model(stir=7).train()
     model.trunk.gradient_checkpointing_enable()

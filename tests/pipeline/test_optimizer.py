@@ -83,6 +83,26 @@ def test_a_task_without_a_row_in_the_batch_does_not_move_whatever_its_momentum(t
     assert not any(torch.equal(now, of_task(name, back[name], 2)) for name, _, now in own)
 
 
+@pytest.mark.parametrize("every", (2, 10, 50))
+def test_a_task_that_comes_back_takes_no_larger_step_than_adam_gives(every: int) -> None:
+    def largest_step(hold: bool) -> float:
+        parameter = torch.nn.Parameter(torch.zeros(2))
+        optimizer = torch.optim.AdamW([parameter], lr=0.01, weight_decay=0.0)
+        if hold:
+            hold_what_has_no_gradient(optimizer)
+        steps = []
+        for number in range(400):
+            parameter.grad = torch.tensor([1.0, 1.0 if number % every == 0 else 0.0])
+            before = parameter.detach().clone()
+            optimizer.step()
+            if number % every == 0:
+                steps.append(float((parameter.detach() - before)[1].abs()) / 0.01)
+        return max(steps)
+
+    assert largest_step(hold=True) == pytest.approx(largest_step(hold=False), rel=1e-6)
+    assert largest_step(hold=True) <= 1.0 + 1e-6
+
+
 def test_holding_changes_nothing_where_every_number_has_a_gradient() -> None:
     """Bit for bit torch's AdamW."""
 

@@ -1,6 +1,7 @@
 """The driver's side of training: following what workers write, telling what ended them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,13 @@ def test_an_error_for_the_user_is_found_however_deep_ray_wraps_it() -> None:
 @pytest.fixture
 def config(tmp_path: Path, tiny_llama: Path) -> RunConfig:
     write_planted(tmp_path, num_rows=8)
-    return build_config(planted_config(tmp_path, str(tiny_llama)), "test")
+    return accepted(build_config(planted_config(tmp_path, str(tiny_llama)), "test"))
+
+
+def accepted(config: RunConfig) -> RunConfig:
+    """The config with all its rows past the gate."""
+    shutil.copytree(config.judged_dir, config.accepted_dir, dirs_exist_ok=True)
+    return config
 
 
 def changed(config: RunConfig, **blocks: Any) -> RunConfig:
@@ -50,8 +57,9 @@ def test_the_fingerprint_moves_with_what_the_weights_follow_from_and_with_nothin
     fingerprint, digest = training_fingerprint(config)
     assert training_fingerprint(changed(config, seed=6))[0] != fingerprint
     assert training_fingerprint(changed(config, optimizer={"learning_rate": 0.02}))[0] != fingerprint
-    assert training_fingerprint(changed(config, scoring={"batch_tokens": 64}, name="other"))[0] == fingerprint
+    assert training_fingerprint(accepted(changed(config, scoring={"batch_tokens": 64}, name="other")))[0] == fingerprint
     write_planted(tmp_path, num_rows=10)
+    accepted(config)
     again, other_digest = training_fingerprint(config)
     assert again != fingerprint
     assert other_digest != digest
