@@ -6,7 +6,6 @@ no such class pools as ours, as the bare trunk with the head in a file of its ow
 Shape legend: B rows, S tokens, D width, K rank, O width out, C labels of the task.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 
 from models.adapters.adapted_linear import AdaptedLinear
 from models.adapters.dora import DoRALinear
+from models.bundle import encode_json
 from models.inject import adapted_layers
 from models.merge import check_task, merge_task, task_head
 from models.relevance import RelevanceModel
@@ -60,7 +60,7 @@ def export_peft(task: ExportTask, folder: Path) -> None:
     else:
         write_tensors(folder / HEAD_FILE, head)
     write_tensors(folder / "adapter_model.safetensors", tensors)
-    write_json(folder / "adapter_config.json", peft_config(task, rank, bool(magnitudes)))
+    (folder / "adapter_config.json").write_bytes(encode_json(peft_config(task, rank, bool(magnitudes))))
     (folder / "README.md").write_text(readme(task, "peft"), encoding="utf-8")
 
 
@@ -145,10 +145,6 @@ def sequence_class(model: RelevanceModel) -> Any:
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """safetensors that transformers and peft read."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 DECODER_PEFT = '''import torch

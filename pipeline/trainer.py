@@ -40,8 +40,8 @@ def checked_backbone(config: RunConfig) -> Path:
 
 
 def planned_parameters(config: RunConfig) -> tuple[int, int]:
-    """(trainable, total) numbers of the model that the config describes, from shapes alone."""
-    trunk = empty_trunk(checked_backbone(config))
+    """(trainable, total) numbers of the model that the config describes, from shapes alone; `training_fingerprint` has checked the config."""
+    trunk = empty_trunk(resolve_folder(config.backbone))
     heads = sum(len(task.labels) for task in config.tasks) * (trunk.config.get_text_config().hidden_size + 1)
     trainable = adapter_parameter_count(trunk, config.adapter, len(config.tasks)) + heads
     return trainable, sum(parameter.numel() for parameter in trunk.parameters()) + trainable

@@ -134,6 +134,11 @@ def main() -> None:
             (out_dir / f"{method}-{stage}-{rank}.json").write_text(json.dumps(seen))
             if rank == 0:
                 save_file(tensors, out_dir / f"{method}-{stage}.safetensors")
+    # a rank that leaves while the other's gloo threads still run can bring it down
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
