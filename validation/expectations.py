@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.schema import COLUMNS, ROW_SCHEMA, Column
 from pipeline.tasks import Task
+from validation.text_bytes import holds_nul
 
 if TYPE_CHECKING:
     import great_expectations as gx
@@ -92,7 +93,13 @@ def _range_check(column: Column, task: Task) -> Check:
 
 
 def _longer(values: pa.ChunkedArray, max_chars: int) -> pa.ChunkedArray:
+    if (pc.max(pc.binary_length(values)).as_py() or 0) <= max_chars:  # no text has more characters than bytes
+        return _nowhere(values)
     return pc.greater(pc.utf8_length(values), max_chars)
+
+
+def _nowhere(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(np.zeros(len(values), dtype=bool))])
 
 
 def _blank(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -105,7 +112,7 @@ def _blank(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _holds_nul(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.match_substring(values, NUL)
+    return pc.match_substring(values, NUL) if any(holds_nul(chunk) for chunk in values.chunks) else _nowhere(values)
 
 
 def _outside(values: pa.ChunkedArray, low: float, high: float) -> pa.ChunkedArray:

@@ -25,7 +25,7 @@ from pipeline.tasks import Task
 from validation.data_docs import DataDocs, readable
 from validation.expectations import build_checks, build_frame, build_schema_frame, build_schema_suite, build_suite, failing_rows
 from validation.partition import PartitionJob, PartitionVerdict, judge_partition
-from validation.quarantine import set_aside
+from validation.quarantine import part_in_background
 from validation.report import FileRecord, TaskRecord, ValidationReport
 from validation.together import CONFLICT, REPEATED_ID, REPEATED_PAIR, Repeats, find_repeats
 
@@ -65,7 +65,7 @@ def validate(
     work_dir = out_dir / "partitions"
     jobs = [PartitionJob(path, path.relative_to(data_dir).as_posix(), task, judged, work_dir) for task in present for path in partitions[task.name]]
     verdicts = []
-    for verdict in map_in_order(judge_partition, jobs):
+    for verdict in map_in_order(judge_partition, jobs, threads=True):
         verdicts.append(verdict)
         if progress:
             progress(verdict.relative, len(verdicts), len(jobs))
@@ -77,8 +77,14 @@ def validate(
         refusals, notes = told(task, found, records[task.name], config, judged)
         failures += refusals
         warnings += notes
-    failures += judge_by_expectations(out_dir, present, found, judged, failures, warnings)
-    accepted = set_aside(data_dir, found.verdicts, found.repeats.rows, out_dir / "quarantine", accepted_dir if not failures else None)
+    accept = accepted_dir is not None and not failures
+    # rows are parted by Arrow while Great Expectations keeps Python busy
+    with part_in_background(data_dir, verdicts, found.repeats.rows, temporary_beside(accepted_dir or out_dir / "quarantine"), accept) as parted:
+        failures += judge_by_expectations(out_dir, present, found, judged, failures, warnings)
+        accepted = parted.counts()
+        parted.publish("quarantine", out_dir / "quarantine")
+        if accepted_dir is not None and not failures:
+            parted.publish("accepted", accepted_dir)
     report = ValidationReport(
         passed=not failures, judged=judged, data_dir=data_dir, data_docs=out_dir / "data_docs" / "index.html",
         data_digest=json_sha256({task.name: sorted(v.sha256 for v, _ in found.of_task(task)) for task in present}),

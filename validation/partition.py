@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedInputError
 from pipeline.files import file_sha256, json_sha256, publish_dir, read_json, remove_tree, temporary_beside, write_json
 from pipeline.reader import open_partition
 from pipeline.schema import COLUMNS, ROW_SCHEMA, TEXT_COLUMNS, schema_difference
-from pipeline.split import normalise_query
 from pipeline.tasks import Task
 from validation.data_docs import NUM_EXAMPLES
 from validation.expectations import Check, build_checks, failing_rows
+from validation.hashing import hash_column
+from validation.text_bytes import normalise_texts
 
-GATE_VERSION = 1  # changes when the same file would be judged otherwise
+GATE_VERSION = 2  # changes when the same file would be judged otherwise
 BATCH_ROWS = 65_536
 SAMPLE_ROWS = 2_000  # rows of a file that Great Expectations sees; all rows of smaller files
 NOT_UTF8 = "not_utf8"  # reason of a row with bytes that are no text; the other reasons are the names of checks
@@ -116,7 +116,7 @@ def read_and_judge(job: PartitionJob, sha256: str, folder: Path) -> PartitionVer
 
 def read_batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.Table]:
     """The file's rows, some at a time. DamagedInputError: a page does not match its checksum, or cannot be decoded."""
-    batches = file.iter_batches(batch_size=BATCH_ROWS)
+    batches = file.iter_batches(batch_size=BATCH_ROWS, use_threads=False)  # files are read side by side
     while True:
         try:
             batch = next(batches)
@@ -154,7 +154,7 @@ class _Scan:
         rows = [self.num_rows + row for row in bad]
         self.num_rows += table.num_rows
         self.num_bad += len(bad)
-        keys = pa.table([pa.array(hash_rows(table["row_id"])), pa.array(hash_pairs(table)), pa.array(labels)], schema=KEY_SCHEMA)
+        keys = pa.table([pa.array(hash_column(table["row_id"])), pa.array(hash_pairs(table)), pa.array(labels)], schema=KEY_SCHEMA)
         return keys, pa.table([rows, [reasons[row] for row in bad]], schema=REASON_SCHEMA)
 
     def _note(self, table: pa.Table, check: Check | None, rows: np.ndarray, reasons: dict[int, list[str]]) -> None:
@@ -207,32 +207,11 @@ def repair_text(table: pa.Table) -> tuple[pa.Table, np.ndarray]:
     return table, undecoded_M
 
 
-def hash_rows(texts: pa.ChunkedArray) -> np.ndarray:
-    """A 64-bit hash of each text (M,), 0 for null and empty text. Among 100 million distinct texts the chance that two agree is 1 in 3,700."""
-    import pandas as pd
-
-    hash_M = pd.util.hash_array(texts.fill_null("").to_numpy(zero_copy_only=False), categorize=False)
-    hash_M[pc.equal(texts.fill_null(""), "").to_numpy()] = 0
-    return hash_M
-
-
 def hash_pairs(table: pa.Table) -> np.ndarray:
     """A 64-bit hash of each row's query and ad texts, normalised as the split does it (M,)."""
     pair_M = np.zeros(table.num_rows, dtype=np.uint64)
     for name in TEXT_COLUMNS:
         pair_M *= np.uint64(0x9E3779B97F4A7C15)
         if table[name].null_count < table.num_rows:  # a null reads as empty text, whose hash is 0
-            pair_M += hash_rows(normalised(table[name]))
+            pair_M += np.concatenate([hash_column(normalise_texts(chunk)) for chunk in table[name].chunks])
     return pair_M
-
-
-def normalised(queries: pa.ChunkedArray) -> pa.ChunkedArray:
-    """`normalise_query` of each; for plain lower-case text in single spaces, which is most, it is the text itself."""
-    lowered = pc.utf8_lower(queries.fill_null(""))
-    plain_M = pc.match_substring_regex(lowered, r"^([!-~]+( [!-~]+)*)?$").to_numpy(zero_copy_only=False)
-    if plain_M.all():
-        return lowered
-    texts = lowered.to_numpy(zero_copy_only=False).astype(object)
-    others = np.flatnonzero(~plain_M)
-    texts[others] = [normalise_query(text or "") for text in queries.take(others).to_pylist()]
-    return pa.chunked_array([pa.array(texts, pa.string())])

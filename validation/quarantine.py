@@ -2,87 +2,123 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.files import publish_dir, remove_tree, temporary_beside
+from pipeline.ray_map import map_in_order
 from pipeline.reader import open_partition
 from pipeline.schema import ROW_SCHEMA
 from pipeline.writer import ROWS_PER_GROUP
-from validation.partition import PartitionVerdict, nullable, read_batches, repair_text
+from validation.partition import REASON_SCHEMA, PartitionVerdict, nullable, read_batches, repair_text
 
 QUARANTINE_SCHEMA = pa.schema([pa.field("row", pa.int64()), pa.field("reasons", pa.list_(pa.string())), *nullable(ROW_SCHEMA)])
 
 
-def set_aside(
-    data_dir: Path,
-    verdicts: Sequence[PartitionVerdict],
-    repeated_F: Sequence[dict[str, np.ndarray]],
-    quarantine_dir: Path,
-    accepted_dir: Path | None,
-) -> list[int]:
-    """Write the rows set aside and, if asked to, the accepted ones; the number of accepted rows of each file. Both folders are whole or absent."""
-    quarantine = temporary_beside(quarantine_dir)
-    accepted = temporary_beside(accepted_dir) if accepted_dir else None
-    counts = []
-    try:
-        quarantine.mkdir()
-        for verdict, repeated in zip(verdicts, repeated_F, strict=True):
-            reasons = row_reasons(verdict, repeated)
-            counts.append(0 if verdict.refused else verdict.rows - len(reasons))
-            if verdict.refused or not verdict.rows:
-                continue
-            target = accepted / verdict.relative if accepted else None
-            separate(data_dir / verdict.relative, reasons, quarantine / verdict.relative, target if counts[-1] else None)
-        publish_dir(quarantine, quarantine_dir)
-        if accepted and accepted_dir:
-            publish_dir(accepted, accepted_dir)
-    finally:
-        remove_tree(quarantine)
-        if accepted:
-            remove_tree(accepted)
-    return counts
+@dataclass(frozen=True)
+class FileParting:
+    """What parting the rows of one file needs; plain, so that it can travel to another machine."""
+
+    path: Path
+    verdict: PartitionVerdict
+    repeated: dict[str, np.ndarray]
+    quarantine_path: Path
+    accepted_path: Path | None  # none where nothing is accepted
 
 
-def row_reasons(verdict: PartitionVerdict, repeated: dict[str, np.ndarray]) -> dict[int, list[str]]:
-    """Why each row of a file that is set aside is."""
-    reasons: dict[int, list[str]] = {}
-    if verdict.bad_rows:
-        table = pq.read_table(Path(verdict.folder) / "reasons.parquet")
-        reasons = dict(zip(table["row"].to_pylist(), table["reasons"].to_pylist(), strict=True))
-    for reason, rows in repeated.items():
-        reasons.update({row: [reason] for row in rows.tolist()})
-    return reasons
+class PartedRows:
+    """The rows of all files being parted, in the background, into those set aside and those that may go on. Nobody sees either before it is
+    published; what never is, is gone when the context ends."""
+
+    def __init__(self, partings: Sequence[FileParting], staged: Path) -> None:
+        self._staged = staged
+        self._background = ThreadPoolExecutor(1)
+        self._counts = self._background.submit(lambda: list(map_in_order(part_rows, partings, threads=True)))
+
+    def __enter__(self) -> PartedRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._background.shutdown()
+        remove_tree(self._staged)
+
+    def counts(self) -> list[int]:
+        """The number of accepted rows of each file, once all are parted."""
+        return self._counts.result()
+
+    def publish(self, part: str, folder: Path) -> None:
+        """Put "quarantine" or "accepted" in the place of `folder`, whole."""
+        self.counts()
+        (self._staged / part).mkdir(parents=True, exist_ok=True)  # there may be no such row
+        publish_dir(self._staged / part, folder)
 
 
-def separate(path: Path, reasons: dict[int, list[str]], quarantine_path: Path, accepted_path: Path | None) -> None:
-    """The rows of one file with a reason into quarantine, the others into the accepted file: a copy of `path` where there is no reason."""
+def part_in_background(data_dir: Path, verdicts: Sequence[PartitionVerdict], repeated_F: Sequence[dict[str, np.ndarray]], staged: Path,
+                       accept: bool) -> PartedRows:  # fmt: skip
+    """Begin to write the rows set aside and, if asked to, the accepted ones below `staged`."""
+    quarantine, accepted = staged / "quarantine", staged / "accepted" if accept else None
+    return PartedRows([
+        FileParting(data_dir / v.relative, v, repeated, quarantine / v.relative, accepted / v.relative if accepted else None)
+        for v, repeated in zip(verdicts, repeated_F, strict=True)
+    ], staged)  # fmt: skip
+
+
+def part_rows(parting: FileParting) -> int:
+    """The rows of one file with a reason into quarantine, the others into the accepted file: a copy where there is no reason. The number accepted."""
+    verdict = parting.verdict
+    if verdict.refused or not verdict.rows:
+        return 0
+    reasons = row_reasons(verdict, parting.repeated)
+    num_accepted = verdict.rows - reasons.num_rows
+    accepted_path = parting.accepted_path if num_accepted else None
     if accepted_path:
         accepted_path.parent.mkdir(parents=True, exist_ok=True)
-    if not reasons:
-        if accepted_path:
-            shutil.copyfile(path, accepted_path)
-        return
-    quarantine_path.parent.mkdir(parents=True, exist_ok=True)
-    aside_N = np.fromiter(sorted(reasons), np.int64, len(reasons))
+    if reasons.num_rows:
+        parting.quarantine_path.parent.mkdir(parents=True, exist_ok=True)
+        separate(parting.path, reasons, parting.quarantine_path, accepted_path)
+    elif accepted_path:
+        shutil.copyfile(parting.path, accepted_path)
+    return num_accepted
+
+
+def row_reasons(verdict: PartitionVerdict, repeated: dict[str, np.ndarray]) -> pa.Table:
+    """The rows of a file that are set aside, rising, and why each is: REASON_SCHEMA."""
+    tables = [REASON_SCHEMA.empty_table()]
+    if verdict.bad_rows:
+        tables.append(pq.read_table(Path(verdict.folder) / "reasons.parquet", schema=REASON_SCHEMA))
+    for reason, row_R in repeated.items():
+        reasons = pa.ListArray.from_arrays(np.arange(len(row_R) + 1, dtype=np.int32), pa.array([reason]).take(np.zeros(len(row_R), dtype=np.int64)))
+        tables.append(pa.table([pa.array(row_R), reasons], schema=REASON_SCHEMA))
+    return pa.concat_tables(tables).sort_by("row")
+
+
+def separate(path: Path, reasons: pa.Table, quarantine_path: Path, accepted_path: Path | None) -> None:
+    """The rows of one file that `reasons` names into quarantine, the others into the accepted file."""
+    row_R = reasons["row"].to_numpy()
     start = 0
-    with open_partition(path) as file, pq.ParquetWriter(quarantine_path, QUARANTINE_SCHEMA, compression="zstd", write_page_checksum=True) as bad:
-        good = pq.ParquetWriter(accepted_path, ROW_SCHEMA, compression="zstd", write_page_checksum=True) if accepted_path else None
+    with open_partition(path) as file, open_writer(quarantine_path, QUARANTINE_SCHEMA) as bad, contextlib.ExitStack() as stack:
+        good = stack.enter_context(open_writer(accepted_path, ROW_SCHEMA)) if accepted_path else None
         for table in read_batches(file, path):
-            rows = aside_N[(aside_N >= start) & (aside_N < start + table.num_rows)]
-            if len(rows):
-                taken, _ = repair_text(table.take(rows - start))
-                told_rows = pa.array([reasons[row] for row in rows.tolist()], pa.list_(pa.string()))
-                bad.write_table(pa.table([pa.array(rows), told_rows, *taken.columns], schema=QUARANTINE_SCHEMA))
+            first, last = np.searchsorted(row_R, (start, start + table.num_rows)).tolist()
+            keep_M = np.ones(table.num_rows, dtype=bool)
+            if last > first:
+                keep_M[row_R[first:last] - start] = False
+                taken, _ = repair_text(table.filter(pa.array(~keep_M)))
+                bad.write_table(pa.table([*reasons.slice(first, last - first).columns, *taken.columns], schema=QUARANTINE_SCHEMA))
             if good:
-                keep = pc.invert(pc.is_in(pa.array(np.arange(start, start + table.num_rows)), value_set=pa.array(rows)))
-                good.write_table(pa.table(table.filter(keep).columns, schema=ROW_SCHEMA), row_group_size=ROWS_PER_GROUP)
+                accepted = table.filter(pa.array(keep_M)) if last > first else table
+                good.write_table(pa.table(accepted.columns, schema=ROW_SCHEMA), row_group_size=ROWS_PER_GROUP)
             start += table.num_rows
-        if good:
-            good.close()
+
+
+def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A parquet file to write as all files of the pipeline are written."""
+    return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)

@@ -34,28 +34,30 @@ def find_repeats(verdicts: Sequence[PartitionVerdict], policy: ConflictPolicy) -
     """Later uses of a row_id, in the order of the files; then of a (task, query, ad), for equal labels all but the first and for unlike
     ones as `policy` says. Rows that are bad by themselves take no part."""
     gone = [bad_rows(verdict) for verdict in verdicts]
-    tasks = {name: number for number, name in enumerate(sorted({v.task for v in verdicts}))}
-    found: list[dict[str, list[int]]] = [{} for _ in verdicts]
+    found: list[dict[str, list[np.ndarray]]] = [{} for _ in verdicts]
     for bucket in buckets(verdicts, gone, "row_id_hash"):
-        later_K = np.flatnonzero(bucket.hash_K[1:] == bucket.hash_K[:-1]) + 1
-        bucket.set_aside(later_K, REPEATED_ID, found, gone)
-    pairs: Counter[str] = Counter()
-    rows: Counter[str] = Counter()
-    names = list(tasks)
-    for bucket in buckets(verdicts, gone, "pair_hash", salt=[tasks[v.task] for v in verdicts]):
-        later_K, conflicting = bucket.repeats()
-        bucket.set_aside(later_K, REPEATED_PAIR, found, gone)
+        bucket.set_aside(np.flatnonzero(~bucket.is_first()), REPEATED_ID, found, gone)
+    tasks = sorted({verdict.task for verdict in verdicts})
+    pairs, rows = Counter[str](dict.fromkeys(tasks, 0)), Counter[str](dict.fromkeys(tasks, 0))
+    for bucket in buckets(verdicts, gone, "pair_hash", salt=[tasks.index(verdict.task) for verdict in verdicts]):
+        repeated, conflicting = bucket.repeats()
+        alike, unlike = [repeated], [np.zeros(0, dtype=np.int64)]
         for group in conflicting:
             labels = bucket.label_K[group]
             task = verdicts[int(bucket.file_K[group[0]])].task
             pairs[task] += 1
             rows[task] += len(group)
             kept = kept_labels(labels, policy)
-            for label in np.unique(labels):
-                alike = group[labels == label]
-                bucket.set_aside(alike[1:] if label in kept else alike, REPEATED_PAIR if label in kept else CONFLICT, found, gone)
-    arrays = [{reason: np.sort(np.asarray(numbers, dtype=np.int64)) for reason, numbers in sorted(file.items())} for file in found]
-    return Repeats(arrays, {name: pairs[name] for name in names}, {name: rows[name] for name in names})
+            for label in np.unique(labels).tolist():
+                of_label = group[labels == label]
+                if label in kept:
+                    alike.append(of_label[1:])
+                else:
+                    unlike.append(of_label)
+        bucket.set_aside(np.concatenate(alike), REPEATED_PAIR, found, gone)
+        bucket.set_aside(np.concatenate(unlike), CONFLICT, found, gone)
+    arrays = [{reason: np.sort(np.concatenate(parts)) for reason, parts in sorted(file.items())} for file in found]
+    return Repeats(arrays, dict(pairs), dict(rows))
 
 
 def kept_labels(labels: np.ndarray, policy: ConflictPolicy) -> set[int]:
@@ -77,44 +79,58 @@ def bad_rows(verdict: PartitionVerdict) -> np.ndarray:
 
 
 class Bucket:
-    """Rows whose hashes fall together, sorted by hash, then file, then row."""
+    """Those rows whose hash another row has too, sorted by hash, then file, then row."""
 
     def __init__(self, hash_K: np.ndarray, file_K: np.ndarray, row_K: np.ndarray, label_K: np.ndarray) -> None:
         order = np.lexsort((row_K, file_K, hash_K))
         self.hash_K, self.file_K, self.row_K, self.label_K = hash_K[order], file_K[order], row_K[order], label_K[order]
 
+    def is_first(self) -> np.ndarray:
+        """Whether each row is the first of its hash (K,)."""
+        return np.diff(self.hash_K, prepend=~self.hash_K[:1]) != 0
+
     def repeats(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Places of all but the first row of each hash whose labels agree, and the places of each hash whose labels do not."""
         if not len(self.hash_K):
             return np.zeros(0, dtype=np.int64), []
-        is_first_K = np.concatenate([[True], self.hash_K[1:] != self.hash_K[:-1]])
+        is_first_K = self.is_first()
         starts = np.flatnonzero(is_first_K)
         unlike = np.minimum.reduceat(self.label_K, starts) != np.maximum.reduceat(self.label_K, starts)
         group_K = np.cumsum(is_first_K) - 1
         ends = np.append(starts[1:], len(self.hash_K))
         return np.flatnonzero(~is_first_K & ~unlike[group_K]), [np.arange(starts[group], ends[group]) for group in np.flatnonzero(unlike)]
 
-    def set_aside(self, places: np.ndarray, reason: str, found: list[dict[str, list[int]]], gone: list[np.ndarray]) -> None:
+    def set_aside(self, places: np.ndarray, reason: str, found: list[dict[str, list[np.ndarray]]], gone: list[np.ndarray]) -> None:
         """Note the rows at some places under a reason."""
-        for file, row in zip(self.file_K[places].tolist(), self.row_K[places].tolist(), strict=True):
-            found[file].setdefault(reason, []).append(row)
-            gone[file][row] = True
+        file_P, row_P = self.file_K[places], self.row_K[places]
+        for file in np.unique(file_P).tolist():
+            rows = row_P[file_P == file]
+            found[file].setdefault(reason, []).append(rows)
+            gone[file][rows] = True
 
 
 def buckets(verdicts: Sequence[PartitionVerdict], gone: Sequence[np.ndarray], column: str, salt: Sequence[int] | None = None) -> Iterator[Bucket]:
-    """All rows that are not gone, in buckets by the hash in `column`; `salt` keeps the hashes of files apart whose numbers differ."""
+    """The rows that are not gone and share their hash in `column`, bucket by bucket; `salt` keeps the hashes of files apart whose numbers differ."""
     num_buckets = max(1, -(-sum(v.rows for v in verdicts) // BUCKET_ROWS))
     for number in range(num_buckets):
-        hashes, files, rows, labels = [], [], [], []
+        parts = []
         for index, verdict in enumerate(verdicts):
             if verdict.refused or not verdict.rows:
                 continue
             keys = pq.read_table(Path(verdict.folder) / "keys.parquet", columns=[column, "label"])
             hash_N = keys[column].to_numpy() ^ np.uint64((salt[index] if salt else 0) * 0x9E3779B97F4A7C15 % 2**64)
-            mine = np.flatnonzero((hash_N % np.uint64(num_buckets) == number) & ~gone[index])
-            hashes.append(hash_N[mine])
-            files.append(np.full(len(mine), index, dtype=np.int32))
-            rows.append(mine)
-            labels.append(keys["label"].to_numpy()[mine])
-        if hashes:
-            yield Bucket(*(np.concatenate(parts) for parts in (hashes, files, rows, labels)))
+            is_mine_N = ~gone[index] if num_buckets == 1 else (hash_N % np.uint64(num_buckets) == number) & ~gone[index]
+            row_M = np.flatnonzero(is_mine_N)
+            parts.append((hash_N[row_M], np.full(len(row_M), index, dtype=np.int32), row_M, keys["label"].to_numpy()[row_M]))
+        if parts:
+            hash_M, *others = (np.concatenate(column) for column in zip(*parts, strict=True))
+            shared = shared_values(hash_M)
+            if len(shared):
+                sharing = np.flatnonzero(shared[np.minimum(np.searchsorted(shared, hash_M), len(shared) - 1)] == hash_M)
+                yield Bucket(hash_M[sharing], *(other[sharing] for other in others))
+
+
+def shared_values(value_M: np.ndarray) -> np.ndarray:
+    """The values that occur more than once, rising."""
+    sorted_M = np.sort(value_M)
+    return np.unique(sorted_M[1:][sorted_M[1:] == sorted_M[:-1]])
