@@ -114,7 +114,7 @@ def _features() -> Iterator[tuple[str, Reader]]:
 
 def _nulls(column: str, task: TaskProfile) -> Mapping[str, Counts]:
     nulls = task.columns[column].nulls
-    return {"": {"null": nulls, "text": task.rows - nulls}}
+    return {"": {"null": nulls, "text": task.text_rows - nulls}}
 
 
 def _lengths(column: str, task: TaskProfile) -> Mapping[str, Counts]:

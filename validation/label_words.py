@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.tasks import Task
-from validation.words import Source, fold_texts, hash_texts, read_batches, shown, split_words
+from validation.words import Source, drawn, drawn_share, fold_texts, hash_texts, read_batches, shown, split_words
 
 NUM_EXAMPLES = 3
 MAX_WORDS = 1 << 21  # distinct words counted at once in a column; beyond it those in the fewest rows are dropped, and counted anew if they return
@@ -96,7 +96,8 @@ class _Suspect:
 
 
 def find_label_words(source: Source, task: Task, rule: WordRule) -> tuple[LabelWord, ...]:
-    """The suspicious words of one task, the most frequent first. Reads `source` once, and again if a word passed the tests."""
+    """The suspicious words of one task, the most frequent first, in at most MAX_TEXT_ROWS drawn rows. Reads `source` once, and again if a word
+    passed the tests."""
     columns, num_labels = ("query", *task.ad_columns), len(task.labels)
     counts = {column: _Counts(num_labels) for column in columns}
     base_L = np.zeros(num_labels, np.int64)
@@ -119,8 +120,10 @@ def find_label_words(source: Source, task: Task, rule: WordRule) -> tuple[LabelW
 
 
 def _judged(source: Source, columns: tuple[str, ...], num_labels: int) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-    """Rows with a label on the scale, and the labels (N,)."""
-    for batch in read_batches(source, ("row_id", *columns, "label")):
+    """Drawn rows with a label on the scale, and the labels (N,)."""
+    share = drawn_share(source)
+    for every in read_batches(source, ("row_id", *columns, "label")):
+        batch = drawn(every, share)
         on_scale = pc.and_(pc.greater_equal(batch["label"], 0), pc.less(batch["label"], num_labels))
         rows = batch.filter(on_scale.fill_null(False))
         if rows.num_rows:

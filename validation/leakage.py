@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.split import SplitConfig
 from pipeline.tasks import Task, check_known_task
 from validation.label_words import LabelWord, WordRule, find_label_words
-from validation.near_queries import DistinctTexts, NearQueries, find_near_queries
+from validation.near_queries import DrawnQueries, NearQueries, find_near_queries
 from validation.words import Source, read_batches
 
 
@@ -27,7 +27,8 @@ from validation.words import Source, read_batches
 class LeakageReport:
     """What was found in one data set. The same rows give the same report, however they lie in files."""
 
-    num_queries: Mapping[str, int]  # distinct normalised queries by split, over all tasks
+    num_queries: Mapping[str, int]  # distinct normalised queries compared, by split, over all tasks
+    drawn_share: float  # about which share of all queries these are; neighbours by one word are found at about this rate, the other kinds fully
     near_queries: tuple[NearQueries, ...]  # one a kind
     label_words: tuple[LabelWord, ...]
     rule: WordRule
@@ -51,14 +52,16 @@ class LeakageReport:
 def find_leakage(sources: Mapping[str, Source], tasks: Sequence[Task], config: SplitConfig, rule: WordRule | None = None) -> LeakageReport:
     """Look through the rows of each task, a table or its parquet files (`pipeline.reader.find_partitions`).
 
-    Queries are taken of all tasks together, for one model trains on all. Memory grows with the distinct queries and words, not with the rows.
+    Queries are taken of all tasks together, for one model trains on all. Of many rows some are drawn (`drawn_share`, `DrawnQueries`), so memory stays
+    bounded.
     DamagedInputError: a file is not whole. ConfigError: a task that is not configured.
     """
-    rule, queries, words = rule or WordRule(), DistinctTexts(), list[LabelWord]()
+    rule, queries, words = rule or WordRule(), DrawnQueries(), list[LabelWord]()
     for name, source in sources.items():
         task = check_known_task(name, tasks, "the data")
         for batch in read_batches(source, ("query",)):
             queries.add(batch["query"])
         words += find_label_words(source, task, rule)
-    num_queries, near = find_near_queries(queries.texts(), config)
-    return LeakageReport(num_queries, near, tuple(words), rule)
+    compared, share = queries.queries()
+    num_queries, near = find_near_queries(compared, config)
+    return LeakageReport(num_queries, share, near, tuple(words), rule)

@@ -20,11 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.split import SPLITS, SplitConfig, normalise_query, split_rows
+from validation.hashing import mix
+from validation.text_bytes import text_bytes
 from validation.words import fold_texts, hash_texts, shown
 
 KINDS = ("same", "spelling", "word_order", "one_word")
 MIN_WORDS = 3
+TAKEN_UP_AT_ONCE = 1 << 16
+MAX_QUERIES = 500_000  # compared at once: about 700 MB
 NUM_EXAMPLES = 5
+_LETTERS = mix(np.arange(1, 257, dtype=np.uint64))  # a number for each byte
 _TRAIN, _VALID, _TEST = (1 << SPLITS.index(side) for side in ("train", "valid", "test"))
 # What a query must not meet. A pair that spans two splits is counted on the later side.
 _LEAKS = {_TRAIN: 0, _VALID: _TRAIN, _TEST: _TRAIN | _VALID}
@@ -41,24 +46,44 @@ class NearQueries:
     examples: tuple[tuple[str, str, str, str], ...]  # query, its split, counterpart, its split
 
 
-class DistinctTexts:
-    """The distinct texts of a stream, in memory once."""
+class DrawnQueries:
+    """The distinct queries of a stream; of more than MAX_QUERIES about that many, drawn by their letters: queries that differ in case, accents,
+    punctuation, spacing or the order of words have the same letters and are drawn together."""
 
     def __init__(self) -> None:
         self._known, self._new, self._num_new = pa.array([], pa.string()), list[pa.Array](), 0
+        self._limit = np.uint64(2**64 - 1)  # keys up to here are drawn
 
-    def add(self, texts: pa.Array) -> None:
-        """Take up texts that may be known; null is none."""
-        self._new.append(pc.unique(texts.drop_null()))
+    def add(self, queries: pa.Array) -> None:
+        """Take up queries that may be known; null is none."""
+        self._new.append(self._drawn(pc.unique(queries.drop_null())))
         self._num_new += len(self._new[-1])
-        if self._num_new > max(len(self._known), 1 << 16):  # so rarely that each text is looked up a constant number of times
-            self.texts()
+        if self._num_new > max(len(self._known), TAKEN_UP_AT_ONCE):  # so rarely that each is looked up a constant number of times
+            self._take_up()
 
-    def texts(self) -> pa.Array:
-        """All texts so far."""
+    def queries(self) -> tuple[pa.Array, float]:
+        """The queries drawn, and about which share of all they are."""
+        self._take_up()
+        return self._known, (int(self._limit) + 1) / 2**64
+
+    def _drawn(self, queries: pa.Array) -> pa.Array:
+        everything = int(self._limit) == 2**64 - 1
+        return queries if everything else queries.filter(pa.array(letter_keys(queries) <= self._limit))
+
+    def _take_up(self) -> None:
         self._known = pc.unique(pa.chunked_array([self._known, *self._new]))
         self._new, self._num_new = [], 0
-        return self._known
+        if len(self._known) > MAX_QUERIES:
+            # below the next key, and not at it: queries of the same letters stay or go together
+            self._limit = np.uint64(int(np.partition(letter_keys(self._known), MAX_QUERIES)[MAX_QUERIES]) - 1)
+            self._known = self._drawn(self._known)
+
+
+def letter_keys(queries: pa.Array) -> np.ndarray:
+    """A uniform 64-bit number for each query, equal for those made of the same letters and digits, folded (Q,)."""
+    start_Q, byte_C = text_bytes(pc.replace_substring(fold_texts(queries), " ", ""))
+    sum_C = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_LETTERS[byte_C])])
+    return mix(sum_C[start_Q[1:]] - sum_C[start_Q[:-1]])
 
 
 def find_near_queries(raw_queries: pa.Array, config: SplitConfig) -> tuple[dict[str, int], tuple[NearQueries, ...]]:

@@ -1,8 +1,9 @@
 """What a data set looks like, in a few kilobytes: the reference that later data are compared with (`drift`).
 
 A `Tally` counts rows as they stream by. Every part of it is a sum or a maximum, so tallies of parts merge to the tally of the whole, exactly and in
-any order. Its memory grows with the distinct words, not with the rows. A `Profile` is what is kept of a tally: the same counts but for the words,
-of which the most frequent keep their names and all keep a place among hash buckets. The same rows give the same bytes.
+any order. Rows, labels, markets and queries are counted of all rows, texts of at most MAX_TEXT_ROWS a task, so memory stays bounded. A `Profile` is
+what is kept of a tally: the same counts but for the words, of which the most frequent keep their names and all keep a place among hash buckets. The
+same rows give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import pyarrow.compute as pc
 from pipeline.errors import DamagedInputError
 from pipeline.files import canonical_json, read_json, write_bytes
 from pipeline.schema import COLUMNS, MAX_LABELS, TEXT_COLUMNS
+from validation.hashing import hash_column
 from validation.scripts import SCRIPTS, main_scripts
-from validation.words import Source, fold_texts, hash_texts, read_batches, shown, split_words
+from validation.words import Source, drawn, drawn_share, fold_texts, hash_texts, read_batches, shown, split_words
 
 PROFILE_VERSION = 1
 NULLABLE_TEXTS: tuple[str, ...] = tuple(c.name for c in COLUMNS if c.nullable and c.name in TEXT_COLUMNS)
@@ -69,26 +71,31 @@ class TaskTally:
     """Counts of one task."""
 
     rows: int = 0
+    text_rows: int = 0  # of them, those drawn for `columns`
     labels: Counter[str] = field(default_factory=Counter)  # by index; rows without a label are in none
     markets: Counter[str] = field(default_factory=Counter)
     query_registers: np.ndarray = field(default_factory=lambda: np.zeros(_REGISTERS, dtype=np.uint8))
     columns: dict[str, ColumnTally] = field(default_factory=lambda: {name: ColumnTally() for name in TEXT_COLUMNS})
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Take up a batch of contract rows."""
+    def add(self, batch: pa.RecordBatch, share: float = 1.0) -> None:
+        """Take up a batch of contract rows, and the texts of a share of them."""
         self.rows += batch.num_rows
         for value, count in Counter(batch["label"].drop_null().to_pylist()).items():
             self.labels[str(value) if 0 <= value < MAX_LABELS else "off scale"] += count
         self.markets.update("(null)" if market is None else market for market in batch["market"].to_pylist())
-        hashes = hash_texts(pc.unique(batch["query"].drop_null()))
+        hashes = hash_column(batch["query"])
+        hashes = hashes[hashes != 0]  # null
         rank = (56 - np.ceil(np.log2(hashes // _REGISTERS + 1.0))).astype(np.uint8)  # leading zeros of the other 55 bits, and 1
         np.maximum.at(self.query_registers, (hashes % _REGISTERS).astype(np.int64), rank)
+        texts = drawn(batch, share)
+        self.text_rows += texts.num_rows
         for name, column in self.columns.items():
-            column.add(batch[name])
+            column.add(texts[name])
 
     def merge(self, other: TaskTally) -> None:
         """Take up the rows of another tally."""
         self.rows += other.rows
+        self.text_rows += other.text_rows
         self.labels.update(other.labels)
         self.markets.update(other.markets)
         self.query_registers = np.maximum(self.query_registers, other.query_registers)
@@ -107,10 +114,6 @@ class Tally:
     """Counts of a data set, by task."""
 
     tasks: dict[str, TaskTally] = field(default_factory=dict)
-
-    def add(self, task: str, batch: pa.RecordBatch) -> None:
-        """Take up a batch of contract rows of one task."""
-        self.tasks.setdefault(task, TaskTally()).add(batch)
 
     def merge(self, other: Tally) -> None:
         """Take up the rows of another tally."""
@@ -140,6 +143,7 @@ class TaskProfile:
     """What is kept of one task."""
 
     rows: int
+    text_rows: int  # of them, those whose texts were counted
     num_queries: int  # distinct, to 5 %
     labels: Mapping[str, int]
     markets: Mapping[str, int]
@@ -179,9 +183,9 @@ def build_tally(sources: Mapping[str, Source]) -> Tally:
     """Count the rows of each task, a table or its parquet files. DamagedInputError: a file is not whole."""
     tally = Tally()
     for name, source in sources.items():
-        tally.tasks[name] = TaskTally()
-        for batch in read_batches(source, (*TEXT_COLUMNS, "market", "label")):
-            tally.add(name, batch)
+        task, share = tally.tasks.setdefault(name, TaskTally()), drawn_share(source)
+        for batch in read_batches(source, ("row_id", *TEXT_COLUMNS, "market", "label")):
+            task.add(batch, share)
     return tally
 
 
@@ -211,7 +215,7 @@ def _task_profile(task: TaskTally, num_top: int, max_markets: int) -> TaskProfil
         columns[name] = ColumnProfile(column.nulls, lengths, dict(sorted(column.scripts.items())), word_buckets(column.words), top)
     markets = _most_common(task.markets)
     named = dict(sorted(markets[:max_markets])) | ({OTHERS: sum(n for _, n in markets[max_markets:])} if len(markets) > max_markets else {})
-    return TaskProfile(task.rows, task.num_queries(), dict(sorted(task.labels.items())), named, columns)
+    return TaskProfile(task.rows, task.text_rows, task.num_queries(), dict(sorted(task.labels.items())), named, columns)
 
 
 def _most_common(counts: Counter[str]) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.files import publish_dir, remove_tree, temporary_beside
+from pipeline.files import publish_dir, remove_tree
 from pipeline.ray_map import map_in_order
 from pipeline.reader import open_partition
 from pipeline.schema import ROW_SCHEMA

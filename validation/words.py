@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 
 from pipeline.errors import DamagedInputError
 from pipeline.reader import open_partition
+from validation.hashing import hash_column
 
 BATCH_ROWS = 32_768
+MAX_TEXT_ROWS = 200_000  # rows of a task whose words are looked at; shares of words are then known to a thousandth
 MAX_CHARS = 4_096  # a text is looked at so far; models read less, and one page may hold a megabyte
 
 _ACCENTS = "[\u0300-\u036f]+"  # of Latin, Greek and Cyrillic; the marks of other scripts make other words
@@ -45,6 +47,22 @@ def read_batches(source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBa
                     yield batch.select(list(columns))
             except (pa.ArrowInvalid, OSError) as error:
                 raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
+
+
+def drawn_share(source: Source) -> float:
+    """The share of rows whose words are looked at."""
+    if isinstance(source, pa.Table):
+        return min(1.0, MAX_TEXT_ROWS / max(source.num_rows, 1))
+    num_rows = 0
+    for path in source:
+        with open_partition(path) as file:
+            num_rows += file.metadata.num_rows
+    return min(1.0, MAX_TEXT_ROWS / max(num_rows, 1))
+
+
+def drawn(batch: pa.RecordBatch, share: float) -> pa.RecordBatch:
+    """About that share of the rows, by the hash of row_id: the same ones however they lie in files."""
+    return batch if share >= 1 else batch.filter(pa.array(hash_column(batch["row_id"]) < np.uint64(int(share * 2**64))))
 
 
 def fold_texts(texts: pa.Array) -> pa.Array:

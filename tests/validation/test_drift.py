@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.sample import build_marketplace
 from pipeline.schema import ROW_SCHEMA
+from validation import words
 from validation.divergence import divergence
 from validation.drift import Thresholds, compare
 from validation.drift_view import as_text, plot_drift
@@ -78,6 +79,21 @@ def test_files_and_tables_give_one_profile(tmp_path, market):
     for i in range(2):
         pq.write_table(table.slice(i * 500, 500), tmp_path / f"part-{i}.parquet", row_group_size=77)
     assert build_tally({name: sorted(tmp_path.glob("*.parquet"))}).profile() == build_tally({name: table}).profile()
+
+
+def test_of_many_rows_some_texts_are_counted_and_all_else(tmp_path, market, monkeypatch):
+    name, table = next(iter(market.items()))
+    whole = build_tally({name: table}).profile().tasks[name]
+    monkeypatch.setattr(words, "MAX_TEXT_ROWS", 300)
+    for i in range(2):
+        pq.write_table(table.slice(i * 500, 500), tmp_path / f"part-{i}.parquet", row_group_size=77)
+    part = build_tally({name: sorted(tmp_path.glob("*.parquet"), reverse=True)}).profile()
+    assert part == build_tally({name: table}).profile()
+    drawn = part.tasks[name]
+    assert (drawn.rows, drawn.labels, drawn.markets, drawn.num_queries) == (whole.rows, whole.labels, whole.markets, whole.num_queries)
+    assert 240 <= drawn.text_rows <= 360
+    query = drawn.columns["query"]
+    assert query.nulls + sum(query.lengths.values()) == sum(query.scripts.values()) + query.nulls == drawn.text_rows
 
 
 def test_a_profile_of_many_tasks_scripts_and_words_stays_below_200_kb(tmp_path):

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import validation.near_queries
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.sample import TASKS, build_marketplace
 from pipeline.schema import ROW_SCHEMA
 from pipeline.split import SPLITS, SplitConfig, normalise_query, split_of, split_rows
 from pipeline.tasks import Task
+from validation import near_queries
 from validation.label_words import WordRule, find_label_words
 from validation.leakage import find_leakage
-from validation.near_queries import find_near_queries
+from validation.near_queries import DrawnQueries, find_near_queries
 from validation.words import fold_texts
 
 CONFIG = SplitConfig()
@@ -55,7 +55,7 @@ def test_adding_rows_never_moves_a_query_and_tasks_agree_on_its_side():
 
 
 def test_a_query_that_a_broken_split_puts_on_two_sides_is_told(monkeypatch):
-    monkeypatch.setattr(validation.near_queries, "split_rows", lambda queries, _: np.array(["test", "train", "valid"]))
+    monkeypatch.setattr(near_queries, "split_rows", lambda queries, _: np.array(["test", "train", "valid"]))
     report = find_leakage({"query-title": _rows({"query": ["a b", "A  b", "c"]})}, MARKET_TASKS, CONFIG)
     assert (report.near_queries[0].kind, report.near_queries[0].num_test) == ("same", 1)
     assert report.near_queries[0].examples == (("a b", "train", "a b", "test"),)
@@ -126,6 +126,34 @@ def test_a_gap_between_digits_and_signs_alone_make_other_queries():
     _, found = find_near_queries(pa.array([*queries, *_clean_queries(50, 4)]), SplitConfig(valid_share=0.3, test_share=0.3))
     pairs = {frozenset((query, other)) for near in found for query, _, other, _ in near.examples}
     assert pairs <= {frozenset(("1.5 mm", "1 5 mm"))}
+
+
+def test_of_many_queries_those_of_the_same_letters_are_drawn_together(monkeypatch):
+    monkeypatch.setattr(near_queries, "MAX_QUERIES", 500)
+    clean = _clean_queries(2_000, 3)
+    mates = {query: " ".join(reversed(query.split())).upper() for query in clean}
+    arrivals = [*clean, *mates.values()]
+    drawn = []
+    for order in (arrivals, arrivals[::-1], random.Random(4).sample(arrivals, len(arrivals))):
+        queries = DrawnQueries()
+        monkeypatch.setattr(near_queries, "TAKEN_UP_AT_ONCE", 64)
+        for start in range(0, len(order), 90):
+            queries.add(pa.array(order[start : start + 90]))
+        found, share = queries.queries()
+        drawn.append((set(found.to_pylist()), share))
+    assert drawn[0] == drawn[1] == drawn[2]
+    found, share = drawn[0]
+    assert 490 <= len(found) <= 500
+    assert share == pytest.approx(500 / len(set(arrivals)), rel=0.2)
+    assert all((query in found) == (mate in found) for query, mate in mates.items())
+
+
+def test_of_few_queries_all_are_compared():
+    queries = DrawnQueries()
+    queries.add(pa.array(["a", None, "b"]))
+    queries.add(pa.array(["b", "c"]))
+    found, share = queries.queries()
+    assert (sorted(found.to_pylist()), share) == (["a", "b", "c"], 1)
 
 
 def test_every_planted_label_word_is_found_and_nothing_else():
