@@ -1,9 +1,10 @@
 """`relevance validate`: the data gate, and what is worth knowing of the rows it let through."""
 
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RetryableError
 from pipeline.files import write_json
 from pipeline.logs import Console
 from pipeline.reader import data_digest, find_partitions
@@ -20,33 +21,53 @@ def run_validate(config: RunConfig, console: Console) -> dict[str, Any]:
     partitions = find_partitions(config.judged_dir, config.tasks)
     with console.progress("validate", sum(map(len, partitions.values())), "files") as progress:
         report = validate(
-            config.judged_dir, config.tasks, config.run_dir / "validation", config.accepted_dir, config=config.gate,
+            config.judged_dir, config.tasks, config.validation_dir, config.accepted_dir, config=config.gate,
             progress=lambda _, done, __: progress.update(done),
         )  # fmt: skip
     console.say(summary_table(report))
     console.say(f"  the data {'pass' if report.passed else 'do NOT pass'}; Data Docs: {report.data_docs}")
     check_report(report)
-    look_at_accepted(config, console)
     digest = data_digest(find_partitions(config.accepted_dir, config.tasks))
+    look_at_accepted(config, digest, console)
     return {"data_digest": digest, "data_docs": str(report.data_docs), "rows": {name: task.accepted for name, task in report.tasks.items()}}
 
 
-def look_at_accepted(config: RunConfig, console: Console) -> None:
+def look_at_accepted(config: RunConfig, digest: str, console: Console) -> None:
     """Tell of leakage across the splits and of drift from the reference profile; both are told, not refused. Writes leakage.json and
     profile.json, and where there is a reference drift.json and drift.png, beside the gate's report. ConfigError: no such reference."""
-    folder, partitions = config.run_dir / "validation", find_partitions(config.accepted_dir, config.tasks)
+    partitions = find_partitions(config.accepted_dir, config.tasks)
     leakage = find_leakage(partitions, config.tasks, config.split)
-    write_json(folder / "leakage.json", leakage.as_json())
+    write_json(config.validation_dir / "leakage.json", leakage.as_json())
     for sentence in leakage.sentences():
         console.say(f"  look: {sentence}")
     tally = build_tally(partitions)
-    write_profile(folder / "profile.json", tally.profile())
-    reference = config.gate.reference_profile
+    write_profile(config.profile_path, tally.profile(), digest)
+    reference = find_reference(config, console)
     if reference is None:
         return
-    if not reference.is_file():
-        raise ConfigError(f"gate.reference_profile {reference} does not exist; name the validation/profile.json of a run, or leave it out")
     drift = compare(read_profile(reference), tally)
-    write_json(folder / "drift.json", drift.as_json())
-    plot_drift(drift, folder / "drift.png")
+    write_json(config.validation_dir / "drift.json", drift.as_json())
+    plot_drift(drift, config.validation_dir / "drift.png")
     console.say(as_text(drift))
+
+
+def find_reference(config: RunConfig, console: Console) -> Path | None:
+    """The profile that gate.reference_profile names; None where there is none to be had. ConfigError: the file does not exist."""
+    reference = config.gate.reference_profile
+    if isinstance(reference, Path) and not reference.is_file():
+        raise ConfigError(f"gate.reference_profile {reference} does not exist; name the validation/profile.json of a run, champion, or leave it out")
+    if reference != "champion":
+        return reference
+    from pipeline.registry import find_champion
+
+    try:
+        champion = find_champion(config)
+    except RetryableError as error:  # validation does not hang on the registry
+        console.say(f"  drift was not looked at: {error}")
+        return None
+    if champion is None or not champion.profile_path.is_file():
+        has = f"version {champion.version} was registered without a profile" if champion else f"model {config.registry.model} has no champion yet"
+        console.say(f"  drift was not looked at: {has}")
+        return None
+    console.say(f"  compared with the data of version {champion.version}, the champion:")
+    return champion.profile_path

@@ -121,6 +121,14 @@ class RunConfig(Frozen):
         check_table_sources(self.sources, self.tasks)
         return self
 
+    @model_validator(mode="after")
+    def _scripts_are_of_known_tasks(self) -> "RunConfig":
+        names = [task.name for task in self.tasks]
+        unknown = [name for name in self.gate.scripts if name not in names]
+        if unknown:
+            raise ValueError(f"gate.scripts names task {unknown[0]!r}, which is not configured; configured: {', '.join(names)}")
+        return self
+
     @property
     def run_dir(self) -> Path:
         """The one folder the run writes to, absolute: Ray workers start elsewhere."""
@@ -134,6 +142,16 @@ class RunConfig(Frozen):
     def accepted_dir(self) -> Path:
         """The judged rows that passed the gate: what is trained on and measured."""
         return self.run_dir / "data" / "accepted"
+
+    @property
+    def validation_dir(self) -> Path:
+        """The gate's report, its pages, and what it found out about the accepted rows."""
+        return self.run_dir / "validation"
+
+    @property
+    def profile_path(self) -> Path:
+        """What the accepted rows look like: later data are compared with it."""
+        return self.validation_dir / "profile.json"
 
     @property
     def to_score_dir(self) -> Path:

@@ -1,11 +1,13 @@
-"""How much bad data a run may set aside before it is refused, and what becomes of pairs that carry two labels."""
+"""What data a run is refused for, how much bad data it may set aside before, and what becomes of pairs that carry two labels."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from pipeline.frozen import Frozen
+
+Script = Literal["latin", "greek", "cyrillic", "hebrew", "arabic", "indic", "thai", "hangul", "kana", "han", "other"]
 
 
 class GateConfig(Frozen):
@@ -13,5 +15,16 @@ class GateConfig(Frozen):
 
     max_quarantined_share: float = Field(default=0.02, ge=0, lt=1)  # of a task's rows; more of them bad refuses the run
     max_reason_share: float = Field(default=0.01, ge=0, lt=1)  # of a task's rows, for one reason alone
+    scripts: dict[str, tuple[Script, ...]] = {}  # task -> writing systems its queries and titles are in; a task left out may use any
+    max_foreign_share: float = Field(default=0.05, ge=0, lt=1)  # of a file's queries or titles in other scripts
     label_conflicts: Literal["drop", "majority", "keep"] = "keep"  # the same query and ad with unlike labels: none, the most common, all stay
-    reference_profile: Annotated[Path, AfterValidator(Path.absolute)] | None = None  # profile.json of other data, to tell drift from
+    # what to tell drift from: the data the champion was trained on, or the profile.json of a run
+    reference_profile: Literal["champion"] | Annotated[Path, AfterValidator(Path.absolute)] | None = None
+
+    @field_validator("scripts")
+    @classmethod
+    def _each_task_names_one(cls, scripts: dict[str, tuple[Script, ...]]) -> dict[str, tuple[Script, ...]]:
+        empty = [name for name, of_task in scripts.items() if not of_task]
+        if empty:
+            raise ValueError(f"task {empty[0]} names no script; name one, or leave the task out")
+        return scripts

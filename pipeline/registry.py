@@ -24,6 +24,11 @@ class FetchedVersion:
     bundle_dir: Path
     bundle_sha256: str
 
+    @property
+    def profile_path(self) -> Path:
+        """The profile of the rows it was trained on; a version registered by an older release has none."""
+        return self.bundle_dir.parent / "profile.json"
+
 
 def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, Any]) -> str:
     """Register a bundle under config.registry.model with alias challenger; returns the version. The same bundle stays one version."""
@@ -34,6 +39,7 @@ def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, 
         run_id = find_run(client, config, bundle.description["training"]["fingerprint"])
         if run_id is None:
             run_id = str(client.create_run(experiment_id(client, config), run_name=config.name).info.run_id)
+        check_profile(config.profile_path, bundle.description["training"]["data_digest"])
         log_metrics(client, run_id, evaluation)
         version = log_version(config, run_id, bundle_dir, version_tags(bundle.sha256, bundle.description, evaluation))
         client.set_terminated(run_id)
@@ -41,8 +47,14 @@ def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, 
     return version
 
 
+def check_profile(path: Path, data_digest: str) -> None:
+    """ConfigError: `path` is no profile of the data of that digest."""
+    if not path.is_file() or read_json(path).get("data_digest") != data_digest:
+        raise ConfigError(f"{path} is not the profile of the rows that the bundle was trained on; run `relevance validate` with this config again")
+
+
 def log_version(config: RunConfig, run_id: str, bundle_dir: Path, tags: dict[str, str]) -> str:
-    """Log the bundle as a pyfunc model from code, no pickle, and register it."""
+    """Log the bundle as a pyfunc model from code, no pickle, with the profile of its data, and register it."""
     import mlflow
 
     from pipeline.pyfunc import input_example, signature
@@ -51,7 +63,7 @@ def log_version(config: RunConfig, run_id: str, bundle_dir: Path, tags: dict[str
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc_code.py")),
-            artifacts={BUNDLE_ARTIFACT: str(bundle_dir)},
+            artifacts={BUNDLE_ARTIFACT: str(bundle_dir), "data_profile": str(config.profile_path)},
             signature=signature(),
             input_example=input_example(config.tasks[0].name),
             pip_requirements=["ads-relevance"],
@@ -146,10 +158,18 @@ def repair_aliases(client: Any, model: str, log: list[dict[str, Any]]) -> None:
 
 
 def resolve_champion(config: RunConfig) -> FetchedVersion:
-    """The champion's bundle, fetched once; its sha256 is the promotion log's. ConfigError: nothing was promoted yet."""
+    """The champion's files. ConfigError: nothing was promoted yet."""
+    champion = find_champion(config)
+    if champion is None:
+        raise ConfigError(f"model {config.registry.model} has no champion; run `relevance promote` first")
+    return champion
+
+
+def find_champion(config: RunConfig) -> FetchedVersion | None:
+    """The champion's files, fetched once, if there is one; the bundle's sha256 is the promotion log's."""
     log = read_promotions(config)
     if not log:
-        raise ConfigError(f"model {config.registry.model} has no champion; run `relevance promote` first")
+        return None
     repair_aliases(mlflow_client(config), config.registry.model, log)
     return fetch_bundle(config, log[-1]["version"], log[-1]["bundle_sha256"])
 

@@ -139,17 +139,18 @@ def failing_rows(check: Check, table: pa.Table) -> np.ndarray:
 
 def build_suite(task: Task, judged: bool = True) -> gx.ExpectationSuite:
     """The Great Expectations suite of `task`, for frames of `build_frame`; each expectation's meta holds the name of its check."""
-    return _suite(task.name, build_checks(task, judged))
+    return build_check_suite(task.name, build_checks(task, judged))
 
 
 def build_schema_suite(name: str, found: Sequence[str]) -> gx.ExpectationSuite:
     """The suite for a frame of `build_schema_frame` with the columns `found`: what the contract says they should have been."""
     types = [Check(f"{c.name}_type", c.name, f"be of type {c.type}", "ExpectColumnValuesToBeInSet", {"value_set": [str(c.type)]})
              for c in COLUMNS if found.count(c.name) == 1]
-    return _suite(name, (_COLUMNS_CHECK, *types))
+    return build_check_suite(name, (_COLUMNS_CHECK, *types))
 
 
-def _suite(name: str, checks: Sequence[Check]) -> gx.ExpectationSuite:
+def build_check_suite(name: str, checks: Sequence[Check]) -> gx.ExpectationSuite:
+    """A suite of checks under a name."""
     import great_expectations as gx
 
     expectations = []

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from validation.expectations import build_checks, build_frame, build_schema_fram
 from validation.partition import PartitionJob, PartitionVerdict, judge_partition
 from validation.quarantine import part_in_background
 from validation.report import FileRecord, TaskRecord, ValidationReport
+from validation.script_mix import build_mix_frame, build_mix_suite, foreign_share, mix_sentences
+from validation.scripts import MIXED_COLUMNS
 from validation.together import CONFLICT, REPEATED_ID, REPEATED_PAIR, Repeats, find_repeats
 
 Progress = Callable[[str, int, int], None]  # file just read, files read so far, files in all
@@ -63,7 +65,10 @@ def validate(
         remove_tree(accepted_dir)
     present = [task for task in tasks if task.name in partitions]
     work_dir = out_dir / "partitions"
-    jobs = [PartitionJob(path, path.relative_to(data_dir).as_posix(), task, judged, work_dir) for task in present for path in partitions[task.name]]
+    jobs = [
+        PartitionJob(path, path.relative_to(data_dir).as_posix(), task, judged, work_dir, config.scripts.get(task.name, ()))
+        for task in present for path in partitions[task.name]
+    ]  # fmt: skip
     verdicts = []
     for verdict in map_in_order(judge_partition, jobs, threads=True):
         verdicts.append(verdict)
@@ -80,7 +85,7 @@ def validate(
     accept = accepted_dir is not None and not failures
     # rows are parted by Arrow while Great Expectations keeps Python busy
     with part_in_background(data_dir, verdicts, found.repeats.rows, temporary_beside(accepted_dir or out_dir / "quarantine"), accept) as parted:
-        failures += judge_by_expectations(out_dir, present, found, judged, failures, warnings)
+        failures += judge_by_expectations(out_dir, present, found, config, judged, failures, warnings)
         accepted = parted.counts()
         parted.publish("quarantine", out_dir / "quarantine")
         if accepted_dir is not None and not failures:
@@ -127,6 +132,8 @@ def told(task: Task, found: Judged, record: TaskRecord, config: GateConfig, judg
     failures = [f"{v.relative}: {v.refused}; no row was read" for v, _ in found.of_task(task) if v.refused]
     if not record.accepted:
         failures.append(f"{where}: the table must hold at least one good row; its files hold {record.read:,} rows, and all were set aside")
+    if task.name in config.scripts:
+        failures += mix_sentences([v for v, _ in found.of_task(task)], config.scripts[task.name], config.max_foreign_share)
     serious = record.quarantined - sum(record.reasons.get(reason, 0) for reason in HARMLESS)
     too_many = serious > config.max_quarantined_share * record.read
     if too_many:
@@ -167,7 +174,7 @@ def row_sentences(task: Task, found: Judged, judged: bool) -> Iterator[tuple[str
 
 
 def judge_by_expectations(
-    out_dir: Path, tasks: Sequence[Task], found: Judged, judged: bool, failures: Sequence[str], warnings: Sequence[str]
+    out_dir: Path, tasks: Sequence[Task], found: Judged, config: GateConfig, judged: bool, failures: Sequence[str], warnings: Sequence[str]
 ) -> list[str]:
     """Run the suites on samples that hold offending rows of every kind, and write the Data Docs. Returns what contradicts the row masks."""
     staged = temporary_beside(out_dir / "data_docs")
@@ -186,6 +193,8 @@ def judge_by_expectations(
             samples = [pq.read_table(Path(v.folder) / "sample.parquet") for v in files if not v.refused]
             if samples:
                 disagreements += compare(task, judged, pa.concat_tables(samples).slice(0, FRAME_ROWS), docs)
+            if samples and task.name in config.scripts:
+                disagreements += compare_mix(task, config, [verdict for verdict in files if not verdict.refused], docs)
         docs.write([*failures, *disagreements], warnings)
         publish_dir(staged, out_dir / "data_docs")
     finally:
@@ -196,13 +205,24 @@ def judge_by_expectations(
 def compare(task: Task, judged: bool, sample: pa.Table, docs: DataDocs) -> list[str]:
     """Great Expectations and the row masks on the same rows: a sentence for each check on which they differ."""
     verdict = docs.judge(build_suite(task, judged), build_frame(sample))
-    sentences = []
-    for check in build_checks(task, judged):
-        kept = bool(sample.num_rows) if check.name == "row_count" else not len(failing_rows(check, sample))
-        if verdict[check.name] != kept:
-            gx_says, masks_say = ("kept", "broken") if verdict[check.name] else ("broken", "kept")
-            sentences.append(
-                f"task={task.name}: {check.name} is {gx_says} for Great Expectations and {masks_say} for the row masks; this is a defect of the"
-                " pipeline, please report it"
-            )
-    return sentences
+    checks = build_checks(task, judged)
+    kept = {check.name: bool(sample.num_rows) if check.name == "row_count" else not len(failing_rows(check, sample)) for check in checks}
+    return contradictions(task, verdict, kept)
+
+
+def compare_mix(task: Task, config: GateConfig, files: Sequence[PartitionVerdict], docs: DataDocs) -> list[str]:
+    """The same for the scripts of whole files."""
+    scripts, max_share = config.scripts[task.name], config.max_foreign_share
+    verdict = docs.judge(build_mix_suite(task.name, scripts, max_share), build_mix_frame(files))
+    return contradictions(task, verdict, {f"{name}_scripts": all(foreign_share(v, name) <= max_share for v in files) for name in MIXED_COLUMNS})
+
+
+def contradictions(task: Task, verdict: Mapping[str, bool], kept: Mapping[str, bool]) -> list[str]:
+    """A sentence for each check that Great Expectations' `verdict` and our own `kept` tell differently."""
+    said = {True: "kept", False: "broken"}
+    return [
+        f"task={task.name}: {name} is {said[verdict[name]]} for Great Expectations and {said[is_kept]} for the row masks; this is a defect of the"
+        " pipeline, please report it"
+        for name, is_kept in kept.items()
+        if verdict[name] != is_kept
+    ]

@@ -5,7 +5,9 @@ Shape legend: N rows of the file, M rows of a batch.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,16 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedInputError
-from pipeline.files import file_sha256, json_sha256, publish_dir, read_json, remove_tree, temporary_beside, write_json
+from pipeline.files import file_sha256, json_sha256, read_json, remove_tree, temporary_beside, write_json
 from pipeline.reader import open_partition
 from pipeline.schema import COLUMNS, ROW_SCHEMA, TEXT_COLUMNS, schema_difference
 from pipeline.tasks import Task
 from validation.data_docs import NUM_EXAMPLES
 from validation.expectations import Check, build_checks, failing_rows
 from validation.hashing import hash_column
+from validation.scripts import count_foreign
 from validation.text_bytes import normalise_texts
 
-GATE_VERSION = 2  # changes when the same file would be judged otherwise
+GATE_VERSION = 4  # changes when the same file would be judged otherwise
 BATCH_ROWS = 65_536
 SAMPLE_ROWS = 2_000  # rows of a file that Great Expectations sees; all rows of smaller files
 NOT_UTF8 = "not_utf8"  # reason of a row with bytes that are no text; the other reasons are the names of checks
@@ -42,6 +45,7 @@ class PartitionJob:
     task: Task
     judged: bool  # whether each row must carry a label
     work_dir: Path
+    scripts: tuple[str, ...] = ()  # that its texts are expected in; none: any
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class PartitionVerdict:
     failing: dict[str, int] = field(default_factory=dict)  # rows by check
     examples: dict[str, list[list[Any]]] = field(default_factory=dict)  # by check: row number, row_id, value
     label_counts: list[int] = field(default_factory=list)
+    foreign: dict[str, int] = field(default_factory=dict)  # by column: texts in other scripts than expected
     differences: list[str] = field(default_factory=list)  # from the contract's schema
     schema: list[list[str]] = field(default_factory=list)  # name and type of each column, where it differs
 
@@ -69,19 +74,31 @@ def judge_partition(job: PartitionJob) -> PartitionVerdict:
         sha256 = file_sha256(job.path)
     except OSError as error:
         return PartitionVerdict(job.relative, job.task.name, "", "", refused=f"cannot be read ({error})", damaged=True)
-    rules = {"task": job.task.model_dump(mode="json"), "judged": job.judged, "gate": GATE_VERSION, "columns": [c.name for c in COLUMNS]}
-    folder = job.work_dir / json_sha256({"sha256": sha256, **rules})[:32]
-    if not (folder / "verdict.json").is_file():
+    rules = {"task": job.task.model_dump(mode="json"), "judged": job.judged, "scripts": job.scripts, "columns": [c.name for c in COLUMNS]}
+    folder = job.work_dir / json_sha256({"sha256": sha256, "gate": GATE_VERSION, **rules})[:32]
+    if not is_whole(folder):
+        remove_tree(folder)
         staged = temporary_beside(folder)
         try:
             staged.mkdir()
-            verdict = read_and_judge(job, sha256, staged)
-            write_json(staged / "verdict.json", asdict(verdict))
-            publish_dir(staged, folder)
+            verdict = asdict(read_and_judge(job, sha256, staged))
+            write_json(staged / "verdict.json", {**verdict, "sizes": {path.name: path.stat().st_size for path in staged.iterdir()}})
+            with contextlib.suppress(OSError):  # a file of the same bytes was judged meanwhile
+                staged.rename(folder)
         finally:
             remove_tree(staged)
     # the same bytes may lie under another name now
-    return PartitionVerdict(**{**read_json(folder / "verdict.json"), "relative": job.relative, "folder": str(folder)})
+    kept = {name: value for name, value in read_json(folder / "verdict.json").items() if name != "sizes"}
+    return PartitionVerdict(**{**kept, "relative": job.relative, "folder": str(folder)})
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a verdict is there with all that belongs to it: after a power cut files may be cut short."""
+    try:
+        sizes = read_json(folder / "verdict.json")["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, DamagedInputError):
+        return False
 
 
 def read_and_judge(job: PartitionJob, sha256: str, folder: Path) -> PartitionVerdict:
@@ -110,7 +127,7 @@ def read_and_judge(job: PartitionJob, sha256: str, folder: Path) -> PartitionVer
     pq.write_table(scan.sample(), folder / "sample.parquet")
     return PartitionVerdict(
         **verdict, rows=scan.num_rows, bad_rows=scan.num_bad, failing=scan.failing, examples=scan.examples,
-        label_counts=[int(count) for count in scan.label_counts],
+        label_counts=[int(count) for count in scan.label_counts], foreign=dict(scan.foreign),
     )  # fmt: skip
 
 
@@ -136,6 +153,8 @@ class _Scan:
         self.failing: dict[str, int] = {}
         self.examples: dict[str, list[list[Any]]] = {}
         self.label_counts = np.zeros(len(job.task.labels), dtype=np.int64)
+        self.foreign: Counter[str] = Counter()
+        self._scripts = job.scripts
         self._head: list[pa.Table] = []
         self._offenders: list[pa.Table] = []
 
@@ -148,6 +167,8 @@ class _Scan:
         self._note(table, None, np.flatnonzero(undecoded_M), reasons)
         bad = sorted(reasons)
         self._keep_sample(table, bad)
+        if self._scripts:
+            self.foreign.update(count_foreign(table, self._scripts))
         labels = table["label"].fill_null(-1).to_numpy()
         on_scale = labels[(labels >= 0) & (labels < len(self.label_counts))]
         self.label_counts += np.bincount(on_scale, minlength=len(self.label_counts))

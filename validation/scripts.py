@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 # Han stands for Chinese and the Chinese characters of Japanese; a text has the script of most of its letters.
 _BLOCKS: dict[str, str] = {
@@ -23,6 +25,7 @@ _BLOCKS: dict[str, str] = {
 }
 NO_LETTERS = "none"  # digits, punctuation, pictures, or nothing
 SCRIPTS: tuple[str, ...] = (NO_LETTERS, *_BLOCKS)
+MIXED_COLUMNS = ("query", "ad_title")  # whose scripts a task may restrict
 
 
 @cache
@@ -38,9 +41,23 @@ def _script_of_code() -> np.ndarray:
 
 def main_scripts(texts: pa.Array) -> np.ndarray:
     """The index into SCRIPTS of the script that most letters of each text belong to (N,); null has none."""
-    strings = [text or "" for text in texts.to_pylist()]
-    code_C = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    row_C = np.repeat(np.arange(len(strings)), [len(text) for text in strings])
-    count_NS = np.bincount(row_C * len(SCRIPTS) + _script_of_code()[code_C], minlength=len(strings) * len(SCRIPTS)).reshape(-1, len(SCRIPTS))
+    ascii_N = pc.string_is_ascii(texts).fill_null(True).to_numpy(zero_copy_only=False)
+    latin_N = pc.match_substring_regex(texts, "[A-Za-z]").fill_null(False).to_numpy(zero_copy_only=False)
+    script_N = np.where(latin_N, SCRIPTS.index("latin"), 0)
+    if not ascii_N.all():
+        script_N[~ascii_N] = _scripts_by_letter(texts.filter(pa.array(~ascii_N)).to_pylist())
+    return script_N
+
+
+def count_foreign(table: pa.Table, scripts: Sequence[str]) -> dict[str, int]:
+    """Texts of each of MIXED_COLUMNS that are mostly in another script; a text without letters is in any."""
+    welcome = [SCRIPTS.index(name) for name in (NO_LETTERS, *scripts)]
+    return {name: int((~np.isin(main_scripts(table[name].combine_chunks()), welcome)).sum()) for name in MIXED_COLUMNS}
+
+
+def _scripts_by_letter(texts: list[str]) -> np.ndarray:
+    code_C = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    row_C = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+    count_NS = np.bincount(row_C * len(SCRIPTS) + _script_of_code()[code_C], minlength=len(texts) * len(SCRIPTS)).reshape(-1, len(SCRIPTS))
     count_NS[:, 0] = 0
     return count_NS.argmax(1)

@@ -28,7 +28,8 @@ def tasks() -> tuple[Any, ...]:
     """The tasks of the made-up rows."""
     from pipeline.tasks import Task
 
-    return tuple(Task(name=name, labels=LABELS, relevant_from=1, template="Query: {query}\nAd: {ad_title}, {ad_description}\nAnswer:") for name in TASKS)
+    template = "Query: {query}\nAd: {ad_title}, {ad_description}\nAnswer:"
+    return tuple(Task(name=name, labels=LABELS, relevant_from=1, template=template) for name in TASKS)
 
 
 def plain_copy(data_dir: Path, out_dir: Path) -> None:
@@ -102,14 +103,14 @@ def import_one_file(data_dir: Path, out_dir: Path) -> None:
 
 def look_at_rows(data_dir: Path, out_dir: Path) -> None:
     """Leakage, and the profile that drift is told by."""
-    from pipeline.reader import find_partitions
+    from pipeline.reader import data_digest, find_partitions
     from pipeline.split import SplitConfig
     from validation.leakage import find_leakage
     from validation.profile import build_tally, write_profile
 
     partitions = find_partitions(data_dir, tasks())
     find_leakage(partitions, tasks(), SplitConfig())
-    write_profile(out_dir / "profile.json", build_tally(partitions).profile())
+    write_profile(out_dir / "profile.json", build_tally(partitions).profile(), data_digest(partitions))
 
 
 def encode_rows(data_dir: Path, out_dir: Path) -> None:

@@ -148,6 +148,18 @@ def test_registering_the_same_bundle_again_makes_no_second_version(world: Any) -
     assert last_json(relevance("register", "--config", str(config), cwd=root))["version"] == "1"
 
 
+def test_later_rows_are_compared_with_the_profile_that_the_champion_carries(world: Any) -> None:
+    root, config, _ = world
+    result = relevance("validate", "--config", str(config), "--set", "gate.reference_profile=champion", cwd=root)
+    last_json(result)
+    assert "compared with the data of version 1, the champion" in result.stderr
+    validation = root / "runs" / "planted" / "validation"
+    (carried,) = (root / "runs" / "planted" / "served").glob("version-1-*/artifacts/profile.json")
+    assert carried.read_bytes() == (validation / "profile.json").read_bytes()
+    features = json.loads((validation / "drift.json").read_text())["features"]
+    assert features and all(feature["verdict"] == "steady" for feature in features)
+
+
 def test_mlflow_holds_losses_per_task_metrics_and_the_digests(world: Any) -> None:
     import mlflow
 

@@ -4,12 +4,14 @@ import json
 import math
 import random
 import string
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.limits import Script
 from pipeline.sample import build_marketplace
 from pipeline.schema import ROW_SCHEMA
 from validation import words
@@ -17,7 +19,7 @@ from validation.divergence import divergence
 from validation.drift import Thresholds, compare
 from validation.drift_view import as_text, plot_drift
 from validation.profile import MAX_NAMED, OTHERS, Tally, build_tally, read_profile, write_profile
-from validation.scripts import SCRIPTS, main_scripts
+from validation.scripts import NO_LETTERS, SCRIPTS, main_scripts
 
 NUM_ROWS = 6_000  # a task
 NUM_REPLICAS = 6  # pairs of marketplaces that differ by chance only; the rate in drift.py is over more
@@ -69,7 +71,7 @@ def test_profiles_of_parts_merge_to_the_profile_of_the_whole_to_the_byte(tmp_pat
     for part in parts:
         merged.merge(build_tally(part))
     for path, tally in ((tmp_path / "whole", whole), (tmp_path / "merged", merged)):
-        write_profile(path, tally.profile())
+        write_profile(path, tally.profile(), "d")
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "merged").read_bytes()
     assert read_profile(tmp_path / "whole") == whole.profile() == merged.profile()
 
@@ -107,7 +109,7 @@ def test_a_profile_of_many_tasks_scripts_and_words_stays_below_200_kb(tmp_path):
                 row[column] = " ".join("".join(draw.choices(letters[i % 5], k=12)) for _ in range(draw.randint(1, 12)))
             row["market"] = f"market-{draw.randrange(100):0>50}"
         tables[f"task-{task}"] = _table(rows)
-    write_profile(tmp_path / "profile.json", build_tally(tables).profile())
+    write_profile(tmp_path / "profile.json", build_tally(tables).profile(), "d")
     size = (tmp_path / "profile.json").stat().st_size
     print(f"{size:,} bytes")
     assert size <= 200_000
@@ -115,7 +117,7 @@ def test_a_profile_of_many_tasks_scripts_and_words_stays_below_200_kb(tmp_path):
 
 def test_equal_data_have_not_drifted(tmp_path, reference, market):
     for tally in (reference, build_tally(market)):
-        write_profile(tmp_path / "reference.json", tally.profile())
+        write_profile(tmp_path / "reference.json", tally.profile(), "d")
         report = compare(read_profile(tmp_path / "reference.json"), tally)
         assert report == compare(tally.profile(), tally)
         assert {found.verdict for found in report.features} == {"steady"}
@@ -233,6 +235,10 @@ def test_the_script_of_a_text_is_that_of_most_of_its_letters():
              "跑步鞋": "han", "حذاء": "arabic", "운동화": "hangul",
              "παπούτσι": "greek", "जूते": "indic", "รองเท้า": "thai", "נעל": "hebrew", "123 !? 🏃": "none", "": "none", "ბუტსი": "other"}
     assert [SCRIPTS[script] for script in main_scripts(pa.array([*texts, None]))] == [*texts.values(), "none"]
+
+
+def test_the_scripts_a_config_may_name_are_those_that_are_told():
+    assert set(get_args(Script)) == set(SCRIPTS) - {NO_LETTERS}
 
 
 def test_what_is_no_profile_and_thresholds_that_cannot_be_are_refused(tmp_path, reference):

@@ -5,6 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +24,7 @@ from pipeline.reader import data_digest, find_partitions
 from pipeline.schema import ROW_SCHEMA
 from validation.data_docs import DataDocs
 from validation.gate import validate
+from validation.partition import PartitionJob, judge_partition
 from validation.report import check_report, summary_table
 
 NAN, INF = float("nan"), float("inf")
@@ -310,12 +314,38 @@ def test_only_new_and_changed_files_are_read_again(tmp_path, task, build_table, 
     ):
         read.clear()
         report = validate(write_rows({"query-ad": tables}), [task], tmp_path / "out", tmp_path / "accepted")
-        assert [path.split("/")[1].removesuffix(".parquet") for path in read] == expected
+        assert sorted(path.split("/")[1].removesuffix(".parquet") for path in read) == expected
         assert report.passed and len(list((tmp_path / "out" / "partitions").iterdir())) == len(tables)
     changed = task.model_copy(update={"labels": ("a", "b", "c", "d")})
     read.clear()
     validate(tmp_path / "data", [changed], tmp_path / "out", tmp_path / "accepted")
     assert len(read) == 3, "other rules, other verdicts"
+
+
+def test_equal_files_may_be_judged_at_the_same_time(tmp_path, task, build_table, write_rows, monkeypatch):
+    both, whole = threading.Barrier(2, timeout=30), validation.partition.read_and_judge
+
+    def together(*arguments):
+        verdict = whole(*arguments)
+        both.wait()
+        return verdict
+
+    monkeypatch.setattr(validation.partition, "read_and_judge", together)
+    files = sorted(write_rows({"query-ad": [build_table()] * 2}).rglob("*.parquet"))
+    jobs = [PartitionJob(path, path.name, task, True, tmp_path / "work") for path in files]
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(judge_partition, jobs)
+    assert (one.relative, other.relative) == ("part-0.parquet", "part-1.parquet")
+    assert one.folder == other.folder
+    assert [path.name for path in (tmp_path / "work").iterdir()] == [Path(one.folder).name]
+
+
+@pytest.mark.parametrize("name", ["keys.parquet", "verdict.json", "sample.parquet"])
+def test_verdict_that_a_power_cut_left_short_is_found_anew(tmp_path, judge, build_table, name):
+    before = judge(build_table(query=["a", None, "c", "d", "e", "f"]), config=LENIENT)
+    (path,) = (tmp_path / "out" / "partitions").glob(f"*/{name}")
+    path.write_bytes(path.read_bytes()[:-5])
+    assert judge(build_table(query=["a", None, "c", "d", "e", "f"]), config=LENIENT) == before
 
 
 def test_buckets_of_hashes_change_nothing(tmp_path, task, other_task, build_table, write_rows, monkeypatch):
@@ -330,6 +360,39 @@ def test_buckets_of_hashes_change_nothing(tmp_path, task, other_task, build_tabl
         found.append((tmp_path / "out" / "report.json").read_bytes())
     assert found[0] == found[1] == found[2]
     assert b"row_id_repeated" in found[0] and b"pair_repeated" in found[0] and b"labels_conflict" in found[0]
+
+
+def _titled(build_table, num_rows, foreign, prefix="r"):
+    """Good rows, the first `foreign` of them with Russian titles."""
+    titles = ["Кроссовки"] * foreign + ["Trail runner 7"] * (num_rows - foreign)
+    parts = [build_table(prefix=f"{prefix}{i}-", ad_title=titles[i : i + 6]) for i in range(0, num_rows, 6)]
+    return pa.concat_tables(parts)
+
+
+@pytest.mark.parametrize(("foreign", "passes"), [(10, False), (9, True), (0, True)])
+def test_file_in_another_script_than_its_tasks_is_refused_by_that_check_alone(judge, build_table, foreign, passes):
+    config = GateConfig(max_quarantined_share=0, max_reason_share=0, scripts={"query-ad": ("latin",)})
+    report = judge(_titled(build_table, 60, foreign), config=config)
+    assert report.passed == passes
+    if not passes:
+        assert report.failures == (
+            "task=query-ad/part-0.parquet: 10 of 60 texts of ad_title are in other scripts than latin, more than gate.max_foreign_share, 5.00%;"
+            " move the file to its own task, or add the script to gate.scripts",
+        )
+    page = report.data_docs.read_text()
+    assert f"<tr><td>query-ad+scripts</td><td>{2 if passes else 1} of 2</td>" in page
+    kept, of = re.search(r"<tr><td>query-ad</td><td>(\d+) of (\d+)</td>", page).groups()
+    assert kept == of
+
+
+def test_scripts_are_told_file_by_file_and_only_where_a_task_names_them(judge, build_table, tmp_path):
+    good, bad = _titled(build_table, 60, 0), _titled(build_table, 60, 60, prefix="s")
+    named = GateConfig(scripts={"query-ad": ("latin",)}, max_foreign_share=0.6)  # half of all rows, but all of one file's
+    (failure,) = judge(good, bad, config=named).failures
+    assert failure.startswith("task=query-ad/part-1.parquet: 60 of 60 texts of ad_title")
+    both = GateConfig(scripts={"query-ad": ("latin", "cyrillic")})
+    assert judge(good, bad, config=both).passed
+    assert judge(good, bad, config=GateConfig()).passed
 
 
 def test_ray_tasks_on_two_workers_give_the_same_report_byte_for_byte(tmp_path, task, build_table, write_rows):
