@@ -9,6 +9,7 @@ from pipeline.source_config import ChorusSource, EsciSource, QadsmSource, Sample
 
 if TYPE_CHECKING:
     from pipeline.importing import ImportCounts
+    from pipeline.writer import OnRows
 
 
 def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
             sample(config.run_dir / "data", source.rows_per_task, source.unlabelled_rows_per_task, config.seed, console)
         else:
             names = labels[source.task] if isinstance(source, TableSource) else None
-            tell_counts(import_rows(source, config.judged_dir, names), source.path, config.judged_dir, console)
+            tell_counts(import_rows(source, config.judged_dir, console, names), source.path, config.judged_dir, console)
     return {"judged": str(config.judged_dir)}
 
 
@@ -38,7 +39,7 @@ def import_source(
     kind: str, path: Path, out_dir: Path, console: Console, mapping: Path | None = None, language: str | None = None
 ) -> dict[str, Any]:
     """Import one outside source into contract rows; `mapping` is of a table, `language` of qadsm."""
-    return tell_counts(import_rows(build_source(kind, path, mapping, language), out_dir), path, out_dir, console)
+    return tell_counts(import_rows(build_source(kind, path, mapping, language), out_dir, console), path, out_dir, console)
 
 
 def build_source(kind: str, path: Path, mapping: Path | None, language: str | None) -> Source:
@@ -54,8 +55,14 @@ def build_source(kind: str, path: Path, mapping: Path | None, language: str | No
     return EsciSource(kind="esci", path=path) if kind == "esci" else ChorusSource(kind="chorus", path=path)
 
 
-def import_rows(source: Source, out_dir: Path, label_names: tuple[str, ...] | None = None) -> "ImportCounts":
+def import_rows(source: Source, out_dir: Path, console: Console, label_names: tuple[str, ...] | None = None) -> "ImportCounts":
     """Import one source; `label_names` are those of a table's task where they are known."""
+    with console.progress("import", None, "rows") as progress:
+        return import_by_kind(source, out_dir, label_names, progress.update)
+
+
+def import_by_kind(source: Source, out_dir: Path, label_names: tuple[str, ...] | None, on_rows: "OnRows") -> "ImportCounts":
+    """What the import of a source's kind makes of it."""
     from pipeline.source_chorus import import_chorus
     from pipeline.source_esci import import_esci
     from pipeline.source_qadsm import import_qadsm
@@ -63,15 +70,15 @@ def import_rows(source: Source, out_dir: Path, label_names: tuple[str, ...] | No
     from pipeline.source_wands import import_wands
 
     if isinstance(source, TableSource):
-        return import_table(source, out_dir, label_names)
+        return import_table(source, out_dir, label_names, on_rows)
     if isinstance(source, QadsmSource):
-        return import_qadsm(source.path, out_dir, source.language)
+        return import_qadsm(source.path, out_dir, source.language, on_rows)
     if isinstance(source, WandsSource):
-        return import_wands(source.path, out_dir)
+        return import_wands(source.path, out_dir, on_rows)
     if isinstance(source, EsciSource):
-        return import_esci(source.path, out_dir)
+        return import_esci(source.path, out_dir, on_rows)
     assert isinstance(source, ChorusSource), source
-    return import_chorus(source.path, out_dir)
+    return import_chorus(source.path, out_dir, on_rows)
 
 
 def tell_counts(counts: "ImportCounts", path: Path, out_dir: Path, console: Console) -> dict[str, Any]:

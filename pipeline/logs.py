@@ -28,8 +28,9 @@ class Console:
         print(text, file=self.out, flush=True)
 
     @contextlib.contextmanager
-    def progress(self, what: str, total: int, unit: str, already: int = 0) -> Iterator["Progress"]:
-        """A live line: done of total, rate, time left. `already` were done earlier and do not count towards the rate."""
+    def progress(self, what: str, total: int | None, unit: str, already: int = 0) -> Iterator["Progress"]:
+        """A live line: done of total, rate, time left; of a stream without end in sight, done and rate. `already` were done earlier and do
+        not count towards the rate."""
         progress = Progress(self, what, total, unit, already)
         try:
             yield progress
@@ -40,7 +41,7 @@ class Console:
 class Progress:
     """One line that moves on a terminal; a new line every few seconds elsewhere."""
 
-    def __init__(self, console: Console, what: str, total: int, unit: str, already: int) -> None:
+    def __init__(self, console: Console, what: str, total: int | None, unit: str, already: int) -> None:
         self.console, self.what, self.total, self.unit, self.already = console, what, total, unit, already
         self.live = console.err.isatty()
         self.started_s = self.shown_s = time.monotonic()
@@ -62,8 +63,11 @@ class Progress:
 
     def _show(self, now: float, note: str) -> None:
         rate = max(self.done - self.already, 0) / max(now - self.started_s, 1e-6)
-        left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "time left unknown"
-        text = f"  {self.what} {self.done:,}/{self.total:,} {self.unit}  {rate:.1f}/s  {left}  {note}".rstrip()
+        if self.total is None:
+            text = f"  {self.what} {self.done:,} {self.unit}  {rate:.1f}/s  {note}".rstrip()
+        else:
+            left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "time left unknown"
+            text = f"  {self.what} {self.done:,}/{self.total:,} {self.unit}  {rate:.1f}/s  {left}  {note}".rstrip()
         print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", file=self.console.err, flush=True)
 
 

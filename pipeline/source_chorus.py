@@ -10,7 +10,7 @@ from pipeline.errors import DamagedInputError
 from pipeline.importing import ImportCounts, Row, Source, import_lines, label_index, required
 from pipeline.lines import Line, check_file
 from pipeline.text_lines import read_separated
-from pipeline.writer import StagedRows
+from pipeline.writer import OnRows, StagedRows
 
 CHORUS_TASK = "electronics"
 CHORUS_LABELS = ("0", "1", "2", "3")
@@ -19,14 +19,14 @@ CHORUS_MARKET = "en"  # the source names no country; queries and products are En
 _COLUMNS = ("query", "docid", "final_rating", "title", "short_description", "supplier")
 
 
-def import_chorus(file: Path, out_dir: Path) -> ImportCounts:
+def import_chorus(file: Path, out_dir: Path, on_rows: OnRows | None = None) -> ImportCounts:
     """The ratings as rows; final_rating 0 to 3 is the label, the number of a (query, docid) judged again ends its row_id.
 
     ConfigError: file absent. DamagedInputError: empty, cut off, or its header is no text. DataRefusedError: a column is missing, or as
     `import_lines`. Memory holds an id for each of the 3,188 pairs.
     """
     check_whole(check_file(file))
-    with StagedRows(out_dir) as staged:
+    with StagedRows(out_dir, on_rows=on_rows) as staged:
         return import_lines(Source("chorus", file, lambda: _numbered(file), _build_row), staged)
 
 

@@ -7,7 +7,7 @@ from pipeline.importing import ImportCounts, Row, Source, import_lines, label_in
 from pipeline.lines import Line, check_file, read_parquet
 from pipeline.lookup import Lookup
 from pipeline.quarantine import BadLineError
-from pipeline.writer import StagedRows
+from pipeline.writer import OnRows, StagedRows
 
 ESCI_EXAMPLES = "shopping_queries_dataset_examples.parquet"
 ESCI_PRODUCTS = "shopping_queries_dataset_products.parquet"
@@ -22,7 +22,7 @@ _PRODUCT_COLUMNS = (
 )  # fmt: skip
 
 
-def import_esci(source_dir: Path, out_dir: Path) -> ImportCounts:
+def import_esci(source_dir: Path, out_dir: Path, on_rows: OnRows | None = None) -> ImportCounts:
     """The judgements of all locales as rows; labels I, C, S, E are 0 to 3, `official_split` and `subset` are kept where the source has them.
 
     All tasks are published or none. Products wait in a file beside `out_dir` that is as large as their texts.
@@ -30,7 +30,7 @@ def import_esci(source_dir: Path, out_dir: Path) -> ImportCounts:
     as `import_lines`.
     """
     examples, products = (check_file(source_dir / name) for name in (ESCI_EXAMPLES, ESCI_PRODUCTS))
-    with StagedRows(out_dir) as staged, Lookup(staged.dir / "products") as lookup:
+    with StagedRows(out_dir, on_rows=on_rows) as staged, Lookup(staged.dir / "products") as lookup:
         read_side_file(products, "esci-products", read_parquet(products, _PRODUCT_COLUMNS), _build_product, lookup, staged)
 
         def build_row(line: Line) -> tuple[str, Row]:

@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 from pipeline.importing import ImportCounts, Row, Source, import_lines, label_index, required
 from pipeline.lines import Line, check_file
 from pipeline.text_lines import read_fields
-from pipeline.writer import StagedRows
+from pipeline.writer import OnRows, StagedRows
 
 QADSM_TASK = "qadsm"
 QADSM_LABELS = ("Bad", "Good")  # from worst to best; some copies write 0 and 1
@@ -18,7 +18,7 @@ _FILE_NAME = re.compile(r"qadsm\.(?P<language>[a-z]{2})\.(?P<split>train|dev|tes
 _LANGUAGE = re.compile(r"[a-z]{2}")
 
 
-def import_qadsm(file: Path, out_dir: Path, language: str | None = None) -> ImportCounts:
+def import_qadsm(file: Path, out_dir: Path, language: str | None = None, on_rows: OnRows | None = None) -> ImportCounts:
     """The lines as rows; Bad and Good are 0 and 1, the language is the market.
 
     Language and official split stand in the published file's name, such as xglue.qadsm.en.train; `language` overrules it. Files of
@@ -36,7 +36,7 @@ def import_qadsm(file: Path, out_dir: Path, language: str | None = None) -> Impo
     def build_row(line: Line) -> tuple[str, Row]:
         return QADSM_TASK, _build_row(line, name) | {"market": language, "official_split": split}
 
-    with StagedRows(out_dir, name) as staged:
+    with StagedRows(out_dir, name, on_rows) as staged:
         return import_lines(Source(name, file, lambda: read_fields(file, _COLUMNS), build_row), staged)
 
 

@@ -15,7 +15,7 @@ from pipeline.lines import Line, check_file, read_parquet
 from pipeline.quarantine import BadLineError
 from pipeline.source_config import TableSource
 from pipeline.text_lines import read_json_lines, read_separated
-from pipeline.writer import StagedRows
+from pipeline.writer import OnRows, StagedRows
 
 _CLEANERS: dict[str, Callable[[str | None], str | None]] = {
     "ad_title": build_title,
@@ -41,7 +41,7 @@ def read_mapping(mapping: Path, path: Path) -> TableSource:
         raise ConfigError(f"{mapping}: " + "; ".join(explain(problem, TableSource) for problem in error.errors())) from error
 
 
-def import_table(source: TableSource, out_dir: Path, label_names: Sequence[str] | None = None) -> ImportCounts:
+def import_table(source: TableSource, out_dir: Path, label_names: Sequence[str] | None = None, on_rows: OnRows | None = None) -> ImportCounts:
     """The lines of a table as rows of one task; `label_names` are the task's, worst first, where labels are mapped to names.
 
     Where no row_id is mapped, it is task, source and line number. Files of several sources of a task lie side by side.
@@ -54,7 +54,7 @@ def import_table(source: TableSource, out_dir: Path, label_names: Sequence[str] 
     def build_row(line: Line) -> tuple[str, Row]:
         return source.task, _build_row(line, source, indices)
 
-    with StagedRows(out_dir, name) as staged:
+    with StagedRows(out_dir, name, on_rows) as staged:
         return import_lines(Source(f"{source.task}-{name}", source.path, lambda: _read(source), build_row), staged)
 
 

@@ -8,7 +8,7 @@ from pipeline.lines import Line, check_file
 from pipeline.lookup import Lookup
 from pipeline.quarantine import BadLineError
 from pipeline.text_lines import read_separated
-from pipeline.writer import StagedRows
+from pipeline.writer import OnRows, StagedRows
 
 WANDS_TASK = "wands"
 WANDS_LABELS = ("Irrelevant", "Partial", "Exact")  # from worst to best
@@ -19,14 +19,14 @@ _PRODUCT_COLUMNS = ("product_id", "product_name", "product_class", "product_desc
 _LABEL_COLUMNS = ("id", "query_id", "product_id", "label")
 
 
-def import_wands(source_dir: Path, out_dir: Path) -> ImportCounts:
+def import_wands(source_dir: Path, out_dir: Path, on_rows: OnRows | None = None) -> ImportCounts:
     """The judgements as rows; labels Irrelevant, Partial, Exact are 0 to 2. A description opens with the product's class.
 
     Queries and products wait in a file beside `out_dir` that is as large as their texts. ConfigError: folder or file absent.
     DamagedInputError: a file is empty or its header is no text. DataRefusedError: a column is missing, or as `import_lines`.
     """
     queries, products, labels = (check_file(source_dir / f"{name}.csv") for name in ("query", "product", "label"))
-    with StagedRows(out_dir) as staged, Lookup(staged.dir / "texts") as lookup:
+    with StagedRows(out_dir, on_rows=on_rows) as staged, Lookup(staged.dir / "texts") as lookup:
         read_side_file(queries, "wands-query", read_separated(queries, _QUERY_COLUMNS, "\t"), _build_query, lookup, staged)
         read_side_file(products, "wands-product", read_separated(products, _PRODUCT_COLUMNS, "\t"), _build_product, lookup, staged)
 

@@ -1,7 +1,7 @@
 """Writing contract rows: parquet files, whole or absent, in exactly the contract's schema."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +17,8 @@ from pipeline.schema import COLUMNS, ROW_SCHEMA
 ROWS_PER_GROUP = 65_536  # rows a reader must hold at once: about 100 MB of product text
 BYTES_PER_GROUP = 128 * 2**20  # of Arrow memory: where texts are long, a row group ends before it is full
 ROWS_PER_PARTITION = 16 * ROWS_PER_GROUP  # scoring commits partition by partition: this many rows are lost with a machine at most
+
+OnRows = Callable[[int], None]  # rows taken up so far
 
 _ORDER = [("query", "ascending"), ("row_id", "ascending")]
 
@@ -77,12 +79,14 @@ class StagedRows:
     As a context: what was not published is gone when it ends. ConfigError: `out_dir` is a file, or a name breaks the name rule.
     """
 
-    def __init__(self, out_dir: Path, stem: str = "part") -> None:
+    def __init__(self, out_dir: Path, stem: str = "part", on_rows: OnRows | None = None) -> None:
         if out_dir.exists() and not out_dir.is_dir():
             raise ConfigError(f"{out_dir} is not a folder; name a folder for task=<name>/{stem}-0.parquet")
         self.out_dir, self.stem = out_dir, check_name(stem, "source")
         self.dir = temporary_beside(out_dir / "import")
         self._writers: dict[str, _TaskWriter] = {}
+        self._on_rows = on_rows or (lambda _: None)
+        self._num_rows = 0
 
     def __enter__(self) -> "StagedRows":
         self.dir.mkdir()
@@ -97,13 +101,15 @@ class StagedRows:
         if task not in self._writers:
             self._writers[task] = _TaskWriter(self.dir / f"task={check_name(task, 'task')}", self.stem)
         self._writers[task].write(build_contract_rows(table))
+        self._num_rows += table.num_rows
+        self._on_rows(self._num_rows)
 
     def discard_rows(self) -> None:
         """Forget all rows; other files that were staged stay."""
         for writer in self._writers.values():
             writer.close()
             remove_tree(writer.folder)
-        self._writers = {}
+        self._writers, self._num_rows = {}, 0
 
     def publish(self, extras: Sequence[str] = ()) -> dict[str, int]:
         """Put the staged rows in place of those of the same stem, task by task; the number of rows by task.

@@ -130,6 +130,14 @@ def test_work_that_was_done_before_a_resume_does_not_count_towards_the_rate(cloc
     assert err.getvalue().splitlines()[-1] == "  train 920/1,000 steps  2.0/s  40 s left"
 
 
+def test_a_stream_without_end_in_sight_tells_done_and_rate(clock: Clock) -> None:
+    err = io.StringIO()
+    with Console(err=err, out=io.StringIO()).progress("import", None, "rows") as progress:
+        clock.now_s += 10
+        progress.update(4_096)
+    assert err.getvalue().splitlines() == ["  import 4,096 rows  409.6/s", "  import 4,096 rows  409.6/s"]
+
+
 def test_an_error_closes_the_line_it_broke(clock: Clock) -> None:
     err = Terminal()
     with pytest.raises(ValueError, match="broke"), Console(err=err, out=io.StringIO()).progress("train", 3, "steps"):

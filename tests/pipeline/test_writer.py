@@ -151,3 +151,13 @@ def test_an_output_folder_that_is_a_file_is_a_config_error(tmp_path: Path) -> No
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="is not a folder"):
         _publish(tmp_path / "out", {"one": [_rows("a")]})
+
+
+def test_rows_taken_up_are_told_and_those_discarded_are_not(tmp_path: Path) -> None:
+    told: list[int] = []
+    with StagedRows(tmp_path / "data", on_rows=told.append) as staged:
+        staged.write("a", _rows("a", "b", "c"))
+        staged.write("b", _rows("d", "e"))
+        staged.discard_rows()
+        staged.write("a", _rows("a", "b", "c", "d"))
+    assert told == [3, 5, 4]
