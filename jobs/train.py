@@ -24,7 +24,7 @@ def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
     try:
         with ray_cluster(training.num_workers * training.threads_per_worker):
             encoding = LateLine(console, "encode", "rows")
-            bundle_dir = run_training(config, fingerprint, digest, encoding.update, watch.seen)
+            bundle_dir = run_training(config, fingerprint, digest, encoding.update, watch.seen, console.say)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

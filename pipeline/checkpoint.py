@@ -1,24 +1,25 @@
 """Checkpoints of a training run: trained tensors, optimizer state and position, as safetensors and json, whole or absent.
 
     <root>/step-00000200/   weights.safetensors  optimizer-<rank>.safetensors  state.json  manifest.json (sha256 of the others, written last)
-Every rank writes its own part of the optimizer into one staged folder on storage that all share; rank 0 hashes and renames it.
+Every rank writes its own part of the optimizer's state into one staged folder on storage that all share; rank 0 hashes and renames it. Writing goes
+on beside the next steps. Any number of ranks can go on from what another number wrote.
 """
 
+import time
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
-from pipeline.errors import DamagedInputError
+from pipeline.errors import DamagedInputError, RetryableError
 from pipeline.files import file_sha256, publish_dir, read_json, remove_tree, write_bytes, write_json
+from pipeline.optimizer_state import load_optimizer_tensors, optimizer_tensors
 
 KEEP = 2  # newest checkpoints kept: one to use, one should it prove damaged
-
-
-def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """torch's optimizer inside DeepSpeed's: over this rank's flat partitions at ZeRO 1 to 3, over the parameters at 0."""
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+WAIT_S = 600.0  # for the other ranks' parts, on storage that may be slow
 
 
 def gather_trainables(engine: Any) -> dict[str, torch.Tensor]:
@@ -31,42 +32,70 @@ def gather_trainables(engine: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def write_checkpoint(engine: Any, root: Path, step: int, rank: int) -> None:
-    """Publish the state after `step` steps. All ranks must call it."""
-    staged, final = root / f".step-{step:08d}.tmp", root / f"step-{step:08d}"
-    tensors = gather_trainables(engine)
-    if rank == 0:
-        remove_tree(staged)
-        staged.mkdir(parents=True)
-    torch.distributed.barrier()
-    write_bytes(staged / f"optimizer-{rank}.safetensors", save(flat_optimizer_state(inner_optimizer(engine))))
-    torch.distributed.barrier()
-    if rank == 0:
-        write_bytes(staged / "weights.safetensors", save(tensors))
-        write_json(staged / "state.json", {"step": step, "world_size": torch.distributed.get_world_size()})
-        write_json(staged / "manifest.json", {path.name: file_sha256(path) for path in sorted(staged.iterdir())})
-        publish_dir(staged, final)
-        for old in sorted(root.glob("step-*"))[:-KEEP]:
-            remove_tree(old)
-    torch.distributed.barrier()
+class CheckpointWriter:
+    """One rank's part in the checkpoints of one start of the workers. Every method but `wait` must be called by all ranks."""
+
+    def __init__(self, engine: Any, root: Path, rank: int, world_size: int) -> None:
+        self.engine, self.root, self.rank, self.world_size = engine, root, rank, world_size
+        # one name for all ranks, and never that of an earlier start, whose unfinished parts may still lie there
+        names = [uuid.uuid4().hex[:12]]
+        torch.distributed.broadcast_object_list(names, src=0)
+        self.attempt = names[0]
+        if rank == 0:
+            for left in root.glob(".step-*.tmp"):
+                if self.attempt not in left.name:
+                    remove_tree(left)
+        self._background = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int) -> None:
+        """Take down the state after `step` steps and begin to write it. OSError, RetryableError: the one before could not be written."""
+        self.wait()
+        tensors = gather_trainables(self.engine)
+        parts = {f"optimizer-{self.rank}.safetensors": optimizer_tensors(self.engine, self.rank)}
+        if self.rank == 0:
+            parts["weights.safetensors"] = tensors
+        self._pending = self._background.submit(self._write, step, parts)
+
+    def wait(self) -> None:
+        """Until what was begun is written."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write(self, step: int, parts: dict[str, dict[str, torch.Tensor]]) -> None:
+        staged = self.root / f".step-{step:08d}.{self.attempt}.tmp"
+        staged.mkdir(parents=True, exist_ok=True)
+        for name, tensors in parts.items():
+            write_bytes(staged / name, save(tensors))
+        if self.rank == 0:
+            write_json(staged / "state.json", {"step": step, "world_size": self.world_size})
+            self._wait_for([staged / f"optimizer-{rank}.safetensors" for rank in range(self.world_size)])
+            write_json(staged / "manifest.json", {path.name: file_sha256(path) for path in sorted(staged.iterdir())})
+            publish_dir(staged, self.root / f"step-{step:08d}")
+            for old in sorted(self.root.glob("step-*"))[:-KEEP]:
+                remove_tree(old)
+
+    def _wait_for(self, paths: list[Path]) -> None:
+        """Until every rank's part is there: files appear whole."""
+        deadline_s = time.monotonic() + WAIT_S
+        while missing := [path.name for path in paths if not path.is_file()]:
+            if time.monotonic() > deadline_s:
+                raise RetryableError(f"{', '.join(missing)} of a checkpoint did not come within {WAIT_S:.0f} s; run the same command again")
+            time.sleep(0.01)
 
 
-def flat_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors under names such as 0.exp_avg."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous() for index, entry in state.items() for key, value in entry.items()}
-
-
-def newest_checkpoint(root: Path, world_size: int) -> Path | None:
-    """The newest whole checkpoint of this world size; damaged ones are passed over."""
+def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
+    """(the newest whole checkpoint, what is wrong with newer ones)."""
+    problems = []
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
             check_checkpoint(folder)
-        except DamagedInputError:
+        except DamagedInputError as error:
+            problems.append(str(error))
             continue
-        if read_json(folder / "state.json")["world_size"] == world_size:
-            return folder
-    return None
+        return folder, problems
+    return None, problems
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -82,7 +111,7 @@ def check_checkpoint(folder: Path) -> None:
             raise DamagedInputError(f"{path} is missing or does not match its sha256")
 
 
-def restore_checkpoint(engine: Any, folder: Path, rank: int) -> int:
+def restore_checkpoint(engine: Any, folder: Path) -> int:
     """Put a checkpoint's numbers into a freshly initialised engine; returns the steps already done. All ranks must call it."""
     from deepspeed.runtime.zero import GatheredParameters
 
@@ -93,11 +122,8 @@ def restore_checkpoint(engine: Any, folder: Path, rank: int) -> int:
             parameter.data.copy_(tensors[name])
     if hasattr(engine.optimizer, "refresh_fp32_params"):
         engine.optimizer.refresh_fp32_params()  # ZeRO 1 and 2 step on flat copies of the parameters
-    optimizer = inner_optimizer(engine)
-    whole = optimizer.state_dict()
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load((folder / f"optimizer-{rank}.safetensors").read_bytes()).items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+    stored: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("optimizer-*.safetensors")):
+        stored |= load(path.read_bytes())
+    load_optimizer_tensors(engine, stored)
     return int(read_json(folder / "state.json")["step"])

@@ -44,8 +44,10 @@ class TrainingConfig(Frozen):
     threads_per_worker: int = Field(default=1, ge=1)  # CPU threads of one worker
     epochs: float = Field(default=1.0, gt=0)  # passes over the training rows
     batch_rows: int = Field(default=16, ge=1)  # rows of a step, all workers together
+    micro_batch_tokens: int | None = Field(default=None, ge=64)  # tokens of one pass of a worker, padding included; default: a step is one pass
     task_temperature: float = Field(default=1.0, ge=1)  # 1: every row once an epoch; higher: small tasks come more often
     checkpoint_every_steps: int = Field(default=200, ge=1)
+    hang_timeout_s: float = Field(default=600.0, gt=0)  # workers that wait so long for another give it up for lost
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about a third more time
 
     @model_validator(mode="after")
@@ -70,6 +72,16 @@ class DeepSpeedConfig(Frozen):
     """What DeepSpeed spreads over the workers."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2  # 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters
+    offload_optimizer: bool = False  # the optimizer's state in the machine's memory, where the step is then computed
+    offload_parameters: bool = False  # and the parameters, until they are needed
+
+    @model_validator(mode="after")
+    def _offload_fits_the_stage(self) -> "DeepSpeedConfig":
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("deepspeed.offload_optimizer needs deepspeed.zero_stage 1, 2 or 3: at 0 nothing is spread")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"deepspeed.offload_parameters needs deepspeed.zero_stage 3, where parameters are spread; it is {self.zero_stage}")
+        return self
 
 
 class RegistryConfig(Frozen):

@@ -39,27 +39,21 @@ class Sampler:
         batch_rows: int,
         temperature: float,
         seed: int,
-        minimum_batch_rows: int = 1,
     ) -> None:
         """`length_N` tokens and `task_N` task index of each row. A task's share of an epoch is proportional to
         weight * rows^(1/temperature); temperature 1 with equal weights is every row once. A batch has `batch_rows` rows, the last
-        of an epoch fewer, but never under `minimum_batch_rows` (the world size: no rank may go without a row)."""
-        if batch_rows < minimum_batch_rows:
-            raise ValueError(f"batches of {batch_rows} rows cannot feed {minimum_batch_rows} workers; raise training.batch_rows")
-        if len(length_N) < minimum_batch_rows:
-            raise ValueError(f"{len(length_N)} training rows cannot feed {minimum_batch_rows} workers; add rows or lower training.num_workers")
+        of an epoch maybe fewer. Batches do not depend on the number of ranks, so that a run can go on with another number."""
         self.length_N = length_N
         self.task_N = task_N
         self.batch_rows = batch_rows
         self.seed = seed
-        self.minimum_batch_rows = minimum_batch_rows
         self.quota_T = epoch_quotas(np.bincount(task_N, minlength=len(task_weight_T)), task_weight_T, temperature)
         self.plan = lru_cache(maxsize=2)(self._plan)
 
     @property
     def batches_per_epoch(self) -> int:
         """Global batches, which is the same number every epoch."""
-        return len(batch_starts(int(self.quota_T.sum()), self.batch_rows, self.minimum_batch_rows)) - 1
+        return len(batch_starts(int(self.quota_T.sum()), self.batch_rows)) - 1
 
     def global_rows(self, step: int) -> np.ndarray:
         """Row numbers of the global batch of a step, counted from 0 over all epochs."""
@@ -67,8 +61,16 @@ class Sampler:
         return self.plan(epoch).batch(index)
 
     def rank_rows(self, step: int, rank: int, world_size: int) -> np.ndarray:
-        """The rows of that batch that fall to one rank: neighbours in length go to different ranks, so that none waits."""
+        """The rows of that batch that fall to one rank, maybe none: neighbours in length go to different ranks, so that none waits."""
         return self.global_rows(step)[rank::world_size]
+
+    def micro_rows(self, step: int, rank: int, world_size: int, token_budget: int | None) -> list[np.ndarray]:
+        """One rank's rows of a step in the passes they are taken in, as many for every rank, maybe without a row. A pass has at most
+        `token_budget` tokens a rank with its padding, as far as one row does; without a budget there is one pass."""
+        if token_budget is None:
+            return [self.rank_rows(step, rank, world_size)]
+        rows = self.global_rows(step)
+        return [part[rank::world_size] for part in np.split(rows, pass_ends(self.length_N[rows], world_size, token_budget))]
 
     def _plan(self, epoch: int) -> BatchPlan:
         random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
@@ -77,7 +79,7 @@ class Sampler:
         pool = self.batch_rows * POOL_BATCHES
         # rows of one pool by length; the stable sort keeps the shuffle's order among equals
         rows = np.concatenate([chunk[np.argsort(self.length_N[chunk], kind="stable")] for chunk in np.split(rows, range(pool, len(rows), pool))])
-        starts = batch_starts(len(rows), self.batch_rows, self.minimum_batch_rows)
+        starts = batch_starts(len(rows), self.batch_rows)
         order = random.permutation(len(starts) - 1)
         batches = [rows[starts[b] : starts[b + 1]] for b in order]
         return BatchPlan(np.concatenate(batches), np.concatenate([[0], np.cumsum([len(b) for b in batches])]))
@@ -102,9 +104,17 @@ def epoch_quotas(rows_T: np.ndarray, weight_T: Sequence[float], temperature: flo
     return quota_T
 
 
-def batch_starts(num_rows: int, batch_rows: int, minimum_batch_rows: int) -> np.ndarray:
-    """Where each batch starts, and the end; a last batch under the minimum joins the one before it."""
-    starts = np.append(np.arange(0, num_rows, batch_rows), num_rows)
-    if len(starts) > 2 and starts[-1] - starts[-2] < minimum_batch_rows:
-        starts = np.delete(starts, -2)
-    return starts
+def batch_starts(num_rows: int, batch_rows: int) -> np.ndarray:
+    """Where each batch starts, and the end."""
+    return np.append(np.arange(0, num_rows, batch_rows), num_rows)
+
+
+def pass_ends(length_B: np.ndarray, world_size: int, token_budget: int) -> list[int]:
+    """Where a batch of B rows, shortest first, is cut into passes; the end is none of these places."""
+    ends, start = [], 0
+    for end in range(1, len(length_B)):
+        rows_a_rank = -(-(end + 1 - start) // world_size)
+        if rows_a_rank * int(length_B[start : end + 1].max()) > token_budget:
+            ends.append(end)
+            start = end
+    return ends

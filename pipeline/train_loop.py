@@ -1,59 +1,32 @@
-"""What one training worker does. Ray starts it, DeepSpeed joins the workers' gradients, the sampler tells each its rows.
+"""What one training worker does. Ray starts it, DeepSpeed joins the workers' gradients, the sampler tells each its rows."""
 
-Shape legend: B rows of the micro-batch, T tasks.
-"""
+from __future__ import annotations
 
 import json
 import math
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.adapters.routing import TaskShapeError
 from models.bundle import write_bundle
-from models.losses import row_losses, task_sums
 from pipeline.batches import EncodedRows, collate
-from pipeline.checkpoint import gather_trainables, newest_checkpoint, restore_checkpoint, write_checkpoint
+from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config import RunConfig, build_config
 from pipeline.encoded_files import read_encoded
-from pipeline.errors import ConfigError, DataRefusedError, RelevanceError
+from pipeline.errors import DataRefusedError, RetryableError
 from pipeline.judge import Judge, describe, fresh_judge
-from pipeline.optimizer import build_optimizer, rate_share
+from pipeline.optimizer import build_optimizer
 from pipeline.sampler import Sampler
-from pipeline.zero import deepspeed_config, gradient_norms
+from pipeline.train_step import StepDone, Worker, train_step
+from pipeline.zero import deepspeed_config
 
 HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
 
 
-class TrainingDivergedError(RelevanceError):
-    """A loss was not finite; nothing was published."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One rank's share of a training run."""
-
-    config: RunConfig
-    judge: Judge
-    encoded: EncodedRows
-    sampler: Sampler
-    engine: Any  # DeepSpeed's
-    rank: int
-    world_size: int
-
-    @property
-    def relevant_from_T(self) -> torch.Tensor:
-        """The lowest relevant label of each task."""
-        return torch.tensor([task.relevant_from for task in self.config.tasks], device=self.judge.device)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the whole run."""
-        return max(1, round(self.config.training.epochs * self.sampler.batches_per_epoch))
+class StoppedError(RetryableError):
+    """The driver asked the workers to stop."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -79,7 +52,7 @@ def build_worker(config: RunConfig, encoded: EncodedRows, rank: int, world_size:
     if len(encoded) == 0:
         found = f"no row of {config.accepted_dir} falls into the train split"
         raise DataRefusedError(f"{found}; add rows or lower split.valid_share and split.test_share")
-    sampler = build_sampler(config, encoded, world_size)
+    sampler = build_sampler(config, encoded)
     start_heads(judge, encoded)
     if config.training.gradient_checkpointing:
         judge.model.enable_gradient_checkpointing()
@@ -94,16 +67,10 @@ def build_worker(config: RunConfig, encoded: EncodedRows, rank: int, world_size:
     return Worker(config, judge, encoded, sampler, engine, rank, world_size)
 
 
-def build_sampler(config: RunConfig, encoded: EncodedRows, world_size: int) -> Sampler:
-    """The run's sampler; DataRefusedError if there are fewer training rows than workers."""
-    weights = [task.sampling_weight for task in config.tasks]
-    training = config.training
-    try:
-        return Sampler(
-            encoded.length_N, encoded.task_N, weights, training.batch_rows, training.task_temperature, config.seed, minimum_batch_rows=world_size
-        )
-    except ValueError as error:
-        raise DataRefusedError(str(error)) from error
+def build_sampler(config: RunConfig, encoded: EncodedRows) -> Sampler:
+    """The run's sampler."""
+    weights, training = [task.sampling_weight for task in config.tasks], config.training
+    return Sampler(encoded.length_N, encoded.task_N, weights, training.batch_rows, training.task_temperature, config.seed)
 
 
 def start_heads(judge: Judge, encoded: EncodedRows) -> None:
@@ -122,20 +89,24 @@ def start_heads(judge: Judge, encoded: EncodedRows) -> None:
 
 
 def train(worker: Worker, settings: dict[str, Any]) -> None:
-    """All steps from the newest checkpoint on, then the bundle."""
-    checkpoints, live_path = Path(settings["checkpoint_dir"]), Path(settings["live_path"])
-    newest = newest_checkpoint(checkpoints, worker.world_size)
-    first = restore_checkpoint(worker.engine, newest, worker.rank) if newest else 0
+    """All steps from the newest checkpoint on, then the bundle. StoppedError: the driver asked to stop; a checkpoint was written."""
+    checkpoints, live_path, stop_path = (Path(settings[name]) for name in ("checkpoint_dir", "live_path", "stop_path"))
+    writer = CheckpointWriter(worker.engine, checkpoints, worker.rank, worker.world_size)
+    newest = agreed_checkpoint(checkpoints, worker.rank)
+    first = restore_checkpoint(worker.engine, newest) if newest else 0
     worker.engine.module.train()
     for step in range(first, worker.num_steps):
-        started_s = time.monotonic()
-        share = rate_share(step, worker.num_steps, worker.config.optimizer.warmup_share)
-        loss_T, weight_T, group_norms = train_step(worker, step, share)
+        done = train_step(worker, step, stop=worker.rank == 0 and stop_path.exists())
+        last = step + 1 == worker.num_steps
+        if not last and (done.stop or (step + 1) % worker.config.training.checkpoint_every_steps == 0):
+            with done.clock("checkpoint"):
+                writer.save(step + 1)
         if worker.rank == 0:
-            seconds = time.monotonic() - started_s
-            append_live(live_path, live_record(worker, step, share, loss_T, weight_T, group_norms, seconds))
-        if (step + 1) % worker.config.training.checkpoint_every_steps == 0 and step + 1 < worker.num_steps:
-            write_checkpoint(worker.engine, checkpoints, step + 1, worker.rank)
+            append_live(live_path, live_record(worker, done))
+        if done.stop and not last:
+            writer.wait()
+            raise StoppedError(f"training was stopped as asked, and its state after step {step + 1} is kept; run the same command again to go on")
+    writer.wait()
     tensors = gather_trainables(worker.engine)
     if worker.rank == 0:
         facts = {key: settings[key] for key in ("fingerprint", "data_digest")} | {"steps": worker.num_steps, "rows": len(worker.encoded)}
@@ -143,63 +114,31 @@ def train(worker: Worker, settings: dict[str, Any]) -> None:
         write_bundle(Path(settings["bundle_dir"]), describe(worker.judge, worker.config, facts), tensors, worker.judge.backbone.folder)
 
 
-def train_step(worker: Worker, step: int, share: float) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """One optimizer step on the global batch of `step`; returns its loss sums and weight sums per task, and its gradient norms by group,
-    all over all ranks."""
-    # dropout is a function of the step, so that a resumed run drops what the uninterrupted one would have dropped
-    torch.manual_seed(position_seed(worker.config.seed, step, worker.rank))
-    for group in worker.engine.optimizer.param_groups:
-        group["lr"] = group["peak_rate"] * share
-    rows = worker.sampler.global_rows(step)
-    mine = worker.sampler.rank_rows(step, worker.rank, worker.world_size)
-    batch = collate(worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id).to(worker.judge.device)
-    try:
-        logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B)
-    except TaskShapeError as error:
-        raise ConfigError(str(error)) from error
-    loss_B = row_losses(logits_BC, batch.label_B, worker.relevant_from_T[batch.task_B])
-    loss_T, weight_T = task_sums(loss_B, batch.weight_B, batch.task_B, len(worker.config.tasks))
-    sums_2T = torch.stack([loss_T.detach(), weight_T])
-    torch.distributed.all_reduce(sums_2T)
-    if not torch.isfinite(sums_2T).all():
-        raise TrainingDivergedError(
-            f"the loss of step {step} is not finite (rows {', '.join(worker.encoded.row_ids_of(rows)[:8])}, ...);"
-            " lower optimizer.learning_rate; nothing was published"
-        )
-    # DeepSpeed averages over ranks: times the world size over the batch's whole weight, that is the exact weighted mean over its rows
-    total_weight = max(float(worker.encoded.weight_N[rows].sum()), 1e-12)
-    worker.engine.backward(loss_T.sum() * (worker.world_size / total_weight))
-    group_norms = gradient_norms(worker.engine)
-    if not all(math.isfinite(norm) for norm in group_norms.values()):
-        damaged = ", ".join(name for name, norm in group_norms.items() if not math.isfinite(norm))
-        raise TrainingDivergedError(f"the gradient of step {step} is not finite in {damaged}; lower optimizer.learning_rate; nothing was published")
-    worker.engine.step()
-    loss_T_all, weight_T_all = sums_2T.cpu().double().numpy()
-    return loss_T_all, weight_T_all, group_norms
+def agreed_checkpoint(root: Path, rank: int) -> Path | None:
+    """The newest whole checkpoint as rank 0 sees it: storage need not show all ranks the same at the same time."""
+    names = [folder.name if rank == 0 and (folder := newest_checkpoint(root)[0]) else None]
+    torch.distributed.broadcast_object_list(names, src=0)
+    return root / names[0] if names[0] else None
 
 
-def position_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of what is random within one rank's share of one step."""
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def live_record(
-    worker: Worker, step: int, share: float, loss_T: np.ndarray, weight_T: np.ndarray, group_norms: dict[str, float], seconds: float
-) -> dict[str, Any]:
+def live_record(worker: Worker, done: StepDone) -> dict[str, Any]:
     """One step as people follow it."""
-    rows = worker.sampler.global_rows(step)
+    rows = worker.sampler.global_rows(done.step)
     names = [task.name for task in worker.config.tasks]
+    seconds, tokens = sum(done.seconds.values()), int(worker.encoded.length_N[rows].sum())
     return {
-        "step": step + 1,
+        "step": done.step + 1,
         "num_steps": worker.num_steps,
         "rows": len(rows),
-        "loss": float(loss_T.sum() / max(weight_T.sum(), 1e-12)),
-        "task_losses": {name: float(loss / weight) for name, loss, weight in zip(names, loss_T, weight_T, strict=True) if weight > 0},
-        "learning_rate": worker.config.optimizer.learning_rate * share,
+        "loss": float(done.loss_T.sum() / max(done.weight_T.sum(), 1e-12)),
+        "task_losses": {name: float(loss / weight) for name, loss, weight in zip(names, done.loss_T, done.weight_T, strict=True) if weight > 0},
+        "learning_rate": worker.config.optimizer.learning_rate * done.rate_share,
         "rows_per_s": len(rows) / seconds,
-        "tokens_per_s": float(worker.encoded.length_N[rows].sum() / seconds),
-        "gradient_norm": math.sqrt(sum(norm**2 for norm in group_norms.values())),
-        "group_gradient_norms": group_norms,
+        "tokens_per_s": tokens / seconds,
+        "tokens": tokens,
+        "seconds": {name: round(value, 6) for name, value in done.seconds.items()},
+        "gradient_norm": math.sqrt(sum(norm**2 for norm in done.group_norms.values())),
+        "group_gradient_norms": done.group_norms,
     }
 
 

@@ -1,22 +1,29 @@
 """Training from the driver's side: start the workers, follow what they write, hand back the bundle."""
 
+import contextlib
 import json
+import math
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from models.backbone import BackboneUnavailableError, empty_trunk, folder_digest, resolve_folder
 from models.bundle import BundleRefusedError, read_bundle
 from models.inject import adapter_parameter_count, targets
+from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import RunConfig
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
-from pipeline.files import json_sha256, remove_tree
+from pipeline.files import json_sha256, read_json, remove_tree, write_json
 from pipeline.reader import data_digest, find_partitions
 from pipeline.train_loop import train_worker
 
 StepSeen = Callable[[dict[str, Any]], None]
+NO_NUMBERS = {"checkpoint_every_steps", "hang_timeout_s"}  # settings of training that no number follows from
+SPREAD = {"num_workers", "threads_per_worker", "use_gpu", "micro_batch_tokens", "gradient_checkpointing"}  # and those that only rounding follows from
+MAX_RESTARTS = 3  # of the workers, within one command
 TRAINING_BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "training", "optimizer", "deepspeed")
 
 
@@ -26,6 +33,7 @@ def training_fingerprint(config: RunConfig) -> tuple[str, str]:
     digest = data_digest(find_partitions(config.accepted_dir, config.tasks))
     plain = config.model_dump(mode="json")
     backbone = folder_digest(checked_backbone(config))
+    plain["training"] = {key: value for key, value in plain["training"].items() if key not in NO_NUMBERS}
     return json_sha256({**{key: plain[key] for key in TRAINING_BLOCKS}, "data": digest, "backbone_digest": backbone}), digest
 
 
@@ -47,12 +55,13 @@ def planned_parameters(config: RunConfig) -> tuple[int, int]:
     return trainable, sum(parameter.numel() for parameter in trunk.parameters()) + trainable
 
 
-def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: OnProgress, on_step: StepSeen) -> Path:
+def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: OnProgress, on_step: StepSeen, say: Callable[[str], None]) -> Path:
     """The trained bundle's folder. A finished training of the same fingerprint is used as it is; an interrupted one goes on.
 
     `fingerprint` and `digest` are `training_fingerprint`'s. `on_encoded` gets rows encoded and rows in all, where they are not encoded yet;
-    `on_step` each step's record as soon as it is written.
-    RetryableError: a worker or node was lost.
+    `on_step` each step's record as soon as it is written; `say` what a person should know.
+    ConfigError: an interrupted training of another config or of other data is there. RetryableError: a worker or node was lost, or the process
+    was told to end (SIGTERM): the state is kept first.
     """
     bundle_dir = config.run_dir / "trained"
     if trained_fingerprint(bundle_dir) == fingerprint:
@@ -61,10 +70,11 @@ def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: O
     plan = EncodingPlan(partitions, config.split, config.tasks, config.encode, tokenizer_dir)
     encoded_dir = publish_encoded(plan, config.run_dir, on_encoded)
     training_dir = config.run_dir / "training"
-    live_path = training_dir / "live.jsonl"
-    checkpoint_dir = training_dir / "checkpoints" / fingerprint[:16]
-    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    live_path, stop_path = training_dir / "live.jsonl", training_dir / "stop"
+    checkpoint_dir = training_dir / "checkpoints"
+    open_checkpoints(checkpoint_dir, training_facts(config, digest), say)
     live_path.write_text("")
+    stop_path.unlink(missing_ok=True)
     settings = {
         "config": config.model_dump(mode="json"),
         "fingerprint": fingerprint,
@@ -73,11 +83,68 @@ def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: O
         "bundle_dir": str(bundle_dir),
         "checkpoint_dir": str(checkpoint_dir),
         "live_path": str(live_path),
+        "stop_path": str(stop_path),
     }
-    with LiveFollower(live_path, on_step):
+    with LiveFollower(live_path, on_step), asked_to_stop(stop_path, say):
         fit(config, settings, training_dir / "ray")
-    remove_tree(training_dir / "checkpoints")
+    remove_tree(checkpoint_dir)
     return bundle_dir
+
+
+def training_facts(config: RunConfig, digest: str) -> dict[str, Any]:
+    """What an interrupted training may not change, setting by setting. How its work is spread it may: the numbers are the same but for rounding."""
+    plain = config.model_dump(mode="json")
+    plain["training"] = {key: value for key, value in plain["training"].items() if key not in NO_NUMBERS | SPREAD}
+    blocks = {key: plain[key] for key in TRAINING_BLOCKS if key != "deepspeed"}
+    return {**blocks, "data": digest, "backbone_digest": folder_digest(resolve_folder(config.backbone))}
+
+
+def open_checkpoints(folder: Path, facts: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Make the folder of a training's checkpoints, or go on with the one that is there. ConfigError: it is another training's."""
+    of_training = folder / "training.json"
+    newest, problems = newest_checkpoint(folder)
+    if newest is not None:
+        changed = changes(read_json(of_training) if of_training.is_file() else {}, facts)
+        if changed:
+            raise ConfigError(
+                f"{folder} holds an interrupted training that was other than this one: {'; '.join(changed[:8])}. Go back to its config to finish it,"
+                f" run under another name, or remove {folder} to start anew"
+            )
+        for problem in problems:
+            say(f"  a damaged checkpoint is passed over: {problem}")
+        say(f"  going on from {newest.name}")
+    else:
+        remove_tree(folder)
+        folder.mkdir(parents=True)
+        write_json(of_training, facts)
+        for problem in problems:
+            say(f"  no checkpoint is whole, starting anew: {problem}")
+
+
+def changes(before: Any, now: Any, where: str = "") -> list[str]:
+    """Each setting that differs, as sentences."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [text for key in sorted({*before, *now}) for text in changes(before.get(key), now.get(key), f"{where}.{key}" if where else key)]
+    return [] if before == now else [f"{where} was {json.dumps(before)}, is {json.dumps(now)}"]
+
+
+@contextlib.contextmanager
+def asked_to_stop(stop_path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """While inside, SIGTERM asks the workers to keep their state and stop; a second one ends the process as ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, _: object) -> None:
+        signal.signal(number, before)
+        stop_path.touch()
+        say("  SIGTERM: keeping the state after this step, then stopping")
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def trained_fingerprint(bundle_dir: Path) -> str | None:
@@ -101,9 +168,9 @@ def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo", timeout_s=math.ceil(training.hang_timeout_s)),
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources),
-        run_config=RayRunConfig(name=config.name, storage_path=str(storage_dir), failure_config=FailureConfig(max_failures=1)),
+        run_config=RayRunConfig(name=config.name, storage_path=str(storage_dir), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
     )
     try:
         trainer.fit()

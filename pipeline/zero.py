@@ -10,13 +10,19 @@ from pipeline.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
 def deepspeed_config(deepspeed: DeepSpeedConfig, training: TrainingConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
     """What `deepspeed.initialize` takes. No precision block: the frozen trunk keeps its own dtype, what is trained is float32.
 
-    DeepSpeed wants a batch size that the world divides; the sampler decides the real one, and the loss is scaled to it.
+    DeepSpeed wants a batch size that the world divides; the sampler decides the real one and its passes, and the loss is scaled to it.
     """
+    zero: dict[str, Any] = {"stage": deepspeed.zero_stage}
+    if deepspeed.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if deepspeed.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": max(1, training.batch_rows // training.num_workers),
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.gradient_clipping,
-        "zero_optimization": {"stage": deepspeed.zero_stage},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps in memory too; DeepSpeed's own would be compiled first
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }

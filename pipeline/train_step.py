@@ -1,0 +1,152 @@
+"""One optimizer step of one rank: forward and backward of its rows in as many passes as fit, exact means over all ranks, and the step.
+
+Shape legend: B rows of a pass, T tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.adapters.routing import TaskShapeError
+from models.losses import row_losses, task_sums
+from pipeline.batches import EncodedRows, collate
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, RelevanceError
+from pipeline.judge import Judge
+from pipeline.optimizer import rate_share
+from pipeline.sampler import Sampler
+from pipeline.zero import gradient_norms
+
+
+class TrainingDivergedError(RelevanceError):
+    """A loss or a gradient was not finite; nothing was published."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One rank's share of a training run."""
+
+    config: RunConfig
+    judge: Judge
+    encoded: EncodedRows
+    sampler: Sampler
+    engine: Any  # DeepSpeed's
+    rank: int
+    world_size: int
+
+    @property
+    def relevant_from_T(self) -> torch.Tensor:
+        """The lowest relevant label of each task."""
+        return torch.tensor([task.relevant_from for task in self.config.tasks], device=self.judge.device)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return max(1, round(self.config.training.epochs * self.sampler.batches_per_epoch))
+
+
+@dataclass
+class StepDone:
+    """What came of one step: sums over all ranks, and this rank's seconds by what they were spent on."""
+
+    step: int
+    rate_share: float
+    loss_T: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    weight_T: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    group_norms: dict[str, float] = field(default_factory=dict)
+    stop: bool = False
+    tokens_computed: int = 0  # of this rank, padding included
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def clock(self, what: str) -> Iterator[None]:
+        """Count the time spent inside."""
+        started_s = time.monotonic()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.monotonic() - started_s
+
+
+def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
+    """One optimizer step on the global batch of `step`, in as many passes as the token budget asks for."""
+    done = StepDone(step, rate_share(step, worker.num_steps, worker.config.optimizer.warmup_share))
+    # dropout is a function of the step, so that a resumed run drops what the uninterrupted one would have dropped
+    torch.manual_seed(position_seed(worker.config.seed, step, worker.rank))
+    for group in worker.engine.optimizer.param_groups:
+        group["lr"] = group["peak_rate"] * done.rate_share
+    with done.clock("data"):
+        rows = worker.sampler.global_rows(step)
+        parts = worker.sampler.micro_rows(step, worker.rank, worker.world_size, worker.config.training.micro_batch_tokens)
+    # DeepSpeed averages over ranks: times the world size over the batch's whole weight, that is the exact weighted mean over its rows
+    scale = worker.world_size / max(float(worker.encoded.weight_N[rows].sum()), 1e-12)
+    sums_2T = torch.zeros(2, len(worker.config.tasks), device=worker.judge.device)
+    bad_rows: list[int] = []
+    for index, mine in enumerate(parts):
+        worker.engine.set_gradient_accumulation_boundary(index + 1 == len(parts))
+        # a rank without a row goes along with one that weighs nothing: the others wait for it in every pass
+        loss_T, weight_T = micro_step(worker, mine if len(mine) else rows[:1], scale if len(mine) else 0.0, done, bad_rows)
+        sums_2T += torch.stack([loss_T, weight_T])
+    with done.clock("communication"):
+        everything = torch.cat([sums_2T.flatten(), torch.tensor([float(stop)], device=sums_2T.device)])
+        torch.distributed.all_reduce(everything)
+    done.stop = bool(everything[-1] > 0)
+    sums = everything[:-1].reshape(2, -1)
+    if not torch.isfinite(sums).all():
+        raise diverged(worker, step, "loss", gather_rows(bad_rows))
+    with done.clock("communication"):
+        done.group_norms = gradient_norms(worker.engine)
+    if not all(math.isfinite(norm) for norm in done.group_norms.values()):
+        raise diverged(worker, step, "gradient of the " + ", ".join(n for n, norm in done.group_norms.items() if not math.isfinite(norm)), rows)
+    with done.clock("optimizer"):
+        worker.engine.step()
+    done.loss_T, done.weight_T = sums.cpu().double().numpy()
+    return done
+
+
+def micro_step(worker: Worker, mine: np.ndarray, scale: float, done: StepDone, bad_rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward and backward of some rows; their loss and weight sums per task, nothing with a `scale` of 0. Rows whose loss is not finite
+    are added to `bad_rows`."""
+    with done.clock("data"):
+        batch = collate(worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id).to(worker.judge.device)
+        weight_B = batch.weight_B if scale else torch.zeros_like(batch.weight_B)
+    with done.clock("forward"):
+        try:
+            logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B)
+        except TaskShapeError as error:
+            raise ConfigError(str(error)) from error
+        loss_B = row_losses(logits_BC, batch.label_B, worker.relevant_from_T[batch.task_B])
+        loss_T, weight_T = task_sums(loss_B, weight_B, batch.task_B, len(worker.config.tasks))
+    with done.clock("backward"):
+        worker.engine.backward(loss_T.sum() * scale)
+    bad_rows += mine[~torch.isfinite(loss_B.detach()).cpu().numpy()].tolist()
+    done.tokens_computed += batch.input_ids_BS.numel()
+    return loss_T.detach(), weight_T.detach()
+
+
+def gather_rows(mine: list[int]) -> np.ndarray:
+    """Row numbers of all ranks."""
+    every: list[list[int] | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, mine)
+    return np.asarray([row for rows in every for row in rows or ()], dtype=np.int64)
+
+
+def diverged(worker: Worker, step: int, what: str, rows: np.ndarray) -> TrainingDivergedError:
+    """What to raise where a number is not finite, naming the tasks and the rows it came from."""
+    names = ", ".join(worker.config.tasks[task].name for task in np.unique(worker.encoded.task_N[rows]))
+    shown = ", ".join(worker.encoded.row_ids_of(rows[:8])) + (", ..." if len(rows) > 8 else "")
+    return TrainingDivergedError(
+        f"the {what} of step {step + 1} is not finite (task {names}; rows {shown}); lower optimizer.learning_rate, or look at these rows;"
+        " nothing was published"
+    )
+
+
+def position_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of what is random within one rank's share of one step."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
