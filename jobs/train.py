@@ -1,6 +1,7 @@
 """`relevance train`: Ray Train workers, DeepSpeed, and a bundle at the end."""
 
 import contextlib
+from collections import defaultdict
 from typing import Any
 
 from jobs.cluster import ray_cluster
@@ -46,6 +47,7 @@ class StepWatch:
         self.line: Progress | None = None
         self.stack = contextlib.ExitStack()
         self.mean_loss: float | None = None
+        self.sums: defaultdict[str, float] = defaultdict(float)  # seconds by what they were spent on, and tokens
 
     def seen(self, record: dict[str, Any]) -> None:
         """One step's record."""
@@ -56,7 +58,17 @@ class StepWatch:
         self.mean_loss = record["loss"] if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * record["loss"]
         self.line.update(record["step"], f"loss {self.mean_loss:.3f}  {record['rows_per_s']:.0f} pairs/s")
         self.tracker.log_step(record)
+        counted = {**record["seconds"], "tokens": record["tokens"], "tokens_computed": record["tokens_computed"], "steps": 1}
+        for name, number in (counted | {"mfu_seconds": record["mfu"] * sum(record["seconds"].values())}).items():
+            self.sums[name] += number
 
     def close(self) -> None:
-        """End the live line."""
+        """End the live line, and say what the steps' time went into."""
         self.stack.close()
+        if self.sums["steps"]:
+            names = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
+            seconds = sum(self.sums[name] for name in names)
+            shares = ", ".join(f"{name} {self.sums[name] / seconds:.1%}" for name in names)
+            padding, mfu = 1 - self.sums["tokens"] / self.sums["tokens_computed"], self.sums["mfu_seconds"] / seconds
+            speed = f"{self.sums['tokens'] / seconds:,.0f} tokens/s, {padding:.1%} of the computed ones padding, MFU {mfu:.1%} of a measured matmul"
+            self.console.say(f"  a step took {seconds / self.sums['steps']:.3f} s: {shares}; {speed}")

@@ -51,7 +51,8 @@ class RunTracker:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        values = {name: record[name] for name in ("loss", "learning_rate", "rows_per_s", "tokens_per_s", "gradient_norm")}
+        values = {name: record[name] for name in ("loss", "learning_rate", "rows_per_s", "tokens_per_s", "gradient_norm", "mfu")}
+        values |= {f"seconds_{name}": seconds for name, seconds in record["seconds"].items()}
         values |= {f"loss_{name}": loss for name, loss in record["task_losses"].items()}
         values |= {f"gradient_norm_{name}": norm for name, norm in record["group_gradient_norms"].items()}
         self.waiting += [Metric(key, value, now_ms, record["step"]) for key, value in values.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.errors import DataRefusedError, RetryableError
 from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.optimizer import build_optimizer
 from pipeline.sampler import Sampler
+from pipeline.speed import flops_per_token, matmul_peak
 from pipeline.train_step import StepDone, Worker, train_step
 from pipeline.zero import deepspeed_config
 
@@ -56,6 +58,7 @@ def build_worker(config: RunConfig, encoded: EncodedRows, rank: int, world_size:
     start_heads(judge, encoded)
     if config.training.gradient_checkpointing:
         judge.model.enable_gradient_checkpointing()
+    flops = flops_per_token(judge.model)  # before ZeRO 3 takes the numbers apart
     # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(
@@ -64,7 +67,7 @@ def build_worker(config: RunConfig, encoded: EncodedRows, rank: int, world_size:
         optimizer=build_optimizer(judge.model, config.optimizer),
         config=deepspeed_config(config.deepspeed, config.training, config.optimizer),
     )
-    return Worker(config, judge, encoded, sampler, engine, rank, world_size)
+    return Worker(config, judge, encoded, sampler, engine, rank, world_size, flops, matmul_peak(device, judge.backbone.dtype))
 
 
 def build_sampler(config: RunConfig, encoded: EncodedRows) -> Sampler:
@@ -136,6 +139,9 @@ def live_record(worker: Worker, done: StepDone) -> dict[str, Any]:
         "rows_per_s": len(rows) / seconds,
         "tokens_per_s": tokens / seconds,
         "tokens": tokens,
+        "tokens_computed": done.tokens_computed,  # padding included
+        "mfu": tokens / seconds * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
+        "at_s": time.time(),
         "seconds": {name: round(value, 6) for name, value in done.seconds.items()},
         "gradient_norm": math.sqrt(sum(norm**2 for norm in done.group_norms.values())),
         "group_gradient_norms": done.group_norms,

@@ -41,6 +41,8 @@ class Worker:
     engine: Any  # DeepSpeed's
     rank: int
     world_size: int
+    flops_per_token: int
+    peak_flops_per_s: float  # of this rank
 
     @property
     def relevant_from_T(self) -> torch.Tensor:
@@ -63,7 +65,7 @@ class StepDone:
     weight_T: np.ndarray = field(default_factory=lambda: np.zeros(0))
     group_norms: dict[str, float] = field(default_factory=dict)
     stop: bool = False
-    tokens_computed: int = 0  # of this rank, padding included
+    tokens_computed: int = 0  # of all ranks, padding included
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -94,10 +96,10 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
         loss_T, weight_T = micro_step(worker, mine if len(mine) else rows[:1], scale if len(mine) else 0.0, done, bad_rows)
         sums_2T += torch.stack([loss_T, weight_T])
     with done.clock("communication"):
-        everything = torch.cat([sums_2T.flatten(), torch.tensor([float(stop)], device=sums_2T.device)])
+        everything = torch.cat([sums_2T.flatten(), torch.tensor([float(stop), float(done.tokens_computed)], device=sums_2T.device)])
         torch.distributed.all_reduce(everything)
-    done.stop = bool(everything[-1] > 0)
-    sums = everything[:-1].reshape(2, -1)
+    done.stop, done.tokens_computed = bool(everything[-2] > 0), int(everything[-1])
+    sums = everything[:-2].reshape(2, -1)
     if not torch.isfinite(sums).all():
         raise diverged(worker, step, "loss", gather_rows(bad_rows))
     with done.clock("communication"):

@@ -31,15 +31,18 @@ def deepspeed_config(deepspeed: DeepSpeedConfig, training: TrainingConfig, optim
 def gradient_norms(engine: Any) -> dict[str, float]:
     """The length of the gradient of each of the optimizer's groups, over all ranks, before clipping. Between `backward` and `step`; all
     ranks must call it."""
-    zero_stage = engine.zero_optimization_stage()
-    groups = engine.optimizer.param_groups
+    zero_stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    groups = optimizer.param_groups
     squares_G = torch.zeros(len(groups), dtype=torch.float64, device=engine.device)
+    # each rank holds the parts of the gradients that it steps on; ZeRO 3 cuts groups into smaller ones
+    group_of = optimizer.sub_group_to_group_id if zero_stage == 3 else {index: index for index in range(len(groups))}
     if zero_stage == 0:
         gradients = [(index, p.grad) for index, group in enumerate(groups) for p in group["params"] if p.grad is not None]
+    elif engine.zero_use_cpu_optimizer():
+        parts = optimizer.fp32_partitioned_groups_flat if zero_stage == 3 else optimizer.single_partition_of_fp32_groups
+        gradients = [(group_of[index], part.grad) for index, part in enumerate(parts) if part.grad is not None]
     else:
-        # each rank holds the parts of the gradients that it steps on; ZeRO 3 cuts groups into smaller ones
-        group_of = engine.optimizer.sub_group_to_group_id if zero_stage == 3 else {index: index for index in range(len(groups))}
-        gradients = [(group_of[index], part) for index, parts in engine.optimizer.averaged_gradients.items() for part in parts or ()]
+        gradients = [(group_of[index], part) for index, parts in optimizer.averaged_gradients.items() for part in parts or ()]
     for index, gradient in gradients:
         squares_G[index] += gradient.detach().double().square().sum()
     if zero_stage > 0:

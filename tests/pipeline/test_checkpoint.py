@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,27 +11,47 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from pipeline import checkpoint
-from pipeline.checkpoint import check_checkpoint, flat_optimizer_state, inner_optimizer, newest_checkpoint, write_checkpoint
-from pipeline.errors import DamagedInputError
+from pipeline.checkpoint import CheckpointWriter, check_checkpoint, newest_checkpoint
+from pipeline.errors import DamagedInputError, RetryableError
+from pipeline.optimizer_state import assemble, inner_optimizer, load_optimizer_tensors, optimizer_tensors
 
 FILES = ("weights.safetensors", "optimizer-0.safetensors", "state.json", "manifest.json")
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What write_checkpoint needs of DeepSpeed's engine in a world of one: a module with its optimizer, two steps done."""
-    module = torch.nn.Linear(3, 2)
+class Small(torch.nn.Linear):
+    """A model with the names that a checkpoint asks it for."""
+
+    def trainable_state(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self.named_parameters())
+
+
+def build_engine(steps: int = 2) -> Any:
+    """What a checkpoint needs of DeepSpeed's engine at stage 0: a module with its optimizer."""
+    torch.manual_seed(0)
+    module = Small(3, 2)
     optimizer = torch.optim.AdamW(module.parameters())
-    for _ in range(2):
+    for _ in range(steps):
         module(torch.ones(3)).sum().backward()
         optimizer.step()
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
-    monkeypatch.setattr(checkpoint, "gather_trainables", lambda e: {n: p.detach().clone() for n, p in e.module.named_parameters()})
     return SimpleNamespace(module=module, optimizer=optimizer)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An engine two steps in."""
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda names, src: None)
+    monkeypatch.setattr(checkpoint, "gather_trainables", lambda e: {n: p.detach().clone() for n, p in e.module.named_parameters()})
+    return build_engine()
+
+
+def write(engine: Any, root: Path, step: int) -> None:
+    """One checkpoint, to its end."""
+    writer = CheckpointWriter(engine, root, 0, 1)
+    writer.save(step)
+    writer.wait()
 
 
 def names_in(root: Path) -> list[str]:
@@ -38,62 +59,106 @@ def names_in(root: Path) -> list[str]:
 
 
 def test_a_checkpoint_holds_weights_optimizer_and_position(tmp_path: Path, engine: Any) -> None:
-    write_checkpoint(engine, tmp_path, 200, rank=0)
+    write(engine, tmp_path, 200)
     folder = tmp_path / "step-00000200"
     assert names_in(folder) == sorted(FILES)
     check_checkpoint(folder)
     assert json.loads((folder / "state.json").read_bytes()) == {"step": 200, "world_size": 1}
     assert all(torch.equal(t, engine.module.state_dict()[name]) for name, t in load_file(folder / "weights.safetensors").items())
     stored = load_file(folder / "optimizer-0.safetensors")
-    assert set(stored) == {f"{index}.{key}" for index in (0, 1) for key in ("step", "exp_avg", "exp_avg_sq")}
-    assert torch.equal(stored["0.exp_avg"], engine.optimizer.state[engine.module.weight]["exp_avg"])
-    assert stored["1.step"].item() == 2
+    assert set(stored) == {f"{name}@0.{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert torch.equal(stored["weight@0.exp_avg"], engine.optimizer.state[engine.module.weight]["exp_avg"].flatten())
+    assert stored["bias@0.step"].item() == 2
 
 
 def test_only_the_newest_two_are_kept(tmp_path: Path, engine: Any) -> None:
     for step in (9, 10, 100, 1_000):
-        write_checkpoint(engine, tmp_path, step, rank=0)
+        write(engine, tmp_path, step)
     assert names_in(tmp_path) == ["step-00000100", "step-00001000"]
-    assert newest_checkpoint(tmp_path, 1) == tmp_path / "step-00001000"
+    assert newest_checkpoint(tmp_path)[0] == tmp_path / "step-00001000"
 
 
 def test_a_step_written_again_replaces_what_was_there(tmp_path: Path, engine: Any) -> None:
-    write_checkpoint(engine, tmp_path, 5, rank=0)
+    write(engine, tmp_path, 5)
     with torch.no_grad():
         engine.module.weight.fill_(7)
-    write_checkpoint(engine, tmp_path, 5, rank=0)
+    write(engine, tmp_path, 5)
     assert (load_file(tmp_path / "step-00000005" / "weights.safetensors")["weight"] == 7).all()
     assert names_in(tmp_path) == ["step-00000005"]
 
 
-def test_what_a_killed_writer_left_is_no_checkpoint_and_does_not_disturb_the_next(tmp_path: Path, engine: Any) -> None:
-    (tmp_path / ".step-00000005.tmp").mkdir()
-    (tmp_path / ".step-00000005.tmp" / "optimizer-7.safetensors").write_bytes(b"part")
-    assert newest_checkpoint(tmp_path, 1) is None
-    write_checkpoint(engine, tmp_path, 5, rank=0)
+def test_what_a_killed_writer_left_is_no_checkpoint_and_goes_with_the_next_start(tmp_path: Path, engine: Any) -> None:
+    left = tmp_path / ".step-00000005.0123456789ab.tmp"
+    left.mkdir()
+    (left / "optimizer-7.safetensors").write_bytes(b"part")
+    assert newest_checkpoint(tmp_path)[0] is None
+    write(engine, tmp_path, 5)
+    assert names_in(tmp_path) == ["step-00000005"]
     assert names_in(tmp_path / "step-00000005") == sorted(FILES)
 
 
-@pytest.mark.parametrize("call", range(1, 10))
-def test_a_full_disk_at_any_write_leaves_the_older_checkpoint_to_go_on_from(
-    tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch, call: int
-) -> None:
-    write_checkpoint(engine, tmp_path, 1, rank=0)
-    sync, calls = os.fsync, iter(range(1, 100))
-
-    def full_disk(descriptor: int) -> None:
-        if next(calls) == call:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sync(descriptor)
-
+def count_syncs(engine: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often a checkpoint has the disk confirm."""
+    calls = []
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full_disk)
+        sync = os.fsync
+        patched.setattr(os, "fsync", lambda descriptor: calls.append(descriptor) or sync(descriptor))
+        write(engine, root, 1)
+    return len(calls)
+
+
+def test_a_full_disk_at_any_write_leaves_the_older_checkpoint_to_go_on_from(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, num_calls = os.fsync, count_syncs(engine, tmp_path / "count", monkeypatch)
+    assert num_calls >= 9
+    for call in range(1, num_calls + 1):
+        root, calls = tmp_path / str(call), iter(range(1, 100))
+        write(engine, root, 1)
+
+        def full_disk(descriptor: int, calls: Any = calls, call: int = call) -> None:
+            if next(calls) == call:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(descriptor)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full_disk)
+            with pytest.raises(OSError, match="No space left"):
+                write(engine, root, 2)
+        # the last is the sync after the rename: by then the new one is whole
+        assert newest_checkpoint(root)[0] == root / ("step-00000002" if call == num_calls else "step-00000001")
+        write(engine, root, 2)
+        assert newest_checkpoint(root)[0] == root / "step-00000002"
+        assert not list(root.glob(".*"))
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one_at_the_latest(
+    tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = CheckpointWriter(engine, tmp_path, 0, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_bytes", full)
+        writer.save(1)
         with pytest.raises(OSError, match="No space left"):
-            write_checkpoint(engine, tmp_path, 2, rank=0)
-    # the ninth is the sync after the rename: by then the new one is whole
-    assert newest_checkpoint(tmp_path, 1) == tmp_path / ("step-00000002" if call == 9 else "step-00000001")
-    write_checkpoint(engine, tmp_path, 2, rank=0)
-    assert newest_checkpoint(tmp_path, 1) == tmp_path / "step-00000002"
+            writer.save(2)
+    writer.wait()
+    assert newest_checkpoint(tmp_path)[0] is None
+
+
+def test_a_step_may_change_the_weights_while_they_are_written(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, changed, written = engine.module.weight.detach().clone(), threading.Event(), checkpoint.write_bytes
+    monkeypatch.setattr(checkpoint, "write_bytes", lambda path, content: (changed.wait(20), written(path, content)))
+    monkeypatch.setattr(checkpoint, "save", lambda tensors: (changed.wait(20), save(tensors))[1])
+    writer = CheckpointWriter(engine, tmp_path, 0, 1)
+    writer.save(1)
+    with torch.no_grad():
+        engine.module.weight.fill_(7)
+        engine.optimizer.state[engine.module.weight]["exp_avg"].fill_(7)
+    changed.set()
+    writer.wait()
+    assert torch.equal(load_file(tmp_path / "step-00000001" / "weights.safetensors")["weight"], before)
+    assert (load_file(tmp_path / "step-00000001" / "optimizer-0.safetensors")["weight@0.exp_avg"] != 7).all()
 
 
 def flip_a_byte(path: Path) -> None:
@@ -134,37 +199,37 @@ def test_every_kind_of_damage_is_found_and_the_previous_checkpoint_is_used(
     tmp_path: Path, engine: Any, name: str, damage: Callable[[Path], Any]
 ) -> None:
     for step in (1, 2):
-        write_checkpoint(engine, tmp_path, step, rank=0)
+        write(engine, tmp_path, step)
     damage(tmp_path / "step-00000002" / name)
     with pytest.raises(DamagedInputError, match="step-00000002") as caught:
         check_checkpoint(tmp_path / "step-00000002")
     assert name in str(caught.value) or name == "manifest.json"
-    assert newest_checkpoint(tmp_path, 1) == tmp_path / "step-00000001"
+    assert newest_checkpoint(tmp_path)[0] == tmp_path / "step-00000001"
 
 
 def test_without_a_whole_checkpoint_training_starts_anew(tmp_path: Path, engine: Any) -> None:
-    assert newest_checkpoint(tmp_path / "none", 1) is None
-    write_checkpoint(engine, tmp_path, 1, rank=0)
+    assert newest_checkpoint(tmp_path / "none")[0] is None
+    write(engine, tmp_path, 1)
     cut(tmp_path / "step-00000001" / "weights.safetensors")
     (tmp_path / "step-00000002").write_text("a file in place of a folder")
     (tmp_path / "step-00000003").mkdir()
-    assert newest_checkpoint(tmp_path, 1) is None
+    assert newest_checkpoint(tmp_path)[0] is None
 
 
-def test_a_checkpoint_of_another_number_of_workers_is_passed_over(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_checkpoint(engine, tmp_path, 1, rank=0)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
-    write_checkpoint(engine, tmp_path, 2, rank=0)
-    assert newest_checkpoint(tmp_path, 1) == tmp_path / "step-00000001"
-    assert newest_checkpoint(tmp_path, 4) == tmp_path / "step-00000002"
-    assert newest_checkpoint(tmp_path, 2) is None
-
-
-def test_every_rank_writes_its_own_part_and_rank_zero_alone_publishes(tmp_path: Path, engine: Any) -> None:
-    staged = tmp_path / ".step-00000003.tmp"
-    staged.mkdir()
-    write_checkpoint(engine, tmp_path, 3, rank=1)
-    assert names_in(tmp_path) == [staged.name] and names_in(staged) == ["optimizer-1.safetensors"]
+def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (CheckpointWriter(engine, tmp_path, rank, 2) for rank in (0, 1))
+    second.attempt = first.attempt
+    first.save(3)
+    assert newest_checkpoint(tmp_path)[0] is None
+    second.save(3)
+    second.wait()
+    first.wait()
+    assert names_in(tmp_path / "step-00000003") == sorted([*FILES, "optimizer-1.safetensors"])
+    assert load_file(tmp_path / "step-00000003" / "optimizer-1.safetensors") == {}  # at stage 0 all ranks hold the same
+    monkeypatch.setattr(checkpoint, "WAIT_S", 0.05)
+    first.save(4)
+    with pytest.raises(RetryableError, match="optimizer-1.safetensors of a checkpoint did not come"):
+        first.wait()
 
 
 def test_the_optimizer_inside_deepspeed_s_is_found(engine: Any) -> None:
@@ -173,8 +238,17 @@ def test_the_optimizer_inside_deepspeed_s_is_found(engine: Any) -> None:
     assert inner_optimizer(wrapped) is engine.optimizer
 
 
-def test_a_flat_optimizer_state_is_all_of_it(engine: Any) -> None:
-    flat = flat_optimizer_state(engine.optimizer)
-    state = engine.optimizer.state_dict()["state"]
-    assert len(flat) == sum(map(len, state.values()))
-    assert all(torch.equal(flat[f"{index}.{key}"], value) for index, entry in state.items() for key, value in entry.items())
+def test_fragments_of_any_cut_make_the_whole_again(engine: Any) -> None:
+    whole = optimizer_tensors(engine, 0)
+    cut_up = {}
+    for key, tensor in whole.items():
+        name, moment = key.split("@0.")
+        places = [0] if moment == "step" else sorted({0, 1, len(tensor) // 2})
+        for start, end in zip(places, [*places[1:], len(tensor)], strict=True):
+            cut_up[f"{name}@{start}.{moment}"] = tensor[start:end]
+    sizes = {name: parameter.numel() for name, parameter in engine.module.trainable_state().items()}
+    for name, moments in assemble(sizes, cut_up).items():
+        assert all(torch.equal(numbers, whole[f"{name}@0.{moment}"]) for moment, numbers in moments.items())
+    fresh = build_engine(steps=0)
+    load_optimizer_tensors(fresh, cut_up)
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in optimizer_tensors(fresh, 0).items())

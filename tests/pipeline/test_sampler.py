@@ -17,13 +17,12 @@ def build_sampler(
     batch_rows: int = 16,
     temperature: float = 1.0,
     seed: int = 5,
-    minimum: int = 1,
 ) -> Sampler:
     """A sampler over rows of random lengths, the tasks shuffled among each other."""
     random = np.random.default_rng(0)
     task_N = random.permutation(np.repeat(np.arange(len(rows_T)), rows_T))
     length_N = random.geometric(0.03, len(task_N)).clip(4, 128)
-    return Sampler(length_N, task_N, weights or [1.0] * len(rows_T), batch_rows, temperature, seed, minimum)
+    return Sampler(length_N, task_N, weights or [1.0] * len(rows_T), batch_rows, temperature, seed)
 
 
 def epoch_batches(sampler: Sampler, epoch: int) -> list[np.ndarray]:
@@ -88,34 +87,34 @@ def test_a_task_without_a_row_takes_no_place() -> None:
 
 @pytest.mark.parametrize("rows", [800, 785, 787])
 def test_ranks_share_out_every_batch_and_the_batch_is_the_same_for_every_world_size(rows: int) -> None:
-    sampler = build_sampler((rows - 100, 90, 10), minimum=4)
+    sampler = build_sampler((rows - 100, 90, 10))
     for step in range(2 * sampler.batches_per_epoch):
         whole = sorted(sampler.global_rows(step).tolist())
         for world_size in (1, 2, 4):
             parts = [sampler.rank_rows(step, rank, world_size) for rank in range(world_size)]
             assert sorted(np.concatenate(parts).tolist()) == whole
-            assert min(map(len, parts)) >= 1 and max(map(len, parts)) - min(map(len, parts)) <= 1
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 8])
-@pytest.mark.parametrize("rows", [8, 17, 33, 49, 160, 161, 167])
-def test_no_rank_goes_without_a_row_and_no_row_is_dropped_for_it(world_size: int, rows: int) -> None:
-    sampler = build_sampler((rows,), batch_rows=8, minimum=world_size)
+@pytest.mark.parametrize(("rows", "sizes"), [(48, [16] * 3), (50, [16] * 3 + [2]), (49, [16] * 3 + [1]), (5, [5]), (16, [16])])
+def test_the_last_batch_is_kept_however_small(rows: int, sizes: list[int]) -> None:
+    assert Counter(map(len, epoch_batches(build_sampler((rows,)), 0))) == Counter(sizes)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 7])
+@pytest.mark.parametrize("budget", [64, 200, 1_000, 100_000, None])
+def test_passes_hold_every_row_of_the_step_once_within_the_budget_and_as_many_for_every_rank(world_size: int, budget: int | None) -> None:
+    sampler = build_sampler(batch_rows=50)
     for step in range(sampler.batches_per_epoch):
-        assert all(len(sampler.rank_rows(step, rank, world_size)) for rank in range(world_size))
-    assert sorted(np.concatenate(epoch_batches(sampler, 0)).tolist()) == list(range(rows))
-
-
-@pytest.mark.parametrize(("rows", "sizes"), [(48, [16] * 3), (50, [16] * 3 + [2]), (49, [16] * 2 + [17]), (5, [5]), (16, [16])])
-def test_the_last_batch_is_kept_and_joins_its_neighbour_only_if_too_small(rows: int, sizes: list[int]) -> None:
-    batches = epoch_batches(build_sampler((rows,), minimum=2), 0)
-    assert Counter(map(len, batches)) == Counter(sizes)
-
-
-@pytest.mark.parametrize(("rows", "batch_rows", "workers"), [(3, 8, 4), (0, 8, 1), (100, 2, 4)])
-def test_too_few_rows_for_the_workers_are_refused(rows: int, batch_rows: int, workers: int) -> None:
-    with pytest.raises(ValueError, match=f"cannot feed {workers} workers"):
-        build_sampler((rows,), batch_rows=batch_rows, minimum=workers)
+        parts_R = [sampler.micro_rows(step, rank, world_size, budget) for rank in range(world_size)]
+        assert len({len(parts) for parts in parts_R}) == 1
+        assert sorted(np.concatenate([row for parts in parts_R for row in parts]).tolist()) == sorted(sampler.global_rows(step).tolist())
+        for part in [part for parts in parts_R for part in parts if len(part) > 1 and budget]:
+            assert len(part) * sampler.length_N[part].max() <= budget
+    if budget == 64 and world_size == 1:
+        assert len(parts_R[0]) > 1
+    if budget in (100_000, None):
+        assert len(parts_R[0]) == 1
 
 
 def test_a_batch_depends_on_its_step_alone_and_on_nothing_asked_before() -> None:

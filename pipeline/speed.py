@@ -1,0 +1,37 @@
+"""How much of a machine's arithmetic training uses."""
+
+import statistics
+import time
+
+import torch
+from torch import nn
+
+MATRIX = 1024  # large enough that a processor reaches its best
+ROUNDS = 5
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product on this worker's threads or GPU, measured: the median of a few."""
+    size = MATRIX * (8 if device.type == "cuda" else 1)
+    one, other = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        wait_for(device)
+        started_s = time.perf_counter()
+        one @ other
+        wait_for(device)
+        seconds.append(time.perf_counter() - started_s)
+    return 2 * size**3 / statistics.median(seconds[1:])
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was asked to: it works on while Python goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def flops_per_token(model: nn.Module) -> int:
+    """Of a training step: two for each number of a frozen matrix forward and two backward, where gradients pass through it and none is kept for it.
+    Attention's own products and the adapters, some hundredths at query-ad lengths, are left out."""
+    frozen = sum(p.numel() for name, p in model.named_parameters() if not p.requires_grad and p.ndim == 2 and "embed" not in name)
+    return 4 * frozen

