@@ -46,6 +46,7 @@ class TrainingConfig(Frozen):
     batch_rows: int = Field(default=16, ge=1)  # rows of a step, all workers together
     micro_batch_tokens: int | None = Field(default=None, ge=64)  # tokens of one pass of a worker, padding included; default: a step is one pass
     task_temperature: float = Field(default=1.0, ge=1)  # 1: every row once an epoch; higher: small tasks come more often
+    max_task_rows: int | None = Field(default=None, ge=1)  # rows of one task an epoch, other ones each time; default: all
     checkpoint_every_steps: int = Field(default=200, ge=1)
     hang_timeout_s: float = Field(default=600.0, gt=0)  # workers that wait so long for another give it up for lost
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about a third more time

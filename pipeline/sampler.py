@@ -39,15 +39,18 @@ class Sampler:
         batch_rows: int,
         temperature: float,
         seed: int,
+        max_task_rows: int | None = None,
     ) -> None:
         """`length_N` tokens and `task_N` task index of each row. A task's share of an epoch is proportional to
-        weight * rows^(1/temperature); temperature 1 with equal weights is every row once. A batch has `batch_rows` rows, the last
+        weight * rows^(1/temperature); temperature 1 with equal weights is every row once. Of a task that has more than `max_task_rows`
+        so many come an epoch, others each time, and its share is as if it had no more. A batch has `batch_rows` rows, the last
         of an epoch maybe fewer. Batches do not depend on the number of ranks, so that a run can go on with another number."""
         self.length_N = length_N
         self.task_N = task_N
         self.batch_rows = batch_rows
         self.seed = seed
-        self.quota_T = epoch_quotas(np.bincount(task_N, minlength=len(task_weight_T)), task_weight_T, temperature)
+        rows_T = np.bincount(task_N, minlength=len(task_weight_T))
+        self.quota_T = epoch_quotas(np.minimum(rows_T, max_task_rows or len(task_N)), task_weight_T, temperature)
         self.plan = lru_cache(maxsize=2)(self._plan)
 
     @property

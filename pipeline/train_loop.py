@@ -73,7 +73,9 @@ def build_worker(config: RunConfig, encoded: EncodedRows, rank: int, world_size:
 def build_sampler(config: RunConfig, encoded: EncodedRows) -> Sampler:
     """The run's sampler."""
     weights, training = [task.sampling_weight for task in config.tasks], config.training
-    return Sampler(encoded.length_N, encoded.task_N, weights, training.batch_rows, training.task_temperature, config.seed)
+    return Sampler(
+        encoded.length_N, encoded.task_N, weights, training.batch_rows, training.task_temperature, config.seed, training.max_task_rows
+    )  # fmt: skip
 
 
 def start_heads(judge: Judge, encoded: EncodedRows) -> None:

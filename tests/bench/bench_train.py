@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -75,7 +76,8 @@ def ours(run_dir: Path, steps: int, workers: int) -> Figures:
     """`relevance train`, from the command to the end."""
     threads = 2 // workers
     sets = [f"training.epochs={steps / steps_of_an_epoch(run_dir)}", f"training.num_workers={workers}", f"training.threads_per_worker={threads}"]
-    sets += [f"work_dir={run_dir}", f"training.batch_rows={BATCH_ROWS}", "training.checkpoint_every_steps=100000", f"seed={workers + 100}"]
+    sets += [f"work_dir={run_dir}", f"training.batch_rows={BATCH_ROWS}", "training.checkpoint_every_steps=100000"]
+    shutil.rmtree(read_run(run_dir).run_dir / "trained", ignore_errors=True)  # or the command would find it finished
     started_s = time.time()
     command = [str(Path(sys.executable).with_name("relevance")), "train", "--config", str(ROOT / "jobs" / "configs" / "esci.yaml")]
     done = subprocess.run([*command, *(word for one in sets for word in ("--set", one))], cwd=ROOT, capture_output=True, text=True)

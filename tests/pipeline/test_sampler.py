@@ -17,12 +17,13 @@ def build_sampler(
     batch_rows: int = 16,
     temperature: float = 1.0,
     seed: int = 5,
+    max_task_rows: int | None = None,
 ) -> Sampler:
     """A sampler over rows of random lengths, the tasks shuffled among each other."""
     random = np.random.default_rng(0)
     task_N = random.permutation(np.repeat(np.arange(len(rows_T)), rows_T))
     length_N = random.geometric(0.03, len(task_N)).clip(4, 128)
-    return Sampler(length_N, task_N, weights or [1.0] * len(rows_T), batch_rows, temperature, seed)
+    return Sampler(length_N, task_N, weights or [1.0] * len(rows_T), batch_rows, temperature, seed, max_task_rows)
 
 
 def epoch_batches(sampler: Sampler, epoch: int) -> list[np.ndarray]:
@@ -66,6 +67,18 @@ def test_rows_that_come_once_more_than_others_are_others_each_epoch() -> None:
         often.append(set(small[times[small] == times[small].max()].tolist()))
     assert 0 < len(often[0]) < 90
     assert often[0] != often[1] != often[2] != often[0]
+
+
+def test_a_capped_task_brings_so_many_rows_an_epoch_and_other_ones_each_time() -> None:
+    sampler = build_sampler(max_task_rows=100)
+    assert sampler.quota_T.tolist() == [100, 90, 10]
+    seen = []
+    for epoch in range(20):
+        rows = np.concatenate(epoch_batches(sampler, epoch))
+        assert len(rows) == len(set(rows.tolist())) == 200
+        seen.append(set(rows[sampler.task_N[rows] == 0].tolist()))
+    assert len(seen[0] & seen[1]) < 60
+    assert len(set().union(*seen)) > 600
 
 
 def test_quotas_hand_out_every_row_whatever_the_shares() -> None:
