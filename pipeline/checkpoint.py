@@ -5,6 +5,8 @@ Every rank writes its own part of the optimizer's state into one staged folder o
 on beside the next steps. Any number of ranks can go on from what another number wrote.
 """
 
+import os
+import threading
 import time
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +17,7 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import DamagedInputError, RetryableError
-from pipeline.files import file_sha256, publish_dir, read_json, remove_tree, write_bytes, write_json
+from pipeline.files import file_sha256, publish_dir, read_json, remove_tree, temporary_beside, write_json
 from pipeline.optimizer_state import load_optimizer_tensors, optimizer_tensors
 
 KEEP = 2  # newest checkpoints kept: one to use, one should it prove damaged
@@ -33,7 +35,8 @@ def gather_trainables(engine: Any) -> dict[str, torch.Tensor]:
 
 
 class CheckpointWriter:
-    """One rank's part in the checkpoints of one start of the workers. Every method but `wait` must be called by all ranks."""
+    """One rank's part in the checkpoints of one start of the workers. Every method but `wait` must be called by all ranks. As a context: when
+    an error ends it, what is being written is given up."""
 
     def __init__(self, engine: Any, root: Path, rank: int, world_size: int) -> None:
         self.engine, self.root, self.rank, self.world_size = engine, root, rank, world_size
@@ -47,6 +50,15 @@ class CheckpointWriter:
                     remove_tree(left)
         self._background = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
+        self._given_up = threading.Event()
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            self._given_up.set()
+        self._background.shutdown()
 
     def save(self, step: int) -> None:
         """Take down the state after `step` steps and begin to write it. OSError, RetryableError: the one before could not be written."""
@@ -67,7 +79,7 @@ class CheckpointWriter:
         staged = self.root / f".step-{step:08d}.{self.attempt}.tmp"
         staged.mkdir(parents=True, exist_ok=True)
         for name, tensors in parts.items():
-            write_bytes(staged / name, save(tensors))
+            write_part(staged / name, save(tensors))
         if self.rank == 0:
             write_json(staged / "state.json", {"step": step, "world_size": self.world_size})
             self._wait_for([staged / f"optimizer-{rank}.safetensors" for rank in range(self.world_size)])
@@ -80,9 +92,19 @@ class CheckpointWriter:
         """Until every rank's part is there: files appear whole."""
         deadline_s = time.monotonic() + WAIT_S
         while missing := [path.name for path in paths if not path.is_file()]:
-            if time.monotonic() > deadline_s:
+            if self._given_up.is_set() or time.monotonic() > deadline_s:
                 raise RetryableError(f"{', '.join(missing)} of a checkpoint did not come within {WAIT_S:.0f} s; run the same command again")
             time.sleep(0.01)
+
+
+def write_part(path: Path, content: bytes) -> None:
+    """Let a file appear whole. The folder is not touched after that: rank 0 may rename it as soon as all parts are there."""
+    temporary = temporary_beside(path)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:

@@ -96,22 +96,22 @@ def start_heads(judge: Judge, encoded: EncodedRows) -> None:
 def train(worker: Worker, settings: dict[str, Any]) -> None:
     """All steps from the newest checkpoint on, then the bundle. StoppedError: the driver asked to stop; a checkpoint was written."""
     checkpoints, live_path, stop_path = (Path(settings[name]) for name in ("checkpoint_dir", "live_path", "stop_path"))
-    writer = CheckpointWriter(worker.engine, checkpoints, worker.rank, worker.world_size)
-    newest = agreed_checkpoint(checkpoints, worker.rank)
-    first = restore_checkpoint(worker.engine, newest) if newest else 0
-    worker.engine.module.train()
-    for step in range(first, worker.num_steps):
-        done = train_step(worker, step, stop=worker.rank == 0 and stop_path.exists())
-        last = step + 1 == worker.num_steps
-        if not last and (done.stop or (step + 1) % worker.config.training.checkpoint_every_steps == 0):
-            with done.clock("checkpoint"):
-                writer.save(step + 1)
-        if worker.rank == 0:
-            append_live(live_path, live_record(worker, done))
-        if done.stop and not last:
-            writer.wait()
-            raise StoppedError(f"training was stopped as asked, and its state after step {step + 1} is kept; run the same command again to go on")
-    writer.wait()
+    with CheckpointWriter(worker.engine, checkpoints, worker.rank, worker.world_size) as writer:
+        newest = agreed_checkpoint(checkpoints, worker.rank)
+        first = restore_checkpoint(worker.engine, newest) if newest else 0
+        worker.engine.module.train()
+        for step in range(first, worker.num_steps):
+            done = train_step(worker, step, stop=worker.rank == 0 and stop_path.exists())
+            last = step + 1 == worker.num_steps
+            if not last and (done.stop or (step + 1) % worker.config.training.checkpoint_every_steps == 0):
+                with done.clock("checkpoint"):
+                    writer.save(step + 1)
+            if worker.rank == 0:
+                append_live(live_path, live_record(worker, done))
+            if done.stop and not last:
+                writer.wait()
+                raise StoppedError(f"training was stopped as asked, and its state after step {step + 1} is kept; run the same command again to go on")
+        writer.wait()
     tensors = gather_trainables(worker.engine)
     if worker.rank == 0:
         facts = {key: settings[key] for key in ("fingerprint", "data_digest")} | {"steps": worker.num_steps, "rows": len(worker.encoded)}

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+TIMEOUT_S = 240
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -33,7 +34,11 @@ def train_on_ranks(world_size: int, cases: list[dict[str, Any]], folder: Path) -
         with (folder / f"rank-{rank}.log").open("w") as log:
             command = [sys.executable, __file__, str(rank), str(world_size), port, str(folder / "cases.json")]
             ranks.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
-    return [rank.wait(timeout=500) for rank in ranks]
+    try:
+        return [rank.wait(timeout=TIMEOUT_S) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:

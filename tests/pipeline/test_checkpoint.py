@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,7 +110,7 @@ def count_syncs(engine: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> int
 
 def test_a_full_disk_at_any_write_leaves_the_older_checkpoint_to_go_on_from(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sync, num_calls = os.fsync, count_syncs(engine, tmp_path / "count", monkeypatch)
-    assert num_calls >= 9
+    assert num_calls >= 7
     for call in range(1, num_calls + 1):
         root, calls = tmp_path / str(call), iter(range(1, 100))
         write(engine, root, 1)
@@ -138,7 +139,7 @@ def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one_at_the_l
 
     writer = CheckpointWriter(engine, tmp_path, 0, 1)
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "write_bytes", full)
+        patched.setattr(checkpoint, "write_part", full)
         writer.save(1)
         with pytest.raises(OSError, match="No space left"):
             writer.save(2)
@@ -147,8 +148,7 @@ def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one_at_the_l
 
 
 def test_a_step_may_change_the_weights_while_they_are_written(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, changed, written = engine.module.weight.detach().clone(), threading.Event(), checkpoint.write_bytes
-    monkeypatch.setattr(checkpoint, "write_bytes", lambda path, content: (changed.wait(20), written(path, content)))
+    before, changed = engine.module.weight.detach().clone(), threading.Event()
     monkeypatch.setattr(checkpoint, "save", lambda tensors: (changed.wait(20), save(tensors))[1])
     writer = CheckpointWriter(engine, tmp_path, 0, 1)
     writer.save(1)
@@ -230,6 +230,15 @@ def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(tmp_path: Pa
     first.save(4)
     with pytest.raises(RetryableError, match="optimizer-1.safetensors of a checkpoint did not come"):
         first.wait()
+
+
+def test_an_error_does_not_wait_for_ranks_that_will_not_come(tmp_path: Path, engine: Any) -> None:
+    started_s = time.monotonic()
+    with pytest.raises(ZeroDivisionError), CheckpointWriter(engine, tmp_path, 0, 2) as writer:
+        writer.save(4)
+        raise ZeroDivisionError
+    assert time.monotonic() - started_s < 5
+    assert newest_checkpoint(tmp_path)[0] is None
 
 
 def test_the_optimizer_inside_deepspeed_s_is_found(engine: Any) -> None:
