@@ -1,6 +1,5 @@
 """The whole path on a tiny random Llama, by the command a user types: Ray, DeepSpeed, MLflow and Great Expectations are the real ones."""
 
-import contextlib
 import json
 import re
 import subprocess
