@@ -31,6 +31,13 @@ def ray_cluster(num_cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def given_cluster() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names; without one, this process alone: starting a local one would take longer than what it is for."""
+    with ray_cluster(1) if os.environ.get("RAY_ADDRESS") else contextlib.nullcontext():
+        yield
+
+
 def check_answers(address: str) -> None:
     """OSError if nobody listens at host:port within ten seconds; Ray itself would try for minutes. Other forms of address pass."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
