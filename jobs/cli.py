@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jobs.environment import prepare_environment
+from jobs.environment import end_on_sigterm, prepare_environment
 
 app = typer.Typer(
     name="relevance",
@@ -179,6 +179,7 @@ def guarded(work: Callable[[Any], dict[str, Any]]) -> None:
     from pipeline.logs import Console
 
     console = Console()
+    end_on_sigterm()
     try:
         console.result(json.dumps(work(console), ensure_ascii=False))
     except RelevanceError as error:

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 
-from jobs.environment import worker_environment
+from jobs.environment import end_on_sigterm, worker_environment
 from pipeline.errors import RetryableError
 
 
@@ -24,11 +24,19 @@ def ray_cluster(num_cpus: int) -> Iterator[None]:
     except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         where = f"at RAY_ADDRESS={address}" if address else "on this machine"
         raise RetryableError(f"Ray {where} did not start or answer ({type(error).__name__}: {error}); check it and run again") from error
+    end_on_sigterm()
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def given_cluster() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names; without one, this process alone: starting a local one would take longer than what it is for."""
+    with ray_cluster(1) if os.environ.get("RAY_ADDRESS") else contextlib.nullcontext():
+        yield
 
 
 def check_answers(address: str) -> None:

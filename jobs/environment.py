@@ -1,6 +1,8 @@
 """Environment variables of the libraries below us. Set before they are imported; what the user set stays."""
 
 import os
+import signal
+import threading
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,3 +35,9 @@ def worker_environment() -> dict[str, str]:
     Not DS_ACCELERATOR: that is about this machine, and the workers' may have a GPU.
     """
     return {name: os.environ[name] for name in QUIET if name in os.environ}
+
+
+def end_on_sigterm() -> None:
+    """Have SIGTERM end the command as Ctrl-C does: with a sentence and exit code 3. Ray, where it starts, would have it exit with 15."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)

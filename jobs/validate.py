@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from jobs.cluster import given_cluster
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.files import write_json
@@ -19,7 +20,7 @@ from validation.report import check_report, summary_table
 def run_validate(config: RunConfig, console: Console) -> dict[str, Any]:
     """Judge the judged rows and accept the good ones; DataRefusedError when too many are bad. Report and pages are written either way."""
     partitions = find_partitions(config.judged_dir, config.tasks)
-    with console.progress("validate", sum(map(len, partitions.values())), "files") as progress:
+    with given_cluster(), console.progress("validate", sum(map(len, partitions.values())), "files") as progress:
         report = validate(
             config.judged_dir, config.tasks, config.validation_dir, config.accepted_dir, config=config.gate,
             progress=lambda _, done, __: progress.update(done),

@@ -10,7 +10,7 @@ from models.bundle import read_bundle
 from pipeline.commit import put_if_absent
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RetryableError
-from pipeline.files import canonical_json, read_json, remove_tree
+from pipeline.files import canonical_json, publish_dir, read_json, remove_tree, temporary_beside
 from pipeline.tracking import experiment_id, find_run, mlflow_client
 
 BUNDLE_ARTIFACT = "bundle"
@@ -170,8 +170,14 @@ def find_champion(config: RunConfig) -> FetchedVersion | None:
     log = read_promotions(config)
     if not log:
         return None
-    repair_aliases(mlflow_client(config), config.registry.model, log)
-    return fetch_bundle(config, log[-1]["version"], log[-1]["bundle_sha256"])
+    from mlflow.exceptions import MlflowException
+
+    try:
+        repair_aliases(mlflow_client(config), config.registry.model, log)
+        return fetch_bundle(config, log[-1]["version"], log[-1]["bundle_sha256"])
+    except MlflowException as error:
+        champion = f"version {log[-1]['version']} of {config.registry.model}, the champion by the promotion log"
+        raise RetryableError(f"{champion}, could not be fetched from MLflow at {config.tracking_uri} ({error.message})") from error
 
 
 def fetch_version(config: RunConfig, version: str) -> FetchedVersion:
@@ -191,8 +197,13 @@ def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion
     if not bundle_dir.is_dir():
         mlflow_client(config)  # sets where models:/ is looked up
         remove_tree(fetched)
-        fetched.mkdir(parents=True)
-        mlflow.artifacts.download_artifacts(f"models:/{config.registry.model}/{version}", dst_path=str(fetched))
+        staged = temporary_beside(fetched)
+        try:
+            staged.mkdir()
+            mlflow.artifacts.download_artifacts(f"models:/{config.registry.model}/{version}", dst_path=str(staged))
+            publish_dir(staged, fetched)
+        finally:
+            remove_tree(staged)
     if not bundle_dir.is_dir():
         raise DamagedInputError(f"version {version} of {config.registry.model} holds no bundle; register its bundle again")
     return FetchedVersion(version, bundle_dir, sha256)

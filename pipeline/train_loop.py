@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.bundle import write_bundle
+from models.bundle import BundleRefusedError, write_bundle
 from pipeline.batches import EncodedRows, collate
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config import RunConfig, build_config
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import DataRefusedError, RetryableError
+from pipeline.files import remove_tree
 from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.optimizer import build_optimizer
 from pipeline.sampler import Sampler
 from pipeline.speed import flops_per_token, matmul_peak
-from pipeline.train_step import StepDone, Worker, train_step
+from pipeline.train_step import StepDone, TrainingDivergedError, Worker, train_step
 from pipeline.zero import deepspeed_config
 
 HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
@@ -61,6 +63,8 @@ def build_worker(config: RunConfig, encoded: EncodedRows, rank: int, world_size:
     flops = flops_per_token(judge.model)  # before ZeRO 3 takes the numbers apart
     # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # or DeepSpeed's own collectives would wait for half an hour, whatever the config says
+    deepspeed.utils.groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=config.training.hang_timeout_s))
     engine, *_ = deepspeed.initialize(
         model=judge.model,
         model_parameters=list(judge.model.trainable_state().values()),
@@ -116,12 +120,21 @@ def train(worker: Worker, settings: dict[str, Any]) -> None:
     if worker.rank == 0:
         facts = {key: settings[key] for key in ("fingerprint", "data_digest")} | {"steps": worker.num_steps, "rows": len(worker.encoded)}
         facts |= {"trainable_parameters": sum(tensor.numel() for tensor in tensors.values())}
-        write_bundle(Path(settings["bundle_dir"]), describe(worker.judge, worker.config, facts), tensors, worker.judge.backbone.folder)
+        try:
+            write_bundle(Path(settings["bundle_dir"]), describe(worker.judge, worker.config, facts), tensors, worker.judge.backbone.folder)
+        except BundleRefusedError as error:
+            raise TrainingDivergedError(f"{error}; lower optimizer.learning_rate; nothing was published") from error
 
 
 def agreed_checkpoint(root: Path, rank: int) -> Path | None:
     """The newest whole checkpoint as rank 0 sees it: storage need not show all ranks the same at the same time."""
-    names = [folder.name if rank == 0 and (folder := newest_checkpoint(root)[0]) else None]
+    names: list[str | None] = [None]
+    if rank == 0:
+        newest, _ = newest_checkpoint(root)
+        names = [newest.name if newest else None]
+        for damaged in root.glob("step-*"):
+            if newest is None or damaged.name > newest.name:
+                remove_tree(damaged)  # or it would count as one of those that are kept
     torch.distributed.broadcast_object_list(names, src=0)
     return root / names[0] if names[0] else None
 

@@ -57,7 +57,8 @@ class Worker:
 
 @dataclass
 class StepDone:
-    """What came of one step: sums over all ranks, and this rank's seconds by what they were spent on."""
+    """What came of one step: sums over all ranks, and this rank's seconds by what they were spent on; "backward" is with DeepSpeed's own
+    exchange of gradients, "communication" is what comes on top."""
 
     step: int
     rate_share: float
@@ -96,10 +97,13 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
         loss_T, weight_T = micro_step(worker, mine if len(mine) else rows[:1], scale if len(mine) else 0.0, done, bad_rows)
         sums_2T += torch.stack([loss_T, weight_T])
     with done.clock("communication"):
-        everything = torch.cat([sums_2T.flatten(), torch.tensor([float(stop), float(done.tokens_computed)], device=sums_2T.device)])
+        mine_too = torch.tensor([float(stop), float(done.tokens_computed), float(sum(map(len, parts)))], device=sums_2T.device)
+        everything = torch.cat([sums_2T.flatten(), mine_too])
         torch.distributed.all_reduce(everything)
-    done.stop, done.tokens_computed = bool(everything[-2] > 0), int(everything[-1])
-    sums = everything[:-2].reshape(2, -1)
+    stopping, tokens, num_rows = everything[-3:].tolist()
+    assert num_rows == len(rows), f"ranks took {num_rows:.0f} rows of a batch of {len(rows)}"
+    done.stop, done.tokens_computed = stopping > 0, int(tokens)
+    sums = everything[:-3].reshape(2, -1)
     if not torch.isfinite(sums).all():
         raise diverged(worker, step, "loss", gather_rows(bad_rows))
     with done.clock("communication"):
@@ -144,8 +148,8 @@ def diverged(worker: Worker, step: int, what: str, rows: np.ndarray) -> Training
     names = ", ".join(worker.config.tasks[task].name for task in np.unique(worker.encoded.task_N[rows]))
     shown = ", ".join(worker.encoded.row_ids_of(rows[:8])) + (", ..." if len(rows) > 8 else "")
     return TrainingDivergedError(
-        f"the {what} of step {step + 1} is not finite (task {names}; rows {shown}); lower optimizer.learning_rate, or look at these rows;"
-        " nothing was published"
+        f"the {what} of step {step + 1} is not finite (task {names}; rows {shown}); nothing was published. Look at these rows, or remove"
+        f" {worker.config.run_dir / 'training' / 'checkpoints'} and train anew with a lower optimizer.learning_rate"
     )
 
 

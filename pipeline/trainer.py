@@ -15,7 +15,7 @@ from models.inject import adapter_parameter_count, targets
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import RunConfig
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
-from pipeline.errors import ConfigError, RelevanceError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.files import json_sha256, read_json, remove_tree, write_json
 from pipeline.reader import data_digest, find_partitions
 from pipeline.train_loop import train_worker
@@ -23,7 +23,7 @@ from pipeline.train_loop import train_worker
 StepSeen = Callable[[dict[str, Any]], None]
 NO_NUMBERS = {"checkpoint_every_steps", "hang_timeout_s"}  # settings of training that no number follows from
 SPREAD = {"num_workers", "threads_per_worker", "use_gpu", "micro_batch_tokens", "gradient_checkpointing"}  # and those that only rounding follows from
-MAX_RESTARTS = 3  # of the workers, within one command
+MAX_RESTARTS = 3  # of the workers, or of Ray's controller, within one command
 TRAINING_BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "training", "optimizer", "deepspeed")
 
 
@@ -63,15 +63,15 @@ def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: O
     ConfigError: an interrupted training of another config or of other data is there. RetryableError: a worker or node was lost, or the process
     was told to end (SIGTERM): the state is kept first.
     """
-    bundle_dir = config.run_dir / "trained"
+    bundle_dir, training_dir = config.run_dir / "trained", config.run_dir / "training"
+    checkpoint_dir = training_dir / "checkpoints"
     if trained_fingerprint(bundle_dir) == fingerprint:
+        remove_tree(checkpoint_dir)  # there are such if the command was killed just after the bundle was published
         return bundle_dir
     partitions, tokenizer_dir = find_partitions(config.accepted_dir, config.tasks), resolve_folder(config.backbone)
     plan = EncodingPlan(partitions, config.split, config.tasks, config.encode, tokenizer_dir)
     encoded_dir = publish_encoded(plan, config.run_dir, on_encoded)
-    training_dir = config.run_dir / "training"
     live_path, stop_path = training_dir / "live.jsonl", training_dir / "stop"
-    checkpoint_dir = training_dir / "checkpoints"
     open_checkpoints(checkpoint_dir, training_facts(config, digest), say)
     live_path.write_text("")
     stop_path.unlink(missing_ok=True)
@@ -86,7 +86,7 @@ def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: O
         "stop_path": str(stop_path),
     }
     with LiveFollower(live_path, on_step), asked_to_stop(stop_path, say):
-        fit(config, settings, training_dir / "ray")
+        fit(config, settings, training_dir / "ray", say)
     remove_tree(checkpoint_dir)
     return bundle_dir
 
@@ -94,7 +94,9 @@ def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: O
 def training_facts(config: RunConfig, digest: str) -> dict[str, Any]:
     """What an interrupted training may not change, setting by setting. How its work is spread it may: the numbers are the same but for rounding."""
     plain = config.model_dump(mode="json")
-    plain["training"] = {key: value for key, value in plain["training"].items() if key not in NO_NUMBERS | SPREAD}
+    # what dropout draws depends on which rank has a row
+    free = NO_NUMBERS if config.adapter.lora_dropout else NO_NUMBERS | SPREAD
+    plain["training"] = {key: value for key, value in plain["training"].items() if key not in free}
     blocks = {key: plain[key] for key in TRAINING_BLOCKS if key != "deepspeed"}
     return {**blocks, "data": digest, "backbone_digest": folder_digest(resolve_folder(config.backbone))}
 
@@ -104,7 +106,10 @@ def open_checkpoints(folder: Path, facts: dict[str, Any], say: Callable[[str], N
     of_training = folder / "training.json"
     newest, problems = newest_checkpoint(folder)
     if newest is not None:
-        changed = changes(read_json(of_training) if of_training.is_file() else {}, facts)
+        try:
+            changed = changes(read_json(of_training), facts)
+        except (OSError, DamagedInputError) as error:
+            raise ConfigError(f"{of_training} is gone or damaged, so nobody knows whose checkpoints these are; remove {folder} to start anew") from error
         if changed:
             raise ConfigError(
                 f"{folder} holds an interrupted training that was other than this one: {'; '.join(changed[:8])}. Go back to its config to finish it,"
@@ -155,8 +160,29 @@ def trained_fingerprint(bundle_dir: Path) -> str | None:
         return None
 
 
-def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
-    """Run the workers to their end. Errors meant for the user come out of the workers as they were raised."""
+def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Callable[[str], None]) -> None:
+    """Run the workers to their end, starting them again where they are lost. Errors meant for the user come out as they were raised.
+
+    The loop is ours as Ray would start workers again whatever ended them, a stop that was asked for and a loss that is not finite too.
+    """
+    for restarts in range(MAX_RESTARTS + 1):
+        try:
+            run_workers(config, settings, storage_dir)
+            return
+        except Exception as error:
+            told = told_to_user(error)
+            if told is not None:
+                raise told from error
+            if restarts == MAX_RESTARTS or Path(settings["stop_path"]).exists():
+                lost = f"training workers were lost ({first_line(error)}); run the same command again: it goes on from its last checkpoint"
+                raise RetryableError(lost) from error
+            say(f"  workers were lost ({first_line(error)}); starting them again, {restarts + 1} of {MAX_RESTARTS}")
+            for problem in newest_checkpoint(Path(settings["checkpoint_dir"]))[1]:
+                say(f"  a damaged checkpoint is passed over: {problem}")
+
+
+def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
+    """One start of the workers, to their end."""
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -165,18 +191,17 @@ def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
     remove_tree(storage_dir)
     training = config.training
     resources = {"CPU": training.threads_per_worker} | ({"GPU": 1} if training.use_gpu else {})
+    failures = FailureConfig(max_failures=0, controller_failure_limit=MAX_RESTARTS)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo", timeout_s=math.ceil(training.hang_timeout_s)),
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources),
-        run_config=RayRunConfig(name=config.name, storage_path=str(storage_dir), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
+        run_config=RayRunConfig(name=config.name, storage_path=str(storage_dir), failure_config=failures),
     )
-    try:
-        trainer.fit()
-    except Exception as error:
-        lost = f"training workers were lost ({first_line(error)}); run the same command again: it goes on from its last checkpoint"
-        raise (told_to_user(error) or RetryableError(lost)) from error
+    # Ray's own would stay after the training and end the command with 0
+    trainer._register_sigint_handler = lambda controller: None
+    trainer.fit()
 
 
 def told_to_user(error: BaseException | None) -> RelevanceError | None:

@@ -25,7 +25,7 @@ from pipeline.tasks import Task
 from validation.data_docs import DataDocs, readable
 from validation.expectations import build_checks, build_frame, build_schema_frame, build_schema_suite, build_suite, failing_rows
 from validation.partition import PartitionJob, PartitionVerdict, judge_partition
-from validation.quarantine import part_in_background
+from validation.quarantine import PartedRows
 from validation.report import FileRecord, TaskRecord, ValidationReport
 from validation.script_mix import build_mix_frame, build_mix_suite, foreign_share, mix_sentences
 from validation.scripts import MIXED_COLUMNS
@@ -82,14 +82,14 @@ def validate(
         refusals, notes = told(task, found, records[task.name], config, judged)
         failures += refusals
         warnings += notes
-    accept = accepted_dir is not None and not failures
+    quarantine_dir, wanted_dir = out_dir / "quarantine", None if failures else accepted_dir
     # rows are parted by Arrow while Great Expectations keeps Python busy
-    with part_in_background(data_dir, verdicts, found.repeats.rows, temporary_beside(accepted_dir or out_dir / "quarantine"), accept) as parted:
+    with PartedRows(data_dir, verdicts, found.repeats.rows, quarantine_dir, wanted_dir) as parted:
         failures += judge_by_expectations(out_dir, present, found, config, judged, failures, warnings)
         accepted = parted.counts()
-        parted.publish("quarantine", out_dir / "quarantine")
-        if accepted_dir is not None and not failures:
-            parted.publish("accepted", accepted_dir)
+        parted.publish(quarantine_dir)
+        if wanted_dir is not None and not failures:
+            parted.publish(wanted_dir)
     report = ValidationReport(
         passed=not failures, judged=judged, data_dir=data_dir, data_docs=out_dir / "data_docs" / "index.html",
         data_digest=json_sha256({task.name: sorted(v.sha256 for v, _ in found.of_task(task)) for task in present}),
@@ -105,8 +105,9 @@ def remove_old_partitions(folder: Path, verdicts: Sequence[PartitionVerdict]) ->
     """Forget files that are no longer there."""
     used = {Path(verdict.folder).name for verdict in verdicts}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in used and not path.name.startswith("."):
+        if path.is_dir() and path.name not in used and not path.name.startswith("."):
             remove_tree(path)
+            (folder / f".{path.name}.lock").unlink(missing_ok=True)
 
 
 def task_record(task: Task, found: Judged) -> TaskRecord:
@@ -130,7 +131,7 @@ def told(task: Task, found: Judged, record: TaskRecord, config: GateConfig, judg
     """(why the task's data are refused, what else is worth knowing)."""
     where = f"task={task.name}"
     failures = [f"{v.relative}: {v.refused}; no row was read" for v, _ in found.of_task(task) if v.refused]
-    if not record.accepted:
+    if not record.accepted and (record.read or not failures):
         failures.append(f"{where}: the table must hold at least one good row; its files hold {record.read:,} rows, and all were set aside")
     if task.name in config.scripts:
         failures += mix_sentences([v for v, _ in found.of_task(task)], config.scripts[task.name], config.max_foreign_share)
@@ -190,16 +191,26 @@ def judge_by_expectations(
                 frame.iloc[0] = [kind for _, kind in verdict.schema]
                 # no task can be called this: + is outside the name rule
                 docs.judge(build_schema_suite(f"{task.name}+schema-{number}", schema.names), frame)
-            samples = [pq.read_table(Path(v.folder) / "sample.parquet") for v in files if not v.refused]
-            if samples:
-                disagreements += compare(task, judged, pa.concat_tables(samples).slice(0, FRAME_ROWS), docs)
-            if samples and task.name in config.scripts:
+            sample = read_samples(files)
+            if sample is not None:
+                disagreements += compare(task, judged, sample, docs)
+            if sample is not None and task.name in config.scripts:
                 disagreements += compare_mix(task, config, [verdict for verdict in files if not verdict.refused], docs)
         docs.write([*failures, *disagreements], warnings)
         publish_dir(staged, out_dir / "data_docs")
     finally:
         remove_tree(staged)
     return disagreements
+
+
+def read_samples(files: Sequence[PartitionVerdict]) -> pa.Table | None:
+    """Rows of some files, those with bad rows first; None if no file was read."""
+    tables: list[pa.Table] = []
+    for verdict in sorted((v for v in files if not v.refused), key=lambda v: not v.bad_rows):
+        tables.append(pq.read_table(Path(verdict.folder) / "sample.parquet"))
+        if sum(table.num_rows for table in tables) >= FRAME_ROWS:
+            break
+    return pa.concat_tables(tables).slice(0, FRAME_ROWS) if tables else None
 
 
 def compare(task: Task, judged: bool, sample: pa.Table, docs: DataDocs) -> list[str]:

@@ -25,7 +25,7 @@ from validation.words import Source, read_batches
 
 @dataclass(frozen=True)
 class LeakageReport:
-    """What was found in one data set. The same rows give the same report, however they lie in files."""
+    """What was found in one data set. The same rows in the same order give the same report, however they lie in files."""
 
     num_queries: Mapping[str, int]  # distinct normalised queries compared, by split, over all tasks
     drawn_share: float  # about which share of all queries these are; neighbours by one word are found at about this rate, the other kinds fully

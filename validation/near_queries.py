@@ -75,7 +75,7 @@ class DrawnQueries:
         self._new, self._num_new = [], 0
         if len(self._known) > MAX_QUERIES:
             # below the next key, and not at it: queries of the same letters stay or go together
-            self._limit = np.uint64(int(np.partition(letter_keys(self._known), MAX_QUERIES)[MAX_QUERIES]) - 1)
+            self._limit = np.uint64(max(int(np.partition(letter_keys(self._known), MAX_QUERIES)[MAX_QUERIES]) - 1, 0))
             self._known = self._drawn(self._known)
 
 

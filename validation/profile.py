@@ -8,8 +8,6 @@ same rows give the same bytes.
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,14 +23,14 @@ from pipeline.files import canonical_json, read_json, write_bytes
 from pipeline.schema import COLUMNS, MAX_LABELS, TEXT_COLUMNS
 from validation.hashing import hash_column
 from validation.scripts import SCRIPTS, main_scripts
-from validation.words import Source, drawn, drawn_share, fold_texts, hash_texts, read_batches, shown, split_words
+from validation.seen_words import SeenWords, see_words, word_buckets
+from validation.words import Source, drawn, drawn_share, fold_texts, read_batches, shown, split_words
 
 PROFILE_VERSION = 1
 NULLABLE_TEXTS: tuple[str, ...] = tuple(c.name for c in COLUMNS if c.nullable and c.name in TEXT_COLUMNS)
 # Lower ends of the length bins, in characters: each length up to 11, then eight bins an octave. Coarser ones are made of these when two are compared.
 LENGTH_EDGES = np.unique([0, *(round(2 ** (k / 8)) for k in range(161))])
-NUM_BUCKETS = 64  # a script's words are spread over these by hash
-NUM_SEEN = 1 << 15  # bits of the map of words seen
+MAX_MARKETS = 100_000  # counted
 MAX_NAMED = 64  # markets kept by name; the rest are "(other)"
 OTHERS = "(other)"
 MAX_WORD_CHARS = 24  # of a word kept by name
@@ -82,7 +80,7 @@ class TaskTally:
         self.rows += batch.num_rows
         for value, count in Counter(batch["label"].drop_null().to_pylist()).items():
             self.labels[str(value) if 0 <= value < MAX_LABELS else "off scale"] += count
-        self.markets.update("(null)" if market is None else market for market in batch["market"].to_pylist())
+        self._count_markets(batch["market"])
         hashes = hash_column(batch["query"])
         hashes = hashes[hashes != 0]  # null
         rank = (56 - np.ceil(np.log2(hashes // _REGISTERS + 1.0))).astype(np.uint8)  # leading zeros of the other 55 bits, and 1
@@ -91,6 +89,13 @@ class TaskTally:
         self.text_rows += texts.num_rows
         for name, column in self.columns.items():
             column.add(texts[name])
+
+    def _count_markets(self, markets: pa.Array) -> None:
+        counts = pc.value_counts(markets.fill_null("(null)"))
+        self.markets.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
+        if len(self.markets) > MAX_MARKETS:  # no market, whatever the column is called: the rare ones lose their names
+            named = dict(_most_common(self.markets)[: MAX_MARKETS // 2])
+            self.markets = Counter(named | {OTHERS: self.markets.total() - sum(n for name, n in named.items() if name != OTHERS)})
 
     def merge(self, other: TaskTally) -> None:
         """Take up the rows of another tally."""
@@ -124,7 +129,7 @@ class Tally:
         """What is kept of these counts."""
         num_top = max(5, _TOP_WORDS // (len(TEXT_COLUMNS) * max(len(self.tasks), 1)))
         return Profile({name: _task_profile(task, num_top, max_markets) for name, task in sorted(self.tasks.items())},
-                       {name: _seen_words([task.columns[name].words for task in self.tasks.values()]) for name in TEXT_COLUMNS})
+                       {name: see_words([task.columns[name].words for task in self.tasks.values()]) for name in TEXT_COLUMNS})
 
 
 @dataclass(frozen=True)
@@ -148,23 +153,6 @@ class TaskProfile:
     labels: Mapping[str, int]
     markets: Mapping[str, int]
     columns: Mapping[str, ColumnProfile]
-
-
-@dataclass(frozen=True)
-class SeenWords:
-    """Which words a column held, over all tasks: a bit for each hash bucket, set if a word fell there."""
-
-    bits: str  # base64 of zlib of NUM_SEEN bits
-    occurrences: Mapping[str, int]  # by script of the word
-    once: Mapping[str, int]  # words met a single time: their share is what fresh rows may be expected to bring in unknown words (I. J. Good, 1953)
-
-    def unknown(self, words: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-        """By script: occurrences in `words` that fall where no word was seen, and all."""
-        seen = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(self.bits)), dtype=np.uint8)).astype(bool)
-        names, count_V = pa.array(list(words), pa.string()), np.fromiter(words.values(), np.int64, len(words))
-        strange_V = ~seen[(hash_texts(names) % NUM_SEEN).astype(np.int64)]
-        unknown, every = _by_script(names, count_V * strange_V), _by_script(names, count_V)
-        return {script: (unknown.get(script, 0), count) for script, count in every.items()}
 
 
 @dataclass(frozen=True)
@@ -221,27 +209,3 @@ def _task_profile(task: TaskTally, num_top: int, max_markets: int) -> TaskProfil
 def _most_common(counts: Counter[str]) -> list[tuple[str, int]]:
     """By falling count, ties by name, so that the order of the rows does not show."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def word_buckets(words: Mapping[str, int]) -> dict[str, list[int]]:
-    """Occurrences by the script of the word and the bucket its hash falls in."""
-    names = pa.array(list(words), pa.string())
-    script_V, bucket_V = main_scripts(names), (hash_texts(names) % NUM_BUCKETS).astype(np.int64)
-    counts = np.zeros((len(SCRIPTS), NUM_BUCKETS), dtype=np.int64)
-    np.add.at(counts, (script_V, bucket_V), np.fromiter(words.values(), np.int64, len(words)))
-    return {script: counts[i].tolist() for i, script in sorted(enumerate(SCRIPTS), key=lambda pair: pair[1]) if counts[i].any()}
-
-
-def _by_script(words: pa.Array, count_V: np.ndarray) -> dict[str, int]:
-    """The counts of words summed by script, zeros left out."""
-    sums = np.bincount(main_scripts(words), weights=count_V, minlength=len(SCRIPTS)).astype(np.int64)
-    return {script: int(n) for script, n in sorted(zip(SCRIPTS, sums, strict=True)) if n}
-
-
-def _seen_words(by_task: list[Counter[str]]) -> SeenWords:
-    words: Counter[str] = sum(by_task, Counter())
-    names, count_V = pa.array(list(words), pa.string()), np.fromiter(words.values(), np.int64, len(words))
-    bits = np.zeros(NUM_SEEN, dtype=np.uint8)
-    bits[(hash_texts(names) % NUM_SEEN).astype(np.int64)] = 1
-    packed = base64.b64encode(zlib.compress(np.packbits(bits).tobytes(), 9)).decode()
-    return SeenWords(packed, _by_script(names, count_V), _by_script(names, count_V == 1))

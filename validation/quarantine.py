@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.files import publish_dir, remove_tree
+from pipeline.files import publish_dir, remove_tree, temporary_beside
 from pipeline.ray_map import map_in_order
 from pipeline.reader import open_partition
 from pipeline.schema import ROW_SCHEMA
 from pipeline.writer import ROWS_PER_GROUP
-from validation.partition import REASON_SCHEMA, PartitionVerdict, nullable, read_batches, repair_text
+from validation.partition import PartitionVerdict, check_unchanged, read_batches
+from validation.row_scan import REASON_SCHEMA, nullable, repair_text
 
 QUARANTINE_SCHEMA = pa.schema([pa.field("row", pa.int64()), pa.field("reasons", pa.list_(pa.string())), *nullable(ROW_SCHEMA)])
 
@@ -35,40 +37,47 @@ class FileParting:
 
 
 class PartedRows:
-    """The rows of all files being parted, in the background, into those set aside and those that may go on. Nobody sees either before it is
-    published; what never is, is gone when the context ends."""
+    """The rows of all files being parted, in the background, into those set aside and those that may go on: each lot in a folder beside the one it is
+    to replace. Nobody sees either before it is published; what never is, is gone when the context ends."""
 
-    def __init__(self, partings: Sequence[FileParting], staged: Path) -> None:
-        self._staged = staged
+    def __init__(self, data_dir: Path, verdicts: Sequence[PartitionVerdict], repeated_F: Sequence[dict[str, np.ndarray]],
+                 quarantine_dir: Path, accepted_dir: Path | None) -> None:  # fmt: skip
+        self._staged = {folder: temporary_beside(folder) for folder in (quarantine_dir, accepted_dir) if folder}
+        quarantine, accepted = self._staged[quarantine_dir], self._staged[accepted_dir] if accepted_dir else None
+        partings = [
+            FileParting(data_dir / v.relative, v, repeated, quarantine / v.relative, accepted / v.relative if accepted else None)
+            for v, repeated in zip(verdicts, repeated_F, strict=True)
+        ]
         self._background = ThreadPoolExecutor(1)
-        self._counts = self._background.submit(lambda: list(map_in_order(part_rows, partings, threads=True)))
+        self._given_up = threading.Event()
+        self._counts = self._background.submit(self._part, partings)
+
+    def _part(self, partings: Sequence[FileParting]) -> list[int]:
+        counts = []
+        for count in map_in_order(part_rows, partings, threads=True):
+            counts.append(count)
+            if self._given_up.is_set():
+                break
+        return counts
 
     def __enter__(self) -> PartedRows:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._given_up.set()
         self._background.shutdown()
-        remove_tree(self._staged)
+        for staged in self._staged.values():
+            remove_tree(staged)
 
     def counts(self) -> list[int]:
         """The number of accepted rows of each file, once all are parted."""
         return self._counts.result()
 
-    def publish(self, part: str, folder: Path) -> None:
-        """Put "quarantine" or "accepted" in the place of `folder`, whole."""
+    def publish(self, folder: Path) -> None:
+        """Put the rows for one of the two folders in its place, whole."""
         self.counts()
-        (self._staged / part).mkdir(parents=True, exist_ok=True)  # there may be no such row
-        publish_dir(self._staged / part, folder)
-
-
-def part_in_background(data_dir: Path, verdicts: Sequence[PartitionVerdict], repeated_F: Sequence[dict[str, np.ndarray]], staged: Path,
-                       accept: bool) -> PartedRows:  # fmt: skip
-    """Begin to write the rows set aside and, if asked to, the accepted ones below `staged`."""
-    quarantine, accepted = staged / "quarantine", staged / "accepted" if accept else None
-    return PartedRows([
-        FileParting(data_dir / v.relative, v, repeated, quarantine / v.relative, accepted / v.relative if accepted else None)
-        for v, repeated in zip(verdicts, repeated_F, strict=True)
-    ], staged)  # fmt: skip
+        self._staged[folder].mkdir(parents=True, exist_ok=True)  # there may be no such row
+        publish_dir(self._staged[folder], folder)
 
 
 def part_rows(parting: FileParting) -> int:
@@ -86,6 +95,7 @@ def part_rows(parting: FileParting) -> int:
         separate(parting.path, reasons, parting.quarantine_path, accepted_path)
     elif accepted_path:
         shutil.copyfile(parting.path, accepted_path)
+    check_unchanged(parting.path, verdict.stamp)
     return num_accepted
 
 

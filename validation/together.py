@@ -1,4 +1,5 @@
-"""What no file can see alone: row_ids used twice, and pairs judged twice. Hashes are compared bucket by bucket, so memory stays bounded.
+"""What no file can see alone: row_ids used twice, and pairs judged twice. Hashes are compared bucket by bucket: beside a bucket,
+memory holds one byte a row.
 
 Shape legend: F files, N rows of a file, K rows of a bucket.
 """
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from validation.partition import PartitionVerdict
 
-BUCKET_ROWS = 4_000_000  # compared at once: about 200 MB
+BUCKET_ROWS = 1_000_000  # compared at once: about 60 MB
 REPEATED_ID, REPEATED_PAIR, CONFLICT = "row_id_repeated", "pair_repeated", "labels_conflict"
 ConflictPolicy = Literal["drop", "majority", "keep"]
 
@@ -117,11 +118,16 @@ def buckets(verdicts: Sequence[PartitionVerdict], gone: Sequence[np.ndarray], co
         for index, verdict in enumerate(verdicts):
             if verdict.refused or not verdict.rows:
                 continue
-            keys = pq.read_table(Path(verdict.folder) / "keys.parquet", columns=[column, "label"])
-            hash_N = keys[column].to_numpy() ^ np.uint64((salt[index] if salt else 0) * 0x9E3779B97F4A7C15 % 2**64)
-            is_mine_N = ~gone[index] if num_buckets == 1 else (hash_N % np.uint64(num_buckets) == number) & ~gone[index]
-            row_M = np.flatnonzero(is_mine_N)
-            parts.append((hash_N[row_M], np.full(len(row_M), index, dtype=np.int32), row_M, keys["label"].to_numpy()[row_M]))
+            mark, start = np.uint64((salt[index] if salt else 0) * 0x9E3779B97F4A7C15 % 2**64), 0
+            with pq.ParquetFile(Path(verdict.folder) / "keys.parquet") as file:
+                for keys in file.iter_batches(1 << 20, columns=[column, "label"]):
+                    hash_M = keys[column].to_numpy() ^ mark
+                    is_mine_M = ~gone[index][start : start + len(hash_M)]
+                    if num_buckets > 1:
+                        is_mine_M &= hash_M % np.uint64(num_buckets) == number
+                    mine = np.flatnonzero(is_mine_M)
+                    parts.append((hash_M[mine], np.full(len(mine), index, dtype=np.int32), start + mine, keys["label"].to_numpy()[mine]))
+                    start += len(hash_M)
         if parts:
             hash_M, *others = (np.concatenate(column) for column in zip(*parts, strict=True))
             shared = shared_values(hash_M)

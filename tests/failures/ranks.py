@@ -45,7 +45,7 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
     """Train as a Ray worker would."""
     import torch
 
-    from pipeline import train_loop
+    from pipeline import train_loop, train_step
     from pipeline.checkpoint import CheckpointWriter
     from pipeline.config import build_config
     from pipeline.encoded_files import read_encoded
@@ -53,6 +53,16 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
     config = build_config(case["config"], "the case")
     encoded = read_encoded(Path(case["settings"]["encoded_dir"]), "train", config.tasks)
     worker = train_loop.build_worker(config, encoded, rank, world_size, torch.device("cpu"))
+    micro_step = train_step.micro_step
+
+    def recorded(worker: Any, mine: Any, scale: float, done: Any, *rest: Any) -> Any:
+        """What was trained on, as it happens."""
+        if scale:
+            with (Path(case["settings"]["live_path"]).parent / f"rows-{rank}.jsonl").open("a") as file:
+                file.write(json.dumps({"step": done.step, "rows": mine.tolist()}) + "\n")
+        return micro_step(worker, mine, scale, done, *rest)
+
+    train_step.micro_step = recorded
     if case["die_at"] is not None:
         save = CheckpointWriter.save
 
@@ -63,6 +73,7 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
 
         CheckpointWriter.save = save_and_die  # type: ignore[method-assign]
     train_loop.train(worker, case["settings"])
+    train_step.micro_step = micro_step
     worker.engine.destroy()
 
 

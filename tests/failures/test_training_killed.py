@@ -163,6 +163,7 @@ def test_a_worker_killed_is_replaced_within_the_command(start: Callable[[str], T
     train_workers(process)[number % 2].kill()
     _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said
+    assert said.count("starting them again, 1 of 3") == 1 and "2 of 3" not in said
     assert training.losses() == unbroken.losses()
     assert training.weights() == unbroken.weights()
 
@@ -179,6 +180,7 @@ def test_sigterm_keeps_the_state_within_the_grace_time_and_ends_with_3(start: Ca
     step = int(re.search(r"its state after step (\d+) is kept; run the same command again", said).group(1))  # type: ignore[union-attr]
     before = training.losses()
     assert max(before) == step < 36
+    assert "starting them again" not in said and len(before) == len(training.live()) == step
     assert f"going on from step-{step:08d}" in training.finish()
     assert min(training.losses()) == step + 1  # no step is done twice
     check_same(training, unbroken, before)
@@ -196,8 +198,19 @@ def test_a_worker_that_hangs_is_given_up_after_the_stated_time(start: Callable[[
         with contextlib.suppress(psutil.NoSuchProcess):
             hung.kill()
     assert process.returncode == 0, said
+    assert "starting them again, 1 of 3" in said
     assert training.losses() == unbroken.losses()
     assert training.weights() == unbroken.weights()
+
+
+def test_sigterm_before_any_worker_is_started_ends_with_3_too(start: Callable[[str], Training]) -> None:
+    training = start("terminated at once")
+    process = training.start()
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 3, said
+    assert "interrupted; run the same command again" in said or "is kept; run the same command again" in said
 
 
 def test_an_interrupted_training_refuses_another_config_and_says_what_changed(start: Callable[[str], Training], unbroken: Training) -> None:
@@ -222,4 +235,5 @@ def test_a_loss_that_is_not_finite_stops_with_step_task_and_rows_and_publishes_n
     assert process.returncode == 1, said
     found = re.search(r"of step (\d+) is not finite \(task (two|three)[^;]*; rows (two|three)-1-\d+", said)
     assert found is not None, said
+    assert "starting them again" not in said
     assert not (training.dir / "trained").exists()

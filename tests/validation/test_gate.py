@@ -17,7 +17,7 @@ from places import ROOT
 import validation.gate
 import validation.partition
 import validation.together
-from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
 from pipeline.files import file_sha256
 from pipeline.limits import GateConfig
 from pipeline.reader import data_digest, find_partitions
@@ -315,29 +315,61 @@ def test_only_new_and_changed_files_are_read_again(tmp_path, task, build_table, 
         read.clear()
         report = validate(write_rows({"query-ad": tables}), [task], tmp_path / "out", tmp_path / "accepted")
         assert sorted(path.split("/")[1].removesuffix(".parquet") for path in read) == expected
-        assert report.passed and len(list((tmp_path / "out" / "partitions").iterdir())) == len(tables)
+        assert report.passed and len([path for path in (tmp_path / "out" / "partitions").iterdir() if path.is_dir()]) == len(tables)
     changed = task.model_copy(update={"labels": ("a", "b", "c", "d")})
     read.clear()
     validate(tmp_path / "data", [changed], tmp_path / "out", tmp_path / "accepted")
     assert len(read) == 3, "other rules, other verdicts"
 
 
-def test_equal_files_may_be_judged_at_the_same_time(tmp_path, task, build_table, write_rows, monkeypatch):
-    both, whole = threading.Barrier(2, timeout=30), validation.partition.read_and_judge
+def test_equal_files_judged_at_the_same_time_are_read_once(tmp_path, task, build_table, write_rows, monkeypatch):
+    read, whole = [], validation.partition.read_and_judge
 
-    def together(*arguments):
-        verdict = whole(*arguments)
-        both.wait()
-        return verdict
+    def slowly(job, *rest):
+        read.append(job.relative)
+        threading.Event().wait(0.2)
+        return whole(job, *rest)
 
-    monkeypatch.setattr(validation.partition, "read_and_judge", together)
+    monkeypatch.setattr(validation.partition, "read_and_judge", slowly)
     files = sorted(write_rows({"query-ad": [build_table()] * 2}).rglob("*.parquet"))
     jobs = [PartitionJob(path, path.name, task, True, tmp_path / "work") for path in files]
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(judge_partition, jobs)
     assert (one.relative, other.relative) == ("part-0.parquet", "part-1.parquet")
-    assert one.folder == other.folder
-    assert [path.name for path in (tmp_path / "work").iterdir()] == [Path(one.folder).name]
+    assert len(read) == 1 and one.folder == other.folder
+    assert [path.name for path in (tmp_path / "work").iterdir() if path.is_dir()] == [Path(one.folder).name]
+
+
+def test_file_that_changes_while_it_is_judged_is_not_accepted(tmp_path, task, build_table, write_rows, monkeypatch):
+    data = write_rows({"query-ad": [build_table()]})
+    path = next(data.rglob("*.parquet"))
+    for module, name in ((validation.partition, "read_and_judge"), (validation.gate, "find_repeats")):
+        with monkeypatch.context() as patched:
+            original = getattr(module, name)
+
+            def swapping(*arguments, original=original):
+                found = original(*arguments)
+                pq.write_table(build_table("other"), path)
+                return found
+
+            patched.setattr(module, name, swapping)
+            with pytest.raises(RetryableError, match="part-0.parquet was changed while it was judged; run the same command again"):
+                validate(data, [task], tmp_path / "out", tmp_path / "accepted", config=STRICT)
+        assert not (tmp_path / "accepted").exists() and not (tmp_path / "out" / "report.json").exists()
+        assert not list(tmp_path.glob(".accepted*"))
+    assert validate(data, [task], tmp_path / "out", tmp_path / "accepted", config=STRICT).passed
+
+
+def test_damage_is_looked_at_again_the_next_time_under_its_own_name(tmp_path, judge, build_table, monkeypatch):
+    def fails(file, path):
+        raise DamagedInputError(f"{path} is damaged (read error); write it again from its source")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(validation.partition, "read_batches", fails)
+        report = judge(build_table(), build_table())
+        assert report.damaged == ("task=query-ad/part-0.parquet", "task=query-ad/part-1.parquet")
+        assert all(f"part-{i}.parquet is damaged" in report.failures[i] for i in (0, 1))
+    assert judge(build_table(), build_table("b")).passed
 
 
 @pytest.mark.parametrize("name", ["keys.parquet", "verdict.json", "sample.parquet"])
