@@ -17,10 +17,10 @@ from pipeline.config import RunConfig
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.files import json_sha256, read_json, remove_tree, write_json
+from pipeline.live import LiveFollower, StepSeen
 from pipeline.reader import data_digest, find_partitions
 from pipeline.train_loop import train_worker
 
-StepSeen = Callable[[dict[str, Any]], None]
 NO_NUMBERS = {"checkpoint_every_steps", "hang_timeout_s"}  # settings of training that no number follows from
 SPREAD = {"num_workers", "threads_per_worker", "use_gpu", "micro_batch_tokens", "gradient_checkpointing"}  # and those that only rounding follows from
 MAX_RESTARTS = 3  # of the workers, or of Ray's controller, within one command
@@ -109,7 +109,7 @@ def open_checkpoints(folder: Path, facts: dict[str, Any], say: Callable[[str], N
         try:
             changed = changes(read_json(of_training), facts)
         except (OSError, DamagedInputError) as error:
-            raise ConfigError(f"{of_training} is gone or damaged, so nobody knows whose checkpoints these are; remove {folder} to start anew") from error
+            raise ConfigError(f"{of_training} is gone or damaged, so these may be another training's checkpoints; remove {folder}") from error
         if changed:
             raise ConfigError(
                 f"{folder} holds an interrupted training that was other than this one: {'; '.join(changed[:8])}. Go back to its config to finish it,"
@@ -191,7 +191,7 @@ def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) 
     remove_tree(storage_dir)
     training = config.training
     resources = {"CPU": training.threads_per_worker} | ({"GPU": 1} if training.use_gpu else {})
-    failures = FailureConfig(max_failures=0, controller_failure_limit=MAX_RESTARTS)
+    failures = FailureConfig(max_failures=0, controller_failure_limit=MAX_RESTARTS)  # type: ignore[call-arg]
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
@@ -200,7 +200,7 @@ def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) 
         run_config=RayRunConfig(name=config.name, storage_path=str(storage_dir), failure_config=failures),
     )
     # Ray's own would stay after the training and end the command with 0
-    trainer._register_sigint_handler = lambda controller: None
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]
     trainer.fit()
 
 
@@ -222,33 +222,3 @@ def told_to_user(error: BaseException | None) -> RelevanceError | None:
 def first_line(error: BaseException) -> str:
     """A short name for an error."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
-
-
-class LiveFollower:
-    """Calls back with each json line that the training writes, from a thread of its own, until closed."""
-
-    def __init__(self, path: Path, on_step: StepSeen, every_s: float = 0.5) -> None:
-        self.path, self.on_step, self.every_s = path, on_step, every_s
-        self.closing = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> "LiveFollower":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self.thread.join()
-
-    def _follow(self) -> None:
-        with self.path.open(encoding="utf-8") as file:
-            tail = ""
-            while True:
-                last_round = self.closing.is_set()
-                tail += file.read()
-                *lines, tail = tail.split("\n")
-                for line in lines:
-                    self.on_step(json.loads(line))
-                if last_round:
-                    return
-                self.closing.wait(self.every_s)

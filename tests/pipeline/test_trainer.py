@@ -10,7 +10,8 @@ from planted import planted_config, write_planted
 
 from pipeline.config import RunConfig, build_config
 from pipeline.errors import ConfigError, DataRefusedError
-from pipeline.trainer import LiveFollower, told_to_user, trained_fingerprint, training_fingerprint
+from pipeline.live import LiveFollower
+from pipeline.trainer import told_to_user, trained_fingerprint, training_fingerprint
 from pipeline.zero import deepspeed_config
 
 
