@@ -28,15 +28,15 @@ def run_validate(config: RunConfig, console: Console) -> dict[str, Any]:
     console.say(summary_table(report))
     console.say(f"  the data {'pass' if report.passed else 'do NOT pass'}; Data Docs: {report.data_docs}")
     check_report(report)
-    digest = data_digest(find_partitions(config.accepted_dir, config.tasks))
-    look_at_accepted(config, digest, console)
+    accepted = find_partitions(config.accepted_dir, config.tasks)
+    digest = data_digest(accepted)
+    look_at_accepted(config, accepted, digest, console)
     return {"data_digest": digest, "data_docs": str(report.data_docs), "rows": {name: task.accepted for name, task in report.tasks.items()}}
 
 
-def look_at_accepted(config: RunConfig, digest: str, console: Console) -> None:
+def look_at_accepted(config: RunConfig, partitions: dict[str, list[Path]], digest: str, console: Console) -> None:
     """Tell of leakage across the splits and of drift from the reference profile; both are told, not refused. Writes leakage.json and
     profile.json, and where there is a reference drift.json and drift.png, beside the gate's report. ConfigError: no such reference."""
-    partitions = find_partitions(config.accepted_dir, config.tasks)
     leakage = find_leakage(partitions, config.tasks, config.split)
     write_json(config.validation_dir / "leakage.json", leakage.as_json())
     for sentence in leakage.sentences():

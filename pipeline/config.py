@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from models.config import AdapterConfig, AnyAdapterConfig, BackboneConfig, MTLLoRAConfig
 from pipeline.encode import EncodeConfig
 from pipeline.errors import ConfigError
-from pipeline.explain import explain
+from pipeline.explain import explain, read_yaml_mapping
 from pipeline.frozen import Frozen
 from pipeline.limits import GateConfig
 from pipeline.source_config import Source, check_table_sources, checked_name
@@ -182,14 +182,7 @@ class RunConfig(Frozen):
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config in a YAML file with `a.b=value` overrides applied. ConfigError says which setting, where, and what it may be."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"config {path} does not exist; copy jobs/configs/demo.yaml and change it") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {path} is not readable YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"config {path} must be a YAML mapping of settings, such as `name: demo`")
+    value = read_yaml_mapping(path, "config", "copy jobs/configs/demo.yaml and change it", "of settings, such as `name: demo`")
     for override in overrides:
         apply_override(value, override)
     return build_config(value, str(path))

@@ -19,11 +19,10 @@ from models.backbone import load_tokenizer
 from models.bundle import is_tokenizer_file
 from pipeline.encode import ENCODER_VERSION, EncodeConfig, Encoder
 from pipeline.encoded_files import ENCODED_SCHEMA, FORMAT, encoded_name, is_whole, write_manifest
-from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
+from pipeline.errors import ConfigError, RetryableError
 from pipeline.files import file_sha256, json_sha256, publish_dir, remove_tree, temporary_beside
 from pipeline.ray_map import map_in_order
-from pipeline.reader import open_partition
-from pipeline.schema import schema_difference
+from pipeline.reader import check_schema, naming_damage, open_partition
 from pipeline.split import SPLITS, Split, SplitConfig, split_rows
 from pipeline.tasks import Task
 
@@ -137,9 +136,7 @@ def row_groups(plan: EncodingPlan, tokenizer_dir: Path, digest: str) -> Iterator
     for name, paths in plan.encoded_partitions.items():
         for path in paths:
             with open_partition(path) as file:
-                differences = schema_difference(file.schema_arrow)
-                if differences:
-                    raise DataRefusedError(f"{path} does not follow the row contract: {'; '.join(differences)}")
+                check_schema(file, path)
                 counts = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
             for index, num_rows in enumerate(counts):
                 yield RowGroup(name, path, index, num_rows, plan.split, plan.tasks, plan.encode, tokenizer_dir, digest)
@@ -151,18 +148,15 @@ def encode_row_group(group: RowGroup) -> dict[Split, pa.Table]:
     template = next(task for task in group.tasks if task.name == group.task_name)
     columns = ["row_id", "query", *template.ad_columns, "label", "weight"]
     parts: dict[Split, list[pa.Table]] = {side: [] for side in SPLITS}
-    with open_partition(group.path) as file:
-        try:
-            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group.index], columns=columns):
-                batch.validate(full=True)
-                rows = pa.Table.from_batches([batch])
-                judged = rows.filter(pc.is_valid(rows.column("label")))
-                encoded = encoded_table(encoder, judged, group.task_name)
-                side_N = split_rows(judged.column("query").to_pylist(), group.split)
-                for side in SPLITS:
-                    parts[side].append(encoded.filter(pa.array(side_N == side)))
-        except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
-            raise DamagedInputError(f"{group.path} is damaged ({error}); write it again from its source") from error
+    with open_partition(group.path) as file, naming_damage(group.path):
+        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group.index], columns=columns):
+            batch.validate(full=True)
+            rows = pa.Table.from_batches([batch])
+            judged = rows.filter(pc.is_valid(rows.column("label")))
+            encoded = encoded_table(encoder, judged, group.task_name)
+            side_N = split_rows(judged.column("query").to_pylist(), group.split)
+            for side in SPLITS:
+                parts[side].append(encoded.filter(pa.array(side_N == side)))
     whole = {side: pa.concat_tables(tables) for side, tables in parts.items() if tables}
     return {side: table for side, table in whole.items() if table.num_rows}
 

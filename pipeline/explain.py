@@ -1,12 +1,29 @@
-"""Problems of a config in sentences: which setting, where, and what it may be."""
+"""Files of settings, and their problems in sentences: which setting, where, and what it may be."""
 
 import difflib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from pydantic import BaseModel
 
+from pipeline.errors import ConfigError
+
 TAGS = {"sources": ("kind", 2), "adapter": ("method", 1)}  # settings that come in kinds: what names the kind, and its place in pydantic's path
+
+
+def read_yaml_mapping(path: Path, what: str, absent: str, wanted: str) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError calling the file `what`: not there (`absent` says what to do), not readable, or not `wanted`."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{what} {path} does not exist; {absent}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{what} {path} is not readable YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} {path} must be a YAML mapping {wanted}")
+    return value
 
 
 def explain(problem: Any, root: Any) -> str:

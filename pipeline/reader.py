@@ -1,6 +1,7 @@
 """Reading contract rows from hive partitions: task=<name>/*.parquet."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,20 +45,34 @@ def open_partition(path: Path) -> pq.ParquetFile:
         raise DamagedInputError(f"{path} is not whole parquet ({error}); write it again from its source") from error
 
 
+@contextlib.contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Turns what pyarrow raises over pages of `path` that do not match their checksum, or cannot be decoded, into DamagedInputError."""
+    try:
+        yield
+    except MemoryError:  # pyarrow's own is an ArrowException too, and no fault of the file
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
+
+
+def check_schema(file: pq.ParquetFile, path: Path) -> None:
+    """DataRefusedError, naming the differences, if an open file has another schema than the contract's."""
+    differences = schema_difference(file.schema_arrow)
+    if differences:
+        raise DataRefusedError(f"{path} does not follow the row contract: {'; '.join(differences)}")
+
+
 def read_partition(path: Path) -> pa.Table:
     """All rows of one file in the contract's schema.
 
     DamagedInputError: not whole parquet, or text that is not UTF-8. DataRefusedError: another schema than the contract's.
     """
     with open_partition(path) as file:
-        differences = schema_difference(file.schema_arrow)
-        if differences:
-            raise DataRefusedError(f"{path} does not follow the row contract: {'; '.join(differences)}")
-        try:
+        check_schema(file, path)
+        with naming_damage(path):
             table = file.read()
             table.validate(full=True)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
     # files may differ in which columns they declare nullable, and such tables do not concatenate
     return pa.table(table.columns, names=ROW_SCHEMA.names)
 

@@ -36,10 +36,10 @@ def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, 
     bundle = read_bundle(bundle_dir)
     version = version_of_bundle(client, config.registry.model, bundle.sha256)
     if version is None:
+        check_profile(config.profile_path, bundle.description["training"]["data_digest"])
         run_id = find_run(client, config, bundle.description["training"]["fingerprint"])
         if run_id is None:
             run_id = str(client.create_run(experiment_id(client, config), run_name=config.name).info.run_id)
-        check_profile(config.profile_path, bundle.description["training"]["data_digest"])
         log_metrics(client, run_id, evaluation)
         version = log_version(config, run_id, bundle_dir, version_tags(bundle.sha256, bundle.description, evaluation))
         client.set_terminated(run_id)

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline.cleaning import build_title, clean_line, clean_lines
 from pipeline.errors import ConfigError
-from pipeline.explain import explain
+from pipeline.explain import explain, read_yaml_mapping
 from pipeline.importing import ImportCounts, Row, Source, import_lines, required
 from pipeline.lines import Line, check_file, read_parquet
 from pipeline.quarantine import BadLineError
@@ -27,14 +26,7 @@ _EMPTY_REASONS = {"row_id": "empty_id", "query": "empty_query", "ad_title": "emp
 
 def read_mapping(mapping: Path, path: Path) -> TableSource:
     """The source block in a YAML file, for the table `path`; ConfigError lists every problem."""
-    try:
-        value = yaml.safe_load(mapping.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"mapping {mapping} does not exist; README.md shows what it holds") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"mapping {mapping} is not readable YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"mapping {mapping} must be a YAML mapping with task and columns; README.md shows one")
+    value = read_yaml_mapping(mapping, "mapping", "README.md shows what it holds", "with task and columns; README.md shows one")
     try:
         return TableSource.model_validate({"kind": "table", **value, "path": path})
     except ValidationError as error:

@@ -82,13 +82,13 @@ def compare(reference: Profile, current: Tally, thresholds: Thresholds | None = 
     common = [name for name in names if rows[0][name] and rows[1][name]]
     weights = {name: (rows[0][name] / sum(rows[0][t] for t in common)) / (rows[1][name] / sum(rows[1][t] for t in common)) for name in common}
     scale = [sum(p.tasks[t].num_queries for t in p.tasks) for p in (reference, now)]
+    queries_of_all = _effective_queries(reference, now, common)
     found = [_judge("task_mix", ALL_TASKS, {"": (rows[0], rows[1])}, scale, thresholds)]
 
     def judge_all(feature: str, read: Reader, tasks: Sequence[str] = names) -> None:
         pairs = {name: _pair(reference.tasks.get(name), now.tasks.get(name), read) for name in tasks}
         if feature != "labels":  # the scales of tasks differ
-            queries = _effective_queries(reference, now, common)
-            found.append(_judge(feature, ALL_TASKS, _as_groups(feature, _sum({n: pairs[n] for n in common}, weights)), queries, thresholds))
+            found.append(_judge(feature, ALL_TASKS, _as_groups(feature, _sum({n: pairs[n] for n in common}, weights)), queries_of_all, thresholds))
         for name, pair in pairs.items():
             queries = [p.tasks[name].num_queries if name in p.tasks else 0 for p in (reference, now)]
             found.append(_judge(feature, name, _as_groups(feature, pair), queries, thresholds))
@@ -96,7 +96,7 @@ def compare(reference: Profile, current: Tally, thresholds: Thresholds | None = 
     for feature, read in _features():
         judge_all(feature, read)
     for column in TEXT_COLUMNS:
-        found.append(_judge_unknown(column, reference, current, weights, _effective_queries(reference, now, common), thresholds))
+        found.append(_judge_unknown(column, reference, current, weights, queries_of_all, thresholds))
     return DriftReport(rows[0], rows[1], thresholds, tuple(f for f in found if f is not None))
 
 

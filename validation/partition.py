@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedInputError, RetryableError
 from pipeline.files import file_sha256, json_sha256, read_json, remove_tree, temporary_beside, write_json
-from pipeline.reader import open_partition
+from pipeline.reader import naming_damage, open_partition
 from pipeline.schema import COLUMNS, ROW_SCHEMA, schema_difference
 from pipeline.tasks import Task
 from validation.row_scan import KEY_SCHEMA, REASON_SCHEMA, RowScan
@@ -151,12 +151,8 @@ def read_batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.Table]:
     batch_rows = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(row_bytes, 1.0))))
     batches = file.iter_batches(batch_size=batch_rows, use_threads=False)  # files are read side by side
     while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
+        with naming_damage(path):  # of reading alone: what is done with the rows is not the file's doing
+            batch = next(batches, None)
+        if batch is None:
             return
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            if isinstance(error, MemoryError):
-                raise
-            raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
         yield pa.table(batch.columns, names=ROW_SCHEMA.names)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import DamagedInputError
-from pipeline.reader import open_partition
+from pipeline.reader import naming_damage, open_partition
 from validation.hashing import hash_column
 
 BATCH_ROWS = 32_768
@@ -41,12 +41,10 @@ def read_batches(source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBa
             absent = sorted(set(columns) - set(file.schema_arrow.names))
             if absent:
                 raise DamagedInputError(f"{path} has no column {', '.join(absent)}; run `relevance validate` to see all that is wrong with it")
-            try:
+            with naming_damage(path):
                 for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
                     batch.validate(full=True)
                     yield batch.select(list(columns))
-            except (pa.ArrowInvalid, OSError) as error:
-                raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
 
 
 def drawn_share(source: Source) -> float:
