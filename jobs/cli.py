@@ -21,6 +21,7 @@ app = typer.Typer(
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML config of the run.", show_default=False)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, as in optimizer.learning_rate=1e-4. Repeatable.")]
 SOURCE_KINDS = ("esci", "chorus", "wands", "qadsm", "table")
+LOCK_WAIT_S = 0.5  # `relevance status` looks at locks
 Stage = Callable[[Any, Any], dict[str, Any]]
 
 
@@ -134,6 +135,16 @@ def score(config: ConfigOption, overrides: SetOption = None) -> None:
 
 
 @app.command()
+def status(
+    runs_dir: Annotated[Path, typer.Argument(help="The work_dir that runs write into.")] = Path("runs"),
+) -> None:
+    """List the runs of a folder: state, step, rate, time left, best evaluation."""
+    from jobs.status import run_status
+
+    guarded(lambda console: run_status(runs_dir, console))
+
+
+@app.command()
 def export(
     config: ConfigOption,
     task: Annotated[str, typer.Option("--task", help="Task to export.", show_default=False)],
@@ -161,7 +172,7 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage) -> Non
         config = read_config(config_path, overrides or [])
         config.run_dir.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(config.run_dir / ".lock", timeout=0):
+            with FileLock(config.run_dir / ".lock", timeout=LOCK_WAIT_S):
                 log_path = config.run_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}.log"
                 console.say(f"run {config.name}: writing to {config.run_dir}, libraries' output to {log_path}")
                 with third_parties_in(log_path) as inner:

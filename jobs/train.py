@@ -18,7 +18,7 @@ def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
     trainable, total = planned_parameters(config)
     share = f"{100 * trainable / total:.4f}"
     console.say(f"  {config.adapter.method}: trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}")
-    tracker = RunTracker(config, fingerprint, console)
+    tracker = RunTracker(config, fingerprint, digest, console)
     watch = StepWatch(console, tracker)
     console.say(f"  starting {training.num_workers} workers (ZeRO stage {config.deepspeed.zero_stage}) ...")
     status = "FAILED"
@@ -39,7 +39,7 @@ def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
 
 
 class StepWatch:
-    """Shows each step on the console and hands it to MLflow."""
+    """Shows what the workers write on the console and hands it to MLflow."""
 
     def __init__(self, console: Console, tracker: RunTracker) -> None:
         self.console, self.tracker = console, tracker
@@ -48,19 +48,16 @@ class StepWatch:
         self.stack = contextlib.ExitStack()
         self.mean_loss: float | None = None
         self.sums: defaultdict[str, float] = defaultdict(float)  # seconds by what they were spent on, and tokens
+        self.start: dict[str, Any] = {}
 
-    def seen(self, record: dict[str, Any]) -> None:
-        """One step's record."""
-        if self.line is None:
-            self.line = self.stack.enter_context(self.console.progress("train", record["num_steps"], "steps", already=record["step"] - 1))
-        self.steps = record["step"]
-        # a running mean over about 20 steps: a single batch's loss jumps too much to read
-        self.mean_loss = record["loss"] if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * record["loss"]
-        self.line.update(record["step"], f"loss {self.mean_loss:.3f}  {record['rows_per_s']:.0f} pairs/s")
-        self.tracker.log_step(record)
-        counted = {**record["seconds"], "tokens": record["tokens"], "tokens_computed": record["tokens_computed"], "steps": 1}
-        for name, number in (counted | {"mfu_seconds": record["mfu"] * sum(record["seconds"].values())}).items():
-            self.sums[name] += number
+    def seen(self, line: dict[str, Any]) -> None:
+        """One line of the live file: a start, a step or an evaluation."""
+        if "starts_after" in line:
+            self.start = line
+        elif "evaluated_after" in line:
+            self._evaluated(line)
+        else:
+            self._step(line)
 
     def close(self) -> None:
         """End the live line, and say what the steps' time went into."""
@@ -72,3 +69,43 @@ class StepWatch:
             padding, mfu = 1 - self.sums["tokens"] / self.sums["tokens_computed"], self.sums["mfu_seconds"] / seconds
             speed = f"{self.sums['tokens'] / seconds:,.0f} tokens/s, {padding:.1%} of the computed ones padding, MFU {mfu:.1%} of a measured matmul"
             self.console.say(f"  a step took {seconds / self.sums['steps']:.3f} s: {shares}; {speed}")
+
+    def _step(self, line: dict[str, Any]) -> None:
+        if self.line is None:
+            self.line = self.stack.enter_context(self.console.progress("train", line["num_steps"], "steps", already=line["step"] - 1))
+        if self.start:
+            self._first_step(line)
+        self.steps = line["step"]
+        # a running mean over about 20 steps: a single batch's loss jumps too much to read
+        self.mean_loss = line["loss"] if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * line["loss"]
+        self.line.update(line["step"], f"loss {self.mean_loss:.3f}  {line['rows_per_s']:.0f} pairs/s")
+        self.tracker.log_step(line)
+        counted = {**line["seconds"], "tokens": line["tokens"], "tokens_computed": line["tokens_computed"], "steps": 1}
+        for name, number in (counted | {"mfu_seconds": line["mfu"] * sum(line["seconds"].values())}).items():
+            self.sums[name] += number
+
+    def _first_step(self, line: dict[str, Any]) -> None:
+        """What went before the first step of a start of the workers."""
+        seconds = {**self.start["seconds"], "step": line["at_s"] - self.start["at_s"]}
+        spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+        self.console.say(f"  {sum(seconds.values()):.1f} s from the start of the workers to the end of their first step: {spent}")
+        self.start = {}
+
+    def _evaluated(self, line: dict[str, Any]) -> None:
+        self.tracker.log_evaluation(line)
+        if self.line is not None:
+            self.line.make_room()
+        self.console.say(interim_table(line))
+
+
+def interim_table(line: dict[str, Any]) -> str:
+    """An evaluation on the valid split as aligned text."""
+    if not line["tasks"]:
+        return f"  after step {line['evaluated_after']:,}: no task has both relevant and irrelevant valid rows, so the last weights are kept"
+    width = max(len("macro"), *map(len, line["tasks"]))
+    rows = [f"    {'valid split':<{width + 6}}  AUC    PR-AUC  log loss"]
+    for task, f in line["tasks"].items():
+        rows.append(f"    {task:<{width}} {f['rows']:>5,}  {f['roc_auc']:.3f}  {f['pr_auc']:.3f}   {f['log_loss']:.3f}")
+    rows.append(f"    {'macro':<{width}} {'':5}         {line['macro_pr_auc']:.3f}   {line['macro_log_loss']:.3f}")
+    judged = "the best so far, its weights are kept" if line["is_best"] else "not better than the best"
+    return "\n".join([f"  after step {line['evaluated_after']:,}, in {line['seconds']:.1f} s: {judged}", *rows])

@@ -13,7 +13,7 @@ from models.backbone import Backbone
 from models.branch import TaskBranch
 from models.config import ModelConfig
 from models.heads import Pooling, TaskHeads, pool, trunk_states
-from models.inject import adapted_layers, inject
+from models.inject import adapted_layers, inject, transformer_layers
 
 
 class RelevanceModel(nn.Module):
@@ -111,6 +111,13 @@ class RelevanceModel(nn.Module):
         trunk: Any = self.trunk
         trunk.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self.routing.checkpoint_contexts})
 
+    def compile_layers(self) -> None:
+        """Have torch.compile fuse the small operations of each of the trunk's layers, for batches of any shape. Compiling happens in the first
+        passes; parameters must stay where they are from then on."""
+        torch._dynamo.config.recompile_limit = COMPILED_FORMS
+        for layer in transformer_layers(self.trunk)[1]:
+            layer.compile(dynamic=True)
+
     def trainable_state(self) -> dict[str, nn.Parameter]:
         """The trained tensors by name: adapters and heads, never the backbone."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -159,4 +166,5 @@ def build_model(config: ModelConfig, backbone: Backbone, seed: int) -> Relevance
     return RelevanceModel(backbone.trunk, heads, routing, backbone.pooling).eval()
 
 
+COMPILED_FORMS = 64  # of one layer's code: layers with and without adapters, batches of one row; beyond torch's own limit of 8 it would not compile
 HEAD_SCALE = 3.0  # logits from worst to best label span this many times the yes-minus-no logit

@@ -1,6 +1,7 @@
 """Checkpoints of a training run: trained tensors, optimizer state and position, as safetensors and json, whole or absent.
 
-    <root>/step-00000200/   weights.safetensors  optimizer-<rank>.safetensors  state.json  manifest.json (sha256 of the others, written last)
+    <root>/step-00000200/   weights.safetensors  optimizer-<rank>.safetensors  best.safetensors (of the best evaluation so far, once there is one)
+                            state.json  manifest.json (sha256 of the others, written last)
 Every rank writes its own part of the optimizer's state into one staged folder on storage that all share; rank 0 hashes and renames it. Writing goes
 on beside the next steps. Any number of ranks can go on from what another number wrote.
 """
@@ -18,6 +19,7 @@ from safetensors.torch import load, save
 
 from pipeline.errors import DamagedInputError, RetryableError
 from pipeline.files import file_sha256, publish_dir, read_json, remove_tree, temporary_beside, write_json
+from pipeline.interim import Best
 from pipeline.optimizer_state import load_optimizer_tensors, optimizer_tensors
 
 KEEP = 2  # newest checkpoints kept: one to use, one should it prove damaged
@@ -60,14 +62,17 @@ class CheckpointWriter:
             self._given_up.set()
         self._background.shutdown()
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, best: Best | None) -> None:
         """Take down the state after `step` steps and begin to write it. OSError, RetryableError: the one before could not be written."""
         self.wait()
         tensors = gather_trainables(self.engine)
         parts = {f"optimizer-{self.rank}.safetensors": optimizer_tensors(self.engine, self.rank)}
         if self.rank == 0:
             parts["weights.safetensors"] = tensors
-        self._pending = self._background.submit(self._write, step, parts)
+            if best:
+                parts["best.safetensors"] = best.tensors
+        state = {"step": step, "world_size": self.world_size, "best": best.facts() if best else None}
+        self._pending = self._background.submit(self._write, state, parts)
 
     def wait(self) -> None:
         """Until what was begun is written."""
@@ -75,16 +80,17 @@ class CheckpointWriter:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _write(self, step: int, parts: dict[str, dict[str, torch.Tensor]]) -> None:
-        staged = self.root / f".step-{step:08d}.{self.attempt}.tmp"
+    def _write(self, state: dict[str, Any], parts: dict[str, dict[str, torch.Tensor]]) -> None:
+        name_of_step = f"step-{state['step']:08d}"
+        staged = self.root / f".{name_of_step}.{self.attempt}.tmp"
         staged.mkdir(parents=True, exist_ok=True)
         for name, tensors in parts.items():
             write_part(staged / name, save(tensors))
         if self.rank == 0:
-            write_json(staged / "state.json", {"step": step, "world_size": self.world_size})
+            write_json(staged / "state.json", state)
             self._wait_for([staged / f"optimizer-{rank}.safetensors" for rank in range(self.world_size)])
             write_json(staged / "manifest.json", {path.name: file_sha256(path) for path in sorted(staged.iterdir())})
-            publish_dir(staged, self.root / f"step-{step:08d}")
+            publish_dir(staged, self.root / name_of_step)
             for old in sorted(self.root.glob("step-*"))[:-KEEP]:
                 remove_tree(old)
 
@@ -133,8 +139,9 @@ def check_checkpoint(folder: Path) -> None:
             raise DamagedInputError(f"{path} is missing or does not match its sha256")
 
 
-def restore_checkpoint(engine: Any, folder: Path) -> int:
-    """Put a checkpoint's numbers into a freshly initialised engine; returns the steps already done. All ranks must call it."""
+def restore_checkpoint(engine: Any, folder: Path) -> tuple[int, Best | None]:
+    """Put a checkpoint's numbers into a freshly initialised engine; returns the steps already done and the best evaluation among them.
+    All ranks must call it."""
     from deepspeed.runtime.zero import GatheredParameters
 
     tensors = load((folder / "weights.safetensors").read_bytes())
@@ -148,4 +155,6 @@ def restore_checkpoint(engine: Any, folder: Path) -> int:
     for path in sorted(folder.glob("optimizer-*.safetensors")):
         stored |= load(path.read_bytes())
     load_optimizer_tensors(engine, stored)
-    return int(read_json(folder / "state.json")["step"])
+    state = read_json(folder / "state.json")
+    best = Best(**state["best"], tensors=load((folder / "best.safetensors").read_bytes())) if state.get("best") else None
+    return int(state["step"]), best

@@ -47,9 +47,13 @@ class TrainingConfig(Frozen):
     micro_batch_tokens: int | None = Field(default=None, ge=64)  # tokens of one pass of a worker, padding included; default: a step is one pass
     task_temperature: float = Field(default=1.0, ge=1)  # 1: every row once an epoch; higher: small tasks come more often
     max_task_rows: int | None = Field(default=None, ge=1)  # rows of one task an epoch, other ones each time; default: all
+    evaluate_every_steps: int | None = Field(default=None, ge=1)  # on the valid split, the best weights kept; default: after each epoch
+    evaluate_task_rows: int = Field(default=500, ge=1)  # valid rows of a task that are judged each time
+    patience: int | None = Field(default=None, ge=1)  # evaluations in a row without a better macro PR-AUC that end the training; default: none do
     checkpoint_every_steps: int = Field(default=200, ge=1)
     hang_timeout_s: float = Field(default=600.0, gt=0)  # workers that wait so long for another give it up for lost
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about a third more time
+    compile_layers: bool = False  # torch.compile: faster steps, after a minute or so of compiling; needs a C++ compiler on every worker
 
     @model_validator(mode="after")
     def _every_worker_gets_a_row(self) -> "TrainingConfig":
@@ -127,6 +131,12 @@ class RunConfig(Frozen):
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
             raise ValueError(f"two tasks have the same name: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_layers_stay_whole(self) -> "RunConfig":
+        if self.training.compile_layers and self.deepspeed.zero_stage == 3:
+            raise ValueError("training.compile_layers needs deepspeed.zero_stage 0, 1 or 2: at 3 parameters come and go under the compiled code")
         return self
 
     @model_validator(mode="after")

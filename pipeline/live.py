@@ -1,4 +1,5 @@
-"""What workers write while they train, read as it comes."""
+"""What workers write while they train, read as it comes. A line of json is one of three: a start (`starts_after`), a step (`step`), an evaluation on
+the valid split (`evaluated_after`)."""
 
 import json
 import threading
@@ -6,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-StepSeen = Callable[[dict[str, Any]], None]
+OnLine = Callable[[dict[str, Any]], None]
 
 
 class LiveFollower:
     """Calls back with each json line that the training writes, from a thread of its own, until closed."""
 
-    def __init__(self, path: Path, on_step: StepSeen, every_s: float = 0.5) -> None:
-        self.path, self.on_step, self.every_s = path, on_step, every_s
+    def __init__(self, path: Path, on_line: OnLine, every_s: float = 0.5) -> None:
+        self.path, self.on_line, self.every_s = path, on_line, every_s
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -33,7 +34,7 @@ class LiveFollower:
                 tail += file.read()
                 *lines, tail = tail.split("\n")
                 for line in lines:
-                    self.on_step(json.loads(line))
+                    self.on_line(json.loads(line))
                 if last_round:
                     return
                 self.closing.wait(self.every_s)

@@ -55,6 +55,11 @@ class Progress:
             self.shown_s = now
             self._show(now, note)
 
+    def make_room(self) -> None:
+        """Clear a live line for text that follows; it is drawn again below that."""
+        if self.live:
+            print("\r\x1b[K", end="", file=self.console.err, flush=True)
+
     def finish(self) -> None:
         """Close the line."""
         self._show(time.monotonic(), "")

@@ -1,13 +1,23 @@
 """How much of a machine's arithmetic training uses."""
 
+import contextlib
 import statistics
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 MATRIX = 1024  # large enough that a processor reaches its best
 ROUNDS = 5
+
+
+@contextlib.contextmanager
+def clock(seconds: dict[str, float], what: str) -> Iterator[None]:
+    """Add the time spent inside to what `seconds` says of `what`."""
+    started_s = time.monotonic()
+    yield
+    seconds[what] = seconds.get(what, 0.0) + time.monotonic() - started_s
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

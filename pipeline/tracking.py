@@ -1,6 +1,12 @@
 """One MLflow run per training, fed live. Training itself never waits for it and never needs it."""
 
+import importlib.metadata
+import json
+import os
+import platform
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from pipeline.config import RunConfig
@@ -9,6 +15,9 @@ from pipeline.files import canonical_json
 from pipeline.logs import Console
 
 SEND_EVERY_S = 2.0  # steps are sent in groups: a request a step would cost more than the step of a small model
+SYSTEM_EVERY_S = 10.0  # between looks at the driver's machine
+LIBRARIES = ("ads-relevance", "torch", "transformers", "deepspeed", "ray", "pyarrow", "mlflow", "great-expectations", "safetensors", "numpy")
+MAX_PARAM_CHARS = 6000  # of a value that MLflow takes
 
 
 def mlflow_client(config: RunConfig) -> Any:
@@ -36,58 +45,117 @@ def experiment_id(client: Any, config: RunConfig) -> str:
 
 
 class RunTracker:
-    """Sends one training's parameters and steps to MLflow. A store that fails in mid-run is reported once and then left alone."""
+    """Sends one training to MLflow: parameters, config, environment and the data's verdict at its start, then steps, evaluations and the load of
+    this machine. A store that fails in mid-run is reported once and then left alone."""
 
-    def __init__(self, config: RunConfig, fingerprint: str, console: Console) -> None:
+    def __init__(self, config: RunConfig, fingerprint: str, data_digest: str, console: Console) -> None:
+        """RetryableError: the store does not answer."""
         self.client = mlflow_client(config)
         self.console = console
-        self.run_id = self._open_run(config, fingerprint)
         self.waiting: list[Any] = []
         self.sent_s = time.monotonic()
         self.lost = False
+        self.run_id = self._open_run(config, fingerprint)
+        self._trying(lambda: self._tell_start(config, data_digest))
+        self.system = self._trying(self._watch_system)
 
-    def log_step(self, record: dict[str, Any]) -> None:
+    def log_step(self, line: dict[str, Any]) -> None:
         """Queue one step's losses, rates and speed; send when it is time."""
-        from mlflow.entities import Metric
+        values = {name: line[name] for name in ("loss", "learning_rate", "rows_per_s", "tokens_per_s", "gradient_norm", "mfu")}
+        values |= {f"seconds_{name}": seconds for name, seconds in line["seconds"].items()}
+        values |= {f"loss_{name}": loss for name, loss in line["task_losses"].items()}
+        values |= {f"gradient_norm_{name}": norm for name, norm in line["group_gradient_norms"].items()}
+        self._queue(values, line["step"])
 
-        now_ms = int(time.time() * 1000)
-        values = {name: record[name] for name in ("loss", "learning_rate", "rows_per_s", "tokens_per_s", "gradient_norm", "mfu")}
-        values |= {f"seconds_{name}": seconds for name, seconds in record["seconds"].items()}
-        values |= {f"loss_{name}": loss for name, loss in record["task_losses"].items()}
-        values |= {f"gradient_norm_{name}": norm for name, norm in record["group_gradient_norms"].items()}
-        self.waiting += [Metric(key, value, now_ms, record["step"]) for key, value in values.items()]
-        if time.monotonic() - self.sent_s >= SEND_EVERY_S:
-            self.send()
+    def log_evaluation(self, line: dict[str, Any]) -> None:
+        """Queue an evaluation on the valid split."""
+        values = {f"valid_{name}_{task}": figures[name] for task, figures in line["tasks"].items() for name in ("pr_auc", "roc_auc", "log_loss")}
+        values |= {f"valid_{name}": line[name] for name in ("macro_pr_auc", "macro_log_loss") if name in line}
+        self._queue(values, line["evaluated_after"])
 
     def send(self) -> None:
         """Send what is queued."""
         batch, self.waiting = self.waiting, []
         self.sent_s = time.monotonic()
-        if batch and not self.lost:
-            try:
-                for start in range(0, len(batch), 1000):  # MLflow takes 1,000 metrics a call
-                    self.client.log_batch(self.run_id, metrics=batch[start : start + 1000])
-            except Exception as error:
-                self.lost = True
-                self.console.say(f"  MLflow stopped answering ({type(error).__name__}); training goes on without it")
+        for start in range(0, len(batch), 1000):  # MLflow takes 1,000 metrics a call
+            self._trying(partial(self.client.log_batch, self.run_id, metrics=batch[start : start + 1000]))
 
     def finish(self, status: str) -> None:
         """Send the rest and close the run: FINISHED, FAILED or KILLED."""
         self.send()
-        if not self.lost:
-            self.client.set_terminated(self.run_id, status)
+        if self.system:
+            self._trying(self.system.finish)
+        self._trying(lambda: self.client.set_terminated(self.run_id, status))
+
+    def _queue(self, values: dict[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        self.waiting += [Metric(name, value, now_ms, step) for name, value in values.items()]
+        if time.monotonic() - self.sent_s >= SEND_EVERY_S:
+            self.send()
+
+    def _trying(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns, None once the store is lost."""
+        if self.lost:
+            return None
+        try:
+            return work()
+        except Exception as error:
+            self.lost = True
+            self.console.say(f"  MLflow stopped answering ({type(error).__name__}); training goes on without it")
+            return None
 
     def _open_run(self, config: RunConfig, fingerprint: str) -> str:
         """The run of this fingerprint: opened again after an interruption, or new."""
+        run_id = find_run(self.client, config, fingerprint)
+        if run_id is not None:
+            self.client.update_run(run_id, status="RUNNING")
+            return run_id
         experiment = experiment_id(self.client, config)
-        found = self.client.search_runs([experiment], f"tags.fingerprint = '{fingerprint}'", max_results=1)
-        if found:
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
-            return str(found[0].info.run_id)
-        run = self.client.create_run(experiment, run_name=config.name, tags={"fingerprint": fingerprint})
-        for block, value in config.model_dump(mode="json").items():
-            self.client.log_param(run.info.run_id, block, canonical_json(value)[:6000])
-        return str(run.info.run_id)
+        return str(self.client.create_run(experiment, run_name=config.name, tags={"fingerprint": fingerprint}).info.run_id)
+
+    def _tell_start(self, config: RunConfig, data_digest: str) -> None:
+        """What was asked for, on which data, with which software. A run that is opened again is told the same again."""
+        from mlflow.entities import Param, RunTag
+
+        plain = config.model_dump(mode="json")
+        params = [Param(name, text[:MAX_PARAM_CHARS]) for name, text in leaves(plain)]
+        report = config.validation_dir / "report.json"
+        verdict = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+        passed = ("passed" if verdict["passed"] else "refused") if verdict else "not run"
+        tags = {"data_digest": data_digest, "data_gate": passed}
+        # how the work is spread may differ when a training goes on, and MLflow keeps a parameter's first value
+        known = self.client.get_run(self.run_id).data.params
+        for start in range(0, len(params), 100):  # MLflow takes 100 parameters a call
+            new = [param for param in params[start : start + 100] if param.key not in known]
+            self.client.log_batch(self.run_id, params=new, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.log_dict(self.run_id, plain, "config.yaml")
+        self.client.log_dict(self.run_id, environment(), "environment.json")
+        if verdict:
+            self.client.log_dict(self.run_id, verdict, "data_gate.json")
+
+    def _watch_system(self) -> Any:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(self.run_id, sampling_interval=SYSTEM_EVERY_S, resume_logging=True)
+        monitor.start()
+        return monitor
+
+
+def leaves(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting as (a.b, its value as text); a list is one value."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, f"{where}.{key}" if where else key)
+    else:
+        yield where, value if isinstance(value, str) else canonical_json(value)
+
+
+def environment() -> dict[str, Any]:
+    """The software and the machine that a training was started from."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(), "libraries": versions}
 
 
 def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import socket
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -17,12 +20,13 @@ from pipeline.batches import EncodedRows, collate
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config import RunConfig, build_config
 from pipeline.encoded_files import read_encoded
-from pipeline.errors import DataRefusedError, RetryableError
+from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.files import remove_tree
+from pipeline.interim import Best, Interim, better
 from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.optimizer import build_optimizer
 from pipeline.sampler import Sampler
-from pipeline.speed import flops_per_token, matmul_peak
+from pipeline.speed import clock, flops_per_token, matmul_peak
 from pipeline.train_step import StepDone, TrainingDivergedError, Worker, train_step
 from pipeline.zero import deepspeed_config
 
@@ -34,33 +38,58 @@ class StoppedError(RetryableError):
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Entry point inside a Ray Train worker. `settings`: config (plain), fingerprint, data_digest, and paths of what it reads and
-    writes."""
+    """Entry point inside a Ray Train worker. `settings`: config (plain), fingerprint, data_digest, asked_at_s, and paths of what it reads
+    and writes."""
     import ray.train
     import ray.train.torch
 
+    seconds = {"workers": time.time() - settings["asked_at_s"]}
     context = ray.train.get_context()
     config = build_config(settings["config"], "the driver's config")
     torch.set_num_threads(config.training.threads_per_worker)
-    encoded = read_encoded(Path(settings["encoded_dir"]), "train", config.tasks)
-    worker = build_worker(config, encoded, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    train(worker, settings)
+    with clock(seconds, "rows"):
+        encoded = read_encoded(Path(settings["encoded_dir"]), "train", config.tasks)
+    worker = build_worker(config, encoded, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), seconds)
+    train(worker, settings, seconds)
     ray.train.report({})
 
 
-def build_worker(config: RunConfig, encoded: EncodedRows, rank: int, world_size: int, device: torch.device) -> Worker:
-    """Load the model and hand it to DeepSpeed. torch.distributed is initialised already."""
-    import deepspeed
-
-    judge = fresh_judge(config, device)
+def build_worker(
+    config: RunConfig, encoded: EncodedRows, rank: int, world_size: int, device: torch.device, seconds: dict[str, float]
+) -> Worker:  # fmt: skip
+    """Load the model and hand it to DeepSpeed. torch.distributed is initialised already. `seconds` is told what took how long."""
     if len(encoded) == 0:
         found = f"no row of {config.accepted_dir} falls into the train split"
         raise DataRefusedError(f"{found}; add rows or lower split.valid_share and split.test_share")
     sampler = build_sampler(config, encoded)
-    start_heads(judge, encoded)
+    with clock(seconds, "model"):
+        judge = fresh_judge(config, device)
+    with clock(seconds, "heads"):
+        start_heads(judge, encoded)
     if config.training.gradient_checkpointing:
         judge.model.enable_gradient_checkpointing()
+    if config.training.compile_layers:
+        check_compiler()
+        judge.model.compile_layers()
     flops = flops_per_token(judge.model)  # before ZeRO 3 takes the numbers apart
+    with clock(seconds, "engine"):
+        engine = build_engine(config, judge)
+    with clock(seconds, "matmul peak"):
+        peak = matmul_peak(device, judge.backbone.dtype)
+    return Worker(config, judge, encoded, sampler, engine, rank, world_size, flops, peak)
+
+
+def check_compiler() -> None:
+    """ConfigError if this worker has no C++ compiler."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        here = f"{socket.gethostname()} has neither g++ nor clang++"
+        raise ConfigError(f"training.compile_layers needs a C++ compiler and {here}; install one or set it to false")
+
+
+def build_engine(config: RunConfig, judge: Judge) -> Any:
+    """DeepSpeed's engine over the model's trained numbers."""
+    import deepspeed
+
     # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # or DeepSpeed's own collectives would wait for half an hour, whatever the config says
@@ -71,7 +100,7 @@ def build_worker(config: RunConfig, encoded: EncodedRows, rank: int, world_size:
         optimizer=build_optimizer(judge.model, config.optimizer),
         config=deepspeed_config(config.deepspeed, config.training, config.optimizer),
     )
-    return Worker(config, judge, encoded, sampler, engine, rank, world_size, flops, matmul_peak(device, judge.backbone.dtype))
+    return engine
 
 
 def build_sampler(config: RunConfig, encoded: EncodedRows) -> Sampler:
@@ -97,29 +126,54 @@ def start_heads(judge: Judge, encoded: EncodedRows) -> None:
     judge.model.start_at_label_shares(batch.input_ids_BS, batch.mask_BS, batch.task_B, share_TC.to(judge.device))
 
 
-def train(worker: Worker, settings: dict[str, Any]) -> None:
-    """All steps from the newest checkpoint on, then the bundle. StoppedError: the driver asked to stop; a checkpoint was written."""
+def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -> None:
+    """All steps from the newest checkpoint on, then the bundle. StoppedError: the driver asked to stop; a checkpoint was written.
+    `seconds` is what the start took."""
     checkpoints, live_path, stop_path = (Path(settings[name]) for name in ("checkpoint_dir", "live_path", "stop_path"))
+    interim = Interim(worker, read_encoded(Path(settings["encoded_dir"]), "valid", worker.config.tasks))
     with CheckpointWriter(worker.engine, checkpoints, worker.rank, worker.world_size) as writer:
         newest = agreed_checkpoint(checkpoints, worker.rank)
-        first = restore_checkpoint(worker.engine, newest) if newest else 0
-        worker.engine.module.train()
-        for step in range(first, worker.num_steps):
+        step, best = restore_checkpoint(worker.engine, newest) if newest else (0, None)
+        if worker.rank == 0:
+            append_live(live_path, [{"starts_after": step, "best": best.facts() if best else None, "seconds": seconds, "at_s": time.time()}])
+        worker.engine.train()
+        while step < worker.num_steps and not interim.exhausted(best, step):
             done = train_step(worker, step, stop=worker.rank == 0 and stop_path.exists())
-            last = step + 1 == worker.num_steps
-            if not last and (done.stop or (step + 1) % worker.config.training.checkpoint_every_steps == 0):
-                with done.clock("checkpoint"):
-                    writer.save(step + 1)
+            step += 1
+            records = [live_record(worker, done)]
+            if interim.due(step):
+                best, figures = evaluate(worker, interim, step, best)
+                records.append(figures)
+            over = step == worker.num_steps or interim.exhausted(best, step)
+            if not over and (done.stop or step % worker.config.training.checkpoint_every_steps == 0):
+                with clock(records[0]["seconds"], "checkpoint"):
+                    writer.save(step, best)
             if worker.rank == 0:
-                append_live(live_path, live_record(worker, done))
-            if done.stop and not last:
+                append_live(live_path, records)
+            if done.stop and not over:
                 writer.wait()
-                raise StoppedError(f"training was stopped as asked, and its state after step {step + 1} is kept; run the same command again to go on")
+                raise StoppedError(f"training was stopped as asked, and its state after step {step} is kept; run the same command again to go on")
         writer.wait()
-    tensors = gather_trainables(worker.engine)
+    publish(worker, settings, step, best)
+
+
+def evaluate(worker: Worker, interim: Interim, step: int, best: Best | None) -> tuple[Best | None, dict[str, Any]]:
+    """(the best evaluation with this one, this one's figures)."""
+    seconds: dict[str, float] = {}
+    with clock(seconds, "evaluation"):
+        figures = interim.evaluate(step)
+        is_best = better(figures, best)
+        if is_best:
+            best = Best(step, figures["macro_pr_auc"], figures["macro_log_loss"], gather_trainables(worker.engine))
+    return best, {**figures, "is_best": is_best, "seconds": seconds["evaluation"], "at_s": time.time()}
+
+
+def publish(worker: Worker, settings: dict[str, Any], steps: int, best: Best | None) -> None:
+    """Write the bundle: the weights of the best evaluation, or the last ones where the valid split could tell nothing."""
+    tensors = best.tensors if best else gather_trainables(worker.engine)
     if worker.rank == 0:
-        facts = {key: settings[key] for key in ("fingerprint", "data_digest")} | {"steps": worker.num_steps, "rows": len(worker.encoded)}
-        facts |= {"trainable_parameters": sum(tensor.numel() for tensor in tensors.values())}
+        facts = {key: settings[key] for key in ("fingerprint", "data_digest")} | {"steps": steps, "rows": len(worker.encoded)}
+        facts |= {"trainable_parameters": sum(tensor.numel() for tensor in tensors.values()), "best": best.facts() if best else None}
         try:
             write_bundle(Path(settings["bundle_dir"]), describe(worker.judge, worker.config, facts), tensors, worker.judge.backbone.folder)
         except BundleRefusedError as error:
@@ -163,7 +217,7 @@ def live_record(worker: Worker, done: StepDone) -> dict[str, Any]:
     }
 
 
-def append_live(path: Path, record: dict[str, Any]) -> None:
-    """Add one json line to the file that the driver follows."""
+def append_live(path: Path, records: list[dict[str, Any]]) -> None:
+    """Add json lines to the file that the driver follows."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.writelines(json.dumps(record) + "\n" for record in records)

@@ -5,10 +5,8 @@ Shape legend: B rows of a pass, T tasks.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +21,7 @@ from pipeline.errors import ConfigError, RelevanceError
 from pipeline.judge import Judge
 from pipeline.optimizer import rate_share
 from pipeline.sampler import Sampler
+from pipeline.speed import clock
 from pipeline.zero import gradient_norms
 
 
@@ -69,12 +68,9 @@ class StepDone:
     tokens_computed: int = 0  # of all ranks, padding included
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @contextlib.contextmanager
-    def clock(self, what: str) -> Iterator[None]:
+    def clock(self, what: str) -> AbstractContextManager[None]:
         """Count the time spent inside."""
-        started_s = time.monotonic()
-        yield
-        self.seconds[what] = self.seconds.get(what, 0.0) + time.monotonic() - started_s
+        return clock(self.seconds, what)
 
 
 def train_step(worker: Worker, step: int, stop: bool) -> StepDone:

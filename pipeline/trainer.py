@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from pipeline.config import RunConfig
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.files import json_sha256, read_json, remove_tree, write_json
-from pipeline.live import LiveFollower, StepSeen
+from pipeline.gauges import TrainingGauges
+from pipeline.live import LiveFollower, OnLine
 from pipeline.reader import data_digest, find_partitions
 from pipeline.train_loop import train_worker
 
 NO_NUMBERS = {"checkpoint_every_steps", "hang_timeout_s"}  # settings of training that no number follows from
-SPREAD = {"num_workers", "threads_per_worker", "use_gpu", "micro_batch_tokens", "gradient_checkpointing"}  # and those that only rounding follows from
+# and those that only rounding follows from
+SPREAD = {"num_workers", "threads_per_worker", "use_gpu", "micro_batch_tokens", "gradient_checkpointing", "compile_layers"}
 MAX_RESTARTS = 3  # of the workers, or of Ray's controller, within one command
 TRAINING_BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "training", "optimizer", "deepspeed")
 
@@ -55,11 +58,11 @@ def planned_parameters(config: RunConfig) -> tuple[int, int]:
     return trainable, sum(parameter.numel() for parameter in trunk.parameters()) + trainable
 
 
-def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: OnProgress, on_step: StepSeen, say: Callable[[str], None]) -> Path:
+def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: OnProgress, on_line: OnLine, say: Callable[[str], None]) -> Path:
     """The trained bundle's folder. A finished training of the same fingerprint is used as it is; an interrupted one goes on.
 
     `fingerprint` and `digest` are `training_fingerprint`'s. `on_encoded` gets rows encoded and rows in all, where they are not encoded yet;
-    `on_step` each step's record as soon as it is written; `say` what a person should know.
+    `on_line` each line of the live file as soon as it is written; `say` what a person should know.
     ConfigError: an interrupted training of another config or of other data is there. RetryableError: a worker or node was lost, or the process
     was told to end (SIGTERM): the state is kept first.
     """
@@ -85,8 +88,9 @@ def run_training(config: RunConfig, fingerprint: str, digest: str, on_encoded: O
         "live_path": str(live_path),
         "stop_path": str(stop_path),
     }
-    with LiveFollower(live_path, on_step), asked_to_stop(stop_path, say):
-        fit(config, settings, training_dir / "ray", say)
+    gauges = TrainingGauges(config.name)
+    with LiveFollower(live_path, gauges.watching(on_line)), asked_to_stop(stop_path, say):
+        fit(config, settings, training_dir / "ray", say, gauges)
     remove_tree(checkpoint_dir)
     return bundle_dir
 
@@ -160,7 +164,7 @@ def trained_fingerprint(bundle_dir: Path) -> str | None:
         return None
 
 
-def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Callable[[str], None]) -> None:
+def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Callable[[str], None], gauges: TrainingGauges) -> None:
     """Run the workers to their end, starting them again where they are lost. Errors meant for the user come out as they were raised.
 
     The loop is ours as Ray would start workers again whatever ended them, a stop that was asked for and a loss that is not finite too.
@@ -176,6 +180,7 @@ def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Cal
             if restarts == MAX_RESTARTS or Path(settings["stop_path"]).exists():
                 lost = f"training workers were lost ({first_line(error)}); run the same command again: it goes on from its last checkpoint"
                 raise RetryableError(lost) from error
+            gauges.restarted()
             say(f"  workers were lost ({first_line(error)}); starting them again, {restarts + 1} of {MAX_RESTARTS}")
             for problem in newest_checkpoint(Path(settings["checkpoint_dir"]))[1]:
                 say(f"  a damaged checkpoint is passed over: {problem}")
@@ -194,7 +199,7 @@ def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) 
     failures = FailureConfig(max_failures=0, controller_failure_limit=MAX_RESTARTS)  # type: ignore[call-arg]
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=settings,
+        train_loop_config={**settings, "asked_at_s": time.time()},
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo", timeout_s=math.ceil(training.hang_timeout_s)),
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources),
         run_config=RayRunConfig(name=config.name, storage_path=str(storage_dir), failure_config=failures),

@@ -52,7 +52,7 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
 
     config = build_config(case["config"], "the case")
     encoded = read_encoded(Path(case["settings"]["encoded_dir"]), "train", config.tasks)
-    worker = train_loop.build_worker(config, encoded, rank, world_size, torch.device("cpu"))
+    worker = train_loop.build_worker(config, encoded, rank, world_size, torch.device("cpu"), {})
     micro_step = train_step.micro_step
 
     def recorded(worker: Any, mine: Any, scale: float, done: Any, *rest: Any) -> Any:
@@ -66,13 +66,13 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
     if case["die_at"] is not None:
         save = CheckpointWriter.save
 
-        def save_and_die(writer: CheckpointWriter, step: int) -> None:
-            save(writer, step)
+        def save_and_die(writer: CheckpointWriter, step: int, best: Any) -> None:
+            save(writer, step, best)
             if step == case["die_at"]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         CheckpointWriter.save = save_and_die  # type: ignore[method-assign]
-    train_loop.train(worker, case["settings"])
+    train_loop.train(worker, case["settings"], {})
     train_step.micro_step = micro_step
     worker.engine.destroy()
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,10 +14,15 @@ from planted import planted_config, write_planted
 from safetensors.torch import load_file
 
 from models.backbone import resolve_folder
+from models.bundle import read_bundle
+from pipeline.calibrate import label_probabilities
+from pipeline.checkpoint import check_checkpoint
 from pipeline.config import build_config
 from pipeline.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoded_files import read_encoded
+from pipeline.errors import DamagedInputError
 from pipeline.files import file_sha256
+from pipeline.judge import load_judge
 from pipeline.reader import find_partitions
 from pipeline.tasks import Task
 
@@ -23,6 +30,7 @@ STEPS = 20  # of 12 an epoch
 GOLDEN = Path(__file__).parents[1] / "golden" / "training_losses.json"
 # float32 sums in another order, carried through the steps of Adam, whose first ones divide by numbers as small as themselves
 LOSS_TOLERANCE = 2e-4
+BFLOAT16_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,26 @@ class World:
     def losses(self, name: str) -> dict[int, dict[str, float]]:
         """Loss and task losses by step; a step that was done twice must have been the same both times."""
         found: dict[int, dict[str, float]] = {}
-        for line in (self.root / name / "live.jsonl").read_text().splitlines():
-            record = json.loads(line)
-            numbers = {"loss": record["loss"], "gradient_norm": record["gradient_norm"], **record["task_losses"]}
-            assert found.setdefault(record["step"], numbers) == numbers or "other ranks" in name
-            found[record["step"]] = numbers
+        for line in self.lines(name):
+            if "step" in line:
+                numbers = {"loss": line["loss"], "gradient_norm": line["gradient_norm"], **line["task_losses"]}
+                assert found.setdefault(line["step"], numbers) == numbers or "other ranks" in name
+                found[line["step"]] = numbers
         return found
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """What the training wrote for those who follow it."""
+        return [json.loads(line) for line in (self.root / name / "live.jsonl").read_text().splitlines()]
+
+    def best(self, name: str) -> dict[str, float]:
+        """The evaluation whose weights were published."""
+        return dict(read_bundle(self.root / name / "bundle").description["training"]["best"])
+
+    def probabilities(self, name: str) -> list[float]:
+        """What the published model says of some rows."""
+        judge, _ = load_judge(self.root / name / "bundle")
+        logits_NC = judge.logits(read_encoded(self.encoded_dir, "test", self.tasks), 4096)
+        return [float(p) for p in label_probabilities(logits_NC, 1.0).ravel()]
 
     def weights(self, name: str) -> bytes:
         """The trained tensors as they were published."""
@@ -92,7 +114,10 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "zero-1 passes": ({"micro_batch_tokens": 128}, {"zero_stage": 1}),
     "zero-2 passes": ({"micro_batch_tokens": 128}, {"zero_stage": 2}),
     "zero-3 passes": ({"micro_batch_tokens": 128}, {"zero_stage": 3}),
+    "zero-2 offload passes": ({"micro_batch_tokens": 128}, {"zero_stage": 2, "offload_optimizer": True}),
+    "zero-3 offload passes": ({"micro_batch_tokens": 128}, {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}),
     "recomputed": ({"micro_batch_tokens": 64, "gradient_checkpointing": True}, {"zero_stage": 2}),
+    "compiled": ({"micro_batch_tokens": 128, "compile_layers": True}, {"zero_stage": 2}),
 }
 
 
@@ -117,6 +142,41 @@ def test_losses_are_those_of_one_process_that_takes_each_step_at_once(trained: W
         assert found[step] == pytest.approx(numbers, rel=LOSS_TOLERANCE, abs=LOSS_TOLERANCE), step
     one, other = (load_file(trained.root / name / "bundle" / "weights.safetensors") for name in ("zero-0 on 1", f"{way} on {world_size}"))
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 5e-3  # a step of 0.02 at most, of which Adam's sign may flip early
+    assert trained.probabilities(f"{way} on {world_size}") == pytest.approx(trained.probabilities("zero-0 on 1"), abs=2e-3)
+    assert trained.best(f"{way} on {world_size}") == pytest.approx(trained.best("zero-0 on 1"), abs=2e-3)
+
+
+def test_in_bfloat16_too_two_ranks_lose_what_one_process_loses(trained: World) -> None:
+    ways = {"bfloat16 on 1": {"zero_stage": 0}, "bfloat16 on 2": {"zero_stage": 2}}
+    for world_size, (name, deepspeed) in enumerate(ways.items(), 1):
+        case = trained.case(name, training={"micro_batch_tokens": 128}, **deepspeed)
+        case["config"]["backbone"]["dtype"] = "bfloat16"
+        trained.train(world_size, [case], name)
+    one, two = (trained.losses(name) for name in ways)
+    assert list(one) == list(two) == list(range(1, STEPS + 1))
+    # eight bits of mantissa; the first steps are nearer than the later ones, which carry what the first differed by
+    assert [two[step]["loss"] for step in two] == pytest.approx([numbers["loss"] for numbers in one.values()], rel=BFLOAT16_TOLERANCE)
+    assert trained.losses("zero-0 on 1")[1]["loss"] != one[1]["loss"]
+
+
+def test_the_bundle_is_the_best_evaluation_s_and_a_training_that_gets_no_better_ends(trained: World) -> None:
+    # a rate that spoils what the first steps have learnt
+    case = trained.case("patience", die_at=6, training={"evaluate_every_steps": 2, "patience": 3, "epochs": 4}, zero_stage=2)
+    case["config"]["optimizer"] = {"learning_rate": 0.5, "head_learning_rate": 0.5, "warmup_share": 0.2}
+    unbroken = trained.case("patience unbroken", training={"evaluate_every_steps": 2, "patience": 3, "epochs": 4}, zero_stage=2)
+    unbroken["config"]["optimizer"] = case["config"]["optimizer"]
+    trained.train(2, [unbroken], "patience unbroken")
+    evaluations = [line for line in trained.lines("patience unbroken") if "evaluated_after" in line]
+    steps = [line["evaluated_after"] for line in evaluations]
+    best = max(evaluations, key=lambda line: (line["macro_pr_auc"], -line["macro_log_loss"]))
+    assert steps == list(range(2, best["evaluated_after"] + 7, 2)) and steps[-1] < 48
+    about = read_bundle(trained.root / "patience unbroken" / "bundle").description["training"]
+    assert about["best"] == {"step": best["evaluated_after"], "macro_pr_auc": best["macro_pr_auc"], "log_loss": best["macro_log_loss"]}
+    assert about["steps"] == steps[-1]
+    trained.train(2, [case], "patience, killed", KILLED)
+    trained.train(2, [{**case, "die_at": None}], "patience, going on")
+    assert trained.weights("patience") == trained.weights("patience unbroken")
+    assert read_bundle(trained.root / "patience" / "bundle").sha256 == read_bundle(trained.root / "patience unbroken" / "bundle").sha256
 
 
 KILLED = -9
@@ -127,14 +187,18 @@ def whole_checkpoints(world: World, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", [2, 3, *(pytest.param(stage, marks=pytest.mark.failures) for stage in (0, 1))])
-def test_ranks_killed_while_a_checkpoint_is_written_go_on_to_the_same_bits(trained: World, stage: int) -> None:
+def test_ranks_killed_while_a_checkpoint_is_written_go_on_to_the_same_bits(counts: Any, trained: World, stage: int) -> None:
     name = f"killed at {stage}"
     trained.train(2, [trained.case(name, die_at=6, zero_stage=stage)], f"{name}, killed", KILLED)
+    counts.add("kills")
     assert whole_checkpoints(trained, name) in (["step-00000003"], ["step-00000003", "step-00000006"])  # the sixth may have been whole by then
     trained.train(2, [trained.case(name, zero_stage=stage)], f"{name}, going on")
-    assert trained.losses(name) == trained.losses(f"zero-{stage} on 2")
+    unbroken, found = trained.losses(f"zero-{stage} on 2"), trained.losses(name)
+    counts.compare([found[step]["loss"] for step in unbroken], [numbers["loss"] for numbers in unbroken.values()])
+    assert found == unbroken
     assert trained.weights(name) == trained.weights(f"zero-{stage} on 2")
     assert not list((trained.root / name / "checkpoints").glob(".step-*"))
+    counts.add("resumed")
 
 
 # (ranks, stage) before and after
@@ -164,14 +228,54 @@ MORE_DAMAGE = [pytest.param(name, marks=pytest.mark.failures) for name in ("weig
 
 
 @pytest.mark.parametrize("name", ["optimizer-1.safetensors", *MORE_DAMAGE])
-def test_a_damaged_newest_checkpoint_is_passed_over_and_the_bits_stay_the_same(trained: World, name: str) -> None:
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_bits_stay_the_same(counts: Any, trained: World, name: str) -> None:
     run = f"damaged {name}"
     trained.train(2, [trained.case(run, die_at=9, zero_stage=2)], f"{run}, killed", KILLED)
     newest = trained.root / run / "checkpoints" / whole_checkpoints(trained, run)[-1]
     flip(newest / name)
+    counts.add("damaged")
     trained.train(2, [trained.case(run, zero_stage=2)], f"{run}, going on")
     assert trained.losses(run) == trained.losses("zero-2 on 2")
     assert trained.weights(run) == trained.weights("zero-2 on 2")
+    starts = [line["starts_after"] for line in trained.lines(run) if "starts_after" in line]
+    assert starts[-1] == int(newest.name.removeprefix("step-")) - 3
+    counts.add("detected")
+
+
+def damage(random: Random, folder: Path) -> str:
+    """One thing that storage does to files, in words."""
+    path = random.choice(sorted(folder.iterdir()))
+    content = bytearray(path.read_bytes())
+    kind = random.choice(["flipped", "cut", "gone", "swapped"])
+    if kind == "flipped":
+        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+        path.write_bytes(content)
+    elif kind == "cut":
+        path.write_bytes(content[: random.randrange(len(content))])
+    elif kind == "gone":
+        path.unlink()
+    else:
+        other = random.choice([one for one in sorted(folder.iterdir()) if one != path])
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    return f"{path.name} {kind}"
+
+
+def test_a_hundred_random_damages_are_all_detected(counts: Any, trained: World, tmp_path: Path) -> None:
+    trained.train(2, [trained.case("to damage", die_at=15, zero_stage=2)], "to damage", KILLED)
+    whole = trained.root / "to damage" / "checkpoints" / whole_checkpoints(trained, "to damage")[-1]
+    check_checkpoint(whole)
+    assert (whole / "best.safetensors").is_file()
+    random = Random(7)
+    for number in range(100):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        told = damage(random, folder)
+        counts.add("damaged")
+        with pytest.raises(DamagedInputError):
+            check_checkpoint(folder)
+            pytest.fail(f"{told} was not detected")
+        counts.add("detected")
 
 
 def test_ranks_that_are_asked_to_stop_keep_their_state_and_say_so(trained: World) -> None:
@@ -187,7 +291,7 @@ def test_ranks_that_are_asked_to_stop_keep_their_state_and_say_so(trained: World
 
 
 @pytest.mark.parametrize("passes", [False, True])
-def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(trained: World, passes: bool) -> None:
+def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(counts: Any, trained: World, passes: bool) -> None:
     name, training = f"rows {passes}", {"micro_batch_tokens": 128} if passes else {}
     trained.train(2, [trained.case(name, die_at=9, training=training, zero_stage=2)], f"{name}, killed", KILLED)
     trained.train(2, [trained.case(name, training=training, zero_stage=2)], f"{name}, going on")
@@ -202,6 +306,8 @@ def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(trained
     encoded = read_encoded(trained.encoded_dir, "train", trained.tasks)
     batches = -(-len(encoded) // 16)
     epoch = [row for (step, _), rows in seen.items() for row in rows if step < batches]
+    counts.add("rows_duplicated", len(epoch) - len(set(epoch)))
+    counts.add("rows_missing", len(encoded) - len(set(epoch)))
     assert sorted(epoch) == list(range(len(encoded)))
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "register": {"--config", "--set"},
     "promote": {"--config", "--version", "--set"},
     "score": {"--config", "--set"},
+    "status": {"runs_dir"},
     "export": {"--config", "--task", "--format", "--version", "--out", "--set"},
 }
 

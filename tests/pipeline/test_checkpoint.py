@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointWriter, check_checkpoint, newest_checkpoint
 from pipeline.errors import DamagedInputError, RetryableError
+from pipeline.interim import Best
 from pipeline.optimizer_state import assemble, inner_optimizer, load_optimizer_tensors, optimizer_tensors
 
 FILES = ("weights.safetensors", "optimizer-0.safetensors", "state.json", "manifest.json")
@@ -51,7 +52,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
 def write(engine: Any, root: Path, step: int) -> None:
     """One checkpoint, to its end."""
     writer = CheckpointWriter(engine, root, 0, 1)
-    writer.save(step)
+    writer.save(step, None)
     writer.wait()
 
 
@@ -64,7 +65,7 @@ def test_a_checkpoint_holds_weights_optimizer_and_position(tmp_path: Path, engin
     folder = tmp_path / "step-00000200"
     assert names_in(folder) == sorted(FILES)
     check_checkpoint(folder)
-    assert json.loads((folder / "state.json").read_bytes()) == {"step": 200, "world_size": 1}
+    assert json.loads((folder / "state.json").read_bytes()) == {"step": 200, "world_size": 1, "best": None}
     assert all(torch.equal(t, engine.module.state_dict()[name]) for name, t in load_file(folder / "weights.safetensors").items())
     stored = load_file(folder / "optimizer-0.safetensors")
     assert set(stored) == {f"{name}@0.{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -140,18 +141,32 @@ def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one_at_the_l
     writer = CheckpointWriter(engine, tmp_path, 0, 1)
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "write_part", full)
-        writer.save(1)
+        writer.save(1, None)
         with pytest.raises(OSError, match="No space left"):
-            writer.save(2)
+            writer.save(2, None)
     writer.wait()
     assert newest_checkpoint(tmp_path)[0] is None
+
+
+def test_the_weights_of_the_best_evaluation_lie_beside_the_newest_ones(tmp_path: Path, engine: Any) -> None:
+    best = Best(step=2, macro_pr_auc=0.75, log_loss=0.5, tensors={"weight": torch.full((2, 3), 4.0)})
+    writer = CheckpointWriter(engine, tmp_path, 0, 1)
+    writer.save(3, best)
+    writer.wait()
+    folder = tmp_path / "step-00000003"
+    check_checkpoint(folder)
+    assert json.loads((folder / "state.json").read_bytes())["best"] == {"step": 2, "macro_pr_auc": 0.75, "log_loss": 0.5}
+    assert torch.equal(load_file(folder / "best.safetensors")["weight"], best.tensors["weight"])
+    flip_a_byte(folder / "best.safetensors")
+    with pytest.raises(DamagedInputError, match="best.safetensors"):
+        check_checkpoint(folder)
 
 
 def test_a_step_may_change_the_weights_while_they_are_written(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before, changed = engine.module.weight.detach().clone(), threading.Event()
     monkeypatch.setattr(checkpoint, "save", lambda tensors: (changed.wait(20), save(tensors))[1])
     writer = CheckpointWriter(engine, tmp_path, 0, 1)
-    writer.save(1)
+    writer.save(1, None)
     with torch.no_grad():
         engine.module.weight.fill_(7)
         engine.optimizer.state[engine.module.weight]["exp_avg"].fill_(7)
@@ -219,15 +234,15 @@ def test_without_a_whole_checkpoint_training_starts_anew(tmp_path: Path, engine:
 def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (CheckpointWriter(engine, tmp_path, rank, 2) for rank in (0, 1))
     second.attempt = first.attempt
-    first.save(3)
+    first.save(3, None)
     assert newest_checkpoint(tmp_path)[0] is None
-    second.save(3)
+    second.save(3, None)
     second.wait()
     first.wait()
     assert names_in(tmp_path / "step-00000003") == sorted([*FILES, "optimizer-1.safetensors"])
     assert load_file(tmp_path / "step-00000003" / "optimizer-1.safetensors") == {}  # at stage 0 all ranks hold the same
     monkeypatch.setattr(checkpoint, "WAIT_S", 0.05)
-    first.save(4)
+    first.save(4, None)
     with pytest.raises(RetryableError, match="optimizer-1.safetensors of a checkpoint did not come"):
         first.wait()
 
@@ -235,7 +250,7 @@ def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(tmp_path: Pa
 def test_an_error_does_not_wait_for_ranks_that_will_not_come(tmp_path: Path, engine: Any) -> None:
     started_s = time.monotonic()
     with pytest.raises(ZeroDivisionError), CheckpointWriter(engine, tmp_path, 0, 2) as writer:
-        writer.save(4)
+        writer.save(4, None)
         raise ZeroDivisionError
     assert time.monotonic() - started_s < 5
     assert newest_checkpoint(tmp_path)[0] is None

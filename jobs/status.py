@@ -1,0 +1,109 @@
+"""`relevance status`: the trainings below a folder, from what they write there."""
+
+import fcntl
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.logs import Console
+
+HEADINGS = ("run", "state", "step", "steps/s", "left", "best macro PR-AUC", "last step")
+RATE_STEPS = 50  # newest steps that the rate is taken over
+
+
+def run_status(runs_dir: Path, console: Console) -> dict[str, Any]:
+    """Print a line a run; ConfigError if there is no such folder. Returns the same as json."""
+    if not runs_dir.is_dir():
+        raise ConfigError(f"{runs_dir} does not exist; name the work_dir of your runs, or start one: relevance demo")
+    found = [training_status(path) for path in sorted(runs_dir.iterdir()) if (path / ".lock").is_file()]
+    rows = [HEADINGS, *map(shown, found)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    for row in rows:
+        console.result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if not found:
+        console.say(f"no run in {runs_dir} yet; a run is a folder that a relevance command has worked in")
+    return {"runs": found}
+
+
+def training_status(run_dir: Path) -> dict[str, Any]:
+    """State, steps, rate (steps a second), seconds left and best evaluation of one run's training; None for what is not known."""
+    lines = live_lines(run_dir / "training" / "live.jsonl")
+    steps = [line for line in lines if "step" in line]
+    last = steps[-1] if steps else None
+    state, rate = state_of(run_dir, last is not None), rate_of(steps)
+    working = state == "training" and last is not None and rate is not None
+    return {
+        "run": run_dir.name,
+        "state": state,
+        "step": last["step"] if last else None,
+        "num_steps": last["num_steps"] if last else None,
+        "steps_per_s": rate,
+        "left_s": (last["num_steps"] - last["step"]) / rate if working and last and rate else None,
+        "best": best_of(lines),
+        "last_step_at_s": last["at_s"] if last else None,
+    }
+
+
+def state_of(run_dir: Path, has_steps: bool) -> str:
+    """training: under way. trained: there is a bundle. interrupted: the same command goes on. working: another command is. new: neither."""
+    interrupted = any((run_dir / "training" / "checkpoints").glob("step-*"))
+    if is_locked(run_dir / ".lock"):
+        return "working" if (run_dir / "trained").is_dir() or not has_steps else "training"
+    if interrupted:
+        return "interrupted"
+    return "trained" if (run_dir / "trained").is_dir() else "stopped" if has_steps else "new"
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a command holds a run's lock. It is asked for to share and given back at once: commands that start meanwhile wait for it a moment."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+
+def live_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a live file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.is_file() else []
+
+
+def rate_of(steps: list[dict[str, Any]]) -> float | None:
+    """Steps a second over the newest steps of one start of the workers."""
+    newest = steps[-RATE_STEPS:]
+    # steps that were done again after a restart: count from the last time the number fell
+    starts = [index for index in range(1, len(newest)) if newest[index]["step"] <= newest[index - 1]["step"]]
+    newest = newest[starts[-1] :] if starts else newest
+    seconds = newest[-1]["at_s"] - newest[0]["at_s"] if newest else 0.0
+    return (len(newest) - 1) / seconds if seconds > 0 else None
+
+
+def best_of(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best evaluation: step and macro PR-AUC."""
+    best = None
+    for line in lines:
+        if line.get("best"):  # what an earlier command had reached
+            best = {"step": line["best"]["step"], "macro_pr_auc": line["best"]["macro_pr_auc"]}
+        if line.get("is_best"):
+            best = {"step": line["evaluated_after"], "macro_pr_auc": line["macro_pr_auc"]}
+    return best
+
+
+def shown(status: dict[str, Any]) -> tuple[str, ...]:
+    """One run as cells."""
+    step = f"{status['step']:,}/{status['num_steps']:,}" if status["step"] else ""
+    rate = f"{status['steps_per_s']:.2f}" if status["steps_per_s"] else ""
+    best = f"{status['best']['macro_pr_auc']:.3f} after step {status['best']['step']:,}" if status["best"] else ""
+    ago = f"{span(time.time() - status['last_step_at_s'])} ago" if status["last_step_at_s"] else ""
+    return status["run"], status["state"], step, rate, span(status["left_s"]) if status["left_s"] is not None else "", best, ago
+
+
+def span(seconds: float) -> str:
+    """A length of time, coarsely."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
