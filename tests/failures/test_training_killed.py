@@ -80,6 +80,9 @@ class Training:
         self.wait_until(process, lambda: list((self.dir / "training" / "checkpoints").glob(f".step-{10 * number:08d}.*.tmp")))
 
 
+Start = Callable[[str], Training]  # a training by name
+
+
 def kill_everything(process: subprocess.Popen[str]) -> None:
     """The command and all it started: Ray's processes lead sessions of their own, and no other Ray on this machine may be hit."""
     for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
@@ -98,7 +101,7 @@ def train_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Callable[[str], Training]:
+def start(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Start:
     """A training by name."""
     root = tmp_path_factory.mktemp("killed")
     write_planted(root)
@@ -115,7 +118,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Callabl
 
 
 @pytest.fixture(scope="module")
-def unbroken(start: Callable[[str], Training]) -> Training:
+def unbroken(start: Start) -> Training:
     training = start("unbroken")
     training.finish()
     assert len(training.losses()) == 36
@@ -139,7 +142,7 @@ POINTS = [("step", 13), ("save", 2), *(pytest.param(kind, n, marks=pytest.mark.f
 
 
 @pytest.mark.parametrize(("kind", "number"), POINTS)
-def test_everything_killed_at_once_goes_on_by_the_same_command(counts: Any, start: Callable[[str], Training], unbroken: Training, kind: str, number: int) -> None:
+def test_everything_killed_at_once_goes_on_by_the_same_command(counts: Any, start: Start, unbroken: Training, kind: str, number: int) -> None:
     training = start(f"everything-{kind}-{number}")
     process = training.start()
     (training.wait_for_step if kind == "step" else training.wait_for_save)(process, number)
@@ -161,7 +164,7 @@ WORKER_POINTS = [("step", 17), *(pytest.param(kind, n, marks=pytest.mark.failure
 
 
 @pytest.mark.parametrize(("kind", "number"), WORKER_POINTS)
-def test_a_worker_killed_is_replaced_within_the_command(counts: Any, start: Callable[[str], Training], unbroken: Training, kind: str, number: int) -> None:
+def test_a_worker_killed_is_replaced_within_the_command(counts: Any, start: Start, unbroken: Training, kind: str, number: int) -> None:
     training = start(f"worker-{kind}-{number}")
     process = training.start()
     (training.wait_for_step if kind == "step" else training.wait_for_save)(process, number)
@@ -173,11 +176,12 @@ def test_a_worker_killed_is_replaced_within_the_command(counts: Any, start: Call
     check_same(counts, training, unbroken, {})
 
 
-def test_sigterm_keeps_the_state_within_the_grace_time_and_ends_with_3(counts: Any, start: Callable[[str], Training], unbroken: Training) -> None:
+def test_sigterm_keeps_the_state_within_the_grace_time_and_ends_with_3(counts: Any, start: Start, unbroken: Training) -> None:
     training = start("terminated")
     process = training.start()
     training.wait_for_step(process, 14)
     process.send_signal(signal.SIGTERM)
+    counts.add("kills")
     started_s = time.monotonic()
     _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 3, said
@@ -191,7 +195,7 @@ def test_sigterm_keeps_the_state_within_the_grace_time_and_ends_with_3(counts: A
     check_same(counts, training, unbroken, before)
 
 
-def test_a_worker_that_hangs_is_given_up_after_the_stated_time(start: Callable[[str], Training], unbroken: Training) -> None:
+def test_a_worker_that_hangs_is_given_up_after_the_stated_time(start: Start, unbroken: Training) -> None:
     training = start("hanging")
     process = training.start("training.hang_timeout_s=15")
     training.wait_for_step(process, 12)
@@ -208,7 +212,7 @@ def test_a_worker_that_hangs_is_given_up_after_the_stated_time(start: Callable[[
     assert training.weights() == unbroken.weights()
 
 
-def test_sigterm_before_any_worker_is_started_ends_with_3_too(start: Callable[[str], Training]) -> None:
+def test_sigterm_before_any_worker_is_started_ends_with_3_too(start: Start) -> None:
     training = start("terminated at once")
     process = training.start()
     time.sleep(3)
@@ -218,7 +222,7 @@ def test_sigterm_before_any_worker_is_started_ends_with_3_too(start: Callable[[s
     assert "interrupted; run the same command again" in said or "is kept; run the same command again" in said
 
 
-def test_an_interrupted_training_refuses_another_config_and_says_what_changed(counts: Any, start: Callable[[str], Training], unbroken: Training) -> None:
+def test_an_interrupted_training_refuses_another_config_and_says_what_changed(counts: Any, start: Start, unbroken: Training) -> None:
     training = start("changed")
     process = training.start()
     training.wait_for_step(process, 12)
@@ -234,7 +238,7 @@ def test_an_interrupted_training_refuses_another_config_and_says_what_changed(co
     check_same(counts, training, unbroken, before)
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_task_and_rows_and_publishes_nothing(start: Callable[[str], Training]) -> None:
+def test_a_loss_that_is_not_finite_stops_with_step_task_and_rows_and_publishes_nothing(start: Start) -> None:
     training = start("diverged")
     process = training.start("optimizer.learning_rate=1e30", "optimizer.head_learning_rate=1e30")
     _, said = process.communicate(timeout=TIMEOUT_S)
