@@ -1,0 +1,213 @@
+"""The sides of bench_train.py: each trains on the same rows and tells how many pairs a second it took.
+
+Each side is called in a process of its own.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+BATCH_ROWS, WARM_STEPS = 8, 5  # steps that do not count: first touch of memory, libraries' own set-up
+SPENT = ("data", "forward", "backward", "communication", "optimizer")
+SAVE_EVERY = 200  # steps between two saves, unless a config says otherwise
+LORA_RANK = 15  # 1.73 M parameters beside MTL-LoRA's 1.70 M
+
+Figures = dict[str, float]
+
+
+def read_run(run_dir: Path, **training: Any) -> Any:
+    """The config of the real pairs, writing into `run_dir`."""
+    from pipeline.config import read_config
+
+    sets = {"work_dir": run_dir, "training.batch_rows": BATCH_ROWS, **{f"training.{key}": value for key, value in training.items()}}
+    os.chdir(ROOT)  # the config names its sources from here
+    return read_config(ROOT / "jobs" / "configs" / "esci.yaml", [f"{key}={value}" for key, value in sets.items()])
+
+
+def prepare(run_dir: Path) -> None:
+    """Import, validate and encode, as a run does before it trains."""
+    from jobs.sources import bring_in
+    from jobs.validate import run_validate
+    from models.backbone import resolve_folder
+    from pipeline.encoded_cache import EncodingPlan, publish_encoded
+    from pipeline.logs import Console
+    from pipeline.reader import find_partitions
+
+    config, console = read_run(run_dir), Console(err=sys.stderr)
+    bring_in(config, console)
+    run_validate(config, console)
+    partitions = find_partitions(config.accepted_dir, config.tasks)
+    plan = EncodingPlan(partitions, config.split, config.tasks, config.encode, resolve_folder(config.backbone))
+    publish_encoded(plan, config.run_dir, lambda _, __: None)
+
+
+def encoded_rows(run_dir: Path) -> Any:
+    """The training rows that `prepare` encoded."""
+    from pipeline.encoded_files import read_encoded
+
+    config = read_run(run_dir)
+    (folder,) = (path for path in (config.run_dir / "cache" / "encoded").iterdir() if path.is_dir() and not path.name.startswith("."))
+    return read_encoded(folder, "train", config.tasks)
+
+
+def steps_of_an_epoch(run_dir: Path) -> int:
+    """Batches in a pass over the training rows."""
+    from pipeline.train_loop import build_sampler
+
+    return int(build_sampler(read_run(run_dir), encoded_rows(run_dir)).batches_per_epoch)
+
+
+def ours(run_dir: Path, steps: int, workers: int, compiled: bool, save_every: int = 100_000) -> Figures:
+    """`relevance train`, from the command to the end."""
+    sets = {
+        "work_dir": run_dir, "training.epochs": steps / steps_of_an_epoch(run_dir), "training.num_workers": workers,
+        "training.threads_per_worker": 2 // workers, "training.batch_rows": BATCH_ROWS, "training.checkpoint_every_steps": save_every,
+        "training.compile_layers": compiled,
+    }  # fmt: skip
+    shutil.rmtree(read_run(run_dir).run_dir / "trained", ignore_errors=True)  # or the command would find it finished
+    started_s = time.time()
+    command = [str(Path(sys.executable).with_name("relevance")), "train", "--config", str(ROOT / "jobs" / "configs" / "esci.yaml")]
+    words = [word for name, value in sets.items() for word in ("--set", f"{name}={value}")]
+    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    lines = [json.loads(line) for line in (read_run(run_dir).run_dir / "training" / "live.jsonl").read_text().splitlines()]
+    all_steps, start = [line for line in lines if "step" in line], next(line for line in lines if "starts_after" in line)
+    counted = all_steps[WARM_STEPS:]
+    seconds = counted[-1]["at_s"] - all_steps[WARM_STEPS - 1]["at_s"]
+    spent = {name: sum(line["seconds"].get(name, 0.0) for line in counted) / seconds for name in SPENT}
+    before = {f"before first step: {name}": value for name, value in start["seconds"].items()}
+    before["before first step: command to workers"] = start["at_s"] - sum(start["seconds"].values()) - started_s
+    before["before first step: first step"] = all_steps[0]["at_s"] - start["at_s"]
+    return {
+        "pairs_per_s": sum(line["rows"] for line in counted) / seconds,
+        "padding": 1 - sum(line["tokens"] for line in counted) / sum(line["tokens_computed"] for line in counted),
+        "first_step_s": all_steps[0]["at_s"] - started_s, "mfu": statistics.median(line["mfu"] for line in counted),
+        "tokens_per_s": sum(line["tokens"] for line in counted) / seconds, "save_cost": save_cost(counted), **spent, **before,
+    }  # fmt: skip
+
+
+def save_cost(counted: list[dict[str, Any]]) -> float:
+    """What a save takes of the time between two saves, were there SAVE_EVERY steps between them: the time a step is held up, and how much longer
+    a step beside which a checkpoint is written takes for its tokens than others do."""
+    pace = {
+        beside: [sum(v for k, v in line["seconds"].items() if k != "checkpoint") / line["tokens_computed"] for line in some]
+        for beside, some in ((True, [n for o, n in zip(counted, counted[1:], strict=False) if "checkpoint" in o["seconds"]]),
+                             (False, [n for o, n in zip(counted, counted[1:], strict=False) if "checkpoint" not in o["seconds"]]))
+    }  # fmt: skip
+    if not pace[True]:
+        return 0.0
+    tokens = statistics.mean(line["tokens_computed"] for line in counted)
+    usual_s = statistics.median(pace[False]) * tokens
+    held_s = statistics.median(line["seconds"]["checkpoint"] for line in counted if "checkpoint" in line["seconds"])
+    return (held_s + max(0.0, statistics.median(pace[True]) * tokens - usual_s)) / (SAVE_EVERY * usual_s)
+
+
+def step_rows(run_dir: Path, steps: int) -> list[Any]:
+    """Row numbers of each step, as our sampler has them."""
+    from pipeline.train_loop import build_sampler
+
+    sampler = build_sampler(read_run(run_dir), encoded_rows(run_dir))
+    return [sampler.global_rows(step) for step in range(steps)]
+
+
+def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
+    """Our model and batches in a loop of plain torch."""
+    import torch
+
+    from models.losses import row_losses, task_sums
+    from pipeline.batches import collate
+    from pipeline.judge import fresh_judge
+    from pipeline.optimizer import build_optimizer
+    from pipeline.train_loop import start_heads
+
+    torch.set_num_threads(2)
+    config, encoded = read_run(run_dir), encoded_rows(run_dir)
+    judge = fresh_judge(config)
+    start_heads(judge, encoded)
+    if compiled:
+        judge.model.compile_layers()
+    judge.model.train()
+    optimizer = build_optimizer(judge.model, config.optimizer)
+    relevant_from_T = torch.tensor([task.relevant_from for task in config.tasks])
+    trained = list(judge.model.trainable_state().values())
+    times, tokens = [time.perf_counter()], [0, 0]
+    for rows in step_rows(run_dir, steps):
+        batch = collate(encoded, rows, len(config.tasks), judge.pad_id)
+        loss_B = row_losses(judge.model(batch.input_ids_BS, batch.mask_BS, batch.task_B), batch.label_B, relevant_from_T[batch.task_B])
+        loss_T, _ = task_sums(loss_B, batch.weight_B, batch.task_B, len(config.tasks))
+        (loss_T.sum() / len(rows)).backward()
+        torch.nn.utils.clip_grad_norm_(trained, config.optimizer.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter())
+        tokens = [tokens[0] + int(batch.mask_BS.sum()), tokens[1] + batch.mask_BS.numel()]
+    return {"pairs_per_s": (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS]), "padding": 1 - tokens[0] / tokens[1]}
+
+
+def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
+    """transformers' Trainer over the very rows of our steps."""
+    import numpy as np
+    import torch
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    from models.backbone import choose_dtype, resolve_folder
+
+    torch.set_num_threads(2)
+    config, encoded = read_run(run_dir), encoded_rows(run_dir)
+    folder = resolve_folder(config.backbone)
+    rows = np.concatenate(step_rows(run_dir, steps)).tolist()
+    items = [{"input_ids": encoded.ids[encoded.starts[row] : encoded.starts[row + 1]].tolist(), "labels": int(encoded.label_N[row])} for row in rows]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    dtype = choose_dtype(config.backbone.dtype)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=4, dtype=dtype, pad_token_id=tokenizer.pad_token_id)
+    targets = list(config.adapter.target_modules)
+    lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=targets)
+    model = get_peft_model(model, lora)
+    collate, tokens, times = DataCollatorWithPadding(tokenizer), [0, 0], []
+
+    def counted(examples: list[dict[str, Any]]) -> Any:
+        batch = collate(examples)
+        tokens[0] += sum(len(example["input_ids"]) for example in examples)
+        tokens[1] += batch["input_ids"].numel()
+        return batch
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as out_dir:
+        strategy = {"train_sampling_strategy": "group_by_length"} if grouped else {}
+        arguments = TrainingArguments(
+            out_dir, per_device_train_batch_size=BATCH_ROWS, max_steps=steps, report_to=[], save_strategy="no", logging_strategy="no", use_cpu=True,
+            disable_tqdm=True, learning_rate=5e-4, seed=17, **strategy,
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=items, data_collator=counted, callbacks=[Clock()])
+        trainer.train()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    pairs_per_s = (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS - 1])
+    return {"pairs_per_s": pairs_per_s, "padding": 1 - tokens[0] / tokens[1], "trained": trained}
+
+
+SIDES: dict[str, Callable[[Path, int], Figures]] = {
+    "ours": lambda run_dir, steps: ours(run_dir, steps, 1, compiled=False),
+    "ours, compiled": lambda run_dir, steps: ours(run_dir, steps, 1, compiled=True),
+    "ours, compiled, 2 workers": lambda run_dir, steps: ours(run_dir, steps, 2, compiled=True),
+    "ours, saving": lambda run_dir, steps: ours(run_dir, steps, 1, compiled=False, save_every=5),
+    "bare loop": lambda run_dir, steps: bare(run_dir, steps, compiled=False),
+    "bare loop, compiled": lambda run_dir, steps: bare(run_dir, steps, compiled=True),
+    "HF Trainer, default": lambda run_dir, steps: hugging_face(run_dir, steps, grouped=False),
+    "HF Trainer, grouped": lambda run_dir, steps: hugging_face(run_dir, steps, grouped=True),
+}

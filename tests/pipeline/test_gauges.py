@@ -1,0 +1,47 @@
+"""Ray metrics of a training, as Prometheus would fetch them."""
+
+import subprocess
+import sys
+
+from places import ROOT
+
+PROGRAM = """
+import sys, time, urllib.request
+from jobs.environment import prepare_environment
+prepare_environment()
+import ray
+from pipeline.gauges import TrainingGauges
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+gauges, seen = TrainingGauges("demo"), []
+tell = gauges.watching(seen.append)
+for line in ({"step": 7, "seconds": {"forward": 0.5, "backward": 0.25}, "tokens_per_s": 100.0}, {"macro_pr_auc": 0.7}, {"starts_after": 0}):
+    tell(line)
+gauges.restarted()
+assert [len(line) for line in seen] == [3, 1, 1]
+node = ray.nodes()[0]
+deadline_s = time.monotonic() + 60
+while time.monotonic() < deadline_s:
+    try:
+        text = urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=5).read().decode()
+    except OSError:
+        text = ""
+    found = [line for line in text.splitlines() if line.startswith("ray_relevance_training") and 'run="demo"' in line]
+    if len(found) == 5:
+        break
+    time.sleep(0.5)
+for line in found:
+    print(line.split("{")[0], line.rsplit(" ", 1)[1])
+"""
+
+
+def test_step_time_speed_restarts_and_the_last_evaluation_are_exported() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(done.stdout.splitlines()[-5:]) == [
+        "ray_relevance_training_restarts_total 1.0",
+        "ray_relevance_training_step 7.0",
+        "ray_relevance_training_step_seconds 0.75",
+        "ray_relevance_training_tokens_per_second 100.0",
+        "ray_relevance_training_valid_macro_pr_auc 0.7",
+    ]

@@ -1,0 +1,100 @@
+"""What MLflow is told of a training, in a real store."""
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted import planted_config, write_planted
+
+from pipeline import tracking
+from pipeline.config import RunConfig, build_config
+from pipeline.logs import Console
+from pipeline.tracking import RunTracker, mlflow_client
+
+STEP = {
+    "step": 1, "loss": 0.5, "learning_rate": 0.01, "rows_per_s": 8.0, "tokens_per_s": 80.0, "gradient_norm": 1.0, "mfu": 0.3, "tokens": 10,
+    "seconds": {"forward": 0.1}, "task_losses": {"two": 0.4}, "group_gradient_norms": {"heads": 0.2},
+}  # fmt: skip
+EVALUATION = {
+    "evaluated_after": 1, "tasks": {"two": {"rows": 9, "pr_auc": 0.8, "roc_auc": 0.7, "log_loss": 0.6, "brier": 0.2}}, "macro_pr_auc": 0.8,
+    "macro_log_loss": 0.6,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> RunConfig:
+    root = tmp_path_factory.mktemp("tracked")
+    write_planted(root, num_rows=8)
+    config = build_config(planted_config(root, str(tiny_llama)), "test")
+    config.validation_dir.mkdir(parents=True)
+    (config.validation_dir / "report.json").write_text(json.dumps({"passed": True, "tasks": {}}))
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(config: RunConfig) -> Any:
+    """A training that was stopped after a step, and went on."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(tracking, "SYSTEM_EVERY_S", 0.2)
+    ids = []
+    for number in (1, 2):
+        tracker = RunTracker(config, "f" * 64, "digest", Console(err=io.StringIO()))
+        tracker.log_step(STEP | {"step": number})
+        tracker.log_evaluation(EVALUATION | {"evaluated_after": number})
+        time.sleep(1.5)
+        tracker.finish("KILLED" if number == 1 else "FINISHED")
+        ids.append(tracker.run_id)
+    patch.undo()
+    assert ids[0] == ids[1]
+    return mlflow_client(config).get_run(ids[0])
+
+
+def test_settings_are_parameters_by_their_names(run: Any) -> None:
+    params = run.data.params
+    assert (params["optimizer.learning_rate"], params["adapter.rank"], params["deepspeed.zero_stage"]) == ("0.01", "8", "2")
+    assert json.loads(params["tasks"])[0]["name"] == "two"
+
+
+def test_the_data_s_digest_and_verdict_are_tags(run: Any) -> None:
+    assert (run.data.tags["data_digest"], run.data.tags["data_gate"], run.data.tags["fingerprint"]) == ("digest", "passed", "f" * 64)
+
+
+def test_one_run_holds_the_steps_and_evaluations_of_both_commands(run: Any, config: RunConfig) -> None:
+    client = mlflow_client(config)
+    assert run.info.status == "FINISHED"
+    for name in ("loss", "loss_two", "seconds_forward", "gradient_norm_heads", "valid_macro_pr_auc", "valid_pr_auc_two", "valid_log_loss_two"):
+        assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == [1, 2], name
+
+
+def test_the_load_of_the_machine_is_followed(run: Any) -> None:
+    assert run.data.metrics["system/cpu_utilization_percentage"] >= 0
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
+
+
+def test_config_environment_and_verdict_are_artifacts(run: Any, config: RunConfig, tmp_path: Path) -> None:
+    client = mlflow_client(config)
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "environment.json", "data_gate.json"}
+    read = {name: Path(client.download_artifacts(run.info.run_id, name, str(tmp_path))).read_text() for name in ("config.yaml", "environment.json")}
+    assert json.loads(read["environment.json"])["libraries"]["torch"].startswith("2.")
+    (tmp_path / "again.yaml").write_text(read["config.yaml"])
+    from pipeline.config import read_config
+
+    assert read_config(tmp_path / "again.yaml") == config
+
+
+def test_a_store_that_fails_later_is_told_once_and_training_goes_on(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    tracker = RunTracker(config, "e" * 64, "digest", Console(err=said))
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tracker.client, "log_batch", broken)
+    for _ in range(3):
+        tracker.log_step(STEP)
+        tracker.send()
+    tracker.finish("FINISHED")
+    assert said.getvalue().count("MLflow stopped answering (OSError); training goes on without it") == 1
