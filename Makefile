@@ -1,6 +1,6 @@
 # make demo   the whole path on made-up ads        make test    the test suite
 # make test-failures   every kill, every damage: half an hour
-# make lint   ruff and mypy                        make bench   speed, as ratios (half an hour, on an idle machine)
+# make lint   ruff and mypy                        make bench   speed, as ratios (an hour and more, on an idle machine)
 #
 # A CPU machine gets torch without CUDA. A machine with a GPU installs its own first, and this file leaves it alone:
 #   python3.11 -m venv .venv && .venv/bin/pip install torch==2.13.0
@@ -31,6 +31,8 @@ test-failures: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/bench/bench_data.py
 	$(BIN)/python tests/bench/bench_adapters.py
+	$(BIN)/python tests/bench/bench_train.py
+	$(BIN)/python tests/bench/bench_zero_memory.py
 
 # torch first: asked for by name it would come with gigabytes of CUDA packages
 $(VENV)/installed: pyproject.toml constraints.txt

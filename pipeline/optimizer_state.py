@@ -35,9 +35,9 @@ def fragments(engine: Any) -> Iterator[Fragment]:
         if hasattr(parameter, "ds_id"):
             zero = engine.optimizer
             group, offset, count = zero.grad_position[zero.get_param_id(parameter)]
-            start = count * zero._get_param_partition_rank(parameter)
-            # the last rank's part is padded
-            yield Fragment(name, start, max(0, min(count, parameter.ds_numel - start)), zero.fp32_partitioned_groups_flat[group], offset)
+            # parts of the last ranks are padding, in part or as a whole
+            start = min(count * zero._get_param_partition_rank(parameter), parameter.ds_numel)
+            yield Fragment(name, start, min(count, parameter.ds_numel - start), zero.fp32_partitioned_groups_flat[group], offset)
         elif hasattr(parameter, "_hp_mapping"):
             mapping = parameter._hp_mapping
             if mapping is not None:
