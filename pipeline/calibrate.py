@@ -1,7 +1,10 @@
-"""From logits to probabilities that mean what they say, and from those to decisions. Fitted on the valid split, nothing else.
+"""From logits to probabilities that mean what they say, and from those to decisions: plain numbers, which a bundle carries.
 
 Shape legend: N rows, C labels of the finest task.
 """
+
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -9,15 +12,25 @@ from pydantic import Field
 from pipeline.frozen import Frozen
 from pipeline.tasks import Task
 
-MIN_DECIDED_ROWS = 10  # a threshold that fewer valid rows support is chance
+Method = Literal["temperature", "platt", "isotonic"]
 
 
-class Calibration(Frozen):
+class Thresholds(Frozen):
+    """Where decisions begin."""
+
+    relevant_at: float | None = None  # decide relevant at or above this probability; None: never
+    irrelevant_below: float | None = None  # decide irrelevant below this one; None: never. Between the two: abstain
+
+
+class Calibration(Thresholds):
     """One task's plain numbers."""
 
     temperature: float = Field(default=1.0, gt=0)  # divides the logits
-    relevant_at: float | None = None  # decide relevant at or above this probability; None: never
-    irrelevant_below: float | None = None  # decide irrelevant below this one; None: never. Between the two: abstain
+    method: Method = "temperature"  # what is done to the probability of being relevant after that
+    slope: float = 1.0  # platt: of the log odds
+    intercept: float = 0.0  # platt: added to them
+    curve: tuple[tuple[float, float], ...] = ()  # isotonic: probability before and after, rising; straight lines between
+    markets: dict[str, Thresholds] = {}  # thresholds of markets that have rows enough
 
 
 def label_probabilities(logits_NC: np.ndarray, temperature: float) -> np.ndarray:
@@ -37,51 +50,43 @@ def expected_grade(label_probability_NC: np.ndarray) -> np.ndarray:
     return label_probability_NC @ np.arange(label_probability_NC.shape[1])
 
 
-def decide(probability_N: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """relevant, irrelevant or abstain for each row (N,)."""
+def calibrated_probabilities(logits_NC: np.ndarray, calibration: Calibration, task: Task) -> np.ndarray:
+    """Label probabilities (N, C) that mean what they say: those of the temperature, moved so that the relevant labels together have the
+    probability that the method gives; among relevant ones, and among irrelevant ones, their proportions stay."""
+    probability_NC = label_probabilities(logits_NC, calibration.temperature)
+    if calibration.method == "temperature" or not len(logits_NC):
+        return probability_NC
+    before_N = relevance_probability(probability_NC, task)
+    after_N = moved(before_N, calibration)
+    relevant_C = np.arange(probability_NC.shape[1]) >= task.relevant_from
+    share_N2 = np.stack([np.divide(1 - after_N, 1 - before_N, out=np.ones_like(after_N), where=before_N < 1),
+                         np.divide(after_N, before_N, out=np.ones_like(after_N), where=before_N > 0)], axis=1)  # fmt: skip
+    scaled_NC = probability_NC * share_N2[:, relevant_C.astype(int)]
+    return scaled_NC / scaled_NC.sum(axis=1, keepdims=True)
+
+
+def moved(probability_N: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """What the method makes of the probability of being relevant (N,)."""
+    if calibration.method == "platt":
+        return 1 / (1 + np.exp(-(calibration.slope * log_odds(probability_N) + calibration.intercept)))
+    before, after = np.asarray(calibration.curve).T
+    return np.interp(probability_N, before, after)
+
+
+def log_odds(probability_N: np.ndarray) -> np.ndarray:
+    """log(p / (1 - p)), finite."""
+    clipped_N = probability_N.clip(1e-12, 1 - 1e-12)
+    return np.log(clipped_N) - np.log1p(-clipped_N)
+
+
+def decide(probability_N: np.ndarray, calibration: Calibration, market_N: Sequence[str] | None = None) -> np.ndarray:
+    """relevant, irrelevant or abstain for each row (N,), by the thresholds of its market where that has its own."""
     decision = np.full(len(probability_N), "abstain", dtype="<U10")
-    if calibration.irrelevant_below is not None:
-        decision[probability_N < calibration.irrelevant_below] = "irrelevant"
-    if calibration.relevant_at is not None:
-        decision[probability_N >= calibration.relevant_at] = "relevant"
+    markets = np.asarray(market_N if market_N is not None else [""] * len(probability_N), dtype=object)
+    for market in set(markets.tolist()):
+        thresholds, rows = calibration.markets.get(market, calibration), markets == market
+        if thresholds.irrelevant_below is not None:
+            decision[rows & (probability_N < thresholds.irrelevant_below)] = "irrelevant"
+        if thresholds.relevant_at is not None:
+            decision[rows & (probability_N >= thresholds.relevant_at)] = "relevant"
     return decision
-
-
-def fit_calibration(logits_NC: np.ndarray, label_N: np.ndarray, task: Task) -> Calibration:
-    """Temperature by log loss over the labels, then thresholds for the task's target precision. No rows: the identity, no decisions."""
-    if len(label_N) == 0:
-        return Calibration()
-    temperature = fit_temperature(logits_NC, label_N)
-    probability_N = relevance_probability(label_probabilities(logits_NC, temperature), task)
-    relevant_N = label_N >= task.relevant_from
-    relevant_at = precision_threshold(probability_N, relevant_N, task.target_precision)
-    # only among the rows not decided relevant: the precision below a threshold moved down afterwards could be any
-    left_N = probability_N < (np.inf if relevant_at is None else relevant_at)
-    below = precision_threshold(-probability_N[left_N], ~relevant_N[left_N], task.target_precision)
-    irrelevant_below = None if below is None else float(np.nextafter(-below, np.inf))
-    return Calibration(temperature=temperature, relevant_at=relevant_at, irrelevant_below=irrelevant_below)
-
-
-def fit_temperature(logits_NC: np.ndarray, label_N: np.ndarray) -> float:
-    """The temperature of least mean log loss, between 0.05 and 20 (Guo et al. 2017, section 4.2)."""
-    from scipy.optimize import minimize_scalar
-
-    rows = np.arange(len(label_N))
-
-    def mean_log_loss(log_temperature: float) -> float:
-        scaled = logits_NC / np.exp(log_temperature)
-        top = scaled.max(axis=1)
-        return float(np.mean(top + np.log(np.exp(scaled - top[:, None]).sum(axis=1)) - scaled[rows, label_N]))
-
-    found = minimize_scalar(mean_log_loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
-
-
-def precision_threshold(score_N: np.ndarray, positive_N: np.ndarray, target: float) -> float | None:
-    """The lowest score from which up at least `target` of the rows are positive; None if no score reaches it on enough rows."""
-    order = np.argsort(-score_N, kind="stable")
-    score, hits = score_N[order], np.cumsum(positive_N[order])
-    counts = np.arange(1, len(score) + 1)
-    ends_tie = np.append(score[1:] != score[:-1], True)  # a threshold cannot separate equal scores
-    good = np.flatnonzero(ends_tie & (hits / counts >= target) & (counts >= MIN_DECIDED_ROWS))
-    return float(score[good[-1]]) if len(good) else None
