@@ -50,7 +50,12 @@ def train_worker(settings: dict[str, Any]) -> None:
     with clock(seconds, "rows"):
         encoded = read_encoded(Path(settings["encoded_dir"]), "train", config.tasks)
     worker = build_worker(config, encoded, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), seconds)
-    train(worker, settings, seconds)
+    try:
+        train(worker, settings, seconds)
+    except ConnectionError:  # another worker is gone
+        raise
+    except OSError as error:
+        raise RetryableError(f"{error}; free space or permissions are the usual causes; then run the same command again") from error
     ray.train.report({})
 
 
@@ -138,9 +143,10 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
             append_live(live_path, [{"starts_after": step, "best": best.facts() if best else None, "seconds": seconds, "at_s": time.time()}])
         worker.engine.train()
         while step < worker.num_steps and not interim.exhausted(best, step):
+            started_s = time.monotonic()
             done = train_step(worker, step, stop=worker.rank == 0 and stop_path.exists())
+            records = [live_record(worker, done, time.monotonic() - started_s)]
             step += 1
-            records = [live_record(worker, done)]
             if interim.due(step):
                 best, figures = evaluate(worker, interim, step, best)
                 records.append(figures)
@@ -152,6 +158,8 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
                 append_live(live_path, records)
             if done.stop and not over:
                 writer.wait()
+                # the first rank that ends would have Ray end the one that is still publishing the checkpoint
+                torch.distributed.barrier()
                 raise StoppedError(f"training was stopped as asked, and its state after step {step} is kept; run the same command again to go on")
         writer.wait()
     publish(worker, settings, step, best)
@@ -193,11 +201,11 @@ def agreed_checkpoint(root: Path, rank: int) -> Path | None:
     return root / names[0] if names[0] else None
 
 
-def live_record(worker: Worker, done: StepDone) -> dict[str, Any]:
-    """One step as people follow it."""
+def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]:
+    """One step as people follow it. `step_s` it took in all."""
     rows = worker.sampler.global_rows(done.step)
     names = [task.name for task in worker.config.tasks]
-    seconds, tokens = sum(done.seconds.values()), int(worker.encoded.length_N[rows].sum())
+    tokens = int(worker.encoded.length_N[rows].sum())
     return {
         "step": done.step + 1,
         "num_steps": worker.num_steps,
@@ -205,12 +213,13 @@ def live_record(worker: Worker, done: StepDone) -> dict[str, Any]:
         "loss": float(done.loss_T.sum() / max(done.weight_T.sum(), 1e-12)),
         "task_losses": {name: float(loss / weight) for name, loss, weight in zip(names, done.loss_T, done.weight_T, strict=True) if weight > 0},
         "learning_rate": worker.config.optimizer.learning_rate * done.rate_share,
-        "rows_per_s": len(rows) / seconds,
-        "tokens_per_s": tokens / seconds,
+        "rows_per_s": len(rows) / step_s,
+        "tokens_per_s": tokens / step_s,
         "tokens": tokens,
         "tokens_computed": done.tokens_computed,  # padding included
-        "mfu": tokens / seconds * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
+        "mfu": tokens / step_s * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
         "at_s": time.time(),
+        "step_s": step_s,
         "seconds": {name: round(value, 6) for name, value in done.seconds.items()},
         "gradient_norm": math.sqrt(sum(norm**2 for norm in done.group_norms.values())),
         "group_gradient_norms": done.group_norms,
@@ -220,4 +229,6 @@ def live_record(worker: Worker, done: StepDone) -> dict[str, Any]:
 def append_live(path: Path, records: list[dict[str, Any]]) -> None:
     """Add json lines to the file that the driver follows."""
     with path.open("a", encoding="utf-8") as file:
+        if "starts_after" in records[0]:
+            file.write("\n")  # the start before may have ended in the middle of a line
         file.writelines(json.dumps(record) + "\n" for record in records)
