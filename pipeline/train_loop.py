@@ -228,7 +228,8 @@ def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]
 
 def append_live(path: Path, records: list[dict[str, Any]]) -> None:
     """Add json lines to the file that the driver follows."""
+    # a start before this one may have ended in the middle of a line
+    torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n") if "starts_after" in records[0] else False
     with path.open("a", encoding="utf-8") as file:
-        if "starts_after" in records[0]:
-            file.write("\n")  # the start before may have ended in the middle of a line
+        file.write("\n" * torn)
         file.writelines(json.dumps(record) + "\n" for record in records)
