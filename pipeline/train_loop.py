@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from models.bundle import BundleRefusedError, write_bundle
-from pipeline.batches import EncodedRows, collate
+from pipeline.batches import EncodedRows, collate, length_batches
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config import RunConfig, build_config
 from pipeline.encoded_files import read_encoded
@@ -31,6 +31,7 @@ from pipeline.train_step import StepDone, TrainingDivergedError, Worker, train_s
 from pipeline.zero import deepspeed_config
 
 HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
+HEAD_START_TOKENS = 1024  # of a batch of them: small, so that ranks get like shares
 
 
 class StoppedError(RetryableError):
@@ -70,7 +71,7 @@ def build_worker(
     with clock(seconds, "model"):
         judge = fresh_judge(config, device)
     with clock(seconds, "heads"):
-        start_heads(judge, encoded)
+        start_heads(judge, encoded, rank, world_size)
     if config.training.gradient_checkpointing:
         judge.model.enable_gradient_checkpointing()
     if config.training.compile_layers:
@@ -116,19 +117,23 @@ def build_sampler(config: RunConfig, encoded: EncodedRows) -> Sampler:
     )  # fmt: skip
 
 
-def start_heads(judge: Judge, encoded: EncodedRows) -> None:
-    """Start each head at its task's label shares, measured on the training rows; its logits on the first rows of each task.
-
-    Every rank does the same sum on the same rows, so all start equal.
-    """
+@torch.no_grad()
+def start_heads(judge: Judge, encoded: EncodedRows, rank: int = 0, world_size: int = 1) -> None:
+    """Start each head at its task's label shares, measured on the training rows; its logits on the first rows of each task. Ranks share the rows
+    and sum up what they found, so all start equal."""
     rows = np.concatenate([np.flatnonzero(encoded.task_N == index)[:HEAD_START_ROWS] for index in range(len(judge.tasks))])
     most_labels = max(len(task.labels) for task in judge.tasks)
     share_TC = torch.ones(len(judge.tasks), most_labels)
     for index, task in enumerate(judge.tasks):
         counts = np.bincount(encoded.label_N[encoded.task_N == index], minlength=len(task.labels)) + 1  # none is impossible
         share_TC[index, : len(task.labels)] = torch.from_numpy(counts / counts.sum())
-    batch = collate(encoded, rows, len(judge.tasks), judge.pad_id).to(judge.device)
-    judge.model.start_at_label_shares(batch.input_ids_BS, batch.mask_BS, batch.task_B, share_TC.to(judge.device))
+    pooled_BD = torch.zeros(len(rows), judge.backbone.width, device=judge.device)
+    for part in length_batches(encoded.length_N[rows], HEAD_START_TOKENS)[rank::world_size]:
+        batch = collate(encoded, rows[part], len(judge.tasks), judge.pad_id).to(judge.device)
+        pooled_BD[torch.from_numpy(part).to(judge.device)] = judge.model.pooled(batch.input_ids_BS, batch.mask_BS, batch.task_B).float()
+    if world_size > 1:
+        torch.distributed.all_reduce(pooled_BD)
+    judge.model.heads.start_at_label_shares(pooled_BD, torch.from_numpy(encoded.task_N[rows]).to(judge.device), share_TC.to(judge.device))
 
 
 def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -> None:
