@@ -1,12 +1,13 @@
 """`relevance status`: the trainings below a folder, from what they write there."""
 
 import fcntl
-import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.live import read_line
 from pipeline.logs import Console
 
 HEADINGS = ("run", "state", "step", "steps/s", "left", "best macro PR-AUC", "last step")
@@ -47,10 +48,11 @@ def training_status(run_dir: Path) -> dict[str, Any]:
 
 
 def state_of(run_dir: Path, has_steps: bool) -> str:
-    """training: under way. trained: there is a bundle. interrupted: the same command goes on. working: another command is. new: neither."""
+    """training: under way. working: a command that does something else. interrupted: the same command goes on. trained: there is a bundle.
+    stopped: there were steps, and nothing is left of them. new: none of these."""
     interrupted = any((run_dir / "training" / "checkpoints").glob("step-*"))
     if is_locked(run_dir / ".lock"):
-        return "working" if (run_dir / "trained").is_dir() or not has_steps else "training"
+        return "training" if is_active(run_dir / "training" / "active") else "working"
     if interrupted:
         return "interrupted"
     return "trained" if (run_dir / "trained").is_dir() else "stopped" if has_steps else "new"
@@ -61,14 +63,23 @@ def is_locked(path: Path) -> bool:
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return True
         return False
 
 
+def is_active(path: Path) -> bool:
+    """Whether the process that wrote its number there trains still: one that was killed leaves the file."""
+    try:
+        os.kill(int(path.read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def live_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a live file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.is_file() else []
+    return list(filter(None, map(read_line, path.read_text(encoding="utf-8", errors="replace").split("\n")))) if path.is_file() else []
 
 
 def rate_of(steps: list[dict[str, Any]]) -> float | None:

@@ -7,35 +7,40 @@ from typing import Any
 from jobs.cluster import ray_cluster
 from pipeline.config import RunConfig
 from pipeline.logs import Console, LateLine, Progress
-from pipeline.tracking import RunTracker
-from pipeline.trainer import planned_parameters, run_training, training_fingerprint
+from pipeline.tracking import RunTracker, find_run, mlflow_client
+from pipeline.train_loop import StoppedError
+from pipeline.trainer import drop_checkpoints, open_checkpoints, run_training
+from pipeline.training_plan import plan_training, planned_parameters
 
 
 def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
     """Train, or use the finished training of this very config and data; returns the trained bundle's folder."""
     training = config.training
-    fingerprint, digest = training_fingerprint(config)
+    plan = plan_training(config)
+    if plan.is_finished():
+        drop_checkpoints(plan)
+        console.say(f"  this very training was finished before: {plan.bundle_dir}")
+        return {"trained": str(plan.bundle_dir), "mlflow_run": find_run(mlflow_client(config), config, plan.fingerprint), "steps": 0}
+    open_checkpoints(plan, console.say)
     trainable, total = planned_parameters(config)
     share = f"{100 * trainable / total:.4f}"
     console.say(f"  {config.adapter.method}: trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}")
-    tracker = RunTracker(config, fingerprint, digest, console)
+    tracker = RunTracker(config, plan.fingerprint, plan.data_digest, console)
     watch = StepWatch(console, tracker)
     console.say(f"  starting {training.num_workers} workers (ZeRO stage {config.deepspeed.zero_stage}) ...")
     status = "FAILED"
     try:
         with ray_cluster(training.num_workers * training.threads_per_worker):
             encoding = LateLine(console, "encode", "rows")
-            bundle_dir = run_training(config, fingerprint, digest, encoding.update, watch.seen, console.say)
+            run_training(plan, encoding.update, watch.seen, console.say)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         status = "KILLED"
         raise
     finally:
         watch.close()
         tracker.finish(status)
-    if watch.steps == 0:
-        console.say(f"  this very training was finished before: {bundle_dir}")
-    return {"trained": str(bundle_dir), "mlflow_run": tracker.run_id, "steps": watch.steps}
+    return {"trained": str(plan.bundle_dir), "mlflow_run": tracker.run_id, "steps": watch.steps}
 
 
 class StepWatch:
@@ -81,7 +86,7 @@ class StepWatch:
         self.line.update(line["step"], f"loss {self.mean_loss:.3f}  {line['rows_per_s']:.0f} pairs/s")
         self.tracker.log_step(line)
         counted = {**line["seconds"], "tokens": line["tokens"], "tokens_computed": line["tokens_computed"], "steps": 1}
-        for name, number in (counted | {"mfu_seconds": line["mfu"] * sum(line["seconds"].values())}).items():
+        for name, number in (counted | {"mfu_seconds": line["mfu"] * line["step_s"]}).items():
             self.sums[name] += number
 
     def _first_step(self, line: dict[str, Any]) -> None:

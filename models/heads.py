@@ -73,10 +73,8 @@ class TaskHeads(nn.Module):
 
     @torch.no_grad()
     def start_at_label_shares(self, pooled_BD: torch.Tensor, task_B: torch.Tensor, share_TC: torch.Tensor) -> None:
-        """Set the biases so that over these rows the mean logits of a task are the logs of its label shares (T, C), all above 0.
-
-        Tasks without a row here keep their biases.
-        """
+        """Set the biases so that over these rows the mean logits of a task are the logs of its label shares (T, C), all above 0: a language model
+        leans to yes or to no, and without this the first steps of a run go into unlearning that. Tasks without a row here keep their biases."""
         logits_BK = functional.linear(pooled_BD, self.weight_KD)
         for task in task_B.unique().tolist():
             count = self.num_labels_T[task]

@@ -98,14 +98,6 @@ class RelevanceModel(nn.Module):
             module.training = training
         return bool((behind_4D - alone_4D).norm() <= 0.02 * alone_4D.norm())  # bfloat16 differs by a hundredth with the order of sums
 
-    @torch.no_grad()
-    def start_at_label_shares(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, share_TC: torch.Tensor) -> None:
-        """Set the heads' biases so that on these rows the mean logits of each task are the log shares of its labels.
-
-        A language model leans to yes or to no; without this the first steps of a run go into unlearning that.
-        """
-        self.heads.start_at_label_shares(self.pooled(input_ids_BS, mask_BS, task_B), task_B, share_TC)
-
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass instead of keeping its states, with the task ids of its own forward pass."""
         trunk: Any = self.trunk

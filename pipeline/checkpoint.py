@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from pipeline.errors import DamagedInputError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.files import file_sha256, publish_dir, read_json, remove_tree, temporary_beside, write_json
 from pipeline.interim import Best
 from pipeline.optimizer_state import load_optimizer_tensors, optimizer_tensors
@@ -71,7 +71,8 @@ class CheckpointWriter:
             parts["weights.safetensors"] = tensors
             if best:
                 parts["best.safetensors"] = best.tensors
-        state = {"step": step, "world_size": self.world_size, "best": best.facts() if best else None}
+        best_facts = best.facts() if best else None
+        state = {"step": step, "world_size": self.world_size, "frozen_dtype": frozen_dtype(self.engine), "best": best_facts}
         self._pending = self._background.submit(self._write, state, parts)
 
     def wait(self) -> None:
@@ -99,8 +100,13 @@ class CheckpointWriter:
         deadline_s = time.monotonic() + WAIT_S
         while missing := [path.name for path in paths if not path.is_file()]:
             if self._given_up.is_set() or time.monotonic() > deadline_s:
-                raise RetryableError(f"{', '.join(missing)} of a checkpoint did not come within {WAIT_S:.0f} s; run the same command again")
+                raise RetryableError(f"{', '.join(missing)} of a checkpoint did not come; it was given up; run the same command again")
             time.sleep(0.01)
+
+
+def frozen_dtype(engine: Any) -> str:
+    """The precision of what is not trained."""
+    return next((str(p.dtype).removeprefix("torch.") for p in engine.module.parameters() if not p.requires_grad), "none")
 
 
 def write_part(path: Path, content: bytes) -> None:
@@ -141,9 +147,13 @@ def check_checkpoint(folder: Path) -> None:
 
 def restore_checkpoint(engine: Any, folder: Path) -> tuple[int, Best | None]:
     """Put a checkpoint's numbers into a freshly initialised engine; returns the steps already done and the best evaluation among them.
-    All ranks must call it."""
+    All ranks must call it. ConfigError: the frozen weights had another precision, as on a machine of another kind."""
     from deepspeed.runtime.zero import GatheredParameters
 
+    state = read_json(folder / "state.json")
+    if state["frozen_dtype"] != frozen_dtype(engine):
+        was, now = state["frozen_dtype"], frozen_dtype(engine)
+        raise ConfigError(f"{folder} was trained on {was} weights, here they are {now}; set backbone.dtype to {was} to go on")
     tensors = load((folder / "weights.safetensors").read_bytes())
     mine = engine.module.trainable_state()
     with torch.no_grad(), GatheredParameters(list(mine.values()), modifier_rank=0, enabled=hasattr(next(iter(mine.values())), "ds_id")):
@@ -155,6 +165,5 @@ def restore_checkpoint(engine: Any, folder: Path) -> tuple[int, Best | None]:
     for path in sorted(folder.glob("optimizer-*.safetensors")):
         stored |= load(path.read_bytes())
     load_optimizer_tensors(engine, stored)
-    state = read_json(folder / "state.json")
     best = Best(**state["best"], tensors=load((folder / "best.safetensors").read_bytes())) if state.get("best") else None
     return int(state["step"]), best

@@ -28,7 +28,7 @@ class TrainingGauges:
         def told(line: dict[str, Any]) -> None:
             if "step" in line:
                 self.step.set(line["step"])
-                self.step_seconds.set(sum(line["seconds"].values()))
+                self.step_seconds.set(line["step_s"])
                 self.tokens_per_s.set(line["tokens_per_s"])
             elif "macro_pr_auc" in line:
                 self.macro_pr_auc.set(line["macro_pr_auc"])

@@ -10,6 +10,15 @@ from typing import Any
 OnLine = Callable[[dict[str, Any]], None]
 
 
+def read_line(text: str) -> dict[str, Any] | None:
+    """A line; None where it is none, as a full disk or a power cut may leave it."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
 class LiveFollower:
     """Calls back with each json line that the training writes, from a thread of its own, until closed."""
 
@@ -33,8 +42,8 @@ class LiveFollower:
                 last_round = self.closing.is_set()
                 tail += file.read()
                 *lines, tail = tail.split("\n")
-                for line in lines:
-                    self.on_line(json.loads(line))
+                for line in filter(None, map(read_line, lines)):
+                    self.on_line(line)
                 if last_round:
                     return
                 self.closing.wait(self.every_s)

@@ -51,9 +51,10 @@ def optimizer_tensors(engine: Any, rank: int) -> dict[str, torch.Tensor]:
     """This rank's moments and step counts under names such as heads.0.weight@0.exp_avg, 0 being where the fragment starts; of what all ranks
     hold, rank 0 alone gives them."""
     tensors = {}
+    mine = engine.module.trainable_state()
     for fragment in fragments(engine):
         state = inner_optimizer(engine).state.get(fragment.owner)
-        if not state or not fragment.count or (rank > 0 and fragment.owner is engine.module.trainable_state().get(fragment.name)):
+        if not state or not fragment.count or (rank > 0 and fragment.owner is mine.get(fragment.name)):
             continue
         for moment in MOMENTS:
             part = state[moment].flatten().narrow(0, fragment.offset, fragment.count)

@@ -46,7 +46,7 @@ def experiment_id(client: Any, config: RunConfig) -> str:
 
 class RunTracker:
     """Sends one training to MLflow: parameters, config, environment and the data's verdict at its start, then steps, evaluations and the load of
-    this machine. A store that fails in mid-run is reported once and then left alone."""
+    this machine. A store that fails in mid-run is told of once and then left alone; one that takes no files gets the rest."""
 
     def __init__(self, config: RunConfig, fingerprint: str, data_digest: str, console: Console) -> None:
         """RetryableError: the store does not answer."""
@@ -84,7 +84,8 @@ class RunTracker:
         """Send the rest and close the run: FINISHED, FAILED or KILLED."""
         self.send()
         if self.system:
-            self._trying(self.system.finish)
+            self.system.finish()
+        self.lost = False  # it may be back
         self._trying(lambda: self.client.set_terminated(self.run_id, status))
 
     def _queue(self, values: dict[str, float], step: int) -> None:
@@ -116,24 +117,27 @@ class RunTracker:
         return str(self.client.create_run(experiment, run_name=config.name, tags={"fingerprint": fingerprint}).info.run_id)
 
     def _tell_start(self, config: RunConfig, data_digest: str) -> None:
-        """What was asked for, on which data, with which software. A run that is opened again is told the same again."""
+        """What was asked for, on which data, with which software: once, as it was when the training began."""
         from mlflow.entities import Param, RunTag
 
         plain = config.model_dump(mode="json")
         params = [Param(name, text[:MAX_PARAM_CHARS]) for name, text in leaves(plain)]
         report = config.validation_dir / "report.json"
         verdict = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+        known = self.client.get_run(self.run_id).data.tags
+        if "data_gate" in known:
+            return
         passed = ("passed" if verdict["passed"] else "refused") if verdict else "not run"
         tags = {"data_digest": data_digest, "data_gate": passed}
-        # how the work is spread may differ when a training goes on, and MLflow keeps a parameter's first value
-        known = self.client.get_run(self.run_id).data.params
         for start in range(0, len(params), 100):  # MLflow takes 100 parameters a call
-            new = [param for param in params[start : start + 100] if param.key not in known]
-            self.client.log_batch(self.run_id, params=new, tags=[RunTag(key, value) for key, value in tags.items()])
-        self.client.log_dict(self.run_id, plain, "config.yaml")
-        self.client.log_dict(self.run_id, environment(), "environment.json")
-        if verdict:
+            self.client.log_batch(self.run_id, params=params[start : start + 100])
+        try:
+            self.client.log_dict(self.run_id, plain, "config.yaml")
+            self.client.log_dict(self.run_id, environment(), "environment.json")
             self.client.log_dict(self.run_id, verdict, "data_gate.json")
+        except Exception as error:
+            self.console.say(f"  MLflow takes no files ({type(error).__name__}); the run has no config, environment and verdict of the data")
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _watch_system(self) -> Any:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from models.bundle import BundleRefusedError, write_bundle
-from pipeline.batches import EncodedRows, collate
+from pipeline.batches import EncodedRows, collate, length_batches
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config import RunConfig, build_config
 from pipeline.encoded_files import read_encoded
@@ -31,6 +31,7 @@ from pipeline.train_step import StepDone, TrainingDivergedError, Worker, train_s
 from pipeline.zero import deepspeed_config
 
 HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
+HEAD_START_TOKENS = 1024  # of a batch of them: small, so that ranks get like shares
 
 
 class StoppedError(RetryableError):
@@ -50,7 +51,12 @@ def train_worker(settings: dict[str, Any]) -> None:
     with clock(seconds, "rows"):
         encoded = read_encoded(Path(settings["encoded_dir"]), "train", config.tasks)
     worker = build_worker(config, encoded, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), seconds)
-    train(worker, settings, seconds)
+    try:
+        train(worker, settings, seconds)
+    except ConnectionError:  # another worker is gone
+        raise
+    except OSError as error:
+        raise RetryableError(f"{error}; free space or permissions are the usual causes; then run the same command again") from error
     ray.train.report({})
 
 
@@ -65,7 +71,7 @@ def build_worker(
     with clock(seconds, "model"):
         judge = fresh_judge(config, device)
     with clock(seconds, "heads"):
-        start_heads(judge, encoded)
+        start_heads(judge, encoded, rank, world_size)
     if config.training.gradient_checkpointing:
         judge.model.enable_gradient_checkpointing()
     if config.training.compile_layers:
@@ -111,19 +117,23 @@ def build_sampler(config: RunConfig, encoded: EncodedRows) -> Sampler:
     )  # fmt: skip
 
 
-def start_heads(judge: Judge, encoded: EncodedRows) -> None:
-    """Start each head at its task's label shares, measured on the training rows; its logits on the first rows of each task.
-
-    Every rank does the same sum on the same rows, so all start equal.
-    """
+@torch.no_grad()
+def start_heads(judge: Judge, encoded: EncodedRows, rank: int = 0, world_size: int = 1) -> None:
+    """Start each head at its task's label shares, measured on the training rows; its logits on the first rows of each task. Ranks share the rows
+    and sum up what they found, so all start equal."""
     rows = np.concatenate([np.flatnonzero(encoded.task_N == index)[:HEAD_START_ROWS] for index in range(len(judge.tasks))])
     most_labels = max(len(task.labels) for task in judge.tasks)
     share_TC = torch.ones(len(judge.tasks), most_labels)
     for index, task in enumerate(judge.tasks):
         counts = np.bincount(encoded.label_N[encoded.task_N == index], minlength=len(task.labels)) + 1  # none is impossible
         share_TC[index, : len(task.labels)] = torch.from_numpy(counts / counts.sum())
-    batch = collate(encoded, rows, len(judge.tasks), judge.pad_id).to(judge.device)
-    judge.model.start_at_label_shares(batch.input_ids_BS, batch.mask_BS, batch.task_B, share_TC.to(judge.device))
+    pooled_BD = torch.zeros(len(rows), judge.backbone.width, device=judge.device)
+    for part in length_batches(encoded.length_N[rows], HEAD_START_TOKENS)[rank::world_size]:
+        batch = collate(encoded, rows[part], len(judge.tasks), judge.pad_id).to(judge.device)
+        pooled_BD[torch.from_numpy(part).to(judge.device)] = judge.model.pooled(batch.input_ids_BS, batch.mask_BS, batch.task_B).float()
+    if world_size > 1:
+        torch.distributed.all_reduce(pooled_BD)
+    judge.model.heads.start_at_label_shares(pooled_BD, torch.from_numpy(encoded.task_N[rows]).to(judge.device), share_TC.to(judge.device))
 
 
 def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -> None:
@@ -138,9 +148,10 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
             append_live(live_path, [{"starts_after": step, "best": best.facts() if best else None, "seconds": seconds, "at_s": time.time()}])
         worker.engine.train()
         while step < worker.num_steps and not interim.exhausted(best, step):
+            started_s = time.monotonic()
             done = train_step(worker, step, stop=worker.rank == 0 and stop_path.exists())
+            records = [live_record(worker, done, time.monotonic() - started_s)]
             step += 1
-            records = [live_record(worker, done)]
             if interim.due(step):
                 best, figures = evaluate(worker, interim, step, best)
                 records.append(figures)
@@ -152,6 +163,8 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
                 append_live(live_path, records)
             if done.stop and not over:
                 writer.wait()
+                # the first rank that ends would have Ray end the one that is still publishing the checkpoint
+                torch.distributed.barrier()
                 raise StoppedError(f"training was stopped as asked, and its state after step {step} is kept; run the same command again to go on")
         writer.wait()
     publish(worker, settings, step, best)
@@ -193,11 +206,11 @@ def agreed_checkpoint(root: Path, rank: int) -> Path | None:
     return root / names[0] if names[0] else None
 
 
-def live_record(worker: Worker, done: StepDone) -> dict[str, Any]:
-    """One step as people follow it."""
+def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]:
+    """One step as people follow it. `step_s` it took in all."""
     rows = worker.sampler.global_rows(done.step)
     names = [task.name for task in worker.config.tasks]
-    seconds, tokens = sum(done.seconds.values()), int(worker.encoded.length_N[rows].sum())
+    tokens = int(worker.encoded.length_N[rows].sum())
     return {
         "step": done.step + 1,
         "num_steps": worker.num_steps,
@@ -205,12 +218,13 @@ def live_record(worker: Worker, done: StepDone) -> dict[str, Any]:
         "loss": float(done.loss_T.sum() / max(done.weight_T.sum(), 1e-12)),
         "task_losses": {name: float(loss / weight) for name, loss, weight in zip(names, done.loss_T, done.weight_T, strict=True) if weight > 0},
         "learning_rate": worker.config.optimizer.learning_rate * done.rate_share,
-        "rows_per_s": len(rows) / seconds,
-        "tokens_per_s": tokens / seconds,
+        "rows_per_s": len(rows) / step_s,
+        "tokens_per_s": tokens / step_s,
         "tokens": tokens,
         "tokens_computed": done.tokens_computed,  # padding included
-        "mfu": tokens / seconds * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
+        "mfu": tokens / step_s * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
         "at_s": time.time(),
+        "step_s": step_s,
         "seconds": {name: round(value, 6) for name, value in done.seconds.items()},
         "gradient_norm": math.sqrt(sum(norm**2 for norm in done.group_norms.values())),
         "group_gradient_norms": done.group_norms,
@@ -219,5 +233,8 @@ def live_record(worker: Worker, done: StepDone) -> dict[str, Any]:
 
 def append_live(path: Path, records: list[dict[str, Any]]) -> None:
     """Add json lines to the file that the driver follows."""
+    # a start before this one may have ended in the middle of a line
+    torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n") if "starts_after" in records[0] else False
     with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn)
         file.writelines(json.dumps(record) + "\n" for record in records)

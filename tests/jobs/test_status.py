@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -39,7 +40,10 @@ def test_a_training_under_way_has_a_rate_and_time_left(tmp_path: Path) -> None:
     lines = [*lines[:10], evaluation(10, 0.7, True), *lines[10:], evaluation(40, 0.6, False)]
     run = make_run(tmp_path, "one", lines, "training/checkpoints/step-00000020")
     with FileLock(run / ".lock"):
+        assert training_status(run)["state"] == "working"
+        (run / "training" / "active").write_text(str(os.getpid()))
         found = training_status(run)
+    assert training_status(run)["state"] == "interrupted"
     assert (found["state"], found["step"], found["steps_per_s"], found["left_s"]) == ("training", 40, 0.5, 120.0)
     assert found["best"] == {"step": 10, "macro_pr_auc": 0.7}
 
@@ -80,6 +84,9 @@ def test_a_half_written_last_line_is_not_read(tmp_path: Path) -> None:
     with (run / "training" / "live.jsonl").open("a") as file:
         file.write('{"step": 2, "num')
     assert training_status(run)["step"] == 1
+    with (run / "training" / "live.jsonl").open("a") as file:
+        file.write('\0\0\n' + json.dumps(step(3, 3)) + "\n")
+    assert training_status(run)["step"] == 3
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -244,7 +244,8 @@ def test_fresh_decoder_scores_along_its_own_yes_and_no(fresh_model: FreshModel, 
 def test_model_that_starts_at_label_shares_has_their_logs_as_mean_logits(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
     model = fresh_model(kind, stir=7).eval()
     share_TC = torch.tensor([[0.9, 0.1, 0.0, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.15, 0.25]])
-    model.start_at_label_shares(*batch, share_TC)
+    with torch.no_grad():
+        model.heads.start_at_label_shares(model.pooled(*batch), batch[2], share_TC)
     logits_BC = stopped_logits(model, *batch)
     for task, count in enumerate((2, 3, 5)):
         mean_C = logits_BC[batch[2] == task][:, :count].mean(dim=0)

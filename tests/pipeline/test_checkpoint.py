@@ -65,7 +65,7 @@ def test_a_checkpoint_holds_weights_optimizer_and_position(tmp_path: Path, engin
     folder = tmp_path / "step-00000200"
     assert names_in(folder) == sorted(FILES)
     check_checkpoint(folder)
-    assert json.loads((folder / "state.json").read_bytes()) == {"step": 200, "world_size": 1, "best": None}
+    assert json.loads((folder / "state.json").read_bytes()) == {"step": 200, "world_size": 1, "frozen_dtype": "none", "best": None}
     assert all(torch.equal(t, engine.module.state_dict()[name]) for name, t in load_file(folder / "weights.safetensors").items())
     stored = load_file(folder / "optimizer-0.safetensors")
     assert set(stored) == {f"{name}@0.{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")}

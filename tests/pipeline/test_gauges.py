@@ -15,7 +15,7 @@ from pipeline.gauges import TrainingGauges
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
 gauges, seen = TrainingGauges("demo"), []
 tell = gauges.watching(seen.append)
-for line in ({"step": 7, "seconds": {"forward": 0.5, "backward": 0.25}, "tokens_per_s": 100.0}, {"macro_pr_auc": 0.7}, {"starts_after": 0}):
+for line in ({"step": 7, "step_s": 0.75, "tokens_per_s": 100.0}, {"macro_pr_auc": 0.7}, {"starts_after": 0}):
     tell(line)
 gauges.restarted()
 assert [len(line) for line in seen] == [3, 1, 1]

@@ -85,6 +85,20 @@ def test_config_environment_and_verdict_are_artifacts(run: Any, config: RunConfi
     assert read_config(tmp_path / "again.yaml") == config
 
 
+def test_a_store_without_room_for_files_still_gets_the_steps(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_artifacts(*_: Any, **__: Any) -> None:
+        raise OSError("no artifact store")
+
+    monkeypatch.setattr("mlflow.MlflowClient.log_dict", no_artifacts)
+    said = io.StringIO()
+    tracker = RunTracker(config, "d" * 64, "digest", Console(err=said))
+    tracker.log_step(STEP)
+    tracker.finish("FINISHED")
+    run = mlflow_client(config).get_run(tracker.run_id)
+    assert said.getvalue().count("MLflow takes no files (OSError)") == 1 and "stopped answering" not in said.getvalue()
+    assert (run.data.metrics["loss"], run.data.tags["data_gate"], run.info.status) == (0.5, "passed", "FINISHED")
+
+
 def test_a_store_that_fails_later_is_told_once_and_training_goes_on(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
     tracker = RunTracker(config, "e" * 64, "digest", Console(err=said))

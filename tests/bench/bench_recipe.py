@@ -1,0 +1,105 @@
+"""What a recipe is worth: `python tests/bench/bench_recipe.py --work-dir DIR [--only NAME]... [--epochs N]`. Needs the real pairs of ../shared/data.
+
+Each recipe is trained and measured by the commands a user types, on one of two mixes of tasks. "agreeing": the four tasks of jobs/configs/esci.yaml.
+"conflicting": the ESCI pairs of one market asked three times with the same text, whether exact, whether a substitute, whether a complement, so that
+only the task id tells the questions apart. Prints a table with macro PR-AUC on the test rows and its interval clustered by query; a recipe that was
+measured in DIR before is not trained again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+ESCI_CONFIG = ROOT / "jobs" / "configs" / "esci.yaml"
+RELEVANCE = str(Path(sys.executable).with_name("relevance"))
+QUESTIONS = {"exact": 3, "substitute": 2, "complement": 1}  # task -> the label of the source that it asks for
+LORA = "adapter={method: lora, rank: 15, lora_alpha: 30}"  # 1.73 M numbers beside MTL-LoRA's 1.70 M
+RECIPES: dict[str, tuple[str, list[str]]] = {
+    "mtl_lora": ("agreeing", []),
+    "lora": ("agreeing", [LORA]),
+    "mtl_lora-upper-half": ("agreeing", [f"adapter.layers_to_transform={list(range(15, 30))}"]),
+    "mtl_lora-half-rate": ("agreeing", ["optimizer.learning_rate=5e-4", "optimizer.head_learning_rate=5e-4"]),
+    "conflicting-mtl_lora": ("conflicting", []),
+    "conflicting-lora": ("conflicting", [LORA]),
+    "conflicting-per_task_lora": ("conflicting", ["adapter={method: per_task_lora, rank: 5, lora_alpha: 10}"]),
+}
+
+
+def relevance(*words: str) -> None:
+    """A command, as a user types it; what it says goes on to stderr."""
+    subprocess.run([RELEVANCE, *words], cwd=ROOT, check=True, stdout=sys.stderr)
+
+
+def conflicting_config(work_dir: Path) -> Path:
+    """The config of the conflicting mix, with its rows beside it."""
+    path, judged = work_dir / "conflicting.yaml", work_dir / "conflicting"
+    if path.is_file():
+        return path
+    relevance("import", "esci", str(SHARED_DATA / "esci_sample"), str(work_dir / "esci"))
+    rows = pa.concat_tables([pq.read_table(file) for file in sorted((work_dir / "esci" / "task=esci_us").glob("*.parquet"))])
+    for task, label in QUESTIONS.items():
+        asked = pa.array([int(one == label) for one in rows.column("label").to_pylist()], rows.schema.field("label").type)
+        ids = pa.array([f"{task}-{row_id}" for row_id in rows.column("row_id").to_pylist()])
+        table = rows.set_column(rows.schema.get_field_index("label"), rows.schema.field("label"), asked)
+        table = table.set_column(rows.schema.get_field_index("row_id"), rows.schema.field("row_id"), ids)
+        (judged / f"task={task}").mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, judged / f"task={task}" / "part-0.parquet")
+    config = yaml.safe_load(ESCI_CONFIG.read_text())
+    template = "Does the product match the query?\nProduct: {ad_title}\nQuery: {query}\nAnswer:"
+    tasks = [{"name": task, "labels": ["no", "yes"], "relevant_from": 1, "template": template} for task in QUESTIONS]
+    del config["sources"], config["gate"]
+    path.write_text(yaml.safe_dump({**config, "name": "conflicting", "data": {"judged": str(judged)}, "tasks": tasks}))
+    return path
+
+
+def measure(name: str, work_dir: Path, epochs: float) -> dict[str, Any]:
+    """Train and evaluate one recipe, unless that was done before."""
+    run_dir = work_dir / f"recipe-{name}"
+    if not (run_dir / "seconds.json").is_file():
+        mix, sets = RECIPES[name]
+        config = conflicting_config(work_dir) if mix == "conflicting" else ESCI_CONFIG
+        sets = [f"name=recipe-{name}", f"work_dir={work_dir}", f"training.epochs={epochs}", "training.compile_layers=true", *sets]
+        words = ["--config", str(config), *(word for one in sets for word in ("--set", one))]
+        if mix == "agreeing":
+            for kind, path in (("esci", "esci_sample"), ("chorus", "chorus_electronics/query_product_ratings.tsv")):
+                relevance("import", kind, str(SHARED_DATA / path), str(run_dir / "data" / "judged"))
+        started_s = time.time()
+        relevance("train", *words)
+        seconds = time.time() - started_s
+        relevance("evaluate", *words)
+        (run_dir / "seconds.json").write_text(json.dumps(seconds))
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    return {"name": name, "seconds": json.loads((run_dir / "seconds.json").read_text()), **evaluation}
+
+
+def main() -> None:
+    """All recipes in turn, or those named."""
+    parser = argparse.ArgumentParser(description="What recipes are worth")
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--only", choices=RECIPES, action="append")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    arguments = parser.parse_args()
+    if not SHARED_DATA.is_dir():
+        sys.exit(f"{SHARED_DATA} is absent: recipes are compared on the real pairs")
+    work_dir = arguments.work_dir.absolute()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    print("| recipe | macro PR-AUC | 95 % interval | by task | training |\n|---|---|---|---|---|")
+    for name in arguments.only or RECIPES:
+        result = measure(name, work_dir, arguments.epochs)
+        macro = result["macro_pr_auc"]["model"]
+        by_task = ", ".join(f"{task} {figures['model']['pr_auc']:.3f}" for task, figures in result["tasks"].items())
+        print(f"| {name} | {macro['value']:.3f} | {macro['low']:.3f} to {macro['high']:.3f} | {by_task} | {result['seconds']:.0f} s |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
