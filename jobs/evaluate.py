@@ -7,7 +7,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate import run_evaluation
 from pipeline.logs import Console, LateLine
 
-HEADINGS = ("task", "rows", "system", "AUC", "PR-AUC", "95 % interval", "F1", "ECE")
+HEADINGS = ("task", "rows", "system", "AUC", "PR-AUC", "95 % interval", "defects", "macro F1", "ECE")
 NAMES = {"model": "model", "lexical": "lexical floor", "untrained": "untrained"}
 
 
@@ -29,12 +29,13 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
     for name, figures in evaluation["tasks"].items():
         for system, shown in NAMES.items():
             f = figures[system]
-            span = f"{f['pr_auc_interval']['low']:.3f} to {f['pr_auc_interval']['high']:.3f}"
+            span = f"{f['pr_auc']['low']:.3f} to {f['pr_auc']['high']:.3f}"
             first = (name, f"{figures['rows']:,}") if system == "model" else ("", "")
-            rows.append((*first, shown, f"{f['roc_auc']:.3f}", f"{f['pr_auc']:.3f}", span, f"{f['f1']:.3f}", f"{f['calibration_error']:.3f}"))
+            told = {name: f"{f[name]['value']:.3f}" if name in f else "" for name in ("roc_auc", "pr_auc", "defect_pr_auc", "macro_f1", "calibration_error")}
+            rows.append((*first, shown, told.pop("roc_auc"), told.pop("pr_auc"), span, *told.values()))
     for system, shown in NAMES.items():
         f = evaluation["macro_pr_auc"][system]
-        rows.append(("macro" if system == "model" else "", "", shown, "", f"{f['value']:.3f}", f"{f['low']:.3f} to {f['high']:.3f}", "", ""))
+        rows.append(("macro" if system == "model" else "", "", shown, "", f"{f['value']:.3f}", f"{f['low']:.3f} to {f['high']:.3f}", "", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
     lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lead = evaluation["model_minus_lexical_macro_pr_auc"]

@@ -1,6 +1,6 @@
 """How good a trained model is: calibrated on the valid split, measured on the test split, beside a lexical floor and the untrained model.
 
-Shape legend: N rows of a task, D bootstrap draws.
+Shape legend: N rows of a task, C its labels, D bootstrap draws.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -13,16 +13,19 @@ import pyarrow as pa
 from models.bundle import write_bundle
 from pipeline.baseline import LexicalBaseline
 from pipeline.batches import EncodedRows
-from pipeline.calibrate import fit_calibration, label_probabilities, relevance_probability
+from pipeline.bootstrap import interval
+from pipeline.calibrate import Calibration, calibrated_probabilities, decide, relevance_probability
+from pipeline.calibration_fit import fit_calibration
 from pipeline.config import RunConfig
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import DataRefusedError, RetryableError
 from pipeline.files import write_json
 from pipeline.judge import Judge, fresh_judge, load_judge
-from pipeline.metrics import NUM_DRAWS, average_precisions, interval, query_draws, task_figures
+from pipeline.measure import Said, Truth, as_json, measured, measured_slices
 from pipeline.reader import find_partitions
 from pipeline.rows import read_split
+from pipeline.slices import cut
 from pipeline.split import Split
 from pipeline.tasks import Task
 
@@ -31,12 +34,10 @@ SYSTEMS = ("model", "lexical", "untrained")
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What each system says of one task's test rows."""
+    """One task's test rows, and what each system says of them."""
 
-    task: Task
-    query_N: np.ndarray
-    positive_N: np.ndarray
-    probability_N: dict[str, np.ndarray]  # by system
+    truth: Truth
+    said: dict[str, Said]
 
 
 def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress, on_progress: OnProgress) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress,
     """
     judge, trained = load_judge(trained_dir)
     encoded = encoded_sides(config, judge, trained.tokenizer_dir, on_encoded)
-    tables = {side: read_split(config.accepted_dir, config.tasks, config.split, side) for side in ("train", "test")}
+    tables = {side: read_split(config.accepted_dir, config.tasks, config.split, side) for side in ("train", "valid", "test")}
     if not tables["test"]:
         raise DataRefusedError(f"no row of {config.accepted_dir} falls into the test split; add queries or raise split.test_share")
     check_same_rows(encoded["test"], [tables["test"][task.name] for task in judge.tasks if task.name in tables["test"]])
@@ -54,7 +55,9 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress,
     done = Counter(total, on_progress)
     done.add(0)
     if len(encoded["valid"]):
-        judge = calibrated(judge, encoded["valid"], judge.logits(encoded["valid"], config.scoring.batch_tokens, done.add))
+        check_same_rows(encoded["valid"], [tables["valid"][task.name] for task in judge.tasks if task.name in tables["valid"]])
+        logits = judge.logits(encoded["valid"], config.scoring.batch_tokens, done.add)
+        judge = calibrated(judge, encoded["valid"], logits, tables["valid"])
     description = {**trained.description, "calibration": {name: c.model_dump(mode="json") for name, c in judge.calibration.items()}}
     sha256 = write_bundle(config.run_dir / "bundle", description, trained.tensors, trained.tokenizer_dir)
     model_logits = judge.logits(encoded["test"], config.scoring.batch_tokens, done.next().add)
@@ -85,7 +88,7 @@ def check_same_rows(encoded: EncodedRows, tables: list[pa.Table]) -> None:
 
 def not_measured(config: RunConfig, scores: list[TaskScores]) -> list[str]:
     """Tasks without both classes in the test split."""
-    return [task.name for task in config.tasks if task.name not in {score.task.name for score in scores}]
+    return [task.name for task in config.tasks if task.name not in {score.truth.task.name for score in scores}]
 
 
 class Counter:
@@ -105,33 +108,47 @@ class Counter:
         return self
 
 
-def calibrated(judge: Judge, valid: EncodedRows, logits: np.ndarray) -> Judge:
+def calibrated(judge: Judge, valid: EncodedRows, logits: np.ndarray, tables: dict[str, pa.Table]) -> Judge:
     """The judge with each task's calibration fitted on its valid rows; tasks without valid rows keep the identity."""
     fitted = {}
     for index, task in enumerate(judge.tasks):
-        rows = valid.task_N == index
-        fitted[task.name] = fit_calibration(logits[rows, : len(task.labels)], valid.label_N[rows], task)
+        rows = np.flatnonzero(valid.task_N == index)
+        market_N = markets_of(tables[task.name]) if len(rows) else np.zeros(0, dtype=object)
+        fitted[task.name] = fit_calibration(logits[rows, : len(task.labels)], valid.label_N[rows], task, valid.queries_of(rows), market_N)
     return replace(judge, calibration=fitted)
+
+
+def markets_of(table: pa.Table) -> np.ndarray:
+    """The market of each row, as objects."""
+    return np.asarray(table.column("market").to_pylist(), dtype=object)
 
 
 def task_scores(
     judge: Judge, test: EncodedRows, model_logits: np.ndarray, untrained_logits: np.ndarray, tables: dict[str, dict[str, pa.Table]], seed: int
 ) -> list[TaskScores]:
-    """Probabilities of all systems on each task's test rows; the lexical floor learns from the same training rows as the model."""
+    """What all systems say of each task's test rows; the lexical floor learns from the same training rows as the model."""
     scores = []
     for index, task in enumerate(judge.tasks):
         rows = np.flatnonzero(test.task_N == index)
         positive_N = test.label_N[rows] >= task.relevant_from
         if positive_N.all() or not positive_N.any():
-            continue  # no row, or one class only: none of the figures is defined
-        temperature = judge.calibration[task.name].temperature
-        probability = {
-            "model": relevance_probability(label_probabilities(model_logits[rows, : len(task.labels)], temperature), task),
-            "lexical": lexical_probability(task, tables["train"].get(task.name), tables["test"][task.name], seed),
-            "untrained": relevance_probability(label_probabilities(untrained_logits[rows, : len(task.labels)], 1.0), task),
+            continue  # no row, or one class only: hardly a figure is defined
+        table = tables["test"][task.name]
+        truth = Truth(task, test.queries_of(rows), test.label_N[rows], cut(table, task.labels))
+        said = {
+            "model": said_by(model_logits[rows, : len(task.labels)], judge.calibration[task.name], task, markets_of(table)),
+            "lexical": Said(lexical_probability(task, tables["train"].get(task.name), table, seed)),
+            "untrained": said_by(untrained_logits[rows, : len(task.labels)], Calibration(), task, markets_of(table)),
         }
-        scores.append(TaskScores(task, test.queries_of(rows), positive_N, probability))
+        scores.append(TaskScores(truth, said))
     return scores
+
+
+def said_by(logits_NC: np.ndarray, calibration: Calibration, task: Task, market_N: np.ndarray) -> Said:
+    """A calibrated model's word on some rows."""
+    label_probability_NC = calibrated_probabilities(logits_NC, calibration, task)
+    probability_N = relevance_probability(label_probability_NC, task)
+    return Said(probability_N, label_probability_NC, decide(probability_N, calibration, market_N))
 
 
 def lexical_probability(task: Task, train: pa.Table | None, test: pa.Table, seed: int) -> np.ndarray:
@@ -148,25 +165,30 @@ def lexical_probability(task: Task, train: pa.Table | None, test: pa.Table, seed
 
 
 def summary(scores: list[TaskScores], seed: int) -> dict[str, Any]:
-    """Figures of every task and system, macro PR-AUC with intervals, and the paired difference between model and floor."""
-    tasks = {}
+    """Figures of every task and system with their intervals, the model's by slice, macro PR-AUC, and the paired difference between model and
+    floor."""
+    tasks: dict[str, Any] = {}
     draws: dict[str, list[np.ndarray]] = {system: [] for system in SYSTEMS}
     for position, score in enumerate(scores):
-        weight_DN = query_draws(score.query_N, NUM_DRAWS, seed + position)
-        figures: dict[str, Any] = {}
+        truth = score.truth
+        figures: dict[str, Any] = {"rows": len(truth.label_N), "queries": len(set(truth.query_N)), "relevant": int(truth.positive_N.sum())}
         for system in SYSTEMS:
-            probability_N = score.probability_N[system]
-            figures[system] = task_figures(probability_N, score.positive_N)
-            draws[system].append(average_precisions(probability_N, score.positive_N, weight_DN))
-            figures[system]["pr_auc_interval"] = asdict(interval(figures[system]["pr_auc"], draws[system][-1]))
-        lead_D = draws["model"][-1] - draws["lexical"][-1]
-        lead = figures["model"]["pr_auc"] - figures["lexical"]["pr_auc"]
-        figures["model_minus_lexical_pr_auc"] = asdict(interval(lead, lead_D))
-        tasks[score.task.name] = {"rows": len(score.positive_N), "relevant": int(score.positive_N.sum()), **figures}
-    macro = {system: macro_interval([t[system]["pr_auc"] for t in tasks.values()], draws[system]) for system in SYSTEMS}
+            intervals, of_system = measured(truth, score.said[system], seed + position)
+            figures[system] = as_json(intervals)
+            draws[system].append(of_system["pr_auc"])
+        lead = figures["model"]["pr_auc"]["value"] - figures["lexical"]["pr_auc"]["value"]
+        figures["model_minus_lexical_pr_auc"] = asdict(interval(lead, draws["model"][-1] - draws["lexical"][-1]))
+        figures["slices"] = measured_slices(truth, score.said["model"], seed + position)
+        tasks[truth.task.name] = figures
+    values = {system: [task[system]["pr_auc"]["value"] for task in tasks.values()] for system in SYSTEMS}
     lead_D = [m - f for m, f in zip(draws["model"], draws["lexical"], strict=True)]
-    lead = [t["model"]["pr_auc"] - t["lexical"]["pr_auc"] for t in tasks.values()]
-    return {"tasks": tasks, "macro_pr_auc": macro, "model_minus_lexical_macro_pr_auc": macro_interval(lead, lead_D)}
+    lead = [m - f for m, f in zip(values["model"], values["lexical"], strict=True)]
+    return {
+        "tasks": tasks,
+        "macro_pr_auc": {system: macro_interval(values[system], draws[system]) for system in SYSTEMS},
+        "worst_task": min(tasks, key=lambda name: tasks[name]["model"]["pr_auc"]["value"]),
+        "model_minus_lexical_macro_pr_auc": macro_interval(lead, lead_D),
+    }
 
 
 def macro_interval(values: list[float], draws: list[np.ndarray]) -> dict[str, float]:

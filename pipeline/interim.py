@@ -11,7 +11,7 @@ import torch
 
 from pipeline.batches import EncodedRows, collate, length_batches
 from pipeline.calibrate import label_probabilities, relevance_probability
-from pipeline.metrics import task_figures
+from pipeline.figures import calibration_figures, ranking_figures
 from pipeline.train_step import TrainingDivergedError, Worker
 
 
@@ -62,7 +62,9 @@ class Interim:
             if not np.isfinite(logits_NC[mine, : len(task.labels)]).all():
                 raise TrainingDivergedError(f"logits of valid rows of {task.name} are not finite after step {step}; lower optimizer.learning_rate")
             probability_N = relevance_probability(label_probabilities(logits_NC[mine, : len(task.labels)], 1.0), task)
-            tasks[task.name] = {"rows": len(mine), **task_figures(probability_N, positive_N)}
+            ones = np.ones((1, len(mine)))
+            figures = {**ranking_figures(probability_N, positive_N, ones), **calibration_figures(probability_N, positive_N, ones)}
+            tasks[task.name] = {"rows": len(mine), **{name: float(value[0]) for name, value in figures.items()}}
         means = {f"macro_{name}": float(np.mean([figures[name] for figures in tasks.values()])) for name in ("pr_auc", "log_loss") if tasks}
         return {"evaluated_after": step, "tasks": tasks, **means}
 

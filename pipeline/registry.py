@@ -86,9 +86,9 @@ def version_tags(sha256: str, description: dict[str, Any], evaluation: dict[str,
 def log_metrics(client: Any, run_id: str, evaluation: dict[str, Any]) -> None:
     """The test figures of every task, and the macro ones."""
     for name, figures in evaluation["tasks"].items():
-        for figure, value in figures["model"].items():
-            if isinstance(value, float) and value == value:
-                client.log_metric(run_id, f"test_{figure}_{name}", value)
+        for figure, interval in figures["model"].items():
+            if interval["value"] is not None:
+                client.log_metric(run_id, f"test_{figure}_{name}", interval["value"])
     for system, figure in evaluation["macro_pr_auc"].items():
         client.log_metric(run_id, f"test_macro_pr_auc_{system}", figure["value"])
 

@@ -6,7 +6,7 @@ Shape legend: N rows, C labels of the task.
 import numpy as np
 import pyarrow as pa
 
-from pipeline.calibrate import decide, expected_grade, label_probabilities, relevance_probability
+from pipeline.calibrate import calibrated_probabilities, decide, expected_grade, relevance_probability
 from pipeline.commit import SCORE_SCHEMA
 from pipeline.judge import Judge
 from pipeline.tasks import Task
@@ -17,7 +17,7 @@ def judge_rows(judge: Judge, table: pa.Table, task: Task, batch_tokens: int) -> 
     if table.num_rows == 0:
         return np.zeros((0, len(task.labels)))
     logits_NC = judge.logits(judge.encode({task.name: table}), batch_tokens)[:, : len(task.labels)]
-    return label_probabilities(logits_NC, judge.calibration[task.name].temperature)
+    return calibrated_probabilities(logits_NC, judge.calibration[task.name], task)
 
 
 def score_rows(judge: Judge, table: pa.Table, task: Task, batch_tokens: int, model_version: str, bundle_sha256: str) -> pa.Table:
@@ -32,7 +32,7 @@ def score_rows(judge: Judge, table: pa.Table, task: Task, batch_tokens: int, mod
         "label": label_N,
         "label_name": [task.labels[label] for label in label_N],
         "expected_grade": expected_grade(probability_NC),
-        "decision": decide(probability_N, judge.calibration[task.name]).tolist(),
+        "decision": decide(probability_N, judge.calibration[task.name], table.column("market").to_pylist()).tolist(),
         "model_version": [model_version] * table.num_rows,
         "bundle_sha256": [bundle_sha256] * table.num_rows,
     }

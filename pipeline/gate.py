@@ -1,0 +1,113 @@
+"""Whether a version may become champion: rules with stated margins, each with its verdict and its reason."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.behaviour import CaseResult
+from pipeline.comparison import Comparison
+from pipeline.frozen import Frozen
+
+
+class PromotionConfig(Frozen):
+    """How much worse than the champion a version may be, and where it must be better."""
+
+    task_margin: float = Field(default=0.02, ge=0)  # PR-AUC a task may lose: the low end of its difference's interval must lie above minus this
+    min_macro_gain: float = 0.0  # macro PR-AUC the version must gain
+    calibration_margin: float = Field(default=0.02, ge=0)  # calibration error a task may gain
+    slice_margin: float = Field(default=0.1, ge=0)  # PR-AUC a slice may lose: the high end of its difference's interval must lie above minus this
+    min_speed_ratio: float = Field(default=0.8, gt=0)  # rows a second over the champion's
+
+
+@dataclass(frozen=True)
+class RuleVerdict:
+    """One rule's answer."""
+
+    rule: str
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All rules' answers on one version against one champion."""
+
+    version: str
+    against: str
+    rules: tuple[RuleVerdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(rule.passed for rule in self.rules)
+
+    def refusals(self) -> list[str]:
+        """The reasons of the rules that refuse."""
+        return [f"{rule.rule}: {rule.reason}" for rule in self.rules if not rule.passed]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"version": self.version, "against": self.against, "passed": self.passed, "rules": [asdict(rule) for rule in self.rules]}
+
+
+def judge_version(
+    version: str, against: str, comparison: Comparison, cases: Sequence[CaseResult], data_passed: bool, config: PromotionConfig
+) -> Verdict:
+    """Every rule on what was measured."""
+    rules = (
+        data_rule(data_passed), task_rule(comparison, config), macro_rule(comparison, config), calibration_rule(comparison, config),
+        slice_rule(comparison, config), speed_rule(comparison, config), behaviour_rule(cases),
+    )  # fmt: skip
+    return Verdict(version, against, rules)
+
+
+def data_rule(passed: bool) -> RuleVerdict:
+    """The rows passed the data gate."""
+    return RuleVerdict("data gate", passed, "the judged rows passed it" if passed else "the judged rows did not pass it; see validation/report.json")
+
+
+def task_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
+    """No task is worse by more than the margin, as far as the rows can tell."""
+    worse = {n: t.difference["pr_auc"] for n, t in comparison.tasks.items() if not t.difference["pr_auc"].low > -config.task_margin}
+    told = "; ".join(f"{name} {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" for name, gap in worse.items())
+    margin = f"promotion.task_margin {config.task_margin}"
+    reason = f"the interval of PR-AUC's difference goes below minus {margin}: {told}" if worse else f"no task loses more PR-AUC than {margin}"
+    return RuleVerdict("non-inferior on every task", not worse, reason)
+
+
+def macro_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
+    """The mean over tasks is better."""
+    gap = comparison.macro_pr_auc
+    passed = gap.value > config.min_macro_gain
+    reason = f"macro PR-AUC {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], asked for more than {config.min_macro_gain:+.3f}"
+    return RuleVerdict("better on macro PR-AUC", passed, reason)
+
+
+def calibration_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
+    """Probabilities mean what they say as much as the champion's."""
+    gaps = {name: task.difference["calibration_error"] for name, task in comparison.tasks.items()}
+    worse = {name: gap.value for name, gap in gaps.items() if not gap.value <= config.calibration_margin}
+    told = ", ".join(f"{name} {value:+.3f}" for name, value in worse.items())
+    reason = f"calibration error {told}, promotion.calibration_margin is {config.calibration_margin}" if worse else "no task's error grew beyond the margin"
+    return RuleVerdict("calibration no worse", not worse, reason)
+
+
+def slice_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
+    """No part of the rows is clearly worse by more than the margin."""
+    fallen = [(name, one) for name, task in comparison.tasks.items() for one in task.slices if one["difference"]["high"] < -config.slice_margin]
+    told = "; ".join(f"{name}, {one['by']} {one['slice']}: {one['difference']['value']:+.3f} on {one['rows']} rows" for name, one in fallen[:5])
+    return RuleVerdict("no slice collapsed", not fallen, told or f"no slice loses more PR-AUC than {config.slice_margin} for certain")
+
+
+def speed_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
+    """Scoring does not get much slower."""
+    reason = f"{comparison.speed_ratio:.2f} of the champion's rows a second, asked for {config.min_speed_ratio}"
+    return RuleVerdict("throughput", comparison.speed_ratio >= config.min_speed_ratio, reason)
+
+
+def behaviour_rule(cases: Sequence[CaseResult]) -> RuleVerdict:
+    """Texts changed in ways that should not matter, or should."""
+    failed = [case for case in cases if not case.passed]
+    told = "; ".join(f"{case.task}, {case.case}: {case.value:.3f}, at most {case.at_most} ({case.told})" for case in failed)
+    return RuleVerdict("behaviour", not failed, told or f"all {len(cases)} cases within their tolerances")

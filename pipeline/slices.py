@@ -1,0 +1,49 @@
+"""Parts of a task's test rows that a model may be worse on: one name a row for each way of cutting.
+
+Shape legend: N rows.
+"""
+
+import unicodedata
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+QUERY_WORDS = ((1, "1 word"), (2, "2 words"), (4, "3 to 4 words"))  # up to so many; beyond: 5 words and more
+QUERY_ADS = ((1, "1 ad"), (9, "2 to 9 ads"))  # tail queries to head queries, by how many of a query's ads were judged
+
+
+def cut(table: pa.Table, label_names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Slice names (N,) by way of cutting: market, query_words, query_ads, script, ad_length, label."""
+    queries = table.column("query").to_pylist()
+    words_N = pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(table.column("query")))).to_numpy()
+    _, index_N, ads_Q = np.unique(np.asarray(queries, dtype=object), return_inverse=True, return_counts=True)
+    return {
+        "market": np.asarray(table.column("market").to_pylist(), dtype=object),
+        "query_words": steps(words_N, QUERY_WORDS, "5 words and more"),
+        "query_ads": steps(ads_Q[index_N], QUERY_ADS, "10 ads and more"),
+        "script": np.asarray([script(query) for query in queries], dtype=object),
+        "ad_length": thirds(pc.utf8_length(table.column("ad_title")).to_numpy(), "characters"),
+        "label": np.asarray(label_names, dtype=object)[table.column("label").to_numpy()],
+    }
+
+
+def steps(number_N: np.ndarray, named: tuple[tuple[int, str], ...], beyond: str) -> np.ndarray:
+    """The name of the first step that a number is not above."""
+    place_N = np.searchsorted([most for most, _ in named], number_N)
+    return np.asarray([*(name for _, name in named), beyond], dtype=object)[place_N]
+
+
+def thirds(number_N: np.ndarray, unit: str) -> np.ndarray:
+    """Which third of the rows each is in, named by its bounds."""
+    low, high = np.quantile(number_N, [1 / 3, 2 / 3]).astype(int)
+    return steps(number_N, ((low, f"up to {low} {unit}"), (high, f"up to {high} {unit}")), f"above {high} {unit}")
+
+
+def script(text: str) -> str:
+    """The script most of a text's letters are of: latin, cjk, hiragana, cyrillic and so on; none where there is no letter."""
+    found: dict[str, int] = {}
+    for letter in filter(str.isalpha, text):
+        name = "latin" if letter.isascii() else unicodedata.name(letter, "other").split(maxsplit=1)[0].lower()
+        found[name] = found.get(name, 0) + 1
+    return max(found, key=lambda name: found[name]) if found else "none"
