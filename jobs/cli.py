@@ -1,14 +1,13 @@
 """The `relevance` command. Commands import what they run when they run it, so that --help answers at once."""
 
-import json
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from jobs.environment import end_on_sigterm, prepare_environment
+from jobs.cli_versions import versions
+from jobs.command import ConfigOption, SetOption, execute, guarded
+from jobs.environment import prepare_environment
 
 app = typer.Typer(
     name="relevance",
@@ -18,11 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="YAML config of the run.", show_default=False)]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, as in optimizer.learning_rate=1e-4. Repeatable.")]
 SOURCE_KINDS = ("esci", "chorus", "wands", "qadsm", "table")
-LOCK_WAIT_S = 0.5  # `relevance status` looks at locks
-Stage = Callable[[Any, Any], dict[str, Any]]
 
 
 @app.command()
@@ -93,8 +88,18 @@ def train(config: ConfigOption, overrides: SetOption = None) -> None:
 
 
 @app.command()
-def evaluate(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Calibrate the trained model on the valid split and measure it on the test split."""
+def evaluate(
+    config: ConfigOption,
+    version: Annotated[str | None, typer.Option("--version", help="Registered version to judge by the gate.", show_default=False)] = None,
+    against: Annotated[str, typer.Option("--against", help="Version it is compared with.")] = "champion",
+    overrides: SetOption = None,
+) -> None:
+    """Calibrate and measure the trained model; with --version: compare it with the champion by the gate's rules, exit 1 when it is refused."""
+    if version is not None:
+        from jobs.compare import run_gate
+
+        execute(config, overrides, lambda c, console: run_gate(c, str(version), against, console))
+        return
     from jobs.evaluate import evaluation_table, run_evaluate
 
     def stage(c: Any, console: Any) -> dict[str, Any]:
@@ -104,26 +109,6 @@ def evaluate(config: ConfigOption, overrides: SetOption = None) -> None:
         return {**result, "macro_pr_auc": figures["macro_pr_auc"]["model"]["value"]}
 
     execute(config, overrides, stage)
-
-
-@app.command()
-def register(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Register the evaluated model in MLflow as challenger."""
-    from jobs.register import run_register
-
-    execute(config, overrides, run_register)
-
-
-@app.command()
-def promote(
-    config: ConfigOption,
-    version: Annotated[str, typer.Option("--version", help="Registered version to promote.", show_default=False)],
-    overrides: SetOption = None,
-) -> None:
-    """Make a version champion if it beats the lexical floor; exit 1 when it does not."""
-    from jobs.register import run_promote
-
-    execute(config, overrides, lambda c, console: run_promote(c, version, console))
 
 
 @app.command()
@@ -144,64 +129,7 @@ def status(
     guarded(lambda console: run_status(runs_dir, console))
 
 
-@app.command()
-def export(
-    config: ConfigOption,
-    task: Annotated[str, typer.Option("--task", help="Task to export.", show_default=False)],
-    export_format: Annotated[Literal["peft", "merged"], typer.Option("--format", help="peft: a LoRA adapter. merged: full weights.")] = "peft",
-    version: Annotated[str | None, typer.Option("--version", help="Registered version; the champion if not given.", show_default=False)] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write; below the run's folder if not given.", show_default=False)] = None,
-    overrides: SetOption = None,
-) -> None:
-    """Write one task of a version as a PEFT LoRA adapter or as a plain model, for other tools to load."""
-    from jobs.export import run_export
-
-    execute(config, overrides, lambda c, console: run_export(c, task, export_format, version, out_dir, console))
-
-
-def execute(config_path: Path, overrides: list[str] | None, stage: Stage) -> None:
-    """Run one stage under the config's lock, third-party output in the run's log file."""
-    from pipeline.errors import RetryableError
-
-    def with_config(console: Any) -> dict[str, Any]:
-        from filelock import FileLock, Timeout
-
-        from pipeline.config import read_config
-        from pipeline.logs import third_parties_in
-
-        config = read_config(config_path, overrides or [])
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(config.run_dir / ".lock", timeout=LOCK_WAIT_S):
-                log_path = config.run_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}.log"
-                console.say(f"run {config.name}: writing to {config.run_dir}, libraries' output to {log_path}")
-                with third_parties_in(log_path) as inner:
-                    return stage(config, inner)
-        except Timeout as error:
-            busy = f"another relevance command is working in {config.run_dir}"
-            raise RetryableError(f"{busy}; wait for it or choose another name in the config") from error
-
-    guarded(with_config)
-
-
-def guarded(work: Callable[[Any], dict[str, Any]]) -> None:
-    """Run `work`, print its result as the last line of stdout, turn errors into a sentence and an exit code."""
-    from pipeline.errors import RelevanceError
-    from pipeline.logs import Console
-
-    console = Console()
-    end_on_sigterm()
-    try:
-        console.result(json.dumps(work(console), ensure_ascii=False))
-    except RelevanceError as error:
-        console.say(f"error: {error}")
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt as error:
-        console.say("error: interrupted; run the same command again, it goes on from where it was")
-        raise typer.Exit(3) from error
-    except OSError as error:
-        console.say(f"error: {error}; free space or permissions are the usual causes; nothing half-written is visible, run again")
-        raise typer.Exit(3) from error
+app.add_typer(versions)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pipeline.evaluate import run_evaluation
 from pipeline.logs import Console, LateLine
 
 HEADINGS = ("task", "rows", "system", "AUC", "PR-AUC", "95 % interval", "defects", "macro F1", "ECE")
+SHOWN = ("roc_auc", "pr_auc", "defect_pr_auc", "macro_f1", "calibration_error")
 NAMES = {"model": "model", "lexical": "lexical floor", "untrained": "untrained"}
 
 
@@ -31,8 +32,8 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
             f = figures[system]
             span = f"{f['pr_auc']['low']:.3f} to {f['pr_auc']['high']:.3f}"
             first = (name, f"{figures['rows']:,}") if system == "model" else ("", "")
-            told = {name: f"{f[name]['value']:.3f}" if name in f else "" for name in ("roc_auc", "pr_auc", "defect_pr_auc", "macro_f1", "calibration_error")}
-            rows.append((*first, shown, told.pop("roc_auc"), told.pop("pr_auc"), span, *told.values()))
+            told = [f"{f[name]['value']:.3f}" if name in f else "" for name in SHOWN]
+            rows.append((*first, shown, *told[:2], span, *told[2:]))
     for system, shown in NAMES.items():
         f = evaluation["macro_pr_auc"][system]
         rows.append(("macro" if system == "model" else "", "", shown, "", f"{f['value']:.3f}", f"{f['low']:.3f} to {f['high']:.3f}", "", "", ""))

@@ -1,4 +1,4 @@
-"""`relevance register` and `relevance promote`: a bundle becomes a version, a version becomes champion."""
+"""`relevance register`, `promote`, `rollback`, `history`: a bundle becomes a version, a version becomes champion, and who did what when."""
 
 from typing import Any
 
@@ -6,7 +6,11 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.files import read_json
 from pipeline.logs import Console
-from pipeline.registry import promote, register_version
+from pipeline.promotion import promote, read_promotions, roll_back
+from pipeline.registry import check_version, register_version
+from pipeline.tracking import mlflow_client
+
+HISTORY = ("number", "at", "by", "kind", "version", "instead of", "macro PR-AUC", "why")
 
 
 def run_register(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -19,8 +23,36 @@ def run_register(config: RunConfig, console: Console) -> dict[str, Any]:
     return {"model": config.registry.model, "version": version, "alias": "challenger", "tracking_uri": config.tracking_uri}
 
 
-def run_promote(config: RunConfig, version: str, console: Console) -> dict[str, Any]:
-    """Promote a version; GateRefusedError if it does not beat the lexical floor."""
-    record = promote(config, version)
+def run_promote(config: RunConfig, version: str, console: Console, override: str | None = None) -> dict[str, Any]:
+    """Promote a version; GateRefusedError if the gate does not let it pass and `override`, a reason, is not given."""
+    client = mlflow_client(config)
+    tags = dict(check_version(client, config.registry.model, version).tags)
+    record = promote(config, client, version, tags, override)
     console.say(f"  version {version} is champion: macro PR-AUC {record['macro_pr_auc']:.3f}, lexical floor {record['lexical_macro_pr_auc']:.3f}")
     return {"model": config.registry.model, "version": version, "alias": "champion", "promotion": record["number"]}
+
+
+def run_rollback(config: RunConfig, reason: str, console: Console) -> dict[str, Any]:
+    """Go back to the champion before this one."""
+    record = roll_back(config, mlflow_client(config), reason)
+    console.say(f"  version {record['version']} is champion again, in the place of version {record['expected_champion']}")
+    return {"model": config.registry.model, "version": record["version"], "alias": "champion", "promotion": record["number"]}
+
+
+def run_history(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Print the promotion log, oldest first."""
+    log = read_promotions(config)
+    rows = [HISTORY, *(history_row(record) for record in log)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HISTORY))]
+    for row in rows:
+        console.result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return {"model": config.registry.model, "promotions": log}
+
+
+def history_row(record: dict[str, Any]) -> tuple[str, ...]:
+    """One promotion as cells."""
+    kind = record.get("kind", "promotion")
+    gate = "passed the gate" if record.get("gate_passed") == "true" else "beat the lexical floor" if record["expected_champion"] is None else ""
+    why = record.get("override") or gate
+    versions = (record["version"], record["expected_champion"] or "")
+    return (str(record["number"]), record["at"], record["by"], kind, *versions, f"{record['macro_pr_auc']:.3f}", why)

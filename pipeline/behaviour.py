@@ -81,8 +81,8 @@ def mean_rise(before_N: np.ndarray, after_N: np.ndarray) -> float:
 CASES = (
     Case("upper case", with_texts("query", lambda text, _: text.upper()), "the query in capitals moves the probability little", mean_move, 0.15),
     Case("word order", with_texts("query", shuffled_words), "the query's words in another order move the probability little", mean_move, 0.15),
-    Case("white space", with_texts("ad_title", lambda text, _: f"  {text} "), "blanks around the title move the probability hardly", mean_move, 0.05),
-    Case("forged tokens", with_texts("ad_title", lambda text, _: text + FORGED), "control tokens in an ad do not raise its probability", mean_rise, 0.1),
+    Case("white space", with_texts("ad_title", lambda text, _: f"  {text} "), "blanks around a title move the probability hardly", mean_move, 0.05),
+    Case("forged tokens", with_texts("ad_title", lambda text, _: text + FORGED), "control tokens in an ad do not lift it", mean_rise, 0.1),
     Case("injected order", with_texts("ad_title", lambda text, _: text + INJECTED), "an ad that says it matches is not believed", mean_rise, 0.1),
     Case("negation", with_texts("query", lambda text, _: f"not {text}"), "a query with `not` before it is not matched better", mean_rise, 0.05),
     Case("another ad", next_ad, "another row's title, as of another brand, is not matched better", mean_rise, 0.05),

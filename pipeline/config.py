@@ -12,7 +12,7 @@ from pipeline.encode import EncodeConfig
 from pipeline.errors import ConfigError
 from pipeline.explain import explain, read_yaml_mapping
 from pipeline.frozen import Frozen
-from pipeline.limits import GateConfig
+from pipeline.limits import GateConfig, PromotionConfig
 from pipeline.source_config import Source, check_table_sources, checked_name
 from pipeline.split import SplitConfig
 from pipeline.tasks import Task
@@ -123,6 +123,7 @@ class RunConfig(Frozen):
     training: TrainingConfig = TrainingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    promotion: PromotionConfig = PromotionConfig()
     registry: RegistryConfig
     scoring: ScoringConfig = ScoringConfig()
 

@@ -4,21 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import Field
-
 from pipeline.behaviour import CaseResult
 from pipeline.comparison import Comparison
-from pipeline.frozen import Frozen
-
-
-class PromotionConfig(Frozen):
-    """How much worse than the champion a version may be, and where it must be better."""
-
-    task_margin: float = Field(default=0.02, ge=0)  # PR-AUC a task may lose: the low end of its difference's interval must lie above minus this
-    min_macro_gain: float = 0.0  # macro PR-AUC the version must gain
-    calibration_margin: float = Field(default=0.02, ge=0)  # calibration error a task may gain
-    slice_margin: float = Field(default=0.1, ge=0)  # PR-AUC a slice may lose: the high end of its difference's interval must lie above minus this
-    min_speed_ratio: float = Field(default=0.8, gt=0)  # rows a second over the champion's
+from pipeline.limits import PromotionConfig
 
 
 @dataclass(frozen=True)
@@ -89,7 +77,8 @@ def calibration_rule(comparison: Comparison, config: PromotionConfig) -> RuleVer
     gaps = {name: task.difference["calibration_error"] for name, task in comparison.tasks.items()}
     worse = {name: gap.value for name, gap in gaps.items() if not gap.value <= config.calibration_margin}
     told = ", ".join(f"{name} {value:+.3f}" for name, value in worse.items())
-    reason = f"calibration error {told}, promotion.calibration_margin is {config.calibration_margin}" if worse else "no task's error grew beyond the margin"
+    margin = f"promotion.calibration_margin {config.calibration_margin}"
+    reason = f"calibration error {told}, more than {margin}" if worse else f"no task's calibration error grew by more than {margin}"
     return RuleVerdict("calibration no worse", not worse, reason)
 
 

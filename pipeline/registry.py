@@ -1,16 +1,14 @@
-"""Versions in MLflow, promotions in a log of our own. The alias champion is a view of the log: MLflow's own aliases are last-writer-wins."""
+"""Versions in MLflow, with everything they need to be judged and served; which one is champion, pipeline/promotion.py says."""
 
-import getpass
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.bundle import read_bundle
-from pipeline.commit import put_if_absent
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RetryableError
-from pipeline.files import canonical_json, publish_dir, read_json, remove_tree, temporary_beside
+from pipeline.errors import ConfigError, DamagedInputError, RetryableError
+from pipeline.files import canonical_json, json_sha256, publish_dir, read_json, remove_tree, temporary_beside
+from pipeline.promotion import read_promotions, repair_aliases
 from pipeline.tracking import experiment_id, find_run, mlflow_client
 
 BUNDLE_ARTIFACT = "bundle"
@@ -99,38 +97,15 @@ def version_of_bundle(client: Any, model: str, sha256: str) -> str | None:
     return next((str(v.version) for v in found if v.tags.get("bundle_sha256") == sha256), None)
 
 
-def promote(config: RunConfig, version: str) -> dict[str, Any]:
-    """Make a version champion if it beats the lexical floor on macro PR-AUC. Returns the promotion's record.
-
-    GateRefusedError: it does not. ConfigError: no such version. RetryableError: another promotion came in between.
-    """
+def write_verdict(config: RunConfig, version: str, verdict: dict[str, Any]) -> None:
+    """Put the gate's verdict on a version: its outcome as tags, which `promote` reads, and the whole as a file of its run."""
     client = mlflow_client(config)
-    tags = check_version(client, config.registry.model, version).tags
-    log = read_promotions(config)
-    if log and log[-1]["version"] == version:
-        repair_aliases(client, config.registry.model, log)
-        return log[-1]
-    model, floor = float(tags["macro_pr_auc"]), float(tags["lexical_macro_pr_auc"])
-    if not model > floor:
-        raise GateRefusedError(
-            f"version {version} of {config.registry.model} has macro PR-AUC {model:.4f}, the lexical floor {floor:.4f}; it stays challenger."
-            " Train longer, or on more rows, and register again"
-        )
-    record = {
-        "number": len(log) + 1,
-        "version": version,
-        "expected_champion": log[-1]["version"] if log else None,
-        "bundle_sha256": tags["bundle_sha256"],
-        "macro_pr_auc": model,
-        "lexical_macro_pr_auc": floor,
-        "by": getpass.getuser(),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    if not put_if_absent(config.promotions_dir / f"{record['number']:06d}.json", canonical_json(record).encode()):
-        expected = f"expected champion {record['expected_champion']}"
-        raise RetryableError(f"another promotion of {config.registry.model} came first: {expected}; look, then run again")
-    repair_aliases(client, config.registry.model, [*log, record])
-    return record
+    record = check_version(client, config.registry.model, version)
+    text = canonical_json(verdict)
+    client.log_text(record.run_id, text, f"gate/version-{version}-against-{verdict['against']}.json")
+    tags = {"gate_against": verdict["against"], "gate_passed": str(verdict["passed"]).lower(), "gate_sha256": json_sha256(verdict)}
+    for key, value in tags.items():
+        client.set_model_version_tag(config.registry.model, version, key, value)
 
 
 def check_version(client: Any, model: str, version: str) -> Any:
@@ -141,20 +116,6 @@ def check_version(client: Any, model: str, version: str) -> Any:
         return client.get_model_version(model, version)
     except MlflowException as error:
         raise ConfigError(f"version {version} of model {model} is not registered ({error.message}); `relevance register` makes one") from error
-
-
-def read_promotions(config: RunConfig) -> list[dict[str, Any]]:
-    """All promotions, oldest first. The last is the champion."""
-    return [read_json(path) for path in sorted(config.promotions_dir.glob("*.json")) if not path.name.startswith(".")]
-
-
-def repair_aliases(client: Any, model: str, log: list[dict[str, Any]]) -> None:
-    """Make the aliases champion and previous_champion say what the log says."""
-    aliases = client.get_registered_model(model).aliases
-    wanted = {"champion": log[-1]["version"]} | ({"previous_champion": log[-2]["version"]} if len(log) > 1 else {})
-    for alias, version in wanted.items():
-        if str(aliases.get(alias)) != version:
-            client.set_registered_model_alias(model, alias, version)
 
 
 def resolve_champion(config: RunConfig) -> FetchedVersion:
@@ -173,7 +134,7 @@ def find_champion(config: RunConfig) -> FetchedVersion | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        repair_aliases(mlflow_client(config), config.registry.model, log)
+        repair_aliases(config, mlflow_client(config))
         return fetch_bundle(config, log[-1]["version"], log[-1]["bundle_sha256"])
     except MlflowException as error:
         champion = f"version {log[-1]['version']} of {config.registry.model}, the champion by the promotion log"

@@ -1,0 +1,98 @@
+"""`relevance evaluate --version V --against W` and `relevance compare V W`: two versions on the same rows, and the gate's verdict."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.behaviour import run_cases
+from pipeline.comparison import Comparison, compare_judges
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, DataRefusedError, GateRefusedError
+from pipeline.files import read_json, write_json
+from pipeline.gate import Verdict, judge_version
+from pipeline.judge import Judge, load_judge
+from pipeline.logs import Console
+from pipeline.promotion import read_promotions
+from pipeline.registry import fetch_version, write_verdict
+from pipeline.rows import read_split
+from pipeline.tasks import Task
+
+
+def run_gate(config: RunConfig, version: str, against: str, console: Console) -> dict[str, Any]:
+    """Judge whether a version may take a champion's place; the verdict goes to the registry and to <run>/gate. GateRefusedError: it may not."""
+    other = champion_version(config) if against == "champion" else against
+    challenger, champion = (judge_of(config, one) for one in (version, other))
+    tables = judged_test_rows(config)
+    comparison = compare_judges(challenger, champion, tables, config.scoring.batch_tokens, config.seed)
+    cases = run_cases(challenger, tables, config.scoring.batch_tokens)
+    report = config.validation_dir / "report.json"
+    passed = report.is_file() and bool(read_json(report)["passed"])
+    verdict = judge_version(version, other, comparison, cases, passed, config.promotion)
+    whole = {**verdict.as_json(), "comparison": comparison.as_json(), "behaviour": [vars(case) for case in cases]}
+    path = config.run_dir / "gate" / f"version-{version}-against-{other}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, whole)
+    write_verdict(config, version, whole)
+    console.result(comparison_table(comparison, version, other))
+    console.result(verdict_table(verdict))
+    if not verdict.passed:
+        raise GateRefusedError(f"version {version} may not take the place of version {other}: {'; '.join(verdict.refusals())}")
+    return {"version": version, "against": other, "gate": str(path), "passed": True}
+
+
+def run_compare(config: RunConfig, version: str, other: str, console: Console) -> dict[str, Any]:
+    """Two versions on the test rows of a run; no verdict."""
+    first, second = (judge_of(config, one) for one in (version, other))
+    comparison = compare_judges(first, second, judged_test_rows(config), config.scoring.batch_tokens, config.seed)
+    console.result(comparison_table(comparison, version, other))
+    return {"version": version, "against": other, **comparison.as_json()}
+
+
+def champion_version(config: RunConfig) -> str:
+    """The champion by the log. ConfigError: nothing was promoted yet."""
+    log = read_promotions(config)
+    if not log:
+        raise ConfigError(f"model {config.registry.model} has no champion to compare with; `relevance promote` makes the first one")
+    return str(log[-1]["version"])
+
+
+def judge_of(config: RunConfig, version: str) -> Judge:
+    """A registered version, ready to judge."""
+    fetched = fetch_version(config, version)
+    return load_judge(fetched.bundle_dir, fetched.bundle_sha256)[0]
+
+
+def judged_test_rows(config: RunConfig) -> Mapping[str, pa.Table]:
+    """Test rows of the tasks that have both classes there. DataRefusedError: none has."""
+    tables = read_split(config.accepted_dir, config.tasks, config.split, "test")
+    found = {task.name: tables[task.name] for task in config.tasks if task.name in tables and has_both(tables[task.name], task)}
+    if not found:
+        raise DataRefusedError("no task has both relevant and irrelevant rows in the test split; add queries or raise split.test_share")
+    return found
+
+
+def has_both(table: pa.Table, task: Task) -> bool:
+    """Whether there are relevant and irrelevant rows."""
+    relevant = table.column("label").to_numpy() >= task.relevant_from
+    return bool(relevant.any() and not relevant.all())
+
+
+def comparison_table(comparison: Comparison, version: str, other: str) -> str:
+    """PR-AUC of both and the difference, task by task."""
+    rows = [("task", f"version {version}", f"version {other}", "difference", "95 % interval")]
+    for name, task in comparison.tasks.items():
+        gap = task.difference["pr_auc"]
+        cells = (f"{task.challenger['pr_auc'].value:.3f}", f"{task.champion['pr_auc'].value:.3f}", f"{gap.value:+.3f}")
+        rows.append((name, *cells, f"{gap.low:+.3f} to {gap.high:+.3f}"))
+    macro = comparison.macro_pr_auc
+    rows.append(("macro PR-AUC", "", "", f"{macro.value:+.3f}", f"{macro.low:+.3f} to {macro.high:+.3f}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, f"  rows a second: {comparison.speed_ratio:.2f} of version {other}'s"])
+
+
+def verdict_table(verdict: Verdict) -> str:
+    """A line a rule."""
+    lines = [f"  {'passed ' if rule.passed else 'REFUSED'}  {rule.rule}: {rule.reason}" for rule in verdict.rules]
+    return "\n".join([*lines, f"  version {verdict.version} {'may' if verdict.passed else 'may NOT'} take the place of version {verdict.against}"])
