@@ -2,17 +2,26 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from pipeline.calibrate import (
-    MIN_DECIDED_ROWS,
     Calibration,
+    Thresholds,
+    calibrated_probabilities,
     decide,
     expected_grade,
-    fit_calibration,
-    fit_temperature,
     label_probabilities,
-    precision_threshold,
     relevance_probability,
+)
+from pipeline.calibration_fit import (
+    CONFIDENCE,
+    MARKET_ROWS,
+    choose_method,
+    fit_calibration,
+    fit_method,
+    fit_temperature,
+    lower_bound,
+    precision_threshold,
 )
 from pipeline.tasks import Task
 
@@ -87,38 +96,30 @@ def random_logits(seed: int) -> tuple[np.ndarray, np.ndarray, Task]:
     return (np.round(logits_NC) if seed % 2 else logits_NC), label_N, chosen
 
 
-def test_decisions_reach_their_target_precision_on_the_rows_they_were_fitted_on() -> None:
+def fit(logits_NC: np.ndarray, label_N: np.ndarray, chosen: Task) -> Calibration:
+    """With a query a row and one market."""
+    return fit_calibration(logits_NC, label_N, chosen, np.arange(len(label_N)), np.full(len(label_N), "us", dtype=object))
+
+
+def test_decisions_reach_their_target_precision_with_room_for_chance_on_the_rows_they_were_fitted_on() -> None:
     decided = {"relevant": 0, "irrelevant": 0}
     for seed in range(400):
         logits_NC, label_N, chosen = random_logits(seed)
-        calibration = fit_calibration(logits_NC, label_N, chosen)
-        probability_N = relevance_probability(label_probabilities(logits_NC, calibration.temperature), chosen)
+        calibration = fit(logits_NC, label_N, chosen)
+        probability_N = relevance_probability(calibrated_probabilities(logits_NC, calibration, chosen), chosen)
         decision_N = decide(probability_N, calibration)
         for word, truth_N in (("relevant", label_N >= chosen.relevant_from), ("irrelevant", label_N < chosen.relevant_from)):
             rows = decision_N == word
             if rows.any():
                 decided[word] += 1
-                assert truth_N[rows].mean() >= chosen.target_precision, (seed, word)
-                assert rows.sum() >= MIN_DECIDED_ROWS, (seed, word)
-    assert min(decided.values()) > 100
-
-
-def test_a_middle_that_both_sides_claim_does_not_spoil_either() -> None:
-    # among all rows below 0.8 nine of ten are irrelevant, but the middle they owe it to is relevant's too
-    probability_N = np.repeat([0.1, 0.5, 0.9], [20, 100, 1_000])
-    relevant_N = np.concatenate([np.arange(20) < 10, np.arange(100) < 0, np.arange(1_000) < 1_000])
-    logits_NC = np.stack([np.zeros(len(probability_N)), np.log(probability_N / (1 - probability_N))], axis=1)
-    calibration = fit_calibration(logits_NC, relevant_N.astype(int), task(2, 1))
-    fitted_N = relevance_probability(label_probabilities(logits_NC, calibration.temperature), task(2, 1))
-    decision_N = decide(fitted_N, calibration)
-    assert relevant_N[decision_N == "relevant"].mean() >= 0.9
-    assert not (decision_N == "irrelevant").any()
+                assert lower_bound([truth_N[rows].sum()], [rows.sum()], CONFIDENCE)[0] >= chosen.target_precision - 1e-9, (seed, word)
+    assert min(decided.values()) > 50
 
 
 def test_decisions_never_overlap_and_cover_every_row_with_one_word() -> None:
     for seed in range(200):
         logits_NC, label_N, chosen = random_logits(seed)
-        calibration = fit_calibration(logits_NC, label_N, chosen)
+        calibration = fit(logits_NC, label_N, chosen)
         if calibration.relevant_at is not None and calibration.irrelevant_below is not None:
             assert calibration.irrelevant_below <= calibration.relevant_at
         decision_N = decide(np.linspace(0, 1, 501), calibration)
@@ -136,38 +137,98 @@ def test_without_thresholds_every_row_abstains() -> None:
     assert decide(np.array([0.0, 0.5, 1.0]), Calibration()).tolist() == ["abstain"] * 3
 
 
-def test_a_threshold_is_the_lowest_that_reaches_the_target() -> None:
+def test_a_threshold_is_the_lowest_whose_bound_reaches_the_target() -> None:
     for seed in range(300):
         random = np.random.default_rng(seed)
         score_N = random.integers(0, 25, 120) / 25
         positive_N = random.random(120) < score_N ** random.uniform(0.1, 1)
         target = random.uniform(0.3, 0.95)
-        good = [s for s in np.unique(score_N) if (at := score_N >= s).sum() >= MIN_DECIDED_ROWS and positive_N[at].mean() >= target]
+        good = [s for s in np.unique(score_N) if lower_bound([positive_N[score_N >= s].sum()], [(score_N >= s).sum()], CONFIDENCE)[0] >= target]
         assert precision_threshold(score_N, positive_N, target) == (min(good) if good else None)
 
 
+def test_the_bound_is_the_share_under_which_so_many_hits_would_be_rare() -> None:
+    for hits, count in ((1, 3), (20, 22), (50, 50), (400, 1_000)):
+        bound = lower_bound([hits], [count], 0.9)[0]
+        assert binom.sf(hits - 1, count, bound) == pytest.approx(0.1)
+    assert lower_bound([0], [5], 0.9).tolist() == [0.0]
+
+
 def test_equal_scores_are_decided_alike() -> None:
-    score_N = np.array([0.9] * 20 + [0.5] * 20)
-    positive_N = np.array([True] * 20 + [True] * 10 + [False] * 10)
-    # three quarters over both groups: the second group comes whole or not at all
-    assert precision_threshold(score_N, positive_N, 0.75) == 0.5
-    assert precision_threshold(score_N, positive_N, 0.76) == 0.9
+    score_N = np.array([0.9] * 200 + [0.5] * 200)
+    positive_N = np.array([True] * 200 + [True] * 100 + [False] * 100)
+    # about three quarters over both groups: the second group comes whole or not at all
+    assert precision_threshold(score_N, positive_N, 0.7) == 0.5
+    assert precision_threshold(score_N, positive_N, 0.75) == 0.9
 
 
-def test_a_threshold_needs_enough_rows() -> None:
-    few, enough = np.full(MIN_DECIDED_ROWS - 1, 0.9), np.full(MIN_DECIDED_ROWS, 0.9)
-    assert precision_threshold(few, few > 0, 0.5) is None
-    assert precision_threshold(enough, enough > 0, 0.5) == 0.9
+def test_a_threshold_needs_rows_enough_to_be_sure() -> None:
+    few, enough = np.full(21, 0.9), np.full(22, 0.9)
+    assert precision_threshold(few, few > 0, 0.9) is None
+    assert precision_threshold(enough, enough > 0, 0.9) == 0.9
+
+
+def test_markets_with_rows_enough_have_thresholds_of_their_own_and_others_the_common_ones() -> None:
+    random = np.random.default_rng(0)
+    market_N = np.repeat(np.asarray(["easy", "hard", "small"], dtype=object), [MARKET_ROWS, MARKET_ROWS, MARKET_ROWS - 1])
+    label_N = random.integers(0, 2, len(market_N))
+    noise_N = np.where(market_N == "hard", 4.0, 0.5)
+    score_N = 4 * (label_N - 0.5) + random.normal(0, 1, len(market_N)) * noise_N
+    fitted = fit_calibration(np.stack([np.zeros_like(score_N), score_N], 1), label_N, task(2, 1), np.arange(len(market_N)), market_N)
+    assert set(fitted.markets) == {"easy", "hard"}
+    mine, common = fitted.markets["hard"].relevant_at, fitted.relevant_at
+    assert mine is None or common is None or mine > common
+    assert decide(np.full(3, 0.7), Calibration(relevant_at=0.6, markets={"hard": Thresholds(relevant_at=0.8)}), ["easy", "hard", "new"]).tolist() == [
+        "relevant", "abstain", "relevant",
+    ]  # fmt: skip
+
+
+def leaning(shape: str, rows: int = 4_000) -> tuple[np.ndarray, np.ndarray]:
+    """Two-label logits whose log odds are bent, and labels drawn from what they should say."""
+    random = np.random.default_rng(1)
+    odds_N = random.normal(0, 2, rows)
+    label_N = (random.random(rows) < 1 / (1 + np.exp(-odds_N))).astype(int)
+    bent_N = {"straight": 2 * odds_N, "shifted": 2 * odds_N + 3, "stepped": np.sign(odds_N) * np.abs(odds_N) ** 3}[shape]
+    return np.stack([np.zeros(rows), bent_N], axis=1), label_N
+
+
+@pytest.mark.parametrize(("shape", "method"), [("straight", "temperature"), ("shifted", "platt"), ("stepped", "isotonic")])
+def test_the_method_is_the_one_that_rows_held_out_ask_for(shape: str, method: str) -> None:
+    logits_NC, label_N = leaning(shape)
+    assert choose_method(logits_NC, label_N, task(2, 1), np.arange(len(label_N))) == method
+
+
+@pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
+def test_probabilities_after_every_method_rise_with_those_before_and_labels_keep_their_proportions(method: str) -> None:
+    random = np.random.default_rng(2)
+    logits_NC, label_N = random.normal(0, 2, (600, 4)), random.integers(0, 4, 600)
+    label_N = np.where(random.random(600) < 0.7, logits_NC.argmax(1), label_N)
+    chosen = task()
+    fitted = fit_method(method, logits_NC, label_N, chosen)  # type: ignore[arg-type]
+    assert fitted.method == method and Calibration(**fitted.model_dump(mode="json")) == fitted
+    before_NC, after_NC = label_probabilities(logits_NC, fitted.temperature), calibrated_probabilities(logits_NC, fitted, chosen)
+    assert after_NC.sum(1) == pytest.approx(np.ones(600))
+    order = np.argsort(relevance_probability(before_NC, chosen))
+    assert (np.diff(relevance_probability(after_NC, chosen)[order]) >= -1e-12).all()
+    assert after_NC[:, 0] / after_NC[:, 1] == pytest.approx(before_NC[:, 0] / before_NC[:, 1])
+    assert after_NC[:, 2] / after_NC[:, 3] == pytest.approx(before_NC[:, 2] / before_NC[:, 3])
+
+
+def test_certain_logits_stay_probabilities_under_every_method() -> None:
+    logits_NC = np.array([[800.0, 0, 0, 0], [0, 0, 0, 800.0], [-800.0, -800, 800, 800]])
+    for calibration in (Calibration(method="platt", slope=0.5, intercept=1), Calibration(method="isotonic", curve=((0.0, 0.1), (1.0, 0.9)))):
+        probability_NC = calibrated_probabilities(logits_NC, calibration, task())
+        assert np.isfinite(probability_NC).all() and probability_NC.sum(1) == pytest.approx(np.ones(3))
 
 
 def test_no_rows_leave_logits_as_they_are_and_decide_nothing() -> None:
-    assert fit_calibration(np.zeros((0, 4)), np.zeros(0, int), task()) == Calibration(temperature=1.0)
+    assert fit(np.zeros((0, 4)), np.zeros(0, int), task()) == Calibration(temperature=1.0)
 
 
 def test_all_rows_of_one_kind_are_decided_and_none_the_other_way() -> None:
     logits_NC = np.random.default_rng(0).normal(0, 1, (50, 2))
-    assert fit_calibration(logits_NC, np.ones(50, int), task(2, 1)).irrelevant_below is None
-    irrelevant = fit_calibration(logits_NC, np.zeros(50, int), task(2, 1))
+    assert fit(logits_NC, np.ones(50, int), task(2, 1)).irrelevant_below is None
+    irrelevant = fit(logits_NC, np.zeros(50, int), task(2, 1))
     assert irrelevant.relevant_at is None
     probability_N = relevance_probability(label_probabilities(logits_NC, irrelevant.temperature), task(2, 1))
     assert (decide(probability_N, irrelevant) == "irrelevant").all()
@@ -175,5 +236,5 @@ def test_all_rows_of_one_kind_are_decided_and_none_the_other_way() -> None:
 
 def test_a_calibration_survives_json_to_the_last_bit() -> None:
     logits_NC, label_N, chosen = random_logits(2)
-    calibration = fit_calibration(logits_NC, label_N, chosen)
+    calibration = fit(logits_NC, label_N, chosen)
     assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration

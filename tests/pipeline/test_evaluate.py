@@ -8,7 +8,7 @@ import pytest
 
 from jobs.evaluate import evaluation_table
 from pipeline.evaluate import TaskScores, lexical_probability, summary
-from pipeline.metrics import task_figures
+from pipeline.measure import Said, Truth
 from pipeline.schema import ROW_SCHEMA
 from pipeline.tasks import Task
 
@@ -20,20 +20,24 @@ def task(name: str) -> Task:
 def scores(name: str, num_rows: int, seed: int, model_noise: float) -> TaskScores:
     """The model sees the truth through some noise, the floor through more, the untrained model not at all."""
     random = np.random.default_rng(seed)
-    positive_N = random.random(num_rows) < 0.4
+    label_N = (random.random(num_rows) < 0.4).astype(int)
     query_N = np.asarray([f"q{row // 3}" for row in range(num_rows)], dtype=object)
 
     def probability(noise: float) -> np.ndarray:
-        return 1 / (1 + np.exp(-(positive_N - 0.5 + random.normal(0, noise, num_rows))))
+        return 1 / (1 + np.exp(-(label_N - 0.5 + random.normal(0, noise, num_rows))))
 
-    by_system = {"model": probability(model_noise), "lexical": probability(2.0), "untrained": random.random(num_rows)}
-    return TaskScores(task(name), query_N, positive_N, by_system)
+    def said(probability_N: np.ndarray) -> Said:
+        return Said(probability_N, np.stack([1 - probability_N, probability_N], 1), np.where(probability_N > 0.7, "relevant", "abstain"))
+
+    market_N = np.where(np.arange(num_rows) % 3 == 0, "us", "es").astype(object)
+    by_system = {"model": said(probability(model_noise)), "lexical": Said(probability(2.0)), "untrained": said(random.random(num_rows))}
+    return TaskScores(Truth(task(name), query_N, label_N, {"market": market_N}), by_system)
 
 
 def test_macro_is_the_mean_over_tasks_and_small_tasks_count_as_much_as_large() -> None:
     result = summary([scores("small", 60, 1, 0.3), scores("large", 600, 2, 0.3)], seed=0)
     for system in ("model", "lexical", "untrained"):
-        mean = np.mean([figures[system]["pr_auc"] for figures in result["tasks"].values()])
+        mean = np.mean([figures[system]["pr_auc"]["value"] for figures in result["tasks"].values()])
         assert result["macro_pr_auc"][system]["value"] == pytest.approx(mean)
 
 
@@ -50,10 +54,20 @@ def test_the_same_scores_give_the_same_summary_as_json() -> None:
     assert "NaN" not in json.dumps(summary(given, 1))
 
 
-def test_figures_of_a_perfect_score_are_perfect() -> None:
-    positive_N = np.array([True, False, True, False] * 10)
-    figures = task_figures(positive_N.astype(float), positive_N)
-    assert (figures["roc_auc"], figures["pr_auc"], figures["f1"], figures["calibration_error"], figures["brier"]) == (1, 1, 1, 0, 0)
+def test_every_figure_has_an_interval_and_every_slice_its_rows() -> None:
+    found = summary([scores("a", 120, 5, 0.5)], 1)["tasks"]["a"]
+    assert (found["rows"], found["queries"]) == (120, 40)
+    names = {"roc_auc", "pr_auc", "defect_pr_auc", "macro_f1", "f1_bad", "f1_good", "quadratic_kappa", "calibration_error", "brier", "log_loss",
+             "defect_rate", "decided_share", "ndcg_at_10", "precision_at_recall_0.8"}  # fmt: skip
+    assert names <= found["model"].keys()
+    for figure in found["model"].values():
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    assert [(part["by"], part["slice"], part["rows"]) for part in found["slices"]] == [("market", "es", 80), ("market", "us", 40)]
+    assert all(part["figures"]["pr_auc"]["value"] for part in found["slices"])
+
+
+def test_the_worst_task_is_named() -> None:
+    assert summary([scores("fine", 200, 1, 0.3), scores("poor", 200, 2, 3.0)], 0)["worst_task"] == "poor"
 
 
 def test_the_table_names_every_task_and_system_once() -> None:
