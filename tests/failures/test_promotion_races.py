@@ -1,5 +1,5 @@
-"""Promotions at the same time: one winner each, and aliases that say what the log says. MLflow is replaced by files, each alias last-writer-wins and slow,
-as its own are."""
+"""Promotions at the same time: one winner each, and aliases that say what the log says. MLflow is replaced by files, each alias last-writer-wins
+and slow, as its own are."""
 
 import json
 import multiprocessing
