@@ -207,7 +207,11 @@ def guarded(work: Callable[[Any], dict[str, Any]]) -> None:
 def main() -> None:
     """Entry point of the `relevance` command."""
     prepare_environment()
-    app()
+    end_on_sigterm()
+    try:
+        app()
+    except KeyboardInterrupt:  # before the command's own work began
+        raise SystemExit(3) from None
 
 
 if __name__ == "__main__":
