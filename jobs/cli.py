@@ -135,7 +135,11 @@ app.add_typer(versions)
 def main() -> None:
     """Entry point of the `relevance` command."""
     prepare_environment()
-    app()
+    end_on_sigterm()
+    try:
+        app()
+    except KeyboardInterrupt:  # before the command's own work began
+        raise SystemExit(3) from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """`relevance status`: the trainings below a folder, from what they write there."""
 
 import fcntl
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,9 @@ def training_status(run_dir: Path) -> dict[str, Any]:
     """State, steps, rate (steps a second), seconds left and best evaluation of one run's training; None for what is not known."""
     lines = live_lines(run_dir / "training" / "live.jsonl")
     steps = [line for line in lines if "step" in line]
+    starts = [index for index, line in enumerate(lines) if "starts_after" in line]
     last = steps[-1] if steps else None
-    state, rate = state_of(run_dir, last is not None), rate_of(steps)
+    state, rate = state_of(run_dir, last is not None), rate_of([line for line in lines[starts[-1] if starts else 0 :] if "step" in line])
     working = state == "training" and last is not None and rate is not None
     return {
         "run": run_dir.name,
@@ -52,14 +52,16 @@ def state_of(run_dir: Path, has_steps: bool) -> str:
     stopped: there were steps, and nothing is left of them. new: none of these."""
     interrupted = any((run_dir / "training" / "checkpoints").glob("step-*"))
     if is_locked(run_dir / ".lock"):
-        return "training" if is_active(run_dir / "training" / "active") else "working"
+        return "training" if is_locked(run_dir / "training" / "active") else "working"
     if interrupted:
         return "interrupted"
     return "trained" if (run_dir / "trained").is_dir() else "stopped" if has_steps else "new"
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a command holds a run's lock. It is asked for to share and given back at once: commands that start meanwhile wait for it a moment."""
+    """Whether a command holds a lock. It is asked for to share and given back at once: commands that start meanwhile wait for it a moment."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -68,26 +70,14 @@ def is_locked(path: Path) -> bool:
         return False
 
 
-def is_active(path: Path) -> bool:
-    """Whether the process that wrote its number there trains still: one that was killed leaves the file."""
-    try:
-        os.kill(int(path.read_text()), 0)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def live_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a live file."""
     return list(filter(None, map(read_line, path.read_text(encoding="utf-8", errors="replace").split("\n")))) if path.is_file() else []
 
 
 def rate_of(steps: list[dict[str, Any]]) -> float | None:
-    """Steps a second over the newest steps of one start of the workers."""
+    """Steps a second over the newest of the steps of one start of the workers."""
     newest = steps[-RATE_STEPS:]
-    # steps that were done again after a restart: count from the last time the number fell
-    starts = [index for index in range(1, len(newest)) if newest[index]["step"] <= newest[index - 1]["step"]]
-    newest = newest[starts[-1] :] if starts else newest
     seconds = newest[-1]["at_s"] - newest[0]["at_s"] if newest else 0.0
     return (len(newest) - 1) / seconds if seconds > 0 else None
 

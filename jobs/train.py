@@ -7,7 +7,7 @@ from typing import Any
 from jobs.cluster import ray_cluster
 from pipeline.config import RunConfig
 from pipeline.logs import Console, LateLine, Progress
-from pipeline.tracking import RunTracker, find_run, mlflow_client
+from pipeline.tracking import RunTracker, close_run
 from pipeline.train_loop import StoppedError
 from pipeline.trainer import drop_checkpoints, open_checkpoints, run_training
 from pipeline.training_plan import plan_training, planned_parameters
@@ -20,7 +20,7 @@ def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
     if plan.is_finished():
         drop_checkpoints(plan)
         console.say(f"  this very training was finished before: {plan.bundle_dir}")
-        return {"trained": str(plan.bundle_dir), "mlflow_run": find_run(mlflow_client(config), config, plan.fingerprint), "steps": 0}
+        return {"trained": str(plan.bundle_dir), "mlflow_run": close_run(config, plan.fingerprint), "steps": 0}
     open_checkpoints(plan, console.say)
     trainable, total = planned_parameters(config)
     share = f"{100 * trainable / total:.4f}"
@@ -35,7 +35,7 @@ def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
             run_training(plan, encoding.update, watch.seen, console.say)
         status = "FINISHED"
     except (KeyboardInterrupt, StoppedError):
-        status = "KILLED"
+        status = "FINISHED" if plan.is_finished() else "KILLED"
         raise
     finally:
         watch.close()

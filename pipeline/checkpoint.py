@@ -112,11 +112,15 @@ def frozen_dtype(engine: Any) -> str:
 def write_part(path: Path, content: bytes) -> None:
     """Let a file appear whole. The folder is not touched after that: rank 0 may rename it as soon as all parts are there."""
     temporary = temporary_beside(path)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say which file it was
+        raise
 
 
 def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:

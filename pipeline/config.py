@@ -49,7 +49,7 @@ class TrainingConfig(Frozen):
     max_task_rows: int | None = Field(default=None, ge=1)  # rows of one task an epoch, other ones each time; default: all
     evaluate_every_steps: int | None = Field(default=None, ge=1)  # on the valid split, the best weights kept; default: after each epoch
     evaluate_task_rows: int = Field(default=500, ge=1)  # valid rows of a task that are judged each time
-    patience: int | None = Field(default=None, ge=1)  # evaluations in a row without a better macro PR-AUC that end the training; default: none do
+    patience: int | None = Field(default=None, ge=1)  # evaluations in a row no better than the best that end the training; default: none do
     checkpoint_every_steps: int = Field(default=200, ge=1)
     hang_timeout_s: float = Field(default=600.0, gt=0)  # workers that wait so long for another give it up for lost
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about a third more time

@@ -46,7 +46,8 @@ def experiment_id(client: Any, config: RunConfig) -> str:
 
 class RunTracker:
     """Sends one training to MLflow: parameters, config, environment and the data's verdict at its start, then steps, evaluations and the load of
-    this machine. A store that fails in mid-run is told of once and then left alone; one that takes no files gets the rest."""
+    this machine. A store that fails in mid-run is told of and then left alone until the
+    end; one that takes no files gets the rest."""
 
     def __init__(self, config: RunConfig, fingerprint: str, data_digest: str, console: Console) -> None:
         """RetryableError: the store does not answer."""
@@ -114,7 +115,8 @@ class RunTracker:
             self.client.update_run(run_id, status="RUNNING")
             return run_id
         experiment = experiment_id(self.client, config)
-        return str(self.client.create_run(experiment, run_name=config.name, tags={"fingerprint": fingerprint}).info.run_id)
+        tags = {"fingerprint": fingerprint, "folder": str(config.run_dir)}
+        return str(self.client.create_run(experiment, run_name=config.name, tags=tags).info.run_id)
 
     def _tell_start(self, config: RunConfig, data_digest: str) -> None:
         """What was asked for, on which data, with which software: once, as it was when the training began."""
@@ -163,6 +165,16 @@ def environment() -> dict[str, Any]:
 
 
 def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:
-    """The id of the run of a training, if it was tracked."""
-    found = client.search_runs([experiment_id(client, config)], f"tags.fingerprint = '{fingerprint}'", max_results=1)
+    """The id of the run of a training in this very folder, if it was tracked: the same training elsewhere has its own."""
+    wanted = f"tags.fingerprint = '{fingerprint}' and tags.folder = '{config.run_dir}'"
+    found = client.search_runs([experiment_id(client, config)], wanted, max_results=1)
     return str(found[0].info.run_id) if found else None
+
+
+def close_run(config: RunConfig, fingerprint: str) -> str | None:
+    """The run of a finished training, closed if its command was killed before it could."""
+    client = mlflow_client(config)
+    run_id = find_run(client, config, fingerprint)
+    if run_id is not None and client.get_run(run_id).info.status != "FINISHED":
+        client.set_terminated(run_id, "FINISHED")
+    return run_id

@@ -2,13 +2,14 @@
 
 import contextlib
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from models.backbone import resolve_folder
 from pipeline.checkpoint import newest_checkpoint
@@ -19,12 +20,13 @@ from pipeline.files import read_json, remove_tree, write_json
 from pipeline.gauges import TrainingGauges
 from pipeline.live import LiveFollower, OnLine
 from pipeline.reader import find_partitions
-from pipeline.train_loop import train_worker
+from pipeline.train_loop import StoppedError, train_worker
 from pipeline.training_plan import TrainingPlan, changes
 
 MAX_RESTARTS = 3  # of the workers, or of Ray's controller, within one command
+OF_OTHERS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "store")  # words of a RuntimeError that tells of another worker
 # what a worker's own code raises, as opposed to what it raises because another worker is gone
-BUGS = (AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError, TypeError, ValueError)
+BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, NotImplementedError, TypeError, ValueError)
 
 
 def run_training(plan: TrainingPlan, on_encoded: OnProgress, on_line: OnLine, say: Callable[[str], None]) -> None:
@@ -52,15 +54,12 @@ def run_training(plan: TrainingPlan, on_encoded: OnProgress, on_line: OnLine, sa
         "stop_path": str(stop_path),
     }
     gauges = TrainingGauges(config.name)
-    active_path.write_text(str(os.getpid()))
-    try:
-        with LiveFollower(live_path, gauges.watching(on_line)), asked_to_stop(stop_path, say):
-            fit(config, settings, plan.dir / "ray", say, gauges)
-    finally:
-        active_path.unlink(missing_ok=True)
+    # `relevance status` looks whether it is locked, from another container too
+    with FileLock(active_path), LiveFollower(live_path, gauges.watching(on_line)), asked_to_stop(stop_path, say):
+        fit(config, settings, plan.dir / "ray", say, gauges)
     remove_tree(plan.checkpoint_dir)
     if stop_path.exists():
-        raise RetryableError("the training was finished when it was asked to stop; run the same command again to go on from its bundle")
+        raise StoppedError("the training was finished when it was asked to stop; run the same command again to go on from its bundle")
 
 
 def open_checkpoints(plan: TrainingPlan, say: Callable[[str], None]) -> None:
@@ -121,6 +120,7 @@ def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Cal
 
     The loop is ours as Ray would start workers again whatever ended them, a stop that was asked for and a loss that is not finite too.
     """
+    before: tuple[str, Path | None] | None = None
     for restarts in range(MAX_RESTARTS + 1):
         try:
             run_workers(config, settings, storage_dir)
@@ -129,6 +129,11 @@ def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Cal
             told = find_error(error, (RelevanceError,)) or out_of_memory(error) or find_error(error, BUGS)
             if told is not None:
                 raise told from error
+            now = (first_line(error), newest_checkpoint(Path(settings["checkpoint_dir"]))[0])
+            own = find_error(error, (RuntimeError,))
+            if now == before and own is not None and not any(word in str(own).lower() for word in OF_OTHERS):
+                raise own from error  # twice the same from the same place: no worker was lost, their code cannot go on
+            before = now
             if restarts == MAX_RESTARTS or Path(settings["stop_path"]).exists():
                 lost = f"training workers were lost ({first_line(error)}); run the same command again: it goes on from its last checkpoint"
                 raise RetryableError(lost) from error
@@ -166,7 +171,7 @@ def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) 
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
-        if isinstance(error, kinds):
+        if isinstance(error, kinds) and not hasattr(error, "worker_failures"):
             return error
         for failure in getattr(error, "worker_failures", {}).values():
             inner = find_error(failure, kinds)

@@ -64,11 +64,12 @@ def conflicting_config(work_dir: Path) -> Path:
 
 def measure(name: str, work_dir: Path, epochs: float) -> dict[str, Any]:
     """Train and evaluate one recipe, unless that was done before."""
-    run_dir = work_dir / f"recipe-{name}"
+    run_name = f"recipe-{name}-{epochs:g}"
+    run_dir = work_dir / run_name
     if not (run_dir / "seconds.json").is_file():
         mix, sets = RECIPES[name]
         config = conflicting_config(work_dir) if mix == "conflicting" else ESCI_CONFIG
-        sets = [f"name=recipe-{name}", f"work_dir={work_dir}", f"training.epochs={epochs}", "training.compile_layers=true", *sets]
+        sets = [f"name={run_name}", f"work_dir={work_dir}", f"training.epochs={epochs}", "training.compile_layers=true", *sets]
         words = ["--config", str(config), *(word for one in sets for word in ("--set", one))]
         if mix == "agreeing":
             for kind, path in (("esci", "esci_sample"), ("chorus", "chorus_electronics/query_product_ratings.tsv")):

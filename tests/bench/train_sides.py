@@ -72,7 +72,7 @@ def ours(run_dir: Path, steps: int, workers: int, compiled: bool, save_every: in
     sets = {
         "work_dir": run_dir, "training.epochs": steps / steps_of_an_epoch(run_dir), "training.num_workers": workers,
         "training.threads_per_worker": 2 // workers, "training.batch_rows": BATCH_ROWS, "training.checkpoint_every_steps": save_every,
-        "training.compile_layers": compiled,
+        "training.compile_layers": compiled, "training.evaluate_task_rows": 1,
     }  # fmt: skip
     shutil.rmtree(read_run(run_dir).run_dir / "trained", ignore_errors=True)  # or the command would find it finished
     started_s = time.time()

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 240
+TIMEOUT_S = 120  # and as much for each case
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -35,7 +35,7 @@ def train_on_ranks(world_size: int, cases: list[dict[str, Any]], folder: Path) -
             command = [sys.executable, __file__, str(rank), str(world_size), port, str(folder / "cases.json")]
             ranks.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
     try:
-        return [rank.wait(timeout=TIMEOUT_S) for rank in ranks]
+        return [rank.wait(timeout=TIMEOUT_S * (1 + len(cases))) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,7 +10,9 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from places import ROOT
 
+from jobs.cli import LOCK_WAIT_S
 from jobs.status import run_status, training_status
 from pipeline.errors import ConfigError
 from pipeline.logs import Console
@@ -41,8 +42,8 @@ def test_a_training_under_way_has_a_rate_and_time_left(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one", lines, "training/checkpoints/step-00000020")
     with FileLock(run / ".lock"):
         assert training_status(run)["state"] == "working"
-        (run / "training" / "active").write_text(str(os.getpid()))
-        found = training_status(run)
+        with FileLock(run / "training" / "active"):
+            found = training_status(run)
     assert training_status(run)["state"] == "interrupted"
     assert (found["state"], found["step"], found["steps_per_s"], found["left_s"]) == ("training", 40, 0.5, 120.0)
     assert found["best"] == {"step": 10, "macro_pr_auc": 0.7}
@@ -96,12 +97,13 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_looking_does_not_keep_a_command_from_starting(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one", [])
-    look = f"import sys\nfrom pathlib import Path\nfrom jobs.status import is_locked\nwhile True: is_locked(Path({str(run / '.lock')!r}))"
-    looking = subprocess.Popen([sys.executable, "-c", look], cwd=Path(__file__).parents[2])
+    look = f"from pathlib import Path\nfrom jobs.status import is_locked\nprint(1, flush=True)\nwhile True: is_locked(Path({str(run / '.lock')!r}))"
+    looking = subprocess.Popen([sys.executable, "-c", look], cwd=ROOT, stdout=subprocess.PIPE)
     try:
-        time.sleep(0.5)
+        assert looking.stdout is not None and looking.stdout.readline() == b"1\n"
         for _ in range(50):
-            with FileLock(run / ".lock", timeout=0.5):
+            with FileLock(run / ".lock", timeout=LOCK_WAIT_S):
                 pass
+        assert looking.poll() is None
     finally:
         looking.kill()

@@ -36,11 +36,11 @@ class Engine:
     """Knows each row's logits by its first token."""
 
     def __init__(self, logits_NC: torch.Tensor) -> None:
-        self.logits_NC, self.judged, self.modes = logits_NC, [], []  # type: ignore[var-annotated]
+        self.logits_NC, self.passes, self.modes = logits_NC, 0, []  # type: ignore[var-annotated]
 
     def __call__(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
         assert not torch.is_grad_enabled() and self.modes[-1] == "eval"
-        self.judged += ids_BS[:, 0].tolist()
+        self.passes += 1
         return self.logits_NC[ids_BS[:, 0]]
 
     def eval(self) -> None:
@@ -93,17 +93,18 @@ def test_figures_are_those_of_scikit_learn_and_a_task_without_both_classes_has_n
 
 
 def test_ranks_judge_each_row_once_between_them_in_as_many_passes_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    valid, logits_NC = valid_rows(7), logits(7)
+    valid, logits_NC = valid_rows(5), logits(5)
     parts: list[torch.Tensor] = []
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: parts.append(tensor.clone()))
     engines = [Engine(logits_NC) for _ in range(4)]
     passes = []
     for rank, engine in enumerate(engines):
-        interim = Interim(build_worker(engine, rank, 4, micro_batch_tokens=64), valid)
+        interim = Interim(build_worker(engine, rank, 4, micro_batch_tokens=8), valid)
         interim._logits()
-        passes.append(len(interim.batches))
+        passes.append(engine.passes)
         assert engine.modes == ["eval", "train"]
-    assert len(set(passes)) == 1
+    assert len(set(passes)) == 1 and passes[0] == len(interim.batches) >= 1
+    assert any(len(batch) < 4 for batch in interim.batches)  # so that some rank has no row of it
     rows = interim.rows_N
     assert torch.equal(sum(parts[1:], parts[0]), logits_NC[rows].double())
 
