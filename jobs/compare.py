@@ -41,6 +41,13 @@ def run_gate(config: RunConfig, version: str, against: str, console: Console) ->
     return {"version": version, "against": other, "gate": str(path), "passed": True}
 
 
+def gate_against_champion(config: RunConfig, version: str, console: Console) -> None:
+    """Judge a version where another one is champion. GateRefusedError: it may not take its place."""
+    log = read_promotions(config)
+    if log and log[-1]["version"] != version:
+        run_gate(config, version, "champion", console)
+
+
 def run_compare(config: RunConfig, version: str, other: str, console: Console) -> dict[str, Any]:
     """Two versions on the test rows of a run; no verdict."""
     first, second = (judge_of(config, one) for one in (version, other))

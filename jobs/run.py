@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jobs.compare import gate_against_champion
 from jobs.evaluate import evaluation_table, run_evaluate
 from jobs.register import run_promote, run_register
 from jobs.score import run_score
@@ -25,7 +26,8 @@ def run_all(config: RunConfig, console: Console) -> dict[str, Any]:
     figures = evaluated.pop("figures")
     console.say("5/7 registry")
     registered = run_register(config, console)
-    console.say("6/7 promotion")
+    console.say("6/7 gate and promotion")
+    gate_against_champion(config, registered["version"], console)
     promoted = run_promote(config, registered["version"], console)
     console.say("7/7 scoring")
     scored = run_score(config, console)

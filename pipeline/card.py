@@ -41,10 +41,12 @@ def made_of(config: RunConfig, training: dict[str, Any], backbone: dict[str, Any
 
 def data_lines(config: RunConfig, training: dict[str, Any], evaluation: dict[str, Any]) -> str:
     """Tasks, rows, markets, split."""
-    lines = [f"- data digest `{training['data_digest'][:16]}`; split by query: {config.split.valid_share:.0%} valid, {config.split.test_share:.0%} test"]
+    split = f"split by query: {config.split.valid_share:.0%} valid, {config.split.test_share:.0%} test"
+    lines = [f"- data digest `{training['data_digest'][:16]}`; {split}"]
     for name, figures in evaluation["tasks"].items():
         markets = ", ".join(part["slice"] for part in figures["slices"] if part["by"] == "market")
-        lines.append(f"- {name}: {figures['rows']:,} test rows of {figures['queries']:,} queries, {figures['relevant']:,} relevant; markets {markets}")
+        rows = f"{figures['rows']:,} test rows of {figures['queries']:,} queries, {figures['relevant']:,} relevant"
+        lines.append(f"- {name}: {rows}; markets {markets}")
     encode = config.encode
     lines.append(f"- texts: queries to {encode.max_query_chars} characters, ads to {encode.max_ad_chars}, together to {encode.max_tokens} tokens")
     return "\n".join(lines)

@@ -1,10 +1,12 @@
 """Versions in MLflow, with everything they need to be judged and served; which one is champion, pipeline/promotion.py says."""
 
+import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.bundle import read_bundle
+from pipeline.card import model_card
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.files import canonical_json, json_sha256, publish_dir, read_json, remove_tree, temporary_beside
@@ -39,7 +41,10 @@ def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, 
         if run_id is None:
             run_id = str(client.create_run(experiment_id(client, config), run_name=config.name).info.run_id)
         log_metrics(client, run_id, evaluation)
-        version = log_version(config, run_id, bundle_dir, version_tags(bundle.sha256, bundle.description, evaluation))
+        card = config.run_dir / "model_card.md"
+        card.write_text(model_card(config, bundle.description, bundle.sha256, evaluation), encoding="utf-8")
+        version = log_version(config, run_id, bundle_dir, card, version_tags(bundle.sha256, bundle.description, evaluation))
+        client.update_model_version(config.registry.model, version, description=card.read_text(encoding="utf-8"))
         client.set_terminated(run_id)
     client.set_registered_model_alias(config.registry.model, "challenger", version)
     return version
@@ -51,8 +56,8 @@ def check_profile(path: Path, data_digest: str) -> None:
         raise ConfigError(f"{path} is not the profile of the rows that the bundle was trained on; run `relevance validate` with this config again")
 
 
-def log_version(config: RunConfig, run_id: str, bundle_dir: Path, tags: dict[str, str]) -> str:
-    """Log the bundle as a pyfunc model from code, no pickle, with the profile of its data, and register it."""
+def log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, tags: dict[str, str]) -> str:
+    """Log the bundle as a pyfunc model from code, no pickle, with the profile of its data and its card, and register it."""
     import mlflow
 
     from pipeline.pyfunc import input_example, signature
@@ -61,7 +66,7 @@ def log_version(config: RunConfig, run_id: str, bundle_dir: Path, tags: dict[str
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc_code.py")),
-            artifacts={BUNDLE_ARTIFACT: str(bundle_dir), "data_profile": str(config.profile_path)},
+            artifacts={BUNDLE_ARTIFACT: str(bundle_dir), "data_profile": str(config.profile_path), "model_card": str(card)},
             signature=signature(),
             input_example=input_example(config.tasks[0].name),
             pip_requirements=["ads-relevance"],
@@ -76,6 +81,7 @@ def version_tags(sha256: str, description: dict[str, Any], evaluation: dict[str,
         "data_digest": description["training"]["data_digest"],
         "fingerprint": description["training"]["fingerprint"],
         "backbone_digest": description["backbone"]["digest"],
+        "code_version": importlib.metadata.version("ads-relevance"),
         "macro_pr_auc": f"{evaluation['macro_pr_auc']['model']['value']:.6f}",
         "lexical_macro_pr_auc": f"{evaluation['macro_pr_auc']['lexical']['value']:.6f}",
     }
