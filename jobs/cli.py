@@ -7,7 +7,7 @@ import typer
 
 from jobs.cli_versions import versions
 from jobs.command import ConfigOption, SetOption, execute, guarded
-from jobs.environment import prepare_environment
+from jobs.environment import end_on_sigterm, prepare_environment
 
 app = typer.Typer(
     name="relevance",

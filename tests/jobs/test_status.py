@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from places import ROOT
 
-from jobs.cli import LOCK_WAIT_S
+from jobs.command import LOCK_WAIT_S
 from jobs.status import run_status, training_status
 from pipeline.errors import ConfigError
 from pipeline.logs import Console
