@@ -71,7 +71,7 @@ def test_f1_and_kappa_are_scikit_learn_s() -> None:
             assert found["macro_f1"][draw] == pytest.approx(sk.f1_score(label_N, decided_N, average="macro", sample_weight=weight_N))
             by_label = sk.f1_score(label_N, decided_N, average=None, labels=range(4), sample_weight=weight_N, zero_division=np.nan)
             assert [found[f"f1_{label}"][draw] for label in range(4)] == pytest.approx(list(by_label), nan_ok=True)
-            kappa = sk.cohen_kappa_score(label_N, decided_N, weights="quadratic", sample_weight=weight_N)
+            kappa = sk.cohen_kappa_score(label_N, decided_N, weights="quadratic", labels=range(4), sample_weight=weight_N)
             assert found["quadratic_kappa"][draw] == pytest.approx(kappa, nan_ok=True)
 
 
