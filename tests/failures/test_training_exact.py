@@ -204,7 +204,7 @@ def whole_checkpoints(world: World, name: str) -> list[str]:
     return sorted(path.name for path in (world.root / name / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize("stage", [2, 3, *(pytest.param(stage, marks=pytest.mark.failures) for stage in (0, 1))])
+@pytest.mark.parametrize("stage", [3, *(pytest.param(stage, marks=pytest.mark.failures) for stage in (0, 1, 2))])
 def test_ranks_killed_while_a_checkpoint_is_written_go_on_to_the_same_bits(counts: Any, trained: World, stage: int) -> None:
     name = f"killed at {stage}"
     trained.train(2, [trained.case(name, die_at=6, zero_stage=stage)], f"{name}, killed", KILLED)
@@ -309,7 +309,7 @@ def test_ranks_that_are_asked_to_stop_keep_their_state_and_say_so(trained: World
     assert trained.weights("stopped") == trained.weights("zero-2 on 2")
 
 
-@pytest.mark.parametrize("passes", [False, True])
+@pytest.mark.parametrize("passes", [True, pytest.param(False, marks=pytest.mark.failures)])
 def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(counts: Any, trained: World, passes: bool) -> None:
     name, training = f"rows {passes}", {"micro_batch_tokens": 128} if passes else {}
     trained.train(2, [trained.case(name, die_at=9, training=training, zero_stage=2)], f"{name}, killed", KILLED)
