@@ -107,8 +107,8 @@ def interim_table(line: dict[str, Any]) -> str:
     """An evaluation on the valid split as aligned text."""
     if not line["tasks"]:
         return f"  after step {line['evaluated_after']:,}: no task has both relevant and irrelevant valid rows, so the last weights are kept"
-    width = max(len("macro"), *map(len, line["tasks"]))
-    rows = [f"    {'valid split':<{width + 6}}  AUC    PR-AUC  log loss"]
+    width = max(len("valid split"), *map(len, line["tasks"]))
+    rows = [f"    {'valid split':<{width}}  rows  AUC    PR-AUC  log loss"]
     for task, f in line["tasks"].items():
         rows.append(f"    {task:<{width}} {f['rows']:>5,}  {f['roc_auc']:.3f}  {f['pr_auc']:.3f}   {f['log_loss']:.3f}")
     rows.append(f"    {'macro':<{width}} {'':5}         {line['macro_pr_auc']:.3f}   {line['macro_log_loss']:.3f}")

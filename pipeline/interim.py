@@ -39,7 +39,7 @@ class Interim:
         self.every = training.evaluate_every_steps or worker.sampler.batches_per_epoch
         self.rows_N = drawn_rows(valid.task_N, len(worker.config.tasks), training.evaluate_task_rows, worker.config.seed)
         tokens = (training.micro_batch_tokens or worker.config.scoring.batch_tokens) * worker.world_size
-        self.batches = [self.rows_N[batch] for batch in length_batches(valid.length_N[self.rows_N], tokens)]
+        self.batches = length_batches(valid.length_N[self.rows_N], tokens)  # positions in rows_N
 
     def due(self, step: int) -> bool:
         """Whether the model is judged after `step` steps."""
@@ -73,16 +73,16 @@ class Interim:
         """(N, C) of the rows drawn, in their order."""
         worker = self.worker
         worker.engine.eval()
-        place = {int(row): position for position, row in enumerate(self.rows_N)}
         logits_NC = torch.zeros(len(self.rows_N), max(len(task.labels) for task in worker.config.tasks), dtype=torch.float64)
-        for rows in self.batches:
-            mine = rows[worker.rank :: worker.world_size]
+        for positions in self.batches:
+            mine = positions[worker.rank :: worker.world_size]
             # a rank without a row goes along with one that counts for nothing: at ZeRO 3 the others wait for it
-            batch = collate(self.valid, mine if len(mine) else rows[:1], len(worker.config.tasks), worker.judge.pad_id).to(worker.judge.device)
+            rows = self.rows_N[mine if len(mine) else positions[:1]]
+            batch = collate(self.valid, rows, len(worker.config.tasks), worker.judge.pad_id).to(worker.judge.device)
             with torch.compiler.set_stance("force_eager"):  # compiling for a few batches would take longer than they do
                 of_batch = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B).double().cpu()
             if len(mine):
-                logits_NC[[place[int(row)] for row in mine]] = of_batch
+                logits_NC[mine] = of_batch
         worker.engine.train()
         everything = logits_NC.to(worker.judge.device)
         torch.distributed.all_reduce(everything)

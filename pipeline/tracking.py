@@ -46,8 +46,7 @@ def experiment_id(client: Any, config: RunConfig) -> str:
 
 class RunTracker:
     """Sends one training to MLflow: parameters, config, environment and the data's verdict at its start, then steps, evaluations and the load of
-    this machine. A store that fails in mid-run is told of and then left alone until the
-    end; one that takes no files gets the rest."""
+    this machine. A store that fails in mid-run is told of and then left alone until the end; one that takes no files gets the rest."""
 
     def __init__(self, config: RunConfig, fingerprint: str, data_digest: str, console: Console) -> None:
         """RetryableError: the store does not answer."""
@@ -122,13 +121,12 @@ class RunTracker:
         """What was asked for, on which data, with which software: once, as it was when the training began."""
         from mlflow.entities import Param, RunTag
 
+        if "data_gate" in self.client.get_run(self.run_id).data.tags:  # told last
+            return
         plain = config.model_dump(mode="json")
         params = [Param(name, text[:MAX_PARAM_CHARS]) for name, text in leaves(plain)]
         report = config.validation_dir / "report.json"
         verdict = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
-        known = self.client.get_run(self.run_id).data.tags
-        if "data_gate" in known:
-            return
         passed = ("passed" if verdict["passed"] else "refused") if verdict else "not run"
         tags = {"data_digest": data_digest, "data_gate": passed}
         for start in range(0, len(params), 100):  # MLflow takes 100 parameters a call

@@ -121,17 +121,35 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-EVERY_WAY = {1: ["zero-0", "zero-2", "zero-2 passes"], 2: list(WAYS), 4: ["zero-2", "zero-3 passes"]}
-RUNS = [(way, world_size) for world_size, ways in EVERY_WAY.items() for way in ways]
+LONGER = ["zero-1 offload", "zero-0 passes", "zero-1 passes", "zero-2 offload passes", "zero-3 offload passes", "compiled"]
+WAYS_BY_RANKS = {1: ["zero-0", "zero-2"], 2: [way for way in WAYS if way not in LONGER], 4: ["zero-2", "zero-3 passes"]}
+RUNS = [(way, world_size) for world_size, ways in WAYS_BY_RANKS.items() for way in ways]
+
+
+def train_ways(world: World, world_size: int, ways: list[str]) -> None:
+    cases = [world.case(f"{way} on {world_size}", training=WAYS[way][0], **WAYS[way][1]) for way in ways]
+    world.train(world_size, cases, f"{len(ways)} ways on {world_size}")
 
 
 @pytest.fixture(scope="module")
 def trained(world: World) -> World:
-    """Every way on two ranks, and some on one and on four."""
-    for world_size, ways in EVERY_WAY.items():
-        cases = [world.case(f"{way} on {world_size}", training=WAYS[way][0], **WAYS[way][1]) for way in ways]
-        world.train(world_size, cases, f"ways on {world_size}")
+    """Most ways on two ranks, and some on one and on four."""
+    for world_size, ways in WAYS_BY_RANKS.items():
+        train_ways(world, world_size, ways)
     return world
+
+
+@pytest.fixture(scope="module")
+def trained_longer(trained: World) -> World:
+    """The other ways."""
+    train_ways(trained, 2, LONGER)
+    return trained
+
+
+@pytest.mark.failures
+@pytest.mark.parametrize("way", LONGER)
+def test_losses_of_the_other_ways_are_the_same_too(trained_longer: World, way: str) -> None:
+    test_losses_are_those_of_one_process_that_takes_each_step_at_once(trained_longer, way, 2)
 
 
 @pytest.mark.parametrize(("way", "world_size"), RUNS)
@@ -186,7 +204,7 @@ def whole_checkpoints(world: World, name: str) -> list[str]:
     return sorted(path.name for path in (world.root / name / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize("stage", [2, 3, *(pytest.param(stage, marks=pytest.mark.failures) for stage in (0, 1))])
+@pytest.mark.parametrize("stage", [3, *(pytest.param(stage, marks=pytest.mark.failures) for stage in (0, 1, 2))])
 def test_ranks_killed_while_a_checkpoint_is_written_go_on_to_the_same_bits(counts: Any, trained: World, stage: int) -> None:
     name = f"killed at {stage}"
     trained.train(2, [trained.case(name, die_at=6, zero_stage=stage)], f"{name}, killed", KILLED)
@@ -291,7 +309,7 @@ def test_ranks_that_are_asked_to_stop_keep_their_state_and_say_so(trained: World
     assert trained.weights("stopped") == trained.weights("zero-2 on 2")
 
 
-@pytest.mark.parametrize("passes", [False, True])
+@pytest.mark.parametrize("passes", [True, pytest.param(False, marks=pytest.mark.failures)])
 def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(counts: Any, trained: World, passes: bool) -> None:
     name, training = f"rows {passes}", {"micro_batch_tokens": 128} if passes else {}
     trained.train(2, [trained.case(name, die_at=9, training=training, zero_stage=2)], f"{name}, killed", KILLED)
