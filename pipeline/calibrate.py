@@ -79,7 +79,7 @@ def log_odds(probability_N: np.ndarray) -> np.ndarray:
     return np.log(clipped_N) - np.log1p(-clipped_N)
 
 
-def decide(probability_N: np.ndarray, calibration: Calibration, market_N: Sequence[str] | None = None) -> np.ndarray:
+def decide(probability_N: np.ndarray, calibration: Calibration, market_N: Sequence[str] | np.ndarray | None = None) -> np.ndarray:
     """relevant, irrelevant or abstain for each row (N,), by the thresholds of its market where that has its own."""
     decision = np.full(len(probability_N), "abstain", dtype="<U10")
     markets = np.asarray(market_N if market_N is not None else [""] * len(probability_N), dtype=object)

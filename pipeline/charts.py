@@ -23,11 +23,11 @@ def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], diag
 
     drawn = [f'<polyline class="diagonal" points="{place(x_low, y_low)} {place(x_high, y_high)}"/>'] if diagonal else []
     legend = []
-    for number, (name, line_x, line_y) in enumerate(lines):
+    for order, (name, line_x, line_y) in enumerate(lines):
         chosen = thinned(len(line_x))
         points = " ".join(place(float(line_x[i]), float(line_y[i])) for i in chosen)
-        drawn.append(f'<polyline class="line{number % 6}" points="{points}"/>')
-        legend.append(f'<tspan class="text{number % 6}" dx="8">{escape(name)}</tspan>')
+        drawn.append(f'<polyline class="line{order % 6}" points="{points}"/>')
+        legend.append(f'<tspan class="text{order % 6}" dx="8">{escape(name)}</tspan>')
     frame = f'<rect class="frame" x="{MARGIN}" y="{MARGIN}" width="{WIDTH - 2 * MARGIN}" height="{HEIGHT - 2 * MARGIN}"/>'
     ticks = [
         (MARGIN, HEIGHT - MARGIN + 14, "start", number(x_low)), (WIDTH - MARGIN, HEIGHT - MARGIN + 14, "end", number(x_high)),

@@ -93,8 +93,8 @@ def measured_slices(truth: Truth, said: Said, seed: int) -> list[dict[str, Any]]
 
 def rows_of(said: Said, chosen_N: np.ndarray) -> Said:
     """What was said of some of the rows."""
-    kept = {name: None if value is None else value[chosen_N] for name, value in vars(said).items()}
-    return Said(**kept)
+    labels, decisions = said.label_probability_NC, said.decision_N
+    return Said(said.probability_N[chosen_N], None if labels is None else labels[chosen_N], None if decisions is None else decisions[chosen_N])
 
 
 def as_json(intervals: Mapping[str, Interval]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def promote(config: RunConfig, client: Any, version: str, tags: dict[str, str], 
     champion = log[-1]["version"] if log else None
     if override is None:
         check_gate(config.registry.model, version, tags, champion)
-    gate = {key: tags[key] for key in ("gate_against", "gate_passed", "gate_sha256") if key in tags}
+    gate: Record = {key: tags[key] for key in ("gate_against", "gate_passed", "gate_sha256") if key in tags}
     return append(config, client, log, {"kind": "promotion", "version": version, "override": override, **gate, **figures(tags)})
 
 
