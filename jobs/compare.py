@@ -25,7 +25,7 @@ def run_gate(config: RunConfig, version: str, against: str, console: Console) ->
     challenger, champion = (judge_of(config, one) for one in (version, other))
     tables = judged_test_rows(config)
     comparison = compare_judges(challenger, champion, tables, config.scoring.batch_tokens, config.seed)
-    cases = run_cases(challenger, tables, config.scoring.batch_tokens)
+    cases = run_cases(challenger, tables, config.scoring.batch_tokens, config.promotion.tolerances)
     report = config.validation_dir / "report.json"
     passed = report.is_file() and bool(read_json(report)["passed"])
     verdict = judge_version(version, other, comparison, cases, passed, config.promotion)

@@ -30,6 +30,13 @@ class GateConfig(Frozen):
         return scripts
 
 
+CaseName = Literal["upper case", "word order", "white space", "forged tokens", "injected order", "negation", "another ad"]
+# how far, on the mean of a task's rows, a case of pipeline/behaviour.py may move the probability, or lift it
+TOLERANCES: dict[CaseName, float] = {
+    "upper case": 0.15, "word order": 0.15, "white space": 0.05, "forged tokens": 0.1, "injected order": 0.1, "negation": 0.05, "another ad": 0.05,
+}  # fmt: skip
+
+
 class PromotionConfig(Frozen):
     """How much worse than the champion a version may be, and where it must be better."""
 
@@ -38,3 +45,4 @@ class PromotionConfig(Frozen):
     calibration_margin: float = Field(default=0.02, ge=0)  # calibration error a task may gain
     slice_margin: float = Field(default=0.1, ge=0)  # PR-AUC a slice may lose: the high end of its difference's interval must lie above minus this
     min_speed_ratio: float = Field(default=0.8, gt=0)  # rows a second over the champion's
+    tolerances: dict[CaseName, float] = {}  # of behavioural cases; one that is left out has TOLERANCES

@@ -5,6 +5,7 @@ repaired from it, as they are last-writer-wins.
 """
 
 import getpass
+import os
 import time
 from typing import Any
 
@@ -59,25 +60,44 @@ def check_gate(model: str, version: str, tags: dict[str, str], champion: str | N
 
 
 def roll_back(config: RunConfig, client: Any, reason: str) -> Record:
-    """Make the champion before this one champion again. ConfigError: there was none."""
+    """Make the champion before this one champion again; done twice it goes back two champions. ConfigError: there is none to go back to."""
     log = read_promotions(config)
-    earlier = [record for record in log if record["version"] != log[-1]["version"]]
-    if not earlier:
-        raise ConfigError(f"model {config.registry.model} has had no other champion to go back to; `relevance history` lists them")
-    before = earlier[-1]
+    line = champions(log)
+    if len(line) < 2:
+        raise ConfigError(f"model {config.registry.model} has no earlier champion to go back to; `relevance history` lists what was promoted")
+    before = line[-2]
     kept = {key: before[key] for key in ("bundle_sha256", "macro_pr_auc", "lexical_macro_pr_auc")}
     return append(config, client, log, {"kind": "rollback", "version": before["version"], "override": reason, **kept})
+
+
+def champions(log: list[Record]) -> list[Record]:
+    """The promotions whose versions stand behind each other, the champion last: a rollback takes away the one it went back from."""
+    line: list[Record] = []
+    for record in log:
+        if record.get("kind") == "rollback":
+            line.pop()
+        else:
+            line.append(record)
+    return line
 
 
 def append(config: RunConfig, client: Any, log: list[Record], facts: Record) -> Record:
     """Put the next record in place if nobody else has, then let the aliases follow."""
     expected = log[-1]["version"] if log else None
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = {"number": len(log) + 1, "expected_champion": expected, "by": getpass.getuser(), "at": at, **facts}
+    record = {"number": len(log) + 1, "expected_champion": expected, "by": user(), "at": at, **facts}
     if not put_if_absent(config.promotions_dir / f"{record['number']:06d}.json", canonical_json(record).encode()):
         raise RetryableError(f"another promotion of {config.registry.model} came first: expected champion {expected}; look, then run again")
     repair_aliases(config, client)
     return record
+
+
+def user() -> str:
+    """Who does this: the account's name, its number where a container knows no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def figures(tags: dict[str, str]) -> Record:
@@ -95,8 +115,11 @@ def repair_aliases(config: RunConfig, client: Any) -> None:
     model, done = config.registry.model, -1
     while done != len(log := read_promotions(config)):
         done = len(log)
-        aliases = client.get_registered_model(model).aliases
-        wanted = {"champion": log[-1]["version"]} | ({"previous_champion": log[-2]["version"]} if len(log) > 1 else {})
+        aliases = {alias: str(version) for alias, version in client.get_registered_model(model).aliases.items()}
+        line = [record["version"] for record in champions(log)]
+        wanted = dict(zip(("champion", "previous_champion"), reversed(line[-2:]), strict=False))
         for alias, version in wanted.items():
-            if str(aliases.get(alias)) != version:
+            if aliases.get(alias) != version:
                 client.set_registered_model_alias(model, alias, version)
+        if "previous_champion" in aliases.keys() - wanted.keys():
+            client.delete_registered_model_alias(model, "previous_champion")

@@ -31,6 +31,9 @@ class SlowAliases:
         time.sleep(random.random() * 0.004)
         (self.folder / alias).write_text(version)
 
+    def delete_registered_model_alias(self, _: str, alias: str) -> None:
+        (self.folder / alias).unlink(missing_ok=True)
+
 
 def config_of(root: Path) -> Any:
     return SimpleNamespace(promotions_dir=root / "log", registry=SimpleNamespace(model="m"))
@@ -115,14 +118,21 @@ def test_without_the_gate_s_word_on_this_champion_nothing_is_promoted_but_by_an_
     assert client.get_registered_model("m").aliases["champion"] == "2"
 
 
-def test_going_back_twice_comes_back_and_a_first_champion_has_none_to_go_back_to(tmp_path: Path) -> None:
+def test_a_rollback_goes_back_one_champion_each_time_and_a_first_one_has_none_to_go_back_to(tmp_path: Path) -> None:
     config, client = new_world(tmp_path)
-    with pytest.raises(RelevanceError, match="no other champion to go back to"):
+    with pytest.raises(RelevanceError, match="no earlier champion to go back to"):
         roll_back(config, client, "bad")
     promote(config, client, "2", tags_of("2", "1"))
-    assert roll_back(config, client, "complaints")["version"] == "1"
-    assert client.get_registered_model("m").aliases == {"champion": "1", "previous_champion": "2"}
-    assert roll_back(config, client, "it was not the model")["version"] == "2"
+    promote(config, client, "3", tags_of("3", "2"))
+    assert roll_back(config, client, "complaints")["version"] == "2"
+    assert client.get_registered_model("m").aliases == {"champion": "2", "previous_champion": "1"}
+    assert roll_back(config, client, "more of them")["version"] == "1"
+    assert client.get_registered_model("m").aliases == {"champion": "1"}
+    with pytest.raises(RelevanceError, match="no earlier champion"):
+        roll_back(config, client, "still more")
+    promote(config, client, "2", tags_of("2", "1"))  # it was not the model
+    assert client.get_registered_model("m").aliases == {"champion": "2", "previous_champion": "1"}
     kinds = [(record["kind"], record["version"], record["expected_champion"]) for record in read_promotions(config)]
-    assert kinds == [("promotion", "1", None), ("promotion", "2", "1"), ("rollback", "1", "2"), ("rollback", "2", "1")]
-    assert json.loads((config.promotions_dir / "000003.json").read_text())["override"] == "complaints"
+    rollbacks = [("rollback", "2", "3"), ("rollback", "1", "2")]
+    assert kinds == [("promotion", "1", None), ("promotion", "2", "1"), ("promotion", "3", "2"), *rollbacks, ("promotion", "2", "1")]
+    assert json.loads((config.promotions_dir / "000004.json").read_text())["override"] == "complaints"
