@@ -68,6 +68,18 @@ def compare(
 
 
 @versions.command()
+def report(
+    config: ConfigOption,
+    version: Annotated[str | None, typer.Option("--version", help="Registered version; the champion if not given.", show_default=False)] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write one self-contained HTML page about a version: verdict, figures, curves, slices, drift, its surest errors."""
+    from jobs.report import run_report
+
+    execute(config, overrides, lambda c, console: run_report(c, version, console))
+
+
+@versions.command()
 def export(
     config: ConfigOption,
     task: Annotated[str, typer.Option("--task", help="Task to export.", show_default=False)],

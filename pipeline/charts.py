@@ -8,7 +8,7 @@ import numpy as np
 WIDTH, HEIGHT, MARGIN = 340, 250, 38
 CURVE_POINTS = 200  # of a curve at most
 
-Line = tuple[str, Sequence[float], Sequence[float]]  # name, x, y
+Line = tuple[str, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # name, x, y
 
 
 def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], diagonal: bool = False, unit: bool = True) -> str:

@@ -16,6 +16,7 @@ from pipeline.evaluate import markets_of, said_by
 from pipeline.judge import Judge
 from pipeline.measure import SLICE_ROWS, Said, Truth, measured, rows_of
 from pipeline.slices import cut
+from pipeline.tasks import Task
 
 PAIRED = ("pr_auc", "defect_pr_auc", "roc_auc", "calibration_error", "log_loss", "macro_f1")
 SLICED = "pr_auc"
@@ -58,12 +59,17 @@ def compare_judges(challenger: Judge, champion: Judge, tables: Mapping[str, pa.T
     tasks = {}
     for position, task in enumerate(both):
         table = tables[task.name]
-        truth = Truth(task, np.asarray(table.column("query").to_pylist(), dtype=object), table.column("label").to_numpy(), cut(table, task.labels))
+        truth = truth_of(task, table)
         said = [said_of(judge, table, task.name, batch_tokens) for judge in (challenger, champion)]
         tasks[task.name] = compare_task(truth, said[0], said[1], seed + position)
     value = float(np.mean([task.difference["pr_auc"].value for task in tasks.values()]))
     macro = interval(value, np.mean([task.difference_D for task in tasks.values()], axis=0))
     return Comparison(tasks, macro, speed_ratio(challenger, champion, {task.name: tables[task.name] for task in both}, batch_tokens))
+
+
+def truth_of(task: Task, table: pa.Table) -> Truth:
+    """Judged rows of one task."""
+    return Truth(task, np.asarray(table.column("query").to_pylist(), dtype=object), table.column("label").to_numpy(), cut(table, task.labels))
 
 
 def said_of(judge: Judge, table: pa.Table, task_name: str, batch_tokens: int) -> Said:

@@ -1,6 +1,7 @@
 """Versions in MLflow, with everything they need to be judged and served; which one is champion, pipeline/promotion.py says."""
 
 import importlib.metadata
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,35 @@ def version_of_bundle(client: Any, model: str, sha256: str) -> str | None:
     return next((str(v.version) for v in found if v.tags.get("bundle_sha256") == sha256), None)
 
 
+def metric_history(client: Any, run_id: str, name: str) -> list[tuple[float, float]]:
+    """(step, value) of a figure of a run, in the order of steps."""
+    return sorted((float(one.step), float(one.value)) for one in client.get_metric_history(run_id, name))
+
+
+def verdict_path(version: str, against: str) -> str:
+    """Where the gate's verdict lies among a run's artifacts."""
+    return f"gate/version-{version}-against-{against}.json"
+
+
+def read_verdict(client: Any, record: Any) -> dict[str, Any] | None:
+    """The gate's last verdict on a version, if it was judged. DamagedInputError: the file is not the one that was written."""
+    import mlflow
+
+    if "gate_sha256" not in record.tags:
+        return None
+    path = verdict_path(str(record.version), record.tags["gate_against"])
+    verdict = json.loads(mlflow.artifacts.load_text(f"runs:/{record.run_id}/{path}"))
+    if json_sha256(verdict) != record.tags["gate_sha256"]:
+        raise DamagedInputError(f"{path} of MLflow run {record.run_id} is not what the gate wrote; judge version {record.version} again")
+    return dict(verdict)
+
+
 def write_verdict(config: RunConfig, version: str, verdict: dict[str, Any]) -> None:
     """Put the gate's verdict on a version: its outcome as tags, which `promote` reads, and the whole as a file of its run."""
     client = mlflow_client(config)
     record = check_version(client, config.registry.model, version)
     text = canonical_json(verdict)
-    client.log_text(record.run_id, text, f"gate/version-{version}-against-{verdict['against']}.json")
+    client.log_text(record.run_id, text, verdict_path(version, verdict["against"]))
     tags = {"gate_against": verdict["against"], "gate_passed": str(verdict["passed"]).lower(), "gate_sha256": json_sha256(verdict)}
     for key, value in tags.items():
         client.set_model_version_tag(config.registry.model, version, key, value)
