@@ -25,6 +25,7 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage) -> Non
 
         from pipeline.config import read_config
         from pipeline.logs import third_parties_in
+        from pipeline.tracking import told_errors
 
         config = read_config(config_path, overrides or [])
         config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -32,7 +33,7 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage) -> Non
             with FileLock(config.run_dir / ".lock", timeout=LOCK_WAIT_S):
                 log_path = config.run_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}.log"
                 console.say(f"run {config.name}: writing to {config.run_dir}, libraries' output to {log_path}")
-                with third_parties_in(log_path) as inner:
+                with third_parties_in(log_path) as inner, told_errors(config):
                     return stage(config, inner)
         except Timeout as error:
             busy = f"another relevance command is working in {config.run_dir}"

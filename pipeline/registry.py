@@ -12,9 +12,10 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.files import canonical_json, json_sha256, publish_dir, read_json, remove_tree, temporary_beside
 from pipeline.promotion import read_promotions, repair_aliases
-from pipeline.tracking import experiment_id, find_run, mlflow_client
+from pipeline.tracking import experiment_id, find_run, mlflow_client, told_errors
 
 BUNDLE_ARTIFACT = "bundle"
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers where there is no such version, or it is no number
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, 
         log_metrics(client, run_id, evaluation)
         card = config.run_dir / "model_card.md"
         card.write_text(model_card(config, bundle.description, bundle.sha256, evaluation), encoding="utf-8")
-        version = log_version(config, run_id, bundle_dir, card, version_tags(bundle.sha256, bundle.description, evaluation))
+        log_version(config, run_id, bundle_dir, card, version_tags(bundle.sha256, bundle.description, evaluation))
+        version = version_of_bundle(client, config.registry.model, bundle.sha256)
+        assert version is not None
         client.update_model_version(config.registry.model, version, description=card.read_text(encoding="utf-8"))
         client.set_terminated(run_id)
     client.set_registered_model_alias(config.registry.model, "challenger", version)
@@ -57,7 +60,7 @@ def check_profile(path: Path, data_digest: str) -> None:
         raise ConfigError(f"{path} is not the profile of the rows that the bundle was trained on; run `relevance validate` with this config again")
 
 
-def log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, tags: dict[str, str]) -> str:
+def log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, tags: dict[str, str]) -> None:
     """Log the bundle as a pyfunc model from code, no pickle, with the profile of its data and its card, and register it."""
     import mlflow
 
@@ -72,7 +75,7 @@ def log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, ta
             input_example=input_example(config.tasks[0].name),
             pip_requirements=["ads-relevance"],
         )
-    return str(mlflow.register_model(info.model_uri, config.registry.model, tags=tags).version)
+    mlflow.register_model(info.model_uri, config.registry.model, tags=tags)
 
 
 def version_tags(sha256: str, description: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str]:
@@ -99,9 +102,13 @@ def log_metrics(client: Any, run_id: str, evaluation: dict[str, Any]) -> None:
 
 
 def version_of_bundle(client: Any, model: str, sha256: str) -> str | None:
-    """The version that carries a bundle, if there is one."""
-    found = client.search_model_versions(f"name = '{model}'")
-    return next((str(v.version) for v in found if v.tags.get("bundle_sha256") == sha256), None)
+    """The version that carries a bundle, if there is one: the first, where an answer that was lost, or another process, made more of them. Those are
+    taken away; nothing points at them yet."""
+    found = client.search_model_versions(f"name = '{model}' and tags.bundle_sha256 = '{sha256}'")
+    versions = sorted(int(one.version) for one in found)
+    for later in versions[1:]:
+        client.delete_model_version(model, str(later))
+    return str(versions[0]) if versions else None
 
 
 def metric_history(client: Any, run_id: str, name: str) -> list[tuple[float, float]]:
@@ -145,6 +152,8 @@ def check_version(client: Any, model: str, version: str) -> Any:
     try:
         return client.get_model_version(model, version)
     except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
         raise ConfigError(f"version {version} of model {model} is not registered ({error.message}); `relevance register` makes one") from error
 
 
@@ -161,14 +170,16 @@ def find_champion(config: RunConfig) -> FetchedVersion | None:
     log = read_promotions(config)
     if not log:
         return None
-    from mlflow.exceptions import MlflowException
-
+    version, sha256 = log[-1]["version"], log[-1]["bundle_sha256"]
     try:
-        repair_aliases(config, mlflow_client(config))
-        return fetch_bundle(config, log[-1]["version"], log[-1]["bundle_sha256"])
-    except MlflowException as error:
-        champion = f"version {log[-1]['version']} of {config.registry.model}, the champion by the promotion log"
-        raise RetryableError(f"{champion}, could not be fetched from MLflow at {config.tracking_uri} ({error.message})") from error
+        with told_errors(config):
+            repair_aliases(config, mlflow_client(config))
+            return fetch_bundle(config, version, sha256)
+    except RetryableError as error:
+        if fetched_dir(config, version, sha256).is_dir():  # the log says which, and its files are here: nothing is wanting
+            return fetch_bundle(config, version, sha256)
+        champion = f"version {version} of {config.registry.model}, the champion by the promotion log"
+        raise RetryableError(f"{champion}, is not here yet, and {error}") from error
 
 
 def fetch_version(config: RunConfig, version: str) -> FetchedVersion:
@@ -183,7 +194,7 @@ def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion
     """A version's files, downloaded unless they are here. DamagedInputError: the version holds no bundle."""
     import mlflow
 
-    fetched = config.run_dir / "served" / f"version-{version}-{sha256[:12]}"
+    fetched = fetched_dir(config, version, sha256)
     bundle_dir = fetched / "artifacts" / BUNDLE_ARTIFACT
     if not bundle_dir.is_dir():
         mlflow_client(config)  # sets where models:/ is looked up
@@ -198,3 +209,8 @@ def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion
     if not bundle_dir.is_dir():
         raise DamagedInputError(f"version {version} of {config.registry.model} holds no bundle; register its bundle again")
     return FetchedVersion(version, bundle_dir, sha256)
+
+
+def fetched_dir(config: RunConfig, version: str, sha256: str) -> Path:
+    """Where a version's files lie on this machine."""
+    return config.run_dir / "served" / f"version-{version}-{sha256[:12]}"

@@ -1,16 +1,19 @@
 """One MLflow run per training, fed live. Training itself never waits for it and never needs it."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.errors import RetryableError
+from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.files import canonical_json
 from pipeline.logs import Console
 
@@ -18,21 +21,49 @@ SEND_EVERY_S = 2.0  # steps are sent in groups: a request a step would cost more
 SYSTEM_EVERY_S = 10.0  # between looks at the driver's machine
 LIBRARIES = ("ads-relevance", "torch", "transformers", "deepspeed", "ray", "pyarrow", "mlflow", "great-expectations", "safetensors", "numpy")
 MAX_PARAM_CHARS = 6000  # of a value that MLflow takes
+MAX_ERROR_CHARS = 300
+REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # MLflow's names of 401 and 403
 
 
 def mlflow_client(config: RunConfig) -> Any:
-    """An MLflow client on the config's store, with bounded waits. RetryableError: the store does not answer."""
+    """An MLflow client on the config's store, with bounded waits. RetryableError: the store does not answer. ConfigError: it refuses the account."""
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(config.tracking_uri)
     client = mlflow.MlflowClient(config.tracking_uri, registry_uri=config.tracking_uri)
-    try:
+    with told_errors(config):
         client.search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        where = f"MLflow at {config.tracking_uri}"
-        raise RetryableError(f"{where} does not answer ({error}); start it or set registry.tracking_uri, then run again") from error
     return client
+
+
+@contextlib.contextmanager
+def told_errors(config: RunConfig) -> Iterator[None]:
+    """While inside, what MLflow raises comes out as RetryableError, or as ConfigError where it refuses the account."""
+    try:
+        yield
+    except Exception as error:
+        if "mlflow" not in sys.modules:
+            raise
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, MlflowException):
+            raise
+        where, told = f"MLflow at {without_password(config.tracking_uri)}", shortened(str(error))
+        if error.error_code in REFUSALS or any(f"error code {code} " in str(error) for code in (401, 403)):
+            cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account that may"
+            raise ConfigError(f"{where} refuses the account ({told}); {cure}") from error
+        raise RetryableError(f"{where} does not answer as it should ({told}); see to it or set registry.tracking_uri, then run again") from error
+
+
+def without_password(uri: str) -> str:
+    """An address as messages show it."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
+
+
+def shortened(text: str) -> str:
+    """An error's words on one line; MLflow's may hold a whole page."""
+    words = " ".join(text.split())
+    return words if len(words) <= MAX_ERROR_CHARS else f"{words[: MAX_ERROR_CHARS - 1]}…"
 
 
 def experiment_id(client: Any, config: RunConfig) -> str:
@@ -46,16 +77,16 @@ def experiment_id(client: Any, config: RunConfig) -> str:
 
 class RunTracker:
     """Sends one training to MLflow: parameters, config, environment and the data's verdict at its start, then steps, evaluations and the load of
-    this machine. A store that fails in mid-run is told of and then left alone until the end; one that takes no files gets the rest."""
+    this machine. A store that does not answer, or fails in mid-run, is told of and then left alone until the end; one that takes no files gets the
+    rest."""
 
     def __init__(self, config: RunConfig, fingerprint: str, data_digest: str, console: Console) -> None:
-        """RetryableError: the store does not answer."""
-        self.client = mlflow_client(config)
         self.console = console
         self.waiting: list[Any] = []
         self.sent_s = time.monotonic()
         self.lost = False
-        self.run_id = self._open_run(config, fingerprint)
+        self.client: Any = None
+        self.run_id = self._trying(lambda: self._open_run(config, fingerprint))
         self._trying(lambda: self._tell_start(config, data_digest))
         self.system = self._trying(self._watch_system)
 
@@ -85,8 +116,9 @@ class RunTracker:
         self.send()
         if self.system:
             self.system.finish()
-        self.lost = False  # it may be back
-        self._trying(lambda: self.client.set_terminated(self.run_id, status))
+        if self.run_id is not None:
+            self.lost = False  # it may be back
+            self._trying(lambda: self.client.set_terminated(self.run_id, status))
 
     def _queue(self, values: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
@@ -104,11 +136,13 @@ class RunTracker:
             return work()
         except Exception as error:
             self.lost = True
-            self.console.say(f"  MLflow stopped answering ({type(error).__name__}); training goes on without it")
+            told = str(error) if isinstance(error, RelevanceError) else f"MLflow stopped answering ({type(error).__name__})"
+            self.console.say(f"  {told}. Training goes on without it")
             return None
 
     def _open_run(self, config: RunConfig, fingerprint: str) -> str:
         """The run of this fingerprint: opened again after an interruption, or new."""
+        self.client = mlflow_client(config)
         run_id = find_run(self.client, config, fingerprint)
         if run_id is not None:
             self.client.update_run(run_id, status="RUNNING")
@@ -170,9 +204,11 @@ def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:
 
 
 def close_run(config: RunConfig, fingerprint: str) -> str | None:
-    """The run of a finished training, closed if its command was killed before it could."""
-    client = mlflow_client(config)
-    run_id = find_run(client, config, fingerprint)
-    if run_id is not None and client.get_run(run_id).info.status != "FINISHED":
-        client.set_terminated(run_id, "FINISHED")
-    return run_id
+    """The run of a finished training, closed if its command was killed before it could; None where the store knows none or does not answer."""
+    with contextlib.suppress(RelevanceError), told_errors(config):
+        client = mlflow_client(config)
+        run_id = find_run(client, config, fingerprint)
+        if run_id is not None and client.get_run(run_id).info.status != "FINISHED":
+            client.set_terminated(run_id, "FINISHED")
+        return run_id
+    return None

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import torch
-from planted import planted_config, planted_rows, write_config, write_planted, write_rows
+from commands import last_json, relevance
+from planted import planted_rows, write_rows
 
 from models.bundle import read_bundle
 from pipeline.batches import collate
@@ -20,31 +21,9 @@ from pipeline.commit import read_manifests, read_published
 from pipeline.judge import load_judge
 from pipeline.schema import ROW_SCHEMA
 
-RELEVANCE = [str(Path(sys.executable).with_name("relevance"))]
 
-
-def relevance(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user would, elsewhere than in the repository."""
-    return subprocess.run([*RELEVANCE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=500)
-
-
-def last_json(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The json object that ends stdout."""
-    assert result.returncode == 0, result.stderr
-    return dict(json.loads(result.stdout.splitlines()[-1]))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
-    """(root, config, the finished run)."""
-    root = tmp_path_factory.mktemp("run")
-    write_planted(root)
-    config = write_config(root / "planted.yaml", planted_config(root, str(tiny_llama)))
-    return root, config, relevance("run", "--config", str(config), cwd=root)
-
-
-def test_one_command_walks_from_parquet_to_promoted_version_to_labels(world: Any) -> None:
-    root, _, finished = world
+def test_one_command_walks_from_parquet_to_promoted_version_to_labels(finished_run: Any) -> None:
+    root, _, finished = finished_run
     result = last_json(finished)
     assert (result["alias"], result["version"], result["rows_scored"], result["units_scored"]) == ("champion", "1", 24, 4)
     assert result["macro_pr_auc"] > 0.9
@@ -54,16 +33,16 @@ def test_one_command_walks_from_parquet_to_promoted_version_to_labels(world: Any
     assert set(labels["model_version"].to_pylist()) == {"1"}
 
 
-def test_labels_say_what_the_rows_were_planted_to_say(world: Any) -> None:
-    root, _, _ = world
+def test_labels_say_what_the_rows_were_planted_to_say(finished_run: Any) -> None:
+    root, _, _ = finished_run
     labels = {row["row_id"]: row["label"] for row in read_published(root / "runs" / "planted" / "scores").to_pylist()}
     truth = {row["row_id"]: row["label"] for task in ("two", "three") for part in (10, 11) for row in planted_rows(task, 6, part)}
     agreeing = sum(labels[row_id] == label for row_id, label in truth.items())
     assert agreeing >= 0.9 * len(truth)
 
 
-def test_people_see_progress_and_libraries_are_not_heard(world: Any) -> None:
-    _, _, finished = world
+def test_people_see_progress_and_libraries_are_not_heard(finished_run: Any) -> None:
+    _, _, finished = finished_run
     assert "train 60/60 steps" in finished.stderr or "steps" in finished.stderr
     encoded = re.findall(r"encode 320/320 rows  [\d.]+/s", finished.stderr)
     assert len(encoded) == 1, finished.stderr  # evaluation reads what training encoded
@@ -71,8 +50,8 @@ def test_people_see_progress_and_libraries_are_not_heard(world: Any) -> None:
         assert noise not in finished.stderr and noise not in finished.stdout, noise
 
 
-def test_the_parameters_told_before_training_are_those_trained(world: Any) -> None:
-    root, _, finished = world
+def test_the_parameters_told_before_training_are_those_trained(finished_run: Any) -> None:
+    root, _, finished = finished_run
     told = re.search(r"mtl_lora: trainable params: ([\d,]+) \|\| all params: ([\d,]+) \|\| trainable%: ([\d.]+)", finished.stderr)
     assert told is not None, finished.stderr
     trainable, total = (int(number.replace(",", "")) for number in told.groups()[:2])
@@ -83,8 +62,8 @@ def test_the_parameters_told_before_training_are_those_trained(world: Any) -> No
 
 
 @pytest.mark.parametrize("export_format", ("peft", "merged"))
-def test_an_exported_task_gives_the_champion_s_logits_by_the_lines_of_its_readme(world: Any, export_format: str) -> None:
-    root, config, _ = world
+def test_an_exported_task_gives_the_champion_s_logits_by_the_lines_of_its_readme(finished_run: Any, export_format: str) -> None:
+    root, config, _ = finished_run
     exported = last_json(relevance("export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root))
     folder = Path(exported["exported"])
     assert folder == root / "runs" / "planted" / "exports" / "version-1" / f"three-{export_format}"
@@ -104,8 +83,8 @@ def test_an_exported_task_gives_the_champion_s_logits_by_the_lines_of_its_readme
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before, "the same export again writes nothing"
 
 
-def test_an_export_over_something_or_of_nothing_is_refused_and_leaves_no_trace(world: Any) -> None:
-    root, config, _ = world
+def test_an_export_over_something_or_of_nothing_is_refused_and_leaves_no_trace(finished_run: Any) -> None:
+    root, config, _ = finished_run
     (root / "taken").mkdir()
     cases = [
         (("--task", "two", "--out", str(root / "taken")), "taken exists already; remove it or name another folder with --out"),
@@ -118,37 +97,37 @@ def test_an_export_over_something_or_of_nothing_is_refused_and_leaves_no_trace(w
     assert not (root / "new").exists() and not [path for path in root.iterdir() if path.name.endswith(".tmp")]
 
 
-def test_a_second_scoring_of_the_same_pairs_scores_nothing(world: Any) -> None:
-    root, config, _ = world
+def test_a_second_scoring_of_the_same_pairs_scores_nothing(finished_run: Any) -> None:
+    root, config, _ = finished_run
     before = {m["partition"]: m["files"] for m in read_manifests(root / "runs" / "planted" / "scores")}
     result = last_json(relevance("score", "--config", str(config), cwd=root))
     assert (result["units_scored"], result["units_already_published"]) == (0, 4)
     assert {m["partition"]: m["files"] for m in read_manifests(root / "runs" / "planted" / "scores")} == before
 
 
-def test_a_new_partition_is_scored_alone(world: Any) -> None:
-    root, config, _ = world
+def test_a_new_partition_is_scored_alone(finished_run: Any) -> None:
+    root, config, _ = finished_run
     new = root / "to_score" / "task=two" / "part-new.parquet"
     write_rows(planted_rows("two", 4, 99, labelled=False), new)
     result = last_json(relevance("score", "--config", str(config), cwd=root))
     assert (result["units_scored"], result["rows_scored"], result["units_already_published"]) == (1, 4, 4)
 
 
-def test_training_again_with_the_same_config_and_data_uses_the_finished_one(world: Any) -> None:
-    root, config, _ = world
+def test_training_again_with_the_same_config_and_data_uses_the_finished_one(finished_run: Any) -> None:
+    root, config, _ = finished_run
     manifest = (root / "runs" / "planted" / "trained" / "manifest.json").read_bytes()
     result = last_json(relevance("train", "--config", str(config), cwd=root))
     assert result["steps"] == 0
     assert (root / "runs" / "planted" / "trained" / "manifest.json").read_bytes() == manifest
 
 
-def test_registering_the_same_bundle_again_makes_no_second_version(world: Any) -> None:
-    root, config, _ = world
+def test_registering_the_same_bundle_again_makes_no_second_version(finished_run: Any) -> None:
+    root, config, _ = finished_run
     assert last_json(relevance("register", "--config", str(config), cwd=root))["version"] == "1"
 
 
-def test_later_rows_are_compared_with_the_profile_that_the_champion_carries(world: Any) -> None:
-    root, config, _ = world
+def test_later_rows_are_compared_with_the_profile_that_the_champion_carries(finished_run: Any) -> None:
+    root, config, _ = finished_run
     result = relevance("validate", "--config", str(config), "--set", "gate.reference_profile=champion", cwd=root)
     last_json(result)
     assert "compared with the data of version 1, the champion" in result.stderr
@@ -159,10 +138,10 @@ def test_later_rows_are_compared_with_the_profile_that_the_champion_carries(worl
     assert features and all(feature["verdict"] == "steady" for feature in features)
 
 
-def test_mlflow_holds_losses_per_task_metrics_and_the_digests(world: Any) -> None:
+def test_mlflow_holds_losses_per_task_metrics_and_the_digests(finished_run: Any) -> None:
     import mlflow
 
-    root, _, finished = world
+    root, _, finished = finished_run
     result = last_json(finished)
     client = mlflow.MlflowClient(result["tracking_uri"], registry_uri=result["tracking_uri"])
     groups = [f"gradient_norm_{name}" for name in ("projections", "transforms", "mixtures", "heads")]
@@ -176,8 +155,8 @@ def test_mlflow_holds_losses_per_task_metrics_and_the_digests(world: Any) -> Non
     assert version.tags["bundle_sha256"]
 
 
-def test_the_champion_predicts_in_a_clean_process_without_unpickling(world: Any) -> None:
-    root, _, finished = world
+def test_the_champion_predicts_in_a_clean_process_without_unpickling(finished_run: Any) -> None:
+    root, _, finished = finished_run
     code = (
         "import mlflow, pandas as pd\n"
         f"mlflow.set_tracking_uri({last_json(finished)['tracking_uri']!r})\n"
@@ -198,8 +177,8 @@ def test_the_champion_predicts_in_a_clean_process_without_unpickling(world: Any)
     assert refused == "True"
 
 
-def test_a_model_below_the_floor_stays_challenger(world: Any) -> None:
-    root, config, _ = world
+def test_a_model_below_the_floor_stays_challenger(finished_run: Any) -> None:
+    root, config, _ = finished_run
     evaluation_path = root / "runs" / "planted" / "evaluation.json"
     kept = evaluation_path.read_text()
     worse = json.loads(kept)

@@ -111,4 +111,4 @@ def test_a_store_that_fails_later_is_told_once_and_training_goes_on(config: RunC
         tracker.log_step(STEP)
         tracker.send()
     tracker.finish("FINISHED")
-    assert said.getvalue().count("MLflow stopped answering (OSError); training goes on without it") == 1
+    assert said.getvalue().count("MLflow stopped answering (OSError). Training goes on without it") == 1
