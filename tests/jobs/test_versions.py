@@ -28,7 +28,8 @@ class World:
 
     def add_version(self, name: str, change: Any) -> str:
         bundle = read_bundle(self.config.run_dir / "bundle")
-        folder = self.root / name
+        folder = self.root / name / "bundle"  # MLflow keeps a folder by its own name
+        folder.parent.mkdir()
         tensors = {key: change(key, torch.as_tensor(tensor)) for key, tensor in bundle.tensors.items()}
         write_bundle(folder, bundle.description, tensors, bundle.tokenizer_dir)
         return register_version(self.config, folder, json.loads((self.config.run_dir / "evaluation.json").read_text()))
