@@ -94,7 +94,7 @@ def worst_slices(evaluation: dict[str, Any], count: int = 8) -> str:
         (part["figures"]["pr_auc"]["value"], name, part)
         for name, figures in evaluation["tasks"].items()
         for part in figures["slices"]
-        if "figures" in part and part["figures"]["pr_auc"]["value"] is not None
+        if "figures" in part and 0 < part["relevant"] < part["rows"]
     ]
     lines = ["| task | slice | rows | relevant | pr_auc |", "|---|---|---|---|---|"]
     for _, name, part in sorted(found, key=lambda one: one[0])[:count]:

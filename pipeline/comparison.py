@@ -18,7 +18,6 @@ from pipeline.measure import SLICE_ROWS, Said, Truth, measured, rows_of
 from pipeline.slices import cut
 from pipeline.tasks import Task
 
-PAIRED = ("pr_auc", "defect_pr_auc", "roc_auc", "calibration_error", "log_loss", "macro_f1")
 SLICED = "pr_auc"
 TIMED_ROWS = 256  # of each version in turn, for its throughput
 TIMED_ROUNDS = 3
@@ -82,7 +81,7 @@ def said_of(judge: Judge, table: pa.Table, task_name: str, batch_tokens: int) ->
 def compare_task(truth: Truth, challenger: Said, champion: Said, seed: int) -> TaskComparison:
     """Figures of both and their differences, draw by draw on the same queries."""
     (mine, mine_D), (other, other_D) = measured(truth, challenger, seed), measured(truth, champion, seed)
-    difference = {name: interval(mine[name].value - other[name].value, mine_D[name] - other_D[name]) for name in PAIRED}
+    difference = {name: interval(mine[name].value - other[name].value, mine_D[name] - other_D[name]) for name in mine if name in other}
     return TaskComparison(mine, other, difference, mine_D["pr_auc"] - other_D["pr_auc"], tuple(slice_differences(truth, challenger, champion, seed)))
 
 

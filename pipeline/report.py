@@ -167,19 +167,24 @@ def training_section(training: Mapping[str, Sequence[tuple[float, float]]]) -> s
 
 
 def slices_section(tasks: Sequence[TaskReport]) -> str:
-    """Every measured slice, by PR-AUC from the lowest."""
-    measured = [(one.truth.task.name, part) for one in tasks for part in one.slices if "figures" in part]
-    found = [(task, part) for task, part in measured if part["figures"]["pr_auc"]["value"] is not None]
-    found.sort(key=lambda pair: pair[1]["figures"]["pr_auc"]["value"])
+    """Every measured slice, by PR-AUC from the lowest; those of one class, where nothing can be ranked, come last."""
+    found = [(one.truth.task.name, part) for one in tasks for part in one.slices if "figures" in part]
+    found.sort(key=lambda pair: (one_class(pair[1]), pair[1]["figures"]["pr_auc"]["value"] or 0.0, -pair[1]["figures"]["log_loss"]["value"]))
     rows, attributes = [], []
     for task, part in found:
-        shown = [as_text(part["figures"][name]) for name in ("pr_auc", "defect_pr_auc", "calibration_error")]
+        ranked = ["one class"] * 2 if one_class(part) else [as_text(part["figures"][name]) for name in ("pr_auc", "defect_pr_auc")]
+        shown = [*ranked, *(as_text(part["figures"][name]) for name in ("calibration_error", "log_loss"))]
         rows.append([escape(task), escape(f"{part['by'].replace('_', ' ')}: {part['slice']}"), f"{part['rows']:,}", f"{part['relevant']:,}", *shown])
         narrow = {part["by"]: part["slice"]} if part["by"] in ("market", "label") else {}
         attributes.append(data(task=task, **narrow))
     counted = sum(len(one.slices) for one in tasks) - len(found)
-    left_out = f"<p class='dim'>{counted} slices have too few rows, or one class only, and are not shown.</p>" if counted else ""
-    return table(["task", "slice", "rows", "relevant", "PR-AUC", "defects' PR-AUC", "calibration error"], rows, attributes) + left_out
+    left_out = f"<p class='dim'>{counted} slices have too few rows and are not shown.</p>" if counted else ""
+    return table(["task", "slice", "rows", "relevant", "PR-AUC", "defects' PR-AUC", "calibration error", "log loss"], rows, attributes) + left_out
+
+
+def one_class(part: Mapping[str, Any]) -> bool:
+    """Whether all rows of a slice are relevant, or none."""
+    return part["relevant"] in (0, part["rows"])
 
 
 def as_text(figure: Mapping[str, float | None]) -> str:

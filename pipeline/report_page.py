@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-NUMBER = re.compile(r"(?:not defined|[+-]?[\d.,]+(?: <span.*)?)?")
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+NUMBER = re.compile(r"(?:not defined|one class|[+-]?[\d.,]+(?: <span.*)?)?")
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2126;--dim:#5d6672;--page:#fff;--card:#f5f6f8;--line:#d9dde3;--good:#1a7f37;--bad:#b3261e;
 --c0:#2563c9;--c1:#c2571a;--c2:#2e8540;--c3:#8a3fa8;--c4:#8a6d00;--c5:#0f7c86;--shade:37,99,201}
