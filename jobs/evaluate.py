@@ -41,4 +41,7 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
     lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lead = evaluation["model_minus_lexical_macro_pr_auc"]
     lines.append(f"  model minus lexical floor, macro PR-AUC: {lead['value']:+.3f} (95 % interval {lead['low']:+.3f} to {lead['high']:+.3f})")
+    alone = evaluation.get("single_task")
+    if alone:
+        lines.append(f"  PR-AUC over runs of one task ({', '.join(alone['runs'].values())}): {alone['mean_relative_gain']:+.1%} on the mean")
     return "\n".join([lines[0], "  " + "-" * (len(lines[0]) - 2), *lines[1:]])

@@ -25,6 +25,7 @@ from pipeline.judge import Judge, fresh_judge, load_judge
 from pipeline.measure import Said, Truth, as_json, measured, measured_slices
 from pipeline.reader import find_partitions
 from pipeline.rows import read_split
+from pipeline.single_task import gain_over_single_tasks, rows_digest
 from pipeline.slices import cut
 from pipeline.split import Split
 from pipeline.tasks import Task
@@ -67,6 +68,10 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress,
         raise DataRefusedError("no task has both relevant and irrelevant rows in the test split; add queries or raise split.test_share")
     digests = {"bundle_sha256": sha256, "data_digest": trained.description["training"]["data_digest"]}
     result = {**digests, **summary(scores, config.seed), "not_measured": not_measured(config, scores)}
+    for name, figures in result["tasks"].items():
+        figures["rows_digest"] = rows_digest(tables["test"][name])
+    if len(config.tasks) > 1:
+        result["single_task"] = gain_over_single_tasks(config.work_dir, config.name, result["tasks"])
     write_json(config.run_dir / "evaluation.json", result)
     return result
 

@@ -40,7 +40,7 @@ TOLERANCES: dict[CaseName, float] = {
 class PromotionConfig(Frozen):
     """How much worse than the champion a version may be, and where it must be better."""
 
-    task_margin: float = Field(default=0.02, ge=0)  # PR-AUC a task may lose: the low end of its difference's interval must lie above minus this
+    task_margin: float = Field(default=0.05, ge=0)  # PR-AUC a task may lose: the low end of its difference's interval must lie above minus this
     min_macro_gain: float = 0.0  # macro PR-AUC the version must gain
     calibration_margin: float = Field(default=0.02, ge=0)  # calibration error a task may gain
     slice_margin: float = Field(default=0.1, ge=0)  # PR-AUC a slice may lose: the high end of its difference's interval must lie above minus this

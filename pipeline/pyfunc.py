@@ -18,7 +18,7 @@ def signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
-    inputs: Any = [ColSpec("string", name, required=name in REQUIRED) for name in ("task", *TEXT_COLUMNS)]
+    inputs: Any = [ColSpec("string", name, required=name in REQUIRED) for name in ("task", *TEXT_COLUMNS, "market")]
     outputs: Any = [ColSpec(kind, name) for name, kind in OUTPUTS]
     return ModelSignature(Schema(inputs), Schema(outputs))
 
@@ -63,7 +63,7 @@ def check_frame(frame: pd.DataFrame) -> None:
     """ValueError naming the columns that are missing or hold nulls where a text is required."""
     missing = [name for name in REQUIRED if name not in frame.columns]
     if missing:
-        raise ValueError(f"the input lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)} and takes {', '.join(TEXT_COLUMNS)}")
+        raise ValueError(f"the input lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)} and takes {', '.join((*TEXT_COLUMNS, 'market'))}")
     empty = [name for name in REQUIRED if frame[name].isna().any()]
     if empty:
         raise ValueError(f"{', '.join(empty)} must not be null; leave such rows out")
@@ -74,6 +74,10 @@ def check_frame(frame: pd.DataFrame) -> None:
 def contract_rows(frame: pd.DataFrame) -> pa.Table:
     """The frame's texts as contract rows."""
     texts = {name: [None if pd.isna(v) else str(v) for v in frame[name]] if name in frame else [None] * len(frame) for name in TEXT_COLUMNS}
-    given = {**texts, "row_id": [str(i) for i in range(len(frame))], "market": [""] * len(frame)}
+    given = {**texts, "row_id": [str(i) for i in range(len(frame))], "market": markets(frame)}
     return pa.table({field.name: pa.array(given.get(field.name, [None] * len(frame)), field.type) for field in ROW_SCHEMA})
 
+
+def markets(frame: pd.DataFrame) -> list[str]:
+    """The market of each row; one without has the thresholds of the whole task."""
+    return ["" if pd.isna(value) else str(value) for value in frame["market"]] if "market" in frame else [""] * len(frame)

@@ -178,7 +178,7 @@ def slices_section(tasks: Sequence[TaskReport]) -> str:
         narrow = {part["by"]: part["slice"]} if part["by"] in ("market", "label") else {}
         attributes.append(data(task=task, **narrow))
     counted = sum(len(one.slices) for one in tasks) - len(found)
-    left_out = f"<p class='dim'>{counted} slices have too few rows and are not shown.</p>" if counted else ""
+    left_out = f"<p class='dim'>Slices of too few rows to measure, not shown: {counted}.</p>" if counted else ""
     return table(["task", "slice", "rows", "relevant", "PR-AUC", "defects' PR-AUC", "calibration error", "log loss"], rows, attributes) + left_out
 
 

@@ -17,7 +17,8 @@ h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .6rem;borde
 .verdict.passed{border-color:var(--good)}.verdict.refused{border-color:var(--bad)}.passed b{color:var(--good)}.refused b{color:var(--bad)}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:.4rem 0 1rem;font-variant-numeric:tabular-nums}
 th,td{border-bottom:1px solid var(--line);padding:.25rem .6rem;text-align:left;vertical-align:top}th{font-weight:600}
-td.number,th.number{text-align:right;white-space:nowrap}td.text{overflow-wrap:anywhere;min-width:11rem}
+td.number,th.number{text-align:right;white-space:nowrap}td.text{overflow-wrap:anywhere;min-width:4.5rem}
+#errors td:nth-child(5){min-width:10rem}#errors td:nth-child(6){min-width:24rem}
 .better{color:var(--good)}.worse{color:var(--bad)}.charts{display:flex;flex-wrap:wrap;gap:.8rem}.charts>*{flex:1 1 320px;max-width:420px}
 svg{width:100%;height:auto;background:var(--card);border-radius:6px}svg text{font:10px system-ui,sans-serif;fill:var(--dim)}
 svg .title{font-size:12px;fill:var(--ink);font-weight:600}.frame{fill:none;stroke:var(--line)}polyline{fill:none;stroke-width:1.6}

@@ -1,6 +1,7 @@
 """The registered model answers frames: one row for each pair, in order, or a sentence that says what is wrong with the frame."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from planted import planted_config, planted_rows
 
 from models.bundle import write_bundle
-from pipeline.calibrate import Calibration
+from pipeline.calibrate import Calibration, Thresholds
 from pipeline.config import build_config
 from pipeline.judge import describe, fresh_judge
 from pipeline.pyfunc import OUTPUTS, RelevanceModelCode, check_frame, contract_rows, input_example, signature
@@ -89,6 +90,21 @@ def test_columns_that_are_not_of_a_pair_change_nothing(model: RelevanceModelCode
     assert model.predict(None, frame.assign(row_id="x", label=7, colour="red")).equals(model.predict(None, frame))
 
 
+def test_a_market_with_thresholds_of_its_own_is_decided_by_them(model: RelevanceModelCode) -> None:
+    frame, judge = pairs(), model.judge
+    never = Thresholds(relevant_at=None, irrelevant_below=None)
+    of_markets = {name: one.model_copy(update={"markets": {"de": never}}) for name, one in judge.calibration.items()}
+    model.judge = replace(judge, calibration=of_markets)
+    try:
+        decisions = model.predict(None, frame.assign(market=["de", "de", None, "us"] * 6))["decision"].tolist()
+    finally:
+        model.judge = judge
+    anywhere = model.predict(None, frame)["decision"].tolist()
+    of_de = [number % 4 < 2 for number in range(len(frame))]
+    assert decisions == ["abstain" if there else decision for there, decision in zip(of_de, anywhere, strict=True)]
+    assert {decision for there, decision in zip(of_de, anywhere, strict=True) if there} > {"abstain"}
+
+
 def test_no_pairs_have_no_answers_under_the_same_names(model: RelevanceModelCode) -> None:
     judged = model.predict(None, pairs().iloc[:0])
     assert len(judged) == 0 and judged.columns.tolist() == [name for name, _ in OUTPUTS]
@@ -131,7 +147,7 @@ def test_a_frame_becomes_contract_rows_without_labels() -> None:
 
 def test_the_signature_requires_what_check_frame_requires() -> None:
     inputs = {column.name: column.required for column in signature().inputs}
-    assert inputs == {name: name in ("task", "query", "ad_title") for name in ("task", *TEXT_COLUMNS)}
+    assert inputs == {name: name in ("task", "query", "ad_title") for name in ("task", *TEXT_COLUMNS, "market")}
     assert [column.name for column in signature().outputs] == [name for name, _ in OUTPUTS]
 
 
