@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.pyfunc.model import PythonModel
 
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
@@ -29,6 +30,13 @@ def input_example(task: str) -> pd.DataFrame:
     return pd.DataFrame([{"task": task, **texts}]).astype("object")
 
 
+class InputError(MlflowException, ValueError):  # type: ignore[misc]
+    """The input cannot be judged. `mlflow models serve` answers with its message and 400."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+
 class RelevanceModelCode(PythonModel):  # type: ignore[misc]
     """Loads the bundle among the model's artifacts, file by file against its hashes, and judges frames."""
 
@@ -40,7 +48,7 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
         self.judge, self.bundle = load_judge(Path(context.artifacts["bundle"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One output row for each input row, in order. ValueError: a column is missing, a required text is null, a task is unknown."""
+        """One output row for each input row, in order. InputError: a column is missing, a required text is null, a task is unknown."""
         from pipeline.errors import ConfigError
         from pipeline.scores import score_rows
         from pipeline.tasks import check_known_task
@@ -51,7 +59,7 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
             try:
                 task = check_known_task(str(name), self.judge.tasks, "the input")
             except ConfigError as error:
-                raise ValueError(str(error)) from error
+                raise InputError(str(error)) from error
             scored = score_rows(self.judge, contract_rows(rows), task, BATCH_TOKENS, "", self.bundle.sha256)
             parts.append(scored.select([n for n, _ in OUTPUTS]).to_pandas().set_index(rows.index))
         if not parts:
@@ -60,15 +68,15 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
 
 
 def check_frame(frame: pd.DataFrame) -> None:
-    """ValueError naming the columns that are missing or hold nulls where a text is required."""
+    """InputError naming the columns that are missing or hold nulls where a text is required."""
     missing = [name for name in REQUIRED if name not in frame.columns]
     if missing:
-        raise ValueError(f"the input lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)} and takes {', '.join((*TEXT_COLUMNS, 'market'))}")
+        raise InputError(f"the input lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)} and takes {', '.join((*TEXT_COLUMNS, 'market'))}")
     empty = [name for name in REQUIRED if frame[name].isna().any()]
     if empty:
-        raise ValueError(f"{', '.join(empty)} must not be null; leave such rows out")
+        raise InputError(f"{', '.join(empty)} must not be null; leave such rows out")
     if not frame.index.is_unique:
-        raise ValueError("the frame's index repeats; call reset_index(drop=True) first")
+        raise InputError("the frame's index repeats; call reset_index(drop=True) first")
 
 
 def contract_rows(frame: pd.DataFrame) -> pa.Table:
