@@ -7,6 +7,7 @@ import numpy as np
 
 WIDTH, HEIGHT, MARGIN = 340, 250, 38
 CURVE_POINTS = 200  # of a curve at most
+COLOURS = ("#2563c9", "#c2571a", "#2e8540", "#8a3fa8", "#8a6d00", "#0f7c86")  # of a chart outside a page
 
 Line = tuple[str, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # name, x, y
 
@@ -65,3 +66,12 @@ def confusion_table(confusion_CC: np.ndarray, labels: Sequence[str]) -> str:
         cells = "".join(f'<td style="--share:{count / total:.2f}" class="shaded">{count:,.0f}</td>' for count in counts)
         rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
     return f'<table class="confusion"><thead><tr><th>true \\ decided</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def standalone(svg: str) -> str:
+    """A chart as a file of its own, in fixed colours."""
+    colours = "".join(f".line{n}{{stroke:{colour}}}.text{n}{{fill:{colour}}}" for n, colour in enumerate(COLOURS))
+    shapes = "text{font:10px sans-serif}polyline{fill:none;stroke-width:1.6}.frame{fill:none;stroke:#ccc}.diagonal{stroke:#888}"
+    style = f"<style>{shapes}{colours}</style>"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{2 * HEIGHT}"'
+    return svg.replace("<svg", head, 1).replace(">", f'>{style}<rect width="100%" height="100%" fill="#fff"/>', 1)

@@ -3,8 +3,11 @@
 Shape legend: N rows, C labels, P points, K bins.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from pipeline.charts import Line, line_chart
 from pipeline.figures import NUM_BINS, equal_mass_bins
 
 
@@ -35,3 +38,15 @@ def surest_errors(probability_N: np.ndarray, positive_N: np.ndarray, count: int)
     wrong = np.flatnonzero((probability_N >= 0.5) != positive_N)
     order = np.argsort(-np.abs(probability_N[wrong] - 0.5), kind="stable")
     return wrong[order[:count]]
+
+
+def curve_charts(sides: Sequence[tuple[str, np.ndarray]], positive_N: np.ndarray) -> dict[str, str]:
+    """SVG by name: precision over recall of the relevant rows and of the others, and reliability, a line for each (name, probability (N,))."""
+    relevant: list[Line] = [(name, *precision_recall(probability_N, positive_N)) for name, probability_N in sides]
+    defects: list[Line] = [(name, *precision_recall(-probability_N, ~positive_N)) for name, probability_N in sides]
+    reliable: list[Line] = [(name, *reliability(probability_N, positive_N)) for name, probability_N in sides]
+    return {
+        "relevant rows": line_chart("relevant rows", "recall", "precision", relevant),
+        "defects": line_chart("irrelevant rows (defects)", "recall", "precision", defects),
+        "reliability": line_chart("reliability", "mean probability", "share of relevant rows", reliable, diagonal=True),
+    }

@@ -16,11 +16,13 @@ from pipeline.batches import EncodedRows
 from pipeline.bootstrap import interval
 from pipeline.calibrate import Calibration, calibrated_probabilities, decide, relevance_probability
 from pipeline.calibration_fit import fit_calibration
+from pipeline.charts import standalone
 from pipeline.config import RunConfig
+from pipeline.curves import curve_charts
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import DataRefusedError, RetryableError
-from pipeline.files import write_json
+from pipeline.files import write_bytes, write_json
 from pipeline.judge import Judge, fresh_judge, load_judge
 from pipeline.measure import Said, Truth, as_json, measured, measured_slices
 from pipeline.reader import find_partitions
@@ -66,6 +68,7 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress,
     scores = task_scores(judge, encoded["test"], model_logits, untrained_logits, tables, config.seed)
     if not scores:
         raise DataRefusedError("no task has both relevant and irrelevant rows in the test split; add queries or raise split.test_share")
+    write_plots(config.run_dir / "plots", scores)
     digests = {"bundle_sha256": sha256, "data_digest": trained.description["training"]["data_digest"]}
     result = {**digests, **summary(scores, config.seed), "not_measured": not_measured(config, scores)}
     for name, figures in result["tasks"].items():
@@ -167,6 +170,15 @@ def lexical_probability(task: Task, train: pa.Table | None, test: pa.Table, seed
     relevant = train.column("label").to_numpy() >= task.relevant_from
     baseline = LexicalBaseline.fit(texts(train, "query"), {c: texts(train, c) for c in task.ad_columns}, relevant, seed)
     return baseline.probability(texts(test, "query"), {c: texts(test, c) for c in task.ad_columns})
+
+
+def write_plots(folder: Path, scores: list[TaskScores]) -> None:
+    """The curves of each task as SVG files, the model's beside the lexical floor's."""
+    folder.mkdir(exist_ok=True)
+    for score in scores:
+        sides = [(name, score.said[name].probability_N) for name in ("model", "lexical")]
+        for name, svg in curve_charts(sides, score.truth.positive_N).items():
+            write_bytes(folder / f"{score.truth.task.name}-{name.replace(' ', '-')}.svg", standalone(svg).encode("utf-8"))
 
 
 def summary(scores: list[TaskScores], seed: int) -> dict[str, Any]:

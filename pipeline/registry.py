@@ -43,6 +43,8 @@ def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, 
         if run_id is None:
             run_id = str(client.create_run(experiment_id(client, config), run_name=config.name).info.run_id)
         log_metrics(client, run_id, evaluation)
+        if (plots := config.run_dir / "plots").is_dir():
+            client.log_artifacts(run_id, str(plots), "plots")
         card = config.run_dir / "model_card.md"
         card.write_text(model_card(config, bundle.description, bundle.sha256, evaluation), encoding="utf-8")
         log_version(config, run_id, bundle_dir, card, version_tags(bundle.sha256, bundle.description, evaluation))

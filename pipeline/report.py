@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.bootstrap import Interval
-from pipeline.charts import Line, confusion_table, line_chart
-from pipeline.curves import confusion, precision_recall, reliability, surest_errors
+from pipeline.charts import confusion_table, line_chart
+from pipeline.curves import confusion, curve_charts, surest_errors
 from pipeline.measure import Said, Truth
 from pipeline.report_page import data, page, table
 
@@ -139,15 +139,7 @@ def with_interval(figure: Interval) -> str:
 def curves_of(one: TaskReport, report: VersionReport) -> str:
     """Precision and recall of both classes, reliability, confusion."""
     sides = [(f"version {report.version}", one.said)] + ([(f"version {report.against}", one.other_said)] if one.other_said else [])
-    positive_N = one.truth.positive_N
-    relevant: list[Line] = [(name, *precision_recall(said.probability_N, positive_N)) for name, said in sides]
-    defects: list[Line] = [(name, *precision_recall(-said.probability_N, ~positive_N)) for name, said in sides]
-    reliable: list[Line] = [(name, *reliability(said.probability_N, positive_N)) for name, said in sides]
-    charts = [
-        line_chart("relevant rows", "recall", "precision", relevant),
-        line_chart("irrelevant rows (defects)", "recall", "precision", defects),
-        line_chart("reliability", "mean probability", "share of relevant rows", reliable, diagonal=True),
-    ]
+    charts = list(curve_charts([(name, said.probability_N) for name, said in sides], one.truth.positive_N).values())
     task = one.truth.task
     if one.said.label_probability_NC is not None:
         counts_CC = confusion(one.truth.label_N, one.said.label_probability_NC.argmax(1), len(task.labels))
