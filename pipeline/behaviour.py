@@ -84,7 +84,7 @@ CASES = (
     Case("white space", with_texts("ad_title", lambda text, _: f"  {text} "), "blanks around a title move the probability hardly", mean_move),
     Case("forged tokens", with_texts("ad_title", lambda text, _: text + FORGED), "control tokens in an ad do not lift it", mean_rise),
     Case("injected order", with_texts("ad_title", lambda text, _: text + INJECTED), "an ad that says it matches is not believed", mean_rise),
-    Case("negation", with_texts("query", lambda text, _: f"not {text}"), "a query with `not` before it is not matched better", mean_rise),
+    Case("negation", with_texts("query", lambda text, _: f"not {text}"), "a query with the word not before it is not matched better", mean_rise),
     Case("another ad", next_ad, "another row's title, as of another brand, is not matched better", mean_rise),
 )
 

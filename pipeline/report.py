@@ -98,7 +98,7 @@ def gate_section(verdict: Mapping[str, Any] | None) -> str:
 
 def outcome(passed: bool) -> str:
     """A mark that needs no colour."""
-    return '<span class="better">✓ passed</span>' if passed else '<span class="worse">✗ refused</span>'
+    return '<span class="better">✓&nbsp;passed</span>' if passed else '<span class="worse">✗&nbsp;refused</span>'
 
 
 def figures_section(report: VersionReport) -> str:
@@ -123,6 +123,8 @@ def beside(one: TaskReport, name: str) -> list[str]:
     if name not in one.difference:
         return [with_interval(one.other_figures[name]), ""]
     gap = one.difference[name]
+    if not np.isfinite(gap.value):
+        return [with_interval(one.other_figures[name]), "not defined"]
     sign = 1 if HIGHER_IS_BETTER.get(name, True) else -1
     low, high = sorted((sign * gap.low, sign * gap.high))
     mark = "better" if low > 0 else "worse" if high < 0 else ""
