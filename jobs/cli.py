@@ -91,15 +91,17 @@ def train(config: ConfigOption, overrides: SetOption = None) -> None:
 def evaluate(
     config: ConfigOption,
     version: Annotated[str | None, typer.Option("--version", help="Registered version to judge by the gate.", show_default=False)] = None,
-    against: Annotated[str, typer.Option("--against", help="Version it is compared with.")] = "champion",
+    against: Annotated[str | None, typer.Option("--against", help="Version it is compared with; champion if not given.", show_default=False)] = None,
     overrides: SetOption = None,
 ) -> None:
     """Calibrate and measure the trained model; with --version: compare it with the champion by the gate's rules, exit 1 when it is refused."""
     if version is not None:
         from jobs.compare import run_gate
 
-        execute(config, overrides, lambda c, console: run_gate(c, str(version), against, console))
+        execute(config, overrides, lambda c, console: run_gate(c, str(version), against or "champion", console))
         return
+    if against is not None:
+        raise typer.BadParameter("it needs --version, the one to judge", param_hint="--against")
     from jobs.evaluate import evaluation_table, run_evaluate
 
     def stage(c: Any, console: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def promote(
         raise typer.BadParameter("--override and --reason go together", param_hint="--override")
     from jobs.register import run_promote
 
-    execute(config, overrides, lambda c, console: run_promote(c, version, console, reason))
+    execute(config, overrides, lambda c, console: run_promote(c, version, console, reason), locked=False)
 
 
 @versions.command()
@@ -43,7 +43,7 @@ def rollback(
     """Make the champion before this one champion again."""
     from jobs.register import run_rollback
 
-    execute(config, overrides, lambda c, console: run_rollback(c, reason, console))
+    execute(config, overrides, lambda c, console: run_rollback(c, reason, console), locked=False)
 
 
 @versions.command()
@@ -51,7 +51,7 @@ def history(config: ConfigOption, overrides: SetOption = None) -> None:
     """Print every promotion and rollback: who, when, why, figures."""
     from jobs.register import run_history
 
-    execute(config, overrides, run_history)
+    execute(config, overrides, run_history, locked=False)
 
 
 @versions.command()

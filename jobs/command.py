@@ -1,5 +1,6 @@
 """What every command does around its work: config, lock, log file, exit code."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -16,8 +17,9 @@ LOCK_WAIT_S = 0.5  # `relevance status` looks at locks
 Stage = Callable[[Any, Any], dict[str, Any]]
 
 
-def execute(config_path: Path, overrides: list[str] | None, stage: Stage) -> None:
-    """Run one stage under the config's lock, third-party output in the run's log file."""
+def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked: bool = True) -> None:
+    """Run one stage, third-party output in the run's log file, and with `locked` alone in the run's folder: what only changes which version is
+    champion must not wait for a training."""
     from pipeline.errors import RetryableError
 
     def with_config(console: Any) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage) -> Non
         config = read_config(config_path, overrides or [])
         config.run_dir.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(config.run_dir / ".lock", timeout=LOCK_WAIT_S):
+            with FileLock(config.run_dir / ".lock", timeout=LOCK_WAIT_S) if locked else contextlib.nullcontext():
                 log_path = config.run_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}.log"
                 console.say(f"run {config.name}: writing to {config.run_dir}, libraries' output to {log_path}")
                 with third_parties_in(log_path) as inner, told_errors(config):

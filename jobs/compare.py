@@ -65,9 +65,20 @@ def champion_version(config: RunConfig) -> str:
 
 
 def judge_of(config: RunConfig, version: str) -> Judge:
-    """A registered version, ready to judge."""
+    """A registered version, ready to judge the config's test rows. ConfigError: it was trained on some of them, or on other labels."""
     fetched = fetch_version(config, version)
-    return load_judge(fetched.bundle_dir, fetched.bundle_sha256)[0]
+    judge, bundle = load_judge(fetched.bundle_dir, fetched.bundle_sha256)
+    share = bundle.description["split"]["test_share"]
+    if share < config.split.test_share:
+        raise ConfigError(
+            f"version {version} was trained with split.test_share {share}, the config has {config.split.test_share}: some test rows of now are not"
+            " test rows of then; lower split.test_share"
+        )
+    labels = {task.name: task.labels for task in config.tasks}
+    for task in judge.tasks:
+        if labels.get(task.name, task.labels) != task.labels:
+            raise ConfigError(f"task {task.name} has other labels in the config than in version {version}; its rows cannot be judged by it")
+    return judge
 
 
 def judged_test_rows(config: RunConfig) -> Mapping[str, pa.Table]:

@@ -3,11 +3,11 @@
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.files import read_json
 from pipeline.logs import Console
-from pipeline.promotion import promote, read_promotions, roll_back
-from pipeline.registry import check_version, register_version
+from pipeline.promotion import promote, read_promotions, roll_back, rolled_back
+from pipeline.registry import check_registered, check_version, read_verdict, register_version
 from pipeline.tracking import mlflow_client
 
 HISTORY = ("number", "at", "by", "kind", "version", "instead of", "macro PR-AUC", "why")
@@ -26,16 +26,28 @@ def run_register(config: RunConfig, console: Console) -> dict[str, Any]:
 def run_promote(config: RunConfig, version: str, console: Console, override: str | None = None) -> dict[str, Any]:
     """Promote a version; GateRefusedError if the gate does not let it pass and `override`, a reason, is not given."""
     client = mlflow_client(config)
-    tags = dict(check_version(client, config.registry.model, version).tags)
-    record = promote(config, client, version, tags, override)
-    console.say(f"  version {version} is champion: macro PR-AUC {record['macro_pr_auc']:.3f}, lexical floor {record['lexical_macro_pr_auc']:.3f}")
-    return {"model": config.registry.model, "version": version, "alias": "champion", "promotion": record["number"]}
+    found = check_version(client, config.registry.model, version)
+    check_registered(found)
+    read_verdict(client, found)  # refused if it was altered
+    record = promote(config, client, str(found.version), dict(found.tags), override)
+    figures = f"macro PR-AUC {record['macro_pr_auc']:.3f}, lexical floor {record['lexical_macro_pr_auc']:.3f}"
+    console.say(f"  version {record['version']} is champion: {figures}; MLflow's aliases are {record['aliases']}")
+    return {"model": config.registry.model, "version": record["version"], "alias": "champion", "promotion": record["number"]}
+
+
+def check_not_left(config: RunConfig, version: str) -> None:
+    """GateRefusedError: the version was champion and was rolled back from; what nobody types must not undo that."""
+    left = rolled_back(read_promotions(config), version)
+    if left is not None:
+        why = f"version {version} was rolled back from on {left['at']} by {left['by']} ({left['override']})"
+        raise GateRefusedError(f"{why}; `relevance promote --version {version}` makes it champion again, if that is wanted")
 
 
 def run_rollback(config: RunConfig, reason: str, console: Console) -> dict[str, Any]:
     """Go back to the champion before this one."""
     record = roll_back(config, mlflow_client(config), reason)
-    console.say(f"  version {record['version']} is champion again, in the place of version {record['expected_champion']}")
+    aliases = f"MLflow's aliases are {record['aliases']}"
+    console.say(f"  version {record['version']} is champion again, in the place of version {record['expected_champion']}; {aliases}")
     return {"model": config.registry.model, "version": record["version"], "alias": "champion", "promotion": record["number"]}
 
 
@@ -52,7 +64,7 @@ def run_history(config: RunConfig, console: Console) -> dict[str, Any]:
 def history_row(record: dict[str, Any]) -> tuple[str, ...]:
     """One promotion as cells."""
     kind = record.get("kind", "promotion")
-    gate = "passed the gate" if record.get("gate_passed") == "true" else "beat the lexical floor" if record["expected_champion"] is None else ""
+    gate = "passed the gate" if (record.get("gate") or {}).get("passed") else "beat the lexical floor" if record["expected_champion"] is None else ""
     why = record.get("override") or gate
     versions = (record["version"], record["expected_champion"] or "")
     return (str(record["number"]), record["at"], record["by"], kind, *versions, f"{record['macro_pr_auc']:.3f}", why)

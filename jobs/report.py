@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from jobs.compare import champion_version, judge_of, judged_test_rows
 from pipeline.bootstrap import Interval, interval
-from pipeline.comparison import compare_task, said_of, truth_of
+from pipeline.comparison import compare_task, said_of, same_task, truth_of
 from pipeline.config import RunConfig
 from pipeline.files import write_bytes
 from pipeline.judge import Judge
@@ -36,7 +36,7 @@ def run_report(config: RunConfig, version: str | None, console: Console) -> dict
     judge, other = judge_of(config, version), judge_of(config, against) if against else None
     console.say(f"  judging {sum(map(len, tables.values())):,} test rows{f' twice, by version {against} too' if against else ''} ...")
     tasks, macro = task_reports(judge, other, tables, config)
-    if against:
+    if "difference" in macro:
         macro[f"macro PR-AUC minus that of version {against}"] = macro.pop("difference")
     report = VersionReport(
         config.registry.model, version, standing(client, config, version), against, facts_of(record), read_verdict(client, record),
@@ -94,7 +94,7 @@ def task_reports(
         figures, of_task = measured(truth, said, seed)
         draws.append(of_task["pr_auc"])
         one = TaskReport(table, truth, said, figures, measured_slices(truth, said, seed))
-        if other is not None and task.name in {known.name for known in other.tasks}:
+        if other is not None and same_task(task, other):
             other_said = said_of(other, table, task.name, batch_tokens)
             compared = compare_task(truth, said, other_said, seed)
             gap_draws.append(compared.difference_D)

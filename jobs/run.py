@@ -4,7 +4,7 @@ from typing import Any
 
 from jobs.compare import gate_against_champion
 from jobs.evaluate import evaluation_table, run_evaluate
-from jobs.register import run_promote, run_register
+from jobs.register import check_not_left, run_promote, run_register
 from jobs.score import run_score
 from jobs.sources import bring_in
 from jobs.train import run_train
@@ -27,6 +27,7 @@ def run_all(config: RunConfig, console: Console) -> dict[str, Any]:
     console.say("5/7 registry")
     registered = run_register(config, console)
     console.say("6/7 gate and promotion")
+    check_not_left(config, registered["version"])
     gate_against_champion(config, registered["version"], console)
     promoted = run_promote(config, registered["version"], console)
     console.say("7/7 scoring")

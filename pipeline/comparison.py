@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.bootstrap import Interval, interval
+from pipeline.errors import ConfigError
 from pipeline.evaluate import markets_of, said_by
 from pipeline.judge import Judge
-from pipeline.measure import SLICE_ROWS, Said, Truth, measured, rows_of
+from pipeline.measure import SLICE_ROWS, Said, Truth, as_json, measured, rows_of
 from pipeline.slices import cut
 from pipeline.tasks import Task
 
@@ -39,22 +40,28 @@ class Comparison:
     """All tasks that both versions know, and how fast the versions judge."""
 
     tasks: Mapping[str, TaskComparison]
+    not_compared: tuple[str, ...]  # tasks of the champion that the challenger does not know, or that have no rows of both classes
     macro_pr_auc: Interval  # challenger minus champion
     speed_ratio: float  # challenger's rows a second over the champion's
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         tasks = {
-            name: {side: {k: asdict(v) for k, v in getattr(task, side).items()} for side in ("challenger", "champion", "difference")}
-            | {"slices": list(task.slices)}
+            name: {side: as_json(getattr(task, side)) for side in ("challenger", "champion", "difference")} | {"slices": list(task.slices)}
             for name, task in self.tasks.items()
         }
-        return {"tasks": tasks, "macro_pr_auc_difference": asdict(self.macro_pr_auc), "speed_ratio": self.speed_ratio}
+        macro = as_json({"macro_pr_auc_difference": self.macro_pr_auc})
+        return {"tasks": tasks, "not_compared": list(self.not_compared), **macro, "speed_ratio": self.speed_ratio}
 
 
 def compare_judges(challenger: Judge, champion: Judge, tables: Mapping[str, pa.Table], batch_tokens: int, seed: int) -> Comparison:
-    """Both on contract rows of each task, each with its own templates and calibration. `tables` hold judged rows of both classes."""
-    both = [task for task in challenger.tasks if task.name in tables and task.name in {known.name for known in champion.tasks}]
+    """Both on contract rows of each task, each with its own templates and calibration. `tables` hold judged rows of both classes.
+
+    ConfigError: there is no task that both know, or one has other labels than the other.
+    """
+    both = [task for task in challenger.tasks if task.name in tables and same_task(task, champion)]
+    if not both:
+        raise ConfigError("the versions know no task in common that has both relevant and irrelevant test rows; there is nothing to compare")
     tasks = {}
     for position, task in enumerate(both):
         table = tables[task.name]
@@ -63,7 +70,16 @@ def compare_judges(challenger: Judge, champion: Judge, tables: Mapping[str, pa.T
         tasks[task.name] = compare_task(truth, said[0], said[1], seed + position)
     value = float(np.mean([task.difference["pr_auc"].value for task in tasks.values()]))
     macro = interval(value, np.mean([task.difference_D for task in tasks.values()], axis=0))
-    return Comparison(tasks, macro, speed_ratio(challenger, champion, {task.name: tables[task.name] for task in both}, batch_tokens))
+    missing = tuple(task.name for task in champion.tasks if task.name not in tasks)
+    return Comparison(tasks, missing, macro, speed_ratio(challenger, champion, {task.name: tables[task.name] for task in both}, batch_tokens))
+
+
+def same_task(task: Task, other: Judge) -> bool:
+    """Whether the other judge knows a task. ConfigError: it does, with other labels."""
+    known = next((one for one in other.tasks if one.name == task.name), None)
+    if known is not None and (known.labels, known.relevant_from) != (task.labels, task.relevant_from):
+        raise ConfigError(f"task {task.name} has other labels in the one version than in the other; they cannot be compared")
+    return known is not None
 
 
 def truth_of(task: Task, table: pa.Table) -> Truth:

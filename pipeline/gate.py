@@ -44,8 +44,8 @@ def judge_version(
 ) -> Verdict:
     """Every rule on what was measured."""
     rules = (
-        data_rule(data_passed), task_rule(comparison, config), macro_rule(comparison, config), calibration_rule(comparison, config),
-        slice_rule(comparison, config), speed_rule(comparison, config), behaviour_rule(cases),
+        data_rule(data_passed), coverage_rule(comparison), task_rule(comparison, config), macro_rule(comparison, config),
+        calibration_rule(comparison, config), slice_rule(comparison, config), speed_rule(comparison, config), behaviour_rule(cases),
     )  # fmt: skip
     return Verdict(version, against, rules)
 
@@ -53,6 +53,14 @@ def judge_version(
 def data_rule(passed: bool) -> RuleVerdict:
     """The rows passed the data gate."""
     return RuleVerdict("data gate", passed, "the judged rows passed it" if passed else "the judged rows did not pass it; see validation/report.json")
+
+
+def coverage_rule(comparison: Comparison) -> RuleVerdict:
+    """Whatever the champion judges was compared."""
+    missing = ", ".join(comparison.not_compared)
+    why = "not compared, as the version does not know them or there are no test rows of both classes"
+    reason = f"{why}: {missing}" if missing else "all were compared"
+    return RuleVerdict("every task of the champion", not missing, reason)
 
 
 def task_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
@@ -84,7 +92,7 @@ def calibration_rule(comparison: Comparison, config: PromotionConfig) -> RuleVer
 
 def slice_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     """No part of the rows is clearly worse by more than the margin."""
-    fallen = [(name, one) for name, task in comparison.tasks.items() for one in task.slices if one["difference"]["high"] < -config.slice_margin]
+    fallen = [(name, one) for name, task in comparison.tasks.items() for one in task.slices if not one["difference"]["high"] >= -config.slice_margin]
     told = "; ".join(f"{name}, {one['by']} {one['slice']}: {one['difference']['value']:+.3f} on {one['rows']} rows" for name, one in fallen[:5])
     return RuleVerdict("no slice collapsed", not fallen, told or f"no slice loses more PR-AUC than {config.slice_margin} for certain")
 

@@ -5,42 +5,56 @@ repaired from it, as they are last-writer-wins.
 """
 
 import getpass
+import json
 import os
 import time
 from typing import Any
 
 from pipeline.commit import put_if_absent
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, GateRefusedError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RetryableError
 from pipeline.files import canonical_json, read_json
 
 Record = dict[str, Any]
 
 
 def read_promotions(config: RunConfig) -> list[Record]:
-    """All promotions and rollbacks, oldest first. The last is the champion."""
-    return [read_json(path) for path in sorted(config.promotions_dir.glob("*.json")) if not path.name.startswith(".")]
+    """All promotions and rollbacks, oldest first. The last is the champion. DamagedInputError: a record is damaged or gone."""
+    found: list[Record] = []
+    for path in sorted(path for path in config.promotions_dir.glob("*.json") if not path.name.startswith(".")):
+        try:
+            found.append(read_json(path))
+        except DamagedInputError as error:
+            told = f"{path}, a record of the promotion log, is damaged; restore it from a backup: the log says which version is champion"
+            raise DamagedInputError(told) from error
+        if found[-1]["number"] != len(found):
+            raise DamagedInputError(f"the promotion log in {path.parent} lacks record {len(found)}; restore it from a backup")
+    return found
 
 
 def promote(config: RunConfig, client: Any, version: str, tags: dict[str, str], override: str | None = None) -> Record:
     """Make a version champion if the gate let it pass against the champion of now, or, where there is none, if it beats the lexical floor.
 
     `tags` are the version's. With `override`, a reason, it is promoted whatever the gate says, and the reason is recorded. Returns the record;
-    the champion's own if it is this version already. GateRefusedError: the gate does not let it pass. RetryableError: another promotion came
-    in between.
+    the champion's own if it is this version already; `aliases` in it says whether they follow. GateRefusedError: the gate does not let it pass.
+    RetryableError: another promotion came in between.
     """
     log = read_promotions(config)
     if log and log[-1]["version"] == version:
-        repair_aliases(config, client)
-        return log[-1]
+        return {**log[-1], "aliases": follow(config, client)}
     champion = log[-1]["version"] if log else None
+    gate = gate_tag(tags)
     if override is None:
-        check_gate(config.registry.model, version, tags, champion)
-    gate: Record = {key: tags[key] for key in ("gate_against", "gate_passed", "gate_sha256") if key in tags}
-    return append(config, client, log, {"kind": "promotion", "version": version, "override": override, **gate, **figures(tags)})
+        check_gate(config.registry.model, version, tags, gate, champion)
+    return append(config, client, log, {"kind": "promotion", "version": version, "override": override, "gate": gate, **figures(tags)})
 
 
-def check_gate(model: str, version: str, tags: dict[str, str], champion: str | None) -> None:
+def gate_tag(tags: dict[str, str]) -> Record | None:
+    """What the gate last said of a version: against, passed, sha256 of the whole verdict. None: nothing yet."""
+    return dict(json.loads(tags["gate"])) if "gate" in tags else None
+
+
+def check_gate(model: str, version: str, tags: dict[str, str], gate: Record | None, champion: str | None) -> None:
     """GateRefusedError unless the version may take the champion's place."""
     if champion is None:
         mine, floor = float(tags["macro_pr_auc"]), float(tags["lexical_macro_pr_auc"])
@@ -51,10 +65,10 @@ def check_gate(model: str, version: str, tags: dict[str, str], champion: str | N
             )
         return
     look = f"relevance evaluate --version {version} --against champion"
-    if tags.get("gate_against") != champion:
-        against = f"version {tags['gate_against']}" if "gate_against" in tags else "no version"
+    if gate is None or gate["against"] != champion:
+        against = "no version" if gate is None else f"version {gate['against']}"
         raise GateRefusedError(f"version {version} of {model} was compared with {against}, the champion is version {champion}; run `{look}` first")
-    if tags.get("gate_passed") != "true":
+    if gate["passed"] is not True:
         over = "--override with a --reason goes over it"
         raise GateRefusedError(f"version {version} of {model} did not pass the gate against version {champion}; `{look}` says why, {over}")
 
@@ -88,8 +102,24 @@ def append(config: RunConfig, client: Any, log: list[Record], facts: Record) -> 
     record = {"number": len(log) + 1, "expected_champion": expected, "by": user(), "at": at, **facts}
     if not put_if_absent(config.promotions_dir / f"{record['number']:06d}.json", canonical_json(record).encode()):
         raise RetryableError(f"another promotion of {config.registry.model} came first: expected champion {expected}; look, then run again")
-    repair_aliases(config, client)
-    return record
+    return {**record, "aliases": follow(config, client)}
+
+
+def follow(config: RunConfig, client: Any) -> str:
+    """Let the aliases follow the log; why they do not yet, where the store does not let them. What is in the log is done, so this is no failure: a
+    rollback that was told to have failed would be typed again, and go back two champions."""
+    try:
+        repair_aliases(config, client)
+    except (Exception, KeyboardInterrupt) as error:
+        return f"behind the log until the next use ({type(error).__name__})"
+    return "as the log says"
+
+
+def rolled_back(log: list[Record], version: str) -> Record | None:
+    """The rollback by which a version was left, if that was the last that was done with it."""
+    about = [record for record in log if version in (record["version"], record["expected_champion"])]
+    last = about[-1] if about else None
+    return last if last is not None and last["kind"] == "rollback" and last["expected_champion"] == version else None
 
 
 def user() -> str:
@@ -120,6 +150,17 @@ def repair_aliases(config: RunConfig, client: Any) -> None:
         wanted = dict(zip(("champion", "previous_champion"), reversed(line[-2:]), strict=False))
         for alias, version in wanted.items():
             if aliases.get(alias) != version:
-                client.set_registered_model_alias(model, alias, version)
+                set_alias(client, model, alias, version)
         if "previous_champion" in aliases.keys() - wanted.keys():
             client.delete_registered_model_alias(model, "previous_champion")
+
+
+def set_alias(client: Any, model: str, alias: str, version: str) -> None:
+    """Point an alias at a version. An earlier champion that was deleted in MLflow has none: nothing hangs on it but a rollback."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(model, alias, version)
+    except MlflowException as error:
+        if alias == "champion" or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise

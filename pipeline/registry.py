@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pipeline.card import model_card
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.files import canonical_json, json_sha256, publish_dir, read_json, remove_tree, temporary_beside
-from pipeline.promotion import read_promotions, repair_aliases
+from pipeline.promotion import gate_tag, read_promotions, repair_aliases
 from pipeline.tracking import experiment_id, find_run, mlflow_client, told_errors
 
 BUNDLE_ARTIFACT = "bundle"
@@ -33,10 +34,15 @@ class FetchedVersion:
 
 
 def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, Any]) -> str:
-    """Register a bundle under config.registry.model with alias challenger; returns the version. The same bundle stays one version."""
+    """Register a bundle under config.registry.model with alias challenger; returns the version. The same bundle stays one version.
+
+    ConfigError: the figures are of another bundle.
+    """
     client = mlflow_client(config)
     bundle = read_bundle(bundle_dir)
-    version = version_of_bundle(client, config.registry.model, bundle.sha256)
+    if evaluation["bundle_sha256"] != bundle.sha256:
+        raise ConfigError(f"the figures are of another bundle than {bundle_dir}; run `relevance evaluate` with this config again")
+    version = version_of_bundle(config, client, bundle.sha256)
     if version is None:
         check_profile(config.profile_path, bundle.description["training"]["data_digest"])
         run_id = find_run(client, config, bundle.description["training"]["fingerprint"])
@@ -48,7 +54,7 @@ def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, 
         card = config.run_dir / "model_card.md"
         card.write_text(model_card(config, bundle.description, bundle.sha256, evaluation), encoding="utf-8")
         log_version(config, run_id, bundle_dir, card, version_tags(bundle.sha256, bundle.description, evaluation))
-        version = version_of_bundle(client, config.registry.model, bundle.sha256)
+        version = version_of_bundle(config, client, bundle.sha256)
         assert version is not None
         client.update_model_version(config.registry.model, version, description=card.read_text(encoding="utf-8"))
         client.set_terminated(run_id)
@@ -98,19 +104,29 @@ def log_metrics(client: Any, run_id: str, evaluation: dict[str, Any]) -> None:
     for name, figures in evaluation["tasks"].items():
         for figure, interval in figures["model"].items():
             if interval["value"] is not None:
-                client.log_metric(run_id, f"test_{figure}_{name}", interval["value"])
+                client.log_metric(run_id, metric_name(f"test_{figure}_{name}"), interval["value"])
     for system, figure in evaluation["macro_pr_auc"].items():
         client.log_metric(run_id, f"test_macro_pr_auc_{system}", figure["value"])
 
 
-def version_of_bundle(client: Any, model: str, sha256: str) -> str | None:
-    """The version that carries a bundle, if there is one: the first, where an answer that was lost, or another process, made more of them. Those are
-    taken away; nothing points at them yet."""
+def metric_name(name: str) -> str:
+    """A name that MLflow takes for a metric: labels may be any text."""
+    return re.sub(r"[^\w.\- ]", "_", name)
+
+
+def version_of_bundle(config: RunConfig, client: Any, sha256: str) -> str | None:
+    """The version that carries a bundle, if there is one. Where an answer that was lost, or another process, made more of them, it is the first that
+    was ever promoted, else the first; those that neither an alias nor the promotion log names are taken away."""
+    model = config.registry.model
     found = client.search_model_versions(f"name = '{model}' and tags.bundle_sha256 = '{sha256}'")
-    versions = sorted(int(one.version) for one in found)
-    for later in versions[1:]:
-        client.delete_model_version(model, str(later))
-    return str(versions[0]) if versions else None
+    promoted = {record["version"] for record in read_promotions(config)}
+    versions = sorted((str(one.version) for one in found), key=lambda version: (version not in promoted, int(version)))
+    if len(versions) > 1:
+        named = promoted | {str(version) for version in client.get_registered_model(model).aliases.values()}
+        for other in versions[1:]:
+            if other not in named:
+                client.delete_model_version(model, other)
+    return versions[0] if versions else None
 
 
 def metric_history(client: Any, run_id: str, name: str) -> list[tuple[float, float]]:
@@ -127,24 +143,24 @@ def read_verdict(client: Any, record: Any) -> dict[str, Any] | None:
     """The gate's last verdict on a version, if it was judged. DamagedInputError: the file is not the one that was written."""
     import mlflow
 
-    if "gate_sha256" not in record.tags:
+    told = gate_tag(record.tags)
+    if told is None:
         return None
-    path = verdict_path(str(record.version), record.tags["gate_against"])
+    path = verdict_path(str(record.version), told["against"])
     verdict = json.loads(mlflow.artifacts.load_text(f"runs:/{record.run_id}/{path}"))
-    if json_sha256(verdict) != record.tags["gate_sha256"]:
+    if json_sha256(verdict) != told["sha256"]:
         raise DamagedInputError(f"{path} of MLflow run {record.run_id} is not what the gate wrote; judge version {record.version} again")
     return dict(verdict)
 
 
 def write_verdict(config: RunConfig, version: str, verdict: dict[str, Any]) -> None:
-    """Put the gate's verdict on a version: its outcome as tags, which `promote` reads, and the whole as a file of its run."""
+    """Put the gate's verdict on a version: its outcome as a tag, which `promote` reads, and the whole as a file of its run."""
     client = mlflow_client(config)
     record = check_version(client, config.registry.model, version)
     text = canonical_json(verdict)
     client.log_text(record.run_id, text, verdict_path(version, verdict["against"]))
-    tags = {"gate_against": verdict["against"], "gate_passed": str(verdict["passed"]).lower(), "gate_sha256": json_sha256(verdict)}
-    for key, value in tags.items():
-        client.set_model_version_tag(config.registry.model, version, key, value)
+    told = {"against": verdict["against"], "passed": verdict["passed"], "sha256": json_sha256(verdict)}
+    client.set_model_version_tag(config.registry.model, version, "gate", canonical_json(told))  # one tag: half a verdict must not be read
 
 
 def check_version(client: Any, model: str, version: str) -> Any:
@@ -186,10 +202,15 @@ def find_champion(config: RunConfig) -> FetchedVersion | None:
 
 def fetch_version(config: RunConfig, version: str) -> FetchedVersion:
     """A version's bundle, fetched once; its sha256 is the registry's. ConfigError: no such version."""
-    sha256 = check_version(mlflow_client(config), config.registry.model, version).tags.get("bundle_sha256")
-    if sha256 is None:
-        raise ConfigError(f"version {version} of model {config.registry.model} was not made by `relevance register`; name one that was")
-    return fetch_bundle(config, version, sha256)
+    record = check_version(mlflow_client(config), config.registry.model, version)
+    check_registered(record)
+    return fetch_bundle(config, str(record.version), record.tags["bundle_sha256"])
+
+
+def check_registered(record: Any) -> None:
+    """ConfigError: somebody made the version by other means, and it says nothing of itself."""
+    if not {"bundle_sha256", "macro_pr_auc", "lexical_macro_pr_auc"} <= record.tags.keys():
+        raise ConfigError(f"version {record.version} of model {record.name} was not made by `relevance register`; name one that was")
 
 
 def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion:

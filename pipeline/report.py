@@ -121,7 +121,7 @@ def beside(one: TaskReport, name: str) -> list[str]:
     if one.other_figures is None or one.difference is None:
         return []
     if name not in one.difference:
-        return [with_interval(one.other_figures[name]), ""]
+        return ["", ""]
     gap = one.difference[name]
     if not np.isfinite(gap.value):
         return [with_interval(one.other_figures[name]), "not defined"]

@@ -45,11 +45,14 @@ def told_errors(config: RunConfig) -> Iterator[None]:
         if "mlflow" not in sys.modules:
             raise
         from mlflow.exceptions import MlflowException
+        from requests import RequestException
 
-        if not isinstance(error, MlflowException):
+        if not isinstance(error, MlflowException | RequestException):  # the latter from artifacts that a server hands on
             raise
         where, told = f"MLflow at {without_password(config.tracking_uri)}", shortened(str(error))
-        if error.error_code in REFUSALS or any(f"error code {code} " in str(error) for code in (401, 403)):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        refused = getattr(error, "error_code", None) in REFUSALS or status in (401, 403)
+        if refused or any(f"error code {code} " in str(error) for code in (401, 403)):
             cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account that may"
             raise ConfigError(f"{where} refuses the account ({told}); {cure}") from error
         raise RetryableError(f"{where} does not answer as it should ({told}); see to it or set registry.tracking_uri, then run again") from error
@@ -109,7 +112,7 @@ class RunTracker:
         batch, self.waiting = self.waiting, []
         self.sent_s = time.monotonic()
         for start in range(0, len(batch), 1000):  # MLflow takes 1,000 metrics a call
-            self._trying(partial(self.client.log_batch, self.run_id, metrics=batch[start : start + 1000]))
+            self._trying(partial(self._log_metrics, batch[start : start + 1000]))
 
     def finish(self, status: str) -> None:
         """Send the rest and close the run: FINISHED, FAILED or KILLED."""
@@ -119,6 +122,9 @@ class RunTracker:
         if self.run_id is not None:
             self.lost = False  # it may be back
             self._trying(lambda: self.client.set_terminated(self.run_id, status))
+
+    def _log_metrics(self, metrics: list[Any]) -> None:
+        self.client.log_batch(self.run_id, metrics=metrics)
 
     def _queue(self, values: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import GateRefusedError, RelevanceError, RetryableError
-from pipeline.promotion import promote, read_promotions, repair_aliases, roll_back
+from pipeline.errors import DamagedInputError, GateRefusedError, RelevanceError, RetryableError
+from pipeline.promotion import promote, read_promotions, repair_aliases, roll_back, rolled_back
 
 RACES = 100
 CONTEXT = multiprocessing.get_context("spawn")
@@ -40,7 +40,7 @@ def config_of(root: Path) -> Any:
 
 
 def tags_of(version: str, against: str | None = None, passed: bool = True) -> dict[str, str]:
-    gate = {"gate_against": against, "gate_passed": str(passed).lower(), "gate_sha256": "g"} if against else {}
+    gate = {"gate": json.dumps({"against": against, "passed": passed, "sha256": "g"})} if against else {}
     return {"bundle_sha256": f"sha-{version}", "macro_pr_auc": "0.8", "lexical_macro_pr_auc": "0.7", **gate}
 
 
@@ -87,10 +87,13 @@ def test_of_promotions_at_the_same_time_exactly_one_wins_and_log_and_aliases_agr
 def test_a_promotion_killed_between_log_and_alias_is_repaired_at_the_next_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, client = new_world(tmp_path)
 
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+    class Killed(BaseException):
+        pass
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(SlowAliases, "set_registered_model_alias", killed)
         promote(config, client, "2", tags_of("2", "1"))
     assert client.get_registered_model("m").aliases == {"champion": "1"}
@@ -136,3 +139,48 @@ def test_a_rollback_goes_back_one_champion_each_time_and_a_first_one_has_none_to
     rollbacks = [("rollback", "2", "3"), ("rollback", "1", "2")]
     assert kinds == [("promotion", "1", None), ("promotion", "2", "1"), ("promotion", "3", "2"), *rollbacks, ("promotion", "2", "1")]
     assert json.loads((config.promotions_dir / "000004.json").read_text())["override"] == "complaints"
+
+
+@pytest.mark.parametrize("failure", [OSError("no answer"), KeyboardInterrupt()])
+def test_a_rollback_whose_aliases_do_not_follow_yet_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    config, client = new_world(tmp_path)
+    promote(config, client, "2", tags_of("2", "1"))
+    promote(config, client, "3", tags_of("3", "2"))
+
+    def fails(*_: Any) -> None:
+        raise failure
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SlowAliases, "set_registered_model_alias", fails)
+        done = roll_back(config, client, "complaints")
+    assert done["version"] == "2" and done["aliases"].startswith("behind the log until the next use")
+    assert client.get_registered_model("m").aliases["champion"] == "3"
+    repair_aliases(config, client)
+    assert client.get_registered_model("m").aliases == {"champion": "2", "previous_champion": "1"}
+
+
+def test_a_version_that_was_left_by_a_rollback_is_known_until_it_is_promoted_again(tmp_path: Path) -> None:
+    config, client = new_world(tmp_path)
+    promote(config, client, "2", tags_of("2", "1"))
+    assert rolled_back(read_promotions(config), "2") is None
+    roll_back(config, client, "complaints")
+    left = rolled_back(read_promotions(config), "2")
+    assert left is not None and left["override"] == "complaints"
+    assert rolled_back(read_promotions(config), "1") is None
+    promote(config, client, "2", tags_of("2", "1"))
+    assert rolled_back(read_promotions(config), "2") is None
+
+
+def test_a_log_that_lost_a_record_is_not_believed(tmp_path: Path) -> None:
+    config, client = new_world(tmp_path)
+    promote(config, client, "2", tags_of("2", "1"))
+    first = config.promotions_dir / "000001.json"
+    kept = first.read_bytes()
+    first.write_bytes(kept[:20])
+    with pytest.raises(DamagedInputError, match="restore it from a backup"):
+        read_promotions(config)
+    first.unlink()
+    with pytest.raises(DamagedInputError, match="lacks record 1"):
+        read_promotions(config)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from commands import last_json, relevance
 
+from jobs.register import check_not_left
 from models.bundle import read_bundle, write_bundle
 from pipeline.config import RunConfig, read_config
-from pipeline.errors import DamagedInputError
+from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError
 from pipeline.registry import check_version, read_verdict, register_version
 from pipeline.tracking import mlflow_client
 
@@ -32,7 +33,10 @@ class World:
         folder.parent.mkdir()
         tensors = {key: change(key, torch.as_tensor(tensor)) for key, tensor in bundle.tensors.items()}
         write_bundle(folder, bundle.description, tensors, bundle.tokenizer_dir)
-        return register_version(self.config, folder, json.loads((self.config.run_dir / "evaluation.json").read_text()))
+        evaluation = json.loads((self.config.run_dir / "evaluation.json").read_text())
+        with pytest.raises(ConfigError, match="the figures are of another bundle"):
+            register_version(self.config, folder, evaluation)
+        return register_version(self.config, folder, {**evaluation, "bundle_sha256": read_bundle(folder).sha256})
 
     def relevance(self, command: str, *arguments: str) -> Any:
         return relevance(command, *arguments, "--config", str(self.config_path), cwd=self.root)
@@ -70,6 +74,8 @@ def test_a_gate_that_asks_for_less_lets_it_pass_and_rollback_undoes_the_promotio
     assert (aliases["champion"], aliases["previous_champion"], aliases["challenger"]) == ("2", "1", "3")
     assert last_json(world.relevance("rollback", "--reason", "complaints"))["version"] == "1"
     assert "previous_champion" not in client.get_registered_model("planted").aliases
+    with pytest.raises(GateRefusedError, match="was rolled back from on .*complaints"):
+        check_not_left(world.config, "2")
     again = world.relevance("rollback", "--reason", "more complaints")
     assert again.returncode == 2 and "no earlier champion to go back to" in again.stderr
 
@@ -103,6 +109,15 @@ def test_the_report_of_a_version_is_one_page_with_its_verdict_and_is_logged(worl
     client = mlflow_client(world.config)
     run_id = check_version(client, "planted", "3").run_id
     assert "reports/version-3.html" in {file.path for file in client.list_artifacts(run_id, "reports")}
+
+
+def test_rows_that_a_version_may_have_been_trained_on_are_not_its_test(world: World) -> None:
+    refused = world.relevance("compare", "1", "2", "--set", "split.test_share=0.4")
+    assert refused.returncode == 2 and "was trained with split.test_share 0.25, the config has 0.4" in refused.stderr
+
+
+def test_a_version_to_compare_with_needs_one_to_compare(world: World) -> None:
+    assert world.relevance("evaluate", "--against", "1").returncode == 2
 
 
 def test_a_verdict_that_was_altered_in_the_store_is_not_believed(world: World) -> None:

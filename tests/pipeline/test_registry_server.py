@@ -27,6 +27,11 @@ EVALUATION = {
     "model_minus_lexical_macro_pr_auc": FIGURE, "worst_task": "two",
 }  # fmt: skip
 
+STEP = {
+    "step": 1, "loss": 0.5, "learning_rate": 0.01, "rows_per_s": 8.0, "tokens_per_s": 80.0, "gradient_norm": 1.0, "mfu": 0.3, "tokens": 10,
+    "seconds": {}, "task_losses": {}, "group_gradient_norms": {},
+}  # fmt: skip
+
 
 class World:
     """An evaluated bundle in a run's folder, and others like it."""
@@ -47,6 +52,9 @@ class World:
 
     def bundle(self, number: int) -> Path:
         return self.root / str(number) / "bundle"
+
+    def evaluation(self, number: int) -> dict[str, Any]:
+        return {**EVALUATION, "bundle_sha256": read_bundle(self.bundle(number)).sha256}
 
     def config(self, uri: str, model: str) -> RunConfig:
         return build_config({**self.plain, "registry": {"model": model, "tracking_uri": uri}}, "test")
@@ -92,8 +100,8 @@ def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_versions_live_and_change_on_postgresql_behind_accounts(world: World, guarded_server: str, account: None) -> None:
     config = world.config(guarded_server, "guarded")
-    first = register_version(config, world.bundle(1), EVALUATION)
-    second = register_version(config, world.bundle(2), EVALUATION)
+    first = register_version(config, world.bundle(1), world.evaluation(1))
+    second = register_version(config, world.bundle(2), world.evaluation(2))
     client = mlflow_client(config)
     promote(config, client, first, dict(check_version(client, "guarded", first).tags))
     write_verdict(config, second, {"version": second, "against": first, "passed": True, "rules": [], "behaviour": []})
@@ -121,7 +129,7 @@ def test_a_wrong_password_is_an_error_of_the_config_and_is_not_told(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong and secret")
     with pytest.raises(ConfigError, match="refuses the account.*set MLFLOW_TRACKING_USERNAME") as refused:
-        register_version(world.config(guarded_server, "refused"), world.bundle(1), EVALUATION)
+        register_version(world.config(guarded_server, "refused"), world.bundle(1), world.evaluation(1))
     assert "secret" not in str(refused.value)
 
 
@@ -132,15 +140,15 @@ def test_an_answer_lost_after_the_work_was_done_makes_no_second_version(world: W
         config = world.config(uri, f"lost-{request_path.replace('/', '-')}")
         trouble.lose_answers_to = request_path
         try:
-            version = register_version(config, world.bundle(1), EVALUATION)
+            version = register_version(config, world.bundle(1), world.evaluation(1))
         except RetryableError:  # the same command again
-            version = register_version(config, world.bundle(1), EVALUATION)
+            version = register_version(config, world.bundle(1), world.evaluation(1))
         assert trouble.lose_answers_to == "", "no answer was lost"
         client = mlflow_client(config)
         found = client.search_model_versions(f"name = '{config.registry.model}'")
         assert [str(one.version) for one in found] == [version]
         assert str(client.get_registered_model(config.registry.model).aliases["challenger"]) == version
-        assert register_version(config, world.bundle(1), EVALUATION) == version
+        assert register_version(config, world.bundle(1), world.evaluation(1)) == version
 
 
 @pytest.mark.parametrize(("trouble_is", "told"), [({"status": 500}, "500 error responses"), ({"delay_s": 3.0}, "timed out")])
@@ -152,7 +160,7 @@ def test_a_server_that_fails_or_is_slow_is_given_up_in_bounded_time(
         vars(trouble).update(trouble_is)
         started_s = time.monotonic()
         with pytest.raises(RetryableError, match=told):
-            register_version(world.config(uri, "slow"), world.bundle(1), EVALUATION)
+            register_version(world.config(uri, "slow"), world.bundle(1), world.evaluation(1))
         assert time.monotonic() - started_s < 15
 
 
@@ -165,6 +173,8 @@ def test_a_training_goes_on_where_the_store_does_not_answer_from_its_start(world
     from pipeline.logs import Console
 
     tracker = RunTracker(world.config("http://127.0.0.1:9", "absent"), "f" * 64, "digest", Console())
+    tracker.log_step(STEP)
+    tracker.send()
     tracker.finish("FINISHED")
     said = capsys.readouterr().err
     assert tracker.run_id is None and said.count("Training goes on without it") == 1
@@ -174,7 +184,7 @@ def test_a_champion_whose_files_are_here_is_served_while_the_registry_is_down(wo
     trouble = Trouble()
     with proxy(plain_server, trouble) as uri:
         config = world.config(uri, "down")
-        version = register_version(config, world.bundle(1), EVALUATION)
+        version = register_version(config, world.bundle(1), world.evaluation(1))
         client = mlflow_client(config)
         promote(config, client, version, dict(check_version(client, "down", version).tags))
         trouble.status = 503
