@@ -64,9 +64,9 @@ def without_password(uri: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """An error's words on one line; MLflow's may hold a whole page."""
+    """An error's words on one line; MLflow's may hold a whole page. What was asked stands at the beginning, the cause at the end."""
     words = " ".join(text.split())
-    return words if len(words) <= MAX_ERROR_CHARS else f"{words[: MAX_ERROR_CHARS - 1]}…"
+    return words if len(words) <= MAX_ERROR_CHARS else f"{words[: MAX_ERROR_CHARS // 3]}…{words[-2 * MAX_ERROR_CHARS // 3 :]}"
 
 
 def experiment_id(client: Any, config: RunConfig) -> str:

@@ -184,7 +184,7 @@ def test_a_champion_whose_files_are_here_is_served_while_the_registry_is_down(wo
     trouble = Trouble()
     with proxy(plain_server, trouble) as uri:
         config = world.config(uri, "down")
-        version = register_version(config, world.bundle(1), world.evaluation(1))
+        version = register_version(config, world.bundle(2), world.evaluation(2))
         client = mlflow_client(config)
         promote(config, client, version, dict(check_version(client, "down", version).tags))
         trouble.status = 503
