@@ -2,8 +2,8 @@
 
 Each recipe is trained and measured by the commands a user types, on one of two mixes of tasks. "agreeing": the four tasks of jobs/configs/esci.yaml.
 "conflicting": the ESCI pairs of one market asked three times with the same text, whether exact, whether a substitute, whether a complement, so that
-only the task id tells the questions apart. Prints a table with macro PR-AUC on the test rows and its interval clustered by query; a recipe that was
-measured in DIR before is not trained again.
+only the task id tells the questions apart. Prints a table with macro PR-AUC on the test rows and its interval clustered by query, and each recipe
+minus the others of its mix, draw by draw on the same queries; a recipe that was measured in DIR before is not trained again.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,31 @@ def measure(name: str, work_dir: Path, epochs: float) -> dict[str, Any]:
     return {"name": name, "seconds": json.loads((run_dir / "seconds.json").read_text()), **evaluation}
 
 
+def differences(names: list[str], work_dir: Path, epochs: float) -> list[str]:
+    """Macro PR-AUC of each recipe of one mix minus that of those before it, paired: every task's queries are drawn alike for both."""
+    from pipeline.bootstrap import interval
+    from pipeline.comparison import compare_task, said_of, truth_of
+    from pipeline.config import read_config
+    from pipeline.judge import load_judge
+    from pipeline.rows import read_split
+
+    path = conflicting_config(work_dir) if RECIPES[names[0]][0] == "conflicting" else ESCI_CONFIG
+    config = read_config(path, [f"name=recipe-{names[0]}-{epochs:g}", f"work_dir={work_dir}"])
+    tables = read_split(config.accepted_dir, config.tasks, config.split, "test")
+    truths = {task.name: replace(truth_of(task, tables[task.name]), slices={}) for task in config.tasks}
+    said: dict[str, dict[str, Any]] = {}
+    lines = []
+    for name in names:
+        judge, _ = load_judge(work_dir / f"recipe-{name}-{epochs:g}" / "bundle")
+        said[name] = {task: said_of(judge, tables[task], task, config.scoring.batch_tokens) for task in truths}
+        for other in list(said)[:-1]:
+            compared = [compare_task(truths[task], said[name][task], said[other][task], config.seed) for task in truths]
+            value = sum(one.difference["pr_auc"].value for one in compared) / len(compared)
+            macro = interval(value, sum(one.difference_D for one in compared) / len(compared))
+            lines.append(f"{name} minus {other}: {macro.value:+.3f} [{macro.low:+.3f}, {macro.high:+.3f}]")
+    return lines
+
+
 def main() -> None:
     """All recipes in turn, or those named."""
     parser = argparse.ArgumentParser(description="What recipes are worth")
@@ -100,6 +126,9 @@ def main() -> None:
         macro = result["macro_pr_auc"]["model"]
         by_task = ", ".join(f"{task} {figures['model']['pr_auc']:.3f}" for task, figures in result["tasks"].items())
         print(f"| {name} | {macro['value']:.3f} | {macro['low']:.3f} to {macro['high']:.3f} | {by_task} | {result['seconds']:.0f} s |", flush=True)
+    for mix in ("agreeing", "conflicting"):
+        names = [name for name in arguments.only or RECIPES if RECIPES[name][0] == mix]
+        print("\n".join(differences(names, work_dir, arguments.epochs)) if len(names) > 1 else "", flush=True)
 
 
 if __name__ == "__main__":
