@@ -29,6 +29,7 @@ COMMANDS = {
     "rollback": {"--config", "--reason", "--set"},
     "history": {"--config", "--set"},
     "compare": {"--config", "version", "other", "--set"},
+    "report": {"--config", "--version", "--set"},
     "score": {"--config", "--set"},
     "status": {"runs_dir"},
     "export": {"--config", "--task", "--format", "--version", "--out", "--set"},
