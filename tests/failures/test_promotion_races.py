@@ -64,7 +64,7 @@ def racer(number: int, root: str, barrier: Any, results: Any) -> None:
             results.put((race, version, type(error).__name__))
 
 
-@pytest.mark.parametrize("num_processes", [2, 8])
+@pytest.mark.parametrize("num_processes", [2, pytest.param(8, marks=pytest.mark.failures)])
 def test_of_promotions_at_the_same_time_exactly_one_wins_and_log_and_aliases_agree(tmp_path: Path, num_processes: int) -> None:
     for race in range(RACES):
         new_world(tmp_path / str(race))
