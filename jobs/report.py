@@ -1,6 +1,7 @@
 """`relevance report`: one page that tells people what a version is worth."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 
 from jobs.compare import champion_version, judge_of, judged_test_rows
 from pipeline.bootstrap import Interval, interval
-from pipeline.comparison import compare_task, said_of, same_task, truth_of
+from pipeline.comparison import differences, said_of, same_task, truth_of
 from pipeline.config import RunConfig
 from pipeline.files import write_bytes
 from pipeline.judge import Judge
@@ -31,17 +32,18 @@ def run_report(config: RunConfig, version: str | None, console: Console) -> dict
     version = version or champion_version(config)
     client = mlflow_client(config)
     record = check_version(client, config.registry.model, version)
-    against = other_version(config, version)
+    line = [promoted["version"] for promoted in champions(read_promotions(config))]
+    against = next((one for one in reversed(line) if one != version), None)  # the champion or, beside that, the one before
     tables = judged_test_rows(config)
     judge, other = judge_of(config, version), judge_of(config, against) if against else None
     console.say(f"  judging {sum(map(len, tables.values())):,} test rows{f' twice, by version {against} too' if against else ''} ...")
     tasks, macro = task_reports(judge, other, tables, config)
     if "difference" in macro:
         macro[f"macro PR-AUC minus that of version {against}"] = macro.pop("difference")
-    report = VersionReport(
-        config.registry.model, version, standing(client, config, version), against, facts_of(record), read_verdict(client, record),
-        macro, tasks, {name: metric_history(client, record.run_id, name) for name in TRAINING}, drift_of(config, version),
-    )  # fmt: skip
+    training = {name: metric_history(client, record.run_id, name) for name in TRAINING}
+    stands = standing(client, config.registry.model, line, version)
+    verdict, drift = read_verdict(client, record), drift_of(config, version)
+    report = VersionReport(config.registry.model, version, stands, against, facts_of(record), verdict, macro, tasks, training, drift)
     path = config.run_dir / "reports" / f"version-{version}.html"
     path.parent.mkdir(exist_ok=True)
     write_bytes(path, report_page(report).encode("utf-8"))
@@ -50,20 +52,13 @@ def run_report(config: RunConfig, version: str | None, console: Console) -> dict
     return {"version": version, "against": against, "report": str(path)}
 
 
-def other_version(config: RunConfig, version: str) -> str | None:
-    """What a version is compared with: the champion or, if it is that itself, the one before."""
-    line = [record["version"] for record in champions(read_promotions(config))]
-    return next((one for one in reversed(line) if one != version), None)
-
-
-def standing(client: Any, config: RunConfig, version: str) -> str:
-    """What the version is now."""
-    line = [record["version"] for record in champions(read_promotions(config))]
+def standing(client: Any, model: str, line: Sequence[str], version: str) -> str:
+    """What the version is now. `line`: the champions that stand behind each other, the one of now last."""
     if line[-1:] == [version]:
         return "champion"
     if version in line[-2:]:
         return "the champion before the one of now"
-    challenger = client.get_registered_model(config.registry.model).aliases.get("challenger")
+    challenger = client.get_registered_model(model).aliases.get("challenger")
     return "challenger" if str(challenger) == version else "neither champion nor challenger"
 
 
@@ -96,9 +91,10 @@ def task_reports(
         one = TaskReport(table, truth, said, figures, measured_slices(truth, said, seed))
         if other is not None and same_task(task, other):
             other_said = said_of(other, table, task.name, batch_tokens)
-            compared = compare_task(truth, said, other_said, seed)
-            gap_draws.append(compared.difference_D)
-            one = TaskReport(table, truth, said, figures, one.slices, other_said, compared.champion, compared.difference)
+            other_figures, of_other = measured(truth, other_said, seed)
+            gap_draws.append(of_task["pr_auc"] - of_other["pr_auc"])
+            difference = differences(figures, of_task, other_figures, of_other)
+            one = replace(one, other_said=other_said, other_figures=other_figures, difference=difference)
         tasks.append(one)
     macro = {"macro PR-AUC": interval(float(np.mean([one.figures["pr_auc"].value for one in tasks])), np.mean(draws, axis=0))}
     if gap_draws:

@@ -97,8 +97,15 @@ def said_of(judge: Judge, table: pa.Table, task_name: str, batch_tokens: int) ->
 def compare_task(truth: Truth, challenger: Said, champion: Said, seed: int) -> TaskComparison:
     """Figures of both and their differences, draw by draw on the same queries."""
     (mine, mine_D), (other, other_D) = measured(truth, challenger, seed), measured(truth, champion, seed)
-    difference = {name: interval(mine[name].value - other[name].value, mine_D[name] - other_D[name]) for name in mine if name in other}
+    difference = differences(mine, mine_D, other, other_D)
     return TaskComparison(mine, other, difference, mine_D["pr_auc"] - other_D["pr_auc"], tuple(slice_differences(truth, challenger, champion, seed)))
+
+
+def differences(
+    mine: Mapping[str, Interval], mine_D: Mapping[str, np.ndarray], other: Mapping[str, Interval], other_D: Mapping[str, np.ndarray]
+) -> dict[str, Interval]:
+    """Mine minus the other's, of every figure that both have; the draws (D,) are of the same queries."""
+    return {name: interval(mine[name].value - other[name].value, mine_D[name] - other_D[name]) for name in mine if name in other}
 
 
 def slice_differences(truth: Truth, challenger: Said, champion: Said, seed: int) -> list[dict[str, Any]]:

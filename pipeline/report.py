@@ -19,7 +19,7 @@ from pipeline.report_page import data, page, table
 
 ERRORS = 50  # of a task
 SHOWN_CHARS = 300  # of a text
-HIGHER_IS_BETTER = {"calibration_error": False, "brier": False, "log_loss": False, "defect_rate": False}
+LOWER_IS_BETTER = ("calibration_error", "brier", "log_loss", "defect_rate")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def beside(one: TaskReport, name: str) -> list[str]:
     gap = one.difference[name]
     if not np.isfinite(gap.value):
         return [with_interval(one.other_figures[name]), "not defined"]
-    sign = 1 if HIGHER_IS_BETTER.get(name, True) else -1
+    sign = -1 if name in LOWER_IS_BETTER else 1
     low, high = sorted((sign * gap.low, sign * gap.high))
     mark = "better" if low > 0 else "worse" if high < 0 else ""
     return [with_interval(one.other_figures[name]), f'{gap.value:+.3f} <span class="{mark or "dim"}">[{gap.low:+.3f}, {gap.high:+.3f}] {mark}</span>']

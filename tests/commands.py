@@ -1,7 +1,6 @@
 """The command as a user types it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 RELEVANCE = [str(Path(sys.executable).with_name("relevance"))]
 
 
-def relevance(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def relevance(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command elsewhere than in the repository."""
-    return subprocess.run([*RELEVANCE, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=500)
+    return subprocess.run([*RELEVANCE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=500)
 
 
 def last_json(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -121,7 +121,6 @@ class Trouble:
         self.status: int | None = None  # answered in the place of the server
         self.delay_s = 0.0  # before each answer
         self.lose_answers_to = ""  # of requests whose path ends so, once each time it is set; the server does what was asked
-        self.asked: list[str] = []  # method and path of each request
 
 
 @contextlib.contextmanager
@@ -135,7 +134,6 @@ def proxy(upstream: str, trouble: Trouble) -> Iterator[str]:
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = self.path.partition("?")[0]
-            trouble.asked.append(f"{self.command} {path}")
             time.sleep(trouble.delay_s)
             if trouble.status is not None:
                 return self.answer(trouble.status, b'{"error_code": "INTERNAL_ERROR", "message": "made up"}', "application/json")
