@@ -75,6 +75,7 @@ class Interim:
         worker.engine.eval()
         logits_NC = torch.zeros(len(self.rows_N), max(len(task.labels) for task in worker.config.tasks), dtype=torch.float64)
         for positions in self.batches:
+            worker.watch.alive()
             mine = positions[worker.rank :: worker.world_size]
             # a rank without a row goes along with one that counts for nothing: at ZeRO 3 the others wait for it
             rows = self.rows_N[mine if len(mine) else positions[:1]]

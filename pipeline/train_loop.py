@@ -28,6 +28,7 @@ from pipeline.optimizer import build_optimizer
 from pipeline.sampler import Sampler
 from pipeline.speed import clock, flops_per_token, matmul_peak
 from pipeline.train_step import StepDone, TrainingDivergedError, Worker, train_step
+from pipeline.watch import Watch
 from pipeline.zero import deepspeed_config
 
 HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
@@ -50,7 +51,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     torch.set_num_threads(config.training.threads_per_worker)
     with clock(seconds, "rows"):
         encoded = read_encoded(Path(settings["encoded_dir"]), "train", config.tasks)
-    worker = build_worker(config, encoded, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), seconds)
+    rank = context.get_world_rank()
+    watch = Watch(Path(settings["live_path"]).with_name(f"stuck-{rank}.txt").open("a", encoding="utf-8"), config.training.hang_timeout_s)
+    worker = build_worker(config, encoded, rank, context.get_world_size(), ray.train.torch.get_device(), seconds, watch)
     try:
         train(worker, settings, seconds)
     except ConnectionError:  # another worker is gone
@@ -61,7 +64,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 
 def build_worker(
-    config: RunConfig, encoded: EncodedRows, rank: int, world_size: int, device: torch.device, seconds: dict[str, float]
+    config: RunConfig, encoded: EncodedRows, rank: int, world_size: int, device: torch.device, seconds: dict[str, float], watch: Watch
 ) -> Worker:  # fmt: skip
     """Load the model and hand it to DeepSpeed. torch.distributed is initialised already. `seconds` is told what took how long."""
     if len(encoded) == 0:
@@ -82,7 +85,7 @@ def build_worker(
         engine = build_engine(config, judge)
     with clock(seconds, "matmul peak"):
         peak = matmul_peak(device, judge.backbone.dtype)
-    return Worker(config, judge, encoded, sampler, engine, rank, world_size, flops, peak)
+    return Worker(config, judge, encoded, sampler, engine, rank, world_size, flops, peak, watch)
 
 
 def check_compiler() -> None:
@@ -149,7 +152,8 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
         worker.engine.train()
         while step < worker.num_steps and not interim.exhausted(best, step):
             started_s = time.monotonic()
-            done = train_step(worker, step, stop=worker.rank == 0 and stop_path.exists())
+            with worker.watch:
+                done = train_step(worker, step, stop=worker.rank == 0 and stop_path.exists())
             records = [live_record(worker, done, time.monotonic() - started_s)]
             step += 1
             if interim.due(step):
@@ -173,7 +177,7 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
 def evaluate(worker: Worker, interim: Interim, step: int, best: Best | None) -> tuple[Best | None, dict[str, Any]]:
     """(the best evaluation with this one, this one's figures)."""
     seconds: dict[str, float] = {}
-    with clock(seconds, "evaluation"):
+    with clock(seconds, "evaluation"), worker.watch:
         figures = interim.evaluate(step)
         is_best = better(figures, best)
         if is_best:

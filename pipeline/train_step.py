@@ -22,6 +22,7 @@ from pipeline.judge import Judge
 from pipeline.optimizer import rate_share
 from pipeline.sampler import Sampler
 from pipeline.speed import clock
+from pipeline.watch import Watch
 from pipeline.zero import gradient_norms
 
 
@@ -42,6 +43,7 @@ class Worker:
     world_size: int
     flops_per_token: int
     peak_flops_per_s: float  # of this rank
+    watch: Watch
 
     @property
     def relevant_from_T(self) -> torch.Tensor:
@@ -115,6 +117,7 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
 def micro_step(worker: Worker, mine: np.ndarray, scale: float, done: StepDone, bad_rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward and backward of some rows; their loss and weight sums per task, nothing with a `scale` of 0. Rows whose loss is not finite
     are added to `bad_rows`."""
+    worker.watch.alive()
     with done.clock("data"):
         batch = collate(worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id).to(worker.judge.device)
         weight_B = batch.weight_B if scale else torch.zeros_like(batch.weight_B)

@@ -42,6 +42,8 @@ def run_training(plan: TrainingPlan, on_encoded: OnProgress, on_line: OnLine, sa
     encoded_dir = publish_encoded(encoding, config.run_dir, on_encoded)
     live_path, stop_path, active_path = (plan.dir / name for name in ("live.jsonl", "stop", "active"))
     live_path.write_text("")
+    for path in plan.dir.glob("stuck-*.txt"):
+        path.unlink()
     stop_path.unlink(missing_ok=True)
     settings = {
         "config": config.model_dump(mode="json"),
@@ -139,8 +141,15 @@ def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Cal
                 raise RetryableError(lost) from error
             gauges.restarted()
             say(f"  workers were lost ({first_line(error)}); starting them again, {restarts + 1} of {MAX_RESTARTS}")
+            for path in stuck_files(Path(settings["live_path"])):
+                say(f"  a worker got no further for {config.training.hang_timeout_s:g} s (training.hang_timeout_s); where it was is in {path}")
             for problem in newest_checkpoint(Path(settings["checkpoint_dir"]))[1]:
                 say(f"  a damaged checkpoint is passed over: {problem}")
+
+
+def stuck_files(live_path: Path) -> list[Path]:
+    """What workers that got no further left."""
+    return [path for path in sorted(live_path.parent.glob("stuck-*.txt")) if path.stat().st_size]
 
 
 def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:

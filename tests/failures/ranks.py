@@ -7,7 +7,6 @@ they began to write the checkpoint of step `die_at`.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,21 +14,16 @@ from typing import Any
 
 TIMEOUT_S = 120  # and as much for each case
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-
-def free_port() -> str:
-    """A port nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
+from servers import free_port  # noqa: E402
 
 
 def train_on_ranks(world_size: int, cases: list[dict[str, Any]], folder: Path) -> list[int]:
     """Run the cases on as many ranks; their exit codes. What they print lies in folder/rank-<n>.log."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.json").write_text(json.dumps(cases))
-    port, ranks = free_port(), []
+    port, ranks = str(free_port()), []
     for rank in range(world_size):
         with (folder / f"rank-{rank}.log").open("w") as log:
             command = [sys.executable, __file__, str(rank), str(world_size), port, str(folder / "cases.json")]
@@ -49,10 +43,12 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
     from pipeline.checkpoint import CheckpointWriter
     from pipeline.config import build_config
     from pipeline.encoded_files import read_encoded
+    from pipeline.watch import Watch
 
     config = build_config(case["config"], "the case")
     encoded = read_encoded(Path(case["settings"]["encoded_dir"]), "train", config.tasks)
-    worker = train_loop.build_worker(config, encoded, rank, world_size, torch.device("cpu"), {})
+    watch = Watch(sys.stderr, TIMEOUT_S)
+    worker = train_loop.build_worker(config, encoded, rank, world_size, torch.device("cpu"), {}, watch)
     micro_step = train_step.micro_step
 
     def recorded(worker: Any, mine: Any, scale: float, done: Any, *rest: Any) -> Any:

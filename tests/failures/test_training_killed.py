@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
+from commands import RELEVANCE
 from planted import planted_config, write_config, write_planted
 
 from pipeline.checkpoint import newest_checkpoint
 
-RELEVANCE = str(Path(sys.executable).with_name("relevance"))
 TIMEOUT_S = 240
 
 
@@ -37,7 +36,7 @@ class Training:
     def start(self, *sets: str) -> subprocess.Popen[str]:
         """The command, running."""
         words = [word for one in (f"work_dir={self.root / self.name}", *sets) for word in ("--set", one)]
-        command = [RELEVANCE, "train", "--config", str(self.config), *words]
+        command = [*RELEVANCE, "train", "--config", str(self.config), *words]
         return subprocess.Popen(command, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def finish(self, *sets: str) -> str:
@@ -221,6 +220,45 @@ def test_a_worker_that_hangs_is_given_up_after_the_stated_time(start: Start, unb
     assert "starting them again, 1 of 3" in said
     assert training.losses() == unbroken.losses()
     assert training.weights() == unbroken.weights()
+
+
+HANGING = """
+import ctypes, pathlib, sys, threading, time
+
+def wait_and_replace():
+    while not hasattr(sys.modules.get("pipeline.train_loop"), "train_step"):
+        time.sleep(0.01)
+    loop = sys.modules["pipeline.train_loop"]
+    step_of_before = loop.train_step
+
+    def hang_once(worker, step, stop):
+        hung = pathlib.Path({marker!r})
+        if step == 12 and not hung.exists():
+            hung.touch()
+            ctypes.PyDLL(None).sleep(1000)  # with the GIL held, as a library that is stuck may do
+        return step_of_before(worker, step, stop)
+
+    loop.train_step = hang_once
+
+threading.Thread(target=wait_and_replace, daemon=True).start()
+"""
+
+
+def test_a_single_worker_that_hangs_is_started_again_and_tells_where_it_was(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = ("training.num_workers=1", "training.hang_timeout_s=10")
+    expected = start("alone")
+    expected.finish(*alone)
+    (tmp_path / "sitecustomize.py").write_text(HANGING.format(marker=str(tmp_path / "hung")))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    training = start("hanging alone")
+    said = training.finish(*alone)
+    assert (tmp_path / "hung").exists() and "starting them again, 1 of 3" in said
+    stuck = re.search(r"got no further for 10 s.*; where it was is in (.*)", said)
+    assert stuck is not None and "in hang_once" in Path(stuck.group(1)).read_text()
+    assert training.losses() == expected.losses()
+    assert training.weights() == expected.weights()
 
 
 def test_sigterm_before_any_worker_is_started_ends_with_3_too(start: Start) -> None:

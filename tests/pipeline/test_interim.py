@@ -55,7 +55,10 @@ def build_worker(engine: Any = None, rank: int = 0, world_size: int = 1, tasks: 
     config = SimpleNamespace(tasks=tasks, training=SimpleNamespace(**settings), seed=5)
     judge = SimpleNamespace(pad_id=0, device=torch.device("cpu"))
     sampler = SimpleNamespace(batches_per_epoch=10)
-    return SimpleNamespace(config=config, judge=judge, sampler=sampler, engine=engine, rank=rank, world_size=world_size, num_steps=25)
+    watch = SimpleNamespace(alive=lambda: None)
+    return SimpleNamespace(
+        config=config, judge=judge, sampler=sampler, engine=engine, rank=rank, world_size=world_size, num_steps=25, watch=watch
+    )  # fmt: skip
 
 
 def logits(num_rows: int = 40) -> torch.Tensor:

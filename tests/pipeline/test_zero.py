@@ -1,7 +1,6 @@
 """Every adapter method under DeepSpeed's ZeRO stages, two ranks, against one process with torch alone."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,20 +10,15 @@ import pytest
 import torch
 import zero_worker
 from safetensors.torch import load_file
+from servers import free_port
 
 CASES = [(method, stage) for method in zero_worker.METHODS for stage in zero_worker.STAGES]
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def ranks_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """What both ranks wrote."""
-    out_dir, port = tmp_path_factory.mktemp("zero"), free_port()
+    out_dir, port = tmp_path_factory.mktemp("zero"), str(free_port())
     command = [sys.executable, str(Path(zero_worker.__file__))]
     ranks = [
         subprocess.Popen([*command, str(rank), port, str(tiny_llama), str(out_dir)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
