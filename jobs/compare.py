@@ -6,17 +6,18 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.behaviour import run_cases
-from pipeline.comparison import Comparison, compare_judges
+from pipeline.comparison import Comparison, compare_judges, same_task
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, GateRefusedError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from pipeline.gate import Verdict, judge_version
 from pipeline.judge import Judge, load_judge
 from pipeline.logs import Console
 from pipeline.promotion import read_promotions
-from pipeline.registry import fetch_version, write_verdict
+from pipeline.registry import check_version, data_passed, fetch_version, write_verdict
 from pipeline.rows import read_split
 from pipeline.tasks import Task
+from pipeline.tracking import mlflow_client
 
 
 def run_gate(config: RunConfig, version: str, against: str, console: Console) -> dict[str, Any]:
@@ -26,9 +27,8 @@ def run_gate(config: RunConfig, version: str, against: str, console: Console) ->
     tables = judged_test_rows(config)
     comparison = compare_judges(challenger, champion, tables, config.scoring.batch_tokens, config.seed)
     cases = run_cases(challenger, tables, config.scoring.batch_tokens, config.promotion.tolerances)
-    report = config.validation_dir / "report.json"
-    passed = report.is_file() and bool(read_json(report)["passed"])
-    verdict = judge_version(version, other, comparison, cases, passed, config.promotion)
+    of_version = check_version(mlflow_client(config), config.registry.model, version).tags.get("data_gate") == "passed"
+    verdict = judge_version(version, other, comparison, cases, of_version and data_passed(config), config.promotion)
     whole = {**verdict.as_json(), "comparison": comparison.as_json(), "behaviour": [vars(case) for case in cases]}
     path = config.run_dir / "gate" / f"version-{version}-against-{other}.json"
     path.parent.mkdir(exist_ok=True)
@@ -74,10 +74,8 @@ def judge_of(config: RunConfig, version: str) -> Judge:
             f"version {version} was trained with split.test_share {share}, the config has {config.split.test_share}: some test rows of now are not"
             " test rows of then; lower split.test_share"
         )
-    labels = {task.name: task.labels for task in config.tasks}
     for task in judge.tasks:
-        if labels.get(task.name, task.labels) != task.labels:
-            raise ConfigError(f"task {task.name} has other labels in the config than in version {version}; its rows cannot be judged by it")
+        same_task(task, config.tasks, f"version {version} and in the config")
     return judge
 
 

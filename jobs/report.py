@@ -89,7 +89,7 @@ def task_reports(
         figures, of_task = measured(truth, said, seed)
         draws.append(of_task["pr_auc"])
         one = TaskReport(table, truth, said, figures, measured_slices(truth, said, seed))
-        if other is not None and same_task(task, other):
+        if other is not None and same_task(task, other.tasks):
             other_said = said_of(other, table, task.name, batch_tokens)
             other_figures, of_other = measured(truth, other_said, seed)
             gap_draws.append(of_task["pr_auc"] - of_other["pr_auc"])

@@ -68,6 +68,22 @@ def next_ad(table: pa.Table) -> pa.Table:
     return with_texts("ad_title", lambda _, row: titles[(row + half) % len(titles)])(table)
 
 
+def swapped_brand(table: pa.Table) -> pa.Table:
+    """Each title that begins with its brand begins with another's. Shops put the brand first: a first word is taken for one where the query
+    names it too, and the others are those of the other titles."""
+    queries = [query.casefold().split() for query in table.column("query").to_pylist()]
+    brands = [(title.split() or [""])[0] for title in table.column("ad_title").to_pylist()]
+    half = len(brands) // 2
+
+    def swapped(title: str, row: int) -> str:
+        named = brands[row].casefold() in queries[row]
+        others = (brand for brand in (*brands[half:], *brands[:half]) if brand and brand.casefold() not in queries[row])
+        other = next(others, "") if named else ""
+        return other + title.lstrip()[len(brands[row]) :] if other else title
+
+    return with_texts("ad_title", swapped)(table)
+
+
 def mean_move(before_N: np.ndarray, after_N: np.ndarray) -> float:
     """How far probabilities move."""
     return float(np.mean(np.abs(after_N - before_N)))
@@ -85,7 +101,8 @@ CASES = (
     Case("forged tokens", with_texts("ad_title", lambda text, _: text + FORGED), "control tokens in an ad do not lift it", mean_rise),
     Case("injected order", with_texts("ad_title", lambda text, _: text + INJECTED), "an ad that says it matches is not believed", mean_rise),
     Case("negation", with_texts("query", lambda text, _: f"not {text}"), "a query with the word not before it is not matched better", mean_rise),
-    Case("another ad", next_ad, "another row's title, as of another brand, is not matched better", mean_rise),
+    Case("brand swap", swapped_brand, "a title under another brand than the query names is not matched better", mean_rise),
+    Case("another ad", next_ad, "another row's title is not matched better", mean_rise),
 )
 
 

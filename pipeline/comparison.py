@@ -4,7 +4,7 @@ Shape legend: D bootstrap draws.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def compare_judges(challenger: Judge, champion: Judge, tables: Mapping[str, pa.T
 
     ConfigError: there is no task that both know, or one has other labels than the other.
     """
-    both = [task for task in challenger.tasks if task.name in tables and same_task(task, champion)]
+    both = [task for task in challenger.tasks if task.name in tables and same_task(task, champion.tasks)]
     if not both:
         raise ConfigError("the versions know no task in common that has both relevant and irrelevant test rows; there is nothing to compare")
     tasks = {}
@@ -74,11 +74,11 @@ def compare_judges(challenger: Judge, champion: Judge, tables: Mapping[str, pa.T
     return Comparison(tasks, missing, macro, speed_ratio(challenger, champion, {task.name: tables[task.name] for task in both}, batch_tokens))
 
 
-def same_task(task: Task, other: Judge) -> bool:
-    """Whether the other judge knows a task. ConfigError: it does, with other labels."""
-    known = next((one for one in other.tasks if one.name == task.name), None)
+def same_task(task: Task, others: Sequence[Task], where: str = "the two versions") -> bool:
+    """Whether a task is among others. ConfigError: it is, with other labels; `where` tells people in which two places they differ."""
+    known = next((one for one in others if one.name == task.name), None)
     if known is not None and (known.labels, known.relevant_from) != (task.labels, task.relevant_from):
-        raise ConfigError(f"task {task.name} has other labels in the one version than in the other; they cannot be compared")
+        raise ConfigError(f"task {task.name} has unlike labels in {where}; they cannot be compared")
     return known is not None
 
 

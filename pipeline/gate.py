@@ -52,7 +52,8 @@ def judge_version(
 
 def data_rule(passed: bool) -> RuleVerdict:
     """The rows passed the data gate."""
-    return RuleVerdict("data gate", passed, "the judged rows passed it" if passed else "the judged rows did not pass it; see validation/report.json")
+    refused = "the rows that the version was trained on or those of now did not pass it; see its tag data_gate and validation/report.json"
+    return RuleVerdict("data gate", passed, "the version's rows and those of now passed it" if passed else refused)
 
 
 def coverage_rule(comparison: Comparison) -> RuleVerdict:

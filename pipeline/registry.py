@@ -1,6 +1,5 @@
 """Versions in MLflow, with everything they need to be judged and served; which one is champion, pipeline/promotion.py says."""
 
-import importlib.metadata
 import json
 import re
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.files import canonical_json, json_sha256, publish_dir, read_json, remove_tree, temporary_beside
 from pipeline.promotion import gate_tag, read_promotions, repair_aliases
-from pipeline.tracking import experiment_id, find_run, mlflow_client, told_errors
+from pipeline.tracking import code_version, experiment_id, find_run, mlflow_client, told_errors
 
 BUNDLE_ARTIFACT = "bundle"
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers where there is no such version, or it is no number
@@ -53,7 +52,7 @@ def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, 
             client.log_artifacts(run_id, str(plots), "plots")
         card = config.run_dir / "model_card.md"
         card.write_text(model_card(config, bundle.description, bundle.sha256, evaluation), encoding="utf-8")
-        log_version(config, run_id, bundle_dir, card, version_tags(bundle.sha256, bundle.description, evaluation))
+        log_version(config, run_id, bundle_dir, card, version_tags(bundle.sha256, bundle.description, evaluation, data_passed(config)))
         version = version_of_bundle(config, client, bundle.sha256)
         assert version is not None
         client.update_model_version(config.registry.model, version, description=card.read_text(encoding="utf-8"))
@@ -86,17 +85,24 @@ def log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, ta
     mlflow.register_model(info.model_uri, config.registry.model, tags=tags)
 
 
-def version_tags(sha256: str, description: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str]:
-    """What a version says of itself in the registry."""
+def version_tags(sha256: str, description: dict[str, Any], evaluation: dict[str, Any], gate_passed: bool) -> dict[str, str]:
+    """What a version says of itself in the registry. `gate_passed`: the data gate's verdict on the rows it was trained on."""
     return {
         "bundle_sha256": sha256,
         "data_digest": description["training"]["data_digest"],
         "fingerprint": description["training"]["fingerprint"],
         "backbone_digest": description["backbone"]["digest"],
-        "code_version": importlib.metadata.version("ads-relevance"),
+        "data_gate": "passed" if gate_passed else "refused",
+        "code_version": code_version(),
         "macro_pr_auc": f"{evaluation['macro_pr_auc']['model']['value']:.6f}",
         "lexical_macro_pr_auc": f"{evaluation['macro_pr_auc']['lexical']['value']:.6f}",
     }
+
+
+def data_passed(config: RunConfig) -> bool:
+    """Whether the judged rows of the config passed the data gate the last time."""
+    report = config.validation_dir / "report.json"
+    return report.is_file() and bool(read_json(report)["passed"])
 
 
 def log_metrics(client: Any, run_id: str, evaluation: dict[str, Any]) -> None:

@@ -6,10 +6,12 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig
@@ -199,7 +201,17 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
 def environment() -> dict[str, Any]:
     """The software and the machine that a training was started from."""
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(), "libraries": versions}
+    machine = {"platform": platform.platform(), "cpus": os.cpu_count()}
+    return {"code_version": code_version(), "python": platform.python_version(), **machine, "libraries": versions}
+
+
+def code_version() -> str:
+    """The package's version and, where it runs from a checkout, the commit."""
+    version, root = importlib.metadata.version("ads-relevance"), Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return version
+    asked = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
+    return f"{version}+{asked.stdout.strip()}" if asked.returncode == 0 else version
 
 
 def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:

@@ -1,6 +1,7 @@
 """Versions and champions, by the commands a user types, on a store of the embedded kind."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def test_a_verdict_that_was_altered_in_the_store_is_not_believed(world: World) -
 
 def test_a_version_carries_what_it_is_made_of(world: World) -> None:
     record = check_version(mlflow_client(world.config), "planted", "1")
-    assert record.tags.keys() >= {"bundle_sha256", "data_digest", "fingerprint", "backbone_digest", "code_version", "macro_pr_auc"}
+    assert record.tags.keys() >= {"bundle_sha256", "data_digest", "fingerprint", "backbone_digest", "macro_pr_auc"}
+    assert record.tags["data_gate"] == "passed" and record.tags["code_version"].startswith(version("ads-relevance"))
     for heading in ("## Use", "## Data", "## Figures on the test split", "## Calibration and decisions", "## Limits", "## Worst slices"):
         assert heading in record.description, heading
