@@ -5,6 +5,7 @@ Shape legend: N rows in memory, B rows of a batch, S tokens, T tasks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,10 @@ class EncodedRows:
     def length_N(self) -> np.ndarray:
         """Tokens of each row."""
         return np.diff(self.starts)
+
+    def ids_of(self, row: int | np.integer[Any]) -> np.ndarray:
+        """Token ids of a row number."""
+        return self.ids[self.starts[row] : self.starts[row + 1]]
 
     def row_ids_of(self, rows: np.ndarray) -> list[str]:
         """The row_id of each row number."""
@@ -84,7 +89,7 @@ def collate(encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int)
     lengths = encoded.length_N[rows]
     input_ids_BS = np.full((len(rows), int(lengths.max())), pad_id, np.int64)
     for position, row in enumerate(rows):
-        input_ids_BS[position, : lengths[position]] = encoded.ids[encoded.starts[row] : encoded.starts[row + 1]]
+        input_ids_BS[position, : lengths[position]] = encoded.ids_of(row)
     mask_BS = np.arange(input_ids_BS.shape[1])[None, :] < lengths[:, None]
     return Batch(
         torch.from_numpy(input_ids_BS),

@@ -4,7 +4,7 @@ Shape legend: N rows, C labels of the finest task.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from models.backbone import Backbone, BackboneUnavailableError, load_backbone, l
 from models.bundle import Bundle, BundleRefusedError, read_bundle
 from models.config import BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
-from pipeline.batches import EncodedRows, collate, encode_rows, length_batches
+from pipeline.batches import EncodedRows, encode_rows
 from pipeline.calibrate import Calibration
 from pipeline.config import RunConfig, build_adapter
 from pipeline.encode import ENCODER_VERSION, EncodeConfig, Encoder
 from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.task_judge import TaskJudge
 from pipeline.tasks import Task
 
 BUNDLE_FORMAT = 2  # of bundle.json; changes when an older reader would misread it
@@ -37,23 +38,36 @@ class Judge:
     calibration: dict[str, Calibration]
     backbone: Backbone
     device: torch.device
+    task_judges: dict[int, TaskJudge] = field(default_factory=dict)  # of the tasks that were asked for
 
     def encode(self, tables: dict[str, pa.Table]) -> EncodedRows:
         """Token ids of the rows of each task."""
         return encode_rows(tables, self.tasks, self.encoder)
 
-    @torch.inference_mode()
     def logits(self, encoded: EncodedRows, batch_tokens: int, on_progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """(N, C) float64 in the order of `encoded`, -inf beyond a task's labels. Batches hold rows of like lengths."""
-        logits_NC = np.zeros((len(encoded), max(len(task.labels) for task in self.tasks)))
-        done = 0
-        for rows in length_batches(encoded.length_N, batch_tokens):
-            batch = collate(encoded, rows, len(self.tasks), self.pad_id).to(self.device)
-            logits_NC[rows] = self.model(batch.input_ids_BS, batch.mask_BS, batch.task_B).double().cpu().numpy()
-            done += len(rows)
+        """(N, C) float64 in the order of `encoded`, -inf beyond a task's labels. The model's weights must stay as they are from the first call on.
+
+        `on_progress` is told how many rows were begun."""
+        logits_NC = np.full((len(encoded), max(len(task.labels) for task in self.tasks)), -np.inf)
+        begun = 0
+
+        def count(rows: np.ndarray) -> None:
+            nonlocal begun
+            begun += len(rows)
             if on_progress:
-                on_progress(done)
+                on_progress(begun)
+
+        for index in np.unique(encoded.task_N).tolist():
+            rows = np.flatnonzero(encoded.task_N == index)
+            of_task = self.of_task(index).logits([encoded.ids_of(row) for row in rows], batch_tokens, count)
+            logits_NC[rows, : of_task.shape[1]] = of_task
         return logits_NC
+
+    def of_task(self, index: int) -> TaskJudge:
+        """The judge of one task by its number. ValueError: there is none."""
+        if index not in self.task_judges:
+            self.task_judges[index] = TaskJudge(self.model, index, self.pad_id, self.device)
+        return self.task_judges[index]
 
     @property
     def pad_id(self) -> int:

@@ -1,0 +1,209 @@
+"""Rows of one task through the model at the least cost: adapters merged into the weights, equal rows once, equal beginnings once.
+
+Shape legend: N rows, U rows that differ, B rows of a batch, S tokens, C labels of the task.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.adapters.adapted_linear import NotMergeableError
+from models.merge import MergedModel, merge_task
+from models.prefix import Prefixes, judge_behind, read_prefixes
+from models.relevance import RelevanceModel
+from pipeline.batches import length_batches
+
+MIN_SHARED_TOKENS = 8  # of a group's beginning; reading a shorter one by itself costs as much as it saves
+ROOM_BEHIND = 4  # token budgets that a batch's rows may take with the beginnings they lie behind, which cost memory and little time
+SAME_PROBABILITY = 0.02  # bfloat16 differs by a hundredth with the order of sums; a model that cannot read in two parts by far more
+
+OnRows = Callable[[np.ndarray], None]  # numbers of rows that are about to be judged
+OnMembers = Callable[[Sequence[int]], None]  # the same, numbers among the rows that differ
+
+
+@dataclass
+class Spent:
+    """What judging took. Counts add up over calls."""
+
+    tokens_in: int = 0  # of all rows
+    tokens_computed: int = 0  # that went through the model, padding included
+    model_s: float = 0.0
+
+    @property
+    def computed_share(self) -> float:
+        """Tokens computed over tokens in."""
+        return self.tokens_computed / max(1, self.tokens_in)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows with one beginning."""
+
+    rows: list[int]  # numbers among the rows that differ
+    shared: int  # tokens they all begin with
+
+
+class TaskJudge:
+    """One task of a model whose weights stay as they are from here on."""
+
+    def __init__(self, model: RelevanceModel, task_index: int, pad_id: int, device: torch.device) -> None:
+        self.model, self.task_index, self.pad_id, self.device = model, task_index, pad_id, device
+        self.num_labels = model.heads.num_labels_T[task_index]
+        self.spent = Spent()
+        try:
+            self.merged: MergedModel | None = merge_task(model, task_index)
+        except NotMergeableError:  # the method has no weight for a task
+            self.merged = None
+        self.shares_beginnings: bool | None = None if self.merged is not None and model.pooling == "last" else False  # None: not tried yet
+
+    @torch.inference_mode()
+    def logits(self, id_lists: Sequence[np.ndarray], batch_tokens: int, on_rows: OnRows) -> np.ndarray:
+        """(N, C) float64 of rows of token ids, whatever the batches they come in. `batch_tokens`: of one pass, padding included."""
+        self.spent.tokens_in += sum(map(len, id_lists))
+        ids_U, first_N = distinct(id_lists)
+        rows_of_U = [np.flatnonzero(first_N == u) for u in range(len(ids_U))] if len(ids_U) < len(id_lists) else None
+        logits_UC = np.zeros((len(ids_U), self.num_labels))
+
+        def tell(rows: Sequence[int]) -> None:
+            on_rows(np.concatenate([rows_of_U[u] for u in rows]) if rows_of_U else np.asarray(rows))
+
+        for rows, of_rows in self._judged(ids_U, batch_tokens, tell):
+            logits_UC[rows] = of_rows.double().cpu().numpy()
+        return logits_UC[first_N]
+
+    def _judged(self, ids_U: list[np.ndarray], batch_tokens: int, tell: OnMembers) -> Iterator[tuple[Any, torch.Tensor]]:
+        """(row numbers, their logits), batch by batch."""
+        longest_2 = sorted(ids_U, key=len)[-2:]
+        if self.shares_beginnings is None and len(longest_2) == 2 and len(longest_2[0]) > 1:
+            self.shares_beginnings = self._reads_in_parts(longest_2)
+        if not self.shares_beginnings or len(ids_U) < 2 or 2 * len(longest_2[-1]) > self._window():
+            for part in length_batches(np.array([len(ids) for ids in ids_U]), batch_tokens):
+                tell(part.tolist())
+                yield part, self._whole([ids_U[row] for row in part])
+            return
+        common, groups = find_groups(ids_U)
+        alone = [row for group in groups if len(group.rows) == 1 for row in group.rows]
+        start = self._read([ids_U[0][:common]], None) if common else None
+        for part in length_batches(np.array([len(ids_U[row]) - common for row in alone]), batch_tokens) if alone else []:
+            rows = [alone[position] for position in part]
+            tell(rows)
+            tails = [ids_U[row][common:] for row in rows]
+            yield rows, self._whole(tails) if start is None else self._behind(tails, start, [0] * len(rows))
+        together = [group for group in groups if len(group.rows) > 1]
+        for batch in self._group_batches(together, common, batch_tokens):
+            yield from self._judge_groups(ids_U, batch, start, common, batch_tokens, tell)
+
+    def _group_batches(self, groups: list[Group], common: int, batch_tokens: int) -> Iterator[list[Group]]:
+        lengths = np.array([group.shared - common for group in groups])
+        for part in length_batches(lengths, batch_tokens) if groups else []:
+            yield [groups[position] for position in part]
+
+    def _judge_groups(
+        self, ids_U: list[np.ndarray], groups: list[Group], start: Prefixes | None, common: int, batch_tokens: int, tell: OnMembers
+    ) -> Iterator[tuple[Any, torch.Tensor]]:
+        """Read the groups' beginnings, then what follows them."""
+        members = [(row, number) for number, group in enumerate(groups) for row in group.rows]
+        tell([row for row, _ in members])
+        beginnings = self._read([ids_U[group.rows[0]][common : group.shared] for group in groups], start)
+        longest = max(group.shared for group in groups)
+        tails = [ids_U[row][groups[number].shared :] for row, number in members]
+        room = np.array([len(tail) + longest // ROOM_BEHIND for tail in tails])
+        for part in length_batches(room, batch_tokens):
+            yield [members[i][0] for i in part], self._behind([tails[i] for i in part], beginnings, [members[i][1] for i in part])
+
+    def _window(self) -> float:
+        """Tokens that the model's layers look back at least, and so keep; its cache would drop what is padded beyond them."""
+        trunk: Any = self.model.trunk
+        return getattr(trunk.config, "sliding_window", None) or float("inf")
+
+    def _reads_in_parts(self, ids_2: list[np.ndarray]) -> bool:
+        """Whether two rows get the same probabilities when each is read in two parts; not every architecture keeps what it has read."""
+        cuts = [max(1, len(ids) // share) for ids, share in zip(ids_2, (2, 3), strict=True)]  # unlike lengths, so that there is padding to look past
+        try:
+            heads = self._read([ids[:cut] for ids, cut in zip(ids_2, cuts, strict=True)], None)
+            parted = self._behind([ids[cut:] for ids, cut in zip(ids_2, cuts, strict=True)], heads, [0, 1])
+        except (TypeError, ValueError, AttributeError, IndexError):
+            return False
+        gap = (parted.float().softmax(-1) - self._whole(ids_2).float().softmax(-1)).abs().max()
+        return bool(gap <= SAME_PROBABILITY)
+
+    def _whole(self, id_lists: Sequence[np.ndarray]) -> torch.Tensor:
+        ids_BS, mask_BS = self._padded(id_lists)
+        started_s = time.perf_counter()
+        if self.merged is not None:
+            logits_BC = self.merged(ids_BS, mask_BS)
+        else:
+            task_B = torch.full((len(id_lists),), self.task_index, device=self.device)
+            logits_BC = self.model(ids_BS, mask_BS, task_B)[:, : self.num_labels]
+        return self._timed(logits_BC, started_s)
+
+    def _behind(self, tails: Sequence[np.ndarray], prefixes: Prefixes, numbers: Sequence[int]) -> torch.Tensor:
+        assert self.merged is not None
+        ids_BS, mask_BS = self._padded(tails)
+        started_s = time.perf_counter()
+        return self._timed(judge_behind(self.merged, ids_BS, mask_BS, prefixes, torch.tensor(numbers, device=self.device)), started_s)
+
+    def _read(self, beginnings: Sequence[np.ndarray], behind: Prefixes | None) -> Prefixes:
+        assert self.merged is not None
+        ids_GP, mask_GP = self._padded(beginnings)
+        started_s = time.perf_counter()
+        prefixes = read_prefixes(self.merged, ids_GP, mask_GP.sum(dim=1), behind)
+        self._timed(prefixes.keys[-1], started_s)
+        return prefixes
+
+    def _timed(self, made: torch.Tensor, started_s: float) -> torch.Tensor:
+        if made.is_cuda:
+            torch.cuda.synchronize(made.device)
+        self.spent.model_s += time.perf_counter() - started_s
+        return made
+
+    def _padded(self, id_lists: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (B, S) padded on the right and their mask."""
+        lengths = np.array([len(ids) for ids in id_lists])
+        ids_BS = np.full((len(id_lists), int(lengths.max())), self.pad_id, np.int64)
+        for row, ids in enumerate(id_lists):
+            ids_BS[row, : len(ids)] = ids
+        mask_BS = (np.arange(ids_BS.shape[1])[None] < lengths[:, None]).astype(np.int64)
+        self.spent.tokens_computed += ids_BS.size
+        return torch.from_numpy(ids_BS).to(self.device), torch.from_numpy(mask_BS).to(self.device)
+
+
+def distinct(id_lists: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """(rows that differ, (N,) which of them each row is)."""
+    number: dict[bytes, int] = {}
+    first_N = np.array([number.setdefault(ids.tobytes(), len(number)) for ids in id_lists], dtype=np.int64)
+    _, firsts = np.unique(first_N, return_index=True)
+    return [id_lists[row] for row in firsts], first_N
+
+
+def find_groups(ids_U: Sequence[np.ndarray]) -> tuple[int, list[Group]]:
+    """(tokens that all rows begin with, the rows in groups that begin alike by more than that). No beginning is a whole row.
+
+    Neighbours in the rows' sorted order go together where at least half of both is the same.
+    """
+    order = sorted(range(len(ids_U)), key=lambda row: ids_U[row].astype(">i4").tobytes())
+    rows = [ids_U[row] for row in order]
+    common = min(same_beginning(rows[0], rows[-1]), min(map(len, rows)) - 1)
+    groups, members, shared = [], [order[0]], len(rows[0]) - 1
+    for row, before, ids in zip(order[1:], rows, rows[1:], strict=False):
+        alike = min(same_beginning(before, ids), shared, len(ids) - 1)
+        if alike - common >= MIN_SHARED_TOKENS and 2 * alike >= max(len(before), len(ids)):
+            members.append(row)
+            shared = alike
+        else:
+            groups.append(Group(members, shared))
+            members, shared = [row], len(ids) - 1
+    return common, [*groups, Group(members, shared)]
+
+
+def same_beginning(one: np.ndarray, other: np.ndarray) -> int:
+    """Tokens that two rows begin with alike."""
+    length = min(len(one), len(other))
+    unlike = np.flatnonzero(one[:length] != other[:length])
+    return int(unlike[0]) if len(unlike) else length
