@@ -136,7 +136,7 @@ def main() -> None:
     for name in arguments.only or RECIPES:
         result = measure(name, work_dir, arguments.epochs)
         macro = result["macro_pr_auc"]["model"]
-        by_task = ", ".join(f"{task} {figures['model']['pr_auc']:.3f}" for task, figures in result["tasks"].items())
+        by_task = ", ".join(f"{task} {figures['model']['pr_auc']['value']:.3f}" for task, figures in result["tasks"].items())
         print(f"| {name} | {macro['value']:.3f} | {macro['low']:.3f} to {macro['high']:.3f} | {by_task} | {result['seconds']:.0f} s |", flush=True)
     for mix in ("agreeing", "conflicting"):
         names = [name for name in arguments.only or RECIPES if RECIPES[name][0] == mix]
