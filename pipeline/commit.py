@@ -1,11 +1,14 @@
 """Publishing scores so that a reader never sees a part: files staged and synced first, a manifest put in place last, if absent.
 
-    <root>/data/<partition>/<attempt>.parquet   written first; nobody reads it yet
-    <root>/manifests/<partition>.json           names the files; readers start here
+    <root>/data/<partition>/<attempt>.parquet     labels, written first; nobody reads them yet
+    <root>/errors/<partition>/<attempt>.parquet   rows that got no label, where there are any
+    <root>/manifests/<partition>.json             names the files; readers start here
+    <root>/runs/<run>.json                        the partitions of one run of the job
 A partition's id follows from its input and the model, so a rerun finds the manifest and does nothing, and a new model is a new output.
 """
 
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import DamagedInputError
+from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.files import canonical_json, check_name, file_sha256, json_sha256, read_json, replacing, safe_join, sync_dir, temporary_beside
+from pipeline.row_errors import ERROR_SCHEMA
+
+ORPHAN_S = 24 * 3600.0  # no scorer works on one partition for so long
 
 
-def partition_id(task: str, input_path: str, input_sha256: str, bundle_sha256: str, encoder_version: str) -> str:
-    """The id of the output of one input file under one model: the task's name and 24 hex digits."""
-    digest = json_sha256({"task": task, "path": input_path, "input": input_sha256, "bundle": bundle_sha256, "encoder": encoder_version})
+def partition_id(
+    task: str, input_path: str, input_sha256: str, bundle_sha256: str, encoder_version: str, row_groups: tuple[int, int] | None = None
+) -> str:  # fmt: skip
+    """The id of the output of one input file, or of some of its row groups (first, one behind the last), under one model: the task's name and
+    24 hex digits."""
+    made_of = {"task": task, "path": input_path, "input": input_sha256, "bundle": bundle_sha256, "encoder": encoder_version}
+    digest = json_sha256(made_of | ({"row_groups": list(row_groups)} if row_groups else {}))
     return f"{task[:38]}-{digest[:24]}"
 
 
@@ -28,27 +38,30 @@ def is_published(root: Path, partition: str) -> bool:
     return safe_join(root, "manifests", f"{partition}.json").is_file()
 
 
-def publish_partition(root: Path, partition: str, table: pa.Table, facts: dict[str, Any]) -> bool:
-    """Publish the rows of one partition. True: this call did; False: it was published already, and this call left nothing."""
+def publish_partition(root: Path, partition: str, table: pa.Table, facts: dict[str, Any], errors: pa.Table | None = None) -> bool:
+    """Publish the labels of one partition and the rows that got none. True: this call did; False: it was published already, and this call left
+    nothing."""
     manifest_path = safe_join(root, "manifests", f"{check_name(partition, 'partition')}.json")
-    data_path = safe_join(root, "data", partition, f"{uuid.uuid4().hex}.parquet")
+    attempt = uuid.uuid4().hex
+    staged = {"files": (safe_join(root, "data", partition, f"{attempt}.parquet"), table)}
+    if errors is not None and errors.num_rows:
+        staged["error_files"] = (safe_join(root, "errors", partition, f"{attempt}.parquet"), errors)
     try:
-        with replacing(data_path) as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-        manifest = {
-            **facts,
-            "partition": partition,
-            "rows": table.num_rows,
-            "files": [{"path": str(data_path.relative_to(root.resolve())), "sha256": file_sha256(data_path), "rows": table.num_rows}],
-        }
+        manifest: dict[str, Any] = {**facts, "partition": partition, "rows": table.num_rows, "error_rows": errors.num_rows if errors else 0}
+        for kind, (path, rows) in staged.items():
+            with replacing(path) as file:
+                pq.write_table(rows, file, compression="zstd", write_page_checksum=True)
+            manifest[kind] = [{"path": str(path.relative_to(root.resolve())), "sha256": file_sha256(path), "rows": rows.num_rows}]
         published = put_if_absent(manifest_path, canonical_json(manifest).encode())
     except BaseException:
         # whatever stopped us, only our own attempt is removed, and only if no manifest names it
-        if not (manifest_path.is_file() and data_path.name in manifest_path.read_text()):
-            data_path.unlink(missing_ok=True)
+        if not (manifest_path.is_file() and attempt in manifest_path.read_text()):
+            for path, _ in staged.values():
+                path.unlink(missing_ok=True)
         raise
     if not published:
-        data_path.unlink()
+        for path, _ in staged.values():
+            path.unlink()
     return published
 
 
@@ -74,19 +87,56 @@ def read_manifests(root: Path) -> list[dict[str, Any]]:
     return [read_json(path) for path in sorted((root / "manifests").glob("*.json")) if not path.name.startswith(".")]
 
 
+def read_manifest(root: Path, partition: str) -> dict[str, Any]:
+    """One published manifest. DamagedInputError: it is gone or not whole."""
+    return dict(read_json(safe_join(root, "manifests", f"{partition}.json")))
+
+
 def read_published(root: Path, bundle_sha256: str | None = None) -> pa.Table:
     """The score rows that manifests name, of one model or of all. DamagedInputError: a named file is missing or altered."""
+    wanted = [one for one in read_manifests(root) if bundle_sha256 is None or one["bundle_sha256"] == bundle_sha256]
+    return read_rows(root, wanted, "files", SCORE_SCHEMA)
+
+
+def read_run(root: Path, run: str | None = None) -> pa.Table:
+    """The score rows of one run of the job, the last one if none is named: of the inputs and under the model that it had, whether it scored them or
+    found them scored. ConfigError: there is no such run. DamagedInputError: as above."""
+    records = sorted(path.stem for path in (root / "runs").glob("*.json") if not path.name.startswith("."))
+    if not records or run not in (None, *records):
+        raise ConfigError(f"{root} has no run{f' {run}' if run else ''}; there are: {', '.join(records) or 'none'}")
+    partitions = set(read_json(root / "runs" / f"{run or records[-1]}.json")["partitions"])
+    return read_rows(root, [one for one in read_manifests(root) if one["partition"] in partitions], "files", SCORE_SCHEMA)
+
+
+def read_errors(root: Path, bundle_sha256: str | None = None) -> pa.Table:
+    """The rows that got no label, with their reasons. DamagedInputError: as above."""
+    wanted = [one for one in read_manifests(root) if bundle_sha256 is None or one["bundle_sha256"] == bundle_sha256]
+    return read_rows(root, wanted, "error_files", ERROR_SCHEMA)
+
+
+def read_rows(root: Path, manifests: list[dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
+    """The rows of one kind that manifests name."""
     tables = []
-    for manifest in read_manifests(root):
-        if bundle_sha256 is not None and manifest["bundle_sha256"] != bundle_sha256:
-            continue
-        for entry in manifest["files"]:
+    for manifest in manifests:
+        for entry in manifest.get(kind, ()):
             path = safe_join(root, entry["path"])
             if not path.is_file() or file_sha256(path) != entry["sha256"]:
                 remedy = f"delete manifests/{manifest['partition']}.json and score again"
                 raise DamagedInputError(f"{path} is missing or does not match its manifest; {remedy}")
             tables.append(pq.read_table(path, partitioning=None))
-    return pa.concat_tables(tables) if tables else SCORE_SCHEMA.empty_table()
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def sweep_orphans(root: Path, older_than_s: float = ORPHAN_S) -> int:
+    """Remove files that no manifest names and nobody wrote to for so long: what killed scorers left. Returns how many."""
+    old = [path for kind in ("data", "errors") for path in (root / kind).glob("*/*") if time.time() - path.stat().st_mtime > older_than_s]
+    # manifests are read after the files were found: one that was published in between names what it needs
+    manifests = read_manifests(root) if old else []
+    named = {root / entry["path"] for one in manifests for kind in ("files", "error_files") for entry in one.get(kind, ())}
+    orphans = [path for path in old if path not in named]
+    for path in orphans:
+        path.unlink(missing_ok=True)
+    return len(orphans)
 
 
 SCORE_SCHEMA = pa.schema(

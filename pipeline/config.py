@@ -104,6 +104,7 @@ class ScoringConfig(Frozen):
     threads_per_actor: int = Field(default=2, ge=1)  # CPU threads of one
     use_gpu: bool = False
     batch_tokens: int = Field(default=4096, ge=64)  # tokens of one forward pass, padding included
+    hang_timeout_s: float = Field(default=600.0, gt=0)  # an actor whose pass takes so long ends itself and is started again
 
 
 class RunConfig(Frozen):

@@ -56,15 +56,14 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress,
     check_same_rows(encoded["test"], [tables["test"][task.name] for task in judge.tasks if task.name in tables["test"]])
     total = sum(map(len, encoded.values())) + len(encoded["test"])
     done = Counter(total, on_progress)
-    done.add(0)
     if len(encoded["valid"]):
         check_same_rows(encoded["valid"], [tables["valid"][task.name] for task in judge.tasks if task.name in tables["valid"]])
-        logits = judge.logits(encoded["valid"], config.scoring.batch_tokens, done.add)
+        logits = judge.logits(encoded["valid"], config.scoring.batch_tokens, done.begin)
         judge = calibrated(judge, encoded["valid"], logits, tables["valid"])
     description = {**trained.description, "calibration": {name: c.model_dump(mode="json") for name, c in judge.calibration.items()}}
     sha256 = write_bundle(config.run_dir / "bundle", description, trained.tensors, trained.tokenizer_dir)
-    model_logits = judge.logits(encoded["test"], config.scoring.batch_tokens, done.next().add)
-    untrained_logits = fresh_judge(config).logits(encoded["test"], config.scoring.batch_tokens, done.next().add)
+    model_logits = judge.logits(encoded["test"], config.scoring.batch_tokens, done.begin)
+    untrained_logits = fresh_judge(config).logits(encoded["test"], config.scoring.batch_tokens, done.begin)
     scores = task_scores(judge, encoded["test"], model_logits, untrained_logits, tables, config.seed)
     if not scores:
         raise DataRefusedError("no task has both relevant and irrelevant rows in the test split; add queries or raise split.test_share")
@@ -103,17 +102,13 @@ class Counter:
     """Adds up progress over several passes."""
 
     def __init__(self, total: int, on_progress: OnProgress) -> None:
-        self.total, self.on_progress, self.base, self.now = total, on_progress, 0, 0
+        self.total, self.on_progress, self.begun = total, on_progress, 0
+        on_progress(0, total)
 
-    def add(self, done: int) -> None:
-        """`done` rows of this pass."""
-        self.now = done
-        self.on_progress(self.base + done, self.total)
-
-    def next(self) -> "Counter":
-        """Start the next pass."""
-        self.base, self.now = self.base + self.now, 0
-        return self
+    def begin(self, rows: np.ndarray) -> None:
+        """These rows are about to be judged."""
+        self.begun += len(rows)
+        self.on_progress(self.begun, self.total)
 
 
 def calibrated(judge: Judge, valid: EncodedRows, logits: np.ndarray, tables: dict[str, pa.Table]) -> Judge:

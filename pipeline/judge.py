@@ -3,7 +3,7 @@
 Shape legend: N rows, C labels of the finest task.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.calibrate import Calibration
 from pipeline.config import RunConfig, build_adapter
 from pipeline.encode import ENCODER_VERSION, EncodeConfig, Encoder
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.task_judge import TaskJudge
+from pipeline.task_judge import OnRows, Spent, TaskJudge
 from pipeline.tasks import Task
 
 BUNDLE_FORMAT = 2  # of bundle.json; changes when an older reader would misread it
@@ -44,24 +44,21 @@ class Judge:
         """Token ids of the rows of each task."""
         return encode_rows(tables, self.tasks, self.encoder)
 
-    def logits(self, encoded: EncodedRows, batch_tokens: int, on_progress: Callable[[int], None] | None = None) -> np.ndarray:
+    def logits(self, encoded: EncodedRows, batch_tokens: int, on_rows: OnRows = lambda rows: None) -> np.ndarray:
         """(N, C) float64 in the order of `encoded`, -inf beyond a task's labels. The model's weights must stay as they are from the first call on.
 
-        `on_progress` is told how many rows were begun."""
+        `on_rows` gets the numbers of rows that are about to be judged, each row once."""
         logits_NC = np.full((len(encoded), max(len(task.labels) for task in self.tasks)), -np.inf)
-        begun = 0
-
-        def count(rows: np.ndarray) -> None:
-            nonlocal begun
-            begun += len(rows)
-            if on_progress:
-                on_progress(begun)
-
         for index in np.unique(encoded.task_N).tolist():
-            rows = np.flatnonzero(encoded.task_N == index)
-            of_task = self.of_task(index).logits([encoded.ids_of(row) for row in rows], batch_tokens, count)
-            logits_NC[rows, : of_task.shape[1]] = of_task
+            mine = np.flatnonzero(encoded.task_N == index)
+            id_lists = [encoded.ids_of(row) for row in mine]
+            of_task = self.of_task(index).logits(id_lists, batch_tokens, lambda rows, mine=mine: on_rows(mine[rows]))  # type: ignore[misc]
+            logits_NC[mine, : of_task.shape[1]] = of_task
         return logits_NC
+
+    def spent(self, task: Task) -> Spent:
+        """What judging rows of a task took so far."""
+        return self.of_task([one.name for one in self.tasks].index(task.name)).spent
 
     def of_task(self, index: int) -> TaskJudge:
         """The judge of one task by its number. ValueError: there is none."""

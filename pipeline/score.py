@@ -1,43 +1,71 @@
-"""The batch scoring job: Ray Data hands partitions to actors, each actor judges and publishes whole partitions."""
+"""The batch scoring job: Ray Data hands units to actors, each actor judges and publishes whole units.
 
-from collections.abc import Callable
+What goes wrong with a unit stays with it. An actor that dies, or gets no further and ends itself, is started again and takes up its unit again, up to
+MAX_ATTEMPTS times in all; then the unit is told as failed, with the rows that were being judged, and the others go on.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.commit import is_published, partition_id, publish_partition
+import numpy as np
+import pyarrow as pa
+
+from pipeline.commit import publish_partition
 from pipeline.config import RunConfig
 from pipeline.encode import ENCODER_VERSION
-from pipeline.errors import RelevanceError
-from pipeline.files import file_sha256
-from pipeline.reader import find_partitions, read_partition
+from pipeline.errors import RelevanceError, RetryableError
+from pipeline.files import remove_tree
+from pipeline.row_errors import part_rows
+from pipeline.score_units import Unit, read_unit
+from pipeline.scores import SHOWN_ROWS, score_rows
+from pipeline.tasks import check_known_task
 
 MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is without end
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One input file to score under one model."""
+class Outcome:
+    """What became of one unit."""
 
-    task: str
-    path: str
-    input_sha256: str
     partition: str
+    path: str
+    labels: int = 0
+    errors: int = 0
+    error: str = ""  # empty: it is published
+    retry: bool = False  # whether the same command may succeed later
+    tokens_in: int = 0
+    tokens_computed: int = 0
+    model_s: float = 0.0
 
 
-def plan_units(config: RunConfig, bundle_sha256: str) -> tuple[list[Unit], int]:
-    """(units still to score, number already published), in a fixed order."""
-    root, scores = config.to_score_dir, config.run_dir / "scores"
-    units, published = [], 0
-    for task, paths in find_partitions(root, config.tasks).items():
-        for path in paths:
-            sha256 = file_sha256(path)
-            partition = partition_id(task, str(path.relative_to(root)), sha256, bundle_sha256, ENCODER_VERSION)
-            if is_published(scores, partition):
-                published += 1
-            else:
-                units.append(Unit(task, str(path), sha256, partition))
-    return units, published
+class Attempts:
+    """Notes beside the run of what an actor has begun, for the actor that comes after it."""
+
+    def __init__(self, folder: Path, partition: str) -> None:
+        self.begun, self.in_hand = folder / f"{partition}.begun", folder / f"{partition}.rows"
+
+    def number(self) -> int:
+        """How often the unit was begun."""
+        return self.begun.stat().st_size if self.begun.is_file() else 0
+
+    def begin(self) -> None:
+        """One more."""
+        with self.begun.open("ab") as file:
+            file.write(b".")
+
+    def take(self, row_ids: list[str]) -> None:
+        """These rows are about to be judged."""
+        self.in_hand.write_text(json.dumps(row_ids[:SHOWN_ROWS] + (["..."] if len(row_ids) > SHOWN_ROWS else [])), encoding="utf-8")
+
+    def rows_in_hand(self) -> str:
+        """The rows that were being judged, for people."""
+        if not self.in_hand.is_file():
+            return "before any row was judged"
+        return f"while it judged rows {', '.join(json.loads(self.in_hand.read_text(encoding='utf-8')))}"
 
 
 class UnitScorer:
@@ -47,79 +75,104 @@ class UnitScorer:
         import torch
 
         from pipeline.judge import load_judge
+        from pipeline.watch import Watch
 
         torch.set_num_threads(settings["threads"])
         device = torch.device("cuda" if settings["use_gpu"] else "cpu")
         self.judge, self.bundle = load_judge(Path(settings["bundle_dir"]), settings["bundle_sha256"], device)
         self.settings = settings
+        self.attempts_dir = Path(settings["attempts_dir"])
+        stuck = self.attempts_dir / f"stuck-{uuid.uuid4().hex[:8]}.txt"
+        self.watch = Watch(stuck.open("w", encoding="utf-8"), settings["hang_timeout_s"])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        names = ("task", "path", "input_sha256", "partition")
-        outcomes = [self._outcome(Unit(*(str(batch[name][i]) for name in names))) for i in range(len(batch["path"]))]
-        return {"partition": [o[0] for o in outcomes], "rows": [o[1] for o in outcomes], "error": [o[2] for o in outcomes]}
+        units = [read_unit_of(json.loads(str(text))) for text in batch["unit"]]
+        return {"outcome": [json.dumps(asdict(self.outcome(unit))) for unit in units]}
 
-    def _outcome(self, unit: Unit) -> tuple[str, int, str]:
+    def outcome(self, unit: Unit) -> Outcome:
+        """Score one unit. No error of a unit's own comes out: it is the outcome."""
+        attempts = Attempts(self.attempts_dir, unit.partition)
+        if attempts.number() >= MAX_ATTEMPTS:
+            why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times {attempts.rows_in_hand()}"
+            return Outcome(unit.partition, unit.path, error=f"{unit.path}: {why}; take these rows out or see the worker's log")
+        attempts.begin()
         try:
-            return unit.partition, self._score(unit), ""
-        except (RelevanceError, OSError) as error:
-            return unit.partition, 0, f"{unit.path}: {error}"
+            with self.watch:
+                return self._score(unit, attempts)
+        except (OSError, RetryableError) as error:
+            return Outcome(unit.partition, unit.path, error=f"{unit.path}: {error}", retry=True)
+        except RelevanceError as error:
+            return Outcome(unit.partition, unit.path, error=f"{unit.path}: {error}")
+        except Exception as error:
+            return Outcome(unit.partition, unit.path, error=f"{unit.path}: {type(error).__name__}: {error}, {attempts.rows_in_hand()}")
 
-    def _score(self, unit: Unit) -> int:
-        """Judge and publish one unit; returns its rows."""
-        from pipeline.scores import score_rows
-        from pipeline.tasks import check_known_task
-
+    def _score(self, unit: Unit, attempts: Attempts) -> Outcome:
+        """Judge and publish."""
         task = check_known_task(unit.task, self.judge.tasks, "the model's bundle")
-        table = read_partition(Path(unit.path))
-        scored = score_rows(self.judge, table, task, self.settings["batch_tokens"], self.settings["model_version"], self.bundle.sha256)
+        whole, first_row = read_unit(unit)
+        table, errors = part_rows(whole, task.name, first_row, self.bundle.sha256)
+        row_ids = table.column("row_id")
+
+        def begin(rows: np.ndarray) -> None:
+            self.watch.alive()
+            attempts.take(row_ids.take(pa.array(rows[: SHOWN_ROWS + 1])).to_pylist())
+
+        spent = self.judge.spent(task)
+        before = asdict(spent)
+        scored = score_rows(self.judge, table, task, self.settings["batch_tokens"], self.settings["model_version"], self.bundle.sha256, begin)
         facts = {
             "task": unit.task,
-            "input": {"path": unit.path, "sha256": unit.input_sha256, "rows": table.num_rows},
+            "input": {"path": unit.path, "sha256": unit.input_sha256, "row_groups": unit.row_groups, "rows": whole.num_rows},
             "model_version": self.settings["model_version"],
             "bundle_sha256": self.bundle.sha256,
             "encoder_version": ENCODER_VERSION,
         }
-        publish_partition(Path(self.settings["scores_dir"]), unit.partition, scored, facts)
-        return table.num_rows
+        assert scored.num_rows + errors.num_rows == whole.num_rows, "rows in are labels and errors together"
+        publish_partition(Path(self.settings["scores_dir"]), unit.partition, scored, facts, errors)
+        took = {name: value - before[name] for name, value in asdict(spent).items()}
+        return Outcome(unit.partition, unit.path, scored.num_rows, errors.num_rows, **took)
 
 
-def run_scoring(
-    config: RunConfig, units: list[Unit], bundle_dir: Path, bundle_sha256: str, model_version: str, on_unit: Callable[[int, int], None]
-) -> tuple[int, list[str]]:
-    """Score the units that `plan_units` found to do. `on_unit` gets (units done, rows scored so far).
-
-    Returns the rows scored, and the errors of units that could not be scored; the others are published.
-    """
-    rows, errors = 0, []
-    for done, outcome in enumerate(scored_units(config, units, bundle_dir, bundle_sha256, model_version), start=1):
-        rows += int(outcome["rows"])
-        errors += [outcome["error"]] if outcome["error"] else []
-        on_unit(done, rows)
-    return rows, errors
+def read_unit_of(fields: dict[str, Any]) -> Unit:
+    """A unit out of json, which knows no tuples."""
+    groups = fields["row_groups"]
+    return Unit(**{**fields, "row_groups": tuple(groups) if groups else None})
 
 
-def scored_units(config: RunConfig, units: list[Unit], bundle_dir: Path, bundle_sha256: str, model_version: str) -> Any:
+def scored_units(config: RunConfig, units: list[Unit], bundle_dir: Path, bundle_sha256: str, model_version: str) -> Iterator[Outcome]:
     """Each unit's outcome as it comes, out of a Ray Data pipeline of one actor pool."""
     import ray
 
     scoring = config.scoring
+    attempts_dir = config.run_dir / "scoring" / uuid.uuid4().hex[:12]
+    attempts_dir.mkdir(parents=True)
     settings = {
         "bundle_dir": str(bundle_dir),
         "bundle_sha256": bundle_sha256,
         "model_version": model_version,
         "scores_dir": str(config.run_dir / "scores"),
+        "attempts_dir": str(attempts_dir),
         "threads": scoring.threads_per_actor,
         "batch_tokens": scoring.batch_tokens,
+        "hang_timeout_s": scoring.hang_timeout_s,
         "use_gpu": scoring.use_gpu,
     }
-    dataset = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units)).map_batches(
+    items = [{"unit": json.dumps(asdict(unit))} for unit in units]
+    dataset = ray.data.from_items(items, override_num_blocks=len(units)).map_batches(
         UnitScorer,
         fn_constructor_args=(settings,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(scoring.num_actors, len(units))),
         num_cpus=scoring.threads_per_actor,
         num_gpus=1 if scoring.use_gpu else 0,
-        max_restarts=MAX_ATTEMPTS - 1,
-        max_task_retries=MAX_ATTEMPTS - 1,
+        # every unit may end its actor MAX_ATTEMPTS times; the call after that tells so
+        max_restarts=MAX_ATTEMPTS * len(units),
+        max_task_retries=MAX_ATTEMPTS,
     )
-    yield from dataset.iter_rows()
+    failed = False
+    for row in dataset.iter_rows():
+        outcome = Outcome(**json.loads(row["outcome"]))
+        failed = failed or bool(outcome.error)
+        yield outcome
+    if not failed:  # or it tells where actors were stuck
+        remove_tree(attempts_dir)

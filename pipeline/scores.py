@@ -8,21 +8,36 @@ import pyarrow as pa
 
 from pipeline.calibrate import calibrated_probabilities, decide, expected_grade, relevance_probability
 from pipeline.commit import SCORE_SCHEMA
+from pipeline.errors import RelevanceError
 from pipeline.judge import Judge
+from pipeline.task_judge import OnRows
 from pipeline.tasks import Task
 
+SHOWN_ROWS = 5  # row ids in a message
 
-def judge_rows(judge: Judge, table: pa.Table, task: Task, batch_tokens: int) -> np.ndarray:
-    """Calibrated label probabilities (N, C) of contract rows of one task, in their order."""
+
+class PoisonRowsError(RelevanceError):
+    """Rows that the model has no finite answer to."""
+
+
+def judge_rows(judge: Judge, table: pa.Table, task: Task, batch_tokens: int, on_rows: OnRows = lambda rows: None) -> np.ndarray:
+    """Calibrated label probabilities (N, C) of contract rows of one task, in their order. `on_rows` gets the numbers of rows that are about to be
+    judged. PoisonRowsError: the model has no finite answer to some, which it names."""
     if table.num_rows == 0:
         return np.zeros((0, len(task.labels)))
-    logits_NC = judge.logits(judge.encode({task.name: table}), batch_tokens)[:, : len(task.labels)]
+    logits_NC = judge.logits(judge.encode({task.name: table}), batch_tokens, on_rows)[:, : len(task.labels)]
+    poison = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1))
+    if len(poison):
+        shown = ", ".join(table.column("row_id").take(pa.array(poison[:SHOWN_ROWS])).to_pylist())
+        raise PoisonRowsError(f"the model gives no finite number for {len(poison)} rows ({shown}{', ...' if len(poison) > SHOWN_ROWS else ''})")
     return calibrated_probabilities(logits_NC, judge.calibration[task.name], task)
 
 
-def score_rows(judge: Judge, table: pa.Table, task: Task, batch_tokens: int, model_version: str, bundle_sha256: str) -> pa.Table:
-    """Score rows (SCORE_SCHEMA) for contract rows of one task, in their order."""
-    probability_NC = judge_rows(judge, table, task, batch_tokens)
+def score_rows(
+    judge: Judge, table: pa.Table, task: Task, batch_tokens: int, model_version: str, bundle_sha256: str, on_rows: OnRows = lambda rows: None
+) -> pa.Table:
+    """Score rows (SCORE_SCHEMA) for contract rows of one task, in their order. `on_rows`, PoisonRowsError: as above."""
+    probability_NC = judge_rows(judge, table, task, batch_tokens, on_rows)
     probability_N = relevance_probability(probability_NC, task)
     label_N = probability_NC.argmax(axis=1).astype(np.int32)
     columns = {

@@ -14,7 +14,10 @@ class Counts:
 
     def __init__(self) -> None:
         self.numbers: dict[str, float] = dict.fromkeys(
-            ("kills", "resumed", "max_loss_difference", "rows_duplicated", "rows_missing", "damaged", "detected"), 0
+            (
+                "kills", "resumed", "max_loss_difference", "rows_duplicated", "rows_missing", "damaged", "detected",
+                "score_kills", "score_rows_duplicated", "score_rows_missing", "score_partial_views",
+            ), 0,  # fmt: skip
         )
 
     def add(self, name: str, number: int = 1) -> None:

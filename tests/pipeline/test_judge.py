@@ -110,10 +110,10 @@ def one_row(encoded: EncodedRows, row: int) -> EncodedRows:
     return EncodedRows(ids=ids, starts=np.array([0, len(ids)]), **rest)
 
 
-def test_progress_counts_every_row(judge: Judge, encoded: EncodedRows) -> None:
-    seen: list[int] = []
-    judge.logits(encoded, 300, seen.append)
-    assert seen == sorted(seen) and seen[-1] == len(encoded) and len(seen) > 3
+def test_every_row_is_told_once_before_it_is_judged(judge: Judge, encoded: EncodedRows) -> None:
+    told: list[np.ndarray] = []
+    judge.logits(encoded, 300, told.append)
+    assert sorted(np.concatenate(told).tolist()) == list(range(len(encoded))) and len(told) > 3
 
 
 def test_a_bundle_has_one_sha256_for_one_content(tmp_path: Path, judge: Judge, config: RunConfig) -> None:

@@ -1,0 +1,48 @@
+"""What one run of the scoring job leaves behind: which partitions it stands for, and that every row in became a label or an error."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.commit import read_manifest
+from pipeline.errors import DamagedInputError
+from pipeline.registry import FetchedVersion
+from pipeline.score import Outcome
+from pipeline.score_units import Unit
+
+
+def run_record(
+    root: Path, run: str, champion: FetchedVersion, units: Sequence[Unit], outcomes: Sequence[Outcome], started_s: float
+) -> dict[str, Any]:  # fmt: skip
+    """The run's record, json. `units`: all that it stands for; `outcomes`: of those that it scored itself.
+
+    DamagedInputError: a published partition's labels and errors are not as many as its rows in.
+    """
+    failed = {one.partition: one for one in outcomes if one.error}
+    manifests = [read_manifest(root, unit.partition) for unit in units if unit.partition not in failed]
+    for manifest in manifests:
+        if manifest["rows"] + manifest.get("error_rows", 0) != manifest["input"]["rows"]:
+            remedy = f"delete manifests/{manifest['partition']}.json and score again"
+            raise DamagedInputError(f"partition {manifest['partition']} has other rows than labels and errors together; {remedy}")
+    spent = {name: sum(getattr(one, name) for one in outcomes) for name in ("tokens_in", "tokens_computed", "model_s")}
+    tasks: dict[str, dict[str, int]] = {}
+    for manifest in manifests:
+        of_task = tasks.setdefault(manifest["task"], {"rows_in": 0, "labels": 0, "errors": 0})
+        for name, value in (("rows_in", manifest["input"]["rows"]), ("labels", manifest["rows"]), ("errors", manifest.get("error_rows", 0))):
+            of_task[name] += value
+    return {
+        "run": run,
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
+        "seconds": round(time.time() - started_s, 3),
+        "model_version": champion.version,
+        "bundle_sha256": champion.bundle_sha256,
+        "units_scored": len(outcomes) - len(failed),
+        "units_already_published": len(units) - len(outcomes),
+        "units_failed": [{"partition": one.partition, "path": one.path, "error": one.error} for one in failed.values()],
+        "rows_scored": sum(one.labels for one in outcomes),
+        **{name: sum(of_task[name] for of_task in tasks.values()) for name in ("rows_in", "labels", "errors")},
+        "tasks": tasks,
+        "spent": spent,
+        "partitions": sorted(manifest["partition"] for manifest in manifests),
+    }

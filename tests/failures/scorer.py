@@ -1,0 +1,103 @@
+"""Scoring without Ray: `python scorer.py CONFIG BUNDLE_DIR` loads a model once, then for each line of stdin forks processes that score and die.
+
+A line: {"work_dir": where the run writes, "die_at": number of the point to die at or null, "copies": how many score at once}. The answer is a line:
+{"points": [points each process passed], "exits": [exit codes, negative for a signal]}. Points lie before and after everything that changes a name
+or makes bytes safe on the disk.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+CHANGES = ("fsync", "link", "replace", "unlink")
+
+
+class Points:
+    """Counts points, and dies at one of them."""
+
+    def __init__(self, die_at: int | None) -> None:
+        self.die_at, self.passed = die_at, 0
+
+    def point(self) -> None:
+        if self.passed == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.passed += 1
+
+    def around(self, change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            self.point()
+            result = change(*arguments, **options)
+            self.point()
+            return result
+
+        return changed
+
+
+def score(scorer: Any, config: Any, die_at: int | None) -> int:
+    """Score what is to do; the points passed."""
+    from pipeline.score_units import plan_units
+
+    points = Points(die_at)
+    attempts_dir = config.run_dir / "scoring" / str(os.getpid())
+    attempts_dir.mkdir(parents=True)
+    scorer.attempts_dir, scorer.settings["scores_dir"] = attempts_dir, str(config.run_dir / "scores")
+    for name in CHANGES:
+        setattr(os, name, points.around(getattr(os, name)))
+    units, _ = plan_units(config, scorer.bundle.sha256)
+    for unit in units:
+        outcome = scorer.outcome(unit)
+        assert not outcome.error, outcome.error
+    return points.passed
+
+
+def fork(scorer: Any, config: Any, die_at: int | None) -> tuple[int, int]:
+    """(process id, file that its count comes through)."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.write(writes, str(score(scorer, config, die_at)).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writes)
+    return child, reads
+
+
+def main() -> None:
+    """Answer line by line."""
+    import torch
+
+    from pipeline.config import build_config
+    from pipeline.score import UnitScorer
+
+    plain, bundle_dir = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2]
+    torch.set_num_threads(1)
+    folder = Path(plain["work_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "bundle_dir": bundle_dir, "bundle_sha256": None, "model_version": "1", "scores_dir": "", "attempts_dir": str(folder), "threads": 1,
+        "batch_tokens": 512, "hang_timeout_s": 600, "use_gpu": False,
+    }  # fmt: skip
+    scorer = UnitScorer(settings)
+    print(json.dumps({"bundle_sha256": scorer.bundle.sha256}), flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        config = build_config({**plain, "work_dir": order["work_dir"]}, "the test")
+        started = [fork(scorer, config, order["die_at"]) for _ in range(order["copies"])]
+        exits = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in started]
+        points = [os.read(reads, 20).decode() for _, reads in started]
+        for _, reads in started:
+            os.close(reads)
+        print(json.dumps({"points": [int(one) if one else None for one in points], "exits": exits}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Rows that cannot be scored are told apart with a reason, and every row is one or the other."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.row_errors import ERROR_SCHEMA, part_rows
+from pipeline.schema import ROW_SCHEMA
+
+GOOD = {"row_id": "a", "query": "lamp", "ad_title": "desk lamp", "market": "us"}
+
+
+def table_of(*rows: dict[str, Any]) -> pa.Table:
+    return pa.table({field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in ROW_SCHEMA})
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"row_id": None}, "row_id is null"), ({"query": None}, "query is null"), ({"ad_title": None}, "ad_title is null"),
+    ({"query": " \t "}, "query is blank"), ({"ad_title": ""}, "ad_title is blank"), ({"market": None}, "market is null"),
+    ({"query": "q" * 4_097}, "query has over 4,096 characters"), ({"ad_title": "é" * 16_385}, "ad_title has over 16,384 characters"),
+    ({"row_id": "a"}, "row_id repeats"),
+])  # fmt: skip
+def test_a_bad_row_is_told_with_its_number_and_reason_and_the_others_stay(change: dict[str, Any], reason: str) -> None:
+    table = table_of(GOOD, {**GOOD, "row_id": "b", **change}, {**GOOD, "row_id": "c"})
+    rows, errors = part_rows(table, "two", 100, "f" * 64)
+    assert rows.column("row_id").to_pylist() == ["a", "c"] and rows.schema.names == ROW_SCHEMA.names
+    assert errors.schema == ERROR_SCHEMA
+    row_id = table.column("row_id")[1].as_py()
+    assert errors.to_pylist() == [{"row_id": row_id, "row": 101, "task": "two", "reason": reason, "bundle_sha256": "f" * 64}]
+
+
+UNHARMFUL = [{"query": "q" * 4_096}, {"ad_description": None}, {"label": 99}, {"weight": float("nan")}, {"market": ""}]
+
+
+@pytest.mark.parametrize("change", UNHARMFUL, ids=str)
+def test_what_scoring_does_not_need_is_no_error(change: dict[str, Any]) -> None:
+    rows, errors = part_rows(table_of({**GOOD, **change}), "two", 0, "f")
+    assert (rows.num_rows, errors.num_rows) == (1, 0)
+
+
+def test_no_row_is_no_error() -> None:
+    rows, errors = part_rows(table_of(), "two", 0, "f")
+    assert (rows.num_rows, errors.num_rows) == (0, 0)
+
+
+def test_an_id_spelled_none_is_not_one_that_is_missing() -> None:
+    _, errors = part_rows(table_of({**GOOD, "row_id": None}, {**GOOD, "row_id": "None"}), "two", 0, "f")
+    assert errors.column("reason").to_pylist() == ["row_id is null"]
+
+
+def test_of_rows_with_one_id_the_first_is_kept() -> None:
+    rows, errors = part_rows(table_of(GOOD, GOOD, {**GOOD, "query": ""}), "two", 0, "f")
+    assert rows.num_rows == 1 and errors.column("reason").to_pylist() == ["row_id repeats", "query is blank"]
