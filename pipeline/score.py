@@ -140,10 +140,9 @@ def read_unit_of(fields: dict[str, Any]) -> Unit:
 
 
 def scored_units(config: RunConfig, units: list[Unit], bundle_dir: Path, bundle_sha256: str, model_version: str) -> Iterator[Outcome]:
-    """Each unit's outcome as it comes, out of a Ray Data pipeline of one actor pool."""
-    import ray
+    """Each unit's outcome as it comes. Ray must be running."""
+    from ray.exceptions import RayError
 
-    scoring = config.scoring
     attempts_dir = config.run_dir / "scoring" / uuid.uuid4().hex[:12]
     attempts_dir.mkdir(parents=True)
     settings = {
@@ -152,11 +151,33 @@ def scored_units(config: RunConfig, units: list[Unit], bundle_dir: Path, bundle_
         "model_version": model_version,
         "scores_dir": str(config.run_dir / "scores"),
         "attempts_dir": str(attempts_dir),
-        "threads": scoring.threads_per_actor,
-        "batch_tokens": scoring.batch_tokens,
-        "hang_timeout_s": scoring.hang_timeout_s,
-        "use_gpu": scoring.use_gpu,
+        "threads": config.scoring.threads_per_actor,
+        "batch_tokens": config.scoring.batch_tokens,
+        "hang_timeout_s": config.scoring.hang_timeout_s,
+        "use_gpu": config.scoring.use_gpu,
     }
+    left, lost, failed = {unit.partition: unit for unit in units}, "", False
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            for outcome in ray_outcomes(config, list(left.values()), settings):
+                del left[outcome.partition]
+                failed = failed or bool(outcome.error)
+                yield outcome
+        except RayError as error:  # one actor that is lost at the wrong moment ends a whole pipeline of Ray Data
+            lost = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if not left:
+            break
+    for unit in left.values():
+        yield Outcome(unit.partition, unit.path, error=f"{unit.path}: Ray lost its actors {MAX_ATTEMPTS} times ({lost})", retry=True)
+    if not failed and not left:  # or it tells where actors were stuck
+        remove_tree(attempts_dir)
+
+
+def ray_outcomes(config: RunConfig, units: list[Unit], settings: dict[str, Any]) -> Iterator[Outcome]:
+    """One pipeline of Ray Data over units, on one actor pool."""
+    import ray
+
+    scoring = config.scoring
     items = [{"unit": json.dumps(asdict(unit))} for unit in units]
     dataset = ray.data.from_items(items, override_num_blocks=len(units)).map_batches(
         UnitScorer,
@@ -165,14 +186,9 @@ def scored_units(config: RunConfig, units: list[Unit], bundle_dir: Path, bundle_
         compute=ray.data.ActorPoolStrategy(size=min(scoring.num_actors, len(units))),
         num_cpus=scoring.threads_per_actor,
         num_gpus=1 if scoring.use_gpu else 0,
-        # every unit may end its actor MAX_ATTEMPTS times; the call after that tells so
+        # our own notes end a unit's attempts; Ray's must not end before: it may count the death of an actor and its absence after it
         max_restarts=MAX_ATTEMPTS * len(units),
-        max_task_retries=MAX_ATTEMPTS,
+        max_task_retries=4 * MAX_ATTEMPTS,
     )
-    failed = False
     for row in dataset.iter_rows():
-        outcome = Outcome(**json.loads(row["outcome"]))
-        failed = failed or bool(outcome.error)
-        yield outcome
-    if not failed:  # or it tells where actors were stuck
-        remove_tree(attempts_dir)
+        yield Outcome(**json.loads(row["outcome"]))
