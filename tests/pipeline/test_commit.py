@@ -15,8 +15,21 @@ import pytest
 from places import ROOT
 
 from pipeline import commit
-from pipeline.commit import SCORE_SCHEMA, is_published, partition_id, publish_partition, put_if_absent, read_manifests, read_published
+from pipeline.commit import (
+    SCORE_SCHEMA,
+    is_published,
+    partition_id,
+    publish_partition,
+    put_if_absent,
+    read_errors,
+    read_manifests,
+    read_published,
+    read_run,
+    sweep_orphans,
+)
 from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.files import write_json
+from pipeline.row_errors import ERROR_SCHEMA
 
 FACTS = {"bundle_sha256": "b" * 64, "task": "search"}
 INGREDIENTS = {"task": "search", "input_path": "task=search/a.parquet", "input_sha256": "1", "bundle_sha256": "2", "encoder_version": "1"}
@@ -66,6 +79,46 @@ def test_rows_of_one_model_are_read_apart_from_those_of_another(tmp_path: Path) 
     publish_partition(tmp_path, "p2", score_rows(3, "new"), {"bundle_sha256": "2"})
     assert read_published(tmp_path, "2").column("row_id").to_pylist() == ["new0", "new1", "new2"]
     assert read_published(tmp_path).num_rows == 5
+
+
+def bad_rows(count: int) -> pa.Table:
+    rows = [{"row_id": f"bad{n}", "row": n, "task": "search", "reason": "query is null", "bundle_sha256": "b" * 64} for n in range(count)]
+    return pa.Table.from_pylist(rows, ERROR_SCHEMA)
+
+
+def test_bad_rows_are_published_with_the_labels_and_read_apart(tmp_path: Path) -> None:
+    assert publish_partition(tmp_path, "p", score_rows(3), FACTS, bad_rows(2))
+    assert publish_partition(tmp_path, "p", score_rows(3), FACTS, bad_rows(2)) is False
+    [manifest] = read_manifests(tmp_path)
+    assert (manifest["rows"], manifest["error_rows"]) == (3, 2)
+    assert read_errors(tmp_path).equals(bad_rows(2)) and row_ids(tmp_path) == ["r0", "r1", "r2"]
+    assert len(files_below(tmp_path)) == 3
+    flip_a_byte(next((tmp_path / "errors").rglob("*.parquet")))
+    with pytest.raises(DamagedInputError, match="does not match its manifest"):
+        read_errors(tmp_path)
+
+
+def test_a_run_is_read_without_the_partitions_of_inputs_that_were_replaced(tmp_path: Path) -> None:
+    for partition, prefix in (("old", "old"), ("kept", "kept"), ("new", "new")):
+        publish_partition(tmp_path, partition, score_rows(2, prefix), FACTS)
+    (tmp_path / "runs").mkdir()
+    write_json(tmp_path / "runs" / "20260101-000000-aaaaaa.json", {"partitions": ["old", "kept"]})
+    write_json(tmp_path / "runs" / "20260102-000000-bbbbbb.json", {"partitions": ["new", "kept"]})
+    assert sorted(read_run(tmp_path).column("row_id").to_pylist()) == ["kept0", "kept1", "new0", "new1"]
+    assert sorted(read_run(tmp_path, "20260101-000000-aaaaaa").column("row_id").to_pylist()) == ["kept0", "kept1", "old0", "old1"]
+    with pytest.raises(ConfigError, match="has no run 2026; there are: 20260101"):
+        read_run(tmp_path, "2026")
+
+
+def test_what_killed_scorers_left_is_swept_once_it_is_old(tmp_path: Path) -> None:
+    publish_partition(tmp_path, "p", score_rows(2), FACTS, bad_rows(1))
+    for stray in ("data/p/stray.parquet", "data/q/.stray.parquet.1.tmp", "errors/p/stray.parquet"):
+        (tmp_path / stray).parent.mkdir(exist_ok=True)
+        (tmp_path / stray).write_bytes(b"PAR1")
+    assert sweep_orphans(tmp_path) == 0
+    assert sweep_orphans(tmp_path, older_than_s=-1) == 3
+    assert row_ids(tmp_path) == ["r0", "r1"] and read_errors(tmp_path).num_rows == 1 and len(files_below(tmp_path)) == 3
+    assert sweep_orphans(tmp_path / "nowhere") == 0
 
 
 def test_a_file_that_no_manifest_names_is_never_read(tmp_path: Path) -> None:

@@ -1,0 +1,247 @@
+"""How fast scoring is beside what people use: `python tests/bench/bench_score.py [--pairs N] [--rounds N] [--no-memory]`. Needs the real pairs of
+../shared/data.
+
+SmolLM2-135M in its own precision with MTL-LoRA adapters and a head of random numbers, the real electronics pairs, two threads, sides in turn,
+medians. Sides: ours, a unit from its parquet file to its published labels; transformers' text-classification pipeline over the same merged model,
+batches of 32; a hand-written loop over it, rows sorted by length, batches of 32. Then the peak memory of a scorer with a tiny model on 100,000 and on
+1,000,000 made-up rows. Prints what each took, and as its last line one JSON object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+TASK, THREADS, BATCH_ROWS = "electronics", 2, 32
+MEMORY_ROWS = (100_000, 1_000_000)
+
+
+class Bench:
+    """The rows, as parquet and as texts, and the model, as a bundle and as transformers has it."""
+
+    def __init__(self, root: Path, num_pairs: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        import torch
+
+        from jobs.sources import import_source
+        from models.bundle import write_bundle
+        from models.merge import merge_task
+        from pipeline.config import read_config
+        from pipeline.judge import describe, fresh_judge
+        from pipeline.logs import Console
+        from pipeline.reader import find_partitions, read_partition
+
+        torch.set_num_threads(THREADS)
+        self.root = root
+        self.config = read_config(ROOT / "jobs" / "configs" / "esci.yaml", [f"work_dir={root}", f"data.to_score={root / 'to_score'}"])
+        import_source("chorus", SHARED_DATA / "chorus_electronics" / "query_product_ratings.tsv", root / "rows", Console(err=sys.stderr))
+        whole = pa.concat_tables([read_partition(path) for path in find_partitions(root / "rows", self.config.tasks)[TASK]])
+        judge = fresh_judge(self.config)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in judge.model.trainable_state().values():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+            judge.model.heads.bias_K.zero_()  # transformers' head has none
+        index = [task.name for task in self.config.tasks].index(TASK)
+        self.tokenizer = judge.encoder.tokenizer
+        id_lists = judge.encoder.encode(whole, TASK)
+        texts = self.tokenizer.batch_decode(id_lists)
+        # of the others, transformers would not get the tokens that we get
+        same = np.array([ids == again for ids, again in zip(id_lists, self.tokenizer(texts)["input_ids"], strict=True)])
+        by_ad = np.argsort(np.asarray(whole.column("ad_title").to_pylist(), dtype=object), kind="stable")
+        chosen = np.array([row for row in by_ad if same[row]][:num_pairs])
+        chosen = np.random.default_rng(1).permutation(chosen)
+        self.texts, self.row_ids = [texts[row] for row in chosen], whole.column("row_id").take(pa.array(chosen)).to_pylist()
+        path = root / "to_score" / f"task={TASK}" / "part-0.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(whole.take(pa.array(chosen)), path)
+        self.sha256 = write_bundle(root / "bundle", describe(judge, self.config, {}), judge.model.trainable_state(), judge.backbone.folder)
+        self.classifier = classifier_of(merge_task(judge.model, index))
+        print(f"{len(chosen)} pairs, {same.mean():.1%} of all have the same tokens on all sides", flush=True)
+
+    def ours(self) -> tuple[float, np.ndarray, Any]:
+        """A unit as an actor scores it, into a new run."""
+        from pipeline.commit import read_published
+        from pipeline.files import file_sha256
+        from pipeline.score import UnitScorer
+        from pipeline.score_units import Unit, plan_units
+
+        run = self.config.model_copy(update={"work_dir": Path(tempfile.mkdtemp(dir=self.root))})
+        scorer = UnitScorer(actor_settings(self.root / "bundle", run.run_dir))
+        warm = self._warm()
+        scorer.outcome(Unit(TASK, str(warm), file_sha256(warm), f"{TASK}-warm", None))
+        (unit,), _ = plan_units(run, self.sha256)
+        started_s = time.perf_counter()
+        outcome = scorer.outcome(unit)
+        seconds = time.perf_counter() - started_s
+        assert not outcome.error, outcome.error
+        table = read_published(run.run_dir / "scores")
+        said = dict(zip(table.column("row_id").to_pylist(), table.column("probability").to_pylist(), strict=True))  # of the warm rows twice
+        return seconds, np.array([said[row_id] for row_id in self.row_ids]), outcome
+
+    def _warm(self) -> Path:
+        """A few rows that are scored before the clock runs."""
+        import pyarrow.parquet as pq
+
+        path = self.root / "warm.parquet"
+        if not path.exists():
+            pq.write_table(pq.read_table(self.root / "to_score" / f"task={TASK}" / "part-0.parquet", partitioning=None).slice(0, 16), path)
+        return path
+
+    def hf_pipeline(self) -> tuple[float, np.ndarray, None]:
+        """transformers.pipeline, as its documentation has it."""
+        from transformers import pipeline
+
+        classify = pipeline("text-classification", model=self.classifier, tokenizer=self.tokenizer, device="cpu")
+        options = {"batch_size": BATCH_ROWS, "top_k": None, "function_to_apply": "softmax"}
+        classify(self.texts[:16], **options)
+        started_s = time.perf_counter()
+        found = classify(self.texts, **options)
+        seconds = time.perf_counter() - started_s
+        by_label = [{one["label"]: one["score"] for one in row} for row in found]
+        return seconds, np.array([[row[f"LABEL_{label}"] for label in range(len(row))] for row in by_label]), None
+
+    def sorted_loop(self) -> tuple[float, np.ndarray, None]:
+        """What one writes by hand."""
+        import torch
+
+        started_s = time.perf_counter()
+        ids = self.tokenizer(self.texts)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+        found: dict[int, np.ndarray] = {}
+        with torch.inference_mode():
+            for start in range(0, len(order), BATCH_ROWS):
+                rows = order[start : start + BATCH_ROWS]
+                batch = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+                probabilities = self.classifier(**batch).logits.float().softmax(dim=-1).numpy()
+                found |= dict(zip(rows, probabilities, strict=True))
+        return time.perf_counter() - started_s, np.stack([found[row] for row in range(len(ids))]), None
+
+
+def classifier_of(merged: Any) -> Any:
+    """The merged model as transformers' own sequence classifier."""
+    from transformers import LlamaForSequenceClassification
+
+    config = merged.trunk.config
+    config.num_labels, config.pad_token_id = merged.head.out_features, config.pad_token_id or 0
+    model = LlamaForSequenceClassification._from_config(config, dtype=next(merged.trunk.parameters()).dtype)
+    model.model = merged.trunk
+    model.score.weight = type(model.score.weight)(merged.head.weight.to(model.score.weight.dtype), requires_grad=False)
+    return model.eval()
+
+
+def actor_settings(bundle_dir: Path, run_dir: Path) -> dict[str, Any]:
+    """What an actor is given."""
+    attempts_dir = run_dir / "scoring"
+    attempts_dir.mkdir(parents=True)
+    return {
+        "bundle_dir": str(bundle_dir), "bundle_sha256": None, "model_version": "1", "scores_dir": str(run_dir / "scores"),
+        "attempts_dir": str(attempts_dir), "threads": THREADS, "batch_tokens": 4096, "hang_timeout_s": 600, "use_gpu": False,
+    }  # fmt: skip
+
+
+def peak_mb(num_rows: int, root: Path) -> float:
+    """Peak memory of a process that scores so many rows with a tiny model."""
+    done = subprocess.run([sys.executable, __file__, "--memory-of", str(num_rows), "--root", str(root)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return float(done.stdout.splitlines()[-1])
+
+
+def score_made_up(num_rows: int, root: Path) -> float:
+    """Score made-up rows with a tiny model in this process; its peak memory in MB."""
+    import resource
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from planted import planted_config, planted_rows
+    from tiny import write_tiny_llama
+
+    from models.bundle import write_bundle
+    from pipeline.config import build_config
+    from pipeline.judge import describe, fresh_judge
+    from pipeline.schema import ROW_SCHEMA
+    from pipeline.score import UnitScorer
+    from pipeline.score_units import plan_units
+
+    config = build_config({**planted_config(root, str(write_tiny_llama(root / "tiny"))), "encode": {"max_tokens": 64}}, "the bench")
+    some = pa.Table.from_pylist(planted_rows("two", 5_000, 1, labelled=False), ROW_SCHEMA)
+    folder = root / "to_score" / "task=two"
+    folder.mkdir(parents=True)
+    with pq.ParquetWriter(folder / "part-0.parquet", ROW_SCHEMA) as writer:
+        for start in range(0, num_rows, some.num_rows):
+            ids = pa.array([f"row-{number}" for number in range(start, start + some.num_rows)])
+            writer.write_table(some.set_column(0, ROW_SCHEMA.field("row_id"), ids).slice(0, num_rows - start))
+    judge = fresh_judge(config)
+    sha256 = write_bundle(root / "bundle", describe(judge, config, {}), judge.model.trainable_state(), judge.backbone.folder)
+    scorer = UnitScorer(actor_settings(root / "bundle", config.run_dir))
+    units, _ = plan_units(config, sha256)
+    for unit in units:
+        outcome = scorer.outcome(unit)
+        assert not outcome.error, outcome.error
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """All sides in turn."""
+    parser = argparse.ArgumentParser(description="Scoring beside what people use")
+    parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if arguments.memory_of:
+        print(score_made_up(arguments.memory_of, arguments.root))
+        return
+    if not SHARED_DATA.is_dir():
+        sys.exit(f"{SHARED_DATA} is absent: this bench scores the real pairs")
+    os.chdir(ROOT)
+    with tempfile.TemporaryDirectory(prefix="bench_score") as name:
+        bench = Bench(Path(name), arguments.pairs)
+        sides = {"ours": bench.ours, "HF pipeline": bench.hf_pipeline, "sorted loop": bench.sorted_loop}
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        said: dict[str, np.ndarray] = {}
+        shares, computed = [], 0.0
+        for number in range(arguments.rounds):
+            for side, score in sides.items():
+                print(f"round {number + 1} of {arguments.rounds}: {side}", file=sys.stderr, flush=True)
+                took_s, said[side], outcome = score()
+                seconds[side].append(took_s)
+                if outcome is not None:
+                    shares.append(outcome.model_s / took_s)
+                    computed = outcome.tokens_computed / outcome.tokens_in
+        (task,) = (task for task in bench.config.tasks if task.name == TASK)
+        relevant = {side: rows if rows.ndim == 1 else rows[:, task.relevant_from :].sum(axis=1) for side, rows in said.items()}
+        median = {side: statistics.median(times) for side, times in seconds.items()}
+        for side, took_s in median.items():
+            print(f"{side:12} {len(bench.texts) / took_s:7.2f} pairs/s  largest difference {np.abs(relevant[side] - relevant['ours']).max():.4f}")
+        result: dict[str, Any] = {
+            "speed_over_hf_pipeline": round(median["HF pipeline"] / median["ours"], 3),
+            "speed_over_sorted_loop": round(median["sorted loop"] / median["ours"], 3),
+            "model_time_share": round(statistics.median(shares), 4),
+            "tokens_computed_share": round(computed, 4),
+            "max_probability_difference": round(max(float(np.abs(rows - relevant["ours"]).max()) for rows in relevant.values()), 5),
+        }
+    if not arguments.no_memory:
+        for rows, key in zip(MEMORY_ROWS, ("peak_mb_100k", "peak_mb_1m"), strict=True):
+            with tempfile.TemporaryDirectory(prefix="bench_score") as name:
+                result[key] = round(peak_mb(rows, Path(name)), 1)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
