@@ -17,9 +17,9 @@ from pipeline.logs import Console
 from pipeline.measure import measured, measured_slices
 from pipeline.promotion import champions, read_promotions
 from pipeline.reader import find_partitions
-from pipeline.registry import check_version, fetch_version, metric_history, read_verdict
+from pipeline.registry import check_version, fetch_version, read_verdict
 from pipeline.report import TaskReport, VersionReport, report_page
-from pipeline.tracking import mlflow_client
+from pipeline.tracking import metric_history, mlflow_client
 from validation.drift import compare
 from validation.drift_view import as_text
 from validation.profile import build_tally, read_profile

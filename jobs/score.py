@@ -7,12 +7,12 @@ from typing import Any
 from jobs.cluster import ray_cluster
 from pipeline.commit import put_if_absent, sweep_orphans
 from pipeline.config import RunConfig
-from pipeline.errors import RelevanceError, RetryableError
+from pipeline.errors import DataRefusedError, RelevanceError, RetryableError
 from pipeline.files import canonical_json
 from pipeline.logs import Console
 from pipeline.registry import FetchedVersion, resolve_champion
 from pipeline.score import Outcome, scored_units
-from pipeline.score_run import run_record
+from pipeline.score_run import drift_lines, run_record
 from pipeline.score_units import Unit, plan_units
 
 SHOWN_ERRORS = 5
@@ -28,10 +28,15 @@ def run_score(config: RunConfig, console: Console) -> dict[str, Any]:
     console.say(f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published before")
     sweep_orphans(scores_dir)
     outcomes = score_units(config, champion, to_do, console) if to_do else []
-    record = run_record(scores_dir, run, champion, [*published, *to_do], outcomes, started_s)
+    record = run_record(scores_dir, run, champion, [*published, *to_do], outcomes, started_s, config.scoring.drift_refuse)
     path = scores_dir / "runs" / f"{run}.json"
     put_if_absent(path, canonical_json(record).encode())
+    for line in drift_lines(record, config.scoring.drift_warn):
+        console.say(f"  {line}")
     check_outcomes(outcomes)
+    if not record["accepted"]:
+        limit = f"{record['largest_drift']:.2f}, scoring.drift_refuse is {config.scoring.drift_refuse}"
+        raise DataRefusedError(f"scores moved by a stability index of {limit}; the labels are published, but this is not the run that read_run reads")
     return {"scores": str(scores_dir), "run": str(path), **{name: record[name] for name in SUMMARY}}
 
 
@@ -43,7 +48,7 @@ def score_units(config: RunConfig, champion: FetchedVersion, to_do: list[Unit], 
     outcomes = []
     num_cpus = config.scoring.num_actors * config.scoring.threads_per_actor
     with ray_cluster(num_cpus), console.progress("score", len(to_do), "units") as progress:
-        for outcome in scored_units(config, to_do, champion.bundle_dir, champion.bundle_sha256, champion.version):
+        for outcome in scored_units(config, to_do, champion):
             outcomes.append(outcome)
             progress.update(len(outcomes), f"{sum(one.labels for one in outcomes):,} pairs")
     return outcomes

@@ -98,13 +98,24 @@ def read_published(root: Path, bundle_sha256: str | None = None) -> pa.Table:
     return read_rows(root, wanted, "files", SCORE_SCHEMA)
 
 
+def read_records(root: Path) -> list[dict[str, Any]]:
+    """The records of all runs of the job, the last one last."""
+    return [read_json(path) for path in sorted((root / "runs").glob("*.json")) if not path.name.startswith(".")]
+
+
+def last_record(root: Path) -> dict[str, Any] | None:
+    """The record of the last run that was accepted: no unit failed, and its scores were spread as they may be."""
+    return next((record for record in reversed(read_records(root)) if record["accepted"]), None)
+
+
 def read_run(root: Path, run: str | None = None) -> pa.Table:
-    """The score rows of one run of the job, the last one if none is named: of the inputs and under the model that it had, whether it scored them or
-    found them scored. ConfigError: there is no such run. DamagedInputError: as above."""
-    records = sorted(path.stem for path in (root / "runs").glob("*.json") if not path.name.startswith("."))
-    if not records or run not in (None, *records):
-        raise ConfigError(f"{root} has no run{f' {run}' if run else ''}; there are: {', '.join(records) or 'none'}")
-    partitions = set(read_json(root / "runs" / f"{run or records[-1]}.json")["partitions"])
+    """The score rows of one run of the job, the last accepted one if none is named: of the inputs and under the model that it had, whether it scored
+    them or found them scored. ConfigError: there is no such run. DamagedInputError: as above."""
+    records = {record["run"]: record for record in read_records(root)}
+    record = records.get(run) if run else last_record(root)
+    if record is None:
+        raise ConfigError(f"{root} has no run {run}; there are: {', '.join(records) or 'none'}" if run else f"{root} has no accepted run yet")
+    partitions = set(record["partitions"])
     return read_rows(root, [one for one in read_manifests(root) if one["partition"] in partitions], "files", SCORE_SCHEMA)
 
 

@@ -105,6 +105,9 @@ class ScoringConfig(Frozen):
     use_gpu: bool = False
     batch_tokens: int = Field(default=4096, ge=64)  # tokens of one forward pass, padding included
     hang_timeout_s: float = Field(default=600.0, gt=0)  # an actor whose pass takes so long ends itself and is started again
+    canary_tolerance: float = Field(default=0.02, gt=0)  # that probabilities of canary rows may differ by from those of the version's evaluation
+    drift_warn: float = Field(default=0.1, gt=0)  # stability index of a task or market, against the last run or the test rows, that is told
+    drift_refuse: float | None = Field(default=None, gt=0)  # the same, that ends the run with exit 1 and keeps it from being read as the last one
 
 
 class RunConfig(Frozen):

@@ -27,6 +27,7 @@ from pipeline.judge import Judge, fresh_judge, load_judge
 from pipeline.measure import Said, Truth, as_json, measured, measured_slices
 from pipeline.reader import find_partitions
 from pipeline.rows import read_split
+from pipeline.score_reference import build_reference
 from pipeline.single_task import gain_over_single_tasks, rows_digest
 from pipeline.slices import cut
 from pipeline.split import Split
@@ -68,6 +69,8 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress,
     if not scores:
         raise DataRefusedError("no task has both relevant and irrelevant rows in the test split; add queries or raise split.test_share")
     write_plots(config.run_dir / "plots", scores)
+    said = test_probabilities(judge, encoded["test"], model_logits)
+    write_json(config.run_dir / "score_reference.json", build_reference(judge, sha256, tables["test"], said, config.scoring.batch_tokens))
     digests = {"bundle_sha256": sha256, "data_digest": trained.description["training"]["data_digest"]}
     result = {**digests, **summary(scores, config.seed), "not_measured": not_measured(config, scores)}
     for name, figures in result["tasks"].items():
@@ -119,6 +122,15 @@ def calibrated(judge: Judge, valid: EncodedRows, logits: np.ndarray, tables: dic
         market_N = markets_of(tables[task.name]) if len(rows) else np.zeros(0, dtype=object)
         fitted[task.name] = fit_calibration(logits[rows, : len(task.labels)], valid.label_N[rows], task, valid.queries_of(rows), market_N)
     return replace(judge, calibration=fitted)
+
+
+def test_probabilities(judge: Judge, test: EncodedRows, logits_NC: np.ndarray) -> dict[str, np.ndarray]:
+    """Calibrated label probabilities of the rows of each task that has some."""
+    of_task = {task.name: (np.flatnonzero(test.task_N == index), task) for index, task in enumerate(judge.tasks)}
+    return {
+        name: calibrated_probabilities(logits_NC[rows, : len(task.labels)], judge.calibration[name], task)
+        for name, (rows, task) in of_task.items() if len(rows)
+    }  # fmt: skip
 
 
 def markets_of(table: pa.Table) -> np.ndarray:

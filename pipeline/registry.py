@@ -31,6 +31,11 @@ class FetchedVersion:
         """The profile of the rows it was trained on; a version registered by an older release has none."""
         return self.bundle_dir.parent / "profile.json"
 
+    @property
+    def reference_path(self) -> Path:
+        """Canary rows and how its scores were spread; a version registered by an older release, or of a bundle that was not evaluated, has none."""
+        return self.bundle_dir.parent / "score_reference.json"
+
 
 def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, Any]) -> str:
     """Register a bundle under config.registry.model with alias challenger; returns the version. The same bundle stays one version.
@@ -73,11 +78,15 @@ def log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, ta
 
     from pipeline.pyfunc import input_example, signature
 
+    artifacts = {BUNDLE_ARTIFACT: str(bundle_dir), "data_profile": str(config.profile_path), "model_card": str(card)}
+    reference = config.run_dir / "score_reference.json"
+    if reference.is_file() and read_json(reference)["bundle_sha256"] == tags["bundle_sha256"]:
+        artifacts["score_reference"] = str(reference)
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc_code.py")),
-            artifacts={BUNDLE_ARTIFACT: str(bundle_dir), "data_profile": str(config.profile_path), "model_card": str(card)},
+            artifacts=artifacts,
             signature=signature(),
             input_example=input_example(config.tasks[0].name),
             pip_requirements=["ads-relevance"],
@@ -133,11 +142,6 @@ def version_of_bundle(config: RunConfig, client: Any, sha256: str) -> str | None
             if other not in named:
                 client.delete_model_version(model, other)
     return versions[0] if versions else None
-
-
-def metric_history(client: Any, run_id: str, name: str) -> list[tuple[float, float]]:
-    """(step, value) of a figure of a run, in the order of steps."""
-    return sorted((float(one.step), float(one.value)) for one in client.get_metric_history(run_id, name))
 
 
 def verdict_path(version: str, against: str) -> str:

@@ -19,7 +19,9 @@ from pipeline.config import RunConfig
 from pipeline.encode import ENCODER_VERSION
 from pipeline.errors import RelevanceError, RetryableError
 from pipeline.files import remove_tree
+from pipeline.registry import FetchedVersion
 from pipeline.row_errors import part_rows
+from pipeline.score_reference import canary_difference, profile_of, read_reference
 from pipeline.score_units import Unit, read_unit
 from pipeline.scores import SHOWN_ROWS, score_rows
 from pipeline.tasks import check_known_task
@@ -84,13 +86,27 @@ class UnitScorer:
         self.attempts_dir = Path(settings["attempts_dir"])
         stuck = self.attempts_dir / f"stuck-{uuid.uuid4().hex[:8]}.txt"
         self.watch = Watch(stuck.open("w", encoding="utf-8"), settings["hang_timeout_s"])
+        self.refusal = self._check_canaries()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         units = [read_unit_of(json.loads(str(text))) for text in batch["unit"]]
         return {"outcome": [json.dumps(asdict(self.outcome(unit))) for unit in units]}
 
+    def _check_canaries(self) -> str:
+        """Why nothing may be published from here; empty: it may. Each actor checks for itself, as machines differ."""
+        if self.settings["reference"] is None:
+            return ""
+        found = canary_difference(self.judge, read_reference(Path(self.settings["reference"]), self.bundle.sha256), self.settings["batch_tokens"])
+        if found <= self.settings["canary_tolerance"]:
+            return ""
+        moved = f"canary rows are judged otherwise here than when the version was evaluated: by up to {found:.4f}"
+        limit = f"more than scoring.canary_tolerance {self.settings['canary_tolerance']}"
+        return f"{moved}, {limit}; nothing was published from here. Compare the software and the hardware of both"
+
     def outcome(self, unit: Unit) -> Outcome:
         """Score one unit. No error of a unit's own comes out: it is the outcome."""
+        if self.refusal:
+            return Outcome(unit.partition, unit.path, error=self.refusal)
         attempts = Attempts(self.attempts_dir, unit.partition)
         if attempts.number() >= MAX_ATTEMPTS:
             why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times {attempts.rows_in_hand()}"
@@ -111,7 +127,7 @@ class UnitScorer:
         task = check_known_task(unit.task, self.judge.tasks, "the model's bundle")
         whole, first_row = read_unit(unit)
         table, errors = part_rows(whole, task.name, first_row, self.bundle.sha256)
-        row_ids = table.column("row_id")
+        row_ids, markets = table.column("row_id"), table.column("market").to_pylist()
 
         def begin(rows: np.ndarray) -> None:
             self.watch.alive()
@@ -126,6 +142,7 @@ class UnitScorer:
             "model_version": self.settings["model_version"],
             "bundle_sha256": self.bundle.sha256,
             "encoder_version": ENCODER_VERSION,
+            "profile": profile_of(scored.column("probability").to_numpy(), scored.column("label").to_numpy(), markets, len(task.labels)),
         }
         assert scored.num_rows + errors.num_rows == whole.num_rows, "rows in are labels and errors together"
         publish_partition(Path(self.settings["scores_dir"]), unit.partition, scored, facts, errors)
@@ -139,16 +156,18 @@ def read_unit_of(fields: dict[str, Any]) -> Unit:
     return Unit(**{**fields, "row_groups": tuple(groups) if groups else None})
 
 
-def scored_units(config: RunConfig, units: list[Unit], bundle_dir: Path, bundle_sha256: str, model_version: str) -> Iterator[Outcome]:
+def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion) -> Iterator[Outcome]:
     """Each unit's outcome as it comes. Ray must be running."""
     from ray.exceptions import RayError
 
     attempts_dir = config.run_dir / "scoring" / uuid.uuid4().hex[:12]
     attempts_dir.mkdir(parents=True)
     settings = {
-        "bundle_dir": str(bundle_dir),
-        "bundle_sha256": bundle_sha256,
-        "model_version": model_version,
+        "bundle_dir": str(champion.bundle_dir),
+        "bundle_sha256": champion.bundle_sha256,
+        "model_version": champion.version,
+        "reference": str(champion.reference_path) if champion.reference_path.is_file() else None,
+        "canary_tolerance": config.scoring.canary_tolerance,
         "scores_dir": str(config.run_dir / "scores"),
         "attempts_dir": str(attempts_dir),
         "threads": config.scoring.threads_per_actor,

@@ -5,20 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.commit import read_manifest
+from pipeline.commit import last_record, read_manifest
 from pipeline.errors import DamagedInputError
 from pipeline.registry import FetchedVersion
 from pipeline.score import Outcome
+from pipeline.score_drift import drift_rows
+from pipeline.score_reference import Profile, add_profile, read_reference
 from pipeline.score_units import Unit
 
 
 def run_record(
-    root: Path, run: str, champion: FetchedVersion, units: Sequence[Unit], outcomes: Sequence[Outcome], started_s: float
+    root: Path, run: str, champion: FetchedVersion, units: Sequence[Unit], outcomes: Sequence[Outcome], started_s: float, refuse: float | None
 ) -> dict[str, Any]:  # fmt: skip
-    """The run's record, json. `units`: all that it stands for; `outcomes`: of those that it scored itself.
+    """The run's record, json. `units`: all that it stands for; `outcomes`: of those that it scored itself; `refuse`: the stability index from
+    which on the run is not accepted.
 
     DamagedInputError: a published partition's labels and errors are not as many as its rows in.
     """
+    reference = read_reference(champion.reference_path, champion.bundle_sha256) if champion.reference_path.is_file() else None
     failed = {one.partition: one for one in outcomes if one.error}
     manifests = [read_manifest(root, unit.partition) for unit in units if unit.partition not in failed]
     for manifest in manifests:
@@ -31,6 +35,15 @@ def run_record(
         of_task = tasks.setdefault(manifest["task"], {"rows_in": 0, "labels": 0, "errors": 0})
         for name, value in (("rows_in", manifest["input"]["rows"]), ("labels", manifest["rows"]), ("errors", manifest.get("error_rows", 0))):
             of_task[name] += value
+    profiles: dict[str, Profile] = {}
+    for manifest in manifests:
+        add_profile(profiles.setdefault(manifest["task"], {}), manifest.get("profile", {}))
+    before = last_record(root)
+    drift = {
+        "against_last_run": drift_rows(profiles, before["profiles"]) if before else [],
+        "against_test_rows": drift_rows(profiles, reference["profiles"]) if reference else [],
+    }
+    largest = max((one["psi"] for lines in drift.values() for one in lines), default=0.0)
     return {
         "run": run,
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
@@ -44,5 +57,22 @@ def run_record(
         **{name: sum(of_task[name] for of_task in tasks.values()) for name in ("rows_in", "labels", "errors")},
         "tasks": tasks,
         "spent": spent,
+        "profiles": profiles,
+        "drift": drift,
+        "largest_drift": largest,
+        "accepted": not failed and (refuse is None or largest < refuse),
         "partitions": sorted(manifest["partition"] for manifest in manifests),
     }
+
+
+def drift_lines(record: dict[str, Any], warn: float) -> list[str]:
+    """What of a run's scores is spread otherwise than before, for people."""
+    told = {"against_last_run": "the last run", "against_test_rows": "the version's test rows"}
+    lines = []
+    for against, shown in told.items():
+        for one in record["drift"][against]:
+            if one["psi"] >= warn:
+                rates = ", ".join(f"{before:.0%} -> {now:.0%}" for before, now in zip(one["label_rates_before"], one["label_rates"], strict=True))
+                moved = f"scores of {one['task']}, {one['market']}, moved against {shown}"
+                lines.append(f"{moved}: stability index {one['psi']:.2f}; label rates {rates}")
+    return lines

@@ -221,6 +221,11 @@ def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
+def metric_history(client: Any, run_id: str, name: str) -> list[tuple[float, float]]:
+    """(step, value) of a figure of a run, in the order of steps."""
+    return sorted((float(one.step), float(one.value)) for one in client.get_metric_history(run_id, name))
+
+
 def close_run(config: RunConfig, fingerprint: str) -> str | None:
     """The run of a finished training, closed if its command was killed before it could; None where the store knows none or does not answer."""
     with contextlib.suppress(RelevanceError), told_errors(config):

@@ -148,7 +148,8 @@ def actor_settings(bundle_dir: Path, run_dir: Path) -> dict[str, Any]:
     attempts_dir.mkdir(parents=True)
     return {
         "bundle_dir": str(bundle_dir), "bundle_sha256": None, "model_version": "1", "scores_dir": str(run_dir / "scores"),
-        "attempts_dir": str(attempts_dir), "threads": THREADS, "batch_tokens": 4096, "hang_timeout_s": 600, "use_gpu": False,
+        "attempts_dir": str(attempts_dir), "threads": THREADS, "batch_tokens": 4096, "hang_timeout_s": 600,
+        "use_gpu": False, "reference": None,
     }  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "bundle_dir": bundle_dir, "bundle_sha256": None, "model_version": "1", "scores_dir": "", "attempts_dir": str(folder), "threads": 1,
-        "batch_tokens": 512, "hang_timeout_s": 600, "use_gpu": False,
+        "batch_tokens": 512, "hang_timeout_s": 600, "use_gpu": False, "reference": None,
     }  # fmt: skip
     scorer = UnitScorer(settings)
     print(json.dumps({"bundle_sha256": scorer.bundle.sha256}), flush=True)

@@ -18,8 +18,11 @@ from models.bundle import write_bundle
 from pipeline import scores
 from pipeline.commit import read_errors, read_manifests, read_published
 from pipeline.config import RunConfig, build_config
+from pipeline.files import write_json
 from pipeline.judge import describe, fresh_judge
+from pipeline.schema import ROW_SCHEMA
 from pipeline.score import MAX_ATTEMPTS, Attempts, Outcome, UnitScorer
+from pipeline.score_reference import build_reference
 from pipeline.score_units import Unit, plan_units
 
 ROWS = 4
@@ -47,12 +50,13 @@ class World:
     def units(self) -> list[Unit]:
         return plan_units(self.config, self.sha256)[0]
 
-    def scorer(self) -> UnitScorer:
+    def scorer(self, reference: str | None = None) -> UnitScorer:
         attempts_dir = self.root / "attempts"
         attempts_dir.mkdir(exist_ok=True)
         settings = {
             "bundle_dir": str(self.root / "bundle"), "bundle_sha256": self.sha256, "model_version": "1", "scores_dir": str(self.scores_dir),
             "attempts_dir": str(attempts_dir), "threads": 1, "batch_tokens": 512, "hang_timeout_s": 600, "use_gpu": False,
+            "reference": reference, "canary_tolerance": 1e-3,
         }  # fmt: skip
         return UnitScorer(settings)
 
@@ -98,6 +102,21 @@ def test_a_unit_that_was_begun_three_times_is_told_with_the_rows_in_hand_and_not
     assert scorer.outcome(world.units()[1]).labels == ROWS
 
 
+def test_a_machine_that_judges_canary_rows_otherwise_publishes_nothing(tmp_path: Path, tiny_llama: Path) -> None:
+    world = World(tmp_path, tiny_llama)
+    judge = fresh_judge(world.config)
+    tables = {task.name: pa.Table.from_pylist(planted_rows(task.name, 20, 1), ROW_SCHEMA) for task in judge.tasks}
+    said = {task.name: scores.judge_rows(judge, tables[task.name], task, 512) for task in judge.tasks}
+    reference = build_reference(judge, world.sha256, tables, said, 512)
+    write_json(tmp_path / "right.json", reference)
+    reference["canaries"]["three"]["probability"][3] += 0.01
+    write_json(tmp_path / "wrong.json", reference)
+    refused = world.scorer(str(tmp_path / "wrong.json")).outcome(world.units()[0])
+    assert "canary rows are judged otherwise here than when the version was evaluated: by up to 0.0100" in refused.error
+    assert not read_manifests(world.scores_dir)
+    assert world.scorer(str(tmp_path / "right.json")).outcome(world.units()[0]).labels == ROWS
+
+
 def test_bad_rows_are_published_as_errors_beside_the_labels_of_the_others(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
     rows = planted_rows("two", ROWS, 9, labelled=False)
@@ -126,7 +145,6 @@ def test_a_large_file_is_taken_in_parts_of_whole_row_groups(tmp_path: Path, tiny
     import pyarrow.parquet as pq
 
     from pipeline import score_units
-    from pipeline.schema import ROW_SCHEMA
 
     monkeypatch.setattr(score_units, "UNIT_ROWS", 10)
     world = World(tmp_path, tiny_llama)
@@ -171,13 +189,14 @@ from dataclasses import asdict
 from pathlib import Path
 from jobs.cluster import ray_cluster
 from pipeline.config import build_config
+from pipeline.registry import FetchedVersion
 from pipeline.score import scored_units
 from pipeline.score_units import plan_units
 plain, bundle_dir, sha256 = json.loads(sys.argv[1])
 config = build_config(plain, "test")
 with ray_cluster(1):
     units, _ = plan_units(config, sha256)
-    print("OUTCOMES " + json.dumps([asdict(one) for one in scored_units(config, units, Path(bundle_dir), sha256, "1")]))
+    print("OUTCOMES " + json.dumps([asdict(one) for one in scored_units(config, units, FetchedVersion("1", Path(bundle_dir), sha256))]))
 """
 
 

@@ -102,11 +102,14 @@ def test_a_run_is_read_without_the_partitions_of_inputs_that_were_replaced(tmp_p
     for partition, prefix in (("old", "old"), ("kept", "kept"), ("new", "new")):
         publish_partition(tmp_path, partition, score_rows(2, prefix), FACTS)
     (tmp_path / "runs").mkdir()
-    write_json(tmp_path / "runs" / "20260101-000000-aaaaaa.json", {"partitions": ["old", "kept"]})
-    write_json(tmp_path / "runs" / "20260102-000000-bbbbbb.json", {"partitions": ["new", "kept"]})
+    with pytest.raises(ConfigError, match="no accepted run yet"):
+        read_run(tmp_path)
+    for run, partitions, accepted in (("20260101-a", ["old", "kept"], True), ("20260102-b", ["new", "kept"], True), ("20260103-c", ["new"], False)):
+        write_json(tmp_path / "runs" / f"{run}.json", {"run": run, "partitions": partitions, "accepted": accepted})
     assert sorted(read_run(tmp_path).column("row_id").to_pylist()) == ["kept0", "kept1", "new0", "new1"]
-    assert sorted(read_run(tmp_path, "20260101-000000-aaaaaa").column("row_id").to_pylist()) == ["kept0", "kept1", "old0", "old1"]
-    with pytest.raises(ConfigError, match="has no run 2026; there are: 20260101"):
+    assert sorted(read_run(tmp_path, "20260101-a").column("row_id").to_pylist()) == ["kept0", "kept1", "old0", "old1"]
+    assert sorted(read_run(tmp_path, "20260103-c").column("row_id").to_pylist()) == ["new0", "new1"]
+    with pytest.raises(ConfigError, match="has no run 2026; there are: 20260101-a"):
         read_run(tmp_path, "2026")
 
 
