@@ -114,11 +114,27 @@ def evaluate(
 
 
 @app.command()
-def score(config: ConfigOption, overrides: SetOption = None) -> None:
+def score(
+    config: ConfigOption,
+    logical_date: Annotated[str | None, typer.Option("--logical-date", help="The day of {date} in data.to_score.", show_default=False)] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Score each day from --logical-date to this one.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be scored, and how long it would take.")] = False,
+    overrides: SetOption = None,
+) -> None:
     """Label every pair that the champion has not labelled yet, each exactly once."""
-    from jobs.score import run_score
+    if until is not None and logical_date is None:
+        raise typer.BadParameter("it needs --logical-date, the day to begin with", param_hint="--until")
+    from jobs.score import dates_between, read_date, run_backfill, run_plan, run_score
 
-    execute(config, overrides, run_score)
+    def stage(c: Any, console: Any) -> dict[str, Any]:
+        if dry_run:
+            days = [None] if logical_date is None else list(dates_between(logical_date, until or logical_date))
+            return run_plan(c, console, days)
+        if until is not None:
+            return run_backfill(c, console, str(logical_date), until)
+        return run_score(c, console, logical_date and read_date(logical_date).isoformat())
+
+    execute(config, overrides, stage, locked=not dry_run)
 
 
 @app.command()

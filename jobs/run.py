@@ -11,10 +11,12 @@ from jobs.train import run_train
 from jobs.validate import run_validate
 from pipeline.config import RunConfig
 from pipeline.logs import Console
+from pipeline.score_units import on_date
 
 
 def run_all(config: RunConfig, console: Console) -> dict[str, Any]:
     """Rows in, labels out. A stage that was finished before, of the same config and data, is not done again."""
+    on_date(config, None)  # or scoring would be refused after all else
     console.say("1/7 data")
     bring_in(config, console)
     console.say("2/7 validation")

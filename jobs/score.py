@@ -2,35 +2,39 @@
 
 import time
 import uuid
+from collections.abc import Iterator, Sequence
+from datetime import date, timedelta
 from typing import Any
 
 from jobs.cluster import ray_cluster
-from pipeline.commit import put_if_absent, sweep_orphans
+from pipeline.commit import put_if_absent, read_records, sweep_orphans
 from pipeline.config import RunConfig
-from pipeline.errors import DataRefusedError, RelevanceError, RetryableError
+from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.files import canonical_json
 from pipeline.logs import Console
 from pipeline.registry import FetchedVersion, resolve_champion
 from pipeline.score import Outcome, scored_units
 from pipeline.score_run import drift_lines, run_record
-from pipeline.score_units import Unit, plan_units
+from pipeline.score_units import Unit, on_date, plan_units
 
 SHOWN_ERRORS = 5
+SHOWN_UNITS = 20
+SUMMARY = ("units_scored", "units_already_published", "rows_scored", "rows_in", "labels", "errors")
 
 
-def run_score(config: RunConfig, console: Console) -> dict[str, Any]:
+def run_score(config: RunConfig, console: Console, logical_date: str | None = None) -> dict[str, Any]:
     """Score what is not scored yet. RelevanceError at the end if some units failed, RetryableError if the same command may mend it; the others are
     published."""
     started_s, run = time.time(), f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
-    scores_dir = config.run_dir / "scores"
+    scores_dir, dated = config.run_dir / "scores", on_date(config, logical_date)
     champion = resolve_champion(config)
-    to_do, published = plan_units(config, champion.bundle_sha256)
+    to_do, published = plan_units(dated, champion.bundle_sha256)
     console.say(f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published before")
     sweep_orphans(scores_dir)
-    outcomes = score_units(config, champion, to_do, console) if to_do else []
+    outcomes = score_units(dated, champion, to_do, console) if to_do else []
     record = run_record(scores_dir, run, champion, [*published, *to_do], outcomes, started_s, config.scoring.drift_refuse)
     path = scores_dir / "runs" / f"{run}.json"
-    put_if_absent(path, canonical_json(record).encode())
+    put_if_absent(path, canonical_json({**record, "logical_date": logical_date}).encode())
     for line in drift_lines(record, config.scoring.drift_warn):
         console.say(f"  {line}")
     check_outcomes(outcomes)
@@ -40,7 +44,60 @@ def run_score(config: RunConfig, console: Console) -> dict[str, Any]:
     return {"scores": str(scores_dir), "run": str(path), **{name: record[name] for name in SUMMARY}}
 
 
-SUMMARY = ("units_scored", "units_already_published", "rows_scored", "rows_in", "labels", "errors")
+def run_backfill(config: RunConfig, console: Console, first: str, last: str) -> dict[str, Any]:
+    """Score one logical date after the other, each as a run of its own. A date that was scored costs a look at its files. The first one that fails
+    ends the command; the dates before it are done."""
+    runs = {}
+    for day in dates_between(first, last):
+        console.say(f"  {day}")
+        runs[day] = run_score(config, console, day)
+    totals = {name: sum(run[name] for run in runs.values()) for name in SUMMARY}
+    return {"scores": str(config.run_dir / "scores"), "dates": {day: run["run"] for day, run in runs.items()}, **totals}
+
+
+def run_plan(config: RunConfig, console: Console, days: Sequence[str | None]) -> dict[str, Any]:
+    """What would be scored, with the time it would take at the pace of the last run that scored something; nothing is written."""
+    champion = resolve_champion(config)
+    to_do: list[Unit] = []
+    num_published = 0
+    for day in days:
+        units, published = plan_units(on_date(config, day), champion.bundle_sha256)
+        to_do += units
+        num_published += len(published)
+    for unit in to_do[:SHOWN_UNITS]:
+        part = f", row groups {unit.row_groups[0]} to {unit.row_groups[1] - 1}" if unit.row_groups else ""
+        console.result(f"  {unit.task:20} {unit.rows:>10,} rows  {unit.path}{part}")
+    if len(to_do) > SHOWN_UNITS:
+        console.result(f"  ... and {len(to_do) - SHOWN_UNITS:,} more units")
+    rows, rate = sum(unit.rows for unit in to_do), rows_per_s(config)
+    summary = {"version": champion.version, "units_to_score": len(to_do), "rows_to_score": rows, "units_already_published": num_published}
+    return {**summary, "estimated_s": round(rows / rate) if rate else None}
+
+
+def rows_per_s(config: RunConfig) -> float | None:
+    """The pace of the last run that scored something."""
+    scored = [record for record in read_records(config.run_dir / "scores") if record["rows_scored"]]
+    return scored[-1]["rows_scored"] / scored[-1]["seconds"] if scored else None
+
+
+def dates_between(first: str, last: str) -> Iterator[str]:
+    """Every day from the first to the last, as 2026-01-31. ConfigError: one is no date, or they are the wrong way round."""
+    start, end = read_date(first), read_date(last)
+    if end < start:
+        raise ConfigError(f"--until {last} lies before --logical-date {first}; name the later day with --until")
+    for number in range((end - start).days + 1):
+        yield (start + timedelta(days=number)).isoformat()
+
+
+def read_date(text: str) -> date:
+    """ConfigError: it is no date, or written another way, which would be another folder."""
+    try:
+        found = date.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.isoformat() != text:
+        raise ConfigError(f"{text!r} is no date; write it as 2026-01-31")
+    return found
 
 
 def score_units(config: RunConfig, champion: FetchedVersion, to_do: list[Unit], console: Console) -> list[Outcome]:

@@ -33,7 +33,7 @@ class DataConfig(Frozen):
     """Where rows lie: task=<name>/*.parquet below each folder."""
 
     judged: AbsolutePath | None = None  # rows with labels; default: data/judged in the work folder
-    to_score: AbsolutePath | None = None  # rows to be scored; default: data/unlabelled in the work folder
+    to_score: AbsolutePath | None = None  # rows to be scored, {date} in it: the logical date; default: data/unlabelled in the work folder
 
 
 class TrainingConfig(Frozen):

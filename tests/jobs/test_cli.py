@@ -30,7 +30,7 @@ COMMANDS = {
     "history": {"--config", "--set"},
     "compare": {"--config", "version", "other", "--set"},
     "report": {"--config", "--version", "--set"},
-    "score": {"--config", "--set"},
+    "score": {"--config", "--logical-date", "--until", "--dry-run", "--set"},
     "status": {"runs_dir"},
     "export": {"--config", "--task", "--format", "--version", "--out", "--set"},
 }
