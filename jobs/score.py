@@ -1,7 +1,6 @@
 """`relevance score`: label every pair once with the champion."""
 
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from typing import Any
@@ -25,7 +24,7 @@ SUMMARY = ("units_scored", "units_already_published", "rows_scored", "rows_in", 
 def run_score(config: RunConfig, console: Console, logical_date: str | None = None) -> dict[str, Any]:
     """Score what is not scored yet. RelevanceError at the end if some units failed, RetryableError if the same command may mend it; the others are
     published."""
-    started_s, run = time.time(), f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+    started_s, run = time.time(), new_run_name()
     scores_dir, dated = config.run_dir / "scores", on_date(config, logical_date)
     champion = resolve_champion(config)
     to_do, published = plan_units(dated, champion.bundle_sha256)
@@ -44,6 +43,12 @@ def run_score(config: RunConfig, console: Console, logical_date: str | None = No
     return {"scores": str(scores_dir), "run": str(path), **{name: record[name] for name in SUMMARY}}
 
 
+def new_run_name() -> str:
+    """In the order of time, also of runs within one second."""
+    now_ns = time.time_ns()
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now_ns // 10**9))}-{now_ns % 10**9:09d}"
+
+
 def run_backfill(config: RunConfig, console: Console, first: str, last: str) -> dict[str, Any]:
     """Score one logical date after the other, each as a run of its own. A date that was scored costs a look at its files. The first one that fails
     ends the command; the dates before it are done."""
@@ -56,7 +61,7 @@ def run_backfill(config: RunConfig, console: Console, first: str, last: str) -> 
 
 
 def run_plan(config: RunConfig, console: Console, days: Sequence[str | None]) -> dict[str, Any]:
-    """What would be scored, with the time it would take at the pace of the last run that scored something; nothing is written."""
+    """What would be scored, with the time it would take at the pace of the last run that scored something; no label is written."""
     champion = resolve_champion(config)
     to_do: list[Unit] = []
     num_published = 0
@@ -65,7 +70,7 @@ def run_plan(config: RunConfig, console: Console, days: Sequence[str | None]) ->
         to_do += units
         num_published += len(published)
     for unit in to_do[:SHOWN_UNITS]:
-        part = f", row groups {unit.row_groups[0]} to {unit.row_groups[1] - 1}" if unit.row_groups else ""
+        part = f", from row {unit.part[0]:,}" if unit.part else ""
         console.result(f"  {unit.task:20} {unit.rows:>10,} rows  {unit.path}{part}")
     if len(to_do) > SHOWN_UNITS:
         console.result(f"  ... and {len(to_do) - SHOWN_UNITS:,} more units")

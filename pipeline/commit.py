@@ -24,12 +24,12 @@ ORPHAN_S = 24 * 3600.0  # no scorer works on one partition for so long
 
 
 def partition_id(
-    task: str, input_path: str, input_sha256: str, bundle_sha256: str, encoder_version: str, row_groups: tuple[int, int] | None = None
+    task: str, input_path: str, input_sha256: str, bundle_sha256: str, encoder_version: str, part: tuple[int, int] | None = None
 ) -> str:  # fmt: skip
-    """The id of the output of one input file, or of some of its row groups (first, one behind the last), under one model: the task's name and
-    24 hex digits."""
+    """The id of the output of one input file, or of a range of its rows (first, one behind the last), under one model: the task's name and 24 hex
+    digits."""
     made_of = {"task": task, "path": input_path, "input": input_sha256, "bundle": bundle_sha256, "encoder": encoder_version}
-    digest = json_sha256(made_of | ({"row_groups": list(row_groups)} if row_groups else {}))
+    digest = json_sha256(made_of | ({"rows": list(part)} if part else {}))
     return f"{task[:38]}-{digest[:24]}"
 
 
@@ -89,7 +89,10 @@ def read_manifests(root: Path) -> list[dict[str, Any]]:
 
 def read_manifest(root: Path, partition: str) -> dict[str, Any]:
     """One published manifest. DamagedInputError: it is gone or not whole."""
-    return dict(read_json(safe_join(root, "manifests", f"{partition}.json")))
+    path = safe_join(root, "manifests", f"{partition}.json")
+    if not path.is_file():
+        raise DamagedInputError(f"{path} is gone; score its input again")
+    return dict(read_json(path))
 
 
 def read_published(root: Path, bundle_sha256: str | None = None) -> pa.Table:
@@ -115,8 +118,7 @@ def read_run(root: Path, run: str | None = None) -> pa.Table:
     record = records.get(run) if run else last_record(root)
     if record is None:
         raise ConfigError(f"{root} has no run {run}; there are: {', '.join(records) or 'none'}" if run else f"{root} has no accepted run yet")
-    partitions = set(record["partitions"])
-    return read_rows(root, [one for one in read_manifests(root) if one["partition"] in partitions], "files", SCORE_SCHEMA)
+    return read_rows(root, [read_manifest(root, partition) for partition in record["partitions"]], "files", SCORE_SCHEMA)
 
 
 def read_errors(root: Path, bundle_sha256: str | None = None) -> pa.Table:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.commit import publish_partition
+from pipeline.attempts import Attempts
+from pipeline.commit import is_published, publish_partition, read_manifest
 from pipeline.config import RunConfig
 from pipeline.encode import ENCODER_VERSION
 from pipeline.errors import RelevanceError, RetryableError
@@ -23,7 +24,8 @@ from pipeline.registry import FetchedVersion
 from pipeline.row_errors import part_rows
 from pipeline.score_reference import canary_difference, profile_of, read_reference
 from pipeline.score_units import Unit, read_unit
-from pipeline.scores import SHOWN_ROWS, score_rows
+from pipeline.scores import score_rows
+from pipeline.task_judge import OnRows
 from pipeline.tasks import check_known_task
 
 MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is without end
@@ -44,32 +46,6 @@ class Outcome:
     model_s: float = 0.0
 
 
-class Attempts:
-    """Notes beside the run of what an actor has begun, for the actor that comes after it."""
-
-    def __init__(self, folder: Path, partition: str) -> None:
-        self.begun, self.in_hand = folder / f"{partition}.begun", folder / f"{partition}.rows"
-
-    def number(self) -> int:
-        """How often the unit was begun."""
-        return self.begun.stat().st_size if self.begun.is_file() else 0
-
-    def begin(self) -> None:
-        """One more."""
-        with self.begun.open("ab") as file:
-            file.write(b".")
-
-    def take(self, row_ids: list[str]) -> None:
-        """These rows are about to be judged."""
-        self.in_hand.write_text(json.dumps(row_ids[:SHOWN_ROWS] + (["..."] if len(row_ids) > SHOWN_ROWS else [])), encoding="utf-8")
-
-    def rows_in_hand(self) -> str:
-        """The rows that were being judged, for people."""
-        if not self.in_hand.is_file():
-            return "before any row was judged"
-        return f"while it judged rows {', '.join(json.loads(self.in_hand.read_text(encoding='utf-8')))}"
-
-
 class UnitScorer:
     """A Ray Data actor: holds one verified model, scores one unit a call. Each call returns what became of the unit."""
 
@@ -81,12 +57,16 @@ class UnitScorer:
 
         torch.set_num_threads(settings["threads"])
         device = torch.device("cuda" if settings["use_gpu"] else "cpu")
-        self.judge, self.bundle = load_judge(Path(settings["bundle_dir"]), settings["bundle_sha256"], device)
         self.settings = settings
         self.attempts_dir = Path(settings["attempts_dir"])
         stuck = self.attempts_dir / f"stuck-{uuid.uuid4().hex[:8]}.txt"
         self.watch = Watch(stuck.open("w", encoding="utf-8"), settings["hang_timeout_s"])
-        self.refusal = self._check_canaries()
+        with self.watch:
+            try:
+                self.judge, self.bundle = load_judge(Path(settings["bundle_dir"]), settings["bundle_sha256"], device)
+                self.refusal = self._check_canaries()
+            except RelevanceError as error:  # an actor that does not start is started again and tells nobody why
+                self.refusal = f"nothing was published from here: {error}"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         units = [read_unit_of(json.loads(str(text))) for text in batch["unit"]]
@@ -107,9 +87,12 @@ class UnitScorer:
         """Score one unit. No error of a unit's own comes out: it is the outcome."""
         if self.refusal:
             return Outcome(unit.partition, unit.path, error=self.refusal)
+        if is_published(Path(self.settings["scores_dir"]), unit.partition):  # by an actor that was lost before it could tell, or another scorer
+            manifest = read_manifest(Path(self.settings["scores_dir"]), unit.partition)
+            return Outcome(unit.partition, unit.path, manifest["rows"], manifest["error_rows"])
         attempts = Attempts(self.attempts_dir, unit.partition)
         if attempts.number() >= MAX_ATTEMPTS:
-            why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times {attempts.rows_in_hand()}"
+            why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times, the last time {attempts.in_hand()}"
             return Outcome(unit.partition, unit.path, error=f"{unit.path}: {why}; take these rows out or see the worker's log")
         attempts.begin()
         try:
@@ -120,7 +103,7 @@ class UnitScorer:
         except RelevanceError as error:
             return Outcome(unit.partition, unit.path, error=f"{unit.path}: {error}")
         except Exception as error:
-            return Outcome(unit.partition, unit.path, error=f"{unit.path}: {type(error).__name__}: {error}, {attempts.rows_in_hand()}")
+            return Outcome(unit.partition, unit.path, error=f"{unit.path}: {type(error).__name__}: {error}, {attempts.in_hand()}")
 
     def _score(self, unit: Unit, attempts: Attempts) -> Outcome:
         """Judge and publish."""
@@ -131,14 +114,27 @@ class UnitScorer:
 
         def begin(rows: np.ndarray) -> None:
             self.watch.alive()
-            attempts.take(row_ids.take(pa.array(rows[: SHOWN_ROWS + 1])).to_pylist())
+            attempts.take(rows, row_ids.take(pa.array(rows)).to_pylist())
+
+        def score(rows: pa.Table, on_rows: OnRows) -> pa.Table:
+            return score_rows(self.judge, rows, task, self.settings["batch_tokens"], self.settings["model_version"], self.bundle.sha256, on_rows)
 
         spent = self.judge.spent(task)
         before = asdict(spent)
-        scored = score_rows(self.judge, table, task, self.settings["batch_tokens"], self.settings["model_version"], self.bundle.sha256, begin)
+        try:
+            for row in attempts.suspects():  # one by one, so that the one which does it is the one in hand
+                score(table.slice(row, 1), lambda _, row=row: begin(np.array([row])))  # type: ignore[misc]
+            scored = score(table, begin)
+        except (RelevanceError, OSError):
+            raise
+        except Exception:
+            if attempts.number() < MAX_ATTEMPTS and len(attempts.rows_taken()) > 1:
+                attempts.begin()
+                return self._score(unit, attempts)
+            raise
         facts = {
             "task": unit.task,
-            "input": {"path": unit.path, "sha256": unit.input_sha256, "row_groups": unit.row_groups, "rows": whole.num_rows},
+            "input": {"path": unit.path, "sha256": unit.input_sha256, "part": unit.part, "rows": whole.num_rows},
             "model_version": self.settings["model_version"],
             "bundle_sha256": self.bundle.sha256,
             "encoder_version": ENCODER_VERSION,
@@ -152,8 +148,7 @@ class UnitScorer:
 
 def read_unit_of(fields: dict[str, Any]) -> Unit:
     """A unit out of json, which knows no tuples."""
-    groups = fields["row_groups"]
-    return Unit(**{**fields, "row_groups": tuple(groups) if groups else None})
+    return Unit(**{**fields, "part": tuple(fields["part"]) if fields["part"] else None})
 
 
 def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion) -> Iterator[Outcome]:
@@ -183,7 +178,7 @@ def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion)
                 failed = failed or bool(outcome.error)
                 yield outcome
         except RayError as error:  # one actor that is lost at the wrong moment ends a whole pipeline of Ray Data
-            lost = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            lost = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
         if not left:
             break
     for unit in left.values():

@@ -1,9 +1,10 @@
-"""What a scoring run has to do: units, each an input file or some of its row groups, under one model."""
+"""What a scoring run has to do: units, each an input file or a range of its rows, under one model."""
 
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,18 +17,18 @@ from pipeline.reader import check_schema, find_partitions, naming_damage, open_p
 from pipeline.schema import ROW_SCHEMA
 
 DATE = "{date}"
-UNIT_ROWS = 50_000  # a file of more is taken in parts of whole row groups; fixed, as parts of other sizes would label rows twice
+UNIT_ROWS = 50_000  # a file of more is taken in parts of so many; fixed, as parts of other sizes would label rows twice
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One input file, or row groups `first` to before `last` of it, to score under one model."""
+    """One input file, or rows `first` to before `last` of it, to score under one model."""
 
     task: str
     path: str
     input_sha256: str
     partition: str
-    row_groups: tuple[int, int] | None  # None: all
+    part: tuple[int, int] | None  # None: all rows
     rows: int = 0  # 0 too where the file cannot be read
 
 
@@ -51,29 +52,30 @@ def plan_units(config: RunConfig, bundle_sha256: str) -> tuple[list[Unit], list[
     for task, paths in find_partitions(root, config.tasks).items():
         for path in paths:
             sha256 = file_sha256(path)
-            for groups, rows in parts_of(path):
-                partition = partition_id(task, str(path.relative_to(root)), sha256, bundle_sha256, ENCODER_VERSION, groups)
-                unit = Unit(task, str(path), sha256, partition, groups, rows)
+            num_rows = rows_of(path)
+            of_file = (task, str(path.relative_to(root)), sha256, bundle_sha256, ENCODER_VERSION)
+            whole = is_published(scores, partition_id(*of_file))  # as releases did that knew no parts
+            for part in [None] if whole else parts_of(num_rows):
+                partition = partition_id(*of_file, part)
+                unit = Unit(task, str(path), sha256, partition, part, part[1] - part[0] if part else num_rows)
                 (published if is_published(scores, partition) else to_do).append(unit)
     return to_do, published
 
 
-def parts_of(path: Path) -> Iterator[tuple[tuple[int, int] | None, int]]:
-    """Ranges of row groups of about UNIT_ROWS rows each, with their rows; the range is None for a file that is one unit."""
+def rows_of(path: Path) -> int:
+    """Rows of a file; 0 where it cannot be read, which is told where its unit is scored, so that the others are scored all the same."""
     try:
         with open_partition(path) as file:
-            rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-    except DamagedInputError:  # told where its unit is scored, so that the others are scored all the same
-        rows = []
-    if sum(rows) <= UNIT_ROWS or len(rows) == 1:
-        yield None, sum(rows)
-        return
-    first, held = 0, 0
-    for group, count in enumerate(rows):
-        held += count
-        if held >= UNIT_ROWS or group == len(rows) - 1:
-            yield (first, group + 1), held
-            first, held = group + 1, 0
+            return int(file.metadata.num_rows)
+    except DamagedInputError:
+        return 0
+
+
+def parts_of(num_rows: int) -> list[tuple[int, int] | None]:
+    """Ranges of UNIT_ROWS rows each; None alone for a file that is one unit."""
+    if num_rows <= UNIT_ROWS:
+        return [None]
+    return [(first, min(first + UNIT_ROWS, num_rows)) for first in range(0, num_rows, UNIT_ROWS)]
 
 
 def read_unit(unit: Unit) -> tuple[pa.Table, int]:
@@ -82,18 +84,46 @@ def read_unit(unit: Unit) -> tuple[pa.Table, int]:
     DamagedInputError, DataRefusedError: as `read_partition` says. RetryableError: the file is another than when the units were planned.
     """
     path = Path(unit.path)
-    if not path.is_file() or file_sha256(path) != unit.input_sha256:
-        raise RetryableError(f"{path} changed while it was scored; nothing of it is published, run the same command again")
+    changed = RetryableError(f"{path} changed while it was scored; nothing of it is published, run the same command again")
+    before = state_of(path)
+    if before is None or sha256_of(path, before) != unit.input_sha256:
+        raise changed
     with open_partition(path) as file:
         check_schema(file, path)
-        first, last = unit.row_groups or (0, file.metadata.num_row_groups)
+        if unit.part is None and file.metadata.num_rows > UNIT_ROWS:  # it could not be read when the units were planned
+            raise changed
+        first, last = unit.part or (0, file.metadata.num_rows)
         with naming_damage(path):
-            table = read_groups(file, first, last)
+            table = read_range(file, first, last)
             table.validate(full=True)
-        before = sum(file.metadata.row_group(group).num_rows for group in range(first))
-    return pa.table(table.columns, names=ROW_SCHEMA.names), before
+    if state_of(path) != before:
+        raise changed
+    return pa.table(table.columns, names=ROW_SCHEMA.names), first
 
 
-def read_groups(file: pq.ParquetFile, first: int, last: int) -> pa.Table:
-    """Row groups `first` to before `last`."""
-    return file.read_row_groups(list(range(first, last))) if last > first else file.schema_arrow.empty_table()
+def state_of(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; None where there is no file."""
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=1)
+def sha256_of(path: Path, state: tuple[int, ...]) -> str:
+    """The file's sha256, found once for all its units."""
+    return file_sha256(path)
+
+
+def read_range(file: pq.ParquetFile, first: int, last: int) -> pa.Table:
+    """Rows `first` to before `last`, in bounded memory whatever the sizes of row groups."""
+    starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))])
+    groups = [group for group in range(len(starts) - 1) if starts[group] < last and starts[group + 1] > first]
+    at, kept = int(starts[groups[0]]) if groups else 0, []
+    for batch in file.iter_batches(UNIT_ROWS, row_groups=groups) if groups else ():
+        if at >= last:
+            break
+        skipped = max(0, first - at)
+        kept.append(batch.slice(skipped, last - at - skipped))
+        at += batch.num_rows
+    return pa.Table.from_batches(kept, file.schema_arrow)

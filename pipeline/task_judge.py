@@ -5,6 +5,8 @@ Shape legend: N rows, U rows that differ, B rows of a batch, S tokens, C labels 
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from pipeline.batches import length_batches
 
 MIN_SHARED_TOKENS = 8  # of a group's beginning; reading a shorter one by itself costs as much as it saves
 ROOM_BEHIND = 4  # token budgets that a batch's rows may take with the beginnings they lie behind, which cost memory and little time
-SAME_PROBABILITY = 0.02  # bfloat16 differs by a hundredth with the order of sums; a model that cannot read in two parts by far more
+CLOSE_LOGITS = 0.1  # of their length; bfloat16 differs by some hundredths with the order of sums, a model that lost what it read by about 1
 
 OnRows = Callable[[np.ndarray], None]  # numbers of rows that are about to be judged
 OnMembers = Callable[[Sequence[int]], None]  # the same, numbers among the rows that differ
@@ -67,11 +69,11 @@ class TaskJudge:
         """(N, C) float64 of rows of token ids, whatever the batches they come in. `batch_tokens`: of one pass, padding included."""
         self.spent.tokens_in += sum(map(len, id_lists))
         ids_U, first_N = distinct(id_lists)
-        rows_of_U = [np.flatnonzero(first_N == u) for u in range(len(ids_U))] if len(ids_U) < len(id_lists) else None
+        rows_of_U = np.split(np.argsort(first_N, kind="stable"), np.cumsum(np.bincount(first_N))[:-1]) if len(id_lists) else []
         logits_UC = np.zeros((len(ids_U), self.num_labels))
 
         def tell(rows: Sequence[int]) -> None:
-            on_rows(np.concatenate([rows_of_U[u] for u in rows]) if rows_of_U else np.asarray(rows))
+            on_rows(np.concatenate([rows_of_U[u] for u in rows]))
 
         for rows, of_rows in self._judged(ids_U, batch_tokens, tell):
             logits_UC[rows] = of_rows.double().cpu().numpy()
@@ -90,7 +92,8 @@ class TaskJudge:
         common, groups = find_groups(ids_U)
         alone = [row for group in groups if len(group.rows) == 1 for row in group.rows]
         start = self._read([ids_U[0][:common]], None) if common else None
-        for part in length_batches(np.array([len(ids_U[row]) - common for row in alone]), batch_tokens) if alone else []:
+        room = np.array([len(ids_U[row]) - common + common // ROOM_BEHIND for row in alone])
+        for part in length_batches(room, batch_tokens) if alone else []:
             rows = [alone[position] for position in part]
             tell(rows)
             tails = [ids_U[row][common:] for row in rows]
@@ -109,29 +112,35 @@ class TaskJudge:
     ) -> Iterator[tuple[Any, torch.Tensor]]:
         """Read the groups' beginnings, then what follows them."""
         members = [(row, number) for number, group in enumerate(groups) for row in group.rows]
-        tell([row for row, _ in members])
         beginnings = self._read([ids_U[group.rows[0]][common : group.shared] for group in groups], start)
         longest = max(group.shared for group in groups)
         tails = [ids_U[row][groups[number].shared :] for row, number in members]
         room = np.array([len(tail) + longest // ROOM_BEHIND for tail in tails])
         for part in length_batches(room, batch_tokens):
-            yield [members[i][0] for i in part], self._behind([tails[i] for i in part], beginnings, [members[i][1] for i in part])
+            rows = [members[i][0] for i in part]
+            tell(rows)
+            yield rows, self._behind([tails[i] for i in part], beginnings, [members[i][1] for i in part])
 
     def _window(self) -> float:
         """Tokens that the model's layers look back at least, and so keep; its cache would drop what is padded beyond them."""
         trunk: Any = self.model.trunk
-        return getattr(trunk.config, "sliding_window", None) or float("inf")
+        config = trunk.config.get_text_config(decoder=True)
+        return min(getattr(config, name, None) or float("inf") for name in ("sliding_window", "attention_chunk_size"))
 
     def _reads_in_parts(self, ids_2: list[np.ndarray]) -> bool:
-        """Whether two rows get the same probabilities when each is read in two parts; not every architecture keeps what it has read."""
+        """Whether two rows get the same logits when each is read in two parts: not every architecture keeps what it has read, or takes positions."""
+        trunk: Any = self.model.trunk
+        if "position_ids" not in inspect.signature(trunk.forward).parameters:  # it would count the padding between the parts
+            return False
         cuts = [max(1, len(ids) // share) for ids, share in zip(ids_2, (2, 3), strict=True)]  # unlike lengths, so that there is padding to look past
         try:
             heads = self._read([ids[:cut] for ids, cut in zip(ids_2, cuts, strict=True)], None)
             parted = self._behind([ids[cut:] for ids, cut in zip(ids_2, cuts, strict=True)], heads, [0, 1])
-        except (TypeError, ValueError, AttributeError, IndexError):
+        except Exception:  # whatever an architecture makes of a cache that it was not made for
             return False
-        gap = (parted.float().softmax(-1) - self._whole(ids_2).float().softmax(-1)).abs().max()
-        return bool(gap <= SAME_PROBABILITY)
+        whole = self._whole(ids_2).float()
+        close = CLOSE_LOGITS if next(trunk.parameters()).dtype == torch.bfloat16 else CLOSE_LOGITS / 100
+        return bool((parted.float() - whole).norm() <= close * whole.norm())
 
     def _whole(self, id_lists: Sequence[np.ndarray]) -> torch.Tensor:
         ids_BS, mask_BS = self._padded(id_lists)
@@ -185,21 +194,25 @@ def distinct(id_lists: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarr
 def find_groups(ids_U: Sequence[np.ndarray]) -> tuple[int, list[Group]]:
     """(tokens that all rows begin with, the rows in groups that begin alike by more than that). No beginning is a whole row.
 
-    Neighbours in the rows' sorted order go together where at least half of both is the same.
+    Neighbours in the rows' sorted order go together unless that would cut by more than a quarter what the group shares, or what the row shares with
+    the one after it.
     """
     order = sorted(range(len(ids_U)), key=lambda row: ids_U[row].astype(">i4").tobytes())
     rows = [ids_U[row] for row in order]
     common = min(same_beginning(rows[0], rows[-1]), min(map(len, rows)) - 1)
-    groups, members, shared = [], [order[0]], len(rows[0]) - 1
-    for row, before, ids in zip(order[1:], rows, rows[1:], strict=False):
-        alike = min(same_beginning(before, ids), shared, len(ids) - 1)
-        if alike - common >= MIN_SHARED_TOKENS and 2 * alike >= max(len(before), len(ids)):
-            members.append(row)
-            shared = alike
+    # beyond what all share, with the row before
+    alike = [0, *(min(same_beginning(a, b), len(a) - 1, len(b) - 1) - common for a, b in itertools.pairwise(rows)), 0]
+    groups, members, shared = [], [order[0]], len(rows[0]) - 1 - common
+    for position in range(1, len(rows)):
+        together = min(alike[position], shared)
+        most = max(alike[position + 1], shared if len(members) > 1 else 0)
+        if together >= MIN_SHARED_TOKENS and 4 * together >= 3 * most:
+            members.append(order[position])
+            shared = together
         else:
-            groups.append(Group(members, shared))
-            members, shared = [row], len(ids) - 1
-    return common, [*groups, Group(members, shared)]
+            groups.append(Group(members, common + shared))
+            members, shared = [order[position]], len(rows[position]) - 1 - common
+    return common, [*groups, Group(members, common + shared)]
 
 
 def same_beginning(one: np.ndarray, other: np.ndarray) -> int:

@@ -42,7 +42,7 @@ def run_training(plan: TrainingPlan, on_encoded: OnProgress, on_line: OnLine, sa
     encoded_dir = publish_encoded(encoding, config.run_dir, on_encoded)
     live_path, stop_path, active_path = (plan.dir / name for name in ("live.jsonl", "stop", "active"))
     live_path.write_text("")
-    for path in plan.dir.glob("stuck-*.txt"):
+    for path in (*plan.dir.glob("stuck-*.txt"), *plan.dir.glob("hung-*.txt")):
         path.unlink()
     stop_path.unlink(missing_ok=True)
     settings = {
@@ -141,15 +141,16 @@ def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Cal
                 raise RetryableError(lost) from error
             gauges.restarted()
             say(f"  workers were lost ({first_line(error)}); starting them again, {restarts + 1} of {MAX_RESTARTS}")
-            for path in stuck_files(Path(settings["live_path"])):
+            for path in stuck_files(Path(settings["live_path"]), restarts):
                 say(f"  a worker got no further for {config.training.hang_timeout_s:g} s (training.hang_timeout_s); where it was is in {path}")
             for problem in newest_checkpoint(Path(settings["checkpoint_dir"]))[1]:
                 say(f"  a damaged checkpoint is passed over: {problem}")
 
 
-def stuck_files(live_path: Path) -> list[Path]:
-    """What workers that got no further left."""
-    return [path for path in sorted(live_path.parent.glob("stuck-*.txt")) if path.stat().st_size]
+def stuck_files(live_path: Path, restarts: int) -> list[Path]:
+    """What workers that got no further left, put where the next ones will not write."""
+    left = [path for path in sorted(live_path.parent.glob("stuck-*.txt")) if path.stat().st_size]
+    return [path.rename(path.with_name(f"hung-{restarts + 1}-{path.name.removeprefix('stuck-')}")) for path in left]
 
 
 def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:

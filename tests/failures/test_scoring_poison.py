@@ -16,12 +16,13 @@ from planted import planted_config, planted_rows, write_rows
 
 from models.bundle import write_bundle
 from pipeline import scores
+from pipeline.attempts import Attempts
 from pipeline.commit import read_errors, read_manifests, read_published
 from pipeline.config import RunConfig, build_config
 from pipeline.files import write_json
 from pipeline.judge import describe, fresh_judge
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score import MAX_ATTEMPTS, Attempts, Outcome, UnitScorer
+from pipeline.score import MAX_ATTEMPTS, Outcome, UnitScorer
 from pipeline.score_reference import build_reference
 from pipeline.score_units import Unit, plan_units
 
@@ -70,6 +71,7 @@ def test_rows_that_raise_or_give_no_number_fail_their_unit_alone_and_are_named(
 ) -> None:
     world = World(tmp_path, tiny_llama, "raise", "nan")
     judged = scores.Judge.logits
+    begun: list[int] = []
 
     def poisoned(judge: Any, encoded: Any, batch_tokens: int, on_rows: Any) -> np.ndarray:
         logits_NC = judged(judge, encoded, batch_tokens, on_rows)
@@ -77,13 +79,15 @@ def test_rows_that_raise_or_give_no_number_fail_their_unit_alone_and_are_named(
             if "POISON nan" in query:
                 logits_NC[row, 0] = np.nan
             if "POISON raise" in query:
+                begun.append(len(encoded))
                 raise ArithmeticError("no such thing")
         return logits_NC
 
     monkeypatch.setattr(scores.Judge, "logits", poisoned)
     scorer = world.scorer()
     outcomes = by_kind([scorer.outcome(unit) for unit in world.units()])
-    assert "ArithmeticError: no such thing" in outcomes["raise"].error and "two-1-" in outcomes["raise"].error
+    assert "ArithmeticError: no such thing, while it judged rows two-1-2" in outcomes["raise"].error
+    assert begun == [ROWS, 1], "tried whole, then the rows in hand by themselves"
     assert "no finite number for 1 rows (two-2-2)" in outcomes["nan"].error
     assert outcomes["good"].error == "" and outcomes["good"].labels == ROWS
     assert len(read_manifests(world.scores_dir)) == 2 and read_published(world.scores_dir).num_rows == 2 * ROWS
@@ -95,9 +99,9 @@ def test_a_unit_that_was_begun_three_times_is_told_with_the_rows_in_hand_and_not
     attempts = Attempts(scorer.attempts_dir, unit.partition)
     for _ in range(MAX_ATTEMPTS):
         attempts.begin()
-    attempts.take(["a", "b", "c", "d", "e", "f"])
+    attempts.take(np.arange(6), ["a", "b", "c", "d", "e", "f"])
     told = scorer.outcome(unit)
-    assert "ended or got no further 3 times while it judged rows a, b, c, d, e, ...; take these rows out" in told.error
+    assert "ended or got no further 3 times, the last time while it judged rows a, b, c, d, e and 1 more; take these rows out" in told.error
     assert not read_manifests(world.scores_dir)
     assert scorer.outcome(world.units()[1]).labels == ROWS
 
@@ -141,7 +145,7 @@ def test_a_file_that_changed_since_it_was_planned_is_not_scored_under_its_old_na
     assert told.retry and "changed while it was scored" in told.error and not read_manifests(world.scores_dir)
 
 
-def test_a_large_file_is_taken_in_parts_of_whole_row_groups(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_taken_in_parts(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow.parquet as pq
 
     from pipeline import score_units
@@ -152,7 +156,7 @@ def test_a_large_file_is_taken_in_parts_of_whole_row_groups(tmp_path: Path, tiny
     rows[30]["ad_title"] = ""
     pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), tmp_path / "to_score" / "task=two" / "part-7-large.parquet", row_group_size=4)
     units = world.units()
-    assert [unit.row_groups for unit in units if "part-7-large" in unit.path] == [(0, 3), (3, 6), (6, 8)]
+    assert [unit.part for unit in units if "part-7-large" in unit.path] == [(0, 10), (10, 20), (20, 30), (30, 32)]
     scorer = world.scorer()
     assert [scorer.outcome(unit).error for unit in units] == [""] * len(units)
     found = [row_id for row_id in read_published(world.scores_dir).column("row_id").to_pylist() if row_id.startswith("two-7-")]
@@ -174,7 +178,7 @@ def wait_and_replace():
         import numpy
         for row, query in enumerate(table.column("query").to_pylist()):
             if "POISON" in query:
-                on_rows(numpy.array([row]))
+                on_rows(numpy.arange(table.num_rows))
                 os._exit(1) if "exit" in query else ctypes.PyDLL(None).sleep(1000)
         return well(judge, table, task, batch_tokens, on_rows)
 
@@ -213,7 +217,7 @@ def test_rows_that_end_the_process_or_hang_are_tried_three_times_and_the_others_
     line = next(line for line in done.stdout.splitlines() if line.startswith("OUTCOMES "))
     outcomes = by_kind([Outcome(**one) for one in json.loads(line.removeprefix("OUTCOMES "))])
     for kind, row in (("exit", "two-1-2"), ("hang", "two-2-2")):
-        assert f"ended or got no further 3 times while it judged rows {row}" in outcomes[kind].error
+        assert f"ended or got no further 3 times, the last time while it judged rows {row};" in outcomes[kind].error
     assert outcomes["good"].labels == ROWS and read_published(world.scores_dir).num_rows == 2 * ROWS
     stuck = [path.read_text() for path in world.config.run_dir.glob("scoring/*/stuck-*.txt") if path.stat().st_size]
     assert len(stuck) == MAX_ATTEMPTS and all("judge_rows" in text for text in stuck)

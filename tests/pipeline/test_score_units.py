@@ -12,9 +12,9 @@ from jobs.score import dates_between
 from pipeline import score_units
 from pipeline.commit import SCORE_SCHEMA, publish_partition
 from pipeline.config import RunConfig, build_config
-from pipeline.errors import ConfigError, DataRefusedError
+from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score_units import on_date, plan_units
+from pipeline.score_units import on_date, plan_units, read_unit
 
 
 def config_of(root: Path, **data: Any) -> RunConfig:
@@ -82,18 +82,42 @@ def test_an_input_a_model_or_an_encoder_that_changed_is_another_output(tmp_path:
     assert len(plan_units(config, "b")[0]) == 1
 
 
-@pytest.mark.parametrize(("rows_by_group", "expected"), [
-    ([4, 4], [(None, 8)]), ([12], [(None, 12)]), ([6, 4, 1], [((0, 2), 10), ((2, 3), 1)]), ([12, 12], [((0, 1), 12), ((1, 2), 12)]),
-    ([4] * 6, [((0, 3), 12), ((3, 6), 12)]),
-])  # fmt: skip
-def test_parts_hold_whole_row_groups_and_every_row_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_by_group: list[int], expected: list[Any]
+@pytest.mark.parametrize("rows_by_group", [[4, 4], [31], [6, 4, 1], [12, 12], [4] * 6, [1] * 23, [10, 10], [11], [0, 11, 0]], ids=str)
+def test_parts_hold_every_row_once_in_its_place_whatever_the_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_by_group: list[int]
 ) -> None:
     monkeypatch.setattr(score_units, "UNIT_ROWS", 10)
-    with pq.ParquetWriter(tmp_path / "part.parquet", ROW_SCHEMA) as writer:
+    config = config_of(tmp_path)
+    path = tmp_path / "to_score" / "task=two" / "part.parquet"
+    path.parent.mkdir(parents=True)
+    with pq.ParquetWriter(path, ROW_SCHEMA) as writer:
         for group, rows in enumerate(rows_by_group):
             writer.write_table(pa.Table.from_pylist(planted_rows("two", rows, group), ROW_SCHEMA))
-    assert list(score_units.parts_of(tmp_path / "part.parquet")) == expected
+    units, _ = plan_units(config, "b")
+    assert len(units) == max(1, -(-sum(rows_by_group) // 10)) and all(unit.rows <= 10 for unit in units)
+    expected, found = pq.read_table(path, partitioning=None).column("row_id").to_pylist(), []
+    for unit in units:
+        table, first = read_unit(unit)
+        assert first == len(found) and table.num_rows == unit.rows
+        found += table.column("row_id").to_pylist()
+    assert found == expected
+
+
+def test_a_large_file_that_was_published_whole_is_not_labelled_in_parts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path)
+    write_day(tmp_path, ".", rows=12)
+    (unit,), _ = plan_units(config, "b")
+    publish_partition(config.run_dir / "scores", unit.partition, SCORE_SCHEMA.empty_table(), {"bundle_sha256": "b"})
+    monkeypatch.setattr(score_units, "UNIT_ROWS", 10)
+    assert plan_units(config, "b") == ([], [unit])
+
+
+def test_a_large_file_that_could_not_be_looked_into_is_not_published_as_one_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_day(tmp_path, ".", rows=12)
+    (unit,), _ = plan_units(config_of(tmp_path), "b")
+    monkeypatch.setattr(score_units, "UNIT_ROWS", 10)
+    with pytest.raises(RetryableError, match="run the same command again"):
+        read_unit(unit)
 
 
 def test_a_file_that_cannot_be_read_is_a_unit_that_tells_so_when_it_is_scored(tmp_path: Path) -> None:

@@ -46,9 +46,17 @@ def mistral() -> Any:
     return MistralForCausalLM(MistralConfig(vocab_size=len(WORDS), sliding_window=12, initializer_range=0.2, pad_token_id=0, **shape))
 
 
+def mpt() -> Any:
+    """Distances in the place of positions too, and any argument is taken without a word."""
+    from transformers import MptConfig, MptForCausalLM
+
+    torch.manual_seed(6)
+    return MptForCausalLM(MptConfig(vocab_size=len(WORDS), d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, pad_token_id=0))
+
+
 KINDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "llama": (lambda: tiny_llama(tied=True), ("q_proj", "v_proj")), "bert": (tiny_bert, ("query", "value")),
-    "opt": (opt, ("q_proj", "v_proj")), "bloom": (bloom, ("dense",)), "mistral": (mistral, ("q_proj", "v_proj")),
+    "opt": (opt, ("q_proj", "v_proj")), "bloom": (bloom, ("dense",)), "mpt": (mpt, ("Wqkv",)), "mistral": (mistral, ("q_proj", "v_proj")),
 }  # fmt: skip
 
 
@@ -113,6 +121,17 @@ def test_beginnings_and_equal_rows_are_computed_once(build: Any) -> None:
     assert judge.spent.tokens_in == sum(map(len, rows))
     assert judge.spent.tokens_computed <= most < 0.5 * judge.spent.tokens_in
     assert judge.spent.model_s > 0
+
+
+def test_queries_are_read_once_where_the_template_has_them_first(build: Any) -> None:
+    draw = np.random.default_rng(5)
+    queries = [draw.integers(2, len(WORDS), 10) for _ in range(5)]
+    rows = [np.concatenate([queries[n % 5], draw.integers(2, len(WORDS), draw.integers(12, 30))]).astype(np.int32) for n in range(40)]
+    _, groups = find_groups(rows)
+    assert sorted(len(group.rows) for group in groups) == [8] * 5 and all(10 <= group.shared <= 13 for group in groups)
+    model = build()
+    found = TaskJudge(model, 0, 0, CPU).logits(rows, 200, lambda rows: None)
+    assert np.abs(found - row_by_row(model, 0, rows)).max() < CLOSE
 
 
 def test_a_method_without_a_weight_for_a_task_is_judged_with_its_adapter(build: Any) -> None:
