@@ -244,6 +244,7 @@ threading.Thread(target=wait_and_replace, daemon=True).start()
 """
 
 
+@pytest.mark.failures
 def test_a_single_worker_that_hangs_is_started_again_and_tells_where_it_was(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
