@@ -19,8 +19,9 @@ from models.adapters.adapted_linear import NotMergeableError
 from models.merge import MergedModel, merge_task
 from models.prefix import Prefixes, judge_behind, read_prefixes
 from models.relevance import RelevanceModel
-from pipeline.batches import length_batches
 
+FULL_ENOUGH = 0.125  # of the token budget; smaller passes cost more a token than padding does
+LIKE_LENGTH = 0.9  # of the longest row of a batch
 MIN_SHARED_TOKENS = 8  # of a group's beginning; reading a shorter one by itself costs as much as it saves
 ROOM_BEHIND = 4  # token budgets that a batch's rows may take with the beginnings they lie behind, which cost memory and little time
 CLOSE_LOGITS = 0.1  # of their length; bfloat16 differs by some hundredths with the order of sums, a model that lost what it read by about 1
@@ -85,7 +86,7 @@ class TaskJudge:
         if self.shares_beginnings is None and len(longest_2) == 2 and len(longest_2[0]) > 1:
             self.shares_beginnings = self._reads_in_parts(longest_2)
         if not self.shares_beginnings or len(ids_U) < 2 or 2 * len(longest_2[-1]) > self._window():
-            for part in length_batches(np.array([len(ids) for ids in ids_U]), batch_tokens):
+            for part in even_batches(np.array([len(ids) for ids in ids_U]), batch_tokens):
                 tell(part.tolist())
                 yield part, self._whole([ids_U[row] for row in part])
             return
@@ -93,7 +94,7 @@ class TaskJudge:
         alone = [row for group in groups if len(group.rows) == 1 for row in group.rows]
         start = self._read([ids_U[0][:common]], None) if common else None
         room = np.array([len(ids_U[row]) - common + common // ROOM_BEHIND for row in alone])
-        for part in length_batches(room, batch_tokens) if alone else []:
+        for part in even_batches(room, batch_tokens) if alone else []:
             rows = [alone[position] for position in part]
             tell(rows)
             tails = [ids_U[row][common:] for row in rows]
@@ -104,7 +105,7 @@ class TaskJudge:
 
     def _group_batches(self, groups: list[Group], common: int, batch_tokens: int) -> Iterator[list[Group]]:
         lengths = np.array([group.shared - common for group in groups])
-        for part in length_batches(lengths, batch_tokens) if groups else []:
+        for part in even_batches(lengths, batch_tokens) if groups else []:
             yield [groups[position] for position in part]
 
     def _judge_groups(
@@ -116,7 +117,7 @@ class TaskJudge:
         longest = max(group.shared for group in groups)
         tails = [ids_U[row][groups[number].shared :] for row, number in members]
         room = np.array([len(tail) + longest // ROOM_BEHIND for tail in tails])
-        for part in length_batches(room, batch_tokens):
+        for part in even_batches(room, batch_tokens):
             rows = [members[i][0] for i in part]
             tell(rows)
             yield rows, self._behind([tails[i] for i in part], beginnings, [members[i][1] for i in part])
@@ -181,6 +182,22 @@ class TaskJudge:
         mask_BS = (np.arange(ids_BS.shape[1])[None] < lengths[:, None]).astype(np.int64)
         self.spent.tokens_computed += ids_BS.size
         return torch.from_numpy(ids_BS).to(self.device), torch.from_numpy(mask_BS).to(self.device)
+
+
+def even_batches(length_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
+    """Row numbers in batches of like lengths, longest first, each at most `token_budget` tokens with its padding (or one row). A batch of a
+    FULL_ENOUGH part of that ends where rows get so much shorter that they are better off in one of their own."""
+    order = np.argsort(-length_N, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, int(length_N[order[start]]))
+        stop = min(len(order), start + max(1, token_budget // longest))
+        full_enough = start + max(1, int(token_budget * FULL_ENOUGH) // longest)
+        like = int(np.searchsorted(-length_N[order[start:stop]], -LIKE_LENGTH * longest, side="right"))
+        stop = min(stop, max(full_enough, start + like))
+        batches.append(order[start:stop])
+        start = stop
+    return batches
 
 
 def distinct(id_lists: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:

@@ -14,7 +14,7 @@ from tiny_trunks import WORDS, tiny_bert, tiny_llama, write_model
 from models.backbone import load_backbone
 from models.config import BackboneConfig, HydraLoRAConfig, ModelConfig, MTLLoRAConfig
 from models.relevance import RelevanceModel, build_model
-from pipeline.task_judge import TaskJudge, distinct, find_groups, same_beginning
+from pipeline.task_judge import FULL_ENOUGH, LIKE_LENGTH, TaskJudge, distinct, even_batches, find_groups, same_beginning
 
 CPU = torch.device("cpu")
 CLOSE = 5e-6  # weights are float64, but transformers has softmax, norms and rotations in float32
@@ -167,6 +167,18 @@ def test_rows_of_one_token_and_rows_that_begin_others_are_judged_too(build: Any,
 
 def test_no_row_is_no_logit(build: Any) -> None:
     assert TaskJudge(build(), 1, 0, CPU).logits([], 100, lambda rows: None).shape == (0, 3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=300), st.integers(1, 3_000))
+def test_batches_keep_to_the_budget_hold_each_row_once_and_little_padding(lengths: list[int], budget: int) -> None:
+    length_N = np.array(lengths)
+    batches = even_batches(length_N, budget)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        longest, shortest = length_N[batch].max(), length_N[batch].min()
+        assert len(batch) == 1 or len(batch) * longest <= budget
+        assert shortest >= LIKE_LENGTH * longest or (len(batch) - 1) * longest <= FULL_ENOUGH * budget
 
 
 IDS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=30), min_size=1, max_size=40)
