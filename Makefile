@@ -34,6 +34,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python tests/bench/bench_train.py
 	$(BIN)/python tests/bench/bench_zero_memory.py
 	$(BIN)/python tests/bench/bench_bootstrap.py
+	$(BIN)/python tests/bench/bench_score.py
 
 # torch first: asked for by name it would come with gigabytes of CUDA packages
 $(VENV)/installed: pyproject.toml constraints.txt

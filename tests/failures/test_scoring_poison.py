@@ -74,13 +74,13 @@ def test_rows_that_raise_or_give_no_number_fail_their_unit_alone_and_are_named(
     begun: list[int] = []
 
     def poisoned(judge: Any, encoded: Any, batch_tokens: int, on_rows: Any) -> np.ndarray:
+        queries = encoded.query_N.to_pylist()
+        if any("POISON raise" in query for query in queries):
+            begun.append(len(encoded))
+            on_rows(np.arange(len(encoded)))
+            raise ArithmeticError("no such thing")
         logits_NC = judged(judge, encoded, batch_tokens, on_rows)
-        for row, query in enumerate(encoded.query_N.to_pylist()):
-            if "POISON nan" in query:
-                logits_NC[row, 0] = np.nan
-            if "POISON raise" in query:
-                begun.append(len(encoded))
-                raise ArithmeticError("no such thing")
+        logits_NC[["POISON nan" in query for query in queries], 0] = np.nan
         return logits_NC
 
     monkeypatch.setattr(scores.Judge, "logits", poisoned)
