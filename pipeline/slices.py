@@ -3,7 +3,8 @@
 Shape legend: N rows.
 """
 
-import unicodedata
+import functools
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,18 +12,26 @@ import pyarrow.compute as pc
 
 QUERY_WORDS = ((1, "1 word"), (2, "2 words"), (4, "3 to 4 words"))  # up to so many; beyond: 5 words and more
 QUERY_ADS = ((1, "1 ad"), (9, "2 to 9 ads"))  # tail queries to head queries, by how many of a query's ads were judged
+# ISO 639-1, of most of what is advertised; out of all languages, texts this short are often taken for rare ones
+LANGUAGES = [
+    "ar", "bg", "cs", "da", "de", "el", "en", "es", "et", "fi", "fr", "he", "hi", "hr", "hu", "id", "it", "ja",
+    "ko", "lt", "lv", "nl", "no", "pl", "pt", "ro", "ru", "sk", "sl", "sv", "th", "tr", "uk", "vi", "zh",
+]  # fmt: skip
+SURE_ENOUGH = 0.5  # of a language, among those
+UNSURE = "unclear"
 
 
 def cut(table: pa.Table, label_names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Slice names (N,) by way of cutting: market, query_words, query_ads, script, ad_length, label."""
+    """Slice names (N,) by way of cutting: market, query_words, query_ads, language, ad_length, label."""
     queries = table.column("query").to_pylist()
     words_N = pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(table.column("query")))).to_numpy()
     _, index_N, ads_Q = np.unique(np.asarray(queries, dtype=object), return_inverse=True, return_counts=True)
+    titles = table.column("ad_title").to_pylist()
     return {
         "market": np.asarray(table.column("market").to_pylist(), dtype=object),
         "query_words": steps(words_N, QUERY_WORDS, "5 words and more"),
         "query_ads": steps(ads_Q[index_N], QUERY_ADS, "10 ads and more"),
-        "script": np.asarray([script(query) for query in queries], dtype=object),
+        "language": np.asarray([language(f"{query} {title}") for query, title in zip(queries, titles, strict=True)], dtype=object),
         "ad_length": thirds(pc.utf8_length(table.column("ad_title")).to_numpy(), "characters"),
         "label": np.asarray(label_names, dtype=object)[table.column("label").to_numpy()],
     }
@@ -40,10 +49,17 @@ def thirds(number_N: np.ndarray, unit: str) -> np.ndarray:
     return steps(number_N, ((low, f"up to {low} {unit}"), (high, f"up to {high} {unit}")), f"above {high} {unit}")
 
 
-def script(text: str) -> str:
-    """The script most of a text's letters are of: latin, cjk, hiragana, cyrillic and so on; none where there is no letter."""
-    found: dict[str, int] = {}
-    for letter in filter(str.isalpha, text):
-        name = "latin" if letter.isascii() else unicodedata.name(letter, "other").split(maxsplit=1)[0].lower()
-        found[name] = found.get(name, 0) + 1
-    return max(found, key=lambda name: found[name]) if found else "none"
+def language(text: str) -> str:
+    """The language of a query and its ad's title together, as most queries alone are too short to tell: an ISO 639-1 code, or UNSURE."""
+    code, sure = identifier().classify(text)
+    return str(code) if sure >= SURE_ENOUGH else UNSURE
+
+
+@functools.cache
+def identifier() -> Any:
+    """langid's classifier of LANGUAGES, with its published weights."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    found = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    found.set_languages(LANGUAGES)
+    return found
