@@ -14,6 +14,8 @@ import torch
 from pipeline.encode import Encoder
 from pipeline.tasks import Task
 
+LIKE_LENGTH = 0.9  # of the longest row of a batch
+
 
 @dataclass(frozen=True)
 class EncodedRows:
@@ -86,26 +88,37 @@ def collate(encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int)
     task_B = encoded.task_N[rows]
     if len(task_B) and not 0 <= task_B.min() <= task_B.max() < num_tasks:
         raise ValueError(f"task ids {sorted(set(task_B.tolist()))} do not all lie in 0..{num_tasks - 1}")
-    lengths = encoded.length_N[rows]
-    input_ids_BS = np.full((len(rows), int(lengths.max())), pad_id, np.int64)
-    for position, row in enumerate(rows):
-        input_ids_BS[position, : lengths[position]] = encoded.ids_of(row)
-    mask_BS = np.arange(input_ids_BS.shape[1])[None, :] < lengths[:, None]
+    input_ids_BS, mask_BS = pad_rows([encoded.ids_of(row) for row in rows], pad_id)
     return Batch(
-        torch.from_numpy(input_ids_BS),
-        torch.from_numpy(mask_BS.astype(np.int64)),
+        input_ids_BS,
+        mask_BS,
         torch.from_numpy(task_B),
         torch.from_numpy(encoded.label_N[rows]),
         torch.from_numpy(encoded.weight_N[rows]),
     )
 
 
-def length_batches(length_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Row numbers in batches of like lengths, longest first, each at most `token_budget` tokens with its padding (or one row)."""
+def pad_rows(id_lists: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(token ids padded on the right, their mask), both int64 (B, S)."""
+    lengths = np.array([len(ids) for ids in id_lists])
+    ids_BS = np.full((len(id_lists), int(lengths.max())), pad_id, np.int64)
+    for row, ids in enumerate(id_lists):
+        ids_BS[row, : len(ids)] = ids
+    mask_BS = np.arange(ids_BS.shape[1])[None] < lengths[:, None]
+    return torch.from_numpy(ids_BS), torch.from_numpy(mask_BS.astype(np.int64))
+
+
+def length_batches(length_N: np.ndarray, token_budget: int, full_enough: float = 1.0) -> list[np.ndarray]:
+    """Row numbers in batches of like lengths, longest first, each at most `token_budget` tokens with its padding (or one row). A batch of a
+    `full_enough` part of that ends where rows get so much shorter that they are better off in one of their own."""
     order = np.argsort(-length_N, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        size = max(1, token_budget // max(1, int(length_N[order[start]])))
-        batches.append(order[start : start + size])
-        start += size
+        longest = max(1, int(length_N[order[start]]))
+        stop = min(len(order), start + max(1, token_budget // longest))
+        enough = start + max(1, int(token_budget * full_enough) // longest)
+        like = int(np.searchsorted(-length_N[order[start:stop]], -LIKE_LENGTH * longest, side="right"))
+        stop = min(stop, max(enough, start + like))
+        batches.append(order[start:stop])
+        start = stop
     return batches

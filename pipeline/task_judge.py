@@ -19,9 +19,9 @@ from models.adapters.adapted_linear import NotMergeableError
 from models.merge import MergedModel, merge_task
 from models.prefix import Prefixes, judge_behind, read_prefixes
 from models.relevance import RelevanceModel
+from pipeline.batches import length_batches, pad_rows
 
 FULL_ENOUGH = 0.125  # of the token budget; smaller passes cost more a token than padding does
-LIKE_LENGTH = 0.9  # of the longest row of a batch
 MIN_SHARED_TOKENS = 8  # of a group's beginning; reading a shorter one by itself costs as much as it saves
 ROOM_BEHIND = 4  # token budgets that a batch's rows may take with the beginnings they lie behind, which cost memory and little time
 CLOSE_LOGITS = 0.1  # of their length; bfloat16 differs by some hundredths with the order of sums, a model that lost what it read by about 1
@@ -86,7 +86,7 @@ class TaskJudge:
         if self.shares_beginnings is None and len(longest_2) == 2 and len(longest_2[0]) > 1:
             self.shares_beginnings = self._reads_in_parts(longest_2)
         if not self.shares_beginnings or len(ids_U) < 2 or 2 * len(longest_2[-1]) > self._window():
-            for part in even_batches(np.array([len(ids) for ids in ids_U]), batch_tokens):
+            for part in length_batches(np.array([len(ids) for ids in ids_U]), batch_tokens, FULL_ENOUGH):
                 tell(part.tolist())
                 yield part, self._whole([ids_U[row] for row in part])
             return
@@ -94,7 +94,7 @@ class TaskJudge:
         alone = [row for group in groups if len(group.rows) == 1 for row in group.rows]
         start = self._read([ids_U[0][:common]], None) if common else None
         room = np.array([len(ids_U[row]) - common + common // ROOM_BEHIND for row in alone])
-        for part in even_batches(room, batch_tokens) if alone else []:
+        for part in length_batches(room, batch_tokens, FULL_ENOUGH) if alone else []:
             rows = [alone[position] for position in part]
             tell(rows)
             tails = [ids_U[row][common:] for row in rows]
@@ -105,7 +105,7 @@ class TaskJudge:
 
     def _group_batches(self, groups: list[Group], common: int, batch_tokens: int) -> Iterator[list[Group]]:
         lengths = np.array([group.shared - common for group in groups])
-        for part in even_batches(lengths, batch_tokens) if groups else []:
+        for part in length_batches(lengths, batch_tokens, FULL_ENOUGH) if groups else []:
             yield [groups[position] for position in part]
 
     def _judge_groups(
@@ -117,7 +117,7 @@ class TaskJudge:
         longest = max(group.shared for group in groups)
         tails = [ids_U[row][groups[number].shared :] for row, number in members]
         room = np.array([len(tail) + longest // ROOM_BEHIND for tail in tails])
-        for part in even_batches(room, batch_tokens):
+        for part in length_batches(room, batch_tokens, FULL_ENOUGH):
             rows = [members[i][0] for i in part]
             tell(rows)
             yield rows, self._behind([tails[i] for i in part], beginnings, [members[i][1] for i in part])
@@ -174,30 +174,10 @@ class TaskJudge:
         return made
 
     def _padded(self, id_lists: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids (B, S) padded on the right and their mask."""
-        lengths = np.array([len(ids) for ids in id_lists])
-        ids_BS = np.full((len(id_lists), int(lengths.max())), self.pad_id, np.int64)
-        for row, ids in enumerate(id_lists):
-            ids_BS[row, : len(ids)] = ids
-        mask_BS = (np.arange(ids_BS.shape[1])[None] < lengths[:, None]).astype(np.int64)
-        self.spent.tokens_computed += ids_BS.size
-        return torch.from_numpy(ids_BS).to(self.device), torch.from_numpy(mask_BS).to(self.device)
-
-
-def even_batches(length_N: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Row numbers in batches of like lengths, longest first, each at most `token_budget` tokens with its padding (or one row). A batch of a
-    FULL_ENOUGH part of that ends where rows get so much shorter that they are better off in one of their own."""
-    order = np.argsort(-length_N, kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        longest = max(1, int(length_N[order[start]]))
-        stop = min(len(order), start + max(1, token_budget // longest))
-        full_enough = start + max(1, int(token_budget * FULL_ENOUGH) // longest)
-        like = int(np.searchsorted(-length_N[order[start:stop]], -LIKE_LENGTH * longest, side="right"))
-        stop = min(stop, max(full_enough, start + like))
-        batches.append(order[start:stop])
-        start = stop
-    return batches
+        """On the device, and counted."""
+        ids_BS, mask_BS = pad_rows(id_lists, self.pad_id)
+        self.spent.tokens_computed += ids_BS.numel()
+        return ids_BS.to(self.device), mask_BS.to(self.device)
 
 
 def distinct(id_lists: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:

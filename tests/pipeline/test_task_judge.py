@@ -14,7 +14,8 @@ from tiny_trunks import WORDS, tiny_bert, tiny_llama, write_model
 from models.backbone import load_backbone
 from models.config import BackboneConfig, HydraLoRAConfig, ModelConfig, MTLLoRAConfig
 from models.relevance import RelevanceModel, build_model
-from pipeline.task_judge import FULL_ENOUGH, LIKE_LENGTH, TaskJudge, distinct, even_batches, find_groups, same_beginning
+from pipeline.batches import LIKE_LENGTH, length_batches
+from pipeline.task_judge import FULL_ENOUGH, TaskJudge, distinct, find_groups, same_beginning
 
 CPU = torch.device("cpu")
 CLOSE = 5e-6  # weights are float64, but transformers has softmax, norms and rotations in float32
@@ -173,7 +174,7 @@ def test_no_row_is_no_logit(build: Any) -> None:
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=300), st.integers(1, 3_000))
 def test_batches_keep_to_the_budget_hold_each_row_once_and_little_padding(lengths: list[int], budget: int) -> None:
     length_N = np.array(lengths)
-    batches = even_batches(length_N, budget)
+    batches = length_batches(length_N, budget, FULL_ENOUGH)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     for batch in batches:
         longest, shortest = length_N[batch].max(), length_N[batch].min()
