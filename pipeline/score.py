@@ -50,6 +50,7 @@ class UnitScorer:
     """A Ray Data actor: holds one verified model, scores one unit a call. Each call returns what became of the unit."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        """`settings`: of `actor_settings`."""
         import torch
 
         from pipeline.judge import load_judge
@@ -151,17 +152,13 @@ def read_unit_of(fields: dict[str, Any]) -> Unit:
     return Unit(**{**fields, "part": tuple(fields["part"]) if fields["part"] else None})
 
 
-def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion) -> Iterator[Outcome]:
-    """Each unit's outcome as it comes. Ray must be running."""
-    from ray.exceptions import RayError
-
-    attempts_dir = config.run_dir / "scoring" / uuid.uuid4().hex[:12]
-    attempts_dir.mkdir(parents=True)
-    settings = {
-        "bundle_dir": str(champion.bundle_dir),
-        "bundle_sha256": champion.bundle_sha256,
-        "model_version": champion.version,
-        "reference": str(champion.reference_path) if champion.reference_path.is_file() else None,
+def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Path) -> dict[str, Any]:
+    """What an actor is told, as plain values."""
+    return {
+        "bundle_dir": str(version.bundle_dir),
+        "bundle_sha256": version.bundle_sha256,
+        "model_version": version.version,
+        "reference": str(version.reference_path) if version.reference_path.is_file() else None,
         "canary_tolerance": config.scoring.canary_tolerance,
         "scores_dir": str(config.run_dir / "scores"),
         "attempts_dir": str(attempts_dir),
@@ -170,6 +167,15 @@ def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion)
         "hang_timeout_s": config.scoring.hang_timeout_s,
         "use_gpu": config.scoring.use_gpu,
     }
+
+
+def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion) -> Iterator[Outcome]:
+    """Each unit's outcome as it comes. Ray must be running."""
+    from ray.exceptions import RayError
+
+    attempts_dir = config.run_dir / "scoring" / uuid.uuid4().hex[:12]
+    attempts_dir.mkdir(parents=True)
+    settings = actor_settings(config, champion, attempts_dir)
     left, lost, failed = {unit.partition: unit for unit in units}, "", False
     for _ in range(MAX_ATTEMPTS):
         try:

@@ -45,7 +45,8 @@ class Bench:
 
         torch.set_num_threads(THREADS)
         self.root = root
-        self.config = read_config(ROOT / "jobs" / "configs" / "esci.yaml", [f"work_dir={root}", f"data.to_score={root / 'to_score'}"])
+        sets = (f"work_dir={root}", f"data.to_score={root / 'to_score'}", f"scoring.threads_per_actor={THREADS}")
+        self.config = read_config(ROOT / "jobs" / "configs" / "esci.yaml", sets)
         import_source("chorus", SHARED_DATA / "chorus_electronics" / "query_product_ratings.tsv", root / "rows", Console(err=sys.stderr))
         whole = pa.concat_tables([read_partition(path) for path in find_partitions(root / "rows", self.config.tasks)[TASK]])
         judge = fresh_judge(self.config)
@@ -75,11 +76,13 @@ class Bench:
         """A unit as an actor scores it, into a new run."""
         from pipeline.commit import read_published
         from pipeline.files import file_sha256
-        from pipeline.score import UnitScorer
+        from pipeline.registry import FetchedVersion
+        from pipeline.score import UnitScorer, actor_settings
         from pipeline.score_units import Unit, plan_units
 
         run = self.config.model_copy(update={"work_dir": Path(tempfile.mkdtemp(dir=self.root))})
-        scorer = UnitScorer(actor_settings(self.root / "bundle", run.run_dir))
+        (run.run_dir / "scoring").mkdir(parents=True)
+        scorer = UnitScorer(actor_settings(run, FetchedVersion("1", self.root / "bundle", self.sha256), run.run_dir / "scoring"))
         warm = self._warm()
         scorer.outcome(Unit(TASK, str(warm), file_sha256(warm), f"{TASK}-warm", None))
         (unit,), _ = plan_units(run, self.sha256)
@@ -142,17 +145,6 @@ def classifier_of(merged: Any) -> Any:
     return model.eval()
 
 
-def actor_settings(bundle_dir: Path, run_dir: Path) -> dict[str, Any]:
-    """What an actor is given."""
-    attempts_dir = run_dir / "scoring"
-    attempts_dir.mkdir(parents=True)
-    return {
-        "bundle_dir": str(bundle_dir), "bundle_sha256": None, "model_version": "1", "scores_dir": str(run_dir / "scores"),
-        "attempts_dir": str(attempts_dir), "threads": THREADS, "batch_tokens": 4096, "hang_timeout_s": 600,
-        "use_gpu": False, "reference": None,
-    }  # fmt: skip
-
-
 def peak_mb(num_rows: int, root: Path) -> float:
     """Peak memory of a process that scores so many rows with a tiny model."""
     done = subprocess.run([sys.executable, __file__, "--memory-of", str(num_rows), "--root", str(root)], capture_output=True, text=True)
@@ -171,8 +163,9 @@ def score_made_up(num_rows: int, root: Path) -> float:
     from models.bundle import write_bundle
     from pipeline.config import build_config
     from pipeline.judge import describe, fresh_judge
+    from pipeline.registry import FetchedVersion
     from pipeline.schema import ROW_SCHEMA
-    from pipeline.score import UnitScorer
+    from pipeline.score import UnitScorer, actor_settings
     from pipeline.score_units import plan_units
 
     config = build_config({**planted_config(root, str(write_tiny_llama(root / "tiny"))), "encode": {"max_tokens": 64}}, "the bench")
@@ -185,7 +178,8 @@ def score_made_up(num_rows: int, root: Path) -> float:
             writer.write_table(some.set_column(0, ROW_SCHEMA.field("row_id"), ids).slice(0, num_rows - start))
     judge = fresh_judge(config)
     sha256 = write_bundle(root / "bundle", describe(judge, config, {}), judge.model.trainable_state(), judge.backbone.folder)
-    scorer = UnitScorer(actor_settings(root / "bundle", config.run_dir))
+    (config.run_dir / "scoring").mkdir(parents=True)
+    scorer = UnitScorer(actor_settings(config, FetchedVersion("1", root / "bundle", sha256), config.run_dir / "scoring"))
     units, _ = plan_units(config, sha256)
     print(f"{len(units)} units", file=sys.stderr)
     for unit in units:

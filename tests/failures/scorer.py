@@ -1,4 +1,5 @@
-"""Scoring without Ray: `python scorer.py CONFIG BUNDLE_DIR` loads a model once, then for each line of stdin forks processes that score and die.
+"""Scoring without Ray: `python scorer.py CONFIG BUNDLE_DIR BUNDLE_SHA256` loads a model once, then for each line of stdin forks processes that
+score and die.
 
 A line: {"work_dir": where the run writes, "die_at": number of the point to die at or null, "copies": how many score at once}. The answer is a line:
 {"points": [points each process passed], "exits": [exit codes, negative for a signal]}. Points lie before and after everything that changes a name
@@ -76,18 +77,14 @@ def main() -> None:
     import torch
 
     from pipeline.config import build_config
-    from pipeline.score import UnitScorer
+    from pipeline.registry import FetchedVersion
+    from pipeline.score import UnitScorer, actor_settings
 
-    plain, bundle_dir = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2]
+    plain, bundle_dir, sha256 = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
     folder = Path(plain["work_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "bundle_dir": bundle_dir, "bundle_sha256": None, "model_version": "1", "scores_dir": "", "attempts_dir": str(folder), "threads": 1,
-        "batch_tokens": 512, "hang_timeout_s": 600, "use_gpu": False, "reference": None,
-    }  # fmt: skip
-    scorer = UnitScorer(settings)
-    print(json.dumps({"bundle_sha256": scorer.bundle.sha256}), flush=True)
+    scorer = UnitScorer(actor_settings(build_config(plain, "the test"), FetchedVersion("1", bundle_dir, sha256), folder))
     for line in sys.stdin:
         order = json.loads(line)
         config = build_config({**plain, "work_dir": order["work_dir"]}, "the test")

@@ -37,24 +37,19 @@ class Scoring:
         self.plain = planted_config(root, str(tiny_llama))
         judge = fresh_judge(build_config(self.plain, "test"))
         facts = describe(judge, build_config(self.plain, "test"), {"fingerprint": "f" * 64})
-        write_bundle(root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder)
+        self.bundle_sha256 = write_bundle(root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder)
         (root / "config.json").write_text(json.dumps(self.plain))
-        command = [sys.executable, str(Path(scorer.__file__)), str(root / "config.json"), str(root / "bundle")]
+        command = [sys.executable, str(Path(scorer.__file__)), str(root / "config.json"), str(root / "bundle"), self.bundle_sha256]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.bundle_sha256 = self._answer()["bundle_sha256"]
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
 
     def config(self, name: str) -> RunConfig:
         return build_config({**self.plain, "work_dir": str(self.root / name)}, "test")
 
     def run(self, name: str, die_at: int | None = None, copies: int = 1) -> dict[str, Any]:
-        assert self.process.stdin is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"work_dir": str(self.root / name), "die_at": die_at, "copies": copies}) + "\n")
         self.process.stdin.flush()
-        return dict(self._answer())
+        return dict(json.loads(self.process.stdout.readline()))
 
     def scores(self, name: str) -> Path:
         return self.config(name).run_dir / "scores"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from patches import write_patch
 from places import ROOT
 from planted import planted_config, planted_rows, write_rows
 
@@ -21,8 +22,9 @@ from pipeline.commit import read_errors, read_manifests, read_published
 from pipeline.config import RunConfig, build_config
 from pipeline.files import write_json
 from pipeline.judge import describe, fresh_judge
+from pipeline.registry import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score import MAX_ATTEMPTS, Outcome, UnitScorer
+from pipeline.score import MAX_ATTEMPTS, Outcome, UnitScorer, actor_settings
 from pipeline.score_reference import build_reference
 from pipeline.score_units import Unit, plan_units
 
@@ -51,15 +53,10 @@ class World:
     def units(self) -> list[Unit]:
         return plan_units(self.config, self.sha256)[0]
 
-    def scorer(self, reference: str | None = None) -> UnitScorer:
+    def scorer(self) -> UnitScorer:
         attempts_dir = self.root / "attempts"
         attempts_dir.mkdir(exist_ok=True)
-        settings = {
-            "bundle_dir": str(self.root / "bundle"), "bundle_sha256": self.sha256, "model_version": "1", "scores_dir": str(self.scores_dir),
-            "attempts_dir": str(attempts_dir), "threads": 1, "batch_tokens": 512, "hang_timeout_s": 600, "use_gpu": False,
-            "reference": reference, "canary_tolerance": 1e-3,
-        }  # fmt: skip
-        return UnitScorer(settings)
+        return UnitScorer(actor_settings(self.config, FetchedVersion("1", self.root / "bundle", self.sha256), attempts_dir))
 
 
 def by_kind(outcomes: list[Outcome]) -> dict[str, Outcome]:
@@ -112,13 +109,14 @@ def test_a_machine_that_judges_canary_rows_otherwise_publishes_nothing(tmp_path:
     tables = {task.name: pa.Table.from_pylist(planted_rows(task.name, 20, 1), ROW_SCHEMA) for task in judge.tasks}
     said = {task.name: scores.judge_rows(judge, tables[task.name], task, 512) for task in judge.tasks}
     reference = build_reference(judge, world.sha256, tables, said, 512)
-    write_json(tmp_path / "right.json", reference)
-    reference["canaries"]["three"]["probability"][3] += 0.01
-    write_json(tmp_path / "wrong.json", reference)
-    refused = world.scorer(str(tmp_path / "wrong.json")).outcome(world.units()[0])
-    assert "canary rows are judged otherwise here than when the version was evaluated: by up to 0.0100" in refused.error
+    right = json.dumps(reference)
+    reference["canaries"]["three"]["probability"][3] += 0.03
+    write_json(tmp_path / "score_reference.json", reference)
+    refused = world.scorer().outcome(world.units()[0])
+    assert "canary rows are judged otherwise here than when the version was evaluated: by up to 0.0300" in refused.error
     assert not read_manifests(world.scores_dir)
-    assert world.scorer(str(tmp_path / "right.json")).outcome(world.units()[0]).labels == ROWS
+    (tmp_path / "score_reference.json").write_text(right)
+    assert world.scorer().outcome(world.units()[0]).labels == ROWS
 
 
 def test_bad_rows_are_published_as_errors_beside_the_labels_of_the_others(tmp_path: Path, tiny_llama: Path) -> None:
@@ -166,25 +164,15 @@ def test_a_large_file_is_taken_in_parts(tmp_path: Path, tiny_llama: Path, monkey
 
 
 MISBEHAVING = """
-import ctypes, os, sys, threading, time
-
-def wait_and_replace():
-    while not hasattr(sys.modules.get("pipeline.scores"), "judge_rows"):
-        time.sleep(0.01)
-    scores = sys.modules["pipeline.scores"]
-    well = scores.judge_rows
-
-    def judge_rows(judge, table, task, batch_tokens, on_rows):
+def instead_of(judge_rows):
+    def misbehaving(judge, table, task, batch_tokens, on_rows):
         import numpy
         for row, query in enumerate(table.column("query").to_pylist()):
             if "POISON" in query:
                 on_rows(numpy.arange(table.num_rows))
-                os._exit(1) if "exit" in query else ctypes.PyDLL(None).sleep(1000)
-        return well(judge, table, task, batch_tokens, on_rows)
-
-    scores.judge_rows = judge_rows
-
-threading.Thread(target=wait_and_replace, daemon=True).start()
+                os._exit(1) if "exit" in query else hold_still()
+        return judge_rows(judge, table, task, batch_tokens, on_rows)
+    return misbehaving
 """
 
 ON_RAY = """
@@ -207,8 +195,7 @@ with ray_cluster(1):
 @pytest.mark.failures
 def test_rows_that_end_the_process_or_hang_are_tried_three_times_and_the_others_are_published(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama, "exit", "hang")
-    (tmp_path / "patch").mkdir()
-    (tmp_path / "patch" / "sitecustomize.py").write_text(MISBEHAVING)
+    write_patch(tmp_path / "patch", "pipeline.scores", "judge_rows", MISBEHAVING)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'patch'}:{ROOT}"}
     command = [sys.executable, "-c", ON_RAY, json.dumps([world.plain, str(tmp_path / "bundle"), world.sha256])]
     started_s = time.monotonic()
@@ -220,5 +207,5 @@ def test_rows_that_end_the_process_or_hang_are_tried_three_times_and_the_others_
         assert f"ended or got no further 3 times, the last time while it judged rows {row};" in outcomes[kind].error
     assert outcomes["good"].labels == ROWS and read_published(world.scores_dir).num_rows == 2 * ROWS
     stuck = [path.read_text() for path in world.config.run_dir.glob("scoring/*/stuck-*.txt") if path.stat().st_size]
-    assert len(stuck) == MAX_ATTEMPTS and all("judge_rows" in text for text in stuck)
+    assert len(stuck) == MAX_ATTEMPTS and all("in misbehaving" in text for text in stuck)
     assert time.monotonic() - started_s < 300

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from commands import RELEVANCE
+from patches import write_patch
 from planted import planted_config, write_config, write_planted
 
 from pipeline.checkpoint import newest_checkpoint
@@ -223,24 +224,14 @@ def test_a_worker_that_hangs_is_given_up_after_the_stated_time(start: Start, unb
 
 
 HANGING = """
-import ctypes, pathlib, sys, threading, time
-
-def wait_and_replace():
-    while not hasattr(sys.modules.get("pipeline.train_loop"), "train_step"):
-        time.sleep(0.01)
-    loop = sys.modules["pipeline.train_loop"]
-    step_of_before = loop.train_step
-
+def instead_of(train_step):
     def hang_once(worker, step, stop):
         hung = pathlib.Path({marker!r})
         if step == 12 and not hung.exists():
             hung.touch()
-            ctypes.PyDLL(None).sleep(1000)  # with the GIL held, as a library that is stuck may do
-        return step_of_before(worker, step, stop)
-
-    loop.train_step = hang_once
-
-threading.Thread(target=wait_and_replace, daemon=True).start()
+            hold_still()
+        return train_step(worker, step, stop)
+    return hang_once
 """
 
 
@@ -251,8 +242,8 @@ def test_a_single_worker_that_hangs_is_started_again_and_tells_where_it_was(
     alone = ("training.num_workers=1", "training.hang_timeout_s=10")
     expected = start("alone")
     expected.finish(*alone)
-    (tmp_path / "sitecustomize.py").write_text(HANGING.format(marker=str(tmp_path / "hung")))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    write_patch(tmp_path / "patch", "pipeline.train_loop", "train_step", HANGING.format(marker=str(tmp_path / "hung")))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "patch"))
     training = start("hanging alone")
     said = training.finish(*alone)
     assert (tmp_path / "hung").exists() and "starting them again, 1 of 3" in said
