@@ -6,15 +6,15 @@ from datetime import date, timedelta
 from typing import Any
 
 from jobs.cluster import ray_cluster
-from pipeline.commit import put_if_absent, read_records, sweep_orphans
+from pipeline.commit import newest_records, put_record, sweep_orphans
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
-from pipeline.files import canonical_json
 from pipeline.logs import Console
 from pipeline.registry import FetchedVersion, resolve_champion
 from pipeline.score import Outcome, scored_units
 from pipeline.score_run import drift_lines, run_record
 from pipeline.score_units import Unit, on_date, plan_units
+from pipeline.store import open_store
 
 SHOWN_ERRORS = 5
 SHOWN_UNITS = 20
@@ -25,22 +25,21 @@ def run_score(config: RunConfig, console: Console, logical_date: str | None = No
     """Score what is not scored yet. RelevanceError at the end if some units failed, RetryableError if the same command may mend it; the others are
     published."""
     started_s, run = time.time(), new_run_name()
-    scores_dir, dated = config.run_dir / "scores", on_date(config, logical_date)
+    scores, dated = open_store(config.scores_place), on_date(config, logical_date)
     champion = resolve_champion(config)
     to_do, published = plan_units(dated, champion.bundle_sha256)
     console.say(f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published before")
-    sweep_orphans(scores_dir)
+    sweep_orphans(scores)
     outcomes = score_units(dated, champion, to_do, console) if to_do else []
-    record = run_record(scores_dir, run, champion, [*published, *to_do], outcomes, started_s, config.scoring.drift_refuse)
-    path = scores_dir / "runs" / f"{run}.json"
-    put_if_absent(path, canonical_json({**record, "logical_date": logical_date}).encode())
+    record = run_record(scores, run, champion, [*published, *to_do], outcomes, started_s, config.scoring.drift_refuse)
+    kept = put_record(scores, {**record, "logical_date": logical_date})
     for line in drift_lines(record, config.scoring.drift_warn):
         console.say(f"  {line}")
     check_outcomes(outcomes)
     if not record["accepted"]:
         limit = f"{record['largest_drift']:.2f}, scoring.drift_refuse is {config.scoring.drift_refuse}"
         raise DataRefusedError(f"scores moved by a stability index of {limit}; the labels are published, but this is not the run that read_run reads")
-    return {"scores": str(scores_dir), "run": str(path), **{name: record[name] for name in SUMMARY}}
+    return {"scores": scores.place, "run": kept, **{name: record[name] for name in SUMMARY}}
 
 
 def new_run_name() -> str:
@@ -57,7 +56,7 @@ def run_backfill(config: RunConfig, console: Console, first: str, last: str) -> 
         console.say(f"  {day}")
         runs[day] = run_score(config, console, day)
     totals = {name: sum(run[name] for run in runs.values()) for name in SUMMARY}
-    return {"scores": str(config.run_dir / "scores"), "dates": {day: run["run"] for day, run in runs.items()}, **totals}
+    return {"scores": str(config.scores_place), "dates": {day: run["run"] for day, run in runs.items()}, **totals}
 
 
 def run_plan(config: RunConfig, console: Console, days: Sequence[str | None]) -> dict[str, Any]:
@@ -81,8 +80,8 @@ def run_plan(config: RunConfig, console: Console, days: Sequence[str | None]) ->
 
 def rows_per_s(config: RunConfig) -> float | None:
     """The pace of the last run that scored something."""
-    scored = [record for record in read_records(config.run_dir / "scores") if record["rows_scored"]]
-    return scored[-1]["rows_scored"] / scored[-1]["seconds"] if scored else None
+    last = next((record for record in newest_records(config.scores_place) if record["rows_scored"]), None)
+    return last["rows_scored"] / last["seconds"] if last else None
 
 
 def dates_between(first: str, last: str) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""Publishing scores so that a reader never sees a part: files staged and synced first, a manifest put in place last, if absent.
+"""Publishing scores so that a reader never sees a part: files staged and synced first, a manifest put in place last, if absent. In a folder or a
+bucket; `root` is either's place.
 
     <root>/data/<partition>/<attempt>.parquet     labels, written first; nobody reads them yet
     <root>/errors/<partition>/<attempt>.parquet   rows that got no label, where there are any
@@ -7,19 +8,25 @@
 A partition's id follows from its input and the model, so a rerun finds the manifest and does nothing, and a new model is a new output.
 """
 
-import os
+import io
+import json
 import time
 import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.files import canonical_json, check_name, file_sha256, json_sha256, read_json, replacing, safe_join, sync_dir, temporary_beside
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError
+from pipeline.files import bytes_sha256, canonical_json, check_name, json_sha256
 from pipeline.row_errors import ERROR_SCHEMA
+from pipeline.store import Store, open_store
 
+Root = Path | str | Store
+KINDS = {"files": "data", "error_files": "errors"}  # what a manifest calls them, and their folder
 ORPHAN_S = 24 * 3600.0  # no scorer works on one partition for so long
 
 
@@ -33,122 +40,150 @@ def partition_id(
     return f"{task[:38]}-{digest[:24]}"
 
 
-def is_published(root: Path, partition: str) -> bool:
+def is_published(root: Root, partition: str) -> bool:
     """Whether the partition's manifest is in place."""
-    return safe_join(root, "manifests", f"{partition}.json").is_file()
+    return open_store(root).exists(manifest_key(partition))
 
 
-def publish_partition(root: Path, partition: str, table: pa.Table, facts: dict[str, Any], errors: pa.Table | None = None) -> bool:
+def manifest_key(partition: str) -> str:
+    """Where a partition's manifest lies. ConfigError: the partition has no valid name."""
+    return f"manifests/{check_name(partition, 'partition')}.json"
+
+
+def publish_partition(root: Root, partition: str, table: pa.Table, facts: dict[str, Any], errors: pa.Table | None = None) -> bool:
     """Publish the labels of one partition and the rows that got none. True: this call did; False: it was published already, and this call left
     nothing."""
-    manifest_path = safe_join(root, "manifests", f"{check_name(partition, 'partition')}.json")
-    attempt = uuid.uuid4().hex
-    staged = {"files": (safe_join(root, "data", partition, f"{attempt}.parquet"), table)}
-    if errors is not None and errors.num_rows:
-        staged["error_files"] = (safe_join(root, "errors", partition, f"{attempt}.parquet"), errors)
+    store, key, attempt = open_store(root), manifest_key(partition), uuid.uuid4().hex
+    kinds = {"files": table} | ({"error_files": errors} if errors is not None and errors.num_rows else {})
+    staged = {kind: f"{KINDS[kind]}/{partition}/{attempt}.parquet" for kind in kinds}
     try:
         manifest: dict[str, Any] = {**facts, "partition": partition, "rows": table.num_rows, "error_rows": errors.num_rows if errors else 0}
-        for kind, (path, rows) in staged.items():
-            with replacing(path) as file:
-                pq.write_table(rows, file, compression="zstd", write_page_checksum=True)
-            manifest[kind] = [{"path": str(path.relative_to(root.resolve())), "sha256": file_sha256(path), "rows": rows.num_rows}]
-        published = put_if_absent(manifest_path, canonical_json(manifest).encode())
+        for kind, rows in kinds.items():
+            content = parquet_bytes(rows)
+            store.put(staged[kind], content)
+            manifest[kind] = [{"path": staged[kind], "sha256": bytes_sha256(content), "rows": rows.num_rows}]
+        published = store.put_if_absent(key, canonical_json(manifest).encode())
     except BaseException:
         # whatever stopped us, only our own attempt is removed, and only if no manifest names it
-        if not (manifest_path.is_file() and attempt in manifest_path.read_text()):
-            for path, _ in staged.values():
-                path.unlink(missing_ok=True)
+        with suppress(OSError, RelevanceError):  # a store that cannot be asked; what is left is swept later
+            if not (store.exists(key) and attempt in store.get(key).decode()):
+                remove(store, staged.values())
         raise
     if not published:
-        for path, _ in staged.values():
-            path.unlink()
+        remove(store, staged.values())
     return published
 
 
-def put_if_absent(path: Path, content: bytes) -> bool:
-    """Create `path` whole with `content`; False and nothing changed if it exists. Of several at once exactly one gets True."""
-    temporary = temporary_beside(path)
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A whole file, in memory: partitions have a bounded number of rows."""
+    file = io.BytesIO()
+    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+    return file.getvalue()
+
+
+def remove(store: Store, keys: Iterable[str]) -> None:
+    """Delete keys."""
+    for key in keys:
+        store.delete(key)
+
+
+def json_keys(store: Store, folder: str) -> list[str]:
+    """Keys of whole json contents in a folder, sorted."""
+    return [entry.key for entry in store.list(folder) if entry.key.endswith(".json") and not entry.hidden]
+
+
+def parse_json(store: Store, key: str) -> dict[str, Any]:
+    """DamagedInputError: it is gone or not whole."""
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_dir(path.parent)
-    return True
+        return dict(json.loads(store.get(key)))
+    except FileNotFoundError as error:
+        raise DamagedInputError(f"{store.place}/{key} is gone; score its input again") from error
+    except ValueError as error:
+        raise DamagedInputError(f"{store.place}/{key} is not whole json ({error}); delete it and score again") from error
 
 
-def read_manifests(root: Path) -> list[dict[str, Any]]:
-    """All published manifests, by partition id."""
-    return [read_json(path) for path in sorted((root / "manifests").glob("*.json")) if not path.name.startswith(".")]
+def read_manifests(root: Root, bundle_sha256: str | None = None) -> list[dict[str, Any]]:
+    """The published manifests of one model or of all, by partition id."""
+    store = open_store(root)
+    found = [parse_json(store, key) for key in json_keys(store, "manifests")]
+    return [one for one in found if bundle_sha256 is None or one["bundle_sha256"] == bundle_sha256]
 
 
-def read_manifest(root: Path, partition: str) -> dict[str, Any]:
+def read_manifest(root: Root, partition: str) -> dict[str, Any]:
     """One published manifest. DamagedInputError: it is gone or not whole."""
-    path = safe_join(root, "manifests", f"{partition}.json")
-    if not path.is_file():
-        raise DamagedInputError(f"{path} is gone; score its input again")
-    return dict(read_json(path))
+    return parse_json(open_store(root), manifest_key(partition))
 
 
-def read_published(root: Path, bundle_sha256: str | None = None) -> pa.Table:
+def read_published(root: Root, bundle_sha256: str | None = None) -> pa.Table:
     """The score rows that manifests name, of one model or of all. DamagedInputError: a named file is missing or altered."""
-    wanted = [one for one in read_manifests(root) if bundle_sha256 is None or one["bundle_sha256"] == bundle_sha256]
-    return read_rows(root, wanted, "files", SCORE_SCHEMA)
+    return read_rows(root, read_manifests(root, bundle_sha256), "files", SCORE_SCHEMA)
 
 
-def read_records(root: Path) -> list[dict[str, Any]]:
-    """The records of all runs of the job, the last one last."""
-    return [read_json(path) for path in sorted((root / "runs").glob("*.json")) if not path.name.startswith(".")]
+def read_errors(root: Root, bundle_sha256: str | None = None) -> pa.Table:
+    """The rows that got no label, with their reasons. DamagedInputError: as above."""
+    return read_rows(root, read_manifests(root, bundle_sha256), "error_files", ERROR_SCHEMA)
 
 
-def last_record(root: Path) -> dict[str, Any] | None:
+def put_record(root: Root, record: dict[str, Any]) -> str:
+    """Keep the record of a run of the job; where."""
+    store, key = open_store(root), f"runs/{record['run']}.json"
+    store.put_if_absent(key, canonical_json(record).encode())
+    return f"{store.place}/{key}"
+
+
+def newest_records(root: Root) -> Iterator[dict[str, Any]]:
+    """The records of runs of the job, the last one first, each read when it is asked for."""
+    store = open_store(root)
+    for key in reversed(json_keys(store, "runs")):
+        yield parse_json(store, key)
+
+
+def last_record(root: Root) -> dict[str, Any] | None:
     """The record of the last run that was accepted: no unit failed, and its scores were spread as they may be."""
-    return next((record for record in reversed(read_records(root)) if record["accepted"]), None)
+    return next((record for record in newest_records(root) if record["accepted"]), None)
 
 
-def read_run(root: Path, run: str | None = None) -> pa.Table:
+def read_run(root: Root, run: str | None = None) -> pa.Table:
     """The score rows of one run of the job, the last accepted one if none is named: of the inputs and under the model that it had, whether it scored
     them or found them scored. ConfigError: there is no such run. DamagedInputError: as above."""
-    records = {record["run"]: record for record in read_records(root)}
-    record = records.get(run) if run else last_record(root)
-    if record is None:
-        raise ConfigError(f"{root} has no run {run}; there are: {', '.join(records) or 'none'}" if run else f"{root} has no accepted run yet")
-    return read_rows(root, [read_manifest(root, partition) for partition in record["partitions"]], "files", SCORE_SCHEMA)
+    store = open_store(root)
+    if run:
+        keys = json_keys(store, "runs")
+        if f"runs/{run}.json" not in keys:
+            there = ", ".join(key.removeprefix("runs/").removesuffix(".json") for key in keys) or "none"
+            raise ConfigError(f"{store.place} has no run {run}; there are: {there}")
+        record = parse_json(store, f"runs/{run}.json")
+    else:
+        last = last_record(store)
+        if last is None:
+            raise ConfigError(f"{store.place} has no accepted run yet")
+        record = last
+    return read_rows(store, [read_manifest(store, partition) for partition in record["partitions"]], "files", SCORE_SCHEMA)
 
 
-def read_errors(root: Path, bundle_sha256: str | None = None) -> pa.Table:
-    """The rows that got no label, with their reasons. DamagedInputError: as above."""
-    wanted = [one for one in read_manifests(root) if bundle_sha256 is None or one["bundle_sha256"] == bundle_sha256]
-    return read_rows(root, wanted, "error_files", ERROR_SCHEMA)
-
-
-def read_rows(root: Path, manifests: list[dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
+def read_rows(root: Root, manifests: list[dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
     """The rows of one kind that manifests name."""
-    tables = []
+    store, tables = open_store(root), []
     for manifest in manifests:
         for entry in manifest.get(kind, ()):
-            path = safe_join(root, entry["path"])
-            if not path.is_file() or file_sha256(path) != entry["sha256"]:
+            content = b""
+            with suppress(FileNotFoundError):
+                content = store.get(entry["path"])
+            if bytes_sha256(content) != entry["sha256"]:
                 remedy = f"delete manifests/{manifest['partition']}.json and score again"
-                raise DamagedInputError(f"{path} is missing or does not match its manifest; {remedy}")
-            tables.append(pq.read_table(path, partitioning=None))
+                raise DamagedInputError(f"{store.place}/{entry['path']} is missing or does not match its manifest; {remedy}")
+            tables.append(pq.read_table(pa.BufferReader(content)))
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def sweep_orphans(root: Path, older_than_s: float = ORPHAN_S) -> int:
+def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
     """Remove files that no manifest names and nobody wrote to for so long: what killed scorers left. Returns how many."""
-    old = [path for kind in ("data", "errors") for path in (root / kind).glob("*/*") if time.time() - path.stat().st_mtime > older_than_s]
+    store, before_s = open_store(root), time.time() - older_than_s
+    old = [entry.key for kind in KINDS.values() for entry in store.list(kind) if entry.modified_s < before_s]
     # manifests are read after the files were found: one that was published in between names what it needs
-    manifests = read_manifests(root) if old else []
-    named = {root / entry["path"] for one in manifests for kind in ("files", "error_files") for entry in one.get(kind, ())}
-    orphans = [path for path in old if path not in named]
-    for path in orphans:
-        path.unlink(missing_ok=True)
+    named = {entry["path"] for one in (read_manifests(store) if old else []) for kind in KINDS for entry in one.get(kind, ())}
+    orphans = [key for key in old if key not in named]
+    remove(store, orphans)
     return len(orphans)
 
 

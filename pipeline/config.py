@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.explain import explain, read_yaml_mapping
 from pipeline.frozen import Frozen
 from pipeline.limits import GateConfig, PromotionConfig
+from pipeline.score_config import Place, ScoringConfig
 from pipeline.source_config import Source, check_table_sources, checked_name
 from pipeline.split import SplitConfig
 from pipeline.tasks import Task
@@ -33,7 +34,7 @@ class DataConfig(Frozen):
     """Where rows lie: task=<name>/*.parquet below each folder."""
 
     judged: AbsolutePath | None = None  # rows with labels; default: data/judged in the work folder
-    to_score: AbsolutePath | None = None  # rows to be scored, {date} in it: the logical date; default: data/unlabelled in the work folder
+    to_score: Place | None = None  # rows to be scored, {date} in it: the logical date; default: data/unlabelled in the work folder
 
 
 class TrainingConfig(Frozen):
@@ -95,19 +96,6 @@ class RegistryConfig(Frozen):
     model: Annotated[str, AfterValidator(lambda name: checked_name(name, "model"))]  # registered model's name
     tracking_uri: str | None = None  # default: sqlite in the work folder
     promotions: AbsolutePath | None = None  # the promotion log; default: in the work folder
-
-
-class ScoringConfig(Frozen):
-    """How the batch job scores."""
-
-    num_actors: int = Field(default=1, ge=1)  # scoring processes, each with a model of its own
-    threads_per_actor: int = Field(default=2, ge=1)  # CPU threads of one
-    use_gpu: bool = False
-    batch_tokens: int = Field(default=4096, ge=64)  # tokens of one forward pass, padding included
-    hang_timeout_s: float = Field(default=600.0, gt=0)  # an actor whose pass takes so long ends itself and is started again
-    canary_tolerance: float = Field(default=0.02, gt=0)  # that probabilities of canary rows may differ by from those of the version's evaluation
-    drift_warn: float = Field(default=0.1, gt=0)  # stability index of a task or market, against the last run or the test rows, that is told
-    drift_refuse: float | None = Field(default=None, gt=0)  # the same, that ends the run with exit 1 and keeps it from being read as the last one
 
 
 class RunConfig(Frozen):
@@ -182,8 +170,14 @@ class RunConfig(Frozen):
         return self.validation_dir / "profile.json"
 
     @property
-    def to_score_dir(self) -> Path:
-        return (self.data.to_score or self.run_dir / "data" / "unlabelled").absolute()
+    def to_score_place(self) -> Path | str:
+        """Rows to be scored, {date} in it where there is one a day."""
+        return self.data.to_score or self.run_dir / "data" / "unlabelled"
+
+    @property
+    def scores_place(self) -> Path | str:
+        """Where labels are published."""
+        return self.scoring.scores or self.run_dir / "scores"
 
     @property
     def tracking_uri(self) -> str:

@@ -40,6 +40,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def bytes_sha256(content: bytes) -> str:
+    """Hex sha256."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces. What digests of json are taken over."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -47,7 +52,7 @@ def canonical_json(value: Any) -> str:
 
 def json_sha256(value: Any) -> str:
     """Hex sha256 of the canonical json of `value`."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return bytes_sha256(canonical_json(value).encode())
 
 
 def sync_dir(path: Path) -> None:
@@ -78,6 +83,23 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         sync_dir(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_if_absent(path: Path, content: bytes) -> bool:
+    """Create `path` whole with `content`; False and nothing changed if it exists. Of several at once exactly one gets True."""
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_dir(path.parent)
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

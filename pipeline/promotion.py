@@ -10,10 +10,9 @@ import os
 import time
 from typing import Any
 
-from pipeline.commit import put_if_absent
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RetryableError
-from pipeline.files import canonical_json, read_json
+from pipeline.files import canonical_json, put_if_absent, read_json
 
 Record = dict[str, Any]
 

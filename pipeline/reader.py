@@ -46,7 +46,7 @@ def open_partition(path: Path) -> pq.ParquetFile:
 
 
 @contextlib.contextmanager
-def naming_damage(path: Path) -> Iterator[None]:
+def naming_damage(path: Path | str) -> Iterator[None]:
     """Turns what pyarrow raises over pages of `path` that do not match their checksum, or cannot be decoded, into DamagedInputError."""
     try:
         yield
@@ -56,7 +56,7 @@ def naming_damage(path: Path) -> Iterator[None]:
         raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
 
 
-def check_schema(file: pq.ParquetFile, path: Path) -> None:
+def check_schema(file: pq.ParquetFile, path: Path | str) -> None:
     """DataRefusedError, naming the differences, if an open file has another schema than the contract's."""
     differences = schema_difference(file.schema_arrow)
     if differences:

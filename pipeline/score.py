@@ -25,6 +25,7 @@ from pipeline.row_errors import part_rows
 from pipeline.score_reference import canary_difference, profile_of, read_reference
 from pipeline.score_units import Unit, read_unit
 from pipeline.scores import score_rows
+from pipeline.store import open_store
 from pipeline.task_judge import OnRows
 from pipeline.tasks import check_known_task
 
@@ -58,7 +59,7 @@ class UnitScorer:
 
         torch.set_num_threads(settings["threads"])
         device = torch.device("cuda" if settings["use_gpu"] else "cpu")
-        self.settings = settings
+        self.settings, self.scores = settings, open_store(settings["scores"])
         self.attempts_dir = Path(settings["attempts_dir"])
         stuck = self.attempts_dir / f"stuck-{uuid.uuid4().hex[:8]}.txt"
         self.watch = Watch(stuck.open("w", encoding="utf-8"), settings["hang_timeout_s"])
@@ -88,9 +89,9 @@ class UnitScorer:
         """Score one unit. No error of a unit's own comes out: it is the outcome."""
         if self.refusal:
             return Outcome(unit.partition, unit.path, error=self.refusal)
-        if is_published(Path(self.settings["scores_dir"]), unit.partition):  # by an actor that was lost before it could tell, or another scorer
-            manifest = read_manifest(Path(self.settings["scores_dir"]), unit.partition)
-            return Outcome(unit.partition, unit.path, manifest["rows"], manifest["error_rows"])
+        if is_published(self.scores, unit.partition):  # by an actor that was lost before it could tell, or another scorer
+            manifest = read_manifest(self.scores, unit.partition)
+            return Outcome(unit.partition, unit.path, manifest["rows"], manifest.get("error_rows", 0))
         attempts = Attempts(self.attempts_dir, unit.partition)
         if attempts.number() >= MAX_ATTEMPTS:
             why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times, the last time {attempts.in_hand()}"
@@ -135,14 +136,14 @@ class UnitScorer:
             raise
         facts = {
             "task": unit.task,
-            "input": {"path": unit.path, "sha256": unit.input_sha256, "part": unit.part, "rows": whole.num_rows},
+            "input": {"path": unit.path, "digest": unit.digest, "part": unit.part, "rows": whole.num_rows},
             "model_version": self.settings["model_version"],
             "bundle_sha256": self.bundle.sha256,
             "encoder_version": ENCODER_VERSION,
             "profile": profile_of(scored.column("probability").to_numpy(), scored.column("label").to_numpy(), markets, len(task.labels)),
         }
         assert scored.num_rows + errors.num_rows == whole.num_rows, "rows in are labels and errors together"
-        publish_partition(Path(self.settings["scores_dir"]), unit.partition, scored, facts, errors)
+        publish_partition(self.scores, unit.partition, scored, facts, errors)
         took = {name: value - before[name] for name, value in asdict(spent).items()}
         return Outcome(unit.partition, unit.path, scored.num_rows, errors.num_rows, **took)
 
@@ -160,7 +161,7 @@ def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Pat
         "model_version": version.version,
         "reference": str(version.reference_path) if version.reference_path.is_file() else None,
         "canary_tolerance": config.scoring.canary_tolerance,
-        "scores_dir": str(config.run_dir / "scores"),
+        "scores": str(config.scores_place),
         "attempts_dir": str(attempts_dir),
         "threads": config.scoring.threads_per_actor,
         "batch_tokens": config.scoring.batch_tokens,

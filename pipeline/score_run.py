@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from pipeline.commit import last_record, read_manifest
+from pipeline.commit import Root, last_record, read_manifest
 from pipeline.errors import DamagedInputError
 from pipeline.registry import FetchedVersion
 from pipeline.score import Outcome
@@ -15,7 +14,7 @@ from pipeline.score_units import Unit
 
 
 def run_record(
-    root: Path, run: str, champion: FetchedVersion, units: Sequence[Unit], outcomes: Sequence[Outcome], started_s: float, refuse: float | None
+    root: Root, run: str, champion: FetchedVersion, units: Sequence[Unit], outcomes: Sequence[Outcome], started_s: float, refuse: float | None
 ) -> dict[str, Any]:  # fmt: skip
     """The run's record, json. `units`: all that it stands for; `outcomes`: of those that it scored itself; `refuse`: the stability index from
     which on the run is not accepted.

@@ -1,8 +1,6 @@
 """What a scoring run has to do: units, each an input file or a range of its rows, under one model."""
 
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +9,12 @@ import pyarrow.parquet as pq
 from pipeline.commit import is_published, partition_id
 from pipeline.config import RunConfig
 from pipeline.encode import ENCODER_VERSION
-from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.files import file_sha256
-from pipeline.reader import check_schema, find_partitions, naming_damage, open_partition
+from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.reader import check_schema, naming_damage
 from pipeline.schema import ROW_SCHEMA
+from pipeline.score_config import as_place
+from pipeline.score_inputs import InputFile, changed, find_inputs, open_input
+from pipeline.store import open_store
 
 DATE = "{date}"
 UNIT_ROWS = 50_000  # a file of more is taken in parts of so many; fixed, as parts of other sizes would label rows twice
@@ -26,7 +26,7 @@ class Unit:
 
     task: str
     path: str
-    input_sha256: str
+    digest: str  # of the file
     partition: str
     part: tuple[int, int] | None  # None: all rows
     rows: int = 0  # 0 too where the file cannot be read
@@ -34,39 +34,39 @@ class Unit:
 
 def on_date(config: RunConfig, date: str | None) -> RunConfig:
     """The config with the logical date where data.to_score has {date}. ConfigError: there is no date to put there, or no place for it."""
-    place = str(config.to_score_dir)
+    place = str(config.to_score_place)
     if date is None and DATE in place:
         raise ConfigError(f"data.to_score {place} has {DATE} in it; say which with `relevance score --logical-date`, as 2026-01-31")
     if date is not None and DATE not in place:
         raise ConfigError(f"data.to_score {place} has no {DATE} for the logical date; put it where the folders of days differ, or name no date")
     if date is None:
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"to_score": Path(place.replace(DATE, date))})})
+    there = place.replace(DATE, date)
+    return config.model_copy(update={"data": config.data.model_copy(update={"to_score": as_place(there)})})
 
 
 def plan_units(config: RunConfig, bundle_sha256: str) -> tuple[list[Unit], list[Unit]]:
     """(units still to score, those published before), in a fixed order: task by task."""
-    root, scores = config.to_score_dir, config.run_dir / "scores"
+    scores = open_store(config.scores_place)
     to_do: list[Unit] = []
     published: list[Unit] = []
-    for task, paths in find_partitions(root, config.tasks).items():
-        for path in paths:
-            sha256 = file_sha256(path)
-            num_rows = rows_of(path)
-            of_file = (task, str(path.relative_to(root)), sha256, bundle_sha256, ENCODER_VERSION)
+    for task, files in find_inputs(config.to_score_place, config.tasks).items():
+        for file in files:
+            num_rows = rows_of(file)
+            of_file = (task, file.name, file.digest, bundle_sha256, ENCODER_VERSION)
             whole = is_published(scores, partition_id(*of_file))  # as releases did that knew no parts
             for part in [None] if whole else parts_of(num_rows):
                 partition = partition_id(*of_file, part)
-                unit = Unit(task, str(path), sha256, partition, part, part[1] - part[0] if part else num_rows)
+                unit = Unit(task, file.path, file.digest, partition, part, part[1] - part[0] if part else num_rows)
                 (published if is_published(scores, partition) else to_do).append(unit)
     return to_do, published
 
 
-def rows_of(path: Path) -> int:
+def rows_of(file: InputFile) -> int:
     """Rows of a file; 0 where it cannot be read, which is told where its unit is scored, so that the others are scored all the same."""
     try:
-        with open_partition(path) as file:
-            return int(file.metadata.num_rows)
+        with open_input(file.path, file.digest) as opened:
+            return int(opened.metadata.num_rows)
     except DamagedInputError:
         return 0
 
@@ -83,36 +83,15 @@ def read_unit(unit: Unit) -> tuple[pa.Table, int]:
 
     DamagedInputError, DataRefusedError: as `read_partition` says. RetryableError: the file is another than when the units were planned.
     """
-    path = Path(unit.path)
-    changed = RetryableError(f"{path} changed while it was scored; nothing of it is published, run the same command again")
-    before = state_of(path)
-    if before is None or sha256_of(path, before) != unit.input_sha256:
-        raise changed
-    with open_partition(path) as file:
-        check_schema(file, path)
+    with open_input(unit.path, unit.digest) as file:
+        check_schema(file, unit.path)
         if unit.part is None and file.metadata.num_rows > UNIT_ROWS:  # it could not be read when the units were planned
-            raise changed
+            raise changed(unit.path)
         first, last = unit.part or (0, file.metadata.num_rows)
-        with naming_damage(path):
+        with naming_damage(unit.path):
             table = read_range(file, first, last)
             table.validate(full=True)
-    if state_of(path) != before:
-        raise changed
     return pa.table(table.columns, names=ROW_SCHEMA.names), first
-
-
-def state_of(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is written or replaced; None where there is no file."""
-    if not path.is_file():
-        return None
-    state = path.stat()
-    return state.st_ino, state.st_size, state.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=1)
-def sha256_of(path: Path, state: tuple[int, ...]) -> str:
-    """The file's sha256, found once for all its units."""
-    return file_sha256(path)
 
 
 def read_range(file: pq.ParquetFile, first: int, last: int) -> pa.Table:

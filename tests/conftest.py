@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,15 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import write_tiny_llama
 
     return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of a server that speaks S3, with the bucket labels, where clients look for it."""
+    from servers import s3_server
+
+    with s3_server("labels") as address, pytest.MonkeyPatch.context() as patched:
+        settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
+        for name, value in settings.items():
+            patched.setenv(f"AWS_{name}", value)
+        yield address

@@ -114,6 +114,30 @@ def wait_for_health(url: str, log: Path, at_most_s: float = 60) -> None:
     raise AssertionError(log.read_text()[-2000:])
 
 
+S3_SERVER = """
+import sys
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+# one request after the other: between its look and its write another may not come, as S3 promises
+run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=False)
+"""
+
+
+@contextlib.contextmanager
+def s3_server(*buckets: str) -> Iterator[str]:
+    """A server that speaks S3, with buckets; its address."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", S3_SERVER, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port, process)
+        for bucket in buckets:
+            urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT"), timeout=30)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
 class Trouble:
     """What goes wrong between a client and a server; set by the test."""
 
@@ -136,7 +160,8 @@ def proxy(upstream: str, trouble: Trouble) -> Iterator[str]:
             path = self.path.partition("?")[0]
             time.sleep(trouble.delay_s)
             if trouble.status is not None:
-                return self.answer(trouble.status, b'{"error_code": "INTERNAL_ERROR", "message": "made up"}', "application/json")
+                content = b'{"error_code": "INTERNAL_ERROR", "message": "made up"}'
+                return self.answer(trouble.status, content, {"Content-Type": "application/json"})
             connection = http.client.HTTPConnection(host, int(port), timeout=60)
             headers = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "content-length", "connection")}
             connection.request(self.command, self.path, body, headers)
@@ -147,17 +172,18 @@ def proxy(upstream: str, trouble: Trouble) -> Iterator[str]:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return None
-            return self.answer(response.status, content, response.getheader("Content-Type") or "text/plain")
+            return self.answer(response.status, content, dict(response.getheaders()))
 
-        def answer(self, status: int, content: bytes, kind: str) -> None:
+        def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
             with contextlib.suppress(OSError):  # who asked may have given up
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(content)))
+                self.send_response_only(status)
+                for name, value in ({"Content-Length": str(len(content))} | headers).items():
+                    if name.lower() not in ("connection", "transfer-encoding"):
+                        self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
+        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
 
         def log_message(self, *_: Any) -> None:
             pass

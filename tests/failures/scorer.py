@@ -43,11 +43,12 @@ class Points:
 def score(scorer: Any, config: Any, die_at: int | None) -> int:
     """Score what is to do; the points passed."""
     from pipeline.score_units import plan_units
+    from pipeline.store import open_store
 
     points = Points(die_at)
     attempts_dir = config.run_dir / "scoring" / str(os.getpid())
     attempts_dir.mkdir(parents=True)
-    scorer.attempts_dir, scorer.settings["scores_dir"] = attempts_dir, str(config.run_dir / "scores")
+    scorer.attempts_dir, scorer.scores = attempts_dir, open_store(config.scores_place)
     for name in CHANGES:
         setattr(os, name, points.around(getattr(os, name)))
     units, _ = plan_units(config, scorer.bundle.sha256)

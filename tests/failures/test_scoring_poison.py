@@ -13,50 +13,17 @@ import pyarrow as pa
 import pytest
 from patches import write_patch
 from places import ROOT
-from planted import planted_config, planted_rows, write_rows
+from planted import planted_rows, write_rows
+from scoring_world import ROWS, World
 
-from models.bundle import write_bundle
 from pipeline import scores
 from pipeline.attempts import Attempts
 from pipeline.commit import read_errors, read_manifests, read_published
-from pipeline.config import RunConfig, build_config
 from pipeline.files import write_json
-from pipeline.judge import describe, fresh_judge
-from pipeline.registry import FetchedVersion
+from pipeline.judge import fresh_judge
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score import MAX_ATTEMPTS, Outcome, UnitScorer, actor_settings
+from pipeline.score import MAX_ATTEMPTS, Outcome
 from pipeline.score_reference import build_reference
-from pipeline.score_units import Unit, plan_units
-
-ROWS = 4
-
-
-class World:
-    """A bundle, and units of which some hold a poison row."""
-
-    def __init__(self, root: Path, tiny_llama: Path, *poisons: str) -> None:
-        for number, poison in enumerate(("", *poisons, "")):
-            rows = planted_rows("two", ROWS, number, labelled=False)
-            rows[2]["query"] += f" POISON {poison}" * bool(poison)
-            write_rows(rows, root / "to_score" / "task=two" / f"part-{number}-{poison or 'good'}.parquet")
-        self.root = root
-        self.plain = planted_config(root, str(tiny_llama), scoring={"threads_per_actor": 1, "hang_timeout_s": 8})
-        self.config: RunConfig = build_config(self.plain, "test")
-        judge = fresh_judge(self.config)
-        facts = describe(judge, self.config, {"fingerprint": "f" * 64})
-        self.sha256 = write_bundle(root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder)
-
-    @property
-    def scores_dir(self) -> Path:
-        return self.config.run_dir / "scores"
-
-    def units(self) -> list[Unit]:
-        return plan_units(self.config, self.sha256)[0]
-
-    def scorer(self) -> UnitScorer:
-        attempts_dir = self.root / "attempts"
-        attempts_dir.mkdir(exist_ok=True)
-        return UnitScorer(actor_settings(self.config, FetchedVersion("1", self.root / "bundle", self.sha256), attempts_dir))
 
 
 def by_kind(outcomes: list[Outcome]) -> dict[str, Outcome]:

@@ -101,7 +101,7 @@ def test_the_config_lies_where_the_commands_look_for_it() -> None:
 
 def test_all_that_the_config_reads_and_writes_is_on_storage_that_every_worker_sees() -> None:
     config = read_config(CONFIG_PATH)
-    for path in (config.run_dir, config.judged_dir, config.to_score_dir, config.promotions_dir):
+    for path in (config.run_dir, config.judged_dir, config.to_score_place, config.promotions_dir):
         assert path.is_relative_to("/storage")
     assert not config.promotions_dir.is_relative_to(config.run_dir)  # the score job is a run of another name
     assert "storage:/storage" in SERVICES["ray-head"]["volumes"]

@@ -20,6 +20,7 @@ from pipeline.batches import collate
 from pipeline.commit import read_errors, read_manifests, read_published, read_run
 from pipeline.judge import load_judge
 from pipeline.schema import ROW_SCHEMA
+from pipeline.store import open_store
 
 
 def test_one_command_walks_from_parquet_to_promoted_version_to_labels(finished_run: Any) -> None:
@@ -113,22 +114,27 @@ def test_a_new_partition_is_scored_alone(finished_run: Any) -> None:
     assert (result["units_scored"], result["rows_scored"], result["units_already_published"]) == (1, 4, 4)
 
 
-def test_days_are_listed_then_scored_one_by_one_each_as_a_run_that_knows_its_day(finished_run: Any) -> None:
+def test_days_of_a_bucket_are_listed_then_labelled_in_a_bucket_each_as_a_run_that_knows_its_day(finished_run: Any, s3: str) -> None:
     root, config, _ = finished_run
+    bucket = open_store("s3://labels/daily")
     for seed, day in ((70, "2026-01-31"), (71, "2026-02-01")):
         rows = planted_rows("two", 4, seed, labelled=False)
         rows[3]["ad_title"] = " "
-        write_rows(rows, root / "days" / day / "task=two" / "part-0.parquet")
-    days = ["--set", f"data.to_score={root / 'days' / '{date}'}", "--logical-date", "2026-01-31", "--until", "2026-02-01"]
+        write_rows(rows, root / "upload.parquet")
+        bucket.put(f"{day}/task=two/part-0.parquet", (root / "upload.parquet").read_bytes())
+    days = ["--set", "data.to_score=s3://labels/daily/{date}", "--logical-date", "2026-01-31", "--until", "2026-02-01"]
+    scores = "s3://labels/scores"
+    wrong = relevance("score", "--config", str(config), *days, "--set", "scoring.scores=s3://nowhere/scores", "--dry-run", cwd=root)
+    assert wrong.returncode == 2 and "s3://nowhere/scores lies in no bucket that there is; make the bucket" in wrong.stderr
+    days += ["--set", f"scoring.scores={scores}"]
     listed = last_json(relevance("score", "--config", str(config), *days, "--dry-run", cwd=root))
-    assert (listed["units_to_score"], listed["rows_to_score"]) == (2, 8) and listed["estimated_s"] >= 0
+    assert (listed["units_to_score"], listed["rows_to_score"], listed["estimated_s"]) == (2, 8, None)
     result = last_json(relevance("score", "--config", str(config), *days, cwd=root))
-    assert [result[name] for name in ("units_scored", "rows_in", "labels", "errors")] == [2, 8, 6, 2]
-    records = {day: json.loads(Path(path).read_text()) for day, path in result["dates"].items()}
+    assert [result[name] for name in ("scores", "units_scored", "rows_in", "labels", "errors")] == [scores, 2, 8, 6, 2]
+    records = {day: json.loads(open_store(scores).get(path.removeprefix(f"{scores}/"))) for day, path in result["dates"].items()}
     assert {day: record["logical_date"] for day, record in records.items()} == {"2026-01-31": "2026-01-31", "2026-02-01": "2026-02-01"}
-    scores = root / "runs" / "planted" / "scores"
     assert sorted(read_run(scores).column("row_id").to_pylist()) == ["two-71-0", "two-71-1", "two-71-2"]
-    assert {"two-70-3", "two-71-3"} <= set(read_errors(scores).column("row_id").to_pylist())
+    assert set(read_errors(scores).column("row_id").to_pylist()) == {"two-70-3", "two-71-3"}
 
 
 def test_training_again_with_the_same_config_and_data_uses_the_finished_one(finished_run: Any) -> None:

@@ -20,7 +20,6 @@ from pipeline.commit import (
     is_published,
     partition_id,
     publish_partition,
-    put_if_absent,
     read_errors,
     read_manifests,
     read_published,
@@ -28,7 +27,7 @@ from pipeline.commit import (
     sweep_orphans,
 )
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.files import write_json
+from pipeline.files import put_if_absent, write_json
 from pipeline.row_errors import ERROR_SCHEMA
 
 FACTS = {"bundle_sha256": "b" * 64, "task": "search"}
@@ -172,7 +171,7 @@ FAULTS: dict[str, Callable[[int], tuple[Any, str, Any]]] = {
     "table's sync": lambda code: (os, "fsync", fail_at(1, os.fsync, code)),
     "table's name": lambda code: (Path, "replace", broken(code)),
     "folder's sync": lambda code: (os, "fsync", fail_at(2, os.fsync, code)),
-    "digest": lambda code: (commit, "file_sha256", broken(code)),
+    "digest": lambda code: (commit, "bytes_sha256", broken(code)),
     "manifest": lambda code: (Path, "open", broken(code)),
     "manifest's sync": lambda code: (os, "fsync", fail_at(3, os.fsync, code)),
     "manifest's name": lambda code: (os, "link", broken(code)),
@@ -205,10 +204,10 @@ def test_a_fault_after_the_manifest_has_its_name_keeps_what_it_names(tmp_path: P
 
 
 def test_an_interruption_is_no_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: Path) -> str:
+    def interrupt(_: bytes) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commit, "file_sha256", interrupt)
+    monkeypatch.setattr(commit, "bytes_sha256", interrupt)
     with pytest.raises(KeyboardInterrupt):
         publish_partition(tmp_path, "p", score_rows(3), FACTS)
     assert files_below(tmp_path) == []

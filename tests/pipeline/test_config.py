@@ -211,9 +211,9 @@ def test_folders_are_absolute_and_stay_the_same_where_workers_start(monkeypatch:
     assert (here.run_dir, here.judged_dir) == (tmp_path / "work" / "demo", tmp_path / "rows")
     monkeypatch.chdir("/")
     there = build_config(here.model_dump(mode="json"), "the driver's config")
-    for folder in ("run_dir", "judged_dir", "to_score_dir", "promotions_dir", "tracking_uri"):
+    for folder in ("run_dir", "judged_dir", "to_score_place", "promotions_dir", "tracking_uri"):
         assert getattr(there, folder) == getattr(here, folder)
-    assert (there.judged_dir, there.to_score_dir, there.promotions_dir) == (tmp_path / "rows", tmp_path / "more", tmp_path / "log" / "m")
+    assert (there.judged_dir, there.to_score_place, there.promotions_dir) == (tmp_path / "rows", tmp_path / "more", tmp_path / "log" / "m")
 
 
 def test_folders_left_out_lie_in_the_run_s_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_folders_left_out_lie_in_the_run_s_folder(monkeypatch: pytest.MonkeyPatc
     config = build_config(settings(), "x")
     monkeypatch.chdir("/")
     assert config.run_dir == tmp_path / "runs" / "demo"
-    for folder in (config.judged_dir, config.to_score_dir, config.promotions_dir):
+    for folder in (config.judged_dir, config.to_score_place, config.promotions_dir):
         assert folder.is_relative_to(config.run_dir)
     assert config.tracking_uri == f"sqlite:///{tmp_path}/runs/demo/mlflow.db"
 

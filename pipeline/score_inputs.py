@@ -1,0 +1,99 @@
+"""The files a scoring run takes its rows from, in a folder or a bucket, and that each stays what it was when the run was planned."""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataRefusedError, RetryableError
+from pipeline.files import file_sha256
+from pipeline.reader import find_partitions, naming_damage, open_partition
+from pipeline.store import Bucket, Entry, StoredFile, is_bucket
+from pipeline.tasks import Task, check_known_task
+
+PREFIX, SUFFIX = "task=", ".parquet"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of a task."""
+
+    path: str  # where it is
+    name: str  # the same, below the place of all inputs
+    digest: str  # of its content: a sha256, or what a bucket knows it by
+
+
+def find_inputs(place: Path | str, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
+    """The files of each task, sorted. Errors: those of `find_partitions`, and the store's."""
+    if is_bucket(place):
+        return find_objects(Bucket(str(place)), tasks)
+    root = Path(place)
+    found = find_partitions(root, tasks)
+    return {
+        task: [InputFile(str(path), str(path.relative_to(root)), sha256_of(path, state_of(path))) for path in paths]
+        for task, paths in found.items()
+    }  # fmt: skip
+
+
+def find_objects(bucket: Bucket, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
+    """The same of a bucket: task=<name>/*.parquet below its prefix."""
+    found: dict[str, list[InputFile]] = {}
+    for entry in bucket.list(""):
+        folder, _, name = entry.key.rpartition("/")
+        if folder.startswith(PREFIX) and "/" not in folder and name.endswith(SUFFIX) and not entry.hidden:
+            task = check_known_task(folder.removeprefix(PREFIX), tasks, bucket.place).name
+            found.setdefault(task, []).append(InputFile(f"{bucket.place}/{entry.key}", entry.key, f"{entry.version} {entry.size}"))
+    if not found:
+        raise DataRefusedError(f"{bucket.place} holds no task=<name>/*.parquet; upload rows that `relevance import` or `relevance sample` wrote")
+    return found
+
+
+@contextlib.contextmanager
+def open_input(path: str, digest: str) -> Iterator[pq.ParquetFile]:
+    """The open file. RetryableError: it is another than it was, before it is opened or before it is closed. DamagedInputError: not whole parquet."""
+    if is_bucket(path):
+        with open_object(path, digest) as file:
+            yield file
+        return
+    here = Path(path)
+    before = state_of(here)
+    if before is None or sha256_of(here, before) != digest:
+        raise changed(path)
+    with open_partition(here) as file:
+        yield file
+    if state_of(here) != before:
+        raise changed(path)
+
+
+@contextlib.contextmanager
+def open_object(url: str, digest: str) -> Iterator[pq.ParquetFile]:
+    """The same in a bucket, which is asked for this very version each time."""
+    place, _, key = url.rpartition("/")
+    version, _, size = digest.rpartition(" ")
+    source = StoredFile(Bucket(place), Entry(key, 0.0, int(size), version))
+    with naming_damage(url):
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+    with file:
+        yield file
+
+
+def changed(path: str) -> RetryableError:
+    """Of a file that is no longer what was planned."""
+    return RetryableError(f"{path} changed while it was scored; nothing of it is published, run the same command again")
+
+
+def state_of(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; None where there is no file."""
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=10_000)
+def sha256_of(path: Path, state: tuple[int, ...] | None) -> str:
+    """The file's sha256, found once in a process for all its units."""
+    return file_sha256(path)

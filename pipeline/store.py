@@ -1,0 +1,225 @@
+"""Where labels are published, and rows to score may lie: a folder, or a bucket of a store that speaks S3.
+
+Either keeps a key's content whole or absent, and puts it there if absent: of several at once for exactly one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, RetryableError
+from pipeline.files import put_if_absent, safe_join, write_bytes
+
+BUCKET = "s3://"
+NO_BUCKET = "NoSuchBucket"  # as the protocol says it
+ANSWER_S, CONNECT_S = 60, 10  # that a request may take, and a connection
+RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=90)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key as a listing has it."""
+
+    key: str
+    modified_s: float
+    size: int
+    version: str  # of the content, as the store calls it; empty in a folder
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it is no content but a part of one that is being written."""
+        return self.key.rpartition("/")[2].startswith(".")
+
+
+class Store(ABC):
+    """Contents by key, such as manifests/p.json. What is put is durable on return. OSError, RetryableError: the disk or the store does not do it."""
+
+    place: str
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """The content. FileNotFoundError: there is none."""
+
+    @abstractmethod
+    def put(self, key: str, content: bytes) -> None:
+        """Replace the content."""
+
+    @abstractmethod
+    def put_if_absent(self, key: str, content: bytes) -> bool:
+        """False, and nothing changed: the key has other content. Of several at once with different contents exactly one gets True."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether the key has content."""
+
+    @abstractmethod
+    def list(self, folder: str) -> Iterator[Entry]:
+        """All keys below, sorted."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the key if it is there."""
+
+
+class Folder(Store):
+    """A folder of this machine or of a file system that all machines see."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.place = root, str(root)
+
+    def _path(self, key: str) -> Path:
+        return safe_join(self.root, key)
+
+    def get(self, key: str) -> bytes:
+        return self._path(key).read_bytes()
+
+    def put(self, key: str, content: bytes) -> None:
+        write_bytes(self._path(key), content)
+
+    def put_if_absent(self, key: str, content: bytes) -> bool:
+        return put_if_absent(self._path(key), content)
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def list(self, folder: str) -> Iterator[Entry]:
+        for path in sorted(self._path(folder).rglob("*")):
+            with contextlib.suppress(FileNotFoundError):  # removed since
+                if not path.is_dir():
+                    state = path.lstat()
+                    yield Entry(str(path.relative_to(self.root.resolve())), state.st_mtime, state.st_size, "")
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+
+class Bucket(Store):
+    """A bucket, or a prefix in one: s3://bucket/prefix. Credentials, region and endpoint are found as AWS's own tools find them."""
+
+    def __init__(self, url: str) -> None:
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+
+        self.place = url.rstrip("/")
+        plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        options: Any = {"timeout": f"{ANSWER_S}s", "connect_timeout": f"{CONNECT_S}s", "allow_http": plain}
+        try:
+            self._store = S3Store.from_url(self.place, client_options=options, retry_config=RETRIES)  # type: ignore[arg-type]
+        except BaseError as error:
+            raise ConfigError(f"{self.place} is no place in an object store ({first_line(error)}); write it as s3://bucket/prefix") from error
+
+    def get(self, key: str) -> bytes:
+        with self._asking(key):
+            return bytes(self._store.get(key).bytes())
+
+    def get_range(self, key: str, version: str, start: int, end: int) -> bytes:
+        """Bytes of one version. RetryableError: the key has another by now."""
+        with self._asking(key):
+            return bytes(self._store.get(key, options={"if_match": version, "range": (start, end)}).bytes())
+
+    def put(self, key: str, content: bytes) -> None:
+        with self._asking(key):
+            self._store.put(key, content, use_multipart=False)
+
+    def put_if_absent(self, key: str, content: bytes) -> bool:
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        with self._asking(key):
+            try:
+                self._store.put(key, content, mode="create", use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                return self.get(key) == content  # its first answer was lost, and the request sent again
+            return True
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._asking(key):
+                self._store.head(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, folder: str) -> Iterator[Entry]:
+        with self._asking(folder):
+            found = [one for page in self._store.list(folder or None) for one in page]
+        for one in sorted(found, key=lambda one: one["path"]):
+            yield Entry(one["path"], one["last_modified"].timestamp(), one["size"], one["e_tag"] or "")
+
+    def delete(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError), self._asking(key):
+            self._store.delete(key)
+
+    @contextlib.contextmanager
+    def _asking(self, key: str) -> Iterator[None]:
+        """The store's errors as ours."""
+        from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+
+        try:
+            yield
+        except ValueError as error:
+            raise ConfigError(f"{key!r} is no key of {self.place} ({first_line(error)}); use a path inside it") from error
+        except PreconditionError as error:
+            raise RetryableError(f"{self.place}/{key} changed while it was read; run the same command again") from error
+        except (PermissionError, PermissionDeniedError, UnauthenticatedError) as error:
+            remedy = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they are allowed to do"
+            raise ConfigError(f"{self.place} refuses access to {key} ({first_line(error)}); {remedy}") from error
+        except (FileNotFoundError, BaseError) as error:
+            if NO_BUCKET in str(error):
+                raise ConfigError(f"{self.place} lies in no bucket that there is; make the bucket, or correct the config") from error
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(f"{self.place}/{key} is not there") from error
+            raise RetryableError(f"{self.place} does not do what it is asked ({first_line(error)}); run the same command again") from error
+
+
+class StoredFile(io.RawIOBase):
+    """One version of a bucket's object, for those who read files."""
+
+    def __init__(self, bucket: Bucket, entry: Entry) -> None:
+        self._bucket, self._entry, self._at = bucket, entry, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._entry.size)
+        if end <= self._at:
+            return 0
+        content = self._bucket.get_range(self._entry.key, self._entry.version, self._at, end)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+def first_line(error: Exception) -> str:
+    """Of an error that shows how it came about in many."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def is_bucket(place: Path | str) -> bool:
+    """Whether a place is in an object store."""
+    return str(place).startswith(BUCKET)
+
+
+def open_store(place: Path | str | Store) -> Store:
+    """The store at a place: s3://bucket/prefix, or a folder, which need not be there yet."""
+    if isinstance(place, Store):
+        return place
+    return Bucket(str(place)) if is_bucket(place) else Folder(Path(place))

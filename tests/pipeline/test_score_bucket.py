@@ -1,0 +1,171 @@
+"""Rows that lie in a bucket, labels that are published in one."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+from planted import planted_rows
+from scoring_world import ROWS, World
+
+from pipeline import score_units
+from pipeline.commit import newest_records, put_record, read_errors, read_manifests, read_published, read_run, sweep_orphans
+from pipeline.config import build_config
+from pipeline.errors import ConfigError, DataRefusedError, RetryableError
+from pipeline.registry import FetchedVersion
+from pipeline.schema import ROW_SCHEMA
+from pipeline.score_run import run_record
+from pipeline.score_units import on_date, plan_units
+from pipeline.store import Bucket, Store
+
+
+class BucketWorld(World):
+    """The same rows, and where labels go, in a bucket."""
+
+    def __init__(self, root: Path, tiny_llama: Path) -> None:
+        super().__init__(root, tiny_llama)
+        self.local = self.config
+        self.place = f"s3://labels/{root.name}"
+        self.bucket = Bucket(self.place)
+        for path in (root / "to_score").rglob("*.parquet"):
+            self.bucket.put(f"rows/{path.relative_to(root / 'to_score')}", path.read_bytes())
+        data, scoring = {"to_score": f"{self.place}/rows"}, {**self.plain["scoring"], "scores": f"{self.place}/scores"}
+        self.config = build_config({**self.plain, "data": data, "scoring": scoring}, "test")
+
+
+@pytest.fixture
+def world(tmp_path: Path, tiny_llama: Path, s3: str) -> BucketWorld:
+    return BucketWorld(tmp_path, tiny_llama)
+
+
+def parquet(rows: list[dict[str, object]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), file, row_group_size=4)
+    return file.getvalue()
+
+
+def test_a_bucket_s_rows_get_the_labels_that_a_folder_s_rows_get_and_once(world: BucketWorld) -> None:
+    scorer, units = world.scorer(), world.units()
+    assert [scorer.outcome(unit).error for unit in units] == ["", ""] and world.units() == []
+    there = read_published(world.config.scores_place).sort_by("row_id")
+    world.config = world.local
+    scorer = world.scorer()
+    assert [scorer.outcome(unit).error for unit in world.units()] == ["", ""]
+    assert there.num_rows == 2 * ROWS and there.equals(read_published(world.config.scores_place).sort_by("row_id"))
+
+
+def test_plain_pyarrow_reads_what_manifests_name(world: BucketWorld, s3: str) -> None:
+    scorer = world.scorer()
+    for unit in world.units():
+        scorer.outcome(unit)
+    system = pyarrow.fs.S3FileSystem(endpoint_override=s3.removeprefix("http://"), scheme="http", region="us-east-1")
+    root = world.config.scores_place.removeprefix("s3://")
+    manifests = [json.loads(system.open_input_stream(one.path).read()) for one in system.get_file_info(pyarrow.fs.FileSelector(f"{root}/manifests"))]
+    files = [f"{root}/{entry['path']}" for manifest in manifests for entry in manifest["files"]]
+    found = ds.dataset(files, filesystem=system, format="parquet").to_table().sort_by("row_id")
+    assert found.equals(read_published(world.config.scores_place).sort_by("row_id"))
+
+
+def test_a_large_object_is_taken_in_parts_and_bad_rows_are_errors(world: BucketWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_units, "UNIT_ROWS", 10)
+    rows = planted_rows("two", 32, 7, labelled=False)
+    rows[30]["ad_title"] = ""
+    world.bucket.put("rows/task=two/part-7-large.parquet", parquet(rows))
+    units = world.units()
+    assert [unit.part for unit in units if "part-7-large" in unit.path] == [(0, 10), (10, 20), (20, 30), (30, 32)]
+    scorer = world.scorer()
+    assert not any(scorer.outcome(unit).error for unit in units)
+    found = {row_id for row_id in read_published(world.config.scores_place).column("row_id").to_pylist() if row_id.startswith("two-7-")}
+    assert found == {row["row_id"] for row in rows if row["ad_title"]}
+    assert read_errors(world.config.scores_place).column("row").to_pylist() == [30]
+
+
+def test_an_object_that_changes_while_it_is_scored_is_not_scored_under_its_old_name(world: BucketWorld) -> None:
+    scorer, (unit, _) = world.scorer(), world.units()
+    world.bucket.put(f"rows/{unit.path.partition('/rows/')[2]}", parquet(planted_rows("two", ROWS, 99, labelled=False)))
+    told = scorer.outcome(unit)
+    assert told.retry and "changed while it was read" in told.error and read_manifests(world.config.scores_place) == []
+    again = world.units()
+    assert unit.partition not in {one.partition for one in again} and scorer.outcome(again[0]).error == ""
+
+
+def test_an_object_that_is_no_parquet_fails_its_unit_alone(world: BucketWorld) -> None:
+    world.bucket.put("rows/task=two/part-5.parquet", b"PAR1 and no more")
+    scorer = world.scorer()
+    outcomes = [scorer.outcome(unit) for unit in world.units()]
+    assert sorted("not whole" in one.error or "damaged" in one.error for one in outcomes) == [False, False, True]
+    assert read_published(world.config.scores_place).num_rows == 2 * ROWS
+
+
+@pytest.mark.parametrize("point", ["put", "put_if_absent"])
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_a_scorer_that_is_gone_before_or_after_a_write_leaves_all_or_nothing(
+    world: BucketWorld, monkeypatch: pytest.MonkeyPatch, point: str, done: bool
+) -> None:
+    class Gone(BaseException):
+        """As the process would be."""
+
+    unit, write = world.units()[0], getattr(Bucket, point)
+    scorer = world.scorer()
+
+    def gone(store: Store, key: str, content: bytes) -> None:
+        if done:
+            write(store, key, content)
+        monkeypatch.setattr(Bucket, "exists", lambda *_: (_ for _ in ()).throw(Gone()))  # so that it cannot clean up either
+        raise Gone
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bucket, point, gone)
+        with pytest.raises(Gone):
+            scorer.outcome(unit)
+    monkeypatch.undo()
+    published = point == "put_if_absent" and done
+    assert read_published(world.config.scores_place).num_rows == ROWS * published
+    assert len(world.units()) == 2 - published
+    for left in world.units():
+        assert world.scorer().outcome(left).error == ""
+    assert read_published(world.config.scores_place).num_rows == 2 * ROWS
+    assert sweep_orphans(world.config.scores_place, older_than_s=-1) == (0 if published or (point == "put" and not done) else 1)
+    assert read_published(world.config.scores_place).num_rows == 2 * ROWS
+
+
+def test_a_run_s_record_lies_beside_its_labels_and_is_read_from_there(world: BucketWorld) -> None:
+    scorer, units, scores = world.scorer(), world.units(), world.config.scores_place
+    outcomes = [scorer.outcome(unit) for unit in units]
+    champion = FetchedVersion("1", world.root / "bundle", world.sha256)
+    record = run_record(scores, "20260131-a", champion, units, outcomes, 0.0, None)
+    assert put_record(scores, record) == f"{scores}/runs/20260131-a.json"
+    assert next(newest_records(scores))["labels"] == 2 * ROWS
+    assert read_run(scores).num_rows == read_run(scores, "20260131-a").num_rows == 2 * ROWS
+    with pytest.raises(ConfigError, match="has no run b; there are: 20260131-a"):
+        read_run(scores, "b")
+
+
+def test_a_bucket_s_days_are_told_apart_and_one_without_rows_is_refused(world: BucketWorld) -> None:
+    config = build_config({**world.plain, "data": {"to_score": f"{world.place}/days/{{date}}"}}, "test")
+    world.bucket.put("days/2026-01-31/task=two/part-0.parquet", parquet(planted_rows("two", 3, 1, labelled=False)))
+    (unit,), _ = plan_units(on_date(config, "2026-01-31"), "b")
+    assert unit.path.endswith("/days/2026-01-31/task=two/part-0.parquet") and unit.rows == 3
+    with pytest.raises(DataRefusedError, match=r"days/2026-02-01 holds no task=<name>/\*.parquet; upload rows"):
+        plan_units(on_date(config, "2026-02-01"), "b")
+    world.bucket.put("days/2026-01-31/task=unheard/part-0.parquet", b"")
+    with pytest.raises(ConfigError, match="unheard"):
+        plan_units(on_date(config, "2026-01-31"), "b")
+
+
+def test_a_store_that_goes_away_fails_its_unit_to_be_tried_again(world: BucketWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, unit = world.scorer(), world.units()[0]
+
+    def away(*_: object) -> bytes:
+        raise RetryableError("the store is away")
+
+    monkeypatch.setattr(Bucket, "put", away)
+    told = scorer.outcome(unit)
+    assert told.retry and "the store is away" in told.error
+    monkeypatch.undo()
+    assert scorer.outcome(unit).labels == ROWS and np.isfinite(read_published(world.config.scores_place).column("probability").to_numpy()).all()
