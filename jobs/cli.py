@@ -17,6 +17,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+AddressOption = Annotated[
+    str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, as http://head:8265.", show_default=False)
+]
+SUBMITTED = ("score", "train", "run")
 SOURCE_KINDS = ("esci", "chorus", "wands", "qadsm", "table")
 
 
@@ -138,10 +142,52 @@ def score(
 
 
 @app.command()
+def submit(
+    command: Annotated[str, typer.Argument(help="score, train or run.", show_default=False)],
+    config: ConfigOption,
+    address: AddressOption,
+    logical_date: Annotated[str | None, typer.Option("--logical-date", help="score: the day of {date}.", show_default=False)] = None,
+    until: Annotated[str | None, typer.Option("--until", help="score: the last day, from --logical-date on.", show_default=False)] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also where the same has succeeded before.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted; else follow it, and end as it ends.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Run a command as a job of a Ray cluster; submitted again while it runs, or after it succeeded, it is that job."""
+    if command not in SUBMITTED:
+        raise typer.BadParameter(f"{command!r} is not submitted; known: {', '.join(SUBMITTED)}", param_hint="COMMAND")
+    dates = {"--logical-date": logical_date, "--until": until}
+    if command != "score" and any(dates.values()):
+        raise typer.BadParameter(f"{command} takes none; it is for score", param_hint="--logical-date")
+    words = [command, *(word for name, day in dates.items() if day is not None for word in (name, day))]
+
+    def work(console: Any) -> dict[str, Any]:
+        from jobs.ray_jobs import run_submit
+        from pipeline.config import read_config
+
+        return run_submit(read_config(config, overrides or []), console, words, address, again, not no_wait)
+
+    guarded(work)
+
+
+@app.command()
+def logs(job: Annotated[str, typer.Argument(help="A job, as submit and status name it.", show_default=False)], address: AddressOption) -> None:
+    """Print what a submitted job says, to its end, and end as it ends."""
+    from jobs.ray_jobs import run_logs
+
+    guarded(lambda console: run_logs(job, console, address))
+
+
+@app.command()
 def status(
     runs_dir: Annotated[Path, typer.Argument(help="The work_dir that runs write into.")] = Path("runs"),
+    address: Annotated[str | None, typer.Option("--address", help="List the jobs of this Ray cluster instead.", show_default=False)] = None,
 ) -> None:
     """List the runs of a folder: state, step, rate, time left, best evaluation."""
+    if address is not None:
+        from jobs.ray_jobs import list_jobs
+
+        guarded(lambda console: list_jobs(str(address), console))
+        return
     from jobs.status import run_status
 
     guarded(lambda console: run_status(runs_dir, console))

@@ -18,10 +18,7 @@ def run_status(runs_dir: Path, console: Console) -> dict[str, Any]:
     if not runs_dir.is_dir():
         raise ConfigError(f"{runs_dir} does not exist; name the work_dir of your runs, or start one: relevance demo")
     found = [training_status(path) for path in sorted(runs_dir.iterdir()) if (path / ".lock").is_file()]
-    rows = [HEADINGS, *map(shown, found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    for row in rows:
-        console.result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    console.table([HEADINGS, *map(shown, found)])
     if not found:
         console.say(f"no run in {runs_dir} yet; a run is a folder that a relevance command has worked in")
     return {"runs": found}

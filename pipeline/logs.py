@@ -5,7 +5,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +26,12 @@ class Console:
     def result(self, text: str) -> None:
         """A line for programs and for what the command was asked to print."""
         print(text, file=self.out, flush=True)
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Rows of cells, their columns aligned, as results."""
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            self.result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, unit: str, already: int = 0) -> Iterator["Progress"]:

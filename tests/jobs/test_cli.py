@@ -31,7 +31,9 @@ COMMANDS = {
     "compare": {"--config", "version", "other", "--set"},
     "report": {"--config", "--version", "--set"},
     "score": {"--config", "--logical-date", "--until", "--dry-run", "--set"},
-    "status": {"runs_dir"},
+    "submit": {"command", "--config", "--address", "--logical-date", "--until", "--again", "--no-wait", "--set"},
+    "logs": {"job", "--address"},
+    "status": {"runs_dir", "--address"},
     "export": {"--config", "--task", "--format", "--version", "--out", "--set"},
 }
 

@@ -1,0 +1,146 @@
+"""Jobs of a real Ray cluster that lets nobody in without its token."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from commands import RELEVANCE, last_json, relevance
+from planted import planted_config, planted_rows, write_config, write_rows
+from servers import free_port, wait_for_port
+
+from jobs.ray_jobs import job_stem, submit_job
+from pipeline.config import read_config
+from pipeline.logs import Console
+
+TOKEN = "0123456789abcdef" * 2
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@dataclass
+class Cluster:
+    """A head node's dashboard, and commands that have its token."""
+
+    address: str
+    environment: dict[str, str]
+
+    def relevance(self, *words: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+        environment = self.environment | {"RAY_API_SERVER_ADDRESS": self.address} | changes
+        return subprocess.run([*RELEVANCE, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder, port = tmp_path_factory.mktemp("ray"), free_port()
+    (folder / "token").write_text(TOKEN)
+    programs = str(Path(sys.executable).parent)  # as in an image: the job's shell finds the command
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PATH": f"{programs}:{os.environ['PATH']}"}
+    environment.pop("RAY_ADDRESS", None)
+    words = ["start", "--head", "--port", str(free_port()), "--dashboard-port", str(port), "--num-cpus", "2", "--disable-usage-stats"]
+    short = Path("/tmp") / f"ray-{os.getpid()}"  # sockets below have names of at most 107 letters
+    process = subprocess.Popen(
+        [RAY, *words, "--include-dashboard", "true", "--temp-dir", str(short), "--block"],
+        env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for_port(port, process)
+        yield Cluster(f"http://127.0.0.1:{port}", environment)
+    finally:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def test_a_job_is_submitted_once_followed_to_its_end_and_found_again(finished_run: Any, cluster: Cluster) -> None:
+    root, config, _ = finished_run
+    words = ("submit", "score", "--config", str(config))
+    first = cluster.relevance(*words, cwd=root)
+    job = last_json(first)["job"]
+    assert job.startswith("relevance-score-planted-") and job.endswith("-1") and f"submitted as {job}" in first.stderr
+    assert "units to score with version 1" in first.stderr, "what the job says is shown"
+    second = cluster.relevance(*words, cwd=root)
+    assert last_json(second) == {"job": job, "state": "SUCCEEDED"} and f"{job} is there already: succeeded" in second.stderr
+    again = last_json(cluster.relevance(*words, "--again", "--no-wait", cwd=root))
+    assert again["job"] == job.removesuffix("1") + "2"
+    assert last_json(cluster.relevance("logs", again["job"], cwd=root))["state"] == "SUCCEEDED"
+    listed = cluster.relevance("status", "--address", cluster.address, cwd=root)
+    assert [one["job"] for one in last_json(listed)["jobs"]] == [again["job"], job]
+    assert listed.stdout.splitlines()[0].split() == ["job", "state", "started", "took"] and "succeeded" in listed.stdout.splitlines()[1]
+
+
+def test_a_job_that_fails_ends_the_command_with_its_exit_code_and_is_tried_anew(finished_run: Any, cluster: Cluster) -> None:
+    root, config, _ = finished_run
+    words = ("submit", "score", "--config", str(config), "--set", f"data.to_score={root / 'not-there-yet'}")
+    failed = cluster.relevance(*words, cwd=root)
+    assert failed.returncode == 2 and "not-there-yet is not a folder" in failed.stderr
+    assert "failed with exit code 2; its output is above" in failed.stderr
+    write_rows(planted_rows("two", 4, 0, labelled=False), root / "not-there-yet" / "task=two" / "part-0.parquet")
+    later = cluster.relevance(*words, "--no-wait", cwd=root)
+    assert last_json(later)["job"].endswith("-2")
+    assert cluster.relevance("logs", "relevance-nothing-1", cwd=root).returncode == 2
+
+
+@pytest.mark.parametrize(("token", "why"), [({"RAY_AUTH_TOKEN": "f" * 32}, "Invalid"), ({"RAY_AUTH_MODE": "disabled"}, "Missing")])
+def test_nobody_gets_in_without_the_token(finished_run: Any, cluster: Cluster, token: dict[str, str], why: str) -> None:
+    root, config, _ = finished_run
+    for words in (("submit", "score", "--config", str(config)), ("logs", "relevance-x-1"), ("status", "--address", cluster.address)):
+        refused = cluster.relevance(*words, cwd=root, **token)
+        assert refused.returncode == 2, refused.stderr
+        assert f"does not let us in (Authentication {'failed' if why == 'Invalid' else 'required'}" in refused.stderr and why in refused.stderr
+        assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" in refused.stderr
+
+
+def test_a_cluster_that_is_away_and_a_command_that_is_none_are_told_apart(finished_run: Any) -> None:
+    root, config, _ = finished_run
+    away = relevance("submit", "score", "--config", str(config), "--address", "http://127.0.0.1:9", cwd=root)
+    assert away.returncode == 3 and "http://127.0.0.1:9 does not do what it is asked" in away.stderr
+    for words in (["promote"], ["train", "--logical-date", "2026-01-31"]):
+        wrong = relevance("submit", *words, "--config", str(config), "--address", "http://127.0.0.1:9", cwd=root)
+        assert wrong.returncode == 2
+
+
+class Jobs:
+    """A cluster's list of jobs, with nothing behind it."""
+
+    def __init__(self, **states: str) -> None:
+        self.states, self.submitted = states, ""
+
+    def list_jobs(self) -> list[Any]:
+        return [SimpleNamespace(submission_id=name, status=state) for name, state in self.states.items()]
+
+    def submit_job(self, submission_id: str, **_: Any) -> None:
+        self.submitted = submission_id
+
+
+@pytest.mark.parametrize(("states", "again", "named", "submitted"), [
+    ([], False, 1, True), (["RUNNING"], False, 1, False), (["PENDING"], True, 1, False), (["SUCCEEDED"], False, 1, False),
+    (["SUCCEEDED"], True, 2, True), (["FAILED"], False, 2, True), (["STOPPED", "FAILED"], False, 3, True), (["FAILED", "RUNNING"], True, 2, False),
+])  # fmt: skip
+def test_a_job_that_runs_or_succeeded_is_not_submitted_twice(
+    tmp_path: Path, states: list[str], again: bool, named: int, submitted: bool
+) -> None:
+    config = read_config(write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere")))
+    stem = job_stem(config, ["score"])
+    jobs = Jobs(**{f"{stem}-{number}": state for number, state in enumerate(states, start=1)})
+    assert submit_job(jobs, config, ["score"], again, Console()) == f"{stem}-{named}"
+    assert jobs.submitted == (f"{stem}-{named}" if submitted else "")
+
+
+def test_a_job_s_name_follows_from_all_that_the_command_is_given(tmp_path: Path) -> None:
+    path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere"))
+    stems = [
+        job_stem(read_config(path, sets), words)
+        for sets in ([], ["seed=3"])
+        for words in (["score"], ["train"], ["score", "--logical-date", "2026-01-31"], ["score", "--logical-date", "2026-02-01"])
+    ]
+    assert len(set(stems)) == len(stems) and job_stem(read_config(path), ["score"]) == stems[0]
