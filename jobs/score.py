@@ -6,9 +6,11 @@ from datetime import date, timedelta
 from typing import Any
 
 from jobs.cluster import ray_cluster
+from jobs.score_live import ScoringLive, live_path
 from pipeline.commit import newest_records, put_record, sweep_orphans
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
+from pipeline.lease import Lease
 from pipeline.logs import Console
 from pipeline.registry import FetchedVersion, resolve_champion
 from pipeline.score import Outcome, scored_units
@@ -27,12 +29,13 @@ def run_score(config: RunConfig, console: Console, logical_date: str | None = No
     started_s, run = time.time(), new_run_name()
     scores, dated = open_store(config.scores_place), on_date(config, logical_date)
     champion = resolve_champion(config)
-    to_do, published = plan_units(dated, champion.bundle_sha256)
-    console.say(f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published before")
-    sweep_orphans(scores)
-    outcomes = score_units(dated, champion, to_do, console) if to_do else []
-    record = run_record(scores, run, champion, [*published, *to_do], outcomes, started_s, config.scoring.drift_refuse)
-    kept = put_record(scores, {**record, "logical_date": logical_date})
+    with Lease(scores, console.say) as lease:
+        to_do, published = plan_units(dated, champion.bundle_sha256)
+        console.say(f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published before")
+        sweep_orphans(scores)
+        outcomes = score_units(dated, champion, to_do, console, lease) if to_do else []
+        record = run_record(scores, run, champion, [*published, *to_do], outcomes, started_s, config.scoring.drift_refuse)
+        kept = put_record(scores, {**record, "logical_date": logical_date})
     for line in drift_lines(record, config.scoring.drift_warn):
         console.say(f"  {line}")
     check_outcomes(outcomes)
@@ -104,15 +107,20 @@ def read_date(text: str) -> date:
     return found
 
 
-def score_units(config: RunConfig, champion: FetchedVersion, to_do: list[Unit], console: Console) -> list[Outcome]:
+def score_units(config: RunConfig, champion: FetchedVersion, to_do: list[Unit], console: Console, lease: Lease) -> list[Outcome]:
     """Score units on Ray."""
-    outcomes = []
-    num_cpus = config.scoring.num_actors * config.scoring.threads_per_actor
-    with ray_cluster(num_cpus), console.progress("score", len(to_do), "units") as progress:
+    from filelock import FileLock
+
+    path = live_path(config.run_dir)
+    path.parent.mkdir(exist_ok=True)
+    num_cpus, rows = config.scoring.num_actors * config.scoring.threads_per_actor, sum(unit.rows for unit in to_do)
+    # the lock is what `relevance status` sees that a scoring is under way by
+    with FileLock(path.with_name("active")), ray_cluster(num_cpus), console.progress("score", rows, "pairs") as progress:
+        live = ScoringLive(path, config.name, to_do, progress)
         for outcome in scored_units(config, to_do, champion):
-            outcomes.append(outcome)
-            progress.update(len(outcomes), f"{sum(one.labels for one in outcomes):,} pairs")
-    return outcomes
+            live.unit_done(outcome)
+            lease.check()
+        return live.done
 
 
 def check_outcomes(outcomes: list[Outcome]) -> None:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jobs.score_live import read_live
 from pipeline.errors import ConfigError
 from pipeline.live import read_line
 from pipeline.logs import Console
@@ -41,15 +42,17 @@ def training_status(run_dir: Path) -> dict[str, Any]:
         "left_s": (last["num_steps"] - last["step"]) / rate if working and last and rate else None,
         "best": best_of(lines),
         "last_step_at_s": last["at_s"] if last else None,
+        "scoring": read_live(run_dir) if state == "scoring" else None,
     }
 
 
 def state_of(run_dir: Path, has_steps: bool) -> str:
-    """training: under way. working: a command that does something else. interrupted: the same command goes on. trained: there is a bundle.
+    """training, scoring: under way. working: a command that does something else. interrupted: the same command goes on. trained: there is a bundle.
     stopped: there were steps, and nothing is left of them. new: none of these."""
     interrupted = any((run_dir / "training" / "checkpoints").glob("step-*"))
     if is_locked(run_dir / ".lock"):
-        return "training" if is_locked(run_dir / "training" / "active") else "working"
+        under_way = [part for part in ("training", "scoring") if is_locked(run_dir / part / "active")]
+        return under_way[0] if under_way else "working"
     if interrupted:
         return "interrupted"
     return "trained" if (run_dir / "trained").is_dir() else "stopped" if has_steps else "new"
@@ -92,11 +95,22 @@ def best_of(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def shown(status: dict[str, Any]) -> tuple[str, ...]:
     """One run as cells."""
+    if status["scoring"]:
+        return shown_scoring(status["run"], status["scoring"])
     step = f"{status['step']:,}/{status['num_steps']:,}" if status["step"] else ""
     rate = f"{status['steps_per_s']:.2f}" if status["steps_per_s"] else ""
     best = f"{status['best']['macro_pr_auc']:.3f} after step {status['best']['step']:,}" if status["best"] else ""
     ago = f"{span(time.time() - status['last_step_at_s'])} ago" if status["last_step_at_s"] else ""
     return status["run"], status["state"], step, rate, span(status["left_s"]) if status["left_s"] is not None else "", best, ago
+
+
+def shown_scoring(run: str, scoring: dict[str, Any]) -> tuple[str, ...]:
+    """A scoring that is under way, as cells."""
+    failed = f", {scoring['units_failed']:,} failed" if scoring["units_failed"] else ""
+    units = f"{scoring['units_done']:,}/{scoring['units']:,} units{failed}"
+    left = span(scoring["left_s"]) if scoring["left_s"] is not None else ""
+    by_task = ", ".join(f"{task} {count:,}" for task, count in sorted(scoring["labels"].items()))
+    return run, "scoring", units, f"{scoring['pairs_per_s']:.1f} pairs", left, by_task, f"{span(time.time() - scoring['at_s'])} ago"
 
 
 def span(seconds: float) -> str:

@@ -1,26 +1,31 @@
-"""A training's step time, speed and restarts as Ray metrics, which every Ray node exports for Prometheus."""
+"""What a training and a scoring do as Ray metrics, which every Ray node exports for Prometheus.
+
+Each metric carries its run's name as its tag `run`. Ray must be connected.
+"""
 
 from typing import Any
 
 from pipeline.live import OnLine
 
 
+def metric(kind: str, run: str, name: str, description: str, *tags: str) -> Any:
+    """A Gauge or Counter of Ray, with tags beside `run`."""
+    from ray.util import metrics
+
+    made = getattr(metrics, kind)(f"relevance_{name}", description=description, tag_keys=("run", *tags))
+    made.set_default_tags({"run": run})
+    return made
+
+
 class TrainingGauges:
-    """The metrics of one run, which each carries as its tag `run`. Ray must be connected."""
+    """Step time, speed, restarts."""
 
     def __init__(self, run: str) -> None:
-        from ray.util.metrics import Counter, Gauge
-
-        def named(kind: Any, name: str, description: str) -> Any:
-            metric = kind(name, description=description, tag_keys=("run",))
-            metric.set_default_tags({"run": run})
-            return metric
-
-        self.step = named(Gauge, "relevance_training_step", "Steps done.")
-        self.step_seconds = named(Gauge, "relevance_training_step_seconds", "Seconds of the last step.")
-        self.tokens_per_s = named(Gauge, "relevance_training_tokens_per_second", "Tokens a second of the last step, padding left out.")
-        self.macro_pr_auc = named(Gauge, "relevance_training_valid_macro_pr_auc", "Macro PR-AUC of the last evaluation on the valid split.")
-        self.restarts = named(Counter, "relevance_training_restarts", "Times that lost workers were started again.")
+        self.step = metric("Gauge", run, "training_step", "Steps done.")
+        self.step_seconds = metric("Gauge", run, "training_step_seconds", "Seconds of the last step.")
+        self.tokens_per_s = metric("Gauge", run, "training_tokens_per_second", "Tokens a second of the last step, padding left out.")
+        self.macro_pr_auc = metric("Gauge", run, "training_valid_macro_pr_auc", "Macro PR-AUC of the last evaluation on the valid split.")
+        self.restarts = metric("Counter", run, "training_restarts", "Times that lost workers were started again.")
 
     def watching(self, on_line: OnLine) -> OnLine:
         """`on_line`, with each line told to Ray first."""
@@ -39,3 +44,22 @@ class TrainingGauges:
     def restarted(self) -> None:
         """Workers were lost and are started again."""
         self.restarts.inc()
+
+
+class ScoringGauges:
+    """Units left, labels, bad rows and failed units, by task."""
+
+    def __init__(self, run: str) -> None:
+        self.units_left = metric("Gauge", run, "scoring_units_left", "Units that are still to be scored.")
+        self.pairs_per_s = metric("Gauge", run, "scoring_pairs_per_second", "Pairs a second since this scoring began.")
+        self.labels = metric("Counter", run, "scoring_labels", "Labels published.", "task")
+        self.errors = metric("Counter", run, "scoring_errors", "Rows published as errors.", "task")
+        self.failed = metric("Counter", run, "scoring_failed_units", "Units that failed.", "task")
+
+    def unit_done(self, task: str, labels: int, errors: int, failed: bool, units_left: int, pairs_per_s: float) -> None:
+        """One unit is through."""
+        self.units_left.set(units_left)
+        self.pairs_per_s.set(pairs_per_s)
+        for counter, count in ((self.labels, labels), (self.errors, errors), (self.failed, int(failed))):
+            if count:
+                counter.inc(count, tags={"task": task})

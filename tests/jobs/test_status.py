@@ -6,16 +6,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from filelock import FileLock
 from places import ROOT
 
+from jobs import score_live
 from jobs.command import LOCK_WAIT_S
 from jobs.status import run_status, training_status
 from pipeline.errors import ConfigError
 from pipeline.logs import Console
+from pipeline.score import Outcome
+from pipeline.score_units import Unit
 
 
 def step(number: int, at_s: float, num_steps: int = 100) -> dict[str, Any]:
@@ -107,3 +111,30 @@ def test_looking_does_not_keep_a_command_from_starting(tmp_path: Path) -> None:
         assert looking.poll() is None
     finally:
         looking.kill()
+
+
+def test_a_scoring_under_way_tells_units_pairs_time_left_and_labels_by_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(score_live, "ScoringGauges", lambda run: SimpleNamespace(unit_done=lambda *facts: told.append(facts)))
+    run = make_run(tmp_path, "daily", [])
+    units = [Unit(task, "p", "d", f"{task}-{number}", None, 50) for task, number in (("search", 1), ("search", 2), ("title", 1), ("title", 2))]
+    screen = io.StringIO()
+    (run / "scoring").mkdir()
+    with Console(err=screen).progress("score", 200, "pairs") as progress:
+        live = score_live.ScoringLive(score_live.live_path(run), "daily", units, progress)
+        assert (score_live.read_live(run) or {})["units_done"] == 0
+        time.sleep(0.05)
+        live.unit_done(Outcome("search-1", "p", 48, 2))
+        live.unit_done(Outcome("title-2", "p", error="p: poison"))
+    assert told[0][:5] == ("search", 48, 2, False, 3) and told[1][:5] == ("title", 0, 0, True, 2) and told[1][5] > 0
+    assert training_status(run)["state"] == "new", "nobody works in it"
+    with FileLock(run / ".lock"), FileLock(run / "scoring" / "active"):
+        found = training_status(run)
+        out = io.StringIO()
+        run_status(tmp_path, Console(out=out))
+    scoring = found["scoring"]
+    assert found["state"] == "scoring" and scoring["labels"] == {"search": 48, "title": 0}
+    assert [scoring[name] for name in ("units", "units_done", "units_failed", "rows", "rows_done")] == [4, 2, 1, 200, 100]
+    assert scoring["left_s"] == pytest.approx(100 / scoring["pairs_per_s"])
+    line = out.getvalue().splitlines()[1]
+    assert "scoring" in line and "2/4 units, 1 failed" in line and "search 48, title 0" in line

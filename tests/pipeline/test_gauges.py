@@ -1,4 +1,4 @@
-"""Ray metrics of a training, as Prometheus would fetch them."""
+"""Ray metrics of a training and of a scoring, as Prometheus would fetch them."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import sys, time, urllib.request
 from jobs.environment import prepare_environment
 prepare_environment()
 import ray
-from pipeline.gauges import TrainingGauges
+from pipeline.gauges import ScoringGauges, TrainingGauges
 
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
 gauges, seen = TrainingGauges("demo"), []
@@ -18,6 +18,9 @@ tell = gauges.watching(seen.append)
 for line in ({"step": 7, "step_s": 0.75, "tokens_per_s": 100.0}, {"macro_pr_auc": 0.7}, {"starts_after": 0}):
     tell(line)
 gauges.restarted()
+scoring = ScoringGauges("demo")
+scoring.unit_done("search", 40, 2, False, 1, 12.5)
+scoring.unit_done("search", 0, 0, True, 0, 11.0)
 assert [len(line) for line in seen] == [3, 1, 1]
 node = ray.nodes()[0]
 deadline_s = time.monotonic() + 60
@@ -26,8 +29,8 @@ while time.monotonic() < deadline_s:
         text = urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=5).read().decode()
     except OSError:
         text = ""
-    found = [line for line in text.splitlines() if line.startswith("ray_relevance_training") and 'run="demo"' in line]
-    if len(found) == 5:
+    found = [line for line in text.splitlines() if line.startswith("ray_relevance_") and 'run="demo"' in line]
+    if len(found) == 10:
         break
     time.sleep(0.5)
 for line in found:
@@ -35,10 +38,15 @@ for line in found:
 """
 
 
-def test_step_time_speed_restarts_and_the_last_evaluation_are_exported() -> None:
+def test_what_a_training_and_a_scoring_do_is_exported() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(done.stdout.splitlines()[-5:]) == [
+    assert sorted(done.stdout.splitlines()[-10:]) == [
+        "ray_relevance_scoring_errors_total 2.0",
+        "ray_relevance_scoring_failed_units_total 1.0",
+        "ray_relevance_scoring_labels_total 40.0",
+        "ray_relevance_scoring_pairs_per_second 11.0",
+        "ray_relevance_scoring_units_left 0.0",
         "ray_relevance_training_restarts_total 1.0",
         "ray_relevance_training_step 7.0",
         "ray_relevance_training_step_seconds 0.75",
