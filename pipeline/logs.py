@@ -51,12 +51,12 @@ class Progress:
         self.console, self.what, self.total, self.unit, self.already = console, what, total, unit, already
         self.live = console.err.isatty()
         self.started_s = self.shown_s = time.monotonic()
-        self.done, self.note = already, ""
+        self.done = already
 
     def update(self, done: int, note: str = "") -> None:
         """Set how many are done and show it if it is time."""
         now = time.monotonic()
-        self.done, self.note = done, note
+        self.done = done
         if now - self.shown_s >= (0.2 if self.live else LINE_EVERY_S):
             self.shown_s = now
             self._show(now, note)
@@ -68,7 +68,7 @@ class Progress:
 
     def finish(self) -> None:
         """Close the line."""
-        self._show(time.monotonic(), self.note)
+        self._show(time.monotonic(), "")
         if self.live:
             print(file=self.console.err, flush=True)
 
