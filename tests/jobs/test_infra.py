@@ -3,8 +3,13 @@
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
+import types
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,14 +28,17 @@ COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OBJECTS = {p.name: yaml.safe_load(p.read_text()) for p in FILES if p.parent.name == "kuberay"}
 RAY = {name: o for name, o in OBJECTS.items() if o["apiVersion"] == "ray.io/v1"}
-CLUSTERS = {name: o["spec"].get("rayClusterSpec", o["spec"]) for name, o in RAY.items()}
-JOBS = {name: o["spec"] for name, o in RAY.items() if o["kind"] == "RayJob"}
+JOBS = {name: o["spec"].get("jobTemplate", o["spec"]) for name, o in RAY.items() if o["kind"] != "RayCluster"}
+CLUSTERS = {name: JOBS[name]["rayClusterSpec"] if name in JOBS else o["spec"] for name, o in RAY.items()}
+CRONJOB = yaml.safe_load((INFRA / "schedules" / "cronjob.yaml").read_text())
 STAGES = {m[1]: m[2] for m in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXTS["Dockerfile"], re.M | re.S)}
 TARGETS = ("cpu", "cuda", "mlflow")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
-COMMAND = re.compile(r"(?:^|\s)relevance ([a-z]+(?: --[a-z]\S* [^\s`]+)*)", re.M)
-COMMANDS = sorted({found for text in TEXTS.values() for found in COMMAND.findall(text)})
+COMMAND = re.compile(r"(?:^|\s)relevance ((?:submit )?[a-z]+(?: --[a-z]\S* [^\s`]+)*)", re.M)
+YESTERDAY = re.compile(r"\"\$\(date -u -d yesterday \+\\?%F\)\"|\{\{ ds \}\}")  # what a shell, or Airflow, puts a day in place of
+ON_ONE_LINE = [re.sub(r"\n\s+(?=--)", " ", YESTERDAY.sub("2026-01-31", text)) for text in TEXTS.values()]
+COMMANDS = sorted({found for text in ON_ONE_LINE for found in COMMAND.findall(text)})
 
 
 def ray_pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
@@ -39,7 +47,10 @@ def ray_pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 PODS = [pytest.param(pod, id=f"{name}-{i}") for name, cluster in CLUSTERS.items() for i, pod in enumerate(ray_pods(cluster))]
-SUBMITTERS = [pytest.param(job["submitterPodTemplate"], id=f"{name}-submitter") for name, job in JOBS.items()]
+SUBMITTERS = [
+    *(pytest.param(job["submitterPodTemplate"], id=f"{name}-submitter") for name, job in JOBS.items()),
+    pytest.param(CRONJOB["spec"]["jobTemplate"]["spec"]["template"], id="cronjob"),
+]
 
 
 def mounted(pod: dict[str, Any], path: str) -> dict[str, Any]:
@@ -74,7 +85,8 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_in_infra_is_one_that_relevance_takes(command: str) -> None:
+def test_every_command_in_infra_is_one_that_relevance_takes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://ray-head:8265")
     name, *options = shlex.split(command)
     context = typer.main.get_command(app).commands[name].make_context(name, options)
     assert str(context.params["config"]) == MOUNTED_CONFIG
@@ -85,6 +97,7 @@ def test_jobs_train_and_score_and_the_standing_cluster_does_what_lies_between() 
     assert {name: COMMAND.search(job["entrypoint"])[1].split()[0] for name, job in JOBS.items()} == {
         "rayjob-train.yaml": "train",
         "rayjob-score.yaml": "score",
+        "raycronjob-score.yaml": "score",
     }
     assert {"evaluate", "register", "promote"} <= {found.split()[0] for found in COMMAND.findall(TEXTS["kuberay/raycluster.yaml"])}
     assert words(SERVICES["relevance"])[-4:] == ["relevance", "train", "--config", MOUNTED_CONFIG]
@@ -198,8 +211,8 @@ def test_the_installed_version_knows_every_flag_that_infra_gives_it(call: str) -
     assert given and given <= known
 
 
-def test_the_three_ray_manifests_describe_one_cluster() -> None:
-    assert set(CLUSTERS) == {"raycluster.yaml", "rayjob-train.yaml", "rayjob-score.yaml"}
+def test_the_ray_manifests_describe_one_cluster() -> None:
+    assert set(CLUSTERS) == {"raycluster.yaml", "rayjob-train.yaml", "rayjob-score.yaml", "raycronjob-score.yaml"}
     assert all(cluster == CLUSTERS["raycluster.yaml"] for cluster in CLUSTERS.values())
 
 
@@ -208,6 +221,90 @@ def test_a_job_ends_by_itself_and_gives_its_cluster_back(name: str) -> None:
     job = JOBS[name]
     assert 0 < job["activeDeadlineSeconds"] <= 2 * 86_400 and 0 < job["backoffLimit"] <= 3
     assert job["shutdownAfterJobFinishes"] is True and 0 < job["ttlSecondsAfterFinished"] <= 86_400
+
+
+# --- schedules
+
+
+def dated(command: str) -> dict[str, Any]:
+    """What a command line of a schedule asks for."""
+    name, *options = shlex.split(command)
+    return dict(typer.main.get_command(app).commands[name].make_context(name, options).params)
+
+
+def airflow_commands(monkeypatch: pytest.MonkeyPatch, exit_code: int) -> tuple[dict[str, Any], list[list[str]], list[Exception]]:
+    """(what the DAG is given, the commands that its task runs on 2026-01-31, what they raise), with stand-ins for Airflow's classes."""
+    given: dict[str, Any] = {}
+    ran: list[list[str]] = []
+    raised: list[Exception] = []
+    errors = {name: type(name, (Exception,), {}) for name in ("AirflowException", "AirflowFailException")}
+
+    class Dag:
+        def __init__(self, name: str, **settings: Any) -> None:
+            given.update(settings, name=name)
+
+        def __enter__(self) -> "Dag":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def operator(python_callable: Any, op_kwargs: dict[str, str], task_id: str) -> None:
+        try:
+            python_callable(**{name: value.replace("{{ ds }}", "2026-01-31") for name, value in op_kwargs.items()})
+        except Exception as error:
+            raised.append(error)
+
+    contents = {"airflow": {}, "airflow.sdk": {"DAG": Dag}, "airflow.exceptions": errors, "airflow.providers": {}, "airflow.providers.standard": {},
+                "airflow.providers.standard.operators": {}, "airflow.providers.standard.operators.python": {"PythonOperator": operator}}  # fmt: skip
+    for name, content in contents.items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(subprocess, "run", lambda command: ran.append(command) or types.SimpleNamespace(returncode=exit_code))
+    exec(compile(TEXTS["schedules/airflow_dag.py"], "airflow_dag.py", "exec"), {"__name__": "dag"})
+    return given, ran, raised
+
+
+def test_all_schedules_run_one_idempotent_command_for_the_day_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shell = subprocess.run
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://ray-head:8265")
+    (cron,) = [line for line in TEXTS["schedules/crontab"].splitlines() if re.match(r"[\d*]+( [\d*]+){4} ", line)]
+    _, airflow, _ = airflow_commands(monkeypatch, 0)
+    lines = {
+        "cron": cron.split(" ", 5)[5],
+        "airflow": shlex.join(airflow[0]),
+        "kubernetes": CRONJOB["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["args"][0],
+        "kuberay": JOBS["raycronjob-score.yaml"]["entrypoint"],
+    }
+    for kind, line in lines.items():
+        found = dated(YESTERDAY.sub("2026-01-31", line).removeprefix("relevance "))
+        assert str(found["config"]) == MOUNTED_CONFIG and found["logical_date"] == "2026-01-31", kind
+        assert found["overrides"] == ["name=production-scoring", "data.to_score=/storage/rows/{date}"], kind
+        assert not any(found.get(name) for name in ("until", "dry_run", "again", "no_wait")), kind
+    (tmp_path / "relevance").write_text("#!/bin/sh\necho $*\n")
+    (tmp_path / "relevance").chmod(0o755)
+    for kind in ("cron", "kubernetes", "kuberay"):
+        line = lines[kind].replace("\\%", "%")  # as cron hands it on
+        done = shell(["/bin/sh", "-c", line], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True)
+        yesterday = datetime.now(UTC).date() - timedelta(days=1)
+        assert f"data.to_score=/storage/rows/{{date}} --logical-date {yesterday}" in done.stdout, kind
+    assert "\\%F" in cron and all("\\%" not in line for kind, line in lines.items() if kind != "cron"), "% is special to cron alone"
+
+
+def test_schedules_are_daily_in_utc_one_run_at_a_time_and_retry_only_what_may_succeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, _, raised = airflow_commands(monkeypatch, 3)
+    assert type(raised[0]).__name__ == "AirflowException"
+    for code in (1, 2, 4):
+        assert type(airflow_commands(monkeypatch, code)[2][0]).__name__ == "AirflowFailException"
+    spec, job = CRONJOB["spec"], CRONJOB["spec"]["jobTemplate"]["spec"]
+    ray = OBJECTS["raycronjob-score.yaml"]["spec"]
+    assert {given["schedule"], spec["schedule"], ray["schedule"]} == {"15 3 * * *"} and spec["timeZone"] == ray["timeZone"] == "Etc/UTC"
+    assert given["max_active_runs"] == 1 and spec["concurrencyPolicy"] == "Forbid"
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "submit", "operator": "In", "values": [1, 2, 4]}}
+    assert job["backoffLimit"] == given["default_args"]["retries"] == 3
+    assert spec["startingDeadlineSeconds"] <= 20 * 3600, "or it would begin on another day"
 
 
 # --- who gets in
