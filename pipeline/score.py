@@ -89,23 +89,27 @@ class UnitScorer:
         """Score one unit. No error of a unit's own comes out: it is the outcome."""
         if self.refusal:
             return Outcome(unit.partition, unit.path, error=self.refusal)
-        if is_published(self.scores, unit.partition):  # by an actor that was lost before it could tell, or another scorer
-            manifest = read_manifest(self.scores, unit.partition)
-            return Outcome(unit.partition, unit.path, manifest["rows"], manifest.get("error_rows", 0))
         attempts = Attempts(self.attempts_dir, unit.partition)
-        if attempts.number() >= MAX_ATTEMPTS:
-            why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times, the last time {attempts.in_hand()}"
-            return Outcome(unit.partition, unit.path, error=f"{unit.path}: {why}; take these rows out or see the worker's log")
-        attempts.begin()
         try:
-            with self.watch:
-                return self._score(unit, attempts)
+            return self._unless_done(unit, attempts)
         except (OSError, RetryableError) as error:
             return Outcome(unit.partition, unit.path, error=f"{unit.path}: {error}", retry=True)
         except RelevanceError as error:
             return Outcome(unit.partition, unit.path, error=f"{unit.path}: {error}")
         except Exception as error:
             return Outcome(unit.partition, unit.path, error=f"{unit.path}: {type(error).__name__}: {error}, {attempts.in_hand()}")
+
+    def _unless_done(self, unit: Unit, attempts: Attempts) -> Outcome:
+        """Begin an attempt, unless the unit is published, by an actor that was lost before it could tell or another scorer, or had its attempts."""
+        if is_published(self.scores, unit.partition):
+            manifest = read_manifest(self.scores, unit.partition)
+            return Outcome(unit.partition, unit.path, manifest["rows"], manifest.get("error_rows", 0))
+        if attempts.number() >= MAX_ATTEMPTS:
+            why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times, the last time {attempts.in_hand()}"
+            raise RelevanceError(f"{why}; take these rows out or see the worker's log")
+        attempts.begin()
+        with self.watch:
+            return self._score(unit, attempts)
 
     def _score(self, unit: Unit, attempts: Attempts) -> Outcome:
         """Judge and publish."""

@@ -1,7 +1,10 @@
 """Rows that raise, give no number, end the process or hang: their unit fails, naming them, after three attempts at most; the others are published."""
 
+import errno
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -100,6 +103,37 @@ def test_bad_rows_are_published_as_errors_beside_the_labels_of_the_others(tmp_pa
     assert (error["row_id"], error["row"], error["reason"]) == ("two-9-1", 1, "query is blank")
     for manifest in read_manifests(world.scores_dir):
         assert manifest["rows"] + manifest["error_rows"] == manifest["input"]["rows"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["disk full", "disk broken"])
+def test_a_disk_that_fails_at_any_write_of_a_unit_leaves_it_to_be_tried_again(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    world = World(tmp_path, tiny_llama)
+    scorer = world.scorer()
+    writes = {"sync": (os, "fsync"), "open": (Path, "open"), "note": (Path, "write_text"), "name": (os, "link"), "replace": (Path, "replace")}
+    failed = 0
+    for (owner, name), number in itertools.product(writes.values(), range(1, 8)):
+        calls, real, unit = itertools.count(1), getattr(owner, name), world.units()[0]
+
+        def failing(*arguments: Any, calls: Any = calls, real: Any = real, number: int = number, **options: Any) -> Any:
+            if next(calls) == number:
+                raise OSError(code, os.strerror(code))
+            return real(*arguments, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, failing)
+            told = scorer.outcome(unit)
+        if told.error:
+            failed += 1
+            assert told.retry and os.strerror(code) in told.error
+            assert unit.partition in {one.partition for one in world.units()} or read_published(world.scores_dir).num_rows == ROWS
+        assert read_published(world.scores_dir).num_rows in (0, ROWS)
+        shutil.rmtree(world.scores_dir, ignore_errors=True)
+        shutil.rmtree(scorer.attempts_dir)
+        scorer.attempts_dir.mkdir()
+    assert failed >= 8
+    assert [scorer.outcome(unit).error for unit in world.units()] == ["", ""] and read_published(world.scores_dir).num_rows == 2 * ROWS
 
 
 def test_a_file_that_changed_since_it_was_planned_is_not_scored_under_its_old_name(tmp_path: Path, tiny_llama: Path) -> None:

@@ -11,11 +11,17 @@ import pytest
 from planted import planted_config, write_planted
 
 from models.bundle import write_bundle
+from pipeline import evaluate as evaluation_module
+from pipeline.calibrate import relevance_probability
+from pipeline.commit import read_published
 from pipeline.config import RunConfig, build_config
 from pipeline.evaluate import run_evaluation
 from pipeline.judge import describe, fresh_judge
 from pipeline.reader import data_digest, find_partitions
+from pipeline.registry import FetchedVersion
 from pipeline.rows import read_split
+from pipeline.score import UnitScorer, actor_settings
+from pipeline.score_units import plan_units
 
 SIDES = ("train", "valid", "test")
 
@@ -70,3 +76,33 @@ def test_curves_lie_beside_the_figures_as_pictures(config: RunConfig) -> None:
     names = {path.name for path in (config.run_dir / "plots").iterdir()}
     assert names == {f"{task}-{curve}.svg" for task in ("two", "three") for curve in ("relevant-rows", "defects", "reliability")}
     assert (config.run_dir / "plots" / "two-defects.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+
+
+def test_scoring_says_of_a_row_what_evaluation_said_of_it(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: dict[str, Any] = {}
+    build = evaluation_module.build_reference
+
+    def recorded(judge: Any, sha256: str, tables: Any, said: Any, batch_tokens: int) -> Any:
+        for task in judge.tasks:
+            probability_N = relevance_probability(said[task.name], task)
+            judged.update(zip(tables[task.name].column("row_id").to_pylist(), probability_N.tolist(), strict=True))
+        return build(judge, sha256, tables, said, batch_tokens)
+
+    monkeypatch.setattr(evaluation_module, "build_reference", recorded)
+    evaluate(config)
+    to_score = config.run_dir / "again"
+    for name, table in read_split(config.accepted_dir, config.tasks, config.split, "test").items():
+        for part, rows in enumerate((table.slice(0, 3), table.slice(3))):  # in other company than when they were evaluated
+            path = to_score / f"task={name}" / f"part-{part}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(rows, path)
+    places = {"data": config.data.model_copy(update={"to_score": to_score}), "scoring": config.scoring.model_copy(update={"batch_tokens": 64})}
+    again = config.model_copy(update=places)
+    sha256 = json.loads((config.run_dir / "score_reference.json").read_text())["bundle_sha256"]
+    (config.run_dir / "attempts").mkdir(exist_ok=True)
+    scorer = UnitScorer(actor_settings(again, FetchedVersion("1", config.run_dir / "bundle", sha256), config.run_dir / "attempts"))
+    assert not any(scorer.outcome(unit).error for unit in plan_units(again, sha256)[0])
+    scored = read_published(again.scores_place, sha256)
+    found = dict(zip(scored.column("row_id").to_pylist(), scored.column("probability").to_pylist(), strict=True))
+    assert found.keys() == judged.keys() and len(found) > 20
+    assert max(abs(found[row] - judged[row]) for row in found) < 1e-5
