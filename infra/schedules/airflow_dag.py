@@ -7,9 +7,9 @@ were missed, one after the other.
 import subprocess
 from datetime import datetime, timedelta
 
-from airflow.exceptions import AirflowException, AirflowFailException
 from airflow.providers.standard.operators.python import PythonOperator
-from airflow.sdk import DAG
+from airflow.sdk import DAG, CronDataIntervalTimetable
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 COMMAND = "relevance submit score --config /etc/relevance/production.yaml --set name=production-scoring --set data.to_score=/storage/rows/{date}"
 WORTH_A_RETRY = 3  # the exit code of what may succeed later; a retry does nothing twice
@@ -24,11 +24,10 @@ def score(logical_date: str) -> None:
 
 with DAG(
     "relevance_score",
-    schedule="15 3 * * *",
+    schedule=CronDataIntervalTimetable("15 3 * * *", timezone="UTC"),  # {{ ds }} is the day an interval begins: the day before the run
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,  # a second one would wait for the first one's lease, then give up
     default_args={"retries": 3, "retry_delay": timedelta(minutes=10), "execution_timeout": timedelta(hours=6)},
 ):
-    # by the day the run is about: the one before it begins
     PythonOperator(task_id="score", python_callable=score, op_kwargs={"logical_date": "{{ ds }}"})

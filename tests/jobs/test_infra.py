@@ -255,8 +255,12 @@ def airflow_commands(monkeypatch: pytest.MonkeyPatch, exit_code: int) -> tuple[d
         except Exception as error:
             raised.append(error)
 
-    contents = {"airflow": {}, "airflow.sdk": {"DAG": Dag}, "airflow.exceptions": errors, "airflow.providers": {}, "airflow.providers.standard": {},
-                "airflow.providers.standard.operators": {}, "airflow.providers.standard.operators.python": {"PythonOperator": operator}}  # fmt: skip
+    interval = lambda cron, timezone: (cron, timezone)  # noqa: E731
+    contents = {
+        "airflow": {}, "airflow.sdk": {"DAG": Dag, "CronDataIntervalTimetable": interval}, "airflow.sdk.exceptions": errors,
+        "airflow.providers": {}, "airflow.providers.standard": {}, "airflow.providers.standard.operators": {},
+        "airflow.providers.standard.operators.python": {"PythonOperator": operator},
+    }  # fmt: skip
     for name, content in contents.items():
         module = types.ModuleType(name)
         vars(module).update(content)
@@ -299,7 +303,8 @@ def test_schedules_are_daily_in_utc_one_run_at_a_time_and_retry_only_what_may_su
         assert type(airflow_commands(monkeypatch, code)[2][0]).__name__ == "AirflowFailException"
     spec, job = CRONJOB["spec"], CRONJOB["spec"]["jobTemplate"]["spec"]
     ray = OBJECTS["raycronjob-score.yaml"]["spec"]
-    assert {given["schedule"], spec["schedule"], ray["schedule"]} == {"15 3 * * *"} and spec["timeZone"] == ray["timeZone"] == "Etc/UTC"
+    assert given["schedule"] == ("15 3 * * *", "UTC") and {spec["schedule"], ray["schedule"]} == {"15 3 * * *"}
+    assert spec["timeZone"] == ray["timeZone"] == "Etc/UTC"
     assert given["max_active_runs"] == 1 and spec["concurrencyPolicy"] == "Forbid"
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "submit", "operator": "In", "values": [1, 2, 4]}}
