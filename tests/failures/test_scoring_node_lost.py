@@ -1,0 +1,75 @@
+"""A node that goes away while it scores: its unit is scored elsewhere, the others once."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from patches import write_patch
+from places import ROOT
+from planted import planted_rows, write_rows
+from scoring_world import ROWS, World
+
+from pipeline.commit import read_published
+
+UNITS, NODES = 8, 2
+
+NOTING = """
+def instead_of(judge_rows):
+    def noted(judge, table, *arguments, **options):
+        with open({journal!r}, "a") as file:
+            file.write(table.column("row_id")[0].as_py() + chr(10))
+        time.sleep(2)
+        return judge_rows(judge, table, *arguments, **options)
+    return noted
+"""
+
+ON_NODES = """
+import json, sys
+from jobs.environment import prepare_environment
+prepare_environment()
+import ray
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from pipeline.config import build_config
+from pipeline.registry import FetchedVersion
+from pipeline.score import scored_units
+from pipeline.score_units import plan_units
+
+plain, bundle_dir, sha256, nodes = json.loads(sys.argv[1])
+config = build_config(plain, "test")
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+lost, *_ = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
+ray.init(address=cluster.address, log_to_driver=False)
+errors = []
+for outcome in scored_units(config, plan_units(config, sha256)[0], FetchedVersion("1", Path(bundle_dir), sha256)):
+    errors.append(outcome.error)
+    if len(errors) == 2:
+        cluster.remove_node(lost, allow_graceful=False)
+ray.shutdown()
+cluster.shutdown()
+print("ERRORS " + json.dumps(errors))
+"""
+
+
+@pytest.mark.failures
+def test_of_a_node_that_is_lost_its_units_alone_are_scored_again(tmp_path: Path, tiny_llama: Path) -> None:
+    world = World(tmp_path, tiny_llama)
+    for number in range(2, UNITS):
+        write_rows(planted_rows("two", ROWS, 10 + number, labelled=False), tmp_path / "to_score" / "task=two" / f"part-1{number}-good.parquet")
+    plain = {**world.plain, "scoring": {**world.plain["scoring"], "num_actors": NODES, "hang_timeout_s": 60}}
+    journal = tmp_path / "journal"
+    write_patch(tmp_path / "patch", "pipeline.scores", "judge_rows", NOTING.format(journal=str(journal)))
+    command = [sys.executable, "-c", ON_NODES, json.dumps([plain, str(tmp_path / "bundle"), world.sha256, NODES])]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'patch'}:{ROOT}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("ERRORS "))
+    assert json.loads(line.removeprefix("ERRORS ")) == [""] * UNITS
+    rows = Counter(read_published(world.scores_dir).column("row_id").to_pylist())
+    assert len(rows) == UNITS * ROWS and set(rows.values()) == {1}
+    begun = Counter(journal.read_text().split())
+    assert len(begun) == UNITS and sum(begun.values()) <= UNITS + 1, "the one that was being scored there, and no other"
