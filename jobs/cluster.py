@@ -21,8 +21,8 @@ def ray_cluster(num_cpus: int) -> Iterator[None]:
             ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": worker_environment()})
         else:
             # "local", or Ray would join, or refuse to join, a cluster that somebody else has started on this machine
-            local = {"address": "local", "num_cpus": max(num_cpus, os.cpu_count() or 1), "include_dashboard": False}
-            ray.init(**local, log_to_driver=False, configure_logging=False)
+            num_cpus = max(num_cpus, os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         where = f"at RAY_ADDRESS={address}" if address else "on this machine"
         raise RetryableError(f"Ray {where} did not start or answer ({type(error).__name__}: {error}); check it and run again") from error
