@@ -20,7 +20,7 @@ from pipeline.store import open_store
 
 SHOWN_ERRORS = 5
 SHOWN_UNITS = 20
-SUMMARY = ("units_scored", "units_already_published", "rows_scored", "rows_in", "labels", "errors")
+SUMMARY = ("units_scored", "units_already_published", "rows_scored", "rows_reused", "rows_in", "labels", "errors")
 
 
 def run_score(config: RunConfig, console: Console, logical_date: str | None = None) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def read_rows(root: Root, manifests: list[dict[str, Any]], kind: str, schema: pa
                 remedy = f"delete manifests/{manifest['partition']}.json and score again"
                 raise DamagedInputError(f"{store.place}/{entry['path']} is missing or does not match its manifest; {remedy}")
             tables.append(pq.read_table(pa.BufferReader(content)))
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+    return pa.concat_tables(tables, promote_options="default") if tables else schema.empty_table()
 
 
 def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
@@ -198,5 +198,6 @@ SCORE_SCHEMA = pa.schema(
         pa.field("decision", pa.string(), False),  # relevant | irrelevant | abstain
         pa.field("model_version", pa.string(), False),
         pa.field("bundle_sha256", pa.string(), False),
+        pa.field("input_hash", pa.binary(16), True),  # of the texts that the task reads; labels of older releases have none
     ]
 )

@@ -22,6 +22,7 @@ from pipeline.errors import RelevanceError, RetryableError
 from pipeline.files import remove_tree
 from pipeline.registry import FetchedVersion
 from pipeline.row_errors import part_rows
+from pipeline.score_cache import ScoreCache, cached_files
 from pipeline.score_reference import canary_difference, profile_of, read_reference
 from pipeline.score_units import Unit, read_unit
 from pipeline.scores import score_rows
@@ -40,6 +41,7 @@ class Outcome:
     path: str
     labels: int = 0
     errors: int = 0
+    reused: int = 0  # labels of texts that the run before had judged
     error: str = ""  # empty: it is published
     retry: bool = False  # whether the same command may succeed later
     tokens_in: int = 0
@@ -60,6 +62,7 @@ class UnitScorer:
         torch.set_num_threads(settings["threads"])
         device = torch.device("cuda" if settings["use_gpu"] else "cpu")
         self.settings, self.scores = settings, open_store(settings["scores"])
+        self.cache = ScoreCache(self.scores, settings["known_files"])
         self.attempts_dir = Path(settings["attempts_dir"])
         stuck = self.attempts_dir / f"stuck-{uuid.uuid4().hex[:8]}.txt"
         self.watch = Watch(stuck.open("w", encoding="utf-8"), settings["hang_timeout_s"])
@@ -118,12 +121,16 @@ class UnitScorer:
         table, errors = part_rows(whole, task.name, first_row, self.bundle.sha256)
         row_ids, markets = table.column("row_id"), table.column("market").to_pylist()
 
+        judged_N = np.zeros(table.num_rows, bool)
+
         def begin(rows: np.ndarray) -> None:
             self.watch.alive()
+            judged_N[rows] = True
             attempts.take(rows, row_ids.take(pa.array(rows)).to_pylist())
 
         def score(rows: pa.Table, on_rows: OnRows) -> pa.Table:
-            return score_rows(self.judge, rows, task, self.settings["batch_tokens"], self.settings["model_version"], self.bundle.sha256, on_rows)
+            version, sha256 = self.settings["model_version"], self.bundle.sha256
+            return score_rows(self.judge, rows, task, self.settings["batch_tokens"], version, sha256, on_rows, self.cache.of_task(task.name))
 
         spent = self.judge.spent(task)
         before = asdict(spent)
@@ -149,7 +156,7 @@ class UnitScorer:
         assert scored.num_rows + errors.num_rows == whole.num_rows, "rows in are labels and errors together"
         publish_partition(self.scores, unit.partition, scored, facts, errors)
         took = {name: value - before[name] for name, value in asdict(spent).items()}
-        return Outcome(unit.partition, unit.path, scored.num_rows, errors.num_rows, **took)
+        return Outcome(unit.partition, unit.path, scored.num_rows, errors.num_rows, int((~judged_N).sum()), **took)
 
 
 def read_unit_of(fields: dict[str, Any]) -> Unit:
@@ -166,6 +173,7 @@ def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Pat
         "reference": str(version.reference_path) if version.reference_path.is_file() else None,
         "canary_tolerance": config.scoring.canary_tolerance,
         "scores": str(config.scores_place),
+        "known_files": cached_files(config.scores_place, version.bundle_sha256),
         "attempts_dir": str(attempts_dir),
         "threads": config.scoring.threads_per_actor,
         "batch_tokens": config.scoring.batch_tokens,

@@ -53,6 +53,7 @@ def run_record(
         "units_already_published": len(units) - len(outcomes),
         "units_failed": [{"partition": one.partition, "path": one.path, "error": one.error} for one in failed.values()],
         "rows_scored": sum(one.labels for one in outcomes),
+        "rows_reused": sum(one.reused for one in outcomes),
         **{name: sum(of_task[name] for of_task in tasks.values()) for name in ("rows_in", "labels", "errors")},
         "tasks": tasks,
         "spent": spent,
