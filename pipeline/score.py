@@ -47,6 +47,7 @@ class Outcome:
     tokens_in: int = 0
     tokens_computed: int = 0
     model_s: float = 0.0
+    at_peak_s: float = 0.0  # that the tokens computed would take if the machine did nothing but large matrix products
 
 
 class UnitScorer:
@@ -57,6 +58,7 @@ class UnitScorer:
         import torch
 
         from pipeline.judge import load_judge
+        from pipeline.speed import forward_flops_per_token, matmul_peak
         from pipeline.watch import Watch
 
         torch.set_num_threads(settings["threads"])
@@ -70,6 +72,7 @@ class UnitScorer:
             try:
                 self.judge, self.bundle = load_judge(Path(settings["bundle_dir"]), settings["bundle_sha256"], device)
                 self.refusal = self._check_canaries()
+                self.token_s = forward_flops_per_token(self.judge.model) / matmul_peak(device, self.judge.backbone.dtype)
             except RelevanceError as error:  # an actor that does not start is started again and tells nobody why
                 self.refusal = f"nothing was published from here: {error}"
 
@@ -156,7 +159,8 @@ class UnitScorer:
         assert scored.num_rows + errors.num_rows == whole.num_rows, "rows in are labels and errors together"
         publish_partition(self.scores, unit.partition, scored, facts, errors)
         took = {name: value - before[name] for name, value in asdict(spent).items()}
-        return Outcome(unit.partition, unit.path, scored.num_rows, errors.num_rows, int((~judged_N).sum()), **took)
+        reused, at_peak_s = int((~judged_N).sum()), took["tokens_computed"] * self.token_s
+        return Outcome(unit.partition, unit.path, scored.num_rows, errors.num_rows, reused, at_peak_s=at_peak_s, **took)
 
 
 def read_unit_of(fields: dict[str, Any]) -> Unit:

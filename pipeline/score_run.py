@@ -28,7 +28,7 @@ def run_record(
         if manifest["rows"] + manifest.get("error_rows", 0) != manifest["input"]["rows"]:
             remedy = f"delete manifests/{manifest['partition']}.json and score again"
             raise DamagedInputError(f"partition {manifest['partition']} has other rows than labels and errors together; {remedy}")
-    spent = {name: sum(getattr(one, name) for one in outcomes) for name in ("tokens_in", "tokens_computed", "model_s")}
+    spent = {name: sum(getattr(one, name) for one in outcomes) for name in ("tokens_in", "tokens_computed", "model_s", "at_peak_s")}
     tasks: dict[str, dict[str, int]] = {}
     for manifest in manifests:
         of_task = tasks.setdefault(manifest["task"], {"rows_in": 0, "labels": 0, "errors": 0})
@@ -57,6 +57,7 @@ def run_record(
         **{name: sum(of_task[name] for of_task in tasks.values()) for name in ("rows_in", "labels", "errors")},
         "tasks": tasks,
         "spent": spent,
+        "matmul_efficiency": spent["at_peak_s"] / spent["model_s"] if spent["model_s"] else None,
         "profiles": profiles,
         "drift": drift,
         "largest_drift": largest,

@@ -1,4 +1,4 @@
-"""How much of a machine's arithmetic training uses."""
+"""How much of a machine's arithmetic training and scoring use."""
 
 import contextlib
 import statistics
@@ -40,8 +40,11 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def forward_flops_per_token(model: nn.Module) -> int:
+    """Two for each number of a frozen matrix. Attention's own products and the adapters, some hundredths at query-ad lengths, are left out."""
+    return 2 * sum(p.numel() for name, p in model.named_parameters() if not p.requires_grad and p.ndim == 2 and "embed" not in name)
+
+
 def flops_per_token(model: nn.Module) -> int:
-    """Of a training step: two for each number of a frozen matrix forward and two backward, where gradients pass through it and none is kept for it.
-    Attention's own products and the adapters, some hundredths at query-ad lengths, are left out."""
-    frozen = sum(p.numel() for name, p in model.named_parameters() if not p.requires_grad and p.ndim == 2 and "embed" not in name)
-    return 4 * frozen
+    """Of a training step: forward, and as many backward, where gradients pass through frozen matrices and none is kept for them."""
+    return 2 * forward_flops_per_token(model)

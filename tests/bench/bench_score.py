@@ -211,7 +211,7 @@ def main() -> None:
         sides = {"ours": bench.ours, "HF pipeline": bench.hf_pipeline, "sorted loop": bench.sorted_loop}
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         said: dict[str, np.ndarray] = {}
-        shares, computed = [], 0.0
+        shares, efficiencies, computed = [], [], 0.0
         for number in range(arguments.rounds):
             for side, score in sides.items():
                 print(f"round {number + 1} of {arguments.rounds}: {side}", file=sys.stderr, flush=True)
@@ -219,6 +219,7 @@ def main() -> None:
                 seconds[side].append(took_s)
                 if outcome is not None:
                     shares.append(outcome.model_s / took_s)
+                    efficiencies.append(outcome.at_peak_s / outcome.model_s)
                     computed = outcome.tokens_computed / outcome.tokens_in
         (task,) = (task for task in bench.config.tasks if task.name == TASK)
         relevant = {side: rows if rows.ndim == 1 else rows[:, task.relevant_from :].sum(axis=1) for side, rows in said.items()}
@@ -230,6 +231,7 @@ def main() -> None:
             "speed_over_sorted_loop": round(median["sorted loop"] / median["ours"], 3),
             "model_time_share": round(statistics.median(shares), 4),
             "tokens_computed_share": round(computed, 4),
+            "matmul_efficiency": round(statistics.median(efficiencies), 4),
             "max_probability_difference": round(max(float(np.abs(rows - relevant["ours"]).max()) for rows in relevant.values()), 5),
         }
     if not arguments.no_memory:
