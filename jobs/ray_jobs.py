@@ -5,6 +5,7 @@ same again is led to the job that there is.
 """
 
 import contextlib
+import os
 import shlex
 import tempfile
 import time
@@ -20,6 +21,7 @@ from pipeline.logs import Console
 PREFIX = "relevance-"
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 2.0
+ANSWER_S = 60.0  # that a request may take
 KINDS = {kind.exit_code: kind for kind in (RelevanceError, ConfigError, RetryableError, DamagedInputError)}
 HEADINGS = ("job", "state", "started", "took")
 
@@ -132,8 +134,15 @@ def asking(address: str) -> Iterator[Any]:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    class BoundedClient(JobSubmissionClient):  # type: ignore[misc]
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            return super()._do_request(*arguments, **{"timeout": ANSWER_S, **options})  # or a head that hangs would have us hang
+
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(f"{address} is no address of a cluster's dashboard; write it as http://head:8265")
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # what Ray would take in the place of the address that it is given
     try:
-        yield JobSubmissionClient(address)
+        yield BoundedClient(address)
     except AuthenticationError as error:
         why = str(error).splitlines()[0].rstrip(".")
         remedy = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"

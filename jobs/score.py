@@ -26,13 +26,14 @@ SUMMARY = ("units_scored", "units_already_published", "rows_scored", "rows_reuse
 def run_score(config: RunConfig, console: Console, logical_date: str | None = None) -> dict[str, Any]:
     """Score what is not scored yet. RelevanceError at the end if some units failed, RetryableError if the same command may mend it; the others are
     published."""
-    started_s, run = time.time(), new_run_name()
+    run = new_run_name()
     scores, dated = open_store(config.scores_place), on_date(config, logical_date)
     champion = resolve_champion(config)
     with Lease(scores, console.say) as lease:
         to_do, published = plan_units(dated, champion.bundle_sha256)
         console.say(f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published before")
         sweep_orphans(scores)
+        started_s = time.time()  # the wait for a lease says nothing of the pace
         outcomes = score_units(dated, champion, to_do, console, lease) if to_do else []
         record = run_record(scores, run, champion, [*published, *to_do], outcomes, started_s, config.scoring.drift_refuse)
         kept = put_record(scores, {**record, "logical_date": logical_date})
@@ -82,9 +83,12 @@ def run_plan(config: RunConfig, console: Console, days: Sequence[str | None]) ->
 
 
 def rows_per_s(config: RunConfig) -> float | None:
-    """The pace of the last run that scored something."""
-    last = next((record for record in newest_records(config.scores_place) if record["rows_scored"]), None)
-    return last["rows_scored"] / last["seconds"] if last else None
+    """The pace of the last run that judged something."""
+    for record in newest_records(config.scores_place):
+        judged = record["rows_scored"] - record.get("rows_reused", 0)
+        if judged:
+            return float(judged / record["seconds"])
+    return None
 
 
 def dates_between(first: str, last: str) -> Iterator[str]:
@@ -113,6 +117,7 @@ def score_units(config: RunConfig, champion: FetchedVersion, to_do: list[Unit], 
 
     path = live_path(config.run_dir)
     path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)  # of a scoring before
     num_cpus, rows = config.scoring.num_actors * config.scoring.threads_per_actor, sum(unit.rows for unit in to_do)
     # the lock is what `relevance status` sees that a scoring is under way by
     with FileLock(path.with_name("active")), ray_cluster(num_cpus), console.progress("score", rows, "pairs") as progress:

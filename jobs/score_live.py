@@ -1,5 +1,6 @@
 """How far a scoring is: on the terminal, for `relevance status`, for Prometheus."""
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ class ScoringLive:
         self.done: list[Outcome] = []
         self.rows_done = 0
         self.labels: Counter[str] = Counter()
-        write_json(path, self.facts())
+        with contextlib.suppress(OSError):
+            write_json(path, self.facts())
 
     def unit_done(self, outcome: Outcome) -> None:
         """Tell everybody."""
@@ -32,7 +34,8 @@ class ScoringLive:
         self.rows_done += unit.rows
         self.labels[unit.task] += outcome.labels
         facts = self.facts()
-        write_json(self.path, facts)
+        with contextlib.suppress(OSError):  # labels may go to another disk than the one that is full
+            write_json(self.path, facts)
         units_left = len(self.units) - len(self.done)
         self.gauges.unit_done(unit.task, outcome.labels, outcome.errors, bool(outcome.error), units_left, facts["pairs_per_s"])
         by_task = ", ".join(f"{task} {count:,}" for task, count in sorted(self.labels.items()))

@@ -12,6 +12,7 @@ import io
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -56,18 +57,22 @@ def publish_partition(root: Root, partition: str, table: pa.Table, facts: dict[s
     store, key, attempt = open_store(root), manifest_key(partition), uuid.uuid4().hex
     kinds = {"files": table} | ({"error_files": errors} if errors is not None and errors.num_rows else {})
     staged = {kind: f"{KINDS[kind]}/{partition}/{attempt}.parquet" for kind in kinds}
+    manifest: dict[str, Any] = {}
     try:
-        manifest: dict[str, Any] = {**facts, "partition": partition, "rows": table.num_rows, "error_rows": errors.num_rows if errors else 0}
+        manifest = {**facts, "partition": partition, "rows": table.num_rows, "error_rows": errors.num_rows if errors else 0}
         for kind, rows in kinds.items():
             content = parquet_bytes(rows)
             store.put(staged[kind], content)
             manifest[kind] = [{"path": staged[kind], "sha256": bytes_sha256(content), "rows": rows.num_rows}]
-        published = store.put_if_absent(key, canonical_json(manifest).encode())
     except BaseException:
-        # whatever stopped us, only our own attempt is removed, and only if no manifest names it
-        with suppress(OSError, RelevanceError):  # a store that cannot be asked; what is left is swept later
-            if not (store.exists(key) and attempt in store.get(key).decode()):
-                remove(store, staged.values())
+        with suppress(OSError, RelevanceError):  # what cannot be removed is swept later
+            remove(store, staged.values())
+        raise
+    try:
+        published = store.put_if_absent(key, canonical_json(manifest).encode())
+    except OSError:  # a disk says no for good; after any other end the manifest may still appear, and what it names must be there
+        if not (store.exists(key) and attempt in store.get(key).decode()):
+            remove(store, staged.values())
         raise
     if not published:
         remove(store, staged.values())
@@ -179,12 +184,25 @@ def read_rows(root: Root, manifests: list[dict[str, Any]], kind: str, schema: pa
 def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
     """Remove files that no manifest names and nobody wrote to for so long: what killed scorers left. Returns how many."""
     store, before_s = open_store(root), time.time() - older_than_s
-    old = [entry.key for kind in KINDS.values() for entry in store.list(kind) if entry.modified_s < before_s]
-    # manifests are read after the files were found: one that was published in between names what it needs
-    named = {entry["path"] for one in (read_manifests(store) if old else []) for kind in KINDS for entry in one.get(kind, ())}
-    orphans = [key for key in old if key not in named]
+    entries = [entry for kind in KINDS.values() for entry in store.list(kind)]
+    old = [entry.key for entry in entries if entry.modified_s < before_s]
+    # manifests are looked at after the files were found: one that was published in between names what it needs
+    published = set(json_keys(store, "manifests")) if old else set()
+    in_folder = Counter(entry.key.rpartition("/")[0] for entry in entries)
+    orphans = []
+    for key in old:
+        folder = key.rpartition("/")[0]
+        manifest = f"manifests/{folder.rpartition('/')[2]}.json"
+        # the only file of a published partition is the one its manifest names; reading all manifests ever written would take hours
+        if manifest not in published or (in_folder[folder] > 1 and key not in named_files(parse_json(store, manifest))):
+            orphans.append(key)
     remove(store, orphans)
     return len(orphans)
+
+
+def named_files(manifest: dict[str, Any]) -> set[str]:
+    """All files that a manifest names."""
+    return {entry["path"] for kind in KINDS for entry in manifest.get(kind, ())}
 
 
 SCORE_SCHEMA = pa.schema(

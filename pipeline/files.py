@@ -95,7 +95,9 @@ def put_if_absent(path: Path, content: bytes) -> bool:
             os.fsync(file.fileno())
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        # over a network file system a link that was made may be asked for again, its first answer lost: then it is there twice
+        if temporary.stat().st_nlink < 2:
+            return False
     finally:
         temporary.unlink(missing_ok=True)
     sync_dir(path.parent)

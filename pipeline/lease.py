@@ -6,28 +6,32 @@ A lease keeps two scorers from doing the same work twice. It is not what keeps l
 
 import json
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import psutil
 
-from pipeline.errors import RelevanceError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.files import canonical_json
 from pipeline.store import Store
 
 LASTS_S = 120.0  # after it was renewed last; clocks of machines that share a place must not differ by as much
 RENEWALS = 4  # in that time
 FOLDER = "lease"
+KEY = re.compile(rf"{FOLDER}/(\d{{8}})\.json")
 
 
 @dataclass(frozen=True)
 class Holding:
     """What a lease's file says."""
 
-    host: str
+    host: str  # for people
+    machine: str  # a start of a machine, and what sees the same processes on it
     pid: int
     process_started_s: float  # a number of a process is given again
     until_s: float
@@ -35,7 +39,7 @@ class Holding:
     @property
     def over(self) -> bool:
         """Whether it ran out, was given back, or its holder is a process of this machine that is no more."""
-        return self.until_s < time.time() or (self.host == socket.gethostname() and not self._alive())
+        return self.until_s < time.time() or (self.machine == this_machine() and not self._alive())
 
     def _alive(self) -> bool:
         try:
@@ -81,13 +85,17 @@ class Lease:
 
     def _newest(self) -> tuple[int, Holding | None]:
         """The highest number, and what it says; (0, None): there is none."""
-        numbers = [int(entry.key[len(FOLDER) + 1 : -5]) for entry in self.store.list(FOLDER) if not entry.hidden]
+        numbers = [int(found[1]) for entry in self.store.list(FOLDER) if (found := KEY.fullmatch(entry.key))]
         if not numbers:
             return 0, None
+        key = key_of(max(numbers))
         try:
-            return max(numbers), Holding(**json.loads(self.store.get(key_of(max(numbers)))))
+            return max(numbers), Holding(**json.loads(self.store.get(key)))
         except FileNotFoundError:  # one with a higher number removed it
             return self._newest()
+        except (ValueError, TypeError) as error:
+            remedy = "see that nobody scores there, then delete it"
+            raise DamagedInputError(f"{self.store.place}/{key} says nothing of a lease ({error}); {remedy}") from error
 
     def _taken(self) -> bool:
         """Whether it is ours now."""
@@ -100,6 +108,9 @@ class Lease:
         if self._newest()[0] != self.number:  # so slow that others had it and gave it back in between
             self.store.delete(key_of(self.number))
             return False
+        if self.store.put_if_absent(key_of(self.number), b"{}"):
+            told = f"{self.store.place} replaces what is there though it is asked not to, so two scorers would label rows twice"
+            raise ConfigError(f"{told}; use a store that keeps to If-None-Match")
         self.store.delete(key_of(number - 1))
         return True
 
@@ -117,8 +128,14 @@ class Lease:
         self.store.put(key_of(self.number), self._content(until_s))
 
     def _content(self, until_s: float) -> bytes:
-        me = Holding(socket.gethostname(), os.getpid(), psutil.Process().create_time(), 0.0)
+        me = Holding(socket.gethostname(), this_machine(), os.getpid(), psutil.Process().create_time(), 0.0)
         return canonical_json(asdict(replace(me, until_s=until_s))).encode()
+
+
+def this_machine() -> str:
+    """Differs between containers and after a restart, where host names do not."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{boot.read_text().strip()}-{Path('/proc/self/ns/pid').stat().st_ino}" if boot.is_file() else socket.gethostname()
 
 
 def key_of(number: int) -> str:

@@ -58,13 +58,12 @@ class UnitScorer:
         import torch
 
         from pipeline.judge import load_judge
-        from pipeline.speed import forward_flops_per_token, matmul_peak
         from pipeline.watch import Watch
 
         torch.set_num_threads(settings["threads"])
         device = torch.device("cuda" if settings["use_gpu"] else "cpu")
         self.settings, self.scores = settings, open_store(settings["scores"])
-        self.cache = ScoreCache(self.scores, settings["known_files"])
+        self.cache, self.token_s = ScoreCache(self.scores, settings["known_files"]), 0.0
         self.attempts_dir = Path(settings["attempts_dir"])
         stuck = self.attempts_dir / f"stuck-{uuid.uuid4().hex[:8]}.txt"
         self.watch = Watch(stuck.open("w", encoding="utf-8"), settings["hang_timeout_s"])
@@ -72,7 +71,7 @@ class UnitScorer:
             try:
                 self.judge, self.bundle = load_judge(Path(settings["bundle_dir"]), settings["bundle_sha256"], device)
                 self.refusal = self._check_canaries()
-                self.token_s = forward_flops_per_token(self.judge.model) / matmul_peak(device, self.judge.backbone.dtype)
+                self.token_s = seconds_at_peak(self.judge)
             except RelevanceError as error:  # an actor that does not start is started again and tells nobody why
                 self.refusal = f"nothing was published from here: {error}"
 
@@ -113,6 +112,7 @@ class UnitScorer:
         if attempts.number() >= MAX_ATTEMPTS:
             why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times, the last time {attempts.in_hand()}"
             raise RelevanceError(f"{why}; take these rows out or see the worker's log")
+        self.cache.of_task(unit.task)  # read before the watch begins: there may be many files
         attempts.begin()
         with self.watch:
             return self._score(unit, attempts)
@@ -161,6 +161,16 @@ class UnitScorer:
         took = {name: value - before[name] for name, value in asdict(spent).items()}
         reused, at_peak_s = int((~judged_N).sum()), took["tokens_computed"] * self.token_s
         return Outcome(unit.partition, unit.path, scored.num_rows, errors.num_rows, reused, at_peak_s=at_peak_s, **took)
+
+
+def seconds_at_peak(judge: Any) -> float:
+    """That a token would take if this machine did nothing but large matrix products; 0 where it has no room to find out."""
+    from pipeline.speed import forward_flops_per_token, matmul_peak
+
+    try:
+        return forward_flops_per_token(judge.model) / matmul_peak(judge.device, judge.backbone.dtype)
+    except RuntimeError:  # out of memory, on a GPU
+        return 0.0
 
 
 def read_unit_of(fields: dict[str, Any]) -> Unit:

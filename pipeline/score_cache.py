@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.commit import Root, last_record, read_manifest
+from pipeline.errors import DamagedInputError, RelevanceError
 from pipeline.files import bytes_sha256
 from pipeline.store import Store
 from pipeline.tasks import Task
@@ -61,7 +62,10 @@ def cached_files(root: Root, bundle_sha256: str) -> dict[str, list[dict[str, Any
         return {}
     files: dict[str, list[dict[str, Any]]] = {}
     for partition in record["partitions"]:
-        manifest = read_manifest(root, partition)
+        try:
+            manifest = read_manifest(root, partition)
+        except DamagedInputError:  # or removed, to have it scored again
+            continue
         of_task = files.setdefault(manifest["task"], [])
         if sum(one["rows"] for one in of_task) + manifest["rows"] <= MAX_ROWS:
             of_task += manifest["files"]
@@ -76,7 +80,7 @@ class ScoreCache:
         self.known: dict[str, Known] = {}
 
     def of_task(self, task: str) -> Known:
-        """The task's rows. A file that is gone, altered, or of a release without hashes is passed over: its rows are judged again."""
+        """The task's rows. A file that is gone, altered, out of reach, or of a release without hashes is passed over: its rows are judged again."""
         if task not in self.known:
             self.known[task] = known_rows(filter(None, map(self._read, self.files.get(task, ()))))
         return self.known[task]
@@ -84,7 +88,7 @@ class ScoreCache:
     def _read(self, file: Mapping[str, Any]) -> pa.Table | None:
         try:
             content = self.store.get(file["path"])
-        except FileNotFoundError:
+        except (OSError, RelevanceError):
             return None
         if bytes_sha256(content) != file["sha256"]:
             return None

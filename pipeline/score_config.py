@@ -11,6 +11,8 @@ from pipeline.store import is_bucket
 
 def as_place(value: Any) -> Any:
     """A folder's absolute path, or s3://bucket/prefix as it is written."""
+    if isinstance(value, str) and "://" in value and not is_bucket(value):
+        raise ValueError(f"{value} is no place known here; write a folder, or s3://bucket/prefix")
     return value if is_bucket(value) else Path(value).absolute() if isinstance(value, str | Path) else value
 
 

@@ -58,7 +58,7 @@ def plan_units(config: RunConfig, bundle_sha256: str) -> tuple[list[Unit], list[
             for part in [None] if whole else parts_of(num_rows):
                 partition = partition_id(*of_file, part)
                 unit = Unit(task, file.path, file.digest, partition, part, part[1] - part[0] if part else num_rows)
-                (published if is_published(scores, partition) else to_do).append(unit)
+                (published if whole or (part and is_published(scores, partition)) else to_do).append(unit)
     return to_do, published
 
 

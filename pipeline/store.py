@@ -21,6 +21,7 @@ from pipeline.files import put_if_absent, safe_join, write_bytes
 BUCKET = "s3://"
 NO_BUCKET = "NoSuchBucket"  # as the protocol says it
 ANSWER_S, CONNECT_S = 60, 10  # that a request may take, and a connection
+PIECE = 16 * 2**20  # bytes of one request, so that a slow line answers in time
 RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=90)}
 
 
@@ -102,14 +103,15 @@ class Folder(Store):
 
 
 class Bucket(Store):
-    """A bucket, or a prefix in one: s3://bucket/prefix. Credentials, region and endpoint are found as AWS's own tools find them."""
+    """A bucket, or a prefix in one: s3://bucket/prefix. Credentials, region and endpoint are those of the AWS_ variables or of the machine's role."""
 
     def __init__(self, url: str) -> None:
         from obstore.exceptions import BaseError
         from obstore.store import S3Store
 
         self.place = url.rstrip("/")
-        plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+        plain = endpoint.startswith("http://")
         options: Any = {"timeout": f"{ANSWER_S}s", "connect_timeout": f"{CONNECT_S}s", "allow_http": plain}
         try:
             self._store = S3Store.from_url(self.place, client_options=options, retry_config=RETRIES)  # type: ignore[arg-type]
@@ -121,9 +123,12 @@ class Bucket(Store):
             return bytes(self._store.get(key).bytes())
 
     def get_range(self, key: str, version: str, start: int, end: int) -> bytes:
-        """Bytes of one version. RetryableError: the key has another by now."""
-        with self._asking(key):
-            return bytes(self._store.get(key, options={"if_match": version, "range": (start, end)}).bytes())
+        """Bytes of one version. RetryableError: the key has another by now, or none."""
+        try:
+            with self._asking(key):
+                return bytes(self._store.get(key, options={"if_match": version, "range": (start, end)}).bytes())
+        except FileNotFoundError as error:
+            raise RetryableError(f"{self.place}/{key} was removed while it was read; run the same command again") from error
 
     def put(self, key: str, content: bytes) -> None:
         with self._asking(key):
@@ -199,13 +204,12 @@ class StoredFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        end = min(self._at + len(buffer), self._entry.size)
-        if end <= self._at:
-            return 0
-        content = self._bucket.get_range(self._entry.key, self._entry.version, self._at, end)
-        buffer[: len(content)] = content
-        self._at += len(content)
-        return len(content)
+        start, end = self._at, min(self._at + len(buffer), self._entry.size)
+        while self._at < end:
+            content = self._bucket.get_range(self._entry.key, self._entry.version, self._at, min(end, self._at + PIECE))
+            buffer[self._at - start : self._at - start + len(content)] = content
+            self._at += len(content)
+        return max(0, end - start)
 
 
 def first_line(error: Exception) -> str:

@@ -73,7 +73,8 @@ def test_a_job_is_submitted_once_followed_to_its_end_and_found_again(finished_ru
     again = last_json(cluster.relevance(*words, "--again", "--no-wait", cwd=root))
     assert again["job"] == job.removesuffix("1") + "2"
     assert last_json(cluster.relevance("logs", again["job"], cwd=root))["state"] == "SUCCEEDED"
-    listed = cluster.relevance("status", "--address", cluster.address, cwd=root)
+    elsewhere = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "RAY_ADDRESS": "127.0.0.1:9"}
+    listed = cluster.relevance("status", "--address", cluster.address, cwd=root, **elsewhere)
     assert [one["job"] for one in last_json(listed)["jobs"]] == [again["job"], job]
     assert listed.stdout.splitlines()[0].split() == ["job", "state", "started", "took"] and "succeeded" in listed.stdout.splitlines()[1]
 
@@ -104,6 +105,8 @@ def test_a_cluster_that_is_away_and_a_command_that_is_none_are_told_apart(finish
     root, config, _ = finished_run
     away = relevance("submit", "score", "--config", str(config), "--address", "http://127.0.0.1:9", cwd=root)
     assert away.returncode == 3 and "http://127.0.0.1:9 does not do what it is asked" in away.stderr
+    nameless = relevance("status", "--address", "head:8265", cwd=root)
+    assert nameless.returncode == 2 and "write it as http://head:8265" in nameless.stderr
     for words in (["promote"], ["train", "--logical-date", "2026-01-31"]):
         wrong = relevance("submit", *words, "--config", str(config), "--address", "http://127.0.0.1:9", cwd=root)
         assert wrong.returncode == 2

@@ -15,6 +15,7 @@ import pytest
 from places import ROOT
 
 from pipeline import commit
+from pipeline import store as store_module
 from pipeline.commit import (
     SCORE_SCHEMA,
     is_published,
@@ -26,7 +27,7 @@ from pipeline.commit import (
     read_run,
     sweep_orphans,
 )
-from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.files import put_if_absent, write_json
 from pipeline.row_errors import ERROR_SCHEMA
 
@@ -267,6 +268,35 @@ def test_of_processes_that_race_for_fifty_partitions_one_wins_each(tmp_path: Pat
     assert sum(won) == 50
     assert len(files_below(tmp_path)) == 100
     assert len(read_manifests(tmp_path)) == 50
+
+
+def test_a_link_that_was_made_though_its_answer_was_lost_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*paths: Any) -> None:
+        link(*paths)
+        raise FileExistsError
+
+    link = os.link
+    monkeypatch.setattr(os, "link", lost)
+    assert publish_partition(tmp_path, "p", score_rows(3), FACTS) is True
+    assert row_ids(tmp_path) == ["r0", "r1", "r2"] and len(files_below(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("error", [RetryableError("no answer"), KeyboardInterrupt()], ids=["no answer", "interrupted"])
+def test_a_manifest_that_may_still_appear_finds_what_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    late: list[tuple[Path, bytes]] = []
+
+    def slow(path: Path, content: bytes) -> bool:
+        late.append((path, content))
+        raise error
+
+    with monkeypatch.context() as patched, pytest.raises(type(error)):
+        patched.setattr(store_module, "put_if_absent", slow)
+        publish_partition(tmp_path, "p", score_rows(3), FACTS)
+    assert row_ids(tmp_path) == []
+    ((path, content),) = late
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert row_ids(tmp_path) == ["r0", "r1", "r2"]
 
 
 def test_put_if_absent_never_overwrites(tmp_path: Path) -> None:

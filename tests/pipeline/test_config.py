@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from places import ROOT
+from planted import planted_config
 from pydantic import ValidationError
 
 from models.config import HydraLoRAConfig, LoRAConfig
@@ -235,3 +236,10 @@ def test_a_config_given_as_plain_values_is_the_same_config() -> None:
 def test_a_shipped_config_is_whole(path: Path) -> None:
     config = read_config(path)
     assert config.tasks and (config.sources or config.data.judged)
+
+
+@pytest.mark.parametrize("place", ["gs://ads/labels", "S3://ads/labels", "s3a://ads/labels", "file:///data"])
+def test_a_place_of_a_kind_that_is_not_known_is_no_folder_of_that_name(tmp_path: Path, place: str) -> None:
+    for settings in ({"scoring": {"scores": place}}, {"data": {"to_score": place}}):
+        with pytest.raises(ConfigError, match="is no place known here; write a folder, or s3://bucket/prefix"):
+            build_config({**planted_config(tmp_path, "nowhere"), **settings}, "test")

@@ -94,6 +94,13 @@ def test_an_object_that_changes_while_it_is_scored_is_not_scored_under_its_old_n
     assert unit.partition not in {one.partition for one in again} and scorer.outcome(again[0]).error == ""
 
 
+def test_an_object_that_is_removed_before_it_is_scored_is_to_be_planned_anew(world: BucketWorld) -> None:
+    scorer, (unit, _) = world.scorer(), world.units()
+    world.bucket.delete(f"rows/{unit.path.partition('/rows/')[2]}")
+    told = scorer.outcome(unit)
+    assert told.retry and "was removed while it was read" in told.error and len(world.units()) == 1
+
+
 def test_an_object_that_is_no_parquet_fails_its_unit_alone(world: BucketWorld) -> None:
     world.bucket.put("rows/task=two/part-5.parquet", b"PAR1 and no more")
     scorer = world.scorer()
@@ -113,10 +120,14 @@ def test_a_scorer_that_is_gone_before_or_after_a_write_leaves_all_or_nothing(
     unit, write = world.units()[0], getattr(Bucket, point)
     scorer = world.scorer()
 
+    def gone_too(*_: object) -> None:
+        raise Gone
+
     def gone(store: Store, key: str, content: bytes) -> None:
         if done:
             write(store, key, content)
-        monkeypatch.setattr(Bucket, "exists", lambda *_: (_ for _ in ()).throw(Gone()))  # so that it cannot clean up either
+        for name in ("exists", "delete"):  # so that it cannot clean up either
+            monkeypatch.setattr(Bucket, name, gone_too)
         raise Gone
 
     with monkeypatch.context() as patched:

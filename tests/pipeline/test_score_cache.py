@@ -67,6 +67,15 @@ def test_labels_that_are_gone_or_altered_are_not_reused(world: World, damage: st
     assert [world.scorer().outcome(unit).reused for unit in world.units()] == [0]
 
 
+def test_a_unit_whose_manifest_was_removed_is_scored_again_and_the_others_are_reused(world: World) -> None:
+    unit = world.scorer()
+    (first, _) = read_manifests(world.scores_dir)
+    (world.scores_dir / "manifests" / f"{first['partition']}.json").unlink()
+    (again,) = world.units()
+    outcome = world.scorer().outcome(again)
+    assert (outcome.error, outcome.labels, outcome.reused) == ("", ROWS, 0) and unit.cache.files["two"]
+
+
 def test_labels_of_another_model_are_not_reused(world: World) -> None:
     assert set(cached_files(world.scores_dir, world.sha256)) == {"two"}
     assert cached_files(world.scores_dir, "0" * 64) == {} and cached_files(world.root / "nowhere", world.sha256) == {}
