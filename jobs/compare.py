@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError, DataRefusedError, GateRefusedError
 from pipeline.files import write_json
 from pipeline.gate import Verdict, judge_version
 from pipeline.judge import Judge, load_judge
-from pipeline.logs import Console
+from pipeline.logs import Console, aligned
 from pipeline.promotion import read_promotions
 from pipeline.registry import check_version, data_passed, fetch_version, write_verdict
 from pipeline.rows import read_split
@@ -104,8 +104,7 @@ def comparison_table(comparison: Comparison, version: str, other: str) -> str:
         rows.append((name, *cells, f"{gap.low:+.3f} to {gap.high:+.3f}"))
     macro = comparison.macro_pr_auc
     rows.append(("macro PR-AUC", "", "", f"{macro.value:+.3f}", f"{macro.low:+.3f} to {macro.high:+.3f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [f"  {line}" for line in aligned(rows)]
     return "\n".join([*lines, f"  rows a second: {comparison.speed_ratio:.2f} of version {other}'s"])
 
 

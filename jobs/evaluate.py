@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluate import run_evaluation
-from pipeline.logs import Console, LateLine
+from pipeline.logs import Console, LateLine, aligned
 
 HEADINGS = ("task", "rows", "system", "AUC", "PR-AUC", "95 % interval", "defects", "macro F1", "ECE")
 SHOWN = ("roc_auc", "pr_auc", "defect_pr_auc", "macro_f1", "calibration_error")
@@ -37,8 +37,7 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
     for system, shown in NAMES.items():
         f = evaluation["macro_pr_auc"][system]
         rows.append(("macro" if system == "model" else "", "", shown, "", f"{f['value']:.3f}", f"{f['low']:.3f} to {f['high']:.3f}", "", "", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [f"  {line}" for line in aligned(rows)]
     lead = evaluation["model_minus_lexical_macro_pr_auc"]
     lines.append(f"  model minus lexical floor, macro PR-AUC: {lead['value']:+.3f} (95 % interval {lead['low']:+.3f} to {lead['high']:+.3f})")
     alone = evaluation.get("single_task")

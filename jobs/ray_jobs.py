@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
 from pipeline.files import json_sha256
 from pipeline.logs import Console
 
@@ -148,4 +148,4 @@ def asking(address: str) -> Iterator[Any]:
         remedy = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
         raise ConfigError(f"{address} does not let us in ({why}); {remedy}") from error
     except (ConnectionError, RuntimeError, OSError) as error:
-        raise RetryableError(f"{address} does not do what it is asked ({str(error).strip().splitlines()[-1]}); run the same command again") from error
+        raise RetryableError(f"{address} does not do what it is asked ({last_line(error)}); run the same command again") from error

@@ -54,10 +54,7 @@ def run_rollback(config: RunConfig, reason: str, console: Console) -> dict[str, 
 def run_history(config: RunConfig, console: Console) -> dict[str, Any]:
     """Print the promotion log, oldest first."""
     log = read_promotions(config)
-    rows = [HISTORY, *(history_row(record) for record in log)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HISTORY))]
-    for row in rows:
-        console.result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    console.table([HISTORY, *(history_row(record) for record in log)])
     return {"model": config.registry.model, "promotions": log}
 
 

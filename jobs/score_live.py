@@ -22,7 +22,7 @@ class ScoringLive:
         self.units = {unit.partition: unit for unit in units}
         self.started_s = time.time()
         self.done: list[Outcome] = []
-        self.rows_done = 0
+        self.rows, self.rows_done, self.failed = sum(unit.rows for unit in units), 0, 0
         self.labels: Counter[str] = Counter()
         with contextlib.suppress(OSError):
             write_json(path, self.facts())
@@ -32,6 +32,7 @@ class ScoringLive:
         unit = self.units[outcome.partition]
         self.done.append(outcome)
         self.rows_done += unit.rows
+        self.failed += bool(outcome.error)
         self.labels[unit.task] += outcome.labels
         facts = self.facts()
         with contextlib.suppress(OSError):  # labels may go to another disk than the one that is full
@@ -43,17 +44,17 @@ class ScoringLive:
 
     def facts(self) -> dict[str, Any]:
         """The state of things, as `relevance status` reads it."""
-        seconds, rows = time.time() - self.started_s, sum(unit.rows for unit in self.units.values())
+        seconds = time.time() - self.started_s
         rate = self.rows_done / seconds if seconds > 0 else 0.0
         return {
             "units": len(self.units),
             "units_done": len(self.done),
-            "units_failed": sum(bool(one.error) for one in self.done),
-            "rows": rows,
+            "units_failed": self.failed,
+            "rows": self.rows,
             "rows_done": self.rows_done,
             "labels": dict(self.labels),
             "pairs_per_s": rate,
-            "left_s": (rows - self.rows_done) / rate if rate else None,
+            "left_s": (self.rows - self.rows_done) / rate if rate else None,
             "at_s": time.time(),
         }
 

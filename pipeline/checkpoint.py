@@ -6,7 +6,6 @@ Every rank writes its own part of the optimizer's state into one staged folder o
 on beside the next steps. Any number of ranks can go on from what another number wrote.
 """
 
-import os
 import threading
 import time
 import uuid
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.files import file_sha256, publish_dir, read_json, remove_tree, temporary_beside, write_json
+from pipeline.files import file_sha256, publish_dir, read_json, remove_tree, synced, temporary_beside, write_json
 from pipeline.interim import Best
 from pipeline.optimizer_state import load_optimizer_tensors, optimizer_tensors
 
@@ -113,10 +112,8 @@ def write_part(path: Path, content: bytes) -> None:
     """Let a file appear whole. The folder is not touched after that: rank 0 may rename it as soon as all parts are there."""
     temporary = temporary_beside(path)
     try:
-        with temporary.open("wb") as file:
+        with synced(temporary) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         error.filename = str(path)  # a full disk does not say which file it was

@@ -12,8 +12,7 @@ import io
 import json
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -171,14 +170,21 @@ def read_rows(root: Root, manifests: list[dict[str, Any]], kind: str, schema: pa
     store, tables = open_store(root), []
     for manifest in manifests:
         for entry in manifest.get(kind, ()):
-            content = b""
-            with suppress(FileNotFoundError):
-                content = store.get(entry["path"])
-            if bytes_sha256(content) != entry["sha256"]:
+            content = unaltered(store, entry)
+            if content is None:
                 remedy = f"delete manifests/{manifest['partition']}.json and score again"
                 raise DamagedInputError(f"{store.place}/{entry['path']} is missing or does not match its manifest; {remedy}")
             tables.append(pq.read_table(pa.BufferReader(content)))
     return pa.concat_tables(tables, promote_options="default") if tables else schema.empty_table()
+
+
+def unaltered(store: Store, file: Mapping[str, Any]) -> bytes | None:
+    """The content of a file that a manifest names; None: it is gone or altered."""
+    try:
+        content = store.get(file["path"])
+    except FileNotFoundError:
+        return None
+    return content if bytes_sha256(content) == file["sha256"] else None
 
 
 def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
@@ -188,13 +194,15 @@ def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
     old = [entry.key for entry in entries if entry.modified_s < before_s]
     # manifests are looked at after the files were found: one that was published in between names what it needs
     published = set(json_keys(store, "manifests")) if old else set()
-    in_folder = Counter(entry.key.rpartition("/")[0] for entry in entries)
+    attempts: dict[str, set[str]] = {}  # by partition
+    for entry in entries:
+        attempts.setdefault(entry.key.split("/")[1], set()).add(entry.key.rpartition("/")[2])
     orphans = []
     for key in old:
-        folder = key.rpartition("/")[0]
-        manifest = f"manifests/{folder.rpartition('/')[2]}.json"
-        # the only file of a published partition is the one its manifest names; reading all manifests ever written would take hours
-        if manifest not in published or (in_folder[folder] > 1 and key not in named_files(parse_json(store, manifest))):
+        partition = key.split("/")[1]
+        manifest = f"manifests/{partition}.json"
+        # the only attempt at a published partition is the one its manifest names; reading all manifests ever written would take hours
+        if manifest not in published or (len(attempts[partition]) > 1 and key not in named_files(parse_json(store, manifest))):
             orphans.append(key)
     remove(store, orphans)
     return len(orphans)

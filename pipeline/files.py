@@ -71,14 +71,21 @@ def temporary_beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def synced(path: Path) -> Iterator[IO[bytes]]:
+    """A new file to write, whose content is on the disk when it is left."""
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file to write in the place of `path`: readers see the old file or the new one, never a part; an error leaves the old one."""
     temporary = temporary_beside(path)
     try:
-        with temporary.open("wb") as file:
+        with synced(temporary) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         temporary.replace(path)
         sync_dir(path.parent)
     finally:
@@ -89,10 +96,8 @@ def put_if_absent(path: Path, content: bytes) -> bool:
     """Create `path` whole with `content`; False and nothing changed if it exists. Of several at once exactly one gets True."""
     temporary = temporary_beside(path)
     try:
-        with temporary.open("xb") as file:
+        with synced(temporary) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         os.link(temporary, path)
     except FileExistsError:
         # over a network file system a link that was made may be asked for again, its first answer lost: then it is there twice

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -128,8 +128,8 @@ class Lease:
         self.store.put(key_of(self.number), self._content(until_s))
 
     def _content(self, until_s: float) -> bytes:
-        me = Holding(socket.gethostname(), this_machine(), os.getpid(), psutil.Process().create_time(), 0.0)
-        return canonical_json(asdict(replace(me, until_s=until_s))).encode()
+        me = Holding(socket.gethostname(), this_machine(), os.getpid(), psutil.Process().create_time(), until_s)
+        return canonical_json(asdict(me)).encode()
 
 
 def this_machine() -> str:

@@ -29,9 +29,8 @@ class Console:
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Rows of cells, their columns aligned, as results."""
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            self.result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        for line in aligned(rows):
+            self.result(line)
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, unit: str, already: int = 0) -> Iterator["Progress"]:
@@ -42,6 +41,12 @@ class Console:
             yield progress
         finally:
             progress.finish()
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, their columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 class Progress:

@@ -18,7 +18,7 @@ from pipeline.attempts import Attempts
 from pipeline.commit import is_published, publish_partition, read_manifest
 from pipeline.config import RunConfig
 from pipeline.encode import ENCODER_VERSION
-from pipeline.errors import RelevanceError, RetryableError
+from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.files import remove_tree
 from pipeline.registry import FetchedVersion
 from pipeline.row_errors import part_rows
@@ -211,7 +211,7 @@ def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion)
                 failed = failed or bool(outcome.error)
                 yield outcome
         except RayError as error:  # one actor that is lost at the wrong moment ends a whole pipeline of Ray Data
-            lost = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+            lost = last_line(error)
         if not left:
             break
     for unit in left.values():

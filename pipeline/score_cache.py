@@ -4,7 +4,8 @@ Shape legend: N rows, M rows known.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit import Root, last_record, read_manifest
+from pipeline.commit import Root, last_record, read_manifest, unaltered
 from pipeline.errors import DamagedInputError, RelevanceError
-from pipeline.files import bytes_sha256
 from pipeline.store import Store
 from pipeline.tasks import Task
 
@@ -61,14 +61,15 @@ def cached_files(root: Root, bundle_sha256: str) -> dict[str, list[dict[str, Any
     if record is None or record["bundle_sha256"] != bundle_sha256:
         return {}
     files: dict[str, list[dict[str, Any]]] = {}
+    rows: Counter[str] = Counter()
     for partition in record["partitions"]:
         try:
             manifest = read_manifest(root, partition)
         except DamagedInputError:  # or removed, to have it scored again
             continue
-        of_task = files.setdefault(manifest["task"], [])
-        if sum(one["rows"] for one in of_task) + manifest["rows"] <= MAX_ROWS:
-            of_task += manifest["files"]
+        if rows[manifest["task"]] + manifest["rows"] <= MAX_ROWS:
+            rows[manifest["task"]] += manifest["rows"]
+            files.setdefault(manifest["task"], []).extend(manifest["files"])
     return files
 
 
@@ -87,16 +88,16 @@ class ScoreCache:
 
     def _read(self, file: Mapping[str, Any]) -> pa.Table | None:
         try:
-            content = self.store.get(file["path"])
+            content = unaltered(self.store, file)
         except (OSError, RelevanceError):
             return None
-        if bytes_sha256(content) != file["sha256"]:
+        if content is None:
             return None
         opened = pq.ParquetFile(pa.BufferReader(content))
         return opened.read(columns=list(KEPT)) if set(KEPT) <= set(opened.schema_arrow.names) else None
 
 
-def known_rows(tables: Any) -> Known:
+def known_rows(tables: Iterable[pa.Table]) -> Known:
     """Rows of label files, each text once."""
     whole = [table for table in tables if table.num_rows]
     if not whole:

@@ -15,7 +15,7 @@ from models.backbone import resolve_folder
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import RunConfig
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
-from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
 from pipeline.files import read_json, remove_tree, write_json
 from pipeline.gauges import TrainingGauges
 from pipeline.live import LiveFollower, OnLine
@@ -131,16 +131,16 @@ def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Cal
             told = find_error(error, (RelevanceError,)) or out_of_memory(error) or find_error(error, BUGS)
             if told is not None:
                 raise told from error
-            now = (first_line(error), newest_checkpoint(Path(settings["checkpoint_dir"]))[0])
+            now = (last_line(error), newest_checkpoint(Path(settings["checkpoint_dir"]))[0])
             own = find_error(error, (RuntimeError,))
             if now == before and own is not None and not any(word in str(own).lower() for word in OF_OTHERS):
                 raise own from error  # twice the same from the same place: no worker was lost, their code cannot go on
             before = now
             if restarts == MAX_RESTARTS or Path(settings["stop_path"]).exists():
-                lost = f"training workers were lost ({first_line(error)}); run the same command again: it goes on from its last checkpoint"
+                lost = f"training workers were lost ({last_line(error)}); run the same command again: it goes on from its last checkpoint"
                 raise RetryableError(lost) from error
             gauges.restarted()
-            say(f"  workers were lost ({first_line(error)}); starting them again, {restarts + 1} of {MAX_RESTARTS}")
+            say(f"  workers were lost ({last_line(error)}); starting them again, {restarts + 1} of {MAX_RESTARTS}")
             for path in stuck_files(Path(settings["live_path"]), restarts):
                 say(f"  a worker got no further for {config.training.hang_timeout_s:g} s (training.hang_timeout_s); where it was is in {path}")
             for problem in newest_checkpoint(Path(settings["checkpoint_dir"]))[1]:
@@ -199,9 +199,4 @@ def out_of_memory(error: BaseException) -> ConfigError | None:
     if found is None:
         return None
     cure = "lower training.micro_batch_tokens, or set training.gradient_checkpointing, a higher deepspeed.zero_stage or offload"
-    return ConfigError(f"a worker ran out of memory ({first_line(found)}); {cure}")
-
-
-def first_line(error: BaseException) -> str:
-    """A short name for an error."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
+    return ConfigError(f"a worker ran out of memory ({last_line(found)}); {cure}")

@@ -370,3 +370,10 @@ def test_tasks_with_long_names_that_begin_alike_have_different_partitions() -> N
     ids = [partition_id(**{**INGREDIENTS, "task": "t" * 50 + end}) for end in ("a", "b")]
     assert ids[0] != ids[1]
     assert all(len(i) <= 63 for i in ids)
+
+
+def test_bad_rows_that_a_killed_attempt_left_are_swept_where_another_attempt_had_none(tmp_path: Path) -> None:
+    publish_partition(tmp_path, "p", score_rows(2), FACTS)
+    (tmp_path / "errors" / "p").mkdir(parents=True)
+    (tmp_path / "errors" / "p" / "stray.parquet").write_bytes(b"PAR1")
+    assert sweep_orphans(tmp_path, older_than_s=-1) == 1 and row_ids(tmp_path) == ["r0", "r1"]
