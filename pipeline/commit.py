@@ -12,7 +12,7 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,13 @@ ORPHAN_S = 24 * 3600.0  # no scorer works on one partition for so long
 
 
 def partition_id(
-    task: str, input_path: str, input_sha256: str, bundle_sha256: str, encoder_version: str, part: tuple[int, int] | None = None
+    task: str, input_path: str, input_sha256: str, bundle_sha256: str, encoder_version: str, part: tuple[int, int] | None = None,
+    ways: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """The id of the output of one input file, or of a range of its rows (first, one behind the last), under one model: the task's name and 24 hex
-    digits."""
+    digits. `ways` of scoring that give other labels than the plain one, by name."""
     made_of = {"task": task, "path": input_path, "input": input_sha256, "bundle": bundle_sha256, "encoder": encoder_version}
-    digest = json_sha256(made_of | ({"rows": list(part)} if part else {}))
+    digest = json_sha256(made_of | ({"rows": list(part)} if part else {}) | ({"ways": sorted(ways)} if ways else {}))
     return f"{task[:38]}-{digest[:24]}"
 
 

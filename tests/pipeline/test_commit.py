@@ -366,6 +366,12 @@ def test_ingredients_do_not_run_into_each_other() -> None:
     assert len({partition_id(**i) for i in (INGREDIENTS, swapped, shifted)}) == 3
 
 
+def test_ways_of_scoring_make_other_partitions_in_whatever_order_they_are_named() -> None:
+    ids = [partition_id(**INGREDIENTS, ways=ways) for ways in ((), ("a",), ("a", "b"), ("b", "a"))]
+    assert ids[0] == partition_id(**INGREDIENTS) and ids[2] == ids[3]
+    assert len(set(ids)) == 3
+
+
 def test_tasks_with_long_names_that_begin_alike_have_different_partitions() -> None:
     ids = [partition_id(**{**INGREDIENTS, "task": "t" * 50 + end}) for end in ("a", "b")]
     assert ids[0] != ids[1]
