@@ -29,10 +29,11 @@ def gather_trainables(engine: Any) -> dict[str, torch.Tensor]:
     """The whole trained tensors on every rank. All ranks must call it: at ZeRO 3 it is a collective."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    return {
-        name: (safe_get_full_fp32_param(parameter) if hasattr(parameter, "ds_id") else parameter).detach().cpu().clone()
-        for name, parameter in engine.module.trainable_state().items()
+    flats = {
+        group: (safe_get_full_fp32_param(flat) if hasattr(flat, "ds_id") else flat).detach().cpu()
+        for group, flat in engine.module.trainable_state().items()
     }
+    return {name: tensor.clone() for name, tensor in engine.module.cut_up(flats).items()}
 
 
 class CheckpointWriter:
@@ -156,10 +157,10 @@ def restore_checkpoint(engine: Any, folder: Path) -> tuple[int, Best | None]:
         was, now = state["frozen_dtype"], frozen_dtype(engine)
         raise ConfigError(f"{folder} was trained on {was} weights, here they are {now}; set backbone.dtype to {was} to go on")
     tensors = load((folder / "weights.safetensors").read_bytes())
-    mine = engine.module.trainable_state()
-    with torch.no_grad(), GatheredParameters(list(mine.values()), modifier_rank=0, enabled=hasattr(next(iter(mine.values())), "ds_id")):
-        for name, parameter in mine.items():
-            parameter.data.copy_(tensors[name])
+    flats = engine.module.trainable_state()
+    with torch.no_grad(), GatheredParameters(list(flats.values()), modifier_rank=0, enabled=hasattr(next(iter(flats.values())), "ds_id")):
+        for name, mine in engine.module.cut_up(flats).items():
+            mine.copy_(tensors[name])
     if hasattr(engine.optimizer, "refresh_fp32_params"):
         engine.optimizer.refresh_fp32_params()  # ZeRO 1 and 2 step on flat copies of the parameters
     stored: dict[str, torch.Tensor] = {}

@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 
+from models.flat import FlatModel
 from models.relevance import RelevanceModel
 from pipeline.config import OptimizerConfig
 
 
-def build_optimizer(model: RelevanceModel, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(model: RelevanceModel | FlatModel, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trained tensors, one group for each kind of them. Each group carries its `name` and its `peak_rate`; decay never
     pulls a transform away from the identity, nor a mixture or a head towards zero."""
     rates = {"mixtures": config.mixture_learning_rate or config.learning_rate, "heads": config.head_learning_rate}

@@ -1,7 +1,7 @@
-"""Adam's moments under every ZeRO stage, by the parameter they belong to: so that any number of ranks can take up what another number left.
+"""Adam's moments under every ZeRO stage, by the tensor they belong to: so that any number of ranks can take up what another number left.
 
-Each rank holds some fragments: a run of consecutive numbers of a flattened parameter, and the optimizer's state of just these.
-ZeRO 0: every rank all of every parameter. 1 and 2: cuts through the parameters laid end to end. 3: an equal part of each parameter.
+Each rank holds some fragments: a run of consecutive numbers of a flattened tensor, and the optimizer's state of just these. They come of the cuts
+that ZeRO makes through the model's flat parameters: none at 0, where every rank holds all, and into about equal parts at 1, 2 and 3.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,23 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where numbers start .. start + count of a flat parameter have their state: at `offset` of one of the optimizer's own tensors."""
+
+    start: int
+    count: int
+    owner: torch.Tensor  # what torch's optimizer steps on
+    offset: int
+
+
+@dataclass(frozen=True)
 class Fragment:
-    """Where numbers start .. start + count of a flattened parameter have their state: at `offset` of one of the optimizer's own tensors."""
+    """The same of a flattened tensor of the model."""
 
     name: str
     start: int
     count: int
-    owner: torch.Tensor  # what torch's optimizer steps on
+    owner: torch.Tensor
     offset: int
 
 
@@ -31,30 +41,38 @@ def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 def fragments(engine: Any) -> Iterator[Fragment]:
     """What this rank holds."""
-    for name, parameter in engine.module.trainable_state().items():
-        if hasattr(parameter, "ds_id"):
-            zero = engine.optimizer
-            group, offset, count = zero.grad_position[zero.get_param_id(parameter)]
-            # parts of the last ranks are padding, in part or as a whole
-            start = min(count * zero._get_param_partition_rank(parameter), parameter.ds_numel)
-            yield Fragment(name, start, min(count, parameter.ds_numel - start), zero.fp32_partitioned_groups_flat[group], offset)
-        elif hasattr(parameter, "_hp_mapping"):
-            mapping = parameter._hp_mapping
-            if mapping is not None:
-                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-                yield Fragment(name, here.start, here.numel, engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index], there.start)
-        else:
-            yield Fragment(name, 0, parameter.numel(), parameter, 0)
+    for group, flat in engine.module.trainable_state().items():
+        cut = cut_of(engine, flat)
+        for slot in engine.module.slots[group]:
+            start, end = max(slot.start, cut.start), min(slot.start + slot.count, cut.start + cut.count)
+            if start < end:
+                yield Fragment(slot.name, start - slot.start, end - start, cut.owner, cut.offset + start - cut.start)
+
+
+def cut_of(engine: Any, flat: Any) -> Cut:
+    """What this rank holds of a flat parameter; a count of 0: nothing."""
+    zero = engine.optimizer
+    if hasattr(flat, "ds_id"):
+        index, offset, count = zero.grad_position[zero.get_param_id(flat)]
+        # parts of the last ranks are padding, in part or as a whole
+        start = min(count * zero._get_param_partition_rank(flat), flat.ds_numel)
+        return Cut(start, min(count, flat.ds_numel - start), zero.fp32_partitioned_groups_flat[index], offset)
+    if hasattr(flat, "_hp_mapping"):
+        if (mapping := flat._hp_mapping) is None:
+            return Cut(0, 0, flat, 0)
+        here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+        return Cut(here.start, here.numel, zero.single_partition_of_fp32_groups[mapping.param_group_index], there.start)
+    return Cut(0, flat.numel(), flat, 0)
 
 
 def optimizer_tensors(engine: Any, rank: int) -> dict[str, torch.Tensor]:
-    """This rank's moments and step counts under names such as heads.0.weight@0.exp_avg, 0 being where the fragment starts; of what all ranks
+    """This rank's moments and step counts under names such as heads.weight_KD@0.exp_avg, 0 being where the fragment starts; of what all ranks
     hold, rank 0 alone gives them."""
     tensors = {}
-    mine = engine.module.trainable_state()
+    of_all_ranks = {id(flat) for flat in engine.module.trainable_state().values()}
     for fragment in fragments(engine):
         state = inner_optimizer(engine).state.get(fragment.owner)
-        if not state or not fragment.count or (rank > 0 and fragment.owner is mine.get(fragment.name)):
+        if not state or (rank > 0 and id(fragment.owner) in of_all_ranks):
             continue
         for moment in MOMENTS:
             part = state[moment].flatten().narrow(0, fragment.offset, fragment.count)
@@ -66,7 +84,7 @@ def optimizer_tensors(engine: Any, rank: int) -> dict[str, torch.Tensor]:
 def load_optimizer_tensors(engine: Any, stored: dict[str, torch.Tensor]) -> None:
     """Give a fresh engine the state that `optimizer_tensors` of all ranks together tell, however many these were."""
     optimizer = inner_optimizer(engine)
-    whole = assemble({name: p.ds_numel if hasattr(p, "ds_id") else p.numel() for name, p in engine.module.trainable_state().items()}, stored)
+    whole = assemble({slot.name: slot.count for slots in engine.module.slots.values() for slot in slots}, stored)
     for fragment in fragments(engine):
         state, found = optimizer.state[fragment.owner], whole.get(fragment.name)
         if found is None:
@@ -80,7 +98,7 @@ def load_optimizer_tensors(engine: Any, stored: dict[str, torch.Tensor]) -> None
 
 
 def assemble(sizes: dict[str, int], stored: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """Fragments put together: parameter -> moment -> all its numbers."""
+    """Fragments put together: tensor -> moment -> all its numbers."""
     whole: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in stored.items():
         name, _, place = key.rpartition("@")

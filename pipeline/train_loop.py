@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from models.bundle import BundleRefusedError, write_bundle
+from models.flat import FlatModel
 from pipeline.batches import EncodedRows, collate, length_batches
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config import RunConfig, build_config
@@ -96,17 +97,18 @@ def check_compiler() -> None:
 
 
 def build_engine(config: RunConfig, judge: Judge) -> Any:
-    """DeepSpeed's engine over the model's trained numbers."""
+    """DeepSpeed's engine over the model's trained numbers, which lie flat from here on."""
     import deepspeed
 
     # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # or DeepSpeed's own collectives would wait for half an hour, whatever the config says
     deepspeed.utils.groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=config.training.hang_timeout_s))
+    model = FlatModel(judge.model)
     engine, *_ = deepspeed.initialize(
-        model=judge.model,
-        model_parameters=list(judge.model.trainable_state().values()),
-        optimizer=build_optimizer(judge.model, config.optimizer),
+        model=model,
+        model_parameters=list(model.trainable_state().values()),
+        optimizer=build_optimizer(model, config.optimizer),
         config=deepspeed_config(config.deepspeed, config.training, config.optimizer),
     )
     return engine

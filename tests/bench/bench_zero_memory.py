@@ -41,6 +41,7 @@ def be_rank(rank: int, port: str, source: str) -> None:
 
     from models.backbone import load_backbone
     from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
+    from models.flat import FlatModel
     from models.relevance import build_model
     from pipeline.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
     from pipeline.optimizer import build_optimizer
@@ -51,7 +52,7 @@ def be_rank(rank: int, port: str, source: str) -> None:
     deepspeed.init_distributed("gloo")
     for name, settings in CASES.items():
         backbone = BackboneConfig(source=source)
-        model = build_model(ModelConfig(backbone, MTLLoRAConfig(), (4, 4, 4, 4)), load_backbone(backbone), seed=0)
+        model = FlatModel(build_model(ModelConfig(backbone, MTLLoRAConfig(), (4, 4, 4, 4)), load_backbone(backbone), seed=0))
         training, optimizer = TrainingConfig(num_workers=WORLD_SIZE), OptimizerConfig()
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=list(model.trainable_state().values()), optimizer=build_optimizer(model, optimizer),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from models.flat import FlatModel
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointWriter, check_checkpoint, newest_checkpoint
 from pipeline.errors import DamagedInputError, RetryableError
@@ -29,11 +30,14 @@ class Small(torch.nn.Linear):
     def trainable_state(self) -> dict[str, torch.nn.Parameter]:
         return dict(self.named_parameters())
 
+    def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        return {"heads": list(self.parameters())}
+
 
 def build_engine(steps: int = 2) -> Any:
     """What a checkpoint needs of DeepSpeed's engine at stage 0: a module with its optimizer."""
     torch.manual_seed(0)
-    module = Small(3, 2)
+    module = FlatModel(Small(3, 2))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(module.parameters())
     for _ in range(steps):
         module(torch.ones(3)).sum().backward()
@@ -41,11 +45,16 @@ def build_engine(steps: int = 2) -> Any:
     return SimpleNamespace(module=module, optimizer=optimizer)
 
 
+def tensors_of(engine: Any) -> dict[str, torch.Tensor]:
+    """Its tensors by name."""
+    return {name: tensor.detach().clone() for name, tensor in engine.module.cut_up(engine.module.trainable_state()).items()}
+
+
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """An engine two steps in."""
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda names, src: None)
-    monkeypatch.setattr(checkpoint, "gather_trainables", lambda e: {n: p.detach().clone() for n, p in e.module.named_parameters()})
+    monkeypatch.setattr(checkpoint, "gather_trainables", tensors_of)
     return build_engine()
 
 
@@ -66,10 +75,10 @@ def test_a_checkpoint_holds_weights_optimizer_and_position(tmp_path: Path, engin
     assert names_in(folder) == sorted(FILES)
     check_checkpoint(folder)
     assert json.loads((folder / "state.json").read_bytes()) == {"step": 200, "world_size": 1, "frozen_dtype": "none", "best": None}
-    assert all(torch.equal(t, engine.module.state_dict()[name]) for name, t in load_file(folder / "weights.safetensors").items())
+    assert all(torch.equal(t, tensors_of(engine)[name]) for name, t in load_file(folder / "weights.safetensors").items())
     stored = load_file(folder / "optimizer-0.safetensors")
     assert set(stored) == {f"{name}@0.{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")}
-    assert torch.equal(stored["weight@0.exp_avg"], engine.optimizer.state[engine.module.weight]["exp_avg"].flatten())
+    assert torch.equal(torch.cat([stored["weight@0.exp_avg"], stored["bias@0.exp_avg"]]), engine.optimizer.state[engine.module.heads]["exp_avg"])
     assert stored["bias@0.step"].item() == 2
 
 
@@ -83,7 +92,7 @@ def test_only_the_newest_two_are_kept(tmp_path: Path, engine: Any) -> None:
 def test_a_step_written_again_replaces_what_was_there(tmp_path: Path, engine: Any) -> None:
     write(engine, tmp_path, 5)
     with torch.no_grad():
-        engine.module.weight.fill_(7)
+        engine.module.heads.fill_(7)
     write(engine, tmp_path, 5)
     assert (load_file(tmp_path / "step-00000005" / "weights.safetensors")["weight"] == 7).all()
     assert names_in(tmp_path) == ["step-00000005"]
@@ -163,13 +172,13 @@ def test_the_weights_of_the_best_evaluation_lie_beside_the_newest_ones(tmp_path:
 
 
 def test_a_step_may_change_the_weights_while_they_are_written(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, changed = engine.module.weight.detach().clone(), threading.Event()
+    before, changed = tensors_of(engine)["weight"], threading.Event()
     monkeypatch.setattr(checkpoint, "save", lambda tensors: (changed.wait(20), save(tensors))[1])
     writer = CheckpointWriter(engine, tmp_path, 0, 1)
     writer.save(1, None)
     with torch.no_grad():
-        engine.module.weight.fill_(7)
-        engine.optimizer.state[engine.module.weight]["exp_avg"].fill_(7)
+        engine.module.heads.fill_(7)
+        engine.optimizer.state[engine.module.heads]["exp_avg"].fill_(7)
     changed.set()
     writer.wait()
     assert torch.equal(load_file(tmp_path / "step-00000001" / "weights.safetensors")["weight"], before)
@@ -270,7 +279,7 @@ def test_fragments_of_any_cut_make_the_whole_again(engine: Any) -> None:
         places = [0] if moment == "step" else sorted({0, 1, len(tensor) // 2})
         for start, end in zip(places, [*places[1:], len(tensor)], strict=True):
             cut_up[f"{name}@{start}.{moment}"] = tensor[start:end]
-    sizes = {name: parameter.numel() for name, parameter in engine.module.trainable_state().items()}
+    sizes = {name: tensor.numel() for name, tensor in tensors_of(engine).items()}
     for name, moments in assemble(sizes, cut_up).items():
         assert all(torch.equal(numbers, whole[f"{name}@0.{moment}"]) for moment, numbers in moments.items())
     fresh = build_engine(steps=0)

@@ -25,6 +25,7 @@ from models.config import (  # noqa: E402
     MultiLoRAConfig,
     PerTaskLoRAConfig,
 )
+from models.flat import FlatModel  # noqa: E402
 from models.relevance import RelevanceModel, build_model  # noqa: E402
 from pipeline.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig  # noqa: E402
 from pipeline.optimizer import build_optimizer  # noqa: E402
@@ -88,7 +89,7 @@ def set_rates(optimizer: Any) -> None:
         group["lr"] = group["peak_rate"]
 
 
-def train_with_deepspeed(model: RelevanceModel, stage: int, rank: int) -> dict[str, Any]:
+def train_with_deepspeed(model: FlatModel, stage: int, rank: int) -> dict[str, Any]:
     """Losses and gradient norms of each step, as this rank sees them; and the trained tensors."""
     import deepspeed
 
@@ -129,7 +130,7 @@ def main() -> None:
     deepspeed.init_distributed("gloo")
     for method in METHODS:
         for stage in STAGES:
-            seen = train_with_deepspeed(fresh_model(trunk_dir, method), stage, rank)
+            seen = train_with_deepspeed(FlatModel(fresh_model(trunk_dir, method)), stage, rank)
             tensors = seen.pop("tensors")
             (out_dir / f"{method}-{stage}-{rank}.json").write_text(json.dumps(seen))
             if rank == 0:
