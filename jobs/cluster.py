@@ -22,6 +22,7 @@ def ray_cluster(num_cpus: int) -> Iterator[None]:
         else:
             # "local", or Ray would join, or refuse to join, a cluster that somebody else has started on this machine
             num_cpus = max(num_cpus, os.cpu_count() or 1)
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node away; its actor would wake all the time
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         where = f"at RAY_ADDRESS={address}" if address else "on this machine"

@@ -171,9 +171,17 @@ def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) 
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources),
         run_config=RayRunConfig(name=config.name, storage_path=str(storage_dir), failure_config=failures),
     )
-    # Ray's own would stay after the training and end the command with 0
-    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]
+    go_without(trainer)
     trainer.fit()
+
+
+def go_without(trainer: Any) -> None:
+    """Take from Ray's trainer what it would set up in vain."""
+    # this would stay after the training and end the command with 0
+    trainer._register_sigint_handler = lambda controller: None
+    callbacks = trainer._create_default_callbacks()
+    # an actor that hands out ray.data's datasets, of which there are none: even idle it wakes a hundred times a second, on cores that train
+    trainer._create_default_callbacks = lambda: [one for one in callbacks if type(one).__name__ != "DatasetsCallback"]
 
 
 def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> Exception | None:

@@ -13,7 +13,7 @@ from pipeline.config import RunConfig, build_config
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError
 from pipeline.files import file_sha256, write_json
 from pipeline.live import LiveFollower
-from pipeline.trainer import BUGS, drop_checkpoints, find_error, open_checkpoints, out_of_memory
+from pipeline.trainer import BUGS, drop_checkpoints, find_error, go_without, open_checkpoints, out_of_memory
 from pipeline.training_plan import plan_training, trained_fingerprint
 from pipeline.zero import deepspeed_config
 
@@ -123,3 +123,14 @@ def test_the_deepspeed_config_is_a_function_of_ours(config: RunConfig, stage: in
     assert made["zero_optimization"] == {"stage": stage}
     assert made["gradient_clipping"] == plain.optimizer.gradient_clipping
     assert "bf16" not in made and "fp16" not in made
+
+
+def test_ray_s_trainer_starts_no_actor_for_datasets_and_keeps_the_rest_of_its_own() -> None:
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    trainer: Any = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
+    kinds = [type(one).__name__ for one in trainer._create_default_callbacks()]
+    assert "DatasetsCallback" in kinds and "BackendSetupCallback" in kinds and callable(trainer._register_sigint_handler)
+    go_without(trainer)
+    assert [type(one).__name__ for one in trainer._create_default_callbacks()] == [kind for kind in kinds if kind != "DatasetsCallback"]
