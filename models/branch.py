@@ -21,6 +21,7 @@ class TaskBranch:
     def __init__(self, trunk: nn.Module, num_rows: int, num_tasks: int) -> None:
         self.num_rows, self.num_tasks = num_rows, num_tasks
         layers = transformer_layers(trunk)[1]
+        self.num_layers = len(layers)
         dependent = [index for index, layer in enumerate(layers) if any(a.TASK_DEPENDENT for a in adapted_layers(layer).values())]
         self.layers: list[nn.Module] = list(layers)[dependent[0] :] if dependent else []
         self.handles: list[Any] = []
@@ -29,6 +30,11 @@ class TaskBranch:
     def branched(self) -> bool:
         """Whether the trunk's last states are those of T streams; without a layer that knows tasks there is one for all."""
         return bool(self.layers)
+
+    @property
+    def cost_share(self) -> float:
+        """Layers that a row goes through in one pass for all tasks, of those in a pass for each task."""
+        return (self.num_layers + (self.num_tasks - 1) * len(self.layers)) / (self.num_tasks * self.num_layers)
 
     def __enter__(self) -> "TaskBranch":
         self.handles = [layer.register_forward_pre_hook(self._repeat_rows, with_kwargs=True) for layer in self.layers]

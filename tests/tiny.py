@@ -3,8 +3,8 @@
 from pathlib import Path
 
 
-def write_tiny_llama(folder: Path, seed: int = 0) -> Path:
-    """A folder with a two-layer random Llama and a byte-level tokenizer, as `from_pretrained` reads it."""
+def write_tiny_llama(folder: Path, seed: int = 0, num_layers: int = 2) -> Path:
+    """A folder with a random Llama of two layers and a byte-level tokenizer, as `from_pretrained` reads it."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from tokenizers.trainers import BpeTrainer
@@ -19,7 +19,7 @@ def write_tiny_llama(folder: Path, seed: int = 0) -> Path:
     tokenizer.train_from_iterator(texts, trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
     config = LlamaConfig(
-        vocab_size=len(wrapped), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(wrapped), hidden_size=32, intermediate_size=48, num_hidden_layers=num_layers, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=256, tie_word_embeddings=True,
     )
     torch.manual_seed(seed)

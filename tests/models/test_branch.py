@@ -10,6 +10,7 @@ import torch
 from models.adapters.lora import LoRALinear
 from models.adapters.mtl_lora import MTLLoRALinear
 from models.adapters.mtlora import MTLoRALinear
+from models.branch import TaskBranch
 from models.bundle import read_bundle, write_bundle
 from models.config import (
     DoRAConfig,
@@ -103,6 +104,11 @@ def test_rows_run_once_below_the_first_layer_that_knows_tasks_and_once_a_task_fr
         layer.self_attn.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(kwargs["hidden_states"])), with_kwargs=True)
     model.judge_all(batch[0], batch[1])
     assert seen == expected
+
+
+@pytest.mark.parametrize(("settings", "expected"), (({"task_layers": 1}, 4 / 6), ({}, 1.0), ({"method": LoRAConfig}, 1 / 3)))
+def test_one_pass_costs_the_layers_that_rows_go_through(fresh_model: FreshModel, settings: dict[str, Any], expected: float) -> None:
+    assert TaskBranch(fresh_model("llama", **settings).trunk, 1, 3).cost_share == pytest.approx(expected)
 
 
 def test_a_plain_pass_after_judging_all_is_as_before(fresh_model: FreshModel, batch: Batch) -> None:
