@@ -70,7 +70,7 @@ class TaskJudge:
         """(N, C) float64 of rows of token ids, whatever the batches they come in. `batch_tokens`: of one pass, padding included."""
         self.spent.tokens_in += sum(map(len, id_lists))
         ids_U, first_N = distinct(id_lists)
-        rows_of_U = np.split(np.argsort(first_N, kind="stable"), np.cumsum(np.bincount(first_N))[:-1]) if len(id_lists) else []
+        rows_of_U = rows_of_each(first_N)
         logits_UC = np.zeros((len(ids_U), self.num_labels))
 
         def tell(rows: Sequence[int]) -> None:
@@ -139,9 +139,8 @@ class TaskJudge:
             parted = self._behind([ids[cut:] for ids, cut in zip(ids_2, cuts, strict=True)], heads, [0, 1])
         except Exception:  # whatever an architecture makes of a cache that it was not made for
             return False
-        whole = self._whole(ids_2).float()
-        close = CLOSE_LOGITS if next(trunk.parameters()).dtype == torch.bfloat16 else CLOSE_LOGITS / 100
-        return bool((parted.float() - whole).norm() <= close * whole.norm())
+        whole = self._whole(ids_2)
+        return are_close(parted, whole, next(trunk.parameters()).dtype)
 
     def _whole(self, id_lists: Sequence[np.ndarray]) -> torch.Tensor:
         ids_BS, mask_BS = self._padded(id_lists)
@@ -186,6 +185,17 @@ def distinct(id_lists: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarr
     first_N = np.array([number.setdefault(ids.tobytes(), len(number)) for ids in id_lists], dtype=np.int64)
     _, firsts = np.unique(first_N, return_index=True)
     return [id_lists[row] for row in firsts], first_N
+
+
+def rows_of_each(first_N: np.ndarray) -> list[np.ndarray]:
+    """Of each row that differs, the numbers of the rows that it stands for."""
+    return np.split(np.argsort(first_N, kind="stable"), np.cumsum(np.bincount(first_N))[:-1]) if len(first_N) else []
+
+
+def are_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether these are the same logits, made in another way by a model of that dtype."""
+    close = CLOSE_LOGITS if dtype == torch.bfloat16 else CLOSE_LOGITS / 100
+    return bool((found.float() - expected.float()).norm() <= close * expected.float().norm())
 
 
 def find_groups(ids_U: Sequence[np.ndarray]) -> tuple[int, list[Group]]:
