@@ -107,6 +107,11 @@ def parse_json(store: Store, key: str) -> dict[str, Any]:
         raise DamagedInputError(f"{store.place}/{key} is not whole json ({error}); delete it and score again") from error
 
 
+def judged_tasks(manifest: Mapping[str, Any]) -> list[str]:
+    """The tasks that each row of a partition has a label of: its own, or those that it was judged for together."""
+    return list(manifest.get("tasks") or [manifest["task"]])
+
+
 def read_manifests(root: Root, bundle_sha256: str | None = None) -> list[dict[str, Any]]:
     """The published manifests of one model or of all, by partition id."""
     store = open_store(root)
@@ -143,9 +148,11 @@ def newest_records(root: Root) -> Iterator[dict[str, Any]]:
         yield parse_json(store, key)
 
 
-def last_record(root: Root) -> dict[str, Any] | None:
-    """The record of the last run that was accepted: no unit failed, and its scores were spread as they may be."""
-    return next((record for record in newest_records(root) if record["accepted"]), None)
+def last_record(root: Root, all_tasks: bool | None = None) -> dict[str, Any] | None:
+    """The record of the last run that was accepted: no unit failed, and its scores were spread as they may be. `all_tasks`: of those that judged rows
+    for all tasks, or of those that did not."""
+    records = (one for one in newest_records(root) if all_tasks is None or one.get("all_tasks", False) == all_tasks)
+    return next((record for record in records if record["accepted"]), None)
 
 
 def read_run(root: Root, run: str | None = None) -> pa.Table:

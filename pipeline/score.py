@@ -7,47 +7,32 @@ MAX_ATTEMPTS times in all; then the unit is told as failed, with the rows that w
 import json
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.all_tasks import AllTasksJudge
 from pipeline.attempts import Attempts
-from pipeline.commit import is_published, publish_partition, read_manifest
+from pipeline.commit import is_published, judged_tasks, publish_partition, read_manifest
 from pipeline.config import RunConfig
-from pipeline.encode import ENCODER_VERSION
 from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.files import remove_tree
 from pipeline.registry import FetchedVersion
 from pipeline.row_errors import part_rows
 from pipeline.score_cache import ScoreCache, cached_files
-from pipeline.score_reference import canary_difference, profile_of, read_reference
-from pipeline.score_units import Unit, read_unit
-from pipeline.scores import score_rows
+from pipeline.score_facts import label_facts
+from pipeline.score_outcome import Outcome, read_outcome
+from pipeline.score_reference import canary_difference, read_reference
+from pipeline.score_units import Unit, read_unit, unit_of_fields
+from pipeline.scores import score_all_tasks, score_rows
 from pipeline.store import open_store
 from pipeline.task_judge import OnRows
 from pipeline.tasks import check_known_task
 
 MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is without end
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one unit."""
-
-    partition: str
-    path: str
-    labels: int = 0
-    errors: int = 0
-    reused: int = 0  # labels of texts that the run before had judged
-    error: str = ""  # empty: it is published
-    retry: bool = False  # whether the same command may succeed later
-    tokens_in: int = 0
-    tokens_computed: int = 0
-    model_s: float = 0.0
-    at_peak_s: float = 0.0  # that the tokens computed would take if the machine did nothing but large matrix products
 
 
 class UnitScorer:
@@ -58,6 +43,7 @@ class UnitScorer:
         import torch
 
         from pipeline.judge import load_judge
+        from pipeline.speed import seconds_at_peak
         from pipeline.watch import Watch
 
         torch.set_num_threads(settings["threads"])
@@ -65,25 +51,27 @@ class UnitScorer:
         self.settings, self.scores = settings, open_store(settings["scores"])
         self.cache, self.token_s = ScoreCache(self.scores, settings["known_files"]), 0.0
         self.attempts_dir = Path(settings["attempts_dir"])
+        self.all_tasks: AllTasksJudge | None = None
         stuck = self.attempts_dir / f"stuck-{uuid.uuid4().hex[:8]}.txt"
         self.watch = Watch(stuck.open("w", encoding="utf-8"), settings["hang_timeout_s"])
         with self.watch:
             try:
                 self.judge, self.bundle = load_judge(Path(settings["bundle_dir"]), settings["bundle_sha256"], device)
-                self.refusal = self._check_canaries()
-                self.token_s = seconds_at_peak(self.judge)
+                self.refusal = self._check_canaries(None)
+                self.token_s = seconds_at_peak(self.judge.model, device, self.judge.backbone.dtype)
             except RelevanceError as error:  # an actor that does not start is started again and tells nobody why
                 self.refusal = f"nothing was published from here: {error}"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        units = [read_unit_of(json.loads(str(text))) for text in batch["unit"]]
+        units = [unit_of_fields(json.loads(str(text))) for text in batch["unit"]]
         return {"outcome": [json.dumps(asdict(self.outcome(unit))) for unit in units]}
 
-    def _check_canaries(self) -> str:
+    def _check_canaries(self, all_tasks: AllTasksJudge | None) -> str:
         """Why nothing may be published from here; empty: it may. Each actor checks for itself, as machines differ."""
         if self.settings["reference"] is None:
             return ""
-        found = canary_difference(self.judge, read_reference(Path(self.settings["reference"]), self.bundle.sha256), self.settings["batch_tokens"])
+        reference = read_reference(Path(self.settings["reference"]), self.bundle.sha256)
+        found = canary_difference(self.judge, reference, self.settings["batch_tokens"], all_tasks)
         if found <= self.settings["canary_tolerance"]:
             return ""
         moved = f"canary rows are judged otherwise here than when the version was evaluated: by up to {found:.4f}"
@@ -108,11 +96,12 @@ class UnitScorer:
         """Begin an attempt, unless the unit is published, by an actor that was lost before it could tell or another scorer, or had its attempts."""
         if is_published(self.scores, unit.partition):
             manifest = read_manifest(self.scores, unit.partition)
-            return Outcome(unit.partition, unit.path, manifest["rows"], manifest.get("error_rows", 0))
+            return Outcome(unit.partition, unit.path, manifest["rows"], manifest.get("error_rows", 0), tasks=tuple(judged_tasks(manifest)))
         if attempts.number() >= MAX_ATTEMPTS:
             why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times, the last time {attempts.in_hand()}"
             raise RelevanceError(f"{why}; take these rows out or see the worker's log")
-        self.cache.of_task(unit.task)  # read before the watch begins: there may be many files
+        for name in [task.name for task in self.judge.tasks] if unit.all_tasks else [unit.task]:
+            self.cache.of_task(name)  # read before the watch begins: there may be many files
         attempts.begin()
         with self.watch:
             return self._score(unit, attempts)
@@ -120,6 +109,7 @@ class UnitScorer:
     def _score(self, unit: Unit, attempts: Attempts) -> Outcome:
         """Judge and publish."""
         task = check_known_task(unit.task, self.judge.tasks, "the model's bundle")
+        tasks, all_tasks = (self.judge.tasks, self._judge_of_all()) if unit.all_tasks else ((task,), None)
         whole, first_row = read_unit(unit)
         table, errors = part_rows(whole, task.name, first_row, self.bundle.sha256)
         row_ids, markets = table.column("row_id"), table.column("market").to_pylist()
@@ -132,11 +122,15 @@ class UnitScorer:
             attempts.take(rows, row_ids.take(pa.array(rows)).to_pylist())
 
         def score(rows: pa.Table, on_rows: OnRows) -> pa.Table:
-            version, sha256 = self.settings["model_version"], self.bundle.sha256
-            return score_rows(self.judge, rows, task, self.settings["batch_tokens"], version, sha256, on_rows, self.cache.of_task(task.name))
+            given = self.settings["batch_tokens"], self.settings["model_version"], self.bundle.sha256, on_rows
+            if all_tasks is not None:
+                return score_all_tasks(all_tasks, rows, *given, {one.name: self.cache.of_task(one.name) for one in tasks})
+            return score_rows(self.judge, rows, task, *given, self.cache.of_task(task.name))
 
-        spent = self.judge.spent(task)
-        before = asdict(spent)
+        def spent() -> dict[str, Any]:
+            return asdict(all_tasks.spent() if all_tasks is not None else self.judge.spent(task))
+
+        before = spent()
         try:
             for row in attempts.suspects():  # one by one, so that the one which does it is the one in hand
                 score(table.slice(row, 1), lambda _, row=row: begin(np.array([row])))  # type: ignore[misc]
@@ -148,34 +142,22 @@ class UnitScorer:
                 attempts.begin()
                 return self._score(unit, attempts)
             raise
-        facts = {
-            "task": unit.task,
-            "input": {"path": unit.path, "digest": unit.digest, "part": unit.part, "rows": whole.num_rows},
-            "model_version": self.settings["model_version"],
-            "bundle_sha256": self.bundle.sha256,
-            "encoder_version": ENCODER_VERSION,
-            "profile": profile_of(scored.column("probability").to_numpy(), scored.column("label").to_numpy(), markets, len(task.labels)),
-        }
-        assert scored.num_rows + errors.num_rows == whole.num_rows, "rows in are labels and errors together"
+        facts = label_facts(unit, tasks, whole.num_rows, scored, markets, self.settings["model_version"], self.bundle.sha256)
+        assert scored.num_rows == len(tasks) * (whole.num_rows - errors.num_rows), "rows in are labels and errors together, of each task"
         publish_partition(self.scores, unit.partition, scored, facts, errors)
-        took = {name: value - before[name] for name, value in asdict(spent).items()}
-        reused, at_peak_s = int((~judged_N).sum()), took["tokens_computed"] * self.token_s
-        return Outcome(unit.partition, unit.path, scored.num_rows, errors.num_rows, reused, at_peak_s=at_peak_s, **took)
+        took = {name: value - before[name] for name, value in spent().items()}
+        reused, at_peak_s, names = int((~judged_N).sum()), took["tokens_computed"] * self.token_s, tuple(one.name for one in tasks)
+        return Outcome(unit.partition, unit.path, scored.num_rows, errors.num_rows, reused, at_peak_s=at_peak_s, tasks=names, **took)
 
-
-def seconds_at_peak(judge: Any) -> float:
-    """That a token would take if this machine did nothing but large matrix products; 0 where it has no room to find out."""
-    from pipeline.speed import forward_flops_per_token, matmul_peak
-
-    try:
-        return forward_flops_per_token(judge.model) / matmul_peak(judge.device, judge.backbone.dtype)
-    except RuntimeError:  # out of memory, on a GPU
-        return 0.0
-
-
-def read_unit_of(fields: dict[str, Any]) -> Unit:
-    """A unit out of json, which knows no tuples."""
-    return Unit(**{**fields, "part": tuple(fields["part"]) if fields["part"] else None})
+    def _judge_of_all(self) -> AllTasksJudge:
+        """Made for the first unit that is judged for all tasks. RelevanceError: it judges canary rows otherwise than they were."""
+        if self.all_tasks is None:
+            made = AllTasksJudge(self.judge)
+            refusal = self._check_canaries(made) if made.one_pass is not False else ""  # task by task they were judged already
+            if refusal:
+                raise RelevanceError(refusal)
+            self.all_tasks = made
+        return self.all_tasks
 
 
 def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Path) -> dict[str, Any]:
@@ -238,4 +220,4 @@ def ray_outcomes(config: RunConfig, units: list[Unit], settings: dict[str, Any])
         max_task_retries=4 * MAX_ATTEMPTS,
     )
     for row in dataset.iter_rows():
-        yield Outcome(**json.loads(row["outcome"]))
+        yield read_outcome(json.loads(row["outcome"]))

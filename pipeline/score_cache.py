@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit import Root, last_record, read_manifest, unaltered
+from pipeline.commit import Root, judged_tasks, last_record, read_manifest, unaltered
 from pipeline.errors import DamagedInputError, RelevanceError
 from pipeline.store import Store
 from pipeline.tasks import Task
@@ -67,9 +68,11 @@ def cached_files(root: Root, bundle_sha256: str) -> dict[str, list[dict[str, Any
             manifest = read_manifest(root, partition)
         except DamagedInputError:  # or removed, to have it scored again
             continue
-        if rows[manifest["task"]] + manifest["rows"] <= MAX_ROWS:
-            rows[manifest["task"]] += manifest["rows"]
-            files.setdefault(manifest["task"], []).extend(manifest["files"])
+        tasks = judged_tasks(manifest)
+        for task in tasks:
+            if rows[task] + manifest["rows"] // len(tasks) <= MAX_ROWS:
+                rows[task] += manifest["rows"] // len(tasks)
+                files.setdefault(task, []).extend(manifest["files"])
     return files
 
 
@@ -83,10 +86,10 @@ class ScoreCache:
     def of_task(self, task: str) -> Known:
         """The task's rows. A file that is gone, altered, out of reach, or of a release without hashes is passed over: its rows are judged again."""
         if task not in self.known:
-            self.known[task] = known_rows(filter(None, map(self._read, self.files.get(task, ()))))
+            self.known[task] = known_rows(filter(None, (self._read(file, task) for file in self.files.get(task, ()))))
         return self.known[task]
 
-    def _read(self, file: Mapping[str, Any]) -> pa.Table | None:
+    def _read(self, file: Mapping[str, Any], task: str) -> pa.Table | None:
         try:
             content = unaltered(self.store, file)
         except (OSError, RelevanceError):
@@ -94,7 +97,9 @@ class ScoreCache:
         if content is None:
             return None
         opened = pq.ParquetFile(pa.BufferReader(content))
-        return opened.read(columns=list(KEPT)) if set(KEPT) <= set(opened.schema_arrow.names) else None
+        if not set(KEPT) <= set(opened.schema_arrow.names):
+            return None
+        return opened.read(columns=[*KEPT, "task"]).filter(pc.field("task") == task)  # a file may hold labels of all tasks
 
 
 def known_rows(tables: Iterable[pa.Table]) -> Known:

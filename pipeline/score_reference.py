@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.all_tasks import AllTasksJudge
 from pipeline.calibrate import relevance_probability
 from pipeline.errors import DamagedInputError
 from pipeline.files import read_json
 from pipeline.judge import Judge
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scores import judge_rows
+from pipeline.scores import judge_all_tasks, judge_rows
 
 CANARY_ROWS = 8  # of each task
 BINS = 20  # of the probability, from 0 to 1
@@ -51,14 +52,16 @@ def read_reference(path: Path, bundle_sha256: str) -> dict[str, Any]:
     return dict(reference)
 
 
-def canary_difference(judge: Judge, reference: Mapping[str, Any], batch_tokens: int) -> float:
-    """How far the judge's probabilities of the canary rows are from those of the reference, at most."""
+def canary_difference(judge: Judge, reference: Mapping[str, Any], batch_tokens: int, all_tasks: AllTasksJudge | None = None) -> float:
+    """How far the judge's probabilities of the canary rows are from those of the reference, at most. `all_tasks`: it judges, in the judge's place."""
     largest = 0.0
     for task in judge.tasks:
         canary = reference["canaries"].get(task.name)
         if canary is not None:
             table = pa.Table.from_pylist(canary["rows"], ROW_SCHEMA)
-            probability_N = relevance_probability(judge_rows(judge, table, task, batch_tokens), task)
+            by_all = judge_all_tasks(all_tasks, table, batch_tokens) if all_tasks else {}
+            probability_NC = by_all[task.name] if all_tasks else judge_rows(judge, table, task, batch_tokens)
+            probability_N = relevance_probability(probability_NC, task)
             largest = max(largest, float(np.abs(probability_N - canary["probability"]).max()))
     return largest
 

@@ -1,14 +1,15 @@
 """What one run of the scoring job leaves behind: which partitions it stands for, and that every row in became a label or an error."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.commit import Root, last_record, read_manifest
+from pipeline.commit import Root, judged_tasks, last_record, read_manifest
 from pipeline.errors import DamagedInputError
 from pipeline.registry import FetchedVersion
-from pipeline.score import Outcome
 from pipeline.score_drift import drift_rows
+from pipeline.score_facts import profiles_of
+from pipeline.score_outcome import Outcome
 from pipeline.score_reference import Profile, add_profile, read_reference
 from pipeline.score_units import Unit
 
@@ -25,19 +26,16 @@ def run_record(
     failed = {one.partition: one for one in outcomes if one.error}
     manifests = [read_manifest(root, unit.partition) for unit in units if unit.partition not in failed]
     for manifest in manifests:
-        if manifest["rows"] + manifest.get("error_rows", 0) != manifest["input"]["rows"]:
+        if manifest["rows"] != len(judged_tasks(manifest)) * (manifest["input"]["rows"] - manifest.get("error_rows", 0)):
             remedy = f"delete manifests/{manifest['partition']}.json and score again"
             raise DamagedInputError(f"partition {manifest['partition']} has other rows than labels and errors together; {remedy}")
     spent = {name: sum(getattr(one, name) for one in outcomes) for name in ("tokens_in", "tokens_computed", "model_s", "at_peak_s")}
-    tasks: dict[str, dict[str, int]] = {}
-    for manifest in manifests:
-        of_task = tasks.setdefault(manifest["task"], {"rows_in": 0, "labels": 0, "errors": 0})
-        for name, value in (("rows_in", manifest["input"]["rows"]), ("labels", manifest["rows"]), ("errors", manifest.get("error_rows", 0))):
-            of_task[name] += value
     profiles: dict[str, Profile] = {}
     for manifest in manifests:
-        add_profile(profiles.setdefault(manifest["task"], {}), manifest.get("profile", {}))
-    before = last_record(root)
+        for task, profile in profiles_of(manifest).items():
+            add_profile(profiles.setdefault(task, {}), profile)
+    all_tasks = any(unit.all_tasks for unit in units)
+    before = last_record(root, all_tasks)  # of other rows by task, scores are spread otherwise
     drift = {
         "against_last_run": drift_rows(profiles, before["profiles"]) if before else [],
         "against_test_rows": drift_rows(profiles, reference["profiles"]) if reference else [],
@@ -49,13 +47,14 @@ def run_record(
         "seconds": round(time.time() - started_s, 3),
         "model_version": champion.version,
         "bundle_sha256": champion.bundle_sha256,
+        "all_tasks": all_tasks,
         "units_scored": len(outcomes) - len(failed),
         "units_already_published": len(units) - len(outcomes),
         "units_failed": [{"partition": one.partition, "path": one.path, "error": one.error} for one in failed.values()],
-        "rows_scored": sum(one.labels for one in outcomes),
+        "rows_scored": sum(one.rows for one in outcomes),
         "rows_reused": sum(one.reused for one in outcomes),
-        **{name: sum(of_task[name] for of_task in tasks.values()) for name in ("rows_in", "labels", "errors")},
-        "tasks": tasks,
+        **{name: sum(counts(manifest)[name] for manifest in manifests) for name in ("rows_in", "labels", "errors")},
+        "tasks": counts_by_task(manifests),
         "spent": spent,
         "matmul_efficiency": spent["at_peak_s"] / spent["model_s"] if spent["model_s"] else None,
         "profiles": profiles,
@@ -64,6 +63,23 @@ def run_record(
         "accepted": not failed and (refuse is None or largest < refuse),
         "partitions": sorted(manifest["partition"] for manifest in manifests),
     }
+
+
+def counts(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Rows in, labels and errors of a partition."""
+    return {"rows_in": manifest["input"]["rows"], "labels": manifest["rows"], "errors": manifest.get("error_rows", 0)}
+
+
+def counts_by_task(manifests: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """The same of each task that rows were judged for, over partitions: a row that was judged for all tasks is a row in, and an error, of each."""
+    found: dict[str, dict[str, int]] = {}
+    for manifest in manifests:
+        tasks = judged_tasks(manifest)
+        for task in tasks:
+            of_task = found.setdefault(task, {"rows_in": 0, "labels": 0, "errors": 0})
+            for name, value in counts(manifest).items():
+                of_task[name] += value // len(tasks) if name == "labels" else value
+    return found
 
 
 def drift_lines(record: dict[str, Any], warn: float) -> list[str]:

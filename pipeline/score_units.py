@@ -1,6 +1,7 @@
 """What a scoring run has to do: units, each an input file or a range of its rows, under one model."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from pipeline.score_inputs import InputFile, changed, find_inputs, open_input
 from pipeline.store import open_store
 
 DATE = "{date}"
+ALL_TASKS = "all-tasks"  # the way of scoring, in partition ids
 UNIT_ROWS = 50_000  # a file of more is taken in parts of so many; fixed, as parts of other sizes would label rows twice
 
 
@@ -30,6 +32,7 @@ class Unit:
     partition: str
     part: tuple[int, int] | None  # None: all rows
     rows: int = 0  # 0 too where the file cannot be read
+    all_tasks: bool = False  # whether its rows are judged for every task of the model; else for its own
 
 
 def on_date(config: RunConfig, date: str | None) -> RunConfig:
@@ -45,21 +48,26 @@ def on_date(config: RunConfig, date: str | None) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"to_score": as_place(there)})})
 
 
-def plan_units(config: RunConfig, bundle_sha256: str) -> tuple[list[Unit], list[Unit]]:
+def plan_units(config: RunConfig, bundle_sha256: str, all_tasks: bool = False) -> tuple[list[Unit], list[Unit]]:
     """(units still to score, those published before), in a fixed order: task by task."""
-    scores = open_store(config.scores_place)
+    scores, ways = open_store(config.scores_place), (ALL_TASKS,) if all_tasks else ()
     to_do: list[Unit] = []
     published: list[Unit] = []
     for task, files in find_inputs(config.to_score_place, config.tasks).items():
         for file in files:
             num_rows = rows_of(file)
             of_file = (task, file.name, file.digest, bundle_sha256, ENCODER_VERSION)
-            whole = is_published(scores, partition_id(*of_file))  # as releases did that knew no parts
+            whole = is_published(scores, partition_id(*of_file, ways=ways))  # as releases did that knew no parts
             for part in [None] if whole else parts_of(num_rows):
-                partition = partition_id(*of_file, part)
-                unit = Unit(task, file.path, file.digest, partition, part, part[1] - part[0] if part else num_rows)
+                partition = partition_id(*of_file, part, ways)
+                unit = Unit(task, file.path, file.digest, partition, part, part[1] - part[0] if part else num_rows, all_tasks)
                 (published if whole or (part and is_published(scores, partition)) else to_do).append(unit)
     return to_do, published
+
+
+def unit_of_fields(fields: dict[str, Any]) -> Unit:
+    """A unit out of json, which knows no tuples."""
+    return Unit(**{**fields, "part": tuple(fields["part"]) if fields["part"] else None})
 
 
 def rows_of(file: InputFile) -> int:

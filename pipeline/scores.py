@@ -1,11 +1,14 @@
 """From a judge's logits to score rows.
 
-Shape legend: N rows, C labels of the task.
+Shape legend: N rows, J rows judged, C labels of the task.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.all_tasks import AllTasksJudge
 from pipeline.calibrate import calibrated_probabilities, decide, expected_grade, relevance_probability
 from pipeline.commit import SCORE_SCHEMA
 from pipeline.errors import RelevanceError
@@ -27,6 +30,19 @@ def judge_rows(judge: Judge, table: pa.Table, task: Task, batch_tokens: int, on_
     if table.num_rows == 0:
         return np.zeros((0, len(task.labels)))
     logits_NC = judge.logits(judge.encode({task.name: table}), batch_tokens, on_rows)[:, : len(task.labels)]
+    return finite_probabilities(judge, table, task, logits_NC)
+
+
+def judge_all_tasks(
+    all_tasks: AllTasksJudge, table: pa.Table, batch_tokens: int, on_rows: OnRows = lambda rows: None
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The same of every task, by its name; the rows may be of any task's folder. PoisonRowsError: as above."""
+    logits = all_tasks.logits(table, batch_tokens, on_rows)
+    return {task.name: finite_probabilities(all_tasks.judge, table, task, logits[task.name]) for task in all_tasks.judge.tasks}
+
+
+def finite_probabilities(judge: Judge, table: pa.Table, task: Task, logits_NC: np.ndarray) -> np.ndarray:
+    """Logits, calibrated. PoisonRowsError: some are not finite."""
     poison = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1))
     if len(poison):
         shown = ", ".join(table.column("row_id").take(pa.array(poison[:SHOWN_ROWS])).to_pylist())
@@ -47,11 +63,51 @@ def score_rows(
     """Score rows (SCORE_SCHEMA) for contract rows of one task, in their order. `known`: rows that this model scored before, which are not judged
     again. `on_rows`, PoisonRowsError: as above."""
     hash_N = input_hashes(table, task)
+    new = np.flatnonzero(known.find(hash_N) < 0)
+    probability_NC = judge_rows(judge, chosen_rows(table, new), task, batch_tokens, lambda rows: on_rows(new[rows]))
+    return labelled(judge, table, task, hash_N, known, new, probability_NC, model_version, bundle_sha256)
+
+
+def score_all_tasks(
+    all_tasks: AllTasksJudge,
+    table: pa.Table,
+    batch_tokens: int,
+    model_version: str,
+    bundle_sha256: str,
+    on_rows: OnRows = lambda rows: None,
+    known: Mapping[str, Known] | None = None,
+) -> pa.Table:
+    """Score rows for contract rows of any task's folder: for the model's first task in the rows' order, then for its second, and so on. `known`, by
+    task: a row that any task does not know is judged, and those that do keep what they know."""
+    tasks, known = all_tasks.judge.tasks, known or {}
+    hashes = {task.name: input_hashes(table, task) for task in tasks}
+    lacking = [known.get(name, NOTHING_KNOWN).find(hash_N) < 0 for name, hash_N in hashes.items()]
+    new = np.flatnonzero(np.any(lacking, axis=0))
+    probabilities = judge_all_tasks(all_tasks, chosen_rows(table, new), batch_tokens, lambda rows: on_rows(new[rows]))
+    return pa.concat_tables(
+        labelled(
+            all_tasks.judge, table, task, hashes[task.name], known.get(task.name, NOTHING_KNOWN), new, probabilities[task.name],
+            model_version, bundle_sha256,
+        )
+        for task in tasks
+    )  # fmt: skip
+
+
+def chosen_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Some rows; without a copy where that is all."""
+    return table if len(rows) == table.num_rows else table.take(pa.array(rows))
+
+
+def labelled(
+    judge: Judge, table: pa.Table, task: Task, hash_N: np.ndarray, known: Known, judged: np.ndarray, probability_JC: np.ndarray,
+    model_version: str, bundle_sha256: str,
+) -> pa.Table:  # fmt: skip
+    """Score rows of one task: what is known, and of the others, which are among the rows `judged`, what their probabilities say."""
     place_N = known.find(hash_N)
-    new, old = np.flatnonzero(place_N < 0), np.flatnonzero(place_N >= 0)
+    old, fresh = np.flatnonzero(place_N >= 0), place_N[judged] < 0
+    new, probability_NC = judged[fresh], probability_JC[fresh]
     probability_N, grade_N, label_N = np.zeros(table.num_rows), np.zeros(table.num_rows), np.zeros(table.num_rows, np.int32)
     probability_N[old], grade_N[old], label_N[old] = (of_known[place_N[old]] for of_known in (known.probability_M, known.grade_M, known.label_M))
-    probability_NC = judge_rows(judge, table.take(pa.array(new)) if len(old) else table, task, batch_tokens, lambda rows: on_rows(new[rows]))
     probability_N[new], grade_N[new] = relevance_probability(probability_NC, task), expected_grade(probability_NC)
     label_N[new] = probability_NC.argmax(axis=1)
     columns = {

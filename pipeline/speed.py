@@ -45,6 +45,14 @@ def forward_flops_per_token(model: nn.Module) -> int:
     return 2 * sum(p.numel() for name, p in model.named_parameters() if not p.requires_grad and p.ndim == 2 and "embed" not in name)
 
 
+def seconds_at_peak(model: nn.Module, device: torch.device, dtype: torch.dtype) -> float:
+    """That a token would take if this machine did nothing but large matrix products; 0 where it has no room to find out."""
+    try:
+        return forward_flops_per_token(model) / matmul_peak(device, dtype)
+    except RuntimeError:  # out of memory, on a GPU
+        return 0.0
+
+
 def flops_per_token(model: nn.Module) -> int:
     """Of a training step: forward, and as many backward, where gradients pass through frozen matrices and none is kept for them."""
     return 2 * forward_flops_per_token(model)

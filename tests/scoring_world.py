@@ -1,12 +1,14 @@
 """A bundle, rows to score with it, and the actor that does."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from planted import planted_config, planted_rows, write_rows
 
 from models.bundle import write_bundle
 from pipeline.config import RunConfig, build_config
-from pipeline.judge import describe, fresh_judge
+from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.registry import FetchedVersion
 from pipeline.score import UnitScorer, actor_settings
 from pipeline.score_units import Unit, plan_units
@@ -17,15 +19,19 @@ ROWS = 4
 class World:
     """A bundle, and units of which some hold a poison row."""
 
-    def __init__(self, root: Path, tiny_llama: Path, *poisons: str) -> None:
+    def __init__(
+        self, root: Path, tiny_llama: Path, *poisons: str, prepare: Callable[[Judge], None] = lambda judge: None, **blocks: Any
+    ) -> None:  # fmt: skip
+        """`prepare`: what training and calibration would do to the judge; `blocks`: of the config."""
         for number, poison in enumerate(("", *poisons, "")):
             rows = planted_rows("two", ROWS, number, labelled=False)
             rows[2]["query"] += f" POISON {poison}" * bool(poison)
             write_rows(rows, root / "to_score" / "task=two" / f"part-{number}-{poison or 'good'}.parquet")
         self.root = root
-        self.plain = planted_config(root, str(tiny_llama), scoring={"threads_per_actor": 1, "hang_timeout_s": 8})
+        self.plain = planted_config(root, str(tiny_llama), scoring={"threads_per_actor": 1, "hang_timeout_s": 8}, **blocks)
         self.config: RunConfig = build_config(self.plain, "test")
         judge = fresh_judge(self.config)
+        prepare(judge)
         facts = describe(judge, self.config, {"fingerprint": "f" * 64})
         self.sha256 = write_bundle(root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder)
 
@@ -33,8 +39,8 @@ class World:
     def scores_dir(self) -> Path:
         return self.config.run_dir / "scores"
 
-    def units(self) -> list[Unit]:
-        return plan_units(self.config, self.sha256)[0]
+    def units(self, all_tasks: bool = False) -> list[Unit]:
+        return plan_units(self.config, self.sha256, all_tasks)[0]
 
     def scorer(self) -> UnitScorer:
         attempts_dir = self.root / "attempts"
