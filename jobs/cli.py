@@ -122,10 +122,11 @@ def score(
     config: ConfigOption,
     logical_date: Annotated[str | None, typer.Option("--logical-date", help="The day of {date} in data.to_score.", show_default=False)] = None,
     until: Annotated[str | None, typer.Option("--until", help="Score each day from --logical-date to this one.", show_default=False)] = None,
+    all_tasks: Annotated[bool, typer.Option("--all-tasks", help="Label each pair for every task, not just that of its folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be scored, and how long it would take.")] = False,
     overrides: SetOption = None,
 ) -> None:
-    """Label every pair that the champion has not labelled yet, each exactly once."""
+    """Label every pair that the champion has not labelled yet, each exactly once, or once for every task."""
     if until is not None and logical_date is None:
         raise typer.BadParameter("it needs --logical-date, the day to begin with", param_hint="--until")
     from jobs.score import dates_between, read_date, run_backfill, run_plan, run_score
@@ -133,10 +134,10 @@ def score(
     def stage(c: Any, console: Any) -> dict[str, Any]:
         if dry_run:
             days = [None] if logical_date is None else list(dates_between(logical_date, until or logical_date))
-            return run_plan(c, console, days)
+            return run_plan(c, console, days, all_tasks)
         if until is not None:
-            return run_backfill(c, console, str(logical_date), until)
-        return run_score(c, console, logical_date and read_date(logical_date).isoformat())
+            return run_backfill(c, console, str(logical_date), until, all_tasks)
+        return run_score(c, console, logical_date and read_date(logical_date).isoformat(), all_tasks)
 
     execute(config, overrides, stage, locked=not dry_run)
 
@@ -148,6 +149,7 @@ def submit(
     address: AddressOption,
     logical_date: Annotated[str | None, typer.Option("--logical-date", help="score: the day of {date}.", show_default=False)] = None,
     until: Annotated[str | None, typer.Option("--until", help="score: the last day, from --logical-date on.", show_default=False)] = None,
+    all_tasks: Annotated[bool, typer.Option("--all-tasks", help="score: label each pair for every task.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also where the same has succeeded before.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted; else follow it, and end as it ends.")] = False,
     overrides: SetOption = None,
@@ -156,9 +158,10 @@ def submit(
     if command not in SUBMITTED:
         raise typer.BadParameter(f"{command!r} is not submitted; known: {', '.join(SUBMITTED)}", param_hint="COMMAND")
     dates = {"--logical-date": logical_date, "--until": until}
-    if command != "score" and any(dates.values()):
-        raise typer.BadParameter(f"{command} takes none; it is for score", param_hint="--logical-date")
-    words = [command, *(word for name, day in dates.items() if day is not None for word in (name, day))]
+    for option, given in (("--logical-date", any(dates.values())), ("--all-tasks", all_tasks)):
+        if command != "score" and given:
+            raise typer.BadParameter(f"{command} takes none; it is for score", param_hint=option)
+    words = [command, *(word for name, day in dates.items() if day is not None for word in (name, day)), *["--all-tasks"] * all_tasks]
 
     def work(console: Any) -> dict[str, Any]:
         from jobs.ray_jobs import run_submit

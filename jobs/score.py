@@ -13,7 +13,8 @@ from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, Retry
 from pipeline.lease import Lease
 from pipeline.logs import Console
 from pipeline.registry import FetchedVersion, resolve_champion
-from pipeline.score import Outcome, scored_units
+from pipeline.score import scored_units
+from pipeline.score_outcome import Outcome
 from pipeline.score_run import drift_lines, run_record
 from pipeline.score_units import Unit, on_date, plan_units
 from pipeline.store import open_store
@@ -23,14 +24,14 @@ SHOWN_UNITS = 20
 SUMMARY = ("units_scored", "units_already_published", "rows_scored", "rows_reused", "rows_in", "labels", "errors")
 
 
-def run_score(config: RunConfig, console: Console, logical_date: str | None = None) -> dict[str, Any]:
-    """Score what is not scored yet. RelevanceError at the end if some units failed, RetryableError if the same command may mend it; the others are
-    published."""
+def run_score(config: RunConfig, console: Console, logical_date: str | None = None, all_tasks: bool = False) -> dict[str, Any]:
+    """Score what is not scored yet, each row for its own task or for all tasks of the model. RelevanceError at the end if some units failed,
+    RetryableError if the same command may mend it; the others are published."""
     run = new_run_name()
     scores, dated = open_store(config.scores_place), on_date(config, logical_date)
     champion = resolve_champion(config)
     with Lease(scores, console.say) as lease:
-        to_do, published = plan_units(dated, champion.bundle_sha256)
+        to_do, published = plan_units(dated, champion.bundle_sha256, all_tasks)
         console.say(f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published before")
         sweep_orphans(scores)
         started_s = time.time()  # the wait for a lease says nothing of the pace
@@ -52,24 +53,24 @@ def new_run_name() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now_ns // 10**9))}-{now_ns % 10**9:09d}"
 
 
-def run_backfill(config: RunConfig, console: Console, first: str, last: str) -> dict[str, Any]:
+def run_backfill(config: RunConfig, console: Console, first: str, last: str, all_tasks: bool = False) -> dict[str, Any]:
     """Score one logical date after the other, each as a run of its own. A date that was scored costs a look at its files. The first one that fails
     ends the command; the dates before it are done."""
     runs = {}
     for day in dates_between(first, last):
         console.say(f"  {day}")
-        runs[day] = run_score(config, console, day)
+        runs[day] = run_score(config, console, day, all_tasks)
     totals = {name: sum(run[name] for run in runs.values()) for name in SUMMARY}
     return {"scores": str(config.scores_place), "dates": {day: run["run"] for day, run in runs.items()}, **totals}
 
 
-def run_plan(config: RunConfig, console: Console, days: Sequence[str | None]) -> dict[str, Any]:
-    """What would be scored, with the time it would take at the pace of the last run that scored something; no label is written."""
+def run_plan(config: RunConfig, console: Console, days: Sequence[str | None], all_tasks: bool = False) -> dict[str, Any]:
+    """What would be scored, with the time it would take at the pace of the last run that scored something so; no label is written."""
     champion = resolve_champion(config)
     to_do: list[Unit] = []
     num_published = 0
     for day in days:
-        units, published = plan_units(on_date(config, day), champion.bundle_sha256)
+        units, published = plan_units(on_date(config, day), champion.bundle_sha256, all_tasks)
         to_do += units
         num_published += len(published)
     for unit in to_do[:SHOWN_UNITS]:
@@ -77,16 +78,16 @@ def run_plan(config: RunConfig, console: Console, days: Sequence[str | None]) ->
         console.result(f"  {unit.task:20} {unit.rows:>10,} rows  {unit.path}{part}")
     if len(to_do) > SHOWN_UNITS:
         console.result(f"  ... and {len(to_do) - SHOWN_UNITS:,} more units")
-    rows, rate = sum(unit.rows for unit in to_do), rows_per_s(config)
+    rows, rate = sum(unit.rows for unit in to_do), rows_per_s(config, all_tasks)
     summary = {"version": champion.version, "units_to_score": len(to_do), "rows_to_score": rows, "units_already_published": num_published}
     return {**summary, "estimated_s": round(rows / rate) if rate else None}
 
 
-def rows_per_s(config: RunConfig) -> float | None:
-    """The pace of the last run that judged something."""
+def rows_per_s(config: RunConfig, all_tasks: bool) -> float | None:
+    """The pace of the last run that judged something, for all tasks or for one."""
     for record in newest_records(config.scores_place):
         judged = record["rows_scored"] - record.get("rows_reused", 0)
-        if judged:
+        if judged and record.get("all_tasks", False) == all_tasks:
             return float(judged / record["seconds"])
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.files import read_json, write_json
 from pipeline.gauges import ScoringGauges
 from pipeline.logs import Progress
-from pipeline.score import Outcome
+from pipeline.score_outcome import Outcome
 from pipeline.score_units import Unit
 
 
@@ -33,12 +33,16 @@ class ScoringLive:
         self.done.append(outcome)
         self.rows_done += unit.rows
         self.failed += bool(outcome.error)
-        self.labels[unit.task] += outcome.labels
+        tasks = outcome.tasks or (unit.task,)
+        for task in tasks:
+            self.labels[task] += outcome.labels // len(tasks)
         facts = self.facts()
         with contextlib.suppress(OSError):  # labels may go to another disk than the one that is full
             write_json(self.path, facts)
         units_left = len(self.units) - len(self.done)
-        self.gauges.unit_done(unit.task, outcome.labels, outcome.errors, bool(outcome.error), units_left, facts["pairs_per_s"])
+        for task in tasks:  # bad rows and failures are told once, of the task whose folder they lie in
+            bad = (outcome.errors, bool(outcome.error)) if task == unit.task else (0, False)
+            self.gauges.unit_done(task, outcome.labels // len(tasks), *bad, units_left, facts["pairs_per_s"])
         by_task = ", ".join(f"{task} {count:,}" for task, count in sorted(self.labels.items()))
         self.progress.update(self.rows_done, f"units {len(self.done):,}/{len(self.units):,}  {by_task}")
 

@@ -114,6 +114,28 @@ def test_a_new_partition_is_scored_alone(finished_run: Any) -> None:
     assert (result["units_scored"], result["rows_scored"], result["units_already_published"]) == (1, 4, 4)
 
 
+def test_all_tasks_are_listed_then_labelled_for_every_row_and_a_second_time_nothing_is(finished_run: Any) -> None:
+    root, config, _ = finished_run
+    write_rows(planted_rows("three", 4, 60, labelled=False), root / "any_task" / "task=three" / "part-0.parquet")
+    write_rows(planted_rows("two", 2, 61, labelled=False), root / "any_task" / "task=two" / "part-0.parquet")
+    scores = root / "scores-of-all"
+    words = ["score", "--config", str(config), "--set", f"data.to_score={root / 'any_task'}", "--set", f"scoring.scores={scores}", "--all-tasks"]
+    listed = last_json(relevance(*words, "--dry-run", cwd=root))
+    assert (listed["units_to_score"], listed["rows_to_score"], listed["estimated_s"]) == (2, 6, None)
+    result = last_json(relevance(*words, cwd=root))
+    assert [result[name] for name in ("units_scored", "rows_scored", "rows_in", "labels", "errors")] == [2, 6, 6, 12, 0]
+    labels = read_published(scores)
+    assert set(zip(labels["row_id"].to_pylist(), labels["task"].to_pylist(), strict=True)) == {
+        (row_id, task) for task in ("two", "three") for row_id in (*(f"three-60-{n}" for n in range(4)), "two-61-0", "two-61-1")
+    }
+    again = last_json(relevance(*words, cwd=root))
+    assert (again["units_scored"], again["units_already_published"]) == (0, 2)
+    listed = last_json(relevance(*words, "--dry-run", cwd=root))
+    assert (listed["units_to_score"], listed["estimated_s"]) == (0, 0), "the pace is known now"
+    plain = last_json(relevance(*words[:-1], "--dry-run", cwd=root))
+    assert (plain["units_to_score"], plain["estimated_s"]) == (2, None), "the pace of a run for all tasks says nothing of a plain one"
+
+
 def test_days_of_a_bucket_are_listed_then_labelled_in_a_bucket_each_as_a_run_that_knows_its_day(finished_run: Any, s3: str) -> None:
     root, config, _ = finished_run
     bucket = open_store("s3://labels/daily")

@@ -138,3 +138,14 @@ def test_a_scoring_under_way_tells_units_pairs_time_left_and_labels_by_task(tmp_
     assert scoring["left_s"] == pytest.approx(100 / scoring["pairs_per_s"])
     line = out.getvalue().splitlines()[1]
     assert "scoring" in line and "2/4 units, 1 failed" in line and "search 48, title 0" in line
+
+
+def test_labels_of_all_tasks_are_told_task_by_task_and_bad_rows_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(score_live, "ScoringGauges", lambda run: SimpleNamespace(unit_done=lambda *facts: told.append(facts)))
+    unit = Unit("search", "p", "d", "search-1", None, 50, all_tasks=True)
+    with Console(err=io.StringIO()).progress("score", 50, "pairs") as progress:
+        live = score_live.ScoringLive(tmp_path / "live.json", "daily", [unit], progress)
+        live.unit_done(Outcome("search-1", "p", 96, 2, tasks=("search", "title")))
+    assert [facts[:4] for facts in told] == [("search", 48, 2, False), ("title", 48, 0, False)]
+    assert live.facts()["labels"] == {"search": 48, "title": 48} and live.facts()["rows_done"] == 50

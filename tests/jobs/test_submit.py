@@ -107,7 +107,7 @@ def test_a_cluster_that_is_away_and_a_command_that_is_none_are_told_apart(finish
     assert away.returncode == 3 and "http://127.0.0.1:9 does not do what it is asked" in away.stderr
     nameless = relevance("status", "--address", "head:8265", cwd=root)
     assert nameless.returncode == 2 and "write it as http://head:8265" in nameless.stderr
-    for words in (["promote"], ["train", "--logical-date", "2026-01-31"]):
+    for words in (["promote"], ["train", "--logical-date", "2026-01-31"], ["train", "--all-tasks"]):
         wrong = relevance("submit", *words, "--config", str(config), "--address", "http://127.0.0.1:9", cwd=root)
         assert wrong.returncode == 2
 
@@ -147,3 +147,18 @@ def test_a_job_s_name_follows_from_all_that_the_command_is_given(tmp_path: Path)
         for words in (["score"], ["train"], ["score", "--logical-date", "2026-01-31"], ["score", "--logical-date", "2026-02-01"])
     ]
     assert len(set(stems)) == len(stems) and job_stem(read_config(path), ["score"]) == stems[0]
+
+
+def test_what_score_is_given_goes_into_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from jobs import ray_jobs
+    from jobs.cli import app
+
+    submitted: list[list[str]] = []
+    monkeypatch.setattr(ray_jobs, "run_submit", lambda config, console, words, *_: submitted.append(words) or {})
+    path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere"))
+    given = ["--logical-date", "2026-01-31", "--until", "2026-02-01", "--all-tasks"]
+    for words in ([], given):
+        CliRunner().invoke(app, ["submit", "score", "--config", str(path), "--address", "http://head:8265", *words], catch_exceptions=False)
+    assert submitted == [["score"], ["score", *given]]
