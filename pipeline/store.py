@@ -15,11 +15,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, RetryableError
+from pipeline.errors import RetryableError
 from pipeline.files import put_if_absent, safe_join, write_bytes
+from pipeline.store_errors import asking, unusable
 
 BUCKET = "s3://"
-NO_BUCKET = "NoSuchBucket"  # as the protocol says it
 ANSWER_S, CONNECT_S = 60, 10  # that a request may take, and a connection
 PIECE = 16 * 2**20  # bytes of one request, so that a slow line answers in time
 RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=90)}
@@ -116,28 +116,28 @@ class Bucket(Store):
         try:
             self._store = S3Store.from_url(self.place, client_options=options, retry_config=RETRIES)  # type: ignore[arg-type]
         except BaseError as error:
-            raise ConfigError(f"{self.place} is no place in an object store ({first_line(error)}); write it as s3://bucket/prefix") from error
+            raise unusable(error, self.place) from error
 
     def get(self, key: str) -> bytes:
-        with self._asking(key):
+        with asking(self.place, key):
             return bytes(self._store.get(key).bytes())
 
     def get_range(self, key: str, version: str, start: int, end: int) -> bytes:
         """Bytes of one version. RetryableError: the key has another by now, or none."""
         try:
-            with self._asking(key):
+            with asking(self.place, key):
                 return bytes(self._store.get(key, options={"if_match": version, "range": (start, end)}).bytes())
         except FileNotFoundError as error:
             raise RetryableError(f"{self.place}/{key} was removed while it was read; run the same command again") from error
 
     def put(self, key: str, content: bytes) -> None:
-        with self._asking(key):
+        with asking(self.place, key):
             self._store.put(key, content, use_multipart=False)
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        with self._asking(key):
+        with asking(self.place, key):
             try:
                 self._store.put(key, content, mode="create", use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
@@ -146,42 +146,21 @@ class Bucket(Store):
 
     def exists(self, key: str) -> bool:
         try:
-            with self._asking(key):
+            with asking(self.place, key):
                 self._store.head(key)
         except FileNotFoundError:
             return False
         return True
 
     def list(self, folder: str) -> Iterator[Entry]:
-        with self._asking(folder):
+        with asking(self.place, folder):
             found = [one for page in self._store.list(folder or None) for one in page]
         for one in sorted(found, key=lambda one: one["path"]):
             yield Entry(one["path"], one["last_modified"].timestamp(), one["size"], one["e_tag"] or "")
 
     def delete(self, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError), self._asking(key):
+        with contextlib.suppress(FileNotFoundError), asking(self.place, key):
             self._store.delete(key)
-
-    @contextlib.contextmanager
-    def _asking(self, key: str) -> Iterator[None]:
-        """The store's errors as ours."""
-        from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
-
-        try:
-            yield
-        except ValueError as error:
-            raise ConfigError(f"{key!r} is no key of {self.place} ({first_line(error)}); use a path inside it") from error
-        except PreconditionError as error:
-            raise RetryableError(f"{self.place}/{key} changed while it was read; run the same command again") from error
-        except (PermissionError, PermissionDeniedError, UnauthenticatedError) as error:
-            remedy = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they are allowed to do"
-            raise ConfigError(f"{self.place} refuses access to {key} ({first_line(error)}); {remedy}") from error
-        except (FileNotFoundError, BaseError) as error:
-            if NO_BUCKET in str(error):
-                raise ConfigError(f"{self.place} lies in no bucket that there is; make the bucket, or correct the config") from error
-            if isinstance(error, FileNotFoundError):
-                raise FileNotFoundError(f"{self.place}/{key} is not there") from error
-            raise RetryableError(f"{self.place} does not do what it is asked ({first_line(error)}); run the same command again") from error
 
 
 class StoredFile(io.RawIOBase):
@@ -210,11 +189,6 @@ class StoredFile(io.RawIOBase):
             buffer[self._at - start : self._at - start + len(content)] = content
             self._at += len(content)
         return max(0, end - start)
-
-
-def first_line(error: Exception) -> str:
-    """Of an error that shows how it came about in many."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def is_bucket(place: Path | str) -> bool:

@@ -124,10 +124,11 @@ run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_bac
 
 
 @contextlib.contextmanager
-def s3_server(*buckets: str) -> Iterator[str]:
-    """A server that speaks S3, with buckets; its address."""
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-c", S3_SERVER, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def s3_server(*buckets: str, unguarded: int | None = None) -> Iterator[str]:
+    """A server that speaks S3, with buckets; its address. It looks at who asks after so many requests, if any number is given."""
+    port, environment = free_port(), os.environ | ({} if unguarded is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(unguarded)})
+    words = [sys.executable, "-c", S3_SERVER, str(port)]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_port(port, process)
         for bucket in buckets:
@@ -138,11 +139,27 @@ def s3_server(*buckets: str) -> Iterator[str]:
         process.wait()
 
 
+@contextlib.contextmanager
+def guarded_s3_server() -> Iterator[tuple[str, str, str]]:
+    """A server that speaks S3, with the bucket labels, and looks at who asks; its address, and a key and its secret that may do nothing."""
+    import boto3
+
+    with s3_server(unguarded=3) as address:
+        anybody = {"endpoint_url": address, "region_name": "us-east-1", "aws_access_key_id": "any", "aws_secret_access_key": "any"}
+        boto3.client("s3", **anybody).create_bucket(Bucket="labels")
+        accounts = boto3.client("iam", **anybody)
+        accounts.create_user(UserName="nobody")
+        made = accounts.create_access_key(UserName="nobody")["AccessKey"]
+        yield address, made["AccessKeyId"], made["SecretAccessKey"]
+
+
 class Trouble:
-    """What goes wrong between a client and a server; set by the test."""
+    """What goes wrong between a client and a server; set by the test. And what was asked, as (method, path)."""
 
     def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
         self.status: int | None = None  # answered in the place of the server
+        self.content = b'{"error_code": "INTERNAL_ERROR", "message": "made up"}'  # with the status
         self.delay_s = 0.0  # before each answer
         self.lose_answers_to = ""  # of requests whose path ends so, once each time it is set; the server does what was asked
 
@@ -158,9 +175,10 @@ def proxy(upstream: str, trouble: Trouble) -> Iterator[str]:
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = self.path.partition("?")[0]
+            trouble.asked.append((self.command, path))
             time.sleep(trouble.delay_s)
             if trouble.status is not None:
-                content = b'{"error_code": "INTERNAL_ERROR", "message": "made up"}'
+                content = b"" if self.command == "HEAD" else trouble.content
                 return self.answer(trouble.status, content, {"Content-Type": "application/json"})
             connection = http.client.HTTPConnection(host, int(port), timeout=60)
             headers = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "content-length", "connection")}
