@@ -46,6 +46,11 @@ def is_published(root: Root, partition: str) -> bool:
     return open_store(root).exists(manifest_key(partition))
 
 
+def published_partitions(root: Root) -> set[str]:
+    """The partitions whose manifests are in place now, by one listing: a store would be asked for thousands of them one by one."""
+    return {key.removeprefix("manifests/").removesuffix(".json") for key in json_keys(open_store(root), "manifests")}
+
+
 def manifest_key(partition: str) -> str:
     """Where a partition's manifest lies. ConfigError: the partition has no valid name."""
     return f"manifests/{check_name(partition, 'partition')}.json"

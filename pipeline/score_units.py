@@ -7,15 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit import is_published, partition_id
+from pipeline.commit import partition_id, published_partitions
 from pipeline.config import RunConfig
 from pipeline.encode import ENCODER_VERSION
-from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.errors import ConfigError
 from pipeline.reader import check_schema, naming_damage
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score_config import as_place
-from pipeline.score_inputs import InputFile, changed, find_inputs, open_input
-from pipeline.store import open_store
+from pipeline.score_inputs import changed, count_rows, find_inputs, open_input
 
 DATE = "{date}"
 ALL_TASKS = "all-tasks"  # the way of scoring, in partition ids
@@ -49,34 +48,24 @@ def on_date(config: RunConfig, date: str | None) -> RunConfig:
 
 
 def plan_units(config: RunConfig, bundle_sha256: str, all_tasks: bool = False) -> tuple[list[Unit], list[Unit]]:
-    """(units still to score, those published before), in a fixed order: task by task."""
-    scores, ways = open_store(config.scores_place), (ALL_TASKS,) if all_tasks else ()
+    """(units still to score, those published before), in a fixed order: task by task. Who takes up a unit sees whether it was published since."""
+    done, ways = published_partitions(config.scores_place), (ALL_TASKS,) if all_tasks else ()
     to_do: list[Unit] = []
     published: list[Unit] = []
     for task, files in find_inputs(config.to_score_place, config.tasks).items():
-        for file in files:
-            num_rows = rows_of(file)
+        for file, num_rows in zip(files, count_rows(files), strict=True):
             of_file = (task, file.name, file.digest, bundle_sha256, ENCODER_VERSION)
-            whole = is_published(scores, partition_id(*of_file, ways=ways))  # as releases did that knew no parts
+            whole = partition_id(*of_file, ways=ways) in done  # as releases did that knew no parts
             for part in [None] if whole else parts_of(num_rows):
                 partition = partition_id(*of_file, part, ways)
                 unit = Unit(task, file.path, file.digest, partition, part, part[1] - part[0] if part else num_rows, all_tasks)
-                (published if whole or (part and is_published(scores, partition)) else to_do).append(unit)
+                (published if whole or (part and partition in done) else to_do).append(unit)
     return to_do, published
 
 
 def unit_of_fields(fields: dict[str, Any]) -> Unit:
     """A unit out of json, which knows no tuples."""
     return Unit(**{**fields, "part": tuple(fields["part"]) if fields["part"] else None})
-
-
-def rows_of(file: InputFile) -> int:
-    """Rows of a file; 0 where it cannot be read, which is told where its unit is scored, so that the others are scored all the same."""
-    try:
-        with open_input(file.path, file.digest) as opened:
-            return int(opened.metadata.num_rows)
-    except DamagedInputError:
-        return 0
 
 
 def parts_of(num_rows: int) -> list[tuple[int, int] | None]:

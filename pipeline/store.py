@@ -6,6 +6,7 @@ Either keeps a key's content whole or absent, and puts it there if absent: of se
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 from abc import ABC, abstractmethod
@@ -200,4 +201,14 @@ def open_store(place: Path | str | Store) -> Store:
     """The store at a place: s3://bucket/prefix, or a folder, which need not be there yet."""
     if isinstance(place, Store):
         return place
-    return Bucket(str(place)) if is_bucket(place) else Folder(Path(place))
+    return open_bucket(str(place)) if is_bucket(place) else Folder(Path(place))
+
+
+def open_bucket(url: str) -> Bucket:
+    """The bucket at a place, one for all who ask in a process: its client keeps connections open."""
+    return _opened(url.rstrip("/"), tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))))
+
+
+@functools.lru_cache(maxsize=32)
+def _opened(url: str, _settings: tuple[tuple[str, str], ...]) -> Bucket:
+    return Bucket(url)

@@ -10,11 +10,22 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
-from planted import planted_rows
+from planted import planted_config, planted_rows
 from scoring_world import ROWS, World
+from servers import Trouble, proxy
 
 from pipeline import score_units
-from pipeline.commit import newest_records, put_record, read_errors, read_manifests, read_published, read_run, sweep_orphans
+from pipeline.commit import (
+    SCORE_SCHEMA,
+    newest_records,
+    publish_partition,
+    put_record,
+    read_errors,
+    read_manifests,
+    read_published,
+    read_run,
+    sweep_orphans,
+)
 from pipeline.config import build_config
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.registry import FetchedVersion
@@ -43,9 +54,9 @@ def world(tmp_path: Path, tiny_llama: Path, s3: str) -> BucketWorld:
     return BucketWorld(tmp_path, tiny_llama)
 
 
-def parquet(rows: list[dict[str, object]]) -> bytes:
+def parquet(rows: list[dict[str, object]], group_rows: int = 4) -> bytes:
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), file, row_group_size=4)
+    pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), file, row_group_size=group_rows)
     return file.getvalue()
 
 
@@ -83,6 +94,45 @@ def test_a_large_object_is_taken_in_parts_and_bad_rows_are_errors(world: BucketW
     found = {row_id for row_id in read_published(world.config.scores_place).column("row_id").to_pylist() if row_id.startswith("two-7-")}
     assert found == {row["row_id"] for row in rows if row["ad_title"]}
     assert read_errors(world.config.scores_place).column("row").to_pylist() == [30]
+
+
+def test_planning_lists_twice_and_reads_only_the_end_of_each_file_through_one_client(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_units, "UNIT_ROWS", 8000)
+    place, trouble, opened, read = f"s3://labels/{tmp_path.name}", Trouble(), [], []
+    file = parquet(planted_rows("two", 12_000, 1, labelled=False), 6000)
+    for number in range(12):
+        Bucket(place).put(f"rows/task=two/part-{number:02d}.parquet", file)
+    scoring = {"scores": f"{place}/scores"}
+    config = build_config({**planted_config(tmp_path, "nowhere", scoring=scoring), "data": {"to_score": f"{place}/rows"}}, "test")
+    (first, *_), _ = plan_units(config, "b")
+    publish_partition(config.scores_place, first.partition, SCORE_SCHEMA.empty_table(), {"bundle_sha256": "b"})
+    init, get_range = Bucket.__init__, Bucket.get_range
+
+    def ranged(bucket: Bucket, key: str, version: str, start: int, end: int) -> bytes:
+        read.append(end - start)
+        return get_range(bucket, key, version, start, end)
+
+    monkeypatch.setattr(Bucket, "__init__", lambda self, url: (opened.append(url), init(self, url))[1])
+    monkeypatch.setattr(Bucket, "get_range", ranged)
+    with proxy(s3, trouble) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        to_do, published = plan_units(config, "b")
+    assert published == [first] and [unit.part for unit in to_do] == [(8000, 12_000)] + [(0, 8000), (8000, 12_000)] * 11
+    assert [unit.path[-10:-8] for unit in to_do] == sorted(unit.path[-10:-8] for unit in to_do)
+    listings = [path for method, path in trouble.asked if path.strip("/") == "labels"]
+    assert {method for method, _ in trouble.asked} == {"GET"} and len(listings) == 2, "rows, and what is published"
+    assert sorted(opened) == [f"{place}/rows", f"{place}/scores"]
+    assert len(read) == len(trouble.asked) - len(listings) == 12 and max(read) <= 65_536 < len(file)
+
+
+def test_a_unit_that_was_published_after_it_was_planned_is_not_scored_again(world: BucketWorld) -> None:
+    scorer, late = world.scorer(), world.scorer()
+    unit = world.units()[0]
+    assert scorer.outcome(unit).labels == ROWS
+    late.judge = None
+    assert late.outcome(unit).labels == ROWS and read_published(world.config.scores_place).num_rows == ROWS
 
 
 def test_an_object_that_changes_while_it_is_scored_is_not_scored_under_its_old_name(world: BucketWorld) -> None:

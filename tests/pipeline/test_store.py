@@ -143,6 +143,13 @@ def test_a_stored_file_is_read_as_files_are_and_only_as_long_as_it_is_the_same(s
         file.read(3)
 
 
+def test_a_place_is_asked_through_one_client_as_long_as_the_settings_are_the_same(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_store("s3://labels/a")
+    assert open_store("s3://labels/a/") is first and open_store("s3://labels/b") is not first
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    assert open_store("s3://labels/a") is not first
+
+
 def test_places_are_told_apart() -> None:
     assert is_bucket("s3://b/p") and not is_bucket("/data/s3://b") and not is_bucket(Path("b"))
     with pytest.raises(ConfigError, match="is no place in an object store"):
