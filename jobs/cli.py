@@ -154,7 +154,10 @@ def submit(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is submitted; else follow it, and end as it ends.")] = False,
     overrides: SetOption = None,
 ) -> None:
-    """Run a command as a job of a Ray cluster; submitted again while it runs, or after it succeeded, it is that job."""
+    """Run a command as a job of a Ray cluster; submitted again while it runs, or after it succeeded, it is that job.
+
+    Paths in the config must be absolute, and seen by the cluster's machines, or s3://bucket/prefix: relative ones are refused.
+    """
     if command not in SUBMITTED:
         raise typer.BadParameter(f"{command!r} is not submitted; known: {', '.join(SUBMITTED)}", param_hint="COMMAND")
     dates = {"--logical-date": logical_date, "--until": until}
@@ -165,9 +168,13 @@ def submit(
 
     def work(console: Any) -> dict[str, Any]:
         from jobs.ray_jobs import run_submit
-        from pipeline.config import read_config
+        from jobs.submit_paths import check_paths
+        from pipeline.config import build_config, read_settings
 
-        return run_submit(read_config(config, overrides or []), console, words, address, again, not no_wait)
+        given = read_settings(config, overrides or [])
+        checked = build_config(given, str(config))
+        check_paths(checked, given)
+        return run_submit(checked, console, words, address, again, not no_wait)
 
     guarded(work)
 

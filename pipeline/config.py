@@ -191,10 +191,15 @@ class RunConfig(Frozen):
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config in a YAML file with `a.b=value` overrides applied. ConfigError says which setting, where, and what it may be."""
+    return build_config(read_settings(path, overrides), str(path))
+
+
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain settings of a config, as they were written and overridden, not checked yet."""
     value = read_yaml_mapping(path, "config", "copy jobs/configs/demo.yaml and change it", "of settings, such as `name: demo`")
     for override in overrides:
         apply_override(value, override)
-    return build_config(value, str(path))
+    return value
 
 
 def build_config(value: dict[str, Any], where: str) -> RunConfig:

@@ -18,7 +18,8 @@ import yaml
 from places import ROOT
 
 from jobs.cli import app
-from pipeline.config import read_config
+from jobs.submit_paths import check_paths
+from pipeline.config import read_config, read_settings
 
 INFRA, CONFIG_PATH = ROOT / "infra", ROOT / "jobs" / "configs" / "production.yaml"
 MOUNTED_CONFIG = "/etc/relevance/production.yaml"
@@ -90,7 +91,8 @@ def test_every_command_in_infra_is_one_that_relevance_takes(command: str, monkey
     name, *options = shlex.split(command)
     context = typer.main.get_command(app).commands[name].make_context(name, options)
     assert str(context.params["config"]) == MOUNTED_CONFIG
-    read_config(CONFIG_PATH, context.params["overrides"] or [])
+    overrides = context.params["overrides"] or []
+    check_paths(read_config(CONFIG_PATH, overrides), read_settings(CONFIG_PATH, overrides))
 
 
 def test_jobs_train_and_score_and_the_standing_cluster_does_what_lies_between() -> None:

@@ -18,7 +18,9 @@ from planted import planted_config, planted_rows, write_config, write_rows
 from servers import free_port, wait_for_port
 
 from jobs.ray_jobs import job_stem, submit_job
-from pipeline.config import read_config
+from jobs.submit_paths import check_paths
+from pipeline.config import build_config, read_config, read_settings
+from pipeline.errors import ConfigError
 from pipeline.logs import Console
 
 TOKEN = "0123456789abcdef" * 2
@@ -110,6 +112,47 @@ def test_a_cluster_that_is_away_and_a_command_that_is_none_are_told_apart(finish
     for words in (["promote"], ["train", "--logical-date", "2026-01-31"], ["train", "--all-tasks"]):
         wrong = relevance("submit", *words, "--config", str(config), "--address", "http://127.0.0.1:9", cwd=root)
         assert wrong.returncode == 2
+
+
+RELATIVE = [
+    ("work_dir", "runs"), ("data.judged", "judged"), ("data.to_score", "days/{date}"), ("scoring.scores", "~/scores"), ("registry.promotions", "log"),
+    ("gate.reference_profile", "profile.json"), ("sources.0.path", "esci"), ("backbone.source", "./llama"), ("backbone.source", "tiny.gguf"),
+    ("registry.tracking_uri", "sqlite:///mlflow.db"), ("registry.tracking_uri", "./mlruns"),
+]  # fmt: skip
+SHARED = [
+    ("data.to_score", "s3://ads/pairs"), ("scoring.scores", "/storage/x"), ("gate.reference_profile", "champion"), ("backbone.source", "org/name"),
+    ("backbone.source", "package:llm"), ("registry.tracking_uri", "http://mlflow:5000"), ("registry.tracking_uri", "sqlite:////storage/mlflow.db"),
+    ("registry.tracking_uri", "databricks"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("setting", "text"), RELATIVE)
+def test_a_relative_path_is_not_submitted_whichever_setting_it_is_of(tmp_path: Path, setting: str, text: str) -> None:
+    plain = planted_config(tmp_path, "/storage/llama", sources=[{"kind": "esci", "path": "/storage/esci"}])
+    path = write_config(tmp_path / "c.yaml", plain)
+    check_paths(read_config(path), read_settings(path))
+    given = read_settings(path, [f"{setting}={text}"])
+    with pytest.raises(ConfigError) as refused:
+        check_paths(build_config(given, "test"), given)
+    assert f"there are relative paths: {setting} ({text}); write absolute paths that all its machines see, or s3://" in str(refused.value)
+
+
+@pytest.mark.parametrize(("setting", "text"), SHARED)
+def test_a_place_that_is_the_same_everywhere_is_submitted(tmp_path: Path, setting: str, text: str) -> None:
+    path, override = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "/storage/llama")), f"{setting}={text}"
+    check_paths(read_config(path, [override]), read_settings(path, [override]))
+
+
+def test_a_config_that_leaves_its_work_dir_open_is_refused_before_the_cluster_is_asked(tmp_path: Path) -> None:
+    plain = planted_config(tmp_path, "/storage/llama")
+    config = write_config(tmp_path / "c.yaml", {name: value for name, value in plain.items() if name != "work_dir"})
+    nowhere = ("submit", "score", "--config", str(config), "--address", "http://127.0.0.1:9")
+    refused = relevance(*nowhere, "--set", "scoring.scores=labels", cwd=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    assert "relative paths: work_dir (not set, so runs of this folder), scoring.scores (labels); write absolute" in refused.stderr
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "labels").exists()
+    assert relevance(*nowhere, "--set", f"work_dir={tmp_path}", cwd=tmp_path).returncode == 3, "only the cluster is wanting"
+    assert "relative ones are refused" in " ".join(relevance("submit", "--help", cwd=tmp_path).stdout.replace("│", " ").split())
 
 
 class Jobs:
