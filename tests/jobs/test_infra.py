@@ -311,6 +311,7 @@ def test_schedules_are_daily_in_utc_one_run_at_a_time_and_retry_only_what_may_su
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "submit", "operator": "In", "values": [1, 2, 4]}}
     assert job["backoffLimit"] == given["default_args"]["retries"] == 3
+    assert JOBS["raycronjob-score.yaml"]["backoffLimit"] == 1, "it starts a cluster anew for what was refused, too"
     assert spec["startingDeadlineSeconds"] <= 20 * 3600, "or it would begin on another day"
 
 
