@@ -207,7 +207,8 @@ def find_champion(config: RunConfig) -> FetchedVersion | None:
         if fetched_dir(config, version, sha256).is_dir():  # the log says which, and its files are here: nothing is wanting
             return fetch_bundle(config, version, sha256)
         champion = f"version {version} of {config.registry.model}, the champion by the promotion log"
-        raise RetryableError(f"{champion}, is not here yet, and {error}") from error
+        kind = ConfigError if getattr(error.__cause__, "error_code", "") in NOT_THERE else RetryableError  # it answers, and is another registry
+        raise kind(f"{champion}, is not here yet, and {error}") from error
 
 
 def fetch_version(config: RunConfig, version: str) -> FetchedVersion:

@@ -148,7 +148,7 @@ def test_rows_of_a_task_that_is_not_configured_are_a_config_error(config: Path) 
     check_refused(relevance("validate", "--config", str(config)), 2, "'four'", "configured: two, three")
 
 
-def test_unknown_task_among_rows_to_score_is_a_config_error(config: Path) -> None:
+def test_scoring_without_a_champion_says_what_comes_first(config: Path) -> None:
     check_refused(relevance("score", "--config", str(config)), 2, "no champion", "relevance promote")
 
 
