@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.exports import ExportFormat, export_task
+from pipeline.fetched import fetch_version, resolve_champion
 from pipeline.logs import Console
-from pipeline.registry import fetch_version, resolve_champion
 
 
 def run_export(

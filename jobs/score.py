@@ -10,9 +10,9 @@ from jobs.score_live import ScoringLive, live_path
 from pipeline.commit import newest_records, put_record, sweep_orphans
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
+from pipeline.fetched import FetchedVersion, resolve_champion
 from pipeline.lease import Lease
 from pipeline.logs import Console
-from pipeline.registry import FetchedVersion, resolve_champion
 from pipeline.score import scored_units
 from pipeline.score_outcome import Outcome
 from pipeline.score_run import drift_lines, run_record
@@ -30,6 +30,8 @@ def run_score(config: RunConfig, console: Console, logical_date: str | None = No
     run = new_run_name()
     scores, dated = open_store(config.scores_place), on_date(config, logical_date)
     champion = resolve_champion(config)
+    if champion.registry_away:
+        console.say(f"  {champion.registry_away}; going on with version {champion.version}, the champion by the promotion log, whose files are here")
     with Lease(scores, console.say) as lease:
         to_do, published = plan_units(dated, champion.bundle_sha256, all_tasks)
         console.say(f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published before")

@@ -96,6 +96,7 @@ class RegistryConfig(Frozen):
     model: Annotated[str, AfterValidator(lambda name: checked_name(name, "model"))]  # registered model's name
     tracking_uri: str | None = None  # default: sqlite in the work folder
     promotions: AbsolutePath | None = None  # the promotion log; default: in the work folder
+    use_fetched_champion: bool = True  # where the registry does not answer and the champion's files are on this machine
 
 
 class RunConfig(Frozen):

@@ -2,39 +2,19 @@
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.bundle import read_bundle
 from pipeline.card import model_card
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.files import canonical_json, json_sha256, publish_dir, read_json, remove_tree, temporary_beside
-from pipeline.promotion import gate_tag, read_promotions, repair_aliases
-from pipeline.tracking import code_version, experiment_id, find_run, mlflow_client, told_errors
+from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.files import canonical_json, json_sha256, read_json
+from pipeline.promotion import gate_tag, read_promotions
+from pipeline.tracking import code_version, experiment_id, find_run, mlflow_client
 
 BUNDLE_ARTIFACT = "bundle"
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers where there is no such version, or it is no number
-
-
-@dataclass(frozen=True)
-class FetchedVersion:
-    """A registered version and its files on this machine, with the sha256 that they must have."""
-
-    version: str
-    bundle_dir: Path
-    bundle_sha256: str
-
-    @property
-    def profile_path(self) -> Path:
-        """The profile of the rows it was trained on; a version registered by an older release has none."""
-        return self.bundle_dir.parent / "profile.json"
-
-    @property
-    def reference_path(self) -> Path:
-        """Canary rows and how its scores were spread; a version registered by an older release, or of a bundle that was not evaluated, has none."""
-        return self.bundle_dir.parent / "score_reference.json"
 
 
 def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, Any]) -> str:
@@ -185,66 +165,7 @@ def check_version(client: Any, model: str, version: str) -> Any:
         raise ConfigError(f"version {version} of model {model} is not registered ({error.message}); `relevance register` makes one") from error
 
 
-def resolve_champion(config: RunConfig) -> FetchedVersion:
-    """The champion's files. ConfigError: nothing was promoted yet."""
-    champion = find_champion(config)
-    if champion is None:
-        raise ConfigError(f"model {config.registry.model} has no champion; run `relevance promote` first")
-    return champion
-
-
-def find_champion(config: RunConfig) -> FetchedVersion | None:
-    """The champion's files, fetched once, if there is one; the bundle's sha256 is the promotion log's."""
-    log = read_promotions(config)
-    if not log:
-        return None
-    version, sha256 = log[-1]["version"], log[-1]["bundle_sha256"]
-    try:
-        with told_errors(config):
-            repair_aliases(config, mlflow_client(config))
-            return fetch_bundle(config, version, sha256)
-    except RetryableError as error:
-        if fetched_dir(config, version, sha256).is_dir():  # the log says which, and its files are here: nothing is wanting
-            return fetch_bundle(config, version, sha256)
-        champion = f"version {version} of {config.registry.model}, the champion by the promotion log"
-        kind = ConfigError if getattr(error.__cause__, "error_code", "") in NOT_THERE else RetryableError  # it answers, and is another registry
-        raise kind(f"{champion}, is not here yet, and {error}") from error
-
-
-def fetch_version(config: RunConfig, version: str) -> FetchedVersion:
-    """A version's bundle, fetched once; its sha256 is the registry's. ConfigError: no such version."""
-    record = check_version(mlflow_client(config), config.registry.model, version)
-    check_registered(record)
-    return fetch_bundle(config, str(record.version), record.tags["bundle_sha256"])
-
-
 def check_registered(record: Any) -> None:
     """ConfigError: somebody made the version by other means, and it says nothing of itself."""
     if not {"bundle_sha256", "macro_pr_auc", "lexical_macro_pr_auc"} <= record.tags.keys():
         raise ConfigError(f"version {record.version} of model {record.name} was not made by `relevance register`; name one that was")
-
-
-def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion:
-    """A version's files, downloaded unless they are here. DamagedInputError: the version holds no bundle."""
-    import mlflow
-
-    fetched = fetched_dir(config, version, sha256)
-    bundle_dir = fetched / "artifacts" / BUNDLE_ARTIFACT
-    if not bundle_dir.is_dir():
-        mlflow_client(config)  # sets where models:/ is looked up
-        remove_tree(fetched)
-        staged = temporary_beside(fetched)
-        try:
-            staged.mkdir()
-            mlflow.artifacts.download_artifacts(f"models:/{config.registry.model}/{version}", dst_path=str(staged))
-            publish_dir(staged, fetched)
-        finally:
-            remove_tree(staged)
-    if not bundle_dir.is_dir():
-        raise DamagedInputError(f"version {version} of {config.registry.model} holds no bundle; register its bundle again")
-    return FetchedVersion(version, bundle_dir, sha256)
-
-
-def fetched_dir(config: RunConfig, version: str, sha256: str) -> Path:
-    """Where a version's files lie on this machine."""
-    return config.run_dir / "served" / f"version-{version}-{sha256[:12]}"

@@ -19,8 +19,8 @@ from pipeline.attempts import Attempts
 from pipeline.commit import is_published, judged_tasks, publish_partition, read_manifest
 from pipeline.config import RunConfig
 from pipeline.errors import RelevanceError, RetryableError, last_line
+from pipeline.fetched import FetchedVersion
 from pipeline.files import remove_tree
-from pipeline.registry import FetchedVersion
 from pipeline.row_errors import part_rows
 from pipeline.score_cache import ScoreCache, cached_files
 from pipeline.score_facts import label_facts

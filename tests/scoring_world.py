@@ -8,8 +8,8 @@ from planted import planted_config, planted_rows, write_rows
 
 from models.bundle import write_bundle
 from pipeline.config import RunConfig, build_config
+from pipeline.fetched import FetchedVersion
 from pipeline.judge import Judge, describe, fresh_judge
-from pipeline.registry import FetchedVersion
 from pipeline.score import UnitScorer, actor_settings
 from pipeline.score_units import Unit, plan_units
 

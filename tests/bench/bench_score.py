@@ -75,8 +75,8 @@ class Bench:
     def ours(self) -> tuple[float, np.ndarray, Any]:
         """A unit as an actor scores it, into a new run."""
         from pipeline.commit import read_published
+        from pipeline.fetched import FetchedVersion
         from pipeline.files import file_sha256
-        from pipeline.registry import FetchedVersion
         from pipeline.score import UnitScorer, actor_settings
         from pipeline.score_units import Unit, plan_units
 
@@ -162,8 +162,8 @@ def score_made_up(num_rows: int, root: Path) -> float:
 
     from models.bundle import write_bundle
     from pipeline.config import build_config
+    from pipeline.fetched import FetchedVersion
     from pipeline.judge import describe, fresh_judge
-    from pipeline.registry import FetchedVersion
     from pipeline.schema import ROW_SCHEMA
     from pipeline.score import UnitScorer, actor_settings
     from pipeline.score_units import plan_units

@@ -35,7 +35,7 @@ import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from pipeline.config import build_config
-from pipeline.registry import FetchedVersion
+from pipeline.fetched import FetchedVersion
 from pipeline.score import scored_units
 from pipeline.score_units import plan_units
 

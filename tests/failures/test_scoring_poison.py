@@ -182,7 +182,7 @@ from dataclasses import asdict
 from pathlib import Path
 from jobs.cluster import ray_cluster
 from pipeline.config import build_config
-from pipeline.registry import FetchedVersion
+from pipeline.fetched import FetchedVersion
 from pipeline.score import scored_units
 from pipeline.score_units import plan_units
 plain, bundle_dir, sha256 = json.loads(sys.argv[1])

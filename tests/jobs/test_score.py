@@ -77,7 +77,11 @@ def test_the_champion_whose_files_are_here_scores_while_the_registry_is_away_and
 ) -> None:
     place.put("task=three/empty.parquet", [])
     assert relevance("score", "--config", str(place.config), "--dry-run", cwd=place.root).returncode == 0  # fetches the champion's files
-    result = last_json(place.score(registry__tracking_uri=AWAY))
+    not_allowed = {"registry__tracking_uri": AWAY, "registry__use_fetched_champion": "false"}
+    place.refused(3, "is not used without it (registry.use_fetched_champion)", f"MLflow at {AWAY} does not answer", **not_allowed)
+    scored = place.score(registry__tracking_uri=AWAY)
+    assert "does not answer" in scored.stderr and "going on with version 1, the champion by the promotion log" in scored.stderr
+    result = last_json(scored)
     assert (result["units_scored"], result["rows_in"], result["labels"], result["errors"]) == (2, 4, 4, 0)
     assert read_published(f"{place.here}/scores").num_rows == 4
     assert last_json(place.score(registry__tracking_uri=AWAY))["units_already_published"] == 2

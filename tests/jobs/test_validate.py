@@ -11,8 +11,9 @@ from jobs.validate import run_validate
 from pipeline import registry
 from pipeline.config import RunConfig, read_config
 from pipeline.errors import ConfigError, RetryableError
+from pipeline.fetched import FetchedVersion
 from pipeline.logs import Console
-from pipeline.registry import FetchedVersion, check_profile
+from pipeline.registry import check_profile
 
 
 @pytest.fixture

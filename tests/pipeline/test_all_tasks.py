@@ -22,9 +22,9 @@ from pipeline.attempts import Attempts
 from pipeline.calibrate import Calibration
 from pipeline.commit import put_record, read_errors, read_manifests, read_published, read_run
 from pipeline.errors import DamagedInputError
+from pipeline.fetched import FetchedVersion
 from pipeline.files import read_json, write_json
 from pipeline.judge import Judge, fresh_judge
-from pipeline.registry import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import UnitScorer
 from pipeline.score_reference import build_reference

@@ -28,7 +28,7 @@ from pipeline.commit import (
 )
 from pipeline.config import build_config
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
-from pipeline.registry import FetchedVersion
+from pipeline.fetched import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score_run import run_record
 from pipeline.score_units import on_date, plan_units

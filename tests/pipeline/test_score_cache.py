@@ -9,7 +9,7 @@ from planted import planted_rows, write_rows
 from scoring_world import ROWS, World
 
 from pipeline.commit import publish_partition, put_record, read_manifests, read_published, read_run
-from pipeline.registry import FetchedVersion
+from pipeline.fetched import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score_cache import NOTHING_KNOWN, Known, ScoreCache, cached_files, hashes_as_arrow, input_hashes
 from pipeline.score_run import run_record

@@ -12,9 +12,9 @@ from planted import planted_config, planted_rows
 from pipeline.commit import SCORE_SCHEMA, publish_partition
 from pipeline.config import build_config
 from pipeline.errors import DamagedInputError
+from pipeline.fetched import FetchedVersion
 from pipeline.files import write_json
 from pipeline.judge import Judge, fresh_judge
-from pipeline.registry import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import Outcome
 from pipeline.score_drift import MIN_ROWS, WHOLE, drift_rows, stability_index
