@@ -2,7 +2,7 @@
 ../shared/data.
 
 SmolLM2-135M in its own precision with MTL-LoRA adapters and a head of random numbers, the real electronics pairs, two threads, sides in turn,
-medians. Sides: ours, a unit from its parquet file to its published labels; ours in int8; transformers' text-classification pipeline over the same merged model,
+medians. Sides: ours, a unit from its parquet file to its published labels, also in int8; transformers' pipeline over the same merged model,
 batches of 32; a hand-written loop over it, rows sorted by length, batches of 32. Then the peak memory of a scorer with a tiny model on 100,000 and on
 1,000,000 made-up rows. Prints what each took, and as its last line one JSON object.
 """
