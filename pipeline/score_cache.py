@@ -56,8 +56,9 @@ def hashes_as_arrow(hash_N: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(HASH_BYTES), len(hash_N), [None, pa.py_buffer(hash_N.tobytes())])
 
 
-def cached_files(root: Root, bundle_sha256: str) -> dict[str, list[dict[str, Any]]]:
-    """The label files of each task in the last accepted run, where it was of the same model; as many as MAX_ROWS allows."""
+def cached_files(root: Root, bundle_sha256: str, precision: str = "native") -> dict[str, list[dict[str, Any]]]:
+    """The label files of each task in the last accepted run, where it was of the same model and they of the same precision; as many as MAX_ROWS
+    allows."""
     record = last_record(root)
     if record is None or record["bundle_sha256"] != bundle_sha256:
         return {}
@@ -67,6 +68,8 @@ def cached_files(root: Root, bundle_sha256: str) -> dict[str, list[dict[str, Any
         try:
             manifest = read_manifest(root, partition)
         except DamagedInputError:  # or removed, to have it scored again
+            continue
+        if manifest.get("precision", "native") != precision:
             continue
         tasks = judged_tasks(manifest)
         for task in tasks:

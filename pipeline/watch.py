@@ -17,8 +17,9 @@ class Watch:
         """Wind up the clock."""
         faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=self.file)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "Watch":
         self.alive()
+        return self
 
     def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()

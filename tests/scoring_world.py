@@ -10,6 +10,7 @@ from models.bundle import write_bundle
 from pipeline.config import RunConfig, build_config
 from pipeline.fetched import FetchedVersion
 from pipeline.judge import Judge, describe, fresh_judge
+from pipeline.precision import NATIVE, PrecisionChoice
 from pipeline.score import UnitScorer, actor_settings
 from pipeline.score_units import Unit, plan_units
 
@@ -27,8 +28,8 @@ class World:
             rows = planted_rows("two", ROWS, number, labelled=False)
             rows[2]["query"] += f" POISON {poison}" * bool(poison)
             write_rows(rows, root / "to_score" / "task=two" / f"part-{number}-{poison or 'good'}.parquet")
-        self.root = root
-        self.plain = planted_config(root, str(tiny_llama), scoring={"threads_per_actor": 1, "hang_timeout_s": 8}, **blocks)
+        self.root, scoring = root, blocks.pop("scoring", {})
+        self.plain = planted_config(root, str(tiny_llama), scoring={"threads_per_actor": 1, "hang_timeout_s": 8, **scoring}, **blocks)
         self.config: RunConfig = build_config(self.plain, "test")
         judge = fresh_judge(self.config)
         prepare(judge)
@@ -36,13 +37,17 @@ class World:
         self.sha256 = write_bundle(root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder)
 
     @property
+    def version(self) -> FetchedVersion:
+        return FetchedVersion("1", self.root / "bundle", self.sha256)
+
+    @property
     def scores_dir(self) -> Path:
         return self.config.run_dir / "scores"
 
-    def units(self, all_tasks: bool = False) -> list[Unit]:
-        return plan_units(self.config, self.sha256, all_tasks)[0]
+    def units(self, all_tasks: bool = False, choice: PrecisionChoice = NATIVE) -> list[Unit]:
+        return plan_units(self.config, self.sha256, all_tasks, choice.ways)[0]
 
-    def scorer(self) -> UnitScorer:
+    def scorer(self, choice: PrecisionChoice = NATIVE) -> UnitScorer:
         attempts_dir = self.root / "attempts"
         attempts_dir.mkdir(exist_ok=True)
-        return UnitScorer(actor_settings(self.config, FetchedVersion("1", self.root / "bundle", self.sha256), attempts_dir))
+        return UnitScorer(actor_settings(self.config, self.version, attempts_dir, choice))

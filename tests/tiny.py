@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def write_tiny_llama(folder: Path, seed: int = 0, num_layers: int = 2) -> Path:
+def write_tiny_llama(folder: Path, seed: int = 0, num_layers: int = 2, width: int = 32) -> Path:
     """A folder with a random Llama of two layers and a byte-level tokenizer, as `from_pretrained` reads it."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -19,8 +19,8 @@ def write_tiny_llama(folder: Path, seed: int = 0, num_layers: int = 2) -> Path:
     tokenizer.train_from_iterator(texts, trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
     config = LlamaConfig(
-        vocab_size=len(wrapped), hidden_size=32, intermediate_size=48, num_hidden_layers=num_layers, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, tie_word_embeddings=True,
+        vocab_size=len(wrapped), hidden_size=width, intermediate_size=3 * width // 2, num_hidden_layers=num_layers, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
