@@ -24,6 +24,9 @@ from pipeline.train_loop import StoppedError, train_worker
 from pipeline.training_plan import TrainingPlan, changes
 
 MAX_RESTARTS = 3  # of the workers, or of Ray's controller, within one command
+# A worker trains in a thread beside Ray's. By itself the C library gives such a thread heaps of its own, and gives much of them back to the system
+# after each pass, only to get it again page by page, cleared anew: a tenth of a step on a virtual machine.
+KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 OF_OTHERS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "store")  # words of a RuntimeError that tells of another worker
 # what a worker's own code raises, as opposed to what it raises because another worker is gone
 BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, NotImplementedError, TypeError, ValueError)
@@ -169,7 +172,12 @@ def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) 
         train_loop_config={**settings, "asked_at_s": time.time()},
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo", timeout_s=math.ceil(training.hang_timeout_s)),
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources),
-        run_config=RayRunConfig(name=config.name, storage_path=str(storage_dir), failure_config=failures),
+        run_config=RayRunConfig(
+            name=config.name,
+            storage_path=str(storage_dir),
+            failure_config=failures,
+            worker_runtime_env={"env_vars": KEEP_MEMORY},  # type: ignore[call-arg]
+        ),
     )
     go_without(trainer)
     trainer.fit()
