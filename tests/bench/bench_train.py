@@ -1,4 +1,5 @@
-"""How fast training is beside what people use: `python tests/bench/bench_train.py [--steps N] [--rounds N] [--only SIDE ..]`. Needs the real pairs of ../shared/data.
+"""How fast training is beside what people use: `python tests/bench/bench_train.py [--steps N] [--rounds N] [--only SIDE ..]`. Needs the real pairs
+of ../shared/data.
 
 SmolLM2-135M in its own precision, batches of 8 real pairs, the same rows on every side, two threads, sides in turn, each in a process of its own,
 medians. Sides: our `relevance train` (Ray Train, DeepSpeed), with compiled layers and without, on one worker of two threads and on two of
