@@ -8,7 +8,7 @@ import pytest
 from planted import planted_config, write_config, write_planted
 
 from jobs.validate import run_validate
-from pipeline import registry
+from pipeline import fetched
 from pipeline.config import RunConfig, read_config
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.fetched import FetchedVersion
@@ -49,7 +49,7 @@ def test_rows_are_compared_with_those_of_the_champion(
     validated(config, capsys)
     served = FetchedVersion("7", tmp_path / "served" / "artifacts" / "bundle", "sha")
     served.profile_path.parent.mkdir(parents=True)
-    monkeypatch.setattr(registry, "find_champion", lambda _: served)
+    monkeypatch.setattr(fetched, "find_champion", lambda _: served)
     assert "drift was not looked at: version 7 was registered without a profile" in validated(config, capsys)[1]
     config.profile_path.rename(served.profile_path)
     said = validated(config, capsys)[1]
@@ -66,7 +66,7 @@ def test_a_registry_that_is_away_stops_no_validation(
         raise RetryableError("MLflow does not answer")
 
     write_planted(tmp_path)
-    monkeypatch.setattr(registry, "find_champion", away)
+    monkeypatch.setattr(fetched, "find_champion", away)
     result, said = validated(config, capsys)
     assert "drift was not looked at: MLflow does not answer" in said
     assert result["rows"] == {"two": 160, "three": 160}
