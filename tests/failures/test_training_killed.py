@@ -183,6 +183,7 @@ def test_a_worker_killed_is_replaced_within_the_command(counts: Any, start: Star
     check_same(counts, training, unbroken, {})
 
 
+@pytest.mark.failures
 def test_sigterm_keeps_the_state_within_the_grace_time_and_ends_with_3(counts: Any, start: Start, unbroken: Training) -> None:
     training = start("terminated")
     process = training.start()

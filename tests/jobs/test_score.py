@@ -61,6 +61,14 @@ def place(request: pytest.FixtureRequest, champion: tuple[Path, Path], tmp_path:
 
 
 @pytest.fixture
+def in_folder(champion: tuple[Path, Path], tmp_path: Path) -> Place:
+    """Where the command ends before it looks at the place."""
+    made = Place(*champion, str(tmp_path))
+    made.put("task=two/part-0.parquet", planted_rows("two", 4, 1, labelled=False))
+    return made
+
+
+@pytest.fixture
 def in_bucket(champion: tuple[Path, Path], tmp_path: Path, s3: str) -> Place:
     return Place(*champion, f"s3://labels/{tmp_path.name}")
 
@@ -73,32 +81,33 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_champion_whose_files_are_here_scores_while_the_registry_is_away_and_an_empty_file_is_a_unit_without_rows(
-    place: Place, champion: tuple[Path, Path], impatient: None
+    in_bucket: Place, champion: tuple[Path, Path], impatient: None
 ) -> None:
-    place.put("task=three/empty.parquet", [])
-    assert relevance("score", "--config", str(place.config), "--dry-run", cwd=place.root).returncode == 0  # fetches the champion's files
+    in_bucket.put("task=two/part-0.parquet", planted_rows("two", 4, 1, labelled=False))
+    in_bucket.put("task=three/empty.parquet", [])
+    assert relevance("score", "--config", str(in_bucket.config), "--dry-run", cwd=in_bucket.root).returncode == 0  # fetches the champion's files
     not_allowed = {"registry__tracking_uri": AWAY, "registry__use_fetched_champion": "false"}
-    place.refused(3, "is not used without it (registry.use_fetched_champion)", f"MLflow at {AWAY} does not answer", **not_allowed)
-    scored = place.score(registry__tracking_uri=AWAY)
+    in_bucket.refused(3, "is not used without it (registry.use_fetched_champion)", f"MLflow at {AWAY} does not answer", **not_allowed)
+    scored = in_bucket.score(registry__tracking_uri=AWAY)
     assert "does not answer" in scored.stderr and "going on with version 1, the champion by the promotion log" in scored.stderr
     result = last_json(scored)
     assert (result["units_scored"], result["rows_in"], result["labels"], result["errors"]) == (2, 4, 4, 0)
-    assert read_published(f"{place.here}/scores").num_rows == 4
-    assert last_json(place.score(registry__tracking_uri=AWAY))["units_already_published"] == 2
+    assert read_published(f"{in_bucket.here}/scores").num_rows == 4
+    assert last_json(in_bucket.score(registry__tracking_uri=AWAY))["units_already_published"] == 2
 
 
-def test_a_champion_whose_files_are_not_here_waits_for_the_registry(place: Place, impatient: None) -> None:
+def test_a_champion_whose_files_are_not_here_waits_for_the_registry(in_folder: Place, impatient: None) -> None:
     told = ("version 1 of planted, the champion by the promotion log, is not here yet", f"MLflow at {AWAY} does not answer", "run again")
-    place.refused(3, *told, name="elsewhere", registry__tracking_uri=AWAY)
+    in_folder.refused(3, *told, name="elsewhere", registry__tracking_uri=AWAY)
 
 
-def test_a_champion_that_the_registry_does_not_have_is_an_error_of_the_config(place: Place, tmp_path: Path) -> None:
+def test_a_champion_that_the_registry_does_not_have_is_an_error_of_the_config(in_folder: Place, tmp_path: Path) -> None:
     told = ("version 1 of planted, the champion by the promotion log, is not here yet", "set registry.tracking_uri")
-    place.refused(2, *told, name="elsewhere", registry__tracking_uri=f"sqlite:///{tmp_path}/other.db")
+    in_folder.refused(2, *told, name="elsewhere", registry__tracking_uri=f"sqlite:///{tmp_path}/other.db")
 
 
-def test_a_model_that_was_never_promoted_is_told_with_what_comes_first(place: Place) -> None:
-    place.refused(2, "model unheard has no champion; run `relevance promote` first", registry__model="unheard")
+def test_a_model_that_was_never_promoted_is_told_with_what_comes_first(in_folder: Place) -> None:
+    in_folder.refused(2, "model unheard has no champion; run `relevance promote` first", registry__model="unheard")
 
 
 def test_a_task_that_is_not_configured_stops_the_run_before_any_label(place: Place) -> None:
@@ -148,9 +157,9 @@ def test_a_bucket_that_is_away_is_worth_a_retry(in_bucket: Place, monkeypatch: p
     assert result.stderr.strip().endswith("run the same command again") and list(scores.list("")) == []
 
 
-def test_a_promotion_log_that_is_damaged_is_damaged_input(place: Place, champion: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_promotion_log_that_is_damaged_is_damaged_input(in_folder: Place, champion: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(champion[0] / "promotions", tmp_path / "promotions")
     record = tmp_path / "promotions" / "planted" / "000001.json"
     record.write_text(record.read_text()[:-5])
     assert json.loads((champion[0] / "promotions" / "planted" / "000001.json").read_text())["version"] == "1"
-    place.refused(4, f"{record}, a record of the promotion log, is damaged; restore it", registry__promotions=str(tmp_path / "promotions"))
+    in_folder.refused(4, f"{record}, a record of the promotion log, is damaged; restore it", registry__promotions=str(tmp_path / "promotions"))
