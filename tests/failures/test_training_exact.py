@@ -225,15 +225,17 @@ OTHERS = [((2, 2), (4, 2)), ((4, 3), (2, 1)), ((2, 2), (1, 2)), ((1, 3), (4, 3))
 
 @pytest.mark.parametrize(("before", "after"), [OTHERS[0], *(pytest.param(*pair, marks=pytest.mark.failures) for pair in OTHERS[1:])])
 def test_another_number_of_ranks_or_another_stage_goes_on_where_the_first_was(
-    trained: World, before: tuple[int, int], after: tuple[int, int]
+    counts: Any, trained: World, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     name = f"other ranks, {before} then {after}"
     trained.train(before[0], [trained.case(name, die_at=9, zero_stage=before[1])], f"{name}, killed", KILLED)
+    counts.add("kills")
     trained.train(after[0], [trained.case(name, zero_stage=after[1])], f"{name}, going on")
     expected, found = trained.losses("zero-0 on 1"), trained.losses(name)
     assert list(found) == list(expected)
     for step in expected:
         assert found[step] == pytest.approx(expected[step], rel=LOSS_TOLERANCE, abs=LOSS_TOLERANCE), step
+    counts.add("resumed")
 
 
 def flip(path: Path) -> None:
@@ -251,6 +253,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_bits_stay_the_same(c
     trained.train(2, [trained.case(run, die_at=9, zero_stage=2)], f"{run}, killed", KILLED)
     newest = trained.root / run / "checkpoints" / whole_checkpoints(trained, run)[-1]
     flip(newest / name)
+    counts.add("kills")
     counts.add("damaged")
     trained.train(2, [trained.case(run, zero_stage=2)], f"{run}, going on")
     assert trained.losses(run) == trained.losses("zero-2 on 2")
@@ -258,6 +261,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_bits_stay_the_same(c
     starts = [line["starts_after"] for line in trained.lines(run) if "starts_after" in line]
     assert starts[-1] == int(newest.name.removeprefix("step-")) - 3
     counts.add("detected")
+    counts.add("resumed")
 
 
 def damage(random: Random, folder: Path) -> str:
@@ -313,6 +317,7 @@ def test_ranks_that_are_asked_to_stop_keep_their_state_and_say_so(trained: World
 def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(counts: Any, trained: World, passes: bool) -> None:
     name, training = f"rows {passes}", {"micro_batch_tokens": 128} if passes else {}
     trained.train(2, [trained.case(name, die_at=9, training=training, zero_stage=2)], f"{name}, killed", KILLED)
+    counts.add("kills")
     trained.train(2, [trained.case(name, training=training, zero_stage=2)], f"{name}, going on")
     seen: dict[tuple[int, int], list[int]] = {}
     for rank in (0, 1):
@@ -328,6 +333,7 @@ def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(counts:
     counts.add("rows_duplicated", len(epoch) - len(set(epoch)))
     counts.add("rows_missing", len(encoded) - len(set(epoch)))
     assert sorted(epoch) == list(range(len(encoded)))
+    counts.add("resumed")
 
 
 def test_the_first_losses_are_those_written_down(trained: World) -> None:
