@@ -281,6 +281,7 @@ def test_an_interrupted_training_refuses_another_config_and_says_what_changed(co
     check_same(counts, training, unbroken, before)
 
 
+@pytest.mark.failures
 def test_a_loss_that_is_not_finite_stops_with_step_task_and_rows_and_publishes_nothing(start: Start) -> None:
     training = start("diverged")
     process = training.start("optimizer.learning_rate=1e30", "optimizer.head_learning_rate=1e30")

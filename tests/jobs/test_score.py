@@ -110,9 +110,9 @@ def test_a_model_that_was_never_promoted_is_told_with_what_comes_first(in_folder
     in_folder.refused(2, "model unheard has no champion; run `relevance promote` first", registry__model="unheard")
 
 
-def test_a_task_that_is_not_configured_stops_the_run_before_any_label(place: Place) -> None:
-    place.put("task=unheard/part-0.parquet", planted_rows("two", 2, 2, labelled=False))
-    place.refused(2, "'unheard'", f"{place.here}/rows", "configured: two, three")
+def test_a_task_that_is_not_configured_stops_the_run_before_any_label(in_bucket: Place) -> None:
+    in_bucket.put("task=unheard/part-0.parquet", planted_rows("two", 2, 2, labelled=False))
+    in_bucket.refused(2, "'unheard'", f"{in_bucket.here}/rows", "configured: two, three")
 
 
 def test_a_place_without_rows_is_refused_and_one_that_is_not_there_is_an_error_of_the_config(place: Place, tmp_path: Path) -> None:
