@@ -73,10 +73,10 @@ def test_trunk_loads_in_the_configured_dtype(llama_dir: Path) -> None:
     assert {parameter.dtype for parameter in trunk.parameters()} == {torch.bfloat16}
 
 
-def test_trunk_attends_eagerly_on_a_cpu_and_by_its_own_default_on_a_gpu(llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for on_gpu, expected in ((False, "eager"), (True, "sdpa")):
+def test_trunk_attends_eagerly_in_bfloat16_on_a_cpu_and_by_its_own_default_elsewhere(llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for on_gpu, dtype, expected in ((False, "bfloat16", "eager"), (False, "float32", "sdpa"), (True, "bfloat16", "sdpa")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda on_gpu=on_gpu: on_gpu)
-        assert load_backbone(config_of(llama_dir)).trunk.config._attn_implementation == expected
+        assert load_backbone(config_of(llama_dir, dtype=dtype)).trunk.config._attn_implementation == expected
 
 
 @pytest.mark.parametrize("native", (True, False))
