@@ -71,9 +71,19 @@ def temporary_beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """While inside, errors of the system say of which file they are: a full disk does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def synced(path: Path) -> Iterator[IO[bytes]]:
     """A new file to write, whose content is on the disk when it is left."""
-    with path.open("xb") as file:
+    with naming_file(path), path.open("xb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -146,8 +156,10 @@ def publish_dir(staged: Path, final: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder and all in it, if it exists."""
+    """Delete a folder and all in it, or whatever else has the name, if anything does."""
     import shutil
 
-    if path.exists():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -259,7 +259,16 @@ def test_removing_a_tree_removes_it_and_does_not_mind_its_absence(tmp_path: Path
     folder = folder_with(tmp_path / "tree" / "deep", a="1").parent
     remove_tree(folder)
     remove_tree(folder)
-    assert not folder.exists()
+    (tmp_path / "file").write_text("in the place of a folder")
+    remove_tree(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_says_at_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/\.state\.json\..*\.tmp'"):
+        write_json(tmp_path / "state.json", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_json_file_ends_in_a_line_break(tmp_path: Path) -> None:
