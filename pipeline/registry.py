@@ -11,7 +11,8 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.files import canonical_json, json_sha256, read_json
 from pipeline.promotion import gate_tag, read_promotions
-from pipeline.tracking import code_version, experiment_id, find_run, mlflow_client
+from pipeline.software import code_version
+from pipeline.tracking import experiment_id, find_run, mlflow_client
 
 BUNDLE_ARTIFACT = "bundle"
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers where there is no such version, or it is no number
