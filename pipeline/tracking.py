@@ -1,27 +1,22 @@
 """One MLflow run per training, fed live. Training itself never waits for it and never needs it."""
 
 import contextlib
-import importlib.metadata
-import json
-import os
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
-from pipeline.files import canonical_json
+from pipeline.files import canonical_json, read_json
 from pipeline.logs import Console
+from pipeline.software import environment
 
 SEND_EVERY_S = 2.0  # steps are sent in groups: a request a step would cost more than the step of a small model
+RETRY_EVERY_S = 600.0  # a store that is away holds up what people see of the training for as long as its answer is waited for
+MAX_WAITING = 200_000  # figures that are kept for it: some thousand steps
 SYSTEM_EVERY_S = 10.0  # between looks at the driver's machine
-LIBRARIES = ("ads-relevance", "torch", "transformers", "deepspeed", "ray", "pyarrow", "mlflow", "great-expectations", "safetensors", "numpy")
 MAX_PARAM_CHARS = 6000  # of a value that MLflow takes
 MAX_ERROR_CHARS = 300
 REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # MLflow's names of 401 and 403
@@ -82,18 +77,19 @@ def experiment_id(client: Any, config: RunConfig) -> str:
 
 class RunTracker:
     """Sends one training to MLflow: parameters, config, environment and the data's verdict at its start, then steps, evaluations and the load of
-    this machine. A store that does not answer, or fails in mid-run, is told of and then left alone until the end; one that takes no files gets the
-    rest."""
+    this machine. A store that does not answer is told of, and asked again every RETRY_EVERY_S seconds and at the end: it then gets what it missed,
+    the last MAX_WAITING figures of it. A store that takes no files gets the rest."""
 
     def __init__(self, config: RunConfig, fingerprint: str, data_digest: str, console: Console) -> None:
-        self.console = console
+        self.config, self.fingerprint, self.data_digest, self.console = config, fingerprint, data_digest, console
         self.waiting: list[Any] = []
         self.sent_s = time.monotonic()
-        self.lost = False
+        self.failed_s: float | None = None  # when the store did not answer last; None: it does
         self.client: Any = None
-        self.run_id = self._trying(lambda: self._open_run(config, fingerprint))
-        self._trying(lambda: self._tell_start(config, data_digest))
-        self.system = self._trying(self._watch_system)
+        self.run_id: str | None = None
+        self.system: Any = None
+        self.opened = False
+        self.send()
 
     def log_step(self, line: dict[str, Any]) -> None:
         """Queue one step's losses, rates and speed; send when it is time."""
@@ -110,23 +106,38 @@ class RunTracker:
         self._queue(values, line["evaluated_after"])
 
     def send(self) -> None:
-        """Send what is queued."""
-        batch, self.waiting = self.waiting, []
+        """Send what is queued, unless the store did not answer a while ago."""
         self.sent_s = time.monotonic()
-        for start in range(0, len(batch), 1000):  # MLflow takes 1,000 metrics a call
-            self._trying(partial(self._log_metrics, batch[start : start + 1000]))
+        if self.failed_s is None or self.sent_s - self.failed_s >= RETRY_EVERY_S:
+            self._try_to_send()
+        del self.waiting[:-MAX_WAITING]
 
     def finish(self, status: str) -> None:
         """Send the rest and close the run: FINISHED, FAILED or KILLED."""
-        self.send()
+        self._try_to_send()
         if self.system:
             self.system.finish()
         if self.run_id is not None:
-            self.lost = False  # it may be back
             self._trying(lambda: self.client.set_terminated(self.run_id, status))
 
-    def _log_metrics(self, metrics: list[Any]) -> None:
-        self.client.log_batch(self.run_id, metrics=metrics)
+    def _try_to_send(self) -> None:
+        """Open the run if it is not open, and send what is queued."""
+
+        def work() -> None:
+            if not self.opened:
+                self._open()
+            while self.waiting:  # MLflow takes 1,000 metrics a call
+                self.client.log_batch(self.run_id, metrics=self.waiting[:1000])
+                del self.waiting[:1000]
+
+        self._trying(work)
+
+    def _open(self) -> None:
+        """The run, told what it is of."""
+        self.run_id = self._open_run()
+        self._tell_start()
+        self.opened = True
+        self.system = self._watch_system()
 
     def _queue(self, values: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
@@ -136,41 +147,44 @@ class RunTracker:
         if time.monotonic() - self.sent_s >= SEND_EVERY_S:
             self.send()
 
-    def _trying(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns, None once the store is lost."""
-        if self.lost:
-            return None
+    def _trying(self, work: Callable[[], Any]) -> None:
+        """Do `work`, or tell that it failed. A store that is lost, and one that is back, is told of once."""
         try:
-            return work()
+            work()
         except Exception as error:
-            self.lost = True
-            told = str(error) if isinstance(error, RelevanceError) else f"MLflow stopped answering ({type(error).__name__})"
-            self.console.say(f"  {told}. Training goes on without it")
-            return None
+            if self.failed_s is None:
+                told = str(error) if isinstance(error, RelevanceError) else f"MLflow stopped answering ({type(error).__name__})"
+                self.console.say(f"  {told}. Training goes on without it")
+            self.failed_s = time.monotonic()
+            return
+        if self.failed_s is not None:
+            self.console.say("  MLflow answers again and has the figures that it missed")
+            self.failed_s = None
 
-    def _open_run(self, config: RunConfig, fingerprint: str) -> str:
+    def _open_run(self) -> str:
         """The run of this fingerprint: opened again after an interruption, or new."""
+        config = self.config
         self.client = mlflow_client(config)
-        run_id = find_run(self.client, config, fingerprint)
+        run_id = find_run(self.client, config, self.fingerprint)
         if run_id is not None:
             self.client.update_run(run_id, status="RUNNING")
             return run_id
         experiment = experiment_id(self.client, config)
-        tags = {"fingerprint": fingerprint, "folder": str(config.run_dir)}
+        tags = {"fingerprint": self.fingerprint, "folder": str(config.run_dir)}
         return str(self.client.create_run(experiment, run_name=config.name, tags=tags).info.run_id)
 
-    def _tell_start(self, config: RunConfig, data_digest: str) -> None:
+    def _tell_start(self) -> None:
         """What was asked for, on which data, with which software: once, as it was when the training began."""
         from mlflow.entities import Param, RunTag
 
         if "data_gate" in self.client.get_run(self.run_id).data.tags:  # told last
             return
-        plain = config.model_dump(mode="json")
+        plain = self.config.model_dump(mode="json")
         params = [Param(name, text[:MAX_PARAM_CHARS]) for name, text in leaves(plain)]
-        report = config.validation_dir / "report.json"
-        verdict = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+        report = self.config.validation_dir / "report.json"
+        verdict = read_json(report) if report.is_file() else {}
         passed = ("passed" if verdict["passed"] else "refused") if verdict else "not run"
-        tags = {"data_digest": data_digest, "data_gate": passed}
+        tags = {"data_digest": self.data_digest, "data_gate": passed}
         for start in range(0, len(params), 100):  # MLflow takes 100 parameters a call
             self.client.log_batch(self.run_id, params=params[start : start + 100])
         try:
@@ -196,22 +210,6 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
             yield from leaves(inner, f"{where}.{key}" if where else key)
     else:
         yield where, value if isinstance(value, str) else canonical_json(value)
-
-
-def environment() -> dict[str, Any]:
-    """The software and the machine that a training was started from."""
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    machine = {"platform": platform.platform(), "cpus": os.cpu_count()}
-    return {"code_version": code_version(), "python": platform.python_version(), **machine, "libraries": versions}
-
-
-def code_version() -> str:
-    """The package's version and, where it runs from a checkout, the commit."""
-    version, root = importlib.metadata.version("ads-relevance"), Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return version
-    asked = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
-    return f"{version}+{asked.stdout.strip()}" if asked.returncode == 0 else version
 
 
 def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:

@@ -112,3 +112,48 @@ def test_a_store_that_fails_later_is_told_once_and_training_goes_on(config: RunC
         tracker.send()
     tracker.finish("FINISHED")
     assert said.getvalue().count("MLflow stopped answering (OSError). Training goes on without it") == 1
+
+
+def test_a_store_that_was_away_gets_what_it_missed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, client = io.StringIO(), mlflow_client(config)
+    monkeypatch.setattr(tracking, "SEND_EVERY_S", 0.0)
+    monkeypatch.setattr(tracking, "RETRY_EVERY_S", 0.0)
+    with monkeypatch.context() as away:
+
+        def broken(*_: Any, **__: Any) -> None:
+            raise OSError("away")
+
+        away.setattr("mlflow.MlflowClient.search_experiments", broken)
+        tracker = RunTracker(config, "c" * 64, "digest", Console(err=said))
+        tracker.log_step(STEP)
+        assert tracker.run_id is None
+    for number in (2, 3):
+        tracker.log_step(STEP | {"step": number})
+    with monkeypatch.context() as away:
+        away.setattr(tracker.client, "log_batch", broken)
+        for number in (4, 5):
+            tracker.log_step(STEP | {"step": number})
+    tracker.finish("FINISHED")
+    run = client.get_run(tracker.run_id)
+    assert [metric.step for metric in client.get_metric_history(tracker.run_id, "loss")] == [1, 2, 3, 4, 5]
+    assert (run.info.status, run.data.tags["data_gate"]) == ("FINISHED", "passed")
+    told = ("Training goes on without it", "MLflow answers again and has the figures that it missed")
+    assert [said.getvalue().count(words) for words in told] == [2, 2]
+
+
+def test_what_waits_for_a_store_is_bounded_and_the_store_is_not_asked_at_every_step(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SEND_EVERY_S", 0.0)
+    monkeypatch.setattr(tracking, "MAX_WAITING", 30)
+    asked = []
+
+    def broken(*_: Any, **__: Any) -> None:
+        asked.append(1)
+        raise OSError("away")
+
+    monkeypatch.setattr("mlflow.MlflowClient.search_experiments", broken)
+    tracker = RunTracker(config, "b" * 64, "digest", Console(err=io.StringIO()))
+    for number in range(20):
+        tracker.log_step(STEP | {"step": number})
+    assert len(asked) == 1 and len(tracker.waiting) == 30 and tracker.waiting[-1].step == 19
+    tracker.finish("FAILED")
+    assert len(asked) == 2
