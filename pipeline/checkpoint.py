@@ -40,8 +40,10 @@ class CheckpointWriter:
     """One rank's part in the checkpoints of one start of the workers. Every method but `wait` must be called by all ranks. As a context: when
     an error ends it, what is being written is given up."""
 
-    def __init__(self, engine: Any, root: Path, rank: int, world_size: int) -> None:
-        self.engine, self.root, self.rank, self.world_size = engine, root, rank, world_size
+    def __init__(self, engine: Any, root: Path, rank: int, world_size: int, wait_s: float = WAIT_S) -> None:
+        """`wait_s`: for the other ranks' parts."""
+        self.engine, self.root, self.rank, self.world_size, self.wait_s = engine, root, rank, world_size, wait_s
+        self.kept_step: int | None = None  # whose checkpoint is there or being written: it is not written twice, as ranks do so at their own pace
         # one name for all ranks, and never that of an earlier start, whose unfinished parts may still lie there
         names = [uuid.uuid4().hex[:12]]
         torch.distributed.broadcast_object_list(names, src=0)
@@ -63,8 +65,12 @@ class CheckpointWriter:
         self._background.shutdown()
 
     def save(self, step: int, best: Best | None) -> None:
-        """Take down the state after `step` steps and begin to write it. OSError, RetryableError: the one before could not be written."""
+        """Take down the state after `step` steps and begin to write it, unless that was done. OSError, RetryableError: the one before could not be
+        written."""
+        if step == self.kept_step:
+            return
         self.wait()
+        self.kept_step = step
         tensors = gather_trainables(self.engine)
         parts = {f"optimizer-{self.rank}.safetensors": optimizer_tensors(self.engine, self.rank)}
         if self.rank == 0:
@@ -97,7 +103,7 @@ class CheckpointWriter:
 
     def _wait_for(self, paths: list[Path]) -> None:
         """Until every rank's part is there: files appear whole."""
-        deadline_s = time.monotonic() + WAIT_S
+        deadline_s = time.monotonic() + self.wait_s
         while missing := [path.name for path in paths if not path.is_file()]:
             if self._given_up.is_set() or time.monotonic() > deadline_s:
                 raise RetryableError(f"{', '.join(missing)} of a checkpoint did not come; it was given up; run the same command again")
@@ -122,7 +128,7 @@ def write_part(path: Path, content: bytes) -> None:
 
 
 def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
-    """(the newest whole checkpoint, what is wrong with newer ones)."""
+    """(the newest whole checkpoint, what is wrong with newer ones). RetryableError: as `check_checkpoint` says."""
     problems = []
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
@@ -135,16 +141,27 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """DamagedInputError naming the first file of a checkpoint that is missing or does not match its sha256."""
+    """DamagedInputError naming the first file of a checkpoint that is missing or does not match its sha256. RetryableError: storage does not hand it
+    out, which says nothing of what it holds."""
+    try:
+        listed = listed_files(folder)
+        for name, digest in listed.items():
+            path = folder / name
+            if not path.is_file() or file_sha256(path) != digest:
+                raise DamagedInputError(f"{path} is missing or does not match its sha256")
+    except OSError as error:
+        cure = "run the same command again or, if it stays so, move it away: the checkpoint before it is used then"
+        raise RetryableError(f"{folder} cannot be read ({error}); {cure}") from error
+
+
+def listed_files(folder: Path) -> dict[str, str]:
+    """The sha256 of each file that a checkpoint's manifest lists. DamagedInputError: there is no manifest, or none of a checkpoint."""
     if not (folder / "manifest.json").is_file():
         raise DamagedInputError(f"{folder} has no manifest.json")
     listed = read_json(folder / "manifest.json")
     if not isinstance(listed, dict) or not {"weights.safetensors", "state.json", "optimizer-0.safetensors"} <= listed.keys():
         raise DamagedInputError(f"{folder / 'manifest.json'} does not list a checkpoint's files")
-    for name, digest in listed.items():
-        path = folder / name
-        if not path.is_file() or file_sha256(path) != digest:
-            raise DamagedInputError(f"{path} is missing or does not match its sha256")
+    return listed
 
 
 def restore_checkpoint(engine: Any, folder: Path) -> tuple[int, Best | None]:
@@ -164,8 +181,9 @@ def restore_checkpoint(engine: Any, folder: Path) -> tuple[int, Best | None]:
     if hasattr(engine.optimizer, "refresh_fp32_params"):
         engine.optimizer.refresh_fp32_params()  # ZeRO 1 and 2 step on flat copies of the parameters
     stored: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("optimizer-*.safetensors")):
-        stored |= load(path.read_bytes())
+    for name in listed_files(folder):
+        if name.startswith("optimizer-"):
+            stored |= load((folder / name).read_bytes())
     load_optimizer_tensors(engine, stored)
     best = Best(**state["best"], tensors=load((folder / "best.safetensors").read_bytes())) if state.get("best") else None
     return int(state["step"]), best

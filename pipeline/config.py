@@ -52,7 +52,7 @@ class TrainingConfig(Frozen):
     evaluate_task_rows: int = Field(default=500, ge=1)  # valid rows of a task that are judged each time
     patience: int | None = Field(default=None, ge=1)  # evaluations in a row no better than the best that end the training; default: none do
     checkpoint_every_steps: int = Field(default=200, ge=1)
-    hang_timeout_s: float = Field(default=600.0, gt=0)  # workers that wait so long for another give it up for lost
+    hang_timeout_s: float = Field(default=600.0, gt=0)  # without progress, loading the model included: then workers are given up and started again
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about a third more time
     compile_layers: bool = False  # torch.compile: faster steps, after a minute or so of compiling; needs a C++ compiler on every worker
 

@@ -3,6 +3,7 @@
 Shape legend: N rows, C labels of the finest task.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from pipeline.batches import EncodedRows, collate, length_batches
 from pipeline.calibrate import label_probabilities, relevance_probability
 from pipeline.figures import calibration_figures, ranking_figures
-from pipeline.train_step import TrainingDivergedError, Worker
+from pipeline.train_step import TrainingDivergedError, Worker, any_rank
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,19 @@ class Interim:
 
     def due(self, step: int) -> bool:
         """Whether the model is judged after `step` steps."""
-        return step % self.every == 0 or step == self.worker.num_steps
+        return step > 0 and (step % self.every == 0 or step == self.worker.num_steps)
 
     def exhausted(self, best: Best | None, step: int) -> bool:
         """Whether `training.patience` evaluations in a row were no better than the best."""
         patience = self.worker.config.training.patience
         return patience is not None and best is not None and step // self.every - best.step // self.every >= patience
 
-    def evaluate(self, step: int) -> dict[str, Any]:
-        """Figures of each task that has both classes among its rows, and their means. All ranks must call it. TrainingDivergedError: logits
-        are not finite."""
-        logits_NC, tasks = self._logits(), {}
+    def evaluate(self, step: int, asked_to_stop: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
+        """Figures of each task that has both classes among its rows, and their means; None on all ranks as soon as one is asked to stop. All ranks
+        must call it. TrainingDivergedError: logits are not finite."""
+        logits_NC, tasks = self._logits(asked_to_stop), {}
+        if logits_NC is None:
+            return None
         for index, task in enumerate(self.worker.config.tasks):
             mine = np.flatnonzero(self.valid.task_N[self.rows_N] == index)
             positive_N = self.valid.label_N[self.rows_N[mine]] >= task.relevant_from
@@ -69,13 +72,15 @@ class Interim:
         return {"evaluated_after": step, "tasks": tasks, **means}
 
     @torch.no_grad()
-    def _logits(self) -> np.ndarray:
-        """(N, C) of the rows drawn, in their order."""
+    def _logits(self, asked_to_stop: Callable[[], bool]) -> np.ndarray | None:
+        """(N, C) of the rows drawn, in their order; None: asked to stop."""
         worker = self.worker
         worker.engine.eval()
         logits_NC = torch.zeros(len(self.rows_N), max(len(task.labels) for task in worker.config.tasks), dtype=torch.float64)
         for positions in self.batches:
             worker.watch.alive()
+            if any_rank(asked_to_stop(), worker.judge.device):
+                return None
             mine = positions[worker.rank :: worker.world_size]
             # a rank without a row goes along with one that counts for nothing: at ZeRO 3 the others wait for it
             rows = self.rows_N[mine if len(mine) else positions[:1]]

@@ -3,6 +3,7 @@ the valid split (`evaluated_after`)."""
 
 import json
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ def read_line(text: str) -> dict[str, Any] | None:
 
 
 class LiveFollower:
-    """Calls back with each json line that the training writes, from a thread of its own, until closed."""
+    """Calls back with each json line that the training writes, from a thread of its own, until closed. What goes wrong in a call goes to
+    stderr, and the lines after it are called back with all the same: a training does not hang on who looks on."""
 
     def __init__(self, path: Path, on_line: OnLine, every_s: float = 0.5) -> None:
         self.path, self.on_line, self.every_s = path, on_line, every_s
@@ -43,7 +45,10 @@ class LiveFollower:
                 tail += file.read()
                 *lines, tail = tail.split("\n")
                 for line in filter(None, map(read_line, lines)):
-                    self.on_line(line)
+                    try:
+                        self.on_line(line)
+                    except Exception:
+                        traceback.print_exc()
                 if last_round:
                     return
                 self.closing.wait(self.every_s)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -25,10 +24,11 @@ from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.files import remove_tree
 from pipeline.interim import Best, Interim, better
 from pipeline.judge import Judge, describe, fresh_judge
+from pipeline.live_record import append_live, live_record
 from pipeline.optimizer import build_optimizer
 from pipeline.sampler import Sampler
 from pipeline.speed import clock, flops_per_token, matmul_peak
-from pipeline.train_step import StepDone, TrainingDivergedError, Worker, train_step
+from pipeline.train_step import TrainingDivergedError, Worker, any_rank, train_step
 from pipeline.watch import Watch
 from pipeline.zero import deepspeed_config
 
@@ -50,32 +50,37 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     config = build_config(settings["config"], "the driver's config")
     torch.set_num_threads(config.training.threads_per_worker)
-    with clock(seconds, "rows"):
-        encoded = read_encoded(Path(settings["encoded_dir"]), "train", config.tasks)
     rank = context.get_world_rank()
-    watch = Watch(Path(settings["live_path"]).with_name(f"stuck-{rank}.txt").open("a", encoding="utf-8"), config.training.hang_timeout_s)
-    worker = build_worker(config, encoded, rank, context.get_world_size(), ray.train.torch.get_device(), seconds, watch)
-    try:
-        train(worker, settings, seconds)
-    except ConnectionError:  # another worker is gone
-        raise
-    except OSError as error:
-        raise RetryableError(f"{error}; free space or permissions are the usual causes; then run the same command again") from error
+    stuck = Path(settings["live_path"]).with_name(f"stuck-{rank}.txt").open("a", encoding="utf-8")
+    with Watch(stuck, config.training.hang_timeout_s) as watch:
+        with clock(seconds, "rows"):
+            encoded = read_encoded(Path(settings["encoded_dir"]), "train", config.tasks)
+        worker = build_worker(config, encoded, rank, context.get_world_size(), ray.train.torch.get_device(), seconds, watch)
+        try:
+            train(worker, settings, seconds)
+        except ConnectionError:  # another worker is gone
+            raise
+        except OSError as error:
+            raise RetryableError(f"{error}; free space or permissions are the usual causes; then run the same command again") from error
     ray.train.report({})
 
 
 def build_worker(
     config: RunConfig, encoded: EncodedRows, rank: int, world_size: int, device: torch.device, seconds: dict[str, float], watch: Watch
 ) -> Worker:  # fmt: skip
-    """Load the model and hand it to DeepSpeed. torch.distributed is initialised already. `seconds` is told what took how long."""
+    """Load the model and hand it to DeepSpeed. torch.distributed is initialised already. `seconds` is told what took how long; `watch` is entered,
+    and no part of this may take longer than it allows."""
     if len(encoded) == 0:
         found = f"no row of {config.accepted_dir} falls into the train split"
         raise DataRefusedError(f"{found}; add rows or lower split.valid_share and split.test_share")
     sampler = build_sampler(config, encoded)
+    watch.alive()
     with clock(seconds, "model"):
         judge = fresh_judge(config, device)
+    watch.alive()
     with clock(seconds, "heads"):
         start_heads(judge, encoded, rank, world_size)
+    watch.alive()
     if config.training.gradient_checkpointing:
         judge.model.enable_gradient_checkpointing()
     if config.training.compile_layers:
@@ -84,6 +89,7 @@ def build_worker(
     flops = flops_per_token(judge.model)  # before ZeRO 3 takes the numbers apart
     with clock(seconds, "engine"):
         engine = build_engine(config, judge)
+    watch.alive()
     with clock(seconds, "matmul peak"):
         peak = matmul_peak(device, judge.backbone.dtype)
     return Worker(config, judge, encoded, sampler, engine, rank, world_size, flops, peak, watch)
@@ -142,49 +148,81 @@ def start_heads(judge: Judge, encoded: EncodedRows, rank: int = 0, world_size: i
 
 
 def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -> None:
-    """All steps from the newest checkpoint on, then the bundle. StoppedError: the driver asked to stop; a checkpoint was written.
+    """All steps from the newest checkpoint on, then the bundle. StoppedError: the driver asked to stop; the state is kept.
     `seconds` is what the start took."""
     checkpoints, live_path, stop_path = (Path(settings[name]) for name in ("checkpoint_dir", "live_path", "stop_path"))
     interim = Interim(worker, read_encoded(Path(settings["encoded_dir"]), "valid", worker.config.tasks))
-    with CheckpointWriter(worker.engine, checkpoints, worker.rank, worker.world_size) as writer:
-        newest = agreed_checkpoint(checkpoints, worker.rank)
-        step, best = restore_checkpoint(worker.engine, newest) if newest else (0, None)
+
+    def asked() -> bool:
+        return worker.rank == 0 and stop_path.exists()
+
+    def tell(record: dict[str, Any]) -> None:
         if worker.rank == 0:
-            append_live(live_path, [{"starts_after": step, "best": best.facts() if best else None, "seconds": seconds, "at_s": time.time()}])
+            append_live(live_path, record)
+
+    wait_s = worker.config.training.hang_timeout_s / 2  # or the watch would take a rank that waits for another for one that hangs
+    with CheckpointWriter(worker.engine, checkpoints, worker.rank, worker.world_size, wait_s) as writer:
+        newest = agreed_checkpoint(checkpoints, worker.rank)
+        worker.watch.alive()
+        step, best = restore_checkpoint(worker.engine, newest) if newest else (0, None)
+        writer.kept_step = step
+        tell({"starts_after": step, "best": best.facts() if best else None, "seconds": seconds, "at_s": time.time()})
+        if any_rank(asked(), worker.judge.device):
+            raise stopped(step)
+        worker.watch.alive()
         worker.engine.train()
-        while step < worker.num_steps and not interim.exhausted(best, step):
+        while True:
+            if interim.due(step):  # a checkpoint is of before its evaluation
+                best, figures = evaluate(worker, interim, step, best, asked)
+                if figures is None:
+                    keep_and_stop(writer, step, best)
+                else:
+                    tell(figures)
+            if step == worker.num_steps or interim.exhausted(best, step):
+                break
             started_s = time.monotonic()
-            with worker.watch:
-                done = train_step(worker, step, stop=worker.rank == 0 and stop_path.exists())
-            records = [live_record(worker, done, time.monotonic() - started_s)]
+            done = train_step(worker, step, stop=asked())
+            record = live_record(worker, done, time.monotonic() - started_s)
             step += 1
-            if interim.due(step):
-                best, figures = evaluate(worker, interim, step, best)
-                records.append(figures)
-            over = step == worker.num_steps or interim.exhausted(best, step)
-            if not over and (done.stop or step % worker.config.training.checkpoint_every_steps == 0):
-                with clock(records[0]["seconds"], "checkpoint"):
+            if step % worker.config.training.checkpoint_every_steps == 0 and step < worker.num_steps and not done.stop:
+                with clock(record["seconds"], "checkpoint"):
                     writer.save(step, best)
-            if worker.rank == 0:
-                append_live(live_path, records)
-            if done.stop and not over:
-                writer.wait()
-                # the first rank that ends would have Ray end the one that is still publishing the checkpoint
-                torch.distributed.barrier()
-                raise StoppedError(f"training was stopped as asked, and its state after step {step} is kept; run the same command again to go on")
+            tell(record)
+            if done.stop:
+                keep_and_stop(writer, step, best)
         writer.wait()
+    worker.watch.alive()
     publish(worker, settings, step, best)
 
 
-def evaluate(worker: Worker, interim: Interim, step: int, best: Best | None) -> tuple[Best | None, dict[str, Any]]:
-    """(the best evaluation with this one, this one's figures)."""
+def evaluate(
+    worker: Worker, interim: Interim, step: int, best: Best | None, asked: Callable[[], bool]
+) -> tuple[Best | None, dict[str, Any] | None]:  # fmt: skip
+    """(the best evaluation with this one, this one's figures); no figures where `asked` says on some rank that it is to stop."""
     seconds: dict[str, float] = {}
-    with clock(seconds, "evaluation"), worker.watch:
-        figures = interim.evaluate(step)
+    with clock(seconds, "evaluation"):
+        figures = interim.evaluate(step, asked)
+        if figures is None:
+            return best, None
         is_best = better(figures, best)
         if is_best:
             best = Best(step, figures["macro_pr_auc"], figures["macro_log_loss"], gather_trainables(worker.engine))
     return best, {**figures, "is_best": is_best, "seconds": seconds["evaluation"], "at_s": time.time()}
+
+
+def keep_and_stop(writer: CheckpointWriter, step: int, best: Best | None) -> NoReturn:
+    """Write the state down, then StoppedError on all ranks."""
+    writer.save(step, best)
+    writer.wait()
+    # the first rank that ends would have Ray end the one that is still publishing the checkpoint
+    torch.distributed.barrier()
+    raise stopped(step)
+
+
+def stopped(step: int) -> StoppedError:
+    """The end of a training that was asked to stop."""
+    kept = f", and its state after step {step} is kept" if step else " before its first step"
+    return StoppedError(f"training was stopped as asked{kept}; run the same command again to go on")
 
 
 def publish(worker: Worker, settings: dict[str, Any], steps: int, best: Best | None) -> None:
@@ -210,37 +248,3 @@ def agreed_checkpoint(root: Path, rank: int) -> Path | None:
                 remove_tree(damaged)  # or it would count as one of those that are kept
     torch.distributed.broadcast_object_list(names, src=0)
     return root / names[0] if names[0] else None
-
-
-def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]:
-    """One step as people follow it. `step_s` it took in all."""
-    rows = worker.sampler.global_rows(done.step)
-    names = [task.name for task in worker.config.tasks]
-    tokens = int(worker.encoded.length_N[rows].sum())
-    return {
-        "step": done.step + 1,
-        "num_steps": worker.num_steps,
-        "rows": len(rows),
-        "loss": float(done.loss_T.sum() / max(done.weight_T.sum(), 1e-12)),
-        "task_losses": {name: float(loss / weight) for name, loss, weight in zip(names, done.loss_T, done.weight_T, strict=True) if weight > 0},
-        "learning_rate": worker.config.optimizer.learning_rate * done.rate_share,
-        "rows_per_s": len(rows) / step_s,
-        "tokens_per_s": tokens / step_s,
-        "tokens": tokens,
-        "tokens_computed": done.tokens_computed,  # padding included
-        "mfu": tokens / step_s * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
-        "at_s": time.time(),
-        "step_s": step_s,
-        "seconds": {name: round(value, 6) for name, value in done.seconds.items()},
-        "gradient_norm": math.sqrt(sum(norm**2 for norm in done.group_norms.values())),
-        "group_gradient_norms": done.group_norms,
-    }
-
-
-def append_live(path: Path, records: list[dict[str, Any]]) -> None:
-    """Add json lines to the file that the driver follows."""
-    # a start before this one may have ended in the middle of a line
-    torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n") if "starts_after" in records[0] else False
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * torn)
-        file.writelines(json.dumps(record) + "\n" for record in records)

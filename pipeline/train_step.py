@@ -135,6 +135,13 @@ def micro_step(worker: Worker, mine: np.ndarray, scale: float, done: StepDone, b
     return loss_T.detach(), weight_T.detach()
 
 
+def any_rank(mine: bool, device: torch.device) -> bool:
+    """Whether any rank says so. All ranks must call it."""
+    said = torch.tensor(float(mine), device=device)
+    torch.distributed.all_reduce(said)
+    return bool(said > 0)
+
+
 def gather_rows(mine: list[int]) -> np.ndarray:
     """Row numbers of all ranks."""
     every: list[list[int] | None] = [None] * torch.distributed.get_world_size()

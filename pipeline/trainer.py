@@ -23,7 +23,7 @@ from pipeline.reader import find_partitions
 from pipeline.train_loop import StoppedError, train_worker
 from pipeline.training_plan import TrainingPlan, changes
 
-MAX_RESTARTS = 3  # of the workers, or of Ray's controller, within one command
+MAX_RESTARTS = 3  # of the workers from one checkpoint, or of Ray's controller, within one command
 # A worker trains in a thread beside Ray's. By itself the C library gives such a thread heaps of its own, and gives much of them back to the system
 # after each pass, only to get it again page by page, cleared anew: a tenth of a step on a virtual machine.
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
@@ -102,58 +102,65 @@ def drop_checkpoints(plan: TrainingPlan) -> None:
 
 @contextlib.contextmanager
 def asked_to_stop(stop_path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """While inside, SIGTERM asks the workers to keep their state and stop; a second one ends the process as ever."""
+    """While inside, SIGTERM or Ctrl-C asks the workers to keep their state and stop; a second one of its kind ends the process as ever."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask(number: int, _: object) -> None:
-        signal.signal(number, before)
+        signal.signal(number, before[signal.Signals(number)])
         stop_path.touch()
-        say("  SIGTERM: keeping the state after this step, then stopping")
+        say(f"  {signal.Signals(number).name}: keeping the state after this step, then stopping; once more ends it at once")
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fit(config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Callable[[str], None], gauges: TrainingGauges) -> None:
-    """Run the workers to their end, starting them again where they are lost. Errors of their code, and those meant for the user, come out as
-    they were raised.
+    """Run the workers to their end, starting them again where they are lost, MAX_RESTARTS times from one checkpoint. Errors of their code, and those
+    meant for the user, come out as they were raised.
 
-    The loop is ours as Ray would start workers again whatever ended them, a stop that was asked for and a loss that is not finite too.
+    The loop is ours as Ray would start workers again whatever ended them, a stop that was asked for and a loss that is not finite too. It ends, as
+    checkpoints do: there is one every so many steps at most.
     """
     before: tuple[str, Path | None] | None = None
-    for restarts in range(MAX_RESTARTS + 1):
+    furthest, restarts, losses = "", 0, 0  # the newest checkpoint so far, starts anew from it, and losses of workers in all
+    while True:
         try:
             run_workers(config, settings, storage_dir)
             return
         except Exception as error:
-            told = find_error(error, (RelevanceError,)) or out_of_memory(error) or find_error(error, BUGS)
+            told = find_error(error, (RelevanceError,)) or out_of_memory(error) or no_room(error, config) or find_error(error, BUGS)
             if told is not None:
                 raise told from error
-            now = (last_line(error), newest_checkpoint(Path(settings["checkpoint_dir"]))[0])
-            own = find_error(error, (RuntimeError,))
+            newest, problems = newest_checkpoint(Path(settings["checkpoint_dir"]))
+            now, own = (last_line(error), newest), find_error(error, (RuntimeError,))
             if now == before and own is not None and not any(word in str(own).lower() for word in OF_OTHERS):
                 raise own from error  # twice the same from the same place: no worker was lost, their code cannot go on
-            before = now
-            if restarts == MAX_RESTARTS or Path(settings["stop_path"]).exists():
+            before, losses, restarts = now, losses + 1, restarts + 1
+            if newest is not None and newest.name > furthest:
+                furthest, restarts = newest.name, 1
+            for path in stuck_files(Path(settings["live_path"]), losses):
+                say(f"  a worker got no further for {config.training.hang_timeout_s:g} s (training.hang_timeout_s); where it was is in {path}")
+            if restarts > MAX_RESTARTS or Path(settings["stop_path"]).exists():
                 lost = f"training workers were lost ({last_line(error)}); run the same command again: it goes on from its last checkpoint"
                 raise RetryableError(lost) from error
             gauges.restarted()
-            say(f"  workers were lost ({last_line(error)}); starting them again, {restarts + 1} of {MAX_RESTARTS}")
-            for path in stuck_files(Path(settings["live_path"]), restarts):
-                say(f"  a worker got no further for {config.training.hang_timeout_s:g} s (training.hang_timeout_s); where it was is in {path}")
-            for problem in newest_checkpoint(Path(settings["checkpoint_dir"]))[1]:
+            say(f"  workers were lost ({last_line(error)}); starting them again, {restarts} of {MAX_RESTARTS} times from one checkpoint")
+            for problem in problems:
                 say(f"  a damaged checkpoint is passed over: {problem}")
 
 
-def stuck_files(live_path: Path, restarts: int) -> list[Path]:
-    """What workers that got no further left, put where the next ones will not write."""
+def stuck_files(live_path: Path, losses: int) -> list[Path]:
+    """What workers that got no further left, put where the next ones will not write. `losses`: how often workers were lost by now."""
     left = [path for path in sorted(live_path.parent.glob("stuck-*.txt")) if path.stat().st_size]
-    return [path.rename(path.with_name(f"hung-{restarts + 1}-{path.name.removeprefix('stuck-')}")) for path in left]
+    return [path.rename(path.with_name(f"hung-{losses}-{path.name.removeprefix('stuck-')}")) for path in left]
 
 
 def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
@@ -205,6 +212,18 @@ def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) 
                 return inner
         error = error.__cause__ or getattr(error, "cause", None)
     return None
+
+
+def no_room(error: BaseException, config: RunConfig) -> RetryableError | None:
+    """What to look at where the cluster found no place for the workers in the time that it has for it."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    if not isinstance(getattr(error, "controller_failure", error), WorkerGroupStartupTimeoutError):
+        return None
+    training = config.training
+    each = f"{training.threads_per_worker} CPUs" + (" and a GPU" if training.use_gpu else "")
+    cure = "wait until others are done, add nodes, or lower training.num_workers or threads_per_worker"
+    return RetryableError(f"the Ray cluster had no room for {training.num_workers} workers of {each} each; {cure}, then run the same command again")
 
 
 def out_of_memory(error: BaseException) -> ConfigError | None:

@@ -17,6 +17,7 @@ from pipeline.reader import data_digest, find_partitions
 NO_NUMBERS = {"checkpoint_every_steps", "hang_timeout_s"}  # settings of training that no number follows from
 # and those that only rounding follows from
 SPREAD = {"num_workers", "threads_per_worker", "use_gpu", "micro_batch_tokens", "gradient_checkpointing", "compile_layers"}
+TOLD = {"data": "the digest of the accepted rows", "backbone_digest": "the digest of the backbone"}  # facts by what people call them
 BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "training", "optimizer")
 
 
@@ -95,4 +96,5 @@ def changes(before: Any, now: Any, where: str = "") -> list[str]:
     """Each fact that differs, as sentences."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [text for key in sorted({*before, *now}) for text in changes(before.get(key), now.get(key), f"{where}.{key}" if where else key)]
+    where = TOLD.get(where, where)
     return [] if before == now else [f"{where} was {json.dumps(before)}, is {json.dumps(now)}"]

@@ -1,7 +1,7 @@
 """Training without Ray: `python ranks.py RANK WORLD_SIZE PORT CASES` is one of WORLD_SIZE processes that train each case of a json file in turn.
 
-A case: {"config": the run's config, "settings": what the driver gives its workers, "die_at": step or null}. Ranks die without a word right after
-they began to write the checkpoint of step `die_at`.
+A case: {"config": the run's config, "settings": what the driver gives its workers, "die_at": step or null, "stop_in": null or which step, or the
+evaluation after which, the driver asks to stop in}. Ranks die without a word right after they began to write the checkpoint of step `die_at`.
 """
 
 import json
@@ -43,22 +43,29 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
     from pipeline.checkpoint import CheckpointWriter
     from pipeline.config import build_config
     from pipeline.encoded_files import read_encoded
+    from pipeline.interim import Interim
     from pipeline.watch import Watch
 
     config = build_config(case["config"], "the case")
     encoded = read_encoded(Path(case["settings"]["encoded_dir"]), "train", config.tasks)
-    watch = Watch(sys.stderr, TIMEOUT_S)
-    worker = train_loop.build_worker(config, encoded, rank, world_size, torch.device("cpu"), {}, watch)
-    micro_step = train_step.micro_step
+    stop_path, (stop_kind, stop_step) = Path(case["settings"]["stop_path"]), case.get("stop_in") or ("", 0)
+    micro_step, evaluate = train_step.micro_step, Interim.evaluate
 
     def recorded(worker: Any, mine: Any, scale: float, done: Any, *rest: Any) -> Any:
         """What was trained on, as it happens."""
         if scale:
             with (Path(case["settings"]["live_path"]).parent / f"rows-{rank}.jsonl").open("a") as file:
                 file.write(json.dumps({"step": done.step, "rows": mine.tolist()}) + "\n")
+        if rank == 0 and stop_kind == "step" and done.step + 1 == stop_step:
+            stop_path.touch()
         return micro_step(worker, mine, scale, done, *rest)
 
-    train_step.micro_step = recorded
+    def evaluated(interim: Interim, step: int, asked_to_stop: Any) -> Any:
+        if rank == 0 and stop_kind == "evaluation" and step == stop_step:
+            stop_path.touch()
+        return evaluate(interim, step, asked_to_stop)
+
+    train_step.micro_step, Interim.evaluate = recorded, evaluated  # type: ignore[method-assign]
     if case["die_at"] is not None:
         save = CheckpointWriter.save
 
@@ -68,8 +75,10 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         CheckpointWriter.save = save_and_die  # type: ignore[method-assign]
-    train_loop.train(worker, case["settings"], {})
-    train_step.micro_step = micro_step
+    with Watch(sys.stderr, TIMEOUT_S) as watch:
+        worker = train_loop.build_worker(config, encoded, rank, world_size, torch.device("cpu"), {}, watch)
+        train_loop.train(worker, case["settings"], {})
+    train_step.micro_step, Interim.evaluate = micro_step, evaluate  # type: ignore[method-assign]
     worker.engine.destroy()
 
 

@@ -18,6 +18,7 @@ from patches import write_patch
 from planted import planted_config, write_config, write_planted
 
 from pipeline.checkpoint import newest_checkpoint
+from pipeline.watch import GRACE_S
 
 TIMEOUT_S = 240
 
@@ -77,9 +78,9 @@ class Training:
     def wait_for_step(self, process: subprocess.Popen[str], step: int) -> None:
         self.wait_until(process, lambda: any(line["step"] >= step for line in self.steps()))
 
-    def workers_at_step(self, process: subprocess.Popen[str], step: int) -> list[psutil.Process]:
-        """The two worker processes, as soon as the step is done: they are looked up before, as a step takes less time than that."""
-        self.wait_until(process, lambda: len(train_workers(process)) == 2)
+    def workers_at_step(self, process: subprocess.Popen[str], step: int, number: int = 2) -> list[psutil.Process]:
+        """The worker processes, as soon as the step is done: they are looked up before, as a step takes less time than that."""
+        self.wait_until(process, lambda: len(train_workers(process)) == number)
         workers = train_workers(process)
         self.wait_for_step(process, step)
         return workers
@@ -184,12 +185,29 @@ def test_a_worker_killed_is_replaced_within_the_command(counts: Any, start: Star
 
 
 @pytest.mark.failures
-def test_sigterm_keeps_the_state_within_the_grace_time_and_ends_with_3(counts: Any, start: Start, unbroken: Training) -> None:
-    training = start("terminated")
+def test_the_command_killed_alone_takes_its_workers_with_it_and_goes_on_when_typed_again(counts: Any, start: Start, unbroken: Training) -> None:
+    training = start("command")
+    process = training.start()
+    workers = training.workers_at_step(process, 13)
+    process.kill()
+    counts.add("kills")
+    psutil.wait_procs(workers, timeout=30)
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    before = training.losses()
+    assert "going on from step-00000" in training.finish()
+    check_same(counts, training, unbroken, before)
+
+
+@pytest.mark.failures
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT], ids=["terminated", "interrupted"])
+def test_a_training_asked_to_stop_keeps_its_state_within_the_grace_time_and_ends_with_3(
+    counts: Any, start: Start, unbroken: Training, asked: signal.Signals
+) -> None:
+    training = start(f"stopped by {asked.name}")
     process = training.start()
     one = training.workers_at_step(process, 1)[0]
     one.suspend()  # steps are taken by all or none: none is taken until the command has heard the signal
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(asked)
     counts.add("kills")
     training.wait_until(process, (training.dir / "training" / "stop").exists)
     one.resume()
@@ -224,6 +242,34 @@ def test_a_worker_that_hangs_is_given_up_after_the_stated_time(start: Start, unb
     assert training.weights() == unbroken.weights()
 
 
+ALONE = ("training.num_workers=1", "training.hang_timeout_s=10")
+
+
+@pytest.fixture(scope="module")
+def unbroken_alone(start: Start) -> Training:
+    """By a single worker."""
+    training = start("alone")
+    training.finish(*ALONE)
+    return training
+
+
+@pytest.mark.failures
+def test_a_single_worker_that_was_stopped_is_killed_and_started_again(counts: Any, start: Start, unbroken_alone: Training) -> None:
+    training = start("stopped alone")
+    process = training.start(*ALONE)
+    (worker,) = training.workers_at_step(process, 12, number=1)
+    worker.suspend()
+    started_s = time.monotonic()
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said
+    assert time.monotonic() - started_s < 10 + GRACE_S + 60, "in the stated time, and what a start of the workers takes"
+    assert "starting them again, 1 of 3" in said
+    stuck = re.search(r"got no further for 10 s.*; where it was is in (.*)", said)
+    assert stuck is not None and f"process {worker.pid} gave no sign of life for 15 s" in Path(stuck.group(1)).read_text()
+    counts.add("kills")
+    check_same(counts, training, unbroken_alone, {})
+
+
 HANGING = """
 def instead_of(train_step):
     def hang_once(worker, step, stop):
@@ -238,20 +284,17 @@ def instead_of(train_step):
 
 @pytest.mark.failures
 def test_a_single_worker_that_hangs_is_started_again_and_tells_where_it_was(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, unbroken_alone: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = ("training.num_workers=1", "training.hang_timeout_s=10")
-    expected = start("alone")
-    expected.finish(*alone)
     write_patch(tmp_path / "patch", "pipeline.train_loop", "train_step", HANGING.format(marker=str(tmp_path / "hung")))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "patch"))
     training = start("hanging alone")
-    said = training.finish(*alone)
+    said = training.finish(*ALONE)
     assert (tmp_path / "hung").exists() and "starting them again, 1 of 3" in said
     stuck = re.search(r"got no further for 10 s.*; where it was is in (.*)", said)
     assert stuck is not None and "in hang_once" in Path(stuck.group(1)).read_text()
-    assert training.losses() == expected.losses()
-    assert training.weights() == expected.weights()
+    assert training.losses() == unbroken_alone.losses()
+    assert training.weights() == unbroken_alone.weights()
 
 
 def test_sigterm_before_any_worker_is_started_ends_with_3_too(start: Start) -> None:
@@ -279,6 +322,27 @@ def test_an_interrupted_training_refuses_another_config_and_says_what_changed(co
     assert "remove" in said and "to start anew" in said
     training.finish()
     check_same(counts, training, unbroken, before)
+
+
+NO_GRADIENT = """
+def instead_of(gradient_norms):
+    def not_finite_once(engine):
+        norms = gradient_norms(engine)
+        return {**norms, "heads": float("nan")} if engine.global_steps == 4 else norms
+    return not_finite_once
+"""
+
+
+@pytest.mark.failures
+def test_a_gradient_that_is_not_finite_stops_before_the_step_is_taken(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_patch(tmp_path / "patch", "pipeline.train_step", "gradient_norms", NO_GRADIENT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "patch"))
+    training = start("no gradient")
+    process = training.start()
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1, said
+    assert re.search(r"the gradient of the heads of step 5 is not finite \(task .*two.*; rows (two|three)-1-\d+", said) is not None, said
+    assert len(training.steps()) == 4 and not (training.dir / "trained").exists()
 
 
 @pytest.mark.failures

@@ -20,6 +20,7 @@ from pipeline.checkpoint import CheckpointWriter, check_checkpoint, newest_check
 from pipeline.errors import DamagedInputError, RetryableError
 from pipeline.interim import Best
 from pipeline.optimizer_state import assemble, inner_optimizer, load_optimizer_tensors, optimizer_tensors
+from pipeline.train_loop import agreed_checkpoint
 
 FILES = ("weights.safetensors", "optimizer-0.safetensors", "state.json", "manifest.json")
 
@@ -240,6 +241,46 @@ def test_without_a_whole_checkpoint_training_starts_anew(tmp_path: Path, engine:
     assert newest_checkpoint(tmp_path)[0] is None
 
 
+def test_a_checkpoint_that_storage_does_not_hand_out_is_neither_used_nor_taken_for_damaged(
+    tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        write(engine, tmp_path, step)
+    real = checkpoint.file_sha256
+
+    def unreadable(path: Path) -> str:
+        if path.parent.name == "step-00000002":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "file_sha256", unreadable)
+    with pytest.raises(RetryableError, match=r"step-00000002 cannot be read \(\[Errno 5\] Input/output error.*move it away: the checkpoint before"):
+        newest_checkpoint(tmp_path)
+    assert len(list(tmp_path.glob("step-*"))) == 2
+
+
+def test_a_step_is_not_written_twice_in_one_start(tmp_path: Path, engine: Any) -> None:
+    with CheckpointWriter(engine, tmp_path, 0, 1) as writer:
+        writer.save(3, None)
+        writer.save(3, None)
+        writer.wait()
+        written = (tmp_path / "step-00000003").stat().st_ino
+        writer.save(3, None)
+        writer.wait()
+    assert (tmp_path / "step-00000003").stat().st_ino == written and names_in(tmp_path) == ["step-00000003"]
+
+
+def test_what_is_newer_than_the_newest_whole_checkpoint_makes_room_also_where_it_is_a_file(
+    tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda names, src: None)
+    write(engine, tmp_path, 1)
+    (tmp_path / "step-00000002").write_text("a file in place of a folder")
+    (tmp_path / "step-00000003").mkdir()
+    assert agreed_checkpoint(tmp_path, 0) == tmp_path / "step-00000001"
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]
+
+
 def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (CheckpointWriter(engine, tmp_path, rank, 2) for rank in (0, 1))
     second.attempt = first.attempt
@@ -250,7 +291,7 @@ def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(tmp_path: Pa
     first.wait()
     assert names_in(tmp_path / "step-00000003") == sorted([*FILES, "optimizer-1.safetensors"])
     assert load_file(tmp_path / "step-00000003" / "optimizer-1.safetensors") == {}  # at stage 0 all ranks hold the same
-    monkeypatch.setattr(checkpoint, "WAIT_S", 0.05)
+    first.wait_s = 0.05
     first.save(4, None)
     with pytest.raises(RetryableError, match="optimizer-1.safetensors of a checkpoint did not come"):
         first.wait()

@@ -98,18 +98,25 @@ def test_figures_are_those_of_scikit_learn_and_a_task_without_both_classes_has_n
 def test_ranks_judge_each_row_once_between_them_in_as_many_passes_each(monkeypatch: pytest.MonkeyPatch) -> None:
     valid, logits_NC = valid_rows(5), logits(5)
     parts: list[torch.Tensor] = []
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: parts.append(tensor.clone()))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: parts.extend([tensor.clone()] * (tensor.ndim == 2)))
     engines = [Engine(logits_NC) for _ in range(4)]
     passes = []
     for rank, engine in enumerate(engines):
         interim = Interim(build_worker(engine, rank, 4, micro_batch_tokens=8), valid)
-        interim._logits()
+        interim._logits(lambda: False)
         passes.append(engine.passes)
         assert engine.modes == ["eval", "train"]
     assert len(set(passes)) == 1 and passes[0] == len(interim.batches) >= 1
     assert any(len(batch) < 4 for batch in interim.batches)  # so that some rank has no row of it
     rows = interim.rows_N
     assert torch.equal(sum(parts[1:], parts[0]), logits_NC[rows].double())
+
+
+def test_an_evaluation_ends_before_the_next_pass_as_soon_as_it_is_asked_to() -> None:
+    engine = Engine(logits())
+    interim = Interim(build_worker(engine), valid_rows())
+    assert len(interim.batches) > 2
+    assert interim.evaluate(10, lambda: engine.passes == 2) is None and engine.passes == 2
 
 
 def test_at_most_so_many_rows_of_a_task_are_drawn_and_always_the_same() -> None:

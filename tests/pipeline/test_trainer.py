@@ -3,14 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from planted import planted_config, write_planted
 
+from pipeline import trainer
 from pipeline.config import RunConfig, build_config
-from pipeline.errors import ConfigError, DataRefusedError, RelevanceError
+from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.files import file_sha256, write_json
 from pipeline.live import LiveFollower
 from pipeline.trainer import BUGS, drop_checkpoints, find_error, go_without, open_checkpoints, out_of_memory
@@ -70,6 +72,16 @@ def changed(config: RunConfig, **blocks: Any) -> RunConfig:
     return build_config({**config.model_dump(mode="json"), **blocks}, "test")
 
 
+def whole_checkpoint(root: Path, step: int) -> Path:
+    """A checkpoint that is whole by its manifest."""
+    folder = root / f"step-{step:08d}"
+    folder.mkdir()
+    for name, content in (("weights.safetensors", b"w"), ("optimizer-0.safetensors", b"o"), ("state.json", b"{}")):
+        (folder / name).write_bytes(content)
+    write_json(folder / "manifest.json", {path.name: file_sha256(path) for path in sorted(folder.iterdir())})
+    return folder
+
+
 def test_the_fingerprint_moves_with_what_the_weights_follow_from_and_with_nothing_else(config: RunConfig, tmp_path: Path) -> None:
     plan = plan_training(config)
     spread = {"num_workers": 4, "micro_batch_tokens": 64, "checkpoint_every_steps": 7}
@@ -92,11 +104,7 @@ def test_checkpoints_of_another_training_are_never_removed(config: RunConfig) ->
     plan = plan_training(config)
     said: list[str] = []
     open_checkpoints(plan, said.append)
-    whole = plan.checkpoint_dir / "step-00000001"
-    whole.mkdir()
-    for name, content in (("weights.safetensors", b"w"), ("optimizer-0.safetensors", b"o"), ("state.json", b"{}")):
-        (whole / name).write_bytes(content)
-    write_json(whole / "manifest.json", {path.name: file_sha256(path) for path in sorted(whole.iterdir())})
+    whole = whole_checkpoint(plan.checkpoint_dir, 1)
     open_checkpoints(plan, said.append)
     assert said == ["  going on from step-00000001"]
     with pytest.raises(ConfigError, match="seed was 5, is 6"):
@@ -105,6 +113,108 @@ def test_checkpoints_of_another_training_are_never_removed(config: RunConfig) ->
     assert whole.is_dir()
     drop_checkpoints(plan)
     assert not plan.checkpoint_dir.exists()
+
+
+def test_other_rows_are_refused_by_checkpoints_that_are_there(config: RunConfig, tmp_path: Path) -> None:
+    plan = plan_training(config)
+    open_checkpoints(plan, lambda _: None)
+    whole_checkpoint(plan.checkpoint_dir, 1)
+    write_planted(tmp_path, num_rows=10)
+    with pytest.raises(ConfigError, match="the digest of the accepted rows was .*run under another name, or remove .* to start anew"):
+        open_checkpoints(plan_training(accepted(config)), lambda _: None)
+    assert (plan.checkpoint_dir / "step-00000001").is_dir()
+
+
+class LostError(Exception):
+    """What Ray raises where workers were lost; `raised`: by their own code."""
+
+    def __init__(self, raised: Exception | None = None) -> None:
+        super().__init__("a worker died")
+        self.worker_failures = {0: raised} if raised else {}
+
+
+@pytest.fixture
+def fitted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """(what was said, starts of the workers) where each start ends as one of these says: an error, a step that is kept before workers are lost, or
+    None."""
+
+    def run(*ends: Exception | int | None, stop: bool = False) -> tuple[list[str], int]:
+        said: list[str] = []
+        plan, left = plan_training(config), list(ends)
+        open_checkpoints(plan, said.append)
+        paths = {"checkpoint_dir": str(plan.checkpoint_dir), "live_path": str(plan.dir / "live.jsonl"), "stop_path": str(plan.dir / "stop")}
+        if stop:
+            (plan.dir / "stop").touch()
+
+        def started(*_: Any) -> None:
+            end = left.pop(0)
+            if isinstance(end, int):
+                whole_checkpoint(plan.checkpoint_dir, end)
+                raise LostError
+            if end is not None:
+                raise end
+
+        monkeypatch.setattr(trainer, "run_workers", started)
+        try:
+            trainer.fit(config, paths, plan.dir / "ray", said.append, SimpleNamespace(restarted=lambda: None))
+        finally:
+            run.starts = len(ends) - len(left)  # type: ignore[attr-defined]
+        return said, len(ends) - len(left)
+
+    return run
+
+
+def test_lost_workers_are_started_again_three_times_from_one_checkpoint_and_no_more(fitted: Any) -> None:
+    said, starts = fitted(LostError(), LostError(), LostError(), None)
+    assert starts == 4 and [line for line in said if "3 of 3" in line]
+    with pytest.raises(RetryableError, match="workers were lost .*run the same command again"):
+        fitted(LostError(), LostError(), LostError(), LostError(), None)
+    assert fitted.starts == 4
+
+
+def test_a_training_that_gets_on_is_started_again_as_often_as_it_takes(fitted: Any) -> None:
+    said, starts = fitted(LostError(), LostError(), 10, LostError(), 20, 30, 40, LostError(), None)
+    assert starts == 9 and not [line for line in said if "3 of 3" in line]
+
+
+@pytest.mark.parametrize("error", [DataRefusedError("no row"), KeyError("a bug"), ConfigError("no such")], ids=["data", "bug", "config"])
+def test_what_workers_raise_themselves_ends_the_training_at_once(fitted: Any, error: Exception) -> None:
+    with pytest.raises(type(error)):
+        fitted(LostError(error), None)
+    assert fitted.starts == 1
+
+
+def test_the_same_error_twice_from_the_same_place_is_the_workers_own_unless_it_tells_of_another(fitted: Any) -> None:
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        fitted(LostError(RuntimeError("sizes differ")), LostError(RuntimeError("sizes differ")), None)
+    assert fitted.starts == 2
+    closed = RuntimeError("gloo: Connection closed by peer")
+    assert fitted(LostError(closed), LostError(closed), None)[1] == 3
+
+
+def test_workers_lost_while_asked_to_stop_are_not_started_again(fitted: Any) -> None:
+    with pytest.raises(RetryableError):
+        fitted(LostError(), None, stop=True)
+    assert fitted.starts == 1
+
+
+def test_a_cluster_without_room_is_told_with_what_the_workers_take(fitted: Any) -> None:
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    with pytest.raises(RetryableError, match="no room for 2 workers of 1 CPUs each; wait until others are done, add nodes, or lower"):
+        fitted(ControllerError(WorkerGroupStartupTimeoutError(2)), None)
+    assert fitted.starts == 1
+
+
+def test_where_workers_were_stuck_is_told_also_when_they_are_not_started_again(fitted: Any, config: RunConfig) -> None:
+    folder = plan_training(config).dir
+    folder.mkdir(parents=True)
+    for number in range(2):
+        (folder / f"stuck-{number}.txt").write_text("in hang" * number)
+    with pytest.raises(RetryableError):
+        fitted(LostError(), stop=True)
+    assert [path.name for path in folder.glob("hung-*")] == ["hung-1-1.txt"]
 
 
 def test_no_bundle_has_no_fingerprint(tmp_path: Path) -> None:
@@ -129,8 +239,8 @@ def test_ray_s_trainer_starts_no_actor_for_datasets_and_keeps_the_rest_of_its_ow
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    trainer: Any = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
-    kinds = [type(one).__name__ for one in trainer._create_default_callbacks()]
-    assert "DatasetsCallback" in kinds and "BackendSetupCallback" in kinds and callable(trainer._register_sigint_handler)
-    go_without(trainer)
-    assert [type(one).__name__ for one in trainer._create_default_callbacks()] == [kind for kind in kinds if kind != "DatasetsCallback"]
+    of_ray: Any = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
+    kinds = [type(one).__name__ for one in of_ray._create_default_callbacks()]
+    assert "DatasetsCallback" in kinds and "BackendSetupCallback" in kinds and callable(of_ray._register_sigint_handler)
+    go_without(of_ray)
+    assert [type(one).__name__ for one in of_ray._create_default_callbacks()] == [kind for kind in kinds if kind != "DatasetsCallback"]
