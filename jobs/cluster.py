@@ -6,12 +6,13 @@ import socket
 from collections.abc import Iterator
 
 from jobs.environment import end_on_sigterm, worker_environment
-from pipeline.errors import RetryableError
+from pipeline.errors import ConfigError, RetryableError
 
 
 @contextlib.contextmanager
-def ray_cluster(num_cpus: int) -> Iterator[None]:
-    """Connect, and leave at the end. RetryableError: the cluster does not answer. `num_cpus` is what a local one must offer at least."""
+def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
+    """Connect, and leave at the end. RetryableError: the cluster does not answer. `num_cpus` and `num_gpus` are what a local one must offer at least;
+    ConfigError: this machine has not so many GPUs."""
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
@@ -29,6 +30,8 @@ def ray_cluster(num_cpus: int) -> Iterator[None]:
         raise RetryableError(f"Ray {where} did not start or answer ({type(error).__name__}: {error}); check it and run again") from error
     end_on_sigterm()
     try:
+        if not address:
+            check_gpus(int(ray.cluster_resources().get("GPU", 0)), num_gpus)
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
     finally:
@@ -40,6 +43,21 @@ def given_cluster() -> Iterator[None]:
     """The cluster that RAY_ADDRESS names; without one, this process alone: starting a local one would take longer than what it is for."""
     with ray_cluster(1) if os.environ.get("RAY_ADDRESS") else contextlib.nullcontext():
         yield
+
+
+def no_node_for(num_cpus: int, num_gpus: int) -> bool:
+    """Whether no node of the connected cluster, as it is now, is large enough for a process with so much."""
+    import ray
+
+    wanted = {"CPU": num_cpus, "GPU": num_gpus}
+    return not any(node["Alive"] and all(node["Resources"].get(name, 0) >= number for name, number in wanted.items()) for node in ray.nodes())
+
+
+def check_gpus(found: int, wanted: int) -> None:
+    """ConfigError: there are too few, for which Ray would wait without end."""
+    if found < wanted:
+        cure = "set use_gpu to false or ask for fewer processes (training.num_workers, scoring.num_actors), or name a cluster by RAY_ADDRESS"
+        raise ConfigError(f"use_gpu asks for {wanted} GPUs and this machine has {found}; {cure}")
 
 
 def check_answers(address: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from typing import Any
 
-from jobs.cluster import ray_cluster
+from jobs.cluster import no_node_for, ray_cluster
 from jobs.score_live import ScoringLive, live_path
 from jobs.score_precision import choose_precision, known_precision
 from pipeline.commit import newest_records, put_record, sweep_orphans
@@ -17,7 +17,7 @@ from pipeline.logs import Console
 from pipeline.precision import NATIVE, PrecisionChoice
 from pipeline.score import scored_units
 from pipeline.score_outcome import Outcome
-from pipeline.score_run import drift_lines, run_record
+from pipeline.score_run import drift_lines, run_record, spent_lines
 from pipeline.score_units import Unit, on_date, plan_units
 from pipeline.store import open_store
 
@@ -44,7 +44,7 @@ def run_score(config: RunConfig, console: Console, logical_date: str | None = No
         outcomes = score_units(dated, champion, to_do, console, lease, choice) if to_do else []
         record = run_record(scores, run, champion, [*published, *to_do], outcomes, started_s, config.scoring.drift_refuse)
         kept = put_record(scores, {**record, **choice.facts(), "logical_date": logical_date})
-    for line in drift_lines(record, config.scoring.drift_warn):
+    for line in [*spent_lines(record, min(config.scoring.num_actors, len(to_do))), *drift_lines(record, config.scoring.drift_warn)]:
         console.say(f"  {line}")
     check_outcomes(outcomes)
     if not record["accepted"]:
@@ -128,9 +128,14 @@ def score_units(
     path = live_path(config.run_dir)
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)  # of a scoring before
-    num_cpus, rows = config.scoring.num_actors * config.scoring.threads_per_actor, sum(unit.rows for unit in to_do)
+    scoring, rows = config.scoring, sum(unit.rows for unit in to_do)
+    num_actors = min(scoring.num_actors, len(to_do))
+    cluster = ray_cluster(num_actors * scoring.threads_per_actor, num_actors * scoring.use_gpu)
     # the lock is what `relevance status` sees that a scoring is under way by
-    with FileLock(path.with_name("active")), ray_cluster(num_cpus), console.progress("score", rows, "pairs") as progress:
+    with FileLock(path.with_name("active")), cluster, console.progress("score", rows, "pairs") as progress:
+        if no_node_for(scoring.threads_per_actor, int(scoring.use_gpu)):
+            each = f"{scoring.threads_per_actor} CPUs" + " and a GPU" * scoring.use_gpu
+            console.say(f"  no node of the cluster has {each} now, which an actor takes (scoring.threads_per_actor, use_gpu); waiting for one")
         live = ScoringLive(path, config.name, to_do, progress)
         for outcome in scored_units(config, to_do, champion, choice):
             live.unit_done(outcome)
@@ -139,9 +144,9 @@ def score_units(
 
 
 def check_outcomes(outcomes: list[Outcome]) -> None:
-    """RelevanceError: some units failed; RetryableError: all those may succeed when they are tried again."""
-    failed = [one for one in outcomes if one.error]
+    """RelevanceError: some units failed; RetryableError: some of those may succeed when they are tried again."""
+    failed = sorted((one for one in outcomes if one.error), key=lambda one: one.retry)  # those that will fail again are told first
     if failed:
-        kind = RetryableError if all(one.retry for one in failed) else RelevanceError
+        kind = RetryableError if failed[-1].retry else RelevanceError
         shown = "; ".join(one.error for one in failed[:SHOWN_ERRORS])
         raise kind(f"{len(failed)} of {len(outcomes)} units were not scored, the others are published: {shown}")

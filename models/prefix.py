@@ -20,19 +20,18 @@ class Prefixes:
     keys: tuple[torch.Tensor, ...]  # of each layer (G, H, P, E)
     values: tuple[torch.Tensor, ...]  # of each layer (G, H, P, E)
     length_G: torch.Tensor
-
-    def padded(self) -> bool:
-        """Whether any prefix is shorter than the longest."""
-        return bool((self.length_G != self.keys[0].shape[2]).any())
+    padded: bool  # whether any is shorter than the longest; said by who knows, as asking a GPU would wait for all it was given before
 
 
 @torch.inference_mode()
-def read_prefixes(model: MergedModel, ids_GP: torch.Tensor, length_G: torch.Tensor, behind: Prefixes | None = None) -> Prefixes:
-    """Have a decoder read prefixes: token ids padded on the right, and their lengths. `behind`: one prefix that all of these follow."""
-    cache = _cache(model, behind, torch.zeros(len(ids_GP), dtype=torch.long, device=ids_GP.device))
-    _states(model, ids_GP, behind, torch.zeros_like(length_G), cache)
-    before = 0 if behind is None else int(behind.length_G[0])
-    return Prefixes(tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers), length_G + before)
+def read_prefixes(model: MergedModel, ids_GP: torch.Tensor, mask_GP: torch.Tensor, padded: bool, behind: Prefixes | None = None) -> Prefixes:
+    """Have a decoder read prefixes: token ids padded on the right, their mask (1 real, 0 padding), and whether there is any padding. `behind`: one
+    prefix that all of these follow."""
+    none_G = torch.zeros(len(ids_GP), dtype=torch.long, device=ids_GP.device)
+    cache = _cache(model, behind, none_G)
+    _states(model, ids_GP, behind, none_G, cache)
+    length_G = mask_GP.sum(dim=1) + (0 if behind is None else behind.length_G)
+    return Prefixes(tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers), length_G, padded)
 
 
 @torch.inference_mode()
@@ -67,7 +66,7 @@ def _states(model: MergedModel, ids_BS: torch.Tensor, prefixes: Prefixes | None,
         return trunk(input_ids=ids_BS, position_ids=position_S[None], past_key_values=cache, use_cache=True).last_hidden_state
     length_B = prefixes.length_G[prefix_B]
     mask = None
-    if prefixes.padded():  # padding between a prefix and its row must not be looked at; behind a row causality hides it
+    if prefixes.padded:  # padding between a prefix and its row must not be looked at; behind a row causality hides it
         seen_BP = torch.arange(prefixes.keys[0].shape[2], device=ids_BS.device)[None] < length_B[:, None]
         mask = torch.cat([seen_BP, torch.ones_like(ids_BS, dtype=torch.bool)], dim=1).long()
     position_BS = length_B[:, None] + position_S[None]

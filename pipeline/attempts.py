@@ -1,12 +1,41 @@
-"""What an actor has begun of a unit, noted beside the run for the actor that comes after it."""
+"""What an actor has begun, noted beside the run for the actor that comes after it: its start, and its units."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.errors import ConfigError, RelevanceError
+from pipeline.files import remove_tree
+
+MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is without end
+KEEP_S = 7 * 24 * 3600.0  # notes of a run that failed, for who looks into it
 SHOWN_ROWS = 5  # row ids in a message
+
+
+class Starts:
+    """How often in a row processes of one run of the job ended before they had loaded their model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "starts"
+
+    def number(self) -> int:
+        """Starts that came to nothing, those under way included."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:  # none, or another actor's came through
+            return 0
+
+    def begin(self) -> None:
+        """One more."""
+        with self.path.open("ab") as file:
+            file.write(b".")
+
+    def done(self) -> None:
+        """One came through."""
+        self.path.unlink(missing_ok=True)
 
 
 class Attempts:
@@ -49,3 +78,28 @@ class Attempts:
             return "before any row was judged"
         more = f" and {len(row_ids) - SHOWN_ROWS} more" if len(row_ids) > SHOWN_ROWS else ""
         return f"while it judged rows {', '.join(row_ids[:SHOWN_ROWS])}{more}"
+
+
+def check_start(starts: Starts, num_actors: int, device: Any) -> None:
+    """RelevanceError: an actor had better not load its model: too many in a row ended over it, and Ray would go on starting them. ConfigError: there
+    is no such device here."""
+    import torch
+
+    if starts.number() >= MAX_ATTEMPTS * num_actors:
+        raise RelevanceError(f"the process ended or got no further while it loaded the model, {starts.number()} times; see Ray's logs, memory first")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("scoring.use_gpu is set, and torch finds no GPU here; install a torch with CUDA on this node, or set it to false")
+
+
+def lost_device(error: Exception) -> bool:
+    """Whether a GPU is of no more use to this process, as after an illegal access; not where only its memory was too small."""
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+
+
+def sweep_attempts(root: Path) -> None:
+    """Remove what runs that failed or were killed more than KEEP_S ago have left of their attempts."""
+    for folder in root.glob("*") if root.is_dir() else ():
+        if folder.is_dir() and folder.stat().st_mtime < time.time() - KEEP_S:
+            remove_tree(folder)

@@ -63,7 +63,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(t.to(device) for t in (self.input_ids_BS, self.mask_BS, self.task_B, self.label_B, self.weight_B)))
+        return Batch(*(to_device(t, device) for t in (self.input_ids_BS, self.mask_BS, self.task_B, self.label_B, self.weight_B)))
 
 
 def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Encoder) -> EncodedRows:
@@ -106,6 +106,11 @@ def pad_rows(id_lists: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor,
         ids_BS[row, : len(ids)] = ids
     mask_BS = np.arange(ids_BS.shape[1])[None] < lengths[:, None]
     return torch.from_numpy(ids_BS), torch.from_numpy(mask_BS.astype(np.int64))
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on a device. To a GPU it goes from pinned memory, so that nobody waits for what the GPU was given before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def length_batches(length_N: np.ndarray, token_budget: int, full_enough: float = 1.0) -> list[np.ndarray]:

@@ -153,11 +153,14 @@ def newest_records(root: Root) -> Iterator[dict[str, Any]]:
         yield parse_json(store, key)
 
 
+def accepted_records(root: Root) -> Iterator[dict[str, Any]]:
+    """The same of runs that were accepted: no unit failed, and their scores were spread as they may be."""
+    return (record for record in newest_records(root) if record["accepted"])
+
+
 def last_record(root: Root, all_tasks: bool | None = None) -> dict[str, Any] | None:
-    """The record of the last run that was accepted: no unit failed, and its scores were spread as they may be. `all_tasks`: of those that judged rows
-    for all tasks, or of those that did not."""
-    records = (one for one in newest_records(root) if all_tasks is None or one.get("all_tasks", False) == all_tasks)
-    return next((record for record in records if record["accepted"]), None)
+    """The record of the last run that was accepted. `all_tasks`: of those that judged rows for all tasks, or of those that did not."""
+    return next((one for one in accepted_records(root) if all_tasks is None or one.get("all_tasks", False) == all_tasks), None)
 
 
 def read_run(root: Root, run: str | None = None) -> pa.Table:

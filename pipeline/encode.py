@@ -58,6 +58,10 @@ class Encoder:
         columns = {s.column: self._field_ids(table.column(s.column), s) for s in segments if s.column is not None}
         return [self._assemble(segments, {name: ids[row] for name, ids in columns.items()}) for row in range(table.num_rows)]
 
+    def columns(self, task_name: str) -> list[str]:
+        """The columns that the task's template names, in its order."""
+        return list(dict.fromkeys(segment.column for segment in self.segments[task_name] if segment.column is not None))
+
     def _assemble(self, segments: Sequence[Segment], fields: Mapping[str, list[int]]) -> list[int]:
         fixed = len(self.prefix) + len(self.suffix) + sum(len(s.ids) for s in segments)
         kept = fit_fields(fields, self.config.max_tokens - fixed)

@@ -23,7 +23,8 @@ from pipeline.calibrate import Calibration
 from pipeline.config import RunConfig, build_adapter
 from pipeline.encode import ENCODER_VERSION, EncodeConfig, Encoder
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.task_judge import OnRows, Spent, TaskJudge
+from pipeline.read_ahead import OnRows
+from pipeline.task_judge import Spent, TaskJudge
 from pipeline.tasks import Task
 
 BUNDLE_FORMAT = 2  # of bundle.json; changes when an older reader would misread it

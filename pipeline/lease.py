@@ -4,6 +4,7 @@
 A lease keeps two scorers from doing the same work twice. It is not what keeps labels single: publishing is, whoever holds the lease.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -76,7 +77,8 @@ class Lease:
         self._over.set()
         self._renewing.join()
         if not self.lost:
-            self._put(0.0)
+            with contextlib.suppress(OSError, RelevanceError):  # the store is away: it runs out by itself, and what the run ends with is what counts
+                self._put(0.0)
 
     def check(self) -> None:
         """RetryableError: it ran out, as where the store was away for long, and another took it."""

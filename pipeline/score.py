@@ -5,6 +5,7 @@ MAX_ATTEMPTS times in all; then the unit is told as failed, with the rows that w
 """
 
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.all_tasks import AllTasksJudge
-from pipeline.attempts import Attempts
+from pipeline.attempts import MAX_ATTEMPTS, Attempts, Starts, check_start, lost_device, sweep_attempts
 from pipeline.commit import is_published, judged_tasks, publish_partition, read_manifest
 from pipeline.config import RunConfig
 from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.fetched import FetchedVersion
 from pipeline.files import remove_tree
 from pipeline.precision import NATIVE, PrecisionChoice
+from pipeline.read_ahead import OnRows
 from pipeline.row_errors import part_rows
 from pipeline.score_cache import ScoreCache, cached_files
 from pipeline.score_facts import label_facts
@@ -29,11 +31,9 @@ from pipeline.score_outcome import Outcome, read_outcome
 from pipeline.score_reference import canary_difference, read_reference
 from pipeline.score_units import Unit, read_unit, unit_of_fields
 from pipeline.scores import score_all_tasks, score_rows
+from pipeline.speed import wait_for
 from pipeline.store import open_store
-from pipeline.task_judge import OnRows
 from pipeline.tasks import check_known_task
-
-MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is without end
 
 
 class UnitScorer:
@@ -55,9 +55,13 @@ class UnitScorer:
         self.all_tasks: AllTasksJudge | None = None
         stuck = self.attempts_dir / f"stuck-{uuid.uuid4().hex[:8]}.txt"
         self.watch = Watch(stuck.open("w", encoding="utf-8"), settings["hang_timeout_s"])
+        starts = Starts(self.attempts_dir)
         with self.watch:
             try:
+                check_start(starts, settings["num_actors"], device)
+                starts.begin()
                 native, self.bundle = load_judge(Path(settings["bundle_dir"]), settings["bundle_sha256"], device)
+                starts.done()
                 self.judge = native.with_precision(settings["precision"])
                 self.refusal = self._check_canaries(None)
                 self.token_s = seconds_at_peak(self.judge.model, device, self.judge.backbone.dtype)
@@ -94,6 +98,8 @@ class UnitScorer:
         except RelevanceError as error:
             return Outcome(unit.partition, unit.path, error=f"{unit.path}: {error}")
         except Exception as error:
+            if lost_device(error):
+                os._exit(1)  # nothing that this process is given would succeed; the one after it takes up the unit again
             return Outcome(unit.partition, unit.path, error=f"{unit.path}: {type(error).__name__}: {error}, {attempts.in_hand()}")
 
     def _unless_done(self, unit: Unit, attempts: Attempts) -> Outcome:
@@ -104,10 +110,10 @@ class UnitScorer:
         if attempts.number() >= MAX_ATTEMPTS:
             why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times, the last time {attempts.in_hand()}"
             raise RelevanceError(f"{why}; take these rows out or see the worker's log")
-        for name in [task.name for task in self.judge.tasks] if unit.all_tasks else [unit.task]:
-            self.cache.of_task(name)  # read before the watch begins: there may be many files
-        attempts.begin()
         with self.watch:
+            for name in [task.name for task in self.judge.tasks] if unit.all_tasks else [unit.task]:
+                self.cache.of_task(name, self.watch.alive)  # before the attempt, which is about the unit's own rows
+            attempts.begin()
             return self._score(unit, attempts)
 
     def _score(self, unit: Unit, attempts: Attempts) -> Outcome:
@@ -119,14 +125,17 @@ class UnitScorer:
         row_ids, markets = table.column("row_id"), table.column("market").to_pylist()
 
         judged_N = np.zeros(table.num_rows, bool)
+        again = attempts.number() > 1  # then whatever goes wrong must do so while its own rows are in hand
 
         def begin(rows: np.ndarray) -> None:
             self.watch.alive()
+            if again:
+                wait_for(self.judge.device)
             judged_N[rows] = True
             attempts.take(rows, row_ids.take(pa.array(rows)).to_pylist())
 
         def score(rows: pa.Table, on_rows: OnRows) -> pa.Table:
-            given = self.settings["batch_tokens"], self.settings["model_version"], self.bundle.sha256, on_rows
+            given = self.settings["batch_tokens"], self.settings["model_version"], self.bundle.sha256, on_rows, not again
             if all_tasks is not None:
                 return score_all_tasks(all_tasks, rows, *given, {one.name: self.cache.of_task(one.name) for one in tasks})
             return score_rows(self.judge, rows, task, *given, self.cache.of_task(task.name))
@@ -141,7 +150,9 @@ class UnitScorer:
             scored = score(table, begin)
         except (RelevanceError, OSError):
             raise
-        except Exception:
+        except Exception as error:
+            if lost_device(error):
+                raise
             if attempts.number() < MAX_ATTEMPTS and len(attempts.rows_taken()) > 1:
                 attempts.begin()
                 return self._score(unit, attempts)
@@ -176,6 +187,7 @@ def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Pat
         "scores": str(config.scores_place),
         "known_files": cached_files(config.scores_place, version.bundle_sha256, choice.precision),
         "attempts_dir": str(attempts_dir),
+        "num_actors": config.scoring.num_actors,
         "threads": config.scoring.threads_per_actor,
         "batch_tokens": config.scoring.batch_tokens,
         "hang_timeout_s": config.scoring.hang_timeout_s,
@@ -190,6 +202,7 @@ def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion,
     from ray.exceptions import RayError
 
     attempts_dir = config.run_dir / "scoring" / uuid.uuid4().hex[:12]
+    sweep_attempts(attempts_dir.parent)
     attempts_dir.mkdir(parents=True)
     settings = actor_settings(config, champion, attempts_dir, choice)
     left, lost, failed = {unit.partition: unit for unit in units}, "", False

@@ -1,11 +1,13 @@
-"""Scores of texts that the same model was asked about in the run before: a pair that is scored every day is judged once.
+"""Scores of texts that the same model was asked about in the runs before: a pair that is scored every day, or every few days, is judged once.
 
 Shape legend: N rows, M rows known.
 """
 
+import contextlib
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit import Root, judged_tasks, last_record, read_manifest, unaltered
+from pipeline.commit import Root, accepted_records, judged_tasks, read_manifest, unaltered
 from pipeline.errors import DamagedInputError, RelevanceError
 from pipeline.store import Store
 from pipeline.tasks import Task
 
 HASH_BYTES = 16
-MAX_ROWS = 5_000_000  # of a task that an actor keeps: 36 bytes each
+MAX_ROWS = 10_000_000  # that an actor keeps: 36 bytes each, and three times that while they are put in order
+MAX_RUNS = 16  # that are looked back on: two weeks of a daily job that no run is added to
+MANIFESTS = 8  # that are read at a time
 KEPT = ("input_hash", "probability", "label", "expected_grade")
 
 
@@ -56,27 +60,48 @@ def hashes_as_arrow(hash_N: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(HASH_BYTES), len(hash_N), [None, pa.py_buffer(hash_N.tobytes())])
 
 
+def hashes_as_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of hashes, none of them null, as `input_hashes` has them; without a Python object for each of millions."""
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    return np.concatenate([np.frombuffer(chunk.buffers()[1], f"S{HASH_BYTES}")[chunk.offset : chunk.offset + len(chunk)] for chunk in chunks])
+
+
 def cached_files(root: Root, bundle_sha256: str, precision: str = "native") -> dict[str, list[dict[str, Any]]]:
-    """The label files of each task in the last accepted run, where it was of the same model and they of the same precision; as many as MAX_ROWS
-    allows."""
-    record = last_record(root)
-    if record is None or record["bundle_sha256"] != bundle_sha256:
-        return {}
+    """The label files of each task in the last accepted runs, where those were of the same model and the labels of the same precision; newest runs
+    first, until there are MAX_ROWS labels."""
     files: dict[str, list[dict[str, Any]]] = {}
-    rows: Counter[str] = Counter()
-    for partition in record["partitions"]:
-        try:
-            manifest = read_manifest(root, partition)
-        except DamagedInputError:  # or removed, to have it scored again
-            continue
+    rows = 0
+    for manifest in known_manifests(root, bundle_sha256):
         if manifest.get("precision", "native") != precision:
             continue
-        tasks = judged_tasks(manifest)
-        for task in tasks:
-            if rows[task] + manifest["rows"] // len(tasks) <= MAX_ROWS:
-                rows[task] += manifest["rows"] // len(tasks)
-                files.setdefault(task, []).extend(manifest["files"])
+        rows += manifest["rows"]
+        if rows > MAX_ROWS:
+            break
+        for task in judged_tasks(manifest):
+            files.setdefault(task, []).extend(manifest["files"])
     return files
+
+
+def known_manifests(root: Root, bundle_sha256: str) -> Iterator[dict[str, Any]]:
+    """Those of the last MAX_RUNS accepted runs that were of a model, each once, newest runs first."""
+    seen: set[str] = set()
+    with contextlib.suppress(DamagedInputError):  # the record of a run: what is known ends there
+        for record in itertools.islice(accepted_records(root), MAX_RUNS):
+            if record["bundle_sha256"] == bundle_sha256:
+                yield from manifests_of(root, [one for one in record["partitions"] if one not in seen])
+                seen.update(record["partitions"])
+
+
+def manifests_of(root: Root, partitions: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Their manifests, several read at a time. One that is damaged, or was removed to have its input scored again, is passed over."""
+
+    def read(partition: str) -> dict[str, Any] | None:
+        with contextlib.suppress(DamagedInputError):
+            return read_manifest(root, partition)
+        return None
+
+    with ThreadPoolExecutor(MANIFESTS) as pool:
+        yield from filter(None, pool.map(read, partitions))
 
 
 class ScoreCache:
@@ -86,13 +111,15 @@ class ScoreCache:
         self.store, self.files = store, files
         self.known: dict[str, Known] = {}
 
-    def of_task(self, task: str) -> Known:
-        """The task's rows. A file that is gone, altered, out of reach, or of a release without hashes is passed over: its rows are judged again."""
+    def of_task(self, task: str, on_file: Callable[[], None] = lambda: None) -> Known:
+        """The task's rows. A file that is gone, altered, out of reach, or of a release without hashes is passed over: its rows are judged again.
+        `on_file` is called before each one that is read."""
         if task not in self.known:
-            self.known[task] = known_rows(filter(None, (self._read(file, task) for file in self.files.get(task, ()))))
+            self.known[task] = known_rows(filter(None, (self._read(file, task, on_file) for file in self.files.get(task, ()))))
         return self.known[task]
 
-    def _read(self, file: Mapping[str, Any], task: str) -> pa.Table | None:
+    def _read(self, file: Mapping[str, Any], task: str, on_file: Callable[[], None]) -> pa.Table | None:
+        on_file()
         try:
             content = unaltered(self.store, file)
         except (OSError, RelevanceError):
@@ -111,6 +138,6 @@ def known_rows(tables: Iterable[pa.Table]) -> Known:
     if not whole:
         return NOTHING_KNOWN
     table = pa.concat_tables(whole)
-    hash_M, first_M = np.unique(np.array(table.column("input_hash").to_pylist(), f"S{HASH_BYTES}"), return_index=True)
+    hash_M, first_M = np.unique(hashes_as_numpy(table.column("input_hash")), return_index=True)
     probability, label, grade = (table.column(name).to_numpy()[first_M] for name in KEPT[1:])
     return Known(hash_M, probability, label, grade)

@@ -12,7 +12,7 @@ class Outcome:
     path: str
     labels: int = 0
     errors: int = 0
-    reused: int = 0  # rows of texts that the run before had judged
+    reused: int = 0  # rows of texts that runs before had judged
     error: str = ""  # empty: it is published
     retry: bool = False  # whether the same command may succeed later
     tokens_in: int = 0

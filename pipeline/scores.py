@@ -13,8 +13,8 @@ from pipeline.calibrate import calibrated_probabilities, decide, expected_grade,
 from pipeline.commit import SCORE_SCHEMA
 from pipeline.errors import RelevanceError
 from pipeline.judge import Judge
+from pipeline.read_ahead import OnRows, encoded_parts
 from pipeline.score_cache import NOTHING_KNOWN, Known, hashes_as_arrow, input_hashes
-from pipeline.task_judge import OnRows
 from pipeline.tasks import Task
 
 SHOWN_ROWS = 5  # row ids in a message
@@ -24,21 +24,36 @@ class PoisonRowsError(RelevanceError):
     """Rows that the model has no finite answer to."""
 
 
-def judge_rows(judge: Judge, table: pa.Table, task: Task, batch_tokens: int, on_rows: OnRows = lambda rows: None) -> np.ndarray:
+def judge_rows(
+    judge: Judge, table: pa.Table, task: Task, batch_tokens: int, on_rows: OnRows = lambda rows: None, ahead: bool = True
+) -> np.ndarray:  # fmt: skip
     """Calibrated label probabilities (N, C) of contract rows of one task, in their order. `on_rows` gets the numbers of rows that are about to be
-    judged. PoisonRowsError: the model has no finite answer to some, which it names."""
+    judged. PoisonRowsError: the model has no finite answer to some, which it names.
+
+    `ahead`: whether rows may be tokenised while others are judged; if not, `on_rows` gets those that are about to be tokenised too."""
+    logits_NC = np.zeros((table.num_rows, len(task.labels)))
     if table.num_rows == 0:
-        return np.zeros((0, len(task.labels)))
-    logits_NC = judge.logits(judge.encode({task.name: table}), batch_tokens, on_rows)[:, : len(task.labels)]
+        return logits_NC
+    columns, before_each = judge.encoder.columns(task.name), None if ahead else on_rows
+    for rows, encoded in encoded_parts(table, columns, lambda part: judge.encode({task.name: part}), before_each):
+        of_part = judge.logits(encoded, batch_tokens, lambda some, rows=rows: on_rows(rows[some]))  # type: ignore[misc]
+        logits_NC[rows] = of_part[:, : len(task.labels)]
     return finite_probabilities(judge, table, task, logits_NC)
 
 
 def judge_all_tasks(
-    all_tasks: AllTasksJudge, table: pa.Table, batch_tokens: int, on_rows: OnRows = lambda rows: None
+    all_tasks: AllTasksJudge, table: pa.Table, batch_tokens: int, on_rows: OnRows = lambda rows: None, ahead: bool = True
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """The same of every task, by its name; the rows may be of any task's folder. PoisonRowsError: as above."""
-    logits = all_tasks.logits(table, batch_tokens, on_rows)
-    return {task.name: finite_probabilities(all_tasks.judge, table, task, logits[task.name]) for task in all_tasks.judge.tasks}
+    judge = all_tasks.judge
+    logits = {task.name: np.zeros((table.num_rows, len(task.labels))) for task in judge.tasks}
+    if table.num_rows:
+        columns, before_each = judge.encoder.columns(judge.tasks[0].name), None if ahead else on_rows
+        for rows, ids_by_task in encoded_parts(table, columns, all_tasks.encode, before_each):
+            of_part = all_tasks.logits(ids_by_task, batch_tokens, lambda some, rows=rows: on_rows(rows[some]))  # type: ignore[misc]
+            for name, of_task in of_part.items():
+                logits[name][rows] = of_task
+    return {task.name: finite_probabilities(judge, table, task, logits[task.name]) for task in judge.tasks}
 
 
 def finite_probabilities(judge: Judge, table: pa.Table, task: Task, logits_NC: np.ndarray) -> np.ndarray:
@@ -58,13 +73,14 @@ def score_rows(
     model_version: str,
     bundle_sha256: str,
     on_rows: OnRows = lambda rows: None,
+    ahead: bool = True,
     known: Known = NOTHING_KNOWN,
 ) -> pa.Table:
     """Score rows (SCORE_SCHEMA) for contract rows of one task, in their order. `known`: rows that this model scored before, which are not judged
-    again. `on_rows`, PoisonRowsError: as above."""
+    again. `on_rows`, `ahead`, PoisonRowsError: as above."""
     hash_N = input_hashes(table, task)
     new = np.flatnonzero(known.find(hash_N) < 0)
-    probability_NC = judge_rows(judge, chosen_rows(table, new), task, batch_tokens, lambda rows: on_rows(new[rows]))
+    probability_NC = judge_rows(judge, chosen_rows(table, new), task, batch_tokens, lambda rows: on_rows(new[rows]), ahead)
     return labelled(judge, table, task, hash_N, known, new, probability_NC, model_version, bundle_sha256)
 
 
@@ -75,6 +91,7 @@ def score_all_tasks(
     model_version: str,
     bundle_sha256: str,
     on_rows: OnRows = lambda rows: None,
+    ahead: bool = True,
     known: Mapping[str, Known] | None = None,
 ) -> pa.Table:
     """Score rows for contract rows of any task's folder: for the model's first task in the rows' order, then for its second, and so on. `known`, by
@@ -83,7 +100,7 @@ def score_all_tasks(
     hashes = {task.name: input_hashes(table, task) for task in tasks}
     lacking = [known.get(name, NOTHING_KNOWN).find(hash_N) < 0 for name, hash_N in hashes.items()]
     new = np.flatnonzero(np.any(lacking, axis=0))
-    probabilities = judge_all_tasks(all_tasks, chosen_rows(table, new), batch_tokens, lambda rows: on_rows(new[rows]))
+    probabilities = judge_all_tasks(all_tasks, chosen_rows(table, new), batch_tokens, lambda rows: on_rows(new[rows]), ahead)
     return pa.concat_tables(
         labelled(
             all_tasks.judge, table, task, hashes[task.name], known.get(task.name, NOTHING_KNOWN), new, probabilities[task.name],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +19,16 @@ from models.merge import MergedModel, merge_task
 from models.prefix import Prefixes, judge_behind, read_prefixes
 from models.quantize import Int8Linear, Precision, quantize
 from models.relevance import RelevanceModel
-from pipeline.batches import length_batches, pad_rows
+from pipeline.batches import length_batches, pad_rows, to_device
+from pipeline.read_ahead import OnRows
+from pipeline.speed import DeviceClock
 
 FULL_ENOUGH = 0.125  # of the token budget; smaller passes cost more a token than padding does
 MIN_SHARED_TOKENS = 8  # of a group's beginning; reading a shorter one by itself costs as much as it saves
 ROOM_BEHIND = 4  # token budgets that a batch's rows may take with the beginnings they lie behind, which cost memory and little time
 CLOSE_LOGITS = 0.1  # of their length; bfloat16 differs by some hundredths with the order of sums, a model that lost what it read by about 1
 
-OnRows = Callable[[np.ndarray], None]  # numbers of rows that are about to be judged
-OnMembers = Callable[[Sequence[int]], None]  # the same, numbers among the rows that differ
+OnMembers = Callable[[Sequence[int]], None]  # as OnRows, with numbers among the rows that differ
 
 
 @dataclass
@@ -62,7 +62,7 @@ class TaskJudge:
         """`precision`: int8 where the method has a weight for a task, and only on CPUs."""
         self.model, self.task_index, self.pad_id, self.device = model, task_index, pad_id, device
         self.num_labels = model.heads.num_labels_T[task_index]
-        self.spent = Spent()
+        self.spent, self.clock = Spent(), DeviceClock(device)
         try:
             merged = merge_task(model, task_index)
             self.merged: MergedModel | None = quantize(merged) if precision == "int8" else merged
@@ -78,16 +78,20 @@ class TaskJudge:
     @torch.inference_mode()
     def logits(self, id_lists: Sequence[np.ndarray], batch_tokens: int, on_rows: OnRows) -> np.ndarray:
         """(N, C) float64 of rows of token ids, whatever the batches they come in. `batch_tokens`: of one pass, padding included."""
+        self.clock.restart()  # a call before may have ended in an error
         self.spent.tokens_in += sum(map(len, id_lists))
         ids_U, first_N = distinct(id_lists)
         rows_of_U = rows_of_each(first_N)
-        logits_UC = np.zeros((len(ids_U), self.num_labels))
 
         def tell(rows: Sequence[int]) -> None:
             on_rows(np.concatenate([rows_of_U[u] for u in rows]))
 
-        for rows, of_rows in self._judged(ids_U, batch_tokens, tell):
-            logits_UC[rows] = of_rows.double().cpu().numpy()
+        judged = list(self._judged(ids_U, batch_tokens, tell))  # and fetched at the end: a GPU is not waited for between passes
+        logits_UC = np.zeros((len(ids_U), self.num_labels))
+        if judged:
+            rows, of_rows = zip(*judged, strict=True)
+            logits_UC[np.concatenate(rows)] = torch.cat(of_rows).double().cpu().numpy()
+        self.spent.model_s += self.clock.seconds()
         return logits_UC[first_N]
 
     def _judged(self, ids_U: list[np.ndarray], batch_tokens: int, tell: OnMembers) -> Iterator[tuple[Any, torch.Tensor]]:
@@ -155,39 +159,31 @@ class TaskJudge:
 
     def _whole(self, id_lists: Sequence[np.ndarray]) -> torch.Tensor:
         ids_BS, mask_BS = self._padded(id_lists)
-        started_s = time.perf_counter()
-        if self.merged is not None:
-            logits_BC = self.merged(ids_BS, mask_BS)
-        else:
+        with self.clock:
+            if self.merged is not None:
+                return self.merged(ids_BS, mask_BS)
             task_B = torch.full((len(id_lists),), self.task_index, device=self.device)
-            logits_BC = self.model(ids_BS, mask_BS, task_B)[:, : self.num_labels]
-        return self._timed(logits_BC, started_s)
+            return self.model(ids_BS, mask_BS, task_B)[:, : self.num_labels]
 
     def _behind(self, tails: Sequence[np.ndarray], prefixes: Prefixes, numbers: Sequence[int]) -> torch.Tensor:
         assert self.merged is not None
         ids_BS, mask_BS = self._padded(tails)
-        started_s = time.perf_counter()
-        return self._timed(judge_behind(self.merged, ids_BS, mask_BS, prefixes, torch.tensor(numbers, device=self.device)), started_s)
+        number_B = to_device(torch.tensor(numbers), self.device)
+        with self.clock:
+            return judge_behind(self.merged, ids_BS, mask_BS, prefixes, number_B)
 
     def _read(self, beginnings: Sequence[np.ndarray], behind: Prefixes | None) -> Prefixes:
         assert self.merged is not None
         ids_GP, mask_GP = self._padded(beginnings)
-        started_s = time.perf_counter()
-        prefixes = read_prefixes(self.merged, ids_GP, mask_GP.sum(dim=1), behind)
-        self._timed(prefixes.keys[-1], started_s)
-        return prefixes
-
-    def _timed(self, made: torch.Tensor, started_s: float) -> torch.Tensor:
-        if made.is_cuda:
-            torch.cuda.synchronize(made.device)
-        self.spent.model_s += time.perf_counter() - started_s
-        return made
+        padded = len(set(map(len, beginnings))) > 1
+        with self.clock:
+            return read_prefixes(self.merged, ids_GP, mask_GP, padded, behind)
 
     def _padded(self, id_lists: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """On the device, and counted."""
         ids_BS, mask_BS = pad_rows(id_lists, self.pad_id)
         self.spent.tokens_computed += ids_BS.numel()
-        return ids_BS.to(self.device), mask_BS.to(self.device)
+        return to_device(ids_BS, self.device), to_device(mask_BS, self.device)
 
 
 def distinct(id_lists: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:

@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from patches import write_patch
 from places import ROOT
 from planted import planted_rows, write_rows
 from scoring_world import ROWS, World
 
 from pipeline import scores
-from pipeline.attempts import Attempts
+from pipeline.attempts import MAX_ATTEMPTS, Attempts, Starts
 from pipeline.commit import read_errors, read_manifests, read_published
 from pipeline.files import write_json
 from pipeline.judge import fresh_judge
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score import MAX_ATTEMPTS, Outcome
+from pipeline.score import Outcome
 from pipeline.score_reference import build_reference
 
 
@@ -166,13 +167,13 @@ def test_a_large_file_is_taken_in_parts(tmp_path: Path, tiny_llama: Path, monkey
 
 MISBEHAVING = """
 def instead_of(judge_rows):
-    def misbehaving(judge, table, task, batch_tokens, on_rows):
+    def misbehaving(judge, table, task, batch_tokens, on_rows, ahead=True):
         import numpy
         for row, query in enumerate(table.column("query").to_pylist()):
             if "POISON" in query:
                 on_rows(numpy.arange(table.num_rows))
-                os._exit(1) if "exit" in query else hold_still()
-        return judge_rows(judge, table, task, batch_tokens, on_rows)
+                os._exit(1) if "exit" in query else os.kill(os.getpid(), 19) if "stop" in query else hold_still()
+        return judge_rows(judge, table, task, batch_tokens, on_rows, ahead)
     return misbehaving
 """
 
@@ -193,20 +194,98 @@ with ray_cluster(1):
 """
 
 
-@pytest.mark.failures
-def test_rows_that_end_the_process_or_hang_are_tried_three_times_and_the_others_are_published(tmp_path: Path, tiny_llama: Path) -> None:
-    world = World(tmp_path, tiny_llama, "exit", "hang")
-    write_patch(tmp_path / "patch", "pipeline.scores", "judge_rows", MISBEHAVING)
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'patch'}:{ROOT}"}
-    command = [sys.executable, "-c", ON_RAY, json.dumps([world.plain, str(tmp_path / "bundle"), world.sha256])]
-    started_s = time.monotonic()
+def outcomes_on_ray(world: World) -> list[Outcome]:
+    """Of all units, scored by actors that are patched."""
+    environment = os.environ | {"PYTHONPATH": f"{world.root / 'patch'}:{ROOT}"}
+    command = [sys.executable, "-c", ON_RAY, json.dumps([world.plain, str(world.root / "bundle"), world.sha256])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("OUTCOMES "))
-    outcomes = by_kind([Outcome(**one) for one in json.loads(line.removeprefix("OUTCOMES "))])
-    for kind, row in (("exit", "two-1-2"), ("hang", "two-2-2")):
+    return [Outcome(**one) for one in json.loads(line.removeprefix("OUTCOMES "))]
+
+
+@pytest.mark.failures
+def test_rows_that_end_hang_or_stop_the_process_are_tried_three_times_and_the_others_are_published(tmp_path: Path, tiny_llama: Path) -> None:
+    world = World(tmp_path, tiny_llama, "exit", "hang", "stop")
+    write_patch(tmp_path / "patch", "pipeline.scores", "judge_rows", MISBEHAVING)
+    started_s = time.monotonic()
+    outcomes = by_kind(outcomes_on_ray(world))
+    for kind, row in (("exit", "two-1-2"), ("hang", "two-2-2"), ("stop", "two-3-2")):
         assert f"ended or got no further 3 times, the last time while it judged rows {row};" in outcomes[kind].error
     assert outcomes["good"].labels == ROWS and read_published(world.scores_dir).num_rows == 2 * ROWS
     stuck = [path.read_text() for path in world.config.run_dir.glob("scoring/*/stuck-*.txt") if path.stat().st_size]
-    assert len(stuck) == MAX_ATTEMPTS and all("in misbehaving" in text for text in stuck)
-    assert time.monotonic() - started_s < 300
+    assert [sum(words in text for text in stuck) for words in ("in misbehaving", "gave no sign of life")] == [MAX_ATTEMPTS, MAX_ATTEMPTS]
+    assert time.monotonic() - started_s < 400
+
+
+ENDING = """
+def instead_of(load_backbone):
+    return lambda *_, **__: os._exit(1)
+"""
+
+
+@pytest.mark.failures
+def test_a_process_that_ends_over_its_start_is_started_three_times_and_no_more(tmp_path: Path, tiny_llama: Path) -> None:
+    world = World(tmp_path, tiny_llama)
+    write_patch(tmp_path / "patch", "pipeline.judge", "load_backbone", ENDING)
+    outcomes = outcomes_on_ray(world)
+    assert len(outcomes) == 2 and all("ended or got no further while it loaded the model, 3 times" in one.error for one in outcomes)
+    assert not read_manifests(world.scores_dir)
+
+
+def test_a_start_that_comes_through_makes_up_for_those_that_did_not(tmp_path: Path, tiny_llama: Path) -> None:
+    world = World(tmp_path, tiny_llama)
+    starts = Starts(world.scorer().attempts_dir)
+    for _ in range(MAX_ATTEMPTS - 1):
+        starts.begin()
+    scorer, unit = world.scorer(), world.units()[0]
+    assert starts.number() == 0 and scorer.outcome(unit).labels == ROWS
+    for _ in range(MAX_ATTEMPTS):
+        starts.begin()
+    assert "while it loaded the model, 3 times; see Ray's logs" in world.scorer().outcome(world.units()[0]).error
+
+
+def test_a_gpu_that_is_not_there_is_told_and_nothing_is_published(tmp_path: Path, tiny_llama: Path) -> None:
+    world = World(tmp_path, tiny_llama, scoring={"use_gpu": True})
+    assert "scoring.use_gpu is set, and torch finds no GPU here" in world.scorer().outcome(world.units()[0]).error
+    assert not read_manifests(world.scores_dir)
+
+
+class EndedError(BaseException):
+    """In the place of a process's end."""
+
+
+def test_a_process_whose_gpu_is_lost_ends_and_a_gpu_without_room_only_fails_the_unit(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, tiny_llama)
+    scorer, unit = world.scorer(), world.units()[0]
+
+    def end(code: int) -> None:
+        raise EndedError
+
+    def failing(error: Exception) -> Any:
+        def logits(judge: Any, encoded: Any, batch_tokens: int, on_rows: Any) -> np.ndarray:
+            on_rows(np.arange(len(encoded)))
+            raise error
+
+        return logits
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(scores.Judge, "logits", failing(torch.AcceleratorError("CUDA error: an illegal memory access was encountered")))
+    with pytest.raises(EndedError):
+        scorer.outcome(unit)
+    assert Attempts(scorer.attempts_dir, unit.partition).number() == 1, "the others are left to the process after it"
+    monkeypatch.setattr(scores.Judge, "logits", failing(torch.OutOfMemoryError("CUDA out of memory")))
+    assert "OutOfMemoryError: CUDA out of memory, while it judged rows two-0-0" in scorer.outcome(unit).error
+
+
+def test_at_the_second_attempt_rows_are_told_before_they_are_tokenised(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, tiny_llama)
+    scorer, unit = world.scorer(), world.units()[0]
+    attempts, seen = Attempts(scorer.attempts_dir, unit.partition), []
+    encode = scores.Judge.encode
+    monkeypatch.setattr(scores.Judge, "encode", lambda judge, tables: seen.append(attempts.rows_taken()) or encode(judge, tables))
+    assert scorer.outcome(unit).error == "" and seen == [[]]
+    (world.scores_dir / "manifests" / f"{unit.partition}.json").unlink()
+    assert scorer.outcome(unit).error == "" and sorted(seen[1:5]) == [[0], [1], [2], [3]] and seen[5:] == [[0, 1, 2, 3]]

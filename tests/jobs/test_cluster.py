@@ -11,6 +11,22 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+from jobs.cluster import check_gpus, no_node_for
+from pipeline.errors import ConfigError
+
+
+def test_gpus_that_a_machine_has_not_are_an_error_of_the_config_and_not_waited_for() -> None:
+    check_gpus(2, 2)
+    with pytest.raises(ConfigError, match="use_gpu asks for 2 GPUs and this machine has 0; set use_gpu to false"):
+        check_gpus(0, 2)
+
+
+def test_a_cluster_whose_nodes_are_too_small_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = [(True, {"CPU": 4.0}), (True, {"CPU": 2.0, "GPU": 1.0}), (False, {"CPU": 9.0})]
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": alive, "Resources": found} for alive, found in resources])
+    assert [no_node_for(*each) for each in ((4, 0), (2, 1), (4, 1), (9, 0))] == [False, False, True, True]
+
+
 PROGRAM = """
 from jobs.cluster import ray_cluster
 with ray_cluster(3):

@@ -1,6 +1,7 @@
 """What `relevance score` ends with, by the command a user types, where something it needs is wanting: a folder and a bucket alike."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from commands import last_json, relevance
 from planted import planted_rows, write_rows
 from servers import guarded_s3_server
 
+from jobs.score import check_outcomes
 from pipeline.commit import read_published
+from pipeline.errors import RelevanceError, RetryableError
+from pipeline.score_outcome import Outcome
 from pipeline.store import open_store
 
 AWAY = "http://127.0.0.1:9"
@@ -90,6 +94,7 @@ def test_the_champion_whose_files_are_here_scores_while_the_registry_is_away_and
     in_bucket.refused(3, "is not used without it (registry.use_fetched_champion)", f"MLflow at {AWAY} does not answer", **not_allowed)
     scored = in_bucket.score(registry__tracking_uri=AWAY)
     assert "does not answer" in scored.stderr and "going on with version 1, the champion by the promotion log" in scored.stderr
+    assert re.search(r"[01]\.\d\d of \d+ tokens were computed; \d+% of the time in the model, .*; arithmetic at \d+% of", scored.stderr)
     result = last_json(scored)
     assert (result["units_scored"], result["rows_in"], result["labels"], result["errors"]) == (2, 4, 4, 0)
     assert read_published(f"{in_bucket.here}/scores").num_rows == 4
@@ -147,6 +152,16 @@ def test_an_account_that_a_bucket_refuses_ends_the_command_for_good(
     code = {"key": "InvalidAccessKeyId", "secret": "SignatureDoesNotMatch", "rights": "AccessDenied"}[wrong]
     setting = {"rows": "data__to_score", "labels": "scoring__scores"}[of]
     local.refused(2, "s3://labels/x refuses access", f"(403 {code}", "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY", **{setting: "s3://labels/x"})
+
+
+def test_units_that_may_succeed_make_the_command_worth_a_retry_whatever_else_failed() -> None:
+    done, away, poison = (Outcome("p", "path", error=error, retry=retry) for error, retry in (("", False), ("away", True), ("poison", False)))
+    check_outcomes([done])
+    with pytest.raises(RetryableError, match="2 of 3 units were not scored, the others are published: poison; away"):
+        check_outcomes([done, away, poison])
+    with pytest.raises(RelevanceError) as caught:
+        check_outcomes([done, poison])
+    assert caught.value.exit_code == 1
 
 
 def test_a_bucket_that_is_away_is_worth_a_retry(in_bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,12 +128,12 @@ def test_one_pass_reads_each_row_once_and_branches_at_the_layer_that_knows_tasks
     rows = [row | {"row_id": f"{row['row_id']}-{copy}"} for row in planted_rows("two", 30, 3) for copy in range(2)]  # equal texts twice
     table = pa.Table.from_pylist(rows, ROW_SCHEMA)
     judge = AllTasksJudge(scorer.judge)
-    judge.logits(table.slice(0, 4), 128, lambda rows: None)  # tries two rows out
+    judge.logits(judge.encode(table.slice(0, 4)), 128, lambda rows: None)  # tries two rows out
     before = judge.spent()
     for sizes in passed.values():
         sizes.clear()
     told: list[int] = []
-    judge.logits(table, 128, lambda rows: told.extend(rows.tolist()))
+    judge.logits(judge.encode(table), 128, lambda rows: told.extend(rows.tolist()))
     assert sorted(told) == list(range(60)), "each row is told once"
     embedded = passed["embed_tokens"]
     tokens = sum(len(scorer.judge.encoder.encode(table.slice(row, 1), "two")[0]) for row in range(60))
@@ -279,19 +279,24 @@ def test_rows_that_raise_or_give_no_number_fail_their_unit_and_are_named(
     rows = planted_rows("three", ROWS, 7, labelled=False)
     rows[3]["query"] += " nan"
     write_rows(rows, world.root / "to_score" / "task=three" / "part-7-nan.parquet")
-    judged = AllTasksJudge.logits
+    encoded, judged = AllTasksJudge.encode, AllTasksJudge.logits
     begun: list[int] = []
+    queries: list[str] = []  # of the rows that were encoded last
 
-    def poisoned(judge: AllTasksJudge, table: pa.Table, batch_tokens: int, on_rows: Any) -> dict[str, np.ndarray]:
-        queries = table.column("query").to_pylist()
+    def noted(judge: AllTasksJudge, table: pa.Table) -> dict[str, list[np.ndarray]]:
+        queries[:] = table.column("query").to_pylist()
+        return encoded(judge, table)
+
+    def poisoned(judge: AllTasksJudge, ids: Any, batch_tokens: int, on_rows: Any) -> dict[str, np.ndarray]:
         if any("raise" in query for query in queries):
             begun.append(len(queries))
             on_rows(np.arange(len(queries)))
             raise ArithmeticError("no such thing")
-        logits = judged(judge, table, batch_tokens, on_rows)
+        logits = judged(judge, ids, batch_tokens, on_rows)
         logits["two"][["nan" in query for query in queries], 0] = np.nan
         return logits
 
+    monkeypatch.setattr(AllTasksJudge, "encode", noted)
     monkeypatch.setattr(AllTasksJudge, "logits", poisoned)
     scorer = world.scorer()
     outcomes = {Path(unit.path).stem: scorer.outcome(unit) for unit in world.units(all_tasks=True)}

@@ -63,6 +63,15 @@ def test_a_holder_whose_lease_was_taken_over_learns_of_it_and_leaves_the_new_one
     assert store.get(key_of(held.number + 1)) == far
 
 
+def test_a_store_that_is_away_at_the_end_does_not_hide_what_the_work_ended_with(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise RetryableError("away")
+
+    with pytest.raises(ZeroDivisionError), lease(store) as held:
+        monkeypatch.setattr(held, "_put", away)
+        raise ZeroDivisionError
+
+
 def test_a_file_that_says_nothing_of_a_lease_is_named_and_others_are_left_alone(store: Store) -> None:
     store.put("lease/README", b"hands off")
     with lease(store):

@@ -1,4 +1,4 @@
-"""Pairs that the run before has judged are not judged again, and keep their scores to the bit."""
+"""Pairs that the runs before have judged are not judged again, and keep their scores to the bit."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ import pytest
 from planted import planted_rows, write_rows
 from scoring_world import ROWS, World
 
-from pipeline.commit import publish_partition, put_record, read_manifests, read_published, read_run
+from pipeline import score_cache
+from pipeline.commit import last_record, publish_partition, put_record, read_manifests, read_published, read_run
 from pipeline.fetched import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score_cache import NOTHING_KNOWN, Known, ScoreCache, cached_files, hashes_as_arrow, input_hashes
@@ -56,6 +57,25 @@ def test_a_pair_of_the_run_before_is_reused_to_the_bit_and_new_ones_are_judged(w
         assert all(row[name] == same[name] for name in ("probability", "label", "label_name", "expected_grade", "decision"))
     alone = {row["row_id"]: row["probability"] for row in read_run(world.scores_dir).to_pylist()}
     assert len(alone) == ROWS + 3 and all(np.isfinite(list(alone.values())))
+
+
+def test_a_pair_that_was_away_for_a_few_runs_is_reused_and_no_run_too_far_back_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in range(2, 5):  # other pairs each day, and the inputs of the days before are gone
+        for path in (world.root / "to_score").rglob("*.parquet"):
+            path.unlink()
+        write_rows(planted_rows("two", ROWS, 30 + day, labelled=False), world.root / "to_score" / "task=two" / f"part-{day}.parquet")
+        assert score_day(world, f"2026020{day}-a") == (ROWS, 0)
+    next_day(world, 0, 1)
+    assert [world.scorer().outcome(unit).reused for unit in world.units()] == [ROWS]
+    monkeypatch.setattr(score_cache, "MAX_RUNS", 3)
+    assert sum(file["rows"] for file in cached_files(world.scores_dir, world.sha256)["two"]) == 3 * ROWS
+
+
+def test_a_run_that_found_everything_scored_adds_nothing_to_what_is_known(world: World) -> None:
+    files, last = cached_files(world.scores_dir, world.sha256), last_record(world.scores_dir)
+    assert last is not None and last["partitions"]
+    put_record(world.scores_dir, {**last, "run": "20260201-a"})
+    assert cached_files(world.scores_dir, world.sha256) == files
 
 
 @pytest.mark.parametrize("damage", ["removed", "altered"])
