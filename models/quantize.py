@@ -8,6 +8,7 @@ Shape legend: N rows, D width in, O width out.
 """
 
 import copy
+import time
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ Precision = Literal["native", "int8"]  # native: as the model was trained and ev
 STEPS = 127  # of a number's size; -128 is left out, so that the scale is the same on both sides of 0
 MIN_WIDTH = 256  # in and out; for a narrower matrix rounding what comes in takes longer than the product saves
 CHUNK_ROWS = 256  # whose numbers on the way stay in the cache of a core; all at once took up to three times as long
+PRODUCT_WIDTH, PRODUCTS, ENOUGH_S = 1024, 5, 0.5  # of a product that is timed, how often at most, and seconds after which it is not timed again
 TINY = 1e-30  # in the place of a scale of 0, of a row of zeros
 
 
@@ -52,6 +54,23 @@ class Int8Linear(nn.Module):
         sum_NO = torch._int_mm(rounded_ND.div_(scale_N1).round_().to(torch.int8), self.weight_DO)
         out_NO = sum_NO.float().mul_(scale_N1).mul_(self.scale_O)
         return (out_NO if self.bias_O is None else out_NO.add_(self.bias_O)).to(x_ND.dtype)
+
+
+@torch.inference_mode()
+def product_speed(dtype: torch.dtype) -> float:
+    """How many times as fast a large linear in int8 is here as one of `dtype`: far below 1 on a processor without int8 instructions, on which a
+    whole model in int8 would not end in any sensible time. Each is timed a few times, or once where that takes long."""
+    linear = nn.Linear(PRODUCT_WIDTH, PRODUCT_WIDTH, bias=False).to(dtype)
+    x_ND = torch.randn(CHUNK_ROWS, PRODUCT_WIDTH).to(dtype)
+    fastest = []
+    for layer in (linear, Int8Linear(linear)):
+        seconds: list[float] = []
+        while len(seconds) < PRODUCTS and sum(seconds) < ENOUGH_S:
+            started_s = time.perf_counter()
+            layer(x_ND)
+            seconds.append(time.perf_counter() - started_s)
+        fastest.append(min(seconds))
+    return fastest[0] / fastest[1]
 
 
 @torch.no_grad()

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from models.quantize import product_speed
 from pipeline.calibrate import calibrated_probabilities, decide, relevance_probability
 from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.judge import Judge
+from pipeline.read_ahead import OnRows
 from pipeline.row_errors import part_rows
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score_inputs import InputFile, find_inputs, rows_of
@@ -25,6 +27,7 @@ from pipeline.tasks import Task
 SAMPLE_ROWS = 256  # of a task, the first ones of its first files
 TIMED_ROWS = 64  # of those, that are judged again and again
 ROUNDS = 3
+LEAST_SPEED = 0.8  # of a large product, times the native one's; below that no model is faster, and measuring it may take hours
 ATTEMPTS = 3  # at measuring, where the process ends over it
 
 
@@ -45,11 +48,13 @@ def first_rows(files: list[InputFile], task: Task) -> pa.Table:
     return pa.concat_tables(found)
 
 
-def compare(native: Judge, int8: Judge, table: pa.Table, task: Task, batch_tokens: int) -> dict[str, Any]:
+def compare(
+    native: Judge, int8: Judge, table: pa.Table, task: Task, batch_tokens: int, on_rows: OnRows = lambda rows: None
+) -> dict[str, Any]:  # fmt: skip
     """What int8 does to some rows: its times, and how far it moves what is published. Rows that the model has
-    no finite answer to are left out. ValueError: int8 has none where the model has."""
+    no finite answer to are left out. `on_rows` is called before each pass. ValueError: int8 has none where the model has."""
     encoded = native.encode({task.name: table})
-    logits = [judge.logits(encoded, batch_tokens)[:, : len(task.labels)] for judge in (native, int8)]  # and both are warm
+    logits = [judge.logits(encoded, batch_tokens, on_rows)[:, : len(task.labels)] for judge in (native, int8)]  # and both are warm
     kept = np.flatnonzero(np.isfinite(logits[0]).all(axis=1))
     if not np.isfinite(logits[1][kept]).all():
         raise ValueError("in int8 the model has no finite answer to some rows")
@@ -64,7 +69,7 @@ def compare(native: Judge, int8: Judge, table: pa.Table, task: Task, batch_token
     for _ in range(ROUNDS):  # in turn, as a machine in use is now faster and now slower
         for side, judge in zip(seconds, (native, int8), strict=True):
             started_s = time.perf_counter()
-            judge.logits(timed, batch_tokens)
+            judge.logits(timed, batch_tokens, on_rows)
             side.append(time.perf_counter() - started_s)
     return {
         "rows": len(kept),
@@ -91,16 +96,19 @@ def measure(settings: Mapping[str, Any], to_score: Path | str, tasks: tuple[Task
         files = find_inputs(to_score, tasks)
         int8 = native.with_precision("int8")
         found: dict[str, Any] = {"tasks": {}, "canary_moves": 0.0, "matrices": 0, "failed": ""}
+        speed = product_speed(native.backbone.dtype)
         for index, task in enumerate(native.tasks):
             canary = pa.Table.from_pylist(canaries.get(task.name, {}).get("rows", []), ROW_SCHEMA)
             rows = pa.concat_tables([first_rows(files.get(task.name, []), task), canary])
             if not rows.num_rows:
                 continue
+            given = task, settings["batch_tokens"], lambda rows: watch.alive()
             try:
-                watch.alive()
+                if int8.of_task(index).num_int8 and speed < LEAST_SPEED:
+                    return {**found, "failed": f"a large product in int8 is {speed:.2f} times as fast as a native one on this processor"}
                 if canary.num_rows:  # by themselves, as actors judge them
-                    found["canary_moves"] = max(found["canary_moves"], compare(native, int8, canary, task, settings["batch_tokens"])["largest"])
-                found["tasks"][task.name] = compare(native, int8, rows, task, settings["batch_tokens"])
+                    found["canary_moves"] = max(found["canary_moves"], compare(native, int8, canary, *given)["largest"])
+                found["tasks"][task.name] = compare(native, int8, rows, *given)
                 found["matrices"] += int8.of_task(index).num_int8
             except (RelevanceError, OSError):
                 raise

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from planted import planted_config, planted_rows, write_rows
 from scoring_world import ROWS, World
 from tiny import write_tiny_llama
@@ -34,6 +35,26 @@ INT8 = PrecisionChoice("int8")
 def wide_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With matrices that are wide enough for int8."""
     return write_tiny_llama(tmp_path_factory.mktemp("wide") / "llama", width=quantize.MIN_WIDTH)
+
+
+@pytest.fixture(autouse=True)
+def processor_with_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this one has."""
+    monkeypatch.setattr(int8_measure, "product_speed", lambda dtype: 1.5)
+
+
+def test_a_processor_without_int8_instructions_is_told_before_any_row_is_judged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_measure, "product_speed", lambda dtype: 0.03)
+    found = measure(settings_of(world), world.config.to_score_place, world.config.tasks)
+    assert found["failed"] == "a large product in int8 is 0.03 times as fast as a native one on this processor" and not found["tasks"]
+
+
+def test_the_speed_of_a_product_is_that_of_the_fastest_of_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "PRODUCT_WIDTH", 8)
+    ticks = iter([0, 3, 0, 2, 0, 4, 0, 9, 0, 8, 0, 4, 0, 5, 0, 9, 0, 9, 0, 9])
+    monkeypatch.setattr(quantize, "ENOUGH_S", 1e9)
+    monkeypatch.setattr(quantize.time, "perf_counter", lambda: next(ticks))
+    assert quantize.product_speed(torch.float32) == 2 / 4
 
 
 @pytest.fixture
@@ -171,7 +192,8 @@ def test_labels_of_the_two_precisions_are_partitions_apart_and_none_is_reused_fo
     assert score(world, NATIVE, "20260101-a") == (2, 0)
     assert set(cached_files(world.scores_dir, world.sha256)) == {"two"} and cached_files(world.scores_dir, world.sha256, "int8") == {}
     assert score(world, INT8, "20260102-a") == (2, 0)
-    assert cached_files(world.scores_dir, world.sha256) == {} and set(cached_files(world.scores_dir, world.sha256, "int8")) == {"two"}
+    native, int8 = (cached_files(world.scores_dir, world.sha256, precision)["two"] for precision in ("native", "int8"))
+    assert len(native) == len(int8) == 2 and not {file["path"] for file in native} & {file["path"] for file in int8}
     of_precision = {one["partition"]: one.get("precision") for one in read_manifests(world.scores_dir)}
     assert sorted(map(str, of_precision.values())) == ["None", "None", "int8", "int8"]
     table = read_published(world.scores_dir)
