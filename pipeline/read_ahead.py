@@ -29,16 +29,21 @@ def encoded_parts(
         for part in parts:
             if before_each is not None:
                 before_each(part)
-            yield part, encode(table.take(pa.array(part)))
+            yield part, encode(chosen_rows(table, part))
         return
     # a thread is enough: tokenizers do most of their work outside Python's lock
     with ThreadPoolExecutor(1) as pool:
-        ahead: Future[Encoded] = pool.submit(encode, table.take(pa.array(parts[0])))
+        ahead: Future[Encoded] = pool.submit(encode, chosen_rows(table, parts[0]))
         for part, following in zip(parts, [*parts[1:], None], strict=True):
             encoded = ahead.result()
             if following is not None:
-                ahead = pool.submit(encode, table.take(pa.array(following)))
+                ahead = pool.submit(encode, chosen_rows(table, following))
             yield part, encoded
+
+
+def chosen_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Some rows, by their numbers in rising order where they are all; without a copy then."""
+    return table if len(rows) == table.num_rows else table.take(pa.array(rows))
 
 
 def split_rows(table: pa.Table, columns: Sequence[str]) -> list[np.ndarray]:

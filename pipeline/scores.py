@@ -13,7 +13,7 @@ from pipeline.calibrate import calibrated_probabilities, decide, expected_grade,
 from pipeline.commit import SCORE_SCHEMA
 from pipeline.errors import RelevanceError
 from pipeline.judge import Judge
-from pipeline.read_ahead import OnRows, encoded_parts
+from pipeline.read_ahead import OnRows, chosen_rows, encoded_parts
 from pipeline.score_cache import NOTHING_KNOWN, Known, hashes_as_arrow, input_hashes
 from pipeline.tasks import Task
 
@@ -108,11 +108,6 @@ def score_all_tasks(
         )
         for task in tasks
     )  # fmt: skip
-
-
-def chosen_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Some rows; without a copy where that is all."""
-    return table if len(rows) == table.num_rows else table.take(pa.array(rows))
 
 
 def labelled(
