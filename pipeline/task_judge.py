@@ -99,7 +99,7 @@ class TaskJudge:
         longest_2 = sorted(ids_U, key=len)[-2:]
         if self.shares_beginnings is None and len(longest_2) == 2 and len(longest_2[0]) > 1:
             self.shares_beginnings = self._reads_in_parts(longest_2)
-        if not self.shares_beginnings or len(ids_U) < 2 or 2 * len(longest_2[-1]) > self._window():
+        if not self.shares_beginnings or len(ids_U) < 2 or 2 * len(longest_2[-1]) > attention_window(self.model.trunk):
             for part in length_batches(np.array([len(ids) for ids in ids_U]), batch_tokens, FULL_ENOUGH):
                 tell(part.tolist())
                 yield part, self._whole([ids_U[row] for row in part])
@@ -135,12 +135,6 @@ class TaskJudge:
             rows = [members[i][0] for i in part]
             tell(rows)
             yield rows, self._behind([tails[i] for i in part], beginnings, [members[i][1] for i in part])
-
-    def _window(self) -> float:
-        """Tokens that the model's layers look back at least, and so keep; its cache would drop what is padded beyond them."""
-        trunk: Any = self.model.trunk
-        config = trunk.config.get_text_config(decoder=True)
-        return min(getattr(config, name, None) or float("inf") for name in ("sliding_window", "attention_chunk_size"))
 
     def _reads_in_parts(self, ids_2: list[np.ndarray]) -> bool:
         """Whether two rows get the same logits when each is read in two parts: not every architecture keeps what it has read, or takes positions."""
@@ -197,6 +191,12 @@ def distinct(id_lists: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarr
 def rows_of_each(first_N: np.ndarray) -> list[np.ndarray]:
     """Of each row that differs, the numbers of the rows that it stands for."""
     return np.split(np.argsort(first_N, kind="stable"), np.cumsum(np.bincount(first_N))[:-1]) if len(first_N) else []
+
+
+def attention_window(trunk: Any) -> float:
+    """Tokens that the model's layers look back at least, and so keep; its cache would drop what is padded beyond them."""
+    config = trunk.config.get_text_config(decoder=True)
+    return min(getattr(config, name, None) or float("inf") for name in ("sliding_window", "attention_chunk_size"))
 
 
 def are_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:

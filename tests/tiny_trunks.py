@@ -1,5 +1,6 @@
 """Tiny random models with a tokenizer beside them, written the way a downloaded one lies on disk."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,47 @@ def tiny_bert() -> Any:
         initializer_range=0.2,
     )
     return BertModel(config, add_pooling_layer=False)
+
+
+def tiny_opt() -> Any:
+    """Learned positions."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(3)
+    shape = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32, "dropout": 0.0}
+    return OPTForCausalLM(OPTConfig(vocab_size=len(WORDS), max_position_embeddings=64, init_std=0.2, pad_token_id=0, **shape))
+
+
+def tiny_bloom() -> Any:
+    """Distances in the place of positions: none can be given."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(5)
+    return BloomForCausalLM(BloomConfig(vocab_size=len(WORDS), hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2, pad_token_id=0))
+
+
+def tiny_mistral() -> Any:
+    """Looks back at 12 tokens only."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(4)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return MistralForCausalLM(MistralConfig(vocab_size=len(WORDS), sliding_window=12, initializer_range=0.2, pad_token_id=0, **shape))
+
+
+def tiny_mpt() -> Any:
+    """Distances in the place of positions too, and any argument is taken without a word."""
+    from transformers import MptConfig, MptForCausalLM
+
+    torch.manual_seed(6)
+    return MptForCausalLM(MptConfig(vocab_size=len(WORDS), d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, pad_token_id=0))
+
+
+KINDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {  # a maker, and linears to adapt
+    "llama": (lambda: tiny_llama(tied=True), ("q_proj", "v_proj")),
+    "bert": (tiny_bert, ("query", "value")),
+    "opt": (tiny_opt, ("q_proj", "v_proj")),
+    "bloom": (tiny_bloom, ("dense",)),
+    "mpt": (tiny_mpt, ("Wqkv",)),
+    "mistral": (tiny_mistral, ("q_proj", "v_proj")),
+}

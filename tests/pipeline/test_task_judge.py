@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_trunks import WORDS, tiny_bert, tiny_llama, write_model
+from tiny_trunks import KINDS, WORDS, write_model
 
 from models.backbone import load_backbone
 from models.config import BackboneConfig, HydraLoRAConfig, ModelConfig, MTLLoRAConfig
@@ -19,46 +19,6 @@ from pipeline.task_judge import FULL_ENOUGH, TaskJudge, distinct, find_groups, s
 
 CPU = torch.device("cpu")
 CLOSE = 5e-6  # weights are float64, but transformers has softmax, norms and rotations in float32
-
-
-def opt() -> Any:
-    """Learned positions."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    torch.manual_seed(3)
-    shape = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}
-    return OPTForCausalLM(OPTConfig(vocab_size=len(WORDS), max_position_embeddings=64, init_std=0.2, pad_token_id=0, **shape))
-
-
-def bloom() -> Any:
-    """Distances in the place of positions: none can be given."""
-    from transformers import BloomConfig, BloomForCausalLM
-
-    torch.manual_seed(5)
-    return BloomForCausalLM(BloomConfig(vocab_size=len(WORDS), hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2, pad_token_id=0))
-
-
-def mistral() -> Any:
-    """Looks back at 12 tokens only."""
-    from transformers import MistralConfig, MistralForCausalLM
-
-    torch.manual_seed(4)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return MistralForCausalLM(MistralConfig(vocab_size=len(WORDS), sliding_window=12, initializer_range=0.2, pad_token_id=0, **shape))
-
-
-def mpt() -> Any:
-    """Distances in the place of positions too, and any argument is taken without a word."""
-    from transformers import MptConfig, MptForCausalLM
-
-    torch.manual_seed(6)
-    return MptForCausalLM(MptConfig(vocab_size=len(WORDS), d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, pad_token_id=0))
-
-
-KINDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
-    "llama": (lambda: tiny_llama(tied=True), ("q_proj", "v_proj")), "bert": (tiny_bert, ("query", "value")),
-    "opt": (opt, ("q_proj", "v_proj")), "bloom": (bloom, ("dense",)), "mpt": (mpt, ("Wqkv",)), "mistral": (mistral, ("q_proj", "v_proj")),
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
