@@ -71,8 +71,9 @@ class StepWatch:
             names = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
             seconds = sum(self.sums[name] for name in names)
             shares = ", ".join(f"{name} {self.sums[name] / seconds:.1%}" for name in names)
-            padding, mfu = 1 - self.sums["tokens"] / self.sums["tokens_computed"], self.sums["mfu_seconds"] / seconds
-            speed = f"{self.sums['tokens'] / seconds:,.0f} tokens/s, {padding:.1%} of the computed ones padding, MFU {mfu:.1%} of a measured matmul"
+            computed, mfu = self.sums["tokens_computed"], self.sums["mfu_seconds"] / seconds
+            share = f"{computed / self.sums['tokens']:.1%} of them computed, of which {self.sums['padding'] / computed:.1%} padding"
+            speed = f"{self.sums['tokens'] / seconds:,.0f} tokens/s, {share}, MFU {mfu:.1%} of a measured matmul"
             self.console.say(f"  a step took {seconds / self.sums['steps']:.3f} s: {shares}; {speed}")
 
     def _step(self, line: dict[str, Any]) -> None:
@@ -85,7 +86,7 @@ class StepWatch:
         self.mean_loss = line["loss"] if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * line["loss"]
         self.line.update(line["step"], f"loss {self.mean_loss:.3f}  {line['rows_per_s']:.0f} pairs/s")
         self.tracker.log_step(line)
-        counted = {**line["seconds"], "tokens": line["tokens"], "tokens_computed": line["tokens_computed"], "steps": 1}
+        counted = {**line["seconds"], **{name: line[name] for name in ("tokens", "tokens_computed", "padding")}, "steps": 1}
         for name, number in (counted | {"mfu_seconds": line["mfu"] * line["step_s"]}).items():
             self.sums[name] += number
 

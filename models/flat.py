@@ -5,6 +5,7 @@ the optimizer is one flat parameter, and the layers get views of it. What is com
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ class FlatModel(nn.Module):
                 delattr(slot.module, slot.attribute)
         self.set_views()
 
-    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+    def forward(self, *args: Any) -> torch.Tensor:
         """As `RelevanceModel.forward`."""
         self.set_views()
         return self.model(*args)  # type: ignore[no-any-return]

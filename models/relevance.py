@@ -10,6 +10,7 @@ from torch import nn
 
 from models.adapters.routing import TaskRouting
 from models.backbone import Backbone
+from models.beginnings import Beginnings, states_behind
 from models.branch import TaskBranch
 from models.config import ModelConfig
 from models.heads import Pooling, TaskHeads, pool, trunk_states
@@ -27,17 +28,26 @@ class RelevanceModel(nn.Module):
         self.pooling = pooling
         self.packs_rows: bool | None = None  # unknown until rows are packed for the first time
 
-    def forward(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, beginnings: Beginnings | None = None
+    ) -> torch.Tensor:  # fmt: skip
         """Token ids padded on the right, their mask (1 real, 0 padding), task ids -> logits (B, C); -inf beyond a task's labels.
 
-        Task ids are not checked here: on a GPU that would wait for the device. Check them where rows are collated.
+        With `beginnings` the ids are (R, S), as `lay_out` has them, and the mask is of the B rows. Task ids are not checked here: on a GPU that would
+        wait for the device. Check them where rows are collated.
         """
-        return self.heads(self.pooled(input_ids_BS, mask_BS, task_B), task_B)
+        return self.heads(self.pooled(input_ids_BS, mask_BS, task_B, beginnings), task_B)
 
-    def pooled(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+    def pooled(
+        self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, beginnings: Beginnings | None = None
+    ) -> torch.Tensor:  # fmt: skip
         """What the heads read (B, D)."""
-        with self.routing.tasks(task_B):
-            return pool(trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling), mask_BS, self.pooling)
+        with self.routing.tasks(task_B if beginnings is None else beginnings.task_RS):
+            if beginnings is None:
+                hidden_BSD = trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling)
+            else:
+                hidden_BSD = states_behind(self.trunk, input_ids_BS, beginnings, len(task_B))
+        return pool(hidden_BSD, mask_BS, self.pooling)
 
     def judge_all(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> dict[int, torch.Tensor]:
         """Every task's logits (B, C) for every row, by task id: what `forward` gives for that task.

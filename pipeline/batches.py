@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from models.beginnings import Beginnings, lay_out
 from pipeline.encode import Encoder
 from pipeline.tasks import Task
 
@@ -53,17 +54,22 @@ class EncodedRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one micro-batch, padded on the right."""
+    """Tensors of one micro-batch, padded on the right. With `beginnings`, the ids are of (R, S) tokens."""
 
     input_ids_BS: torch.Tensor
     mask_BS: torch.Tensor
     task_B: torch.Tensor
     label_B: torch.Tensor
     weight_B: torch.Tensor
+    beginnings: Beginnings | None
+    num_padding: int
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(to_device(t, device) for t in (self.input_ids_BS, self.mask_BS, self.task_B, self.label_B, self.weight_B)))
+        tensors = (self.input_ids_BS, self.mask_BS, self.task_B, self.label_B, self.weight_B)
+        ids, mask, task, label, weight = (to_device(tensor, device) for tensor in tensors)
+        beginnings = self.beginnings and Beginnings(*(to_device(tensor, device) for tensor in self.beginnings.tensors()))
+        return Batch(ids, mask, task, label, weight, beginnings, self.num_padding)
 
 
 def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Encoder) -> EncodedRows:
@@ -83,19 +89,21 @@ def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Enc
     )
 
 
-def collate(encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int) -> Batch:
-    """The padded batch of some row numbers. Task ids are checked here, on the host, once: the model's layers do not."""
+def collate(encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int, beginning_T: np.ndarray | None = None) -> Batch:
+    """The padded batch of some row numbers. Task ids are checked here, on the host, once: the model's layers do not. `beginning_T`: tokens that each
+    task's rows begin with alike; they come once a task where the batch has fewer tokens then."""
     task_B = encoded.task_N[rows]
     if len(task_B) and not 0 <= task_B.min() <= task_B.max() < num_tasks:
         raise ValueError(f"task ids {sorted(set(task_B.tolist()))} do not all lie in 0..{num_tasks - 1}")
-    input_ids_BS, mask_BS = pad_rows([encoded.ids_of(row) for row in rows], pad_id)
-    return Batch(
-        input_ids_BS,
-        mask_BS,
-        torch.from_numpy(task_B),
-        torch.from_numpy(encoded.label_N[rows]),
-        torch.from_numpy(encoded.weight_N[rows]),
-    )
+    id_lists = [encoded.ids_of(row) for row in rows]
+    task, label, weight = (torch.from_numpy(values) for values in (task_B, encoded.label_N[rows], encoded.weight_N[rows]))
+    if beginning_T is not None:
+        laid_out = lay_out(id_lists, task_B, beginning_T, pad_id)
+        if laid_out.ids_RS.size < len(rows) * max(map(len, id_lists)):
+            ids_RS, mask_BS = torch.from_numpy(laid_out.ids_RS), torch.from_numpy(laid_out.mask_BS)
+            return Batch(ids_RS, mask_BS, task, label, weight, laid_out.beginnings, laid_out.num_padding)
+    input_ids_BS, mask_BS = pad_rows(id_lists, pad_id)
+    return Batch(input_ids_BS, mask_BS, task, label, weight, None, input_ids_BS.numel() - sum(map(len, id_lists)))
 
 
 def pad_rows(id_lists: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,9 +24,10 @@ def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]
         "learning_rate": worker.config.optimizer.learning_rate * done.rate_share,
         "rows_per_s": len(rows) / step_s,
         "tokens_per_s": tokens / step_s,
-        "tokens": tokens,
+        "tokens": tokens,  # of the rows, whether what they begin with was computed for each of them or once
         "tokens_computed": done.tokens_computed,  # padding included
-        "mfu": tokens / step_s * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
+        "padding": done.padding,
+        "mfu": (done.tokens_computed - done.padding) / step_s * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
         "at_s": time.time(),
         "step_s": step_s,
         "seconds": {name: round(value, 6) for name, value in done.seconds.items()},

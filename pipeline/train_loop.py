@@ -11,29 +11,27 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 
 from models.bundle import BundleRefusedError, write_bundle
 from models.flat import FlatModel
-from pipeline.batches import EncodedRows, collate, length_batches
+from pipeline.batches import EncodedRows
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config import RunConfig, build_config
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.files import remove_tree
+from pipeline.head_start import start_heads
 from pipeline.interim import Best, Interim, better
 from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.live_record import append_live, live_record
 from pipeline.optimizer import build_optimizer
 from pipeline.sampler import Sampler
+from pipeline.shared_beginnings import shared_beginnings
 from pipeline.speed import clock, flops_per_token, matmul_peak
 from pipeline.train_step import TrainingDivergedError, Worker, any_rank, train_step
 from pipeline.watch import Watch
 from pipeline.zero import deepspeed_config
-
-HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
-HEAD_START_TOKENS = 1024  # of a batch of them: small, so that ranks get like shares
 
 
 class StoppedError(RetryableError):
@@ -78,8 +76,9 @@ def build_worker(
     with clock(seconds, "model"):
         judge = fresh_judge(config, device)
     watch.alive()
+    beginning_T = shared_beginnings(config, judge, encoded)
     with clock(seconds, "heads"):
-        start_heads(judge, encoded, rank, world_size)
+        start_heads(judge, encoded, beginning_T, rank, world_size)
     watch.alive()
     if config.training.gradient_checkpointing:
         judge.model.enable_gradient_checkpointing()
@@ -92,7 +91,7 @@ def build_worker(
     watch.alive()
     with clock(seconds, "matmul peak"):
         peak = matmul_peak(device, judge.backbone.dtype)
-    return Worker(config, judge, encoded, sampler, engine, rank, world_size, flops, peak, watch)
+    return Worker(config, judge, encoded, sampler, engine, rank, world_size, flops, peak, watch, beginning_T)
 
 
 def check_compiler() -> None:
@@ -126,25 +125,6 @@ def build_sampler(config: RunConfig, encoded: EncodedRows) -> Sampler:
     return Sampler(
         encoded.length_N, encoded.task_N, weights, training.batch_rows, training.task_temperature, config.seed, training.max_task_rows
     )  # fmt: skip
-
-
-@torch.no_grad()
-def start_heads(judge: Judge, encoded: EncodedRows, rank: int = 0, world_size: int = 1) -> None:
-    """Start each head at its task's label shares, measured on the training rows; its logits on the first rows of each task. Ranks share the rows
-    and sum up what they found, so all start equal."""
-    rows = np.concatenate([np.flatnonzero(encoded.task_N == index)[:HEAD_START_ROWS] for index in range(len(judge.tasks))])
-    most_labels = max(len(task.labels) for task in judge.tasks)
-    share_TC = torch.ones(len(judge.tasks), most_labels)
-    for index, task in enumerate(judge.tasks):
-        counts = np.bincount(encoded.label_N[encoded.task_N == index], minlength=len(task.labels)) + 1  # none is impossible
-        share_TC[index, : len(task.labels)] = torch.from_numpy(counts / counts.sum())
-    pooled_BD = torch.zeros(len(rows), judge.backbone.width, device=judge.device)
-    for part in length_batches(encoded.length_N[rows], HEAD_START_TOKENS)[rank::world_size]:
-        batch = collate(encoded, rows[part], len(judge.tasks), judge.pad_id).to(judge.device)
-        pooled_BD[torch.from_numpy(part).to(judge.device)] = judge.model.pooled(batch.input_ids_BS, batch.mask_BS, batch.task_B).float()
-    if world_size > 1:
-        torch.distributed.all_reduce(pooled_BD)
-    judge.model.heads.start_at_label_shares(pooled_BD, torch.from_numpy(encoded.task_N[rows]).to(judge.device), share_TC.to(judge.device))
 
 
 def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -> None:

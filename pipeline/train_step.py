@@ -44,6 +44,7 @@ class Worker:
     flops_per_token: int
     peak_flops_per_s: float  # of this rank
     watch: Watch
+    beginning_T: np.ndarray | None  # tokens that each task's rows begin with, taken once a pass; None: rows go through whole
 
     @property
     def relevant_from_T(self) -> torch.Tensor:
@@ -68,6 +69,7 @@ class StepDone:
     group_norms: dict[str, float] = field(default_factory=dict)
     stop: bool = False
     tokens_computed: int = 0  # of all ranks, padding included
+    padding: int = 0  # of these
     seconds: dict[str, float] = field(default_factory=dict)
 
     def clock(self, what: str) -> AbstractContextManager[None]:
@@ -95,13 +97,14 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
         loss_T, weight_T = micro_step(worker, mine if len(mine) else rows[:1], scale if len(mine) else 0.0, done, bad_rows)
         sums_2T += torch.stack([loss_T, weight_T])
     with done.clock("communication"):
-        mine_too = torch.tensor([float(stop), float(done.tokens_computed), float(sum(map(len, parts)))], device=sums_2T.device)
+        counted = (stop, done.tokens_computed, done.padding, sum(map(len, parts)))
+        mine_too = torch.tensor([float(count) for count in counted], device=sums_2T.device)
         everything = torch.cat([sums_2T.flatten(), mine_too])
         torch.distributed.all_reduce(everything)
-    stopping, tokens, num_rows = everything[-3:].tolist()
+    stopping, tokens, padding, num_rows = everything[-4:].tolist()
     assert num_rows == len(rows), f"ranks took {num_rows:.0f} rows of a batch of {len(rows)}"
-    done.stop, done.tokens_computed = stopping > 0, int(tokens)
-    sums = everything[:-3].reshape(2, -1)
+    done.stop, done.tokens_computed, done.padding = stopping > 0, int(tokens), int(padding)
+    sums = everything[:-4].reshape(2, -1)
     if not torch.isfinite(sums).all():
         raise diverged(worker, step, "loss", gather_rows(bad_rows))
     with done.clock("communication"):
@@ -119,11 +122,11 @@ def micro_step(worker: Worker, mine: np.ndarray, scale: float, done: StepDone, b
     are added to `bad_rows`."""
     worker.watch.alive()
     with done.clock("data"):
-        batch = collate(worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id).to(worker.judge.device)
+        batch = collate(worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id, worker.beginning_T).to(worker.judge.device)
         weight_B = batch.weight_B if scale else torch.zeros_like(batch.weight_B)
     with done.clock("forward"):
         try:
-            logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B)
+            logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.beginnings)
         except TaskShapeError as error:
             raise ConfigError(str(error)) from error
         loss_B = row_losses(logits_BC, batch.label_B, worker.relevant_from_T[batch.task_B])
@@ -132,6 +135,7 @@ def micro_step(worker: Worker, mine: np.ndarray, scale: float, done: StepDone, b
         worker.engine.backward(loss_T.sum() * scale)
         bad_rows += mine[~torch.isfinite(loss_B.detach()).cpu().numpy()].tolist()
     done.tokens_computed += batch.input_ids_BS.numel()
+    done.padding += batch.num_padding
     return loss_T.detach(), weight_T.detach()
 
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
@@ -47,10 +48,11 @@ class MTLLoRALinear(AdaptedLinear):
             spread = self.routing.gather_like(spread_TNR.flatten(1), u)
             return (u.unsqueeze(-2) * spread.unflatten(-1, spread_TNR.shape[1:])).flatten(-2)
         spread_TNRR = self.shares_TN()[:, :, None, None] * self.transform.unsqueeze(1)
+        between = u.dim() - 1 - self.routing.current().dim()  # dimensions of u after those of the ids, its width left out
+        if between == 0:  # tasks of tokens
+            spread_KTR = spread_TNRR.flatten(1, 2).transpose(0, 1).flatten(1).to(u.dtype)
+            return functional.linear(self.routing.spread(u, len(spread_TNRR)), spread_KTR)
         spread_KR = self.routing.gather(spread_TNRR.flatten(1), u).to(u.dtype).unflatten(-1, (-1, u.shape[-1]))
-        between = u.dim() + 1 - spread_KR.dim()  # dimensions of u after those of the ids, its width left out
-        if between == 0:  # a matrix a token
-            return torch.matmul(spread_KR, u.unsqueeze(-1)).squeeze(-1)
         spread_KR = spread_KR.view(*spread_KR.shape[:-2], *[1] * (between - 1), *spread_KR.shape[-2:])
         return torch.matmul(u, spread_KR.transpose(-1, -2))
 

@@ -91,7 +91,8 @@ def ours(run_dir: Path, steps: int, workers: int, compiled: bool, save_every: in
     before["before first step: first step"] = all_steps[0]["at_s"] - start["at_s"]
     return {
         "pairs_per_s": sum(line["rows"] for line in counted) / seconds,
-        "padding": 1 - sum(line["tokens"] for line in counted) / sum(line["tokens_computed"] for line in counted),
+        "padding": sum(line["padding"] for line in counted) / sum(line["tokens_computed"] for line in counted),
+        "computed": sum(line["tokens_computed"] for line in counted) / sum(line["tokens"] for line in counted),
         "first_step_s": all_steps[0]["at_s"] - started_s, "mfu": statistics.median(line["mfu"] for line in counted),
         "tokens_per_s": sum(line["tokens"] for line in counted) / seconds, "save_cost": save_cost(counted), **spent, **before,
     }  # fmt: skip
@@ -127,14 +128,16 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
 
     from models.losses import row_losses, task_sums
     from pipeline.batches import collate
+    from pipeline.head_start import start_heads
     from pipeline.judge import fresh_judge
     from pipeline.optimizer import build_optimizer
-    from pipeline.train_loop import start_heads
+    from pipeline.shared_beginnings import shared_beginnings
 
     torch.set_num_threads(2)
     config, encoded = read_run(run_dir), encoded_rows(run_dir)
     judge = fresh_judge(config)
-    start_heads(judge, encoded)
+    beginning_T = shared_beginnings(config, judge, encoded)
+    start_heads(judge, encoded, beginning_T)
     if compiled:
         judge.model.compile_layers()
     judge.model.train()
@@ -143,16 +146,17 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     trained = list(judge.model.trainable_state().values())
     times, tokens = [time.perf_counter()], [0, 0]
     for rows in step_rows(run_dir, steps):
-        batch = collate(encoded, rows, len(config.tasks), judge.pad_id)
-        loss_B = row_losses(judge.model(batch.input_ids_BS, batch.mask_BS, batch.task_B), batch.label_B, relevant_from_T[batch.task_B])
+        batch = collate(encoded, rows, len(config.tasks), judge.pad_id, beginning_T)
+        logits_BC = judge.model(batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.beginnings)
+        loss_B = row_losses(logits_BC, batch.label_B, relevant_from_T[batch.task_B])
         loss_T, _ = task_sums(loss_B, batch.weight_B, batch.task_B, len(config.tasks))
         (loss_T.sum() / len(rows)).backward()
         torch.nn.utils.clip_grad_norm_(trained, config.optimizer.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter())
-        tokens = [tokens[0] + int(batch.mask_BS.sum()), tokens[1] + batch.mask_BS.numel()]
-    return {"pairs_per_s": (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS]), "padding": 1 - tokens[0] / tokens[1]}
+        tokens = [tokens[0] + batch.num_padding, tokens[1] + batch.input_ids_BS.numel()]
+    return {"pairs_per_s": (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS]), "padding": tokens[0] / tokens[1]}
 
 
 def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
