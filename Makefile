@@ -18,8 +18,9 @@ CPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 demo: $(VENV)/installed
 	$(BIN)/relevance demo
 
+# in collected order: the long tests come first, so that both processes end together
 test: $(VENV)/installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -31,6 +32,7 @@ test-failures: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/bench/bench_data.py
 	$(BIN)/python tests/bench/bench_adapters.py
+	$(BIN)/python tests/bench/bench_beginnings.py
 	$(BIN)/python tests/bench/bench_train.py
 	$(BIN)/python tests/bench/bench_zero_memory.py
 	$(BIN)/python tests/bench/bench_bootstrap.py
