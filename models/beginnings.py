@@ -3,31 +3,26 @@
 The beginnings lie end to end in rows of their own behind the batch's rows, which keep what follows. In each layer a row attends to the keys and
 values that the layer has just made of its beginning, and then to its own: what comes out is what the whole rows give, for fewer tokens.
 
-Shape legend: B rows of the batch, R rows with those of the beginnings, S tokens, P tokens of the longest beginning, H key-value heads, E width of a
-head.
+Shape legend: B rows of the batch, R rows with those of the beginnings, S tokens, P tokens of the longest beginning, T tasks, D width, H key-value
+heads, E width of a head.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 
-@dataclass(frozen=True)
-class Beginnings:
+class Beginnings(NamedTuple):
     """Where the tokens of a batch belong. A task's rows have one beginning."""
 
     task_RS: torch.Tensor  # of each token; a row of beginnings may have those of several tasks
-    position_RS: torch.Tensor  # of each token in its whole row; of padding behind beginnings: beyond all of them
+    position_RS: torch.Tensor  # of each token in its whole row; padding has one that is there
     place_RP: torch.Tensor  # where the beginning of the row's first token lies, among the R * S tokens
-    seen_R: torch.Tensor  # how many of its tokens lie in other rows, before this one
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of it, in the order of the fields."""
-        return self.task_RS, self.position_RS, self.place_RP, self.seen_R
+    before_R: torch.Tensor  # how many of its tokens lie in other rows, before this one
 
 
 @dataclass(frozen=True)
@@ -40,14 +35,26 @@ class LaidOut:
     num_padding: int
 
 
+def tokens_laid_out(length_B: np.ndarray, task_B: np.ndarray, length_T: np.ndarray) -> int:
+    """Tokens, padding included, that `lay_out` makes of rows of these lengths."""
+    width = int((length_B - length_T[task_B]).max())
+    return (len(length_B) + rows_of_beginnings(task_B, length_T, width)) * width
+
+
+def rows_of_beginnings(task_B: np.ndarray, length_T: np.ndarray, width: int) -> int:
+    """Rows that the beginnings of a batch take."""
+    return -(-int(length_T[np.unique(task_B)].sum()) // width)
+
+
 def lay_out(id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.ndarray, pad_id: int) -> LaidOut:
     """Rows of token ids, the first `length_T` of which are the same in all rows of a task, with at least one more."""
     skip_B = length_T[task_B]
-    tail_B = np.array([len(ids) for ids in id_lists]) - skip_B
+    length_B = np.array([len(ids) for ids in id_lists])
+    tail_B = length_B - skip_B
     num_rows, width = len(id_lists), int(tail_B.max())
     tasks, first_row = np.unique(task_B, return_index=True)
     beginning = np.concatenate([id_lists[row][: length_T[task]] for task, row in zip(tasks, first_row, strict=True)])
-    own_rows = -(-len(beginning) // width)
+    own_rows = rows_of_beginnings(task_B, length_T, width)
     start_T = np.zeros(len(length_T), np.int64)  # where each beginning starts among the tokens of all
     start_T[tasks] = (np.cumsum(length_T[tasks]) - length_T[tasks]) * (length_T[tasks] > 0)
     longest = int(length_T[tasks].max())
@@ -57,8 +64,8 @@ def lay_out(id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.nda
         ids_RS[row, : tail_B[row]] = ids[skip_B[row] :]
     task_RS = np.zeros_like(ids_RS)
     task_RS[:num_rows] = task_B[:, None]
-    position_RS = np.full_like(ids_RS, longest)
-    position_RS[:num_rows] = skip_B[:, None] + np.arange(width)
+    position_RS = np.zeros_like(ids_RS)
+    position_RS[:num_rows] = np.minimum(skip_B[:, None] + np.arange(width), length_B[:, None] - 1)
     for of_all, of_beginnings in (
         (ids_RS, beginning),
         (task_RS, np.repeat(tasks, length_T[tasks])),
@@ -77,7 +84,7 @@ def lay_out(id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.nda
 def states_behind(trunk: Any, ids_RS: torch.Tensor, beginnings: Beginnings, num_rows: int) -> torch.Tensor:
     """A decoder's last states (B, S, D) of the rows of a batch that is laid out like this."""
     dtype = trunk.get_input_embeddings().weight.dtype
-    mask = torch.zeros(1, dtype=dtype, device=ids_RS.device).masked_fill(~seen(beginnings), torch.finfo(dtype).min)
+    mask = torch.zeros(1, dtype=dtype, device=ids_RS.device).masked_fill(~attended(beginnings), torch.finfo(dtype).min)
     cache = LayerBeginnings(beginnings.place_RP)
     states_RSD = trunk(
         input_ids=ids_RS, attention_mask=mask, position_ids=beginnings.position_RS, past_key_values=cache, use_cache=False
@@ -85,12 +92,13 @@ def states_behind(trunk: Any, ids_RS: torch.Tensor, beginnings: Beginnings, num_
     return states_RSD[:num_rows]
 
 
-def seen(beginnings: Beginnings) -> torch.Tensor:
+def attended(beginnings: Beginnings) -> torch.Tensor:
     """(R, 1, S, P + S): which of its beginning's tokens, and then of its own row's, each token attends to."""
-    task_RS, position_RS, place_RP, seen_R = beginnings.tensors()
-    before_RP = torch.arange(place_RP.shape[1], device=task_RS.device) < seen_R[:, None]
+    task_RS, width = beginnings.task_RS, beginnings.task_RS.shape[1]
+    before_RP = torch.arange(beginnings.place_RP.shape[1], device=task_RS.device) < beginnings.before_R[:, None]
     first_task_RS = task_RS == task_RS[:, :1]
-    own_RSS = (task_RS[:, :, None] == task_RS[:, None]) & (position_RS[:, None] <= position_RS[:, :, None])
+    causal_SS = torch.ones(width, width, dtype=torch.bool, device=task_RS.device).tril()
+    own_RSS = (task_RS[:, :, None] == task_RS[:, None]) & causal_SS
     return torch.cat([before_RP[:, None] & first_task_RS[:, :, None], own_RSS], dim=2)[:, None]
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.beginnings import Beginnings, lay_out
+from models.beginnings import Beginnings, lay_out, tokens_laid_out
 from pipeline.encode import Encoder
 from pipeline.tasks import Task
 
 LIKE_LENGTH = 0.9  # of the longest row of a batch
+WORTH_IT = 0.95  # of the tokens of whole rows: what beginnings taken once ask of each layer costs a few hundredths
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class EncodedRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one micro-batch, padded on the right. With `beginnings`, the ids are of (R, S) tokens."""
+    """Tensors of one micro-batch, padded on the right. With `beginnings`, the ids have rows of those behind the batch's own."""
 
     input_ids_BS: torch.Tensor
     mask_BS: torch.Tensor
@@ -68,7 +69,7 @@ class Batch:
         """The same batch on a device."""
         tensors = (self.input_ids_BS, self.mask_BS, self.task_B, self.label_B, self.weight_B)
         ids, mask, task, label, weight = (to_device(tensor, device) for tensor in tensors)
-        beginnings = self.beginnings and Beginnings(*(to_device(tensor, device) for tensor in self.beginnings.tensors()))
+        beginnings = self.beginnings and Beginnings(*(to_device(tensor, device) for tensor in self.beginnings))
         return Batch(ids, mask, task, label, weight, beginnings, self.num_padding)
 
 
@@ -91,19 +92,19 @@ def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Enc
 
 def collate(encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int, beginning_T: np.ndarray | None = None) -> Batch:
     """The padded batch of some row numbers. Task ids are checked here, on the host, once: the model's layers do not. `beginning_T`: tokens that each
-    task's rows begin with alike; they come once a task where the batch has fewer tokens then."""
+    task's rows begin with alike; they come once a task where the batch has clearly fewer tokens then."""
     task_B = encoded.task_N[rows]
     if len(task_B) and not 0 <= task_B.min() <= task_B.max() < num_tasks:
         raise ValueError(f"task ids {sorted(set(task_B.tolist()))} do not all lie in 0..{num_tasks - 1}")
     id_lists = [encoded.ids_of(row) for row in rows]
     task, label, weight = (torch.from_numpy(values) for values in (task_B, encoded.label_N[rows], encoded.weight_N[rows]))
-    if beginning_T is not None:
+    length_B = np.array([len(ids) for ids in id_lists])
+    if beginning_T is not None and tokens_laid_out(length_B, task_B, beginning_T) <= WORTH_IT * len(rows) * length_B.max():
         laid_out = lay_out(id_lists, task_B, beginning_T, pad_id)
-        if laid_out.ids_RS.size < len(rows) * max(map(len, id_lists)):
-            ids_RS, mask_BS = torch.from_numpy(laid_out.ids_RS), torch.from_numpy(laid_out.mask_BS)
-            return Batch(ids_RS, mask_BS, task, label, weight, laid_out.beginnings, laid_out.num_padding)
+        ids_RS, mask_BS = torch.from_numpy(laid_out.ids_RS), torch.from_numpy(laid_out.mask_BS)
+        return Batch(ids_RS, mask_BS, task, label, weight, laid_out.beginnings, laid_out.num_padding)
     input_ids_BS, mask_BS = pad_rows(id_lists, pad_id)
-    return Batch(input_ids_BS, mask_BS, task, label, weight, None, input_ids_BS.numel() - sum(map(len, id_lists)))
+    return Batch(input_ids_BS, mask_BS, task, label, weight, None, input_ids_BS.numel() - int(length_B.sum()))
 
 
 def pad_rows(id_lists: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,8 +26,8 @@ def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]
         "tokens_per_s": tokens / step_s,
         "tokens": tokens,  # of the rows, whether what they begin with was computed for each of them or once
         "tokens_computed": done.tokens_computed,  # padding included
-        "padding": done.padding,
-        "mfu": (done.tokens_computed - done.padding) / step_s * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
+        "padding": done.num_padding,
+        "mfu": (done.tokens_computed - done.num_padding) / step_s * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
         "at_s": time.time(),
         "step_s": step_s,
         "seconds": {name: round(value, 6) for name, value in done.seconds.items()},

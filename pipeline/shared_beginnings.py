@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.batches import EncodedRows, collate
+from models.beginnings import Beginnings, lay_out
+from pipeline.batches import EncodedRows, collate, to_device
 from pipeline.config import RunConfig
 from pipeline.judge import Judge
 from pipeline.task_judge import are_close, attention_window
@@ -30,30 +31,36 @@ def shared_beginnings(config: RunConfig, judge: Judge, encoded: EncodedRows) -> 
 
 def beginning_lengths(encoded: EncodedRows, num_tasks: int) -> np.ndarray:
     """Tokens (T,) that all rows of each task begin with, at least one less than its shortest row has; 0 of a task without two rows."""
-    length_T = np.zeros(num_tasks, np.int64)
+    length_T, length_N = np.zeros(num_tasks, np.int64), encoded.length_N
     for task in range(num_tasks):
-        start_M = encoded.starts[:-1][encoded.task_N == task]
-        if len(start_M) > 1:
-            most = int(encoded.length_N[encoded.task_N == task].min()) - 1
-            while length_T[task] < most and len(np.unique(encoded.ids[start_M + length_T[task]])) == 1:
+        mine = np.flatnonzero(encoded.task_N == task)
+        if len(mine) > 1:
+            start_M, shortest = encoded.starts[mine], int(length_N[mine].min())
+            while length_T[task] < shortest - 1 and not np.ptp(encoded.ids[start_M + length_T[task]]):
                 length_T[task] += 1
     return length_T
 
 
 @torch.no_grad()
 def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
-    """Whether the model, as it trains, gives two rows of the largest task and one of another the logits that it gives the whole rows."""
-    by_size = np.argsort(-np.bincount(encoded.task_N, minlength=len(length_T)), kind="stable")
-    rows = np.concatenate([np.flatnonzero(encoded.task_N == task)[:count] for task, count in zip(by_size[:2], (2, 1), strict=False)])
-    apart, whole = (collate(encoded, rows, len(length_T), judge.pad_id, lengths).to(judge.device) for lengths in (length_T, None))
+    """Whether the model, as it trains, gives the longest two rows of one task and the longest of another the logits that it gives the whole rows."""
+    longest_N = np.argsort(-encoded.length_N, kind="stable")
+    rows = np.concatenate([
+        longest_N[encoded.task_N[longest_N] == task][:count] for task, count in zip(np.flatnonzero(length_T), (2, 1), strict=False)
+    ])  # fmt: skip
+    whole = collate(encoded, rows, len(length_T), judge.pad_id).to(judge.device)
+    apart = lay_out([encoded.ids_of(row) for row in rows], encoded.task_N[rows], length_T, judge.pad_id)
+    ids, mask, *beginnings = (to_device(torch.as_tensor(t), judge.device) for t in (apart.ids_RS, apart.mask_BS, *apart.beginnings))
     training = judge.model.training
     judge.model.train()
     try:
-        found = judge.model(apart.input_ids_BS, apart.mask_BS, apart.task_B, apart.beginnings)
+        logits_BC = judge.model(ids, mask, whole.task_B, Beginnings(*beginnings))
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # whatever an architecture makes of keys that it was not made for
         return False
     finally:
         judge.model.train(training)
-    expected = judge.model(whole.input_ids_BS, whole.mask_BS, whole.task_B)
-    real = expected.isfinite()
-    return are_close(found[real], expected[real], judge.backbone.dtype)
+    expected_BC = judge.model(whole.input_ids_BS, whole.mask_BS, whole.task_B)
+    real = expected_BC.isfinite()
+    return are_close(logits_BC[real], expected_BC[real], judge.backbone.dtype)

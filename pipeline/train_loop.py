@@ -76,8 +76,11 @@ def build_worker(
     with clock(seconds, "model"):
         judge = fresh_judge(config, device)
     watch.alive()
-    beginning_T = shared_beginnings(config, judge, encoded)
     with clock(seconds, "heads"):
+        beginning_T = shared_beginnings(config, judge, encoded)
+        watch.alive()
+        if any_rank(beginning_T is None, device):  # or ranks would round otherwise
+            beginning_T = None
         start_heads(judge, encoded, beginning_T, rank, world_size)
     watch.alive()
     if config.training.gradient_checkpointing:
@@ -146,7 +149,8 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
         worker.watch.alive()
         step, best = restore_checkpoint(worker.engine, newest) if newest else (0, None)
         writer.kept_step = step
-        tell({"starts_after": step, "best": best.facts() if best else None, "seconds": seconds, "at_s": time.time()})
+        shared = None if worker.beginning_T is None else worker.beginning_T.tolist()
+        tell({"starts_after": step, "best": best.facts() if best else None, "tokens_shared": shared, "seconds": seconds, "at_s": time.time()})
         if any_rank(asked(), worker.judge.device):
             raise stopped(step)
         worker.watch.alive()

@@ -69,7 +69,7 @@ class StepDone:
     group_norms: dict[str, float] = field(default_factory=dict)
     stop: bool = False
     tokens_computed: int = 0  # of all ranks, padding included
-    padding: int = 0  # of these
+    num_padding: int = 0  # of these
     seconds: dict[str, float] = field(default_factory=dict)
 
     def clock(self, what: str) -> AbstractContextManager[None]:
@@ -97,13 +97,13 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
         loss_T, weight_T = micro_step(worker, mine if len(mine) else rows[:1], scale if len(mine) else 0.0, done, bad_rows)
         sums_2T += torch.stack([loss_T, weight_T])
     with done.clock("communication"):
-        counted = (stop, done.tokens_computed, done.padding, sum(map(len, parts)))
+        counted = (stop, done.tokens_computed, done.num_padding, sum(map(len, parts)))
         mine_too = torch.tensor([float(count) for count in counted], device=sums_2T.device)
         everything = torch.cat([sums_2T.flatten(), mine_too])
         torch.distributed.all_reduce(everything)
     stopping, tokens, padding, num_rows = everything[-4:].tolist()
     assert num_rows == len(rows), f"ranks took {num_rows:.0f} rows of a batch of {len(rows)}"
-    done.stop, done.tokens_computed, done.padding = stopping > 0, int(tokens), int(padding)
+    done.stop, done.tokens_computed, done.num_padding = stopping > 0, int(tokens), int(padding)
     sums = everything[:-4].reshape(2, -1)
     if not torch.isfinite(sums).all():
         raise diverged(worker, step, "loss", gather_rows(bad_rows))
@@ -135,7 +135,7 @@ def micro_step(worker: Worker, mine: np.ndarray, scale: float, done: StepDone, b
         worker.engine.backward(loss_T.sum() * scale)
         bad_rows += mine[~torch.isfinite(loss_B.detach()).cpu().numpy()].tolist()
     done.tokens_computed += batch.input_ids_BS.numel()
-    done.padding += batch.num_padding
+    done.num_padding += batch.num_padding
     return loss_T.detach(), weight_T.detach()
 
 

@@ -17,6 +17,7 @@ from jobs.environment import prepare_environment  # noqa: E402
 prepare_environment()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What `make test` runs in one process, file by file but for two things: tests that go on from one finished run share it, and those that kill and
     wait are not beside each other."""

@@ -4,7 +4,8 @@ Shape legend: B rows, S tokens, D width in, O width out, R rank, N up-projection
 
 The batch may mix tasks. Mixing the up-projections themselves would build one (O, R) matrix a row; instead a task's transform and its
 shares make one (K, R) matrix, each row's point in rank space goes through its task's matrix, and all up-projections are applied in one
-dense product. Two dense products a layer whatever the number of tasks, no sorting, no loop; only (K, R) is gathered per row.
+dense product. Two dense products a layer whatever the number of tasks, no sorting, no loop; only (K, R) is gathered per row. Where a row's tokens are
+of several tasks, a token's R numbers are put in its task's place among T * R, and one more dense product does what the matrices would.
 """
 
 import math
@@ -49,10 +50,12 @@ class MTLLoRALinear(AdaptedLinear):
             return (u.unsqueeze(-2) * spread.unflatten(-1, spread_TNR.shape[1:])).flatten(-2)
         spread_TNRR = self.shares_TN()[:, :, None, None] * self.transform.unsqueeze(1)
         between = u.dim() - 1 - self.routing.current().dim()  # dimensions of u after those of the ids, its width left out
-        if between == 0:  # tasks of tokens
+        if between == 0 and len(spread_TNRR) <= spread_TNRR.shape[1] * spread_TNRR.shape[2]:  # T <= K: fewer numbers than a matrix for each token
             spread_KTR = spread_TNRR.flatten(1, 2).transpose(0, 1).flatten(1).to(u.dtype)
             return functional.linear(self.routing.spread(u, len(spread_TNRR)), spread_KTR)
         spread_KR = self.routing.gather(spread_TNRR.flatten(1), u).to(u.dtype).unflatten(-1, (-1, u.shape[-1]))
+        if between == 0:
+            return torch.matmul(spread_KR, u.unsqueeze(-1)).squeeze(-1)
         spread_KR = spread_KR.view(*spread_KR.shape[:-2], *[1] * (between - 1), *spread_KR.shape[-2:])
         return torch.matmul(u, spread_KR.transpose(-1, -2))
 

@@ -34,6 +34,14 @@ LOSS_TOLERANCE = 2e-4
 BFLOAT16_TOLERANCE = 2e-2
 
 
+def exact_config(root: Path, source: str, **blocks: Any) -> dict[str, Any]:
+    """Planted rows whose texts begin with an instruction, long enough that passes take it once."""
+    config = planted_config(root, source, **blocks) | {"encode": {"max_tokens": 160}}
+    for task in config["tasks"]:
+        task["template"] = "Does the ad offer what the query asks for?\n" + task["template"]
+    return config
+
+
 @dataclass(frozen=True)
 class World:
     """Rows encoded once, and where each training of them writes."""
@@ -49,7 +57,7 @@ class World:
             "training": {"batch_rows": 16, "epochs": STEPS * 16 / 192, "checkpoint_every_steps": 3, **(training or {})},
             "deepspeed": deepspeed,
         }
-        config = planted_config(self.root, self.source, **blocks)
+        config = exact_config(self.root, self.source, **blocks)
         folder = self.root / name
         folder.mkdir(exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
@@ -98,7 +106,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> World:
     root = tmp_path_factory.mktemp("exact")
     write_planted(root)
-    config = build_config(planted_config(root, str(tiny_llama)), "planted")
+    config = build_config(exact_config(root, str(tiny_llama)), "planted")
     plan = EncodingPlan(find_partitions(root / "judged", config.tasks), config.split, config.tasks, config.encode, resolve_folder(config.backbone))
     return World(root, str(tiny_llama), publish_encoded(plan, root / "encoded", lambda _, __: None), config.tasks)
 
@@ -111,14 +119,14 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "zero-1 offload": ({}, {"zero_stage": 1, "offload_optimizer": True}),
     "zero-2 offload": ({}, {"zero_stage": 2, "offload_optimizer": True}),
     "zero-3 offload": ({}, {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}),
-    "zero-0 passes": ({"micro_batch_tokens": 128}, {"zero_stage": 0}),
-    "zero-1 passes": ({"micro_batch_tokens": 128}, {"zero_stage": 1}),
-    "zero-2 passes": ({"micro_batch_tokens": 128}, {"zero_stage": 2}),
-    "zero-3 passes": ({"micro_batch_tokens": 128}, {"zero_stage": 3}),
-    "zero-2 offload passes": ({"micro_batch_tokens": 128}, {"zero_stage": 2, "offload_optimizer": True}),
-    "zero-3 offload passes": ({"micro_batch_tokens": 128}, {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}),
-    "recomputed": ({"micro_batch_tokens": 64, "gradient_checkpointing": True}, {"zero_stage": 2}),
-    "compiled": ({"micro_batch_tokens": 128, "compile_layers": True}, {"zero_stage": 2}),
+    "zero-0 passes": ({"micro_batch_tokens": 256}, {"zero_stage": 0}),
+    "zero-1 passes": ({"micro_batch_tokens": 256}, {"zero_stage": 1}),
+    "zero-2 passes": ({"micro_batch_tokens": 256}, {"zero_stage": 2}),
+    "zero-3 passes": ({"micro_batch_tokens": 256}, {"zero_stage": 3}),
+    "zero-2 offload passes": ({"micro_batch_tokens": 256}, {"zero_stage": 2, "offload_optimizer": True}),
+    "zero-3 offload passes": ({"micro_batch_tokens": 256}, {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}),
+    "recomputed": ({"micro_batch_tokens": 128, "gradient_checkpointing": True}, {"zero_stage": 2}),
+    "compiled": ({"micro_batch_tokens": 512, "compile_layers": True}, {"zero_stage": 2}),
 }
 
 
@@ -169,7 +177,7 @@ def test_losses_are_those_of_one_process_that_takes_each_step_at_once(trained: W
 def test_in_bfloat16_too_two_ranks_lose_what_one_process_loses(trained: World) -> None:
     ways = {"bfloat16 on 1": {"zero_stage": 0}, "bfloat16 on 2": {"zero_stage": 2}}
     for world_size, (name, deepspeed) in enumerate(ways.items(), 1):
-        case = trained.case(name, training={"micro_batch_tokens": 128}, **deepspeed)
+        case = trained.case(name, training={"micro_batch_tokens": 256}, **deepspeed)
         case["config"]["backbone"]["dtype"] = "bfloat16"
         trained.train(world_size, [case], name)
     one, two = (trained.losses(name) for name in ways)
@@ -343,7 +351,7 @@ def test_the_token_budgets_of_the_ways_mean_one_two_and_four_passes(world: World
 
 @pytest.mark.parametrize("passes", [True, pytest.param(False, marks=pytest.mark.failures)])
 def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(counts: Any, trained: World, passes: bool) -> None:
-    name, training = f"rows {passes}", {"micro_batch_tokens": 128} if passes else {}
+    name, training = f"rows {passes}", {"micro_batch_tokens": 256} if passes else {}
     trained.train(2, [trained.case(name, die_at=9, training=training, zero_stage=2)], f"{name}, killed", KILLED)
     counts.add("kills")
     trained.train(2, [trained.case(name, training=training, zero_stage=2)], f"{name}, going on")
@@ -371,6 +379,21 @@ def test_the_first_losses_are_those_written_down(trained: World) -> None:
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
     written = {int(step): loss for step, loss in json.loads(GOLDEN.read_text()).items()}
     assert found == pytest.approx(written, rel=1e-3)  # other processors round otherwise
+
+
+def takes_once(world: World, way: str) -> bool:
+    """Whether rows' beginnings were taken once in any step."""
+    return any(line["tokens_computed"] - line["padding"] < line["tokens"] for line in world.lines(way) if "step" in line)
+
+
+def test_passes_take_an_instruction_once_but_for_recomputed_ones(trained: World) -> None:
+    assert all(takes_once(trained, way) for way in ("zero-2 on 1", "zero-2 on 2", "zero-3 on 2"))
+    assert not takes_once(trained, "recomputed on 2")
+
+
+@pytest.mark.failures
+def test_compiled_passes_do_so_too(trained_longer: World) -> None:
+    assert takes_once(trained_longer, "compiled on 2")
 
 
 def test_two_trainings_of_one_config_are_equal_bit_for_bit(trained: World) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_trunks import WORDS
 
-from models.beginnings import LaidOut, lay_out, seen
+from models.beginnings import LaidOut, attended, lay_out, tokens_laid_out
 from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MTLLoRAConfig, PerTaskLoRAConfig
 from models.relevance import RelevanceModel
 
@@ -80,6 +80,8 @@ def test_any_lengths_will_do(fresh_model: FreshModel, length_T: list[int], tails
     model, rows = fresh_model(stir=5), rows_of(length_T, tails, seed=sum(tails))
     laid_out = lay_out(rows, TASK_B, np.array(length_T), PAD)
     assert laid_out.ids_RS.size - laid_out.num_padding == sum(tails) + sum(length_T)
+    assert laid_out.ids_RS.size == tokens_laid_out(np.array([len(row) for row in rows]), TASK_B, np.array(length_T))
+    assert int(laid_out.beginnings.position_RS.max()) < max(map(len, rows))  # no position that a model may not have
     with torch.no_grad():
         torch.testing.assert_close(logits_of(model, laid_out), whole_logits(model, rows), rtol=1e-4, atol=1e-4)
 
@@ -97,17 +99,17 @@ def test_rows_keep_what_follows_and_beginnings_lie_end_to_end_behind_them() -> N
     laid_out = lay_out(rows, np.array([2, 2, 0]), np.array([1, 0, 3]), PAD)
     assert laid_out.ids_RS.tolist() == [[1, 2], [3, PAD], [6, PAD], [5, 7], [8, 9]]
     assert laid_out.mask_BS.tolist() == [[1, 1], [1, 0], [1, 0]]
-    task_RS, position_RS, place_RP, seen_R = (tensor.tolist() for tensor in laid_out.beginnings.tensors())
+    task_RS, position_RS, place_RP, before_R = (tensor.tolist() for tensor in laid_out.beginnings)
     assert task_RS == [[2, 2], [2, 2], [0, 0], [0, 2], [2, 2]]
-    assert position_RS == [[3, 4], [3, 4], [1, 2], [0, 0], [1, 2]]
+    assert position_RS == [[3, 4], [3, 3], [1, 1], [0, 0], [1, 2]]  # padding has one that the whole row has
     assert place_RP == [[7, 8, 9], [7, 8, 9], [6, 6, 6], [6, 6, 6], [7, 8, 9]]
-    assert seen_R == [3, 3, 1, 0, 1]
+    assert before_R == [3, 3, 1, 0, 1]
     assert laid_out.num_padding == 2
 
 
 def test_a_token_attends_to_its_own_beginning_and_to_its_row_up_to_itself() -> None:
     rows = [np.array(row, np.int32) for row in ([7, 8, 9, 1, 2], [7, 8, 9, 3], [5, 6])]
-    seen_RSK = seen(lay_out(rows, np.array([2, 2, 0]), np.array([1, 0, 3]), PAD).beginnings)[:, 0].long().tolist()
+    seen_RSK = attended(lay_out(rows, np.array([2, 2, 0]), np.array([1, 0, 3]), PAD).beginnings)[:, 0].long().tolist()
     assert seen_RSK[0] == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert [line[:3] for line in seen_RSK[2]] == [[1, 0, 0]] * 2  # a beginning of one token
     assert seen_RSK[3] == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]  # the ends of two beginnings

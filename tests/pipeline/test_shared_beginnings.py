@@ -86,6 +86,13 @@ def test_rows_longer_than_a_layer_looks_back_are_taken_whole(judge_of: Callable[
     assert shared_beginnings(config(), judge_of("mistral"), rows_of_two_tasks(longest_tail=30)) is None
 
 
+def test_beginnings_that_are_short_beside_what_follows_are_tried_too(judge_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, rows = judge_of("llama"), rows_of_two_tasks(longest_tail=40)
+    assert shared_beginnings(config(), judge, rows) is not None
+    monkeypatch.setattr("models.beginnings.LayerBeginnings.update", lambda cache, keys, values, *_: (cache._behind_beginning(keys) * 1.5, values))
+    assert shared_beginnings(config(), judge, rows) is None
+
+
 def test_dropout_and_recomputing_take_rows_whole(judge_of: Callable[..., Any]) -> None:
     judge, rows = judge_of("llama"), rows_of_two_tasks()
     assert shared_beginnings(config(lora_dropout=0.1), judge, rows) is None
@@ -96,7 +103,7 @@ def test_dropout_and_recomputing_take_rows_whole(judge_of: Callable[..., Any]) -
 
 
 def test_a_model_that_answers_otherwise_takes_rows_whole(judge_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.beginnings.seen", lambda beginnings: torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    monkeypatch.setattr("models.beginnings.attended", lambda beginnings: torch.ones(1, 1, 1, 1, dtype=torch.bool))
     assert shared_beginnings(config(), judge_of("llama"), rows_of_two_tasks()) is None
 
 
@@ -118,4 +125,4 @@ def test_a_batch_takes_beginnings_once_where_it_has_fewer_tokens_then() -> None:
 
 def test_a_batch_with_beginnings_moves_to_a_device_whole() -> None:
     moved = collate(rows_of_two_tasks(), np.arange(7), 2, 0, np.array(LENGTHS)).to(torch.device("meta"))
-    assert moved.beginnings is not None and all(tensor.is_meta for tensor in moved.beginnings.tensors())
+    assert moved.beginnings is not None and all(tensor.is_meta for tensor in moved.beginnings)
