@@ -18,9 +18,9 @@ CPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 demo: $(VENV)/installed
 	$(BIN)/relevance demo
 
-# in collected order: the long tests come first, so that both processes end together
+# files in their order: the long ones come first, so that both processes end together, and tests of one finished run go on from each other
 test: $(VENV)/installed-test
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

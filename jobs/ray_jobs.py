@@ -9,7 +9,7 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ PREFIX = "relevance-"
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 2.0
 ANSWER_S = 60.0  # that a request may take
+AGENT_WAIT_S = 30.0  # for a process that takes jobs, on a cluster that has just been started
 KINDS = {kind.exit_code: kind for kind in (RelevanceError, ConfigError, RetryableError, DamagedInputError)}
 HEADINGS = ("job", "state", "started", "took")
 
@@ -52,7 +53,8 @@ def submit_job(client: Any, config: RunConfig, command: list[str], again: bool, 
         write_config(Path(folder) / "config.yaml", config)
         words = ["relevance", command[0], "--config", "config.yaml", *command[1:]]
         try:
-            client.submit_job(
+            when_there_is_an_agent(
+                client.submit_job,
                 entrypoint=shlex.join(words),
                 submission_id=name,
                 runtime_env={"working_dir": folder},  # no variables: Ray lets the command in the job add none that are there already
@@ -65,6 +67,19 @@ def submit_job(client: Any, config: RunConfig, command: list[str], again: bool, 
             return name
     console.say(f"  submitted as {name}")
     return name
+
+
+def when_there_is_an_agent(submit: Callable[..., Any], **job: Any) -> None:
+    """Submit a job. A cluster that has just been started answers before it has a process that takes jobs, and says so."""
+    deadline_s = time.monotonic() + AGENT_WAIT_S
+    while True:
+        try:
+            submit(**job)
+            return
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline_s:
+                raise
+        time.sleep(1)
 
 
 def job_stem(config: RunConfig, command: list[str]) -> str:

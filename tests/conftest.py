@@ -17,15 +17,6 @@ from jobs.environment import prepare_environment  # noqa: E402
 prepare_environment()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `make test` runs in one process, file by file but for two things: tests that go on from one finished run share it, and those that kill and
-    wait are not beside each other."""
-    for item in items:
-        alone = "failures" if item.path.parent.name == "failures" else item.path.name
-        item.add_marker(pytest.mark.xdist_group("finished run" if "finished_run" in getattr(item, "fixturenames", ()) else alone))
-
-
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: a random two-layer Llama with its tokenizer."""

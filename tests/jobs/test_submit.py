@@ -182,6 +182,25 @@ def test_a_job_that_runs_or_succeeded_is_not_submitted_twice(
     assert jobs.submitted == (f"{stem}-{named}" if submitted else "")
 
 
+@pytest.mark.parametrize(("refusal", "times", "passes"), [("No available agent to submit job", 2, True), ("The job is too large", 1, False)])
+def test_a_cluster_that_has_just_been_started_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str, times: int, passes: bool
+) -> None:  # fmt: skip
+    monkeypatch.setattr("jobs.ray_jobs.time.sleep", lambda seconds: None)
+    config, refusals = read_config(write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere"))), [refusal] * times
+
+    class Starting(Jobs):
+        def submit_job(self, submission_id: str, **job: Any) -> None:
+            if refusals:
+                raise RuntimeError(refusals.pop())
+            super().submit_job(submission_id, **job)
+
+    jobs = Starting()
+    with contextlib.nullcontext() if passes else pytest.raises(RuntimeError, match=refusal):
+        submit_job(jobs, config, ["score"], False, Console())
+    assert bool(jobs.submitted) == passes and not refusals
+
+
 def test_a_job_s_name_follows_from_all_that_the_command_is_given(tmp_path: Path) -> None:
     path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere"))
     stems = [
