@@ -90,16 +90,18 @@ def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Enc
     )
 
 
-def collate(encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int, beginning_T: np.ndarray | None = None) -> Batch:
+def collate(
+    encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int, beginning_T: np.ndarray | None = None, worth_it: float = WORTH_IT
+) -> Batch:  # fmt: skip
     """The padded batch of some row numbers. Task ids are checked here, on the host, once: the model's layers do not. `beginning_T`: tokens that each
-    task's rows begin with alike; they come once a task where the batch has clearly fewer tokens then."""
+    task's rows begin with alike; they come once a task where that leaves at most `worth_it` of the tokens."""
     task_B = encoded.task_N[rows]
     if len(task_B) and not 0 <= task_B.min() <= task_B.max() < num_tasks:
         raise ValueError(f"task ids {sorted(set(task_B.tolist()))} do not all lie in 0..{num_tasks - 1}")
     id_lists = [encoded.ids_of(row) for row in rows]
     task, label, weight = (torch.from_numpy(values) for values in (task_B, encoded.label_N[rows], encoded.weight_N[rows]))
     length_B = np.array([len(ids) for ids in id_lists])
-    if beginning_T is not None and tokens_laid_out(length_B, task_B, beginning_T) <= WORTH_IT * len(rows) * length_B.max():
+    if beginning_T is not None and tokens_laid_out(length_B, task_B, beginning_T) <= worth_it * len(rows) * length_B.max():
         laid_out = lay_out(id_lists, task_B, beginning_T, pad_id)
         ids_RS, mask_BS = torch.from_numpy(laid_out.ids_RS), torch.from_numpy(laid_out.mask_BS)
         return Batch(ids_RS, mask_BS, task, label, weight, laid_out.beginnings, laid_out.num_padding)

@@ -4,13 +4,13 @@ Shape legend: T tasks.
 """
 
 import inspect
+import math
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.beginnings import Beginnings, lay_out
-from pipeline.batches import EncodedRows, collate, to_device
+from pipeline.batches import EncodedRows, collate
 from pipeline.config import RunConfig
 from pipeline.judge import Judge
 from pipeline.task_judge import are_close, attention_window
@@ -49,12 +49,11 @@ def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
         longest_N[encoded.task_N[longest_N] == task][:count] for task, count in zip(np.flatnonzero(length_T), (2, 1), strict=False)
     ])  # fmt: skip
     whole = collate(encoded, rows, len(length_T), judge.pad_id).to(judge.device)
-    apart = lay_out([encoded.ids_of(row) for row in rows], encoded.task_N[rows], length_T, judge.pad_id)
-    ids, mask, *beginnings = (to_device(torch.as_tensor(t), judge.device) for t in (apart.ids_RS, apart.mask_BS, *apart.beginnings))
+    apart = collate(encoded, rows, len(length_T), judge.pad_id, length_T, worth_it=math.inf).to(judge.device)
     training = judge.model.training
     judge.model.train()
     try:
-        logits_BC = judge.model(ids, mask, whole.task_B, Beginnings(*beginnings))
+        logits_BC = judge.model(apart.input_ids_BS, apart.mask_BS, apart.task_B, apart.beginnings)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever an architecture makes of keys that it was not made for

@@ -52,7 +52,7 @@ class MTLLoRALinear(AdaptedLinear):
         between = u.dim() - 1 - self.routing.current().dim()  # dimensions of u after those of the ids, its width left out
         if between == 0 and len(spread_TNRR) <= spread_TNRR.shape[1] * spread_TNRR.shape[2]:  # T <= K: fewer numbers than a matrix for each token
             spread_KTR = spread_TNRR.flatten(1, 2).transpose(0, 1).flatten(1).to(u.dtype)
-            return functional.linear(self.routing.spread(u, len(spread_TNRR)), spread_KTR)
+            return functional.linear((u.unsqueeze(-2) * self.routing.own_task(u, len(spread_TNRR))).flatten(-2), spread_KTR)
         spread_KR = self.routing.gather(spread_TNRR.flatten(1), u).to(u.dtype).unflatten(-1, (-1, u.shape[-1]))
         if between == 0:
             return torch.matmul(spread_KR, u.unsqueeze(-1)).squeeze(-1)

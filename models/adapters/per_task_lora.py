@@ -50,5 +50,4 @@ class PerTaskLoRALinear(AdaptedLinear):
 def own_coordinates(u: torch.Tensor, rank: int, routing: TaskRouting) -> torch.Tensor:
     """(.., T*R) -> (.., T*R): the coordinates under each row's own down-projection, zero in the places of other tasks."""
     num_tasks = u.shape[-1] // rank
-    own_TT = torch.eye(num_tasks, dtype=u.dtype, device=u.device)
-    return (u.unflatten(-1, (num_tasks, rank)) * routing.gather_like(own_TT, u).unsqueeze(-1)).flatten(-2)
+    return (u.unflatten(-1, (num_tasks, rank)) * routing.own_task(u, num_tasks)).flatten(-2)

@@ -58,26 +58,20 @@ class TaskRouting:
 
         TaskShapeError: `x` has not the rows of the ids, as inside a mixture of experts that flattens its tokens.
         """
-        # an embedding's backward is a dense sum in fixed order; that of plain indexing adds in any order on a GPU
-        return functional.embedding(self.current_of(x), value_TF)
-
-    def current_of(self, x: torch.Tensor) -> torch.Tensor:
-        """The ids in flight, of rows or tokens that `x` has. TaskShapeError as `gather`."""
         task = self.current()
         if x.shape[: task.dim()] != task.shape or x.dim() == task.dim():
             raise TaskShapeError(
                 f"an adapted layer got {tuple(x.shape)} with task ids of {tuple(task.shape)}: it takes (rows, .., width);"
                 " leave it out of adapter.target_modules, or name it in adapter.exclude_modules"
             )
-        return task
+        # an embedding's backward is a dense sum in fixed order; that of plain indexing adds in any order on a GPU
+        return functional.embedding(task, value_TF)
 
     def gather_like(self, value_TF: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """`gather` in the dtype of `x`, with dimensions of size 1 so that it multiplies `x`'s tokens."""
         rows = self.gather(value_TF, x).to(x.dtype)
         return rows.view(*rows.shape[:-1], *[1] * (x.dim() - rows.dim()), rows.shape[-1])
 
-    def spread(self, u: torch.Tensor, num_tasks: int) -> torch.Tensor:
-        """(.., R) of tokens -> (.., T * R): each token's numbers in the place of its task, zeros in those of the others. What the tasks' matrices
-        make of their tokens is then one dense product, without a matrix for each token."""
-        mine = self.current_of(u).unsqueeze(-1) == torch.arange(num_tasks, device=u.device)
-        return (u.unsqueeze(-2) * mine.unsqueeze(-1)).flatten(-2)
+    def own_task(self, x: torch.Tensor, num_tasks: int) -> torch.Tensor:
+        """(.., T, 1) in the dtype of `x`: 1 at the task of each row or token of `x`, 0 at the others."""
+        return self.gather_like(torch.eye(num_tasks, dtype=x.dtype, device=x.device), x).unsqueeze(-1)

@@ -345,8 +345,8 @@ def test_ranks_that_are_asked_to_stop_keep_their_state_and_say_so(trained: World
 def test_the_token_budgets_of_the_ways_mean_one_two_and_four_passes(world: World) -> None:
     config = build_config(world.case("passes")["config"], "test")
     sampler = build_sampler(config, read_encoded(world.encoded_dir, "train", world.tasks))
-    passes = {budget: [len(sampler.micro_rows(step, 0, 2, budget)) for step in range(sampler.batches_per_epoch)] for budget in (None, 128, 64)}
-    assert set(passes[None]) == {1} and max(passes[128]) >= 2 and max(passes[64]) >= 4
+    passes = {budget: [len(sampler.micro_rows(step, 0, 2, budget)) for step in range(sampler.batches_per_epoch)] for budget in (None, 256, 128)}
+    assert set(passes[None]) == {1} and max(passes[256]) >= 2 and max(passes[128]) >= 4
 
 
 @pytest.mark.parametrize("passes", [True, pytest.param(False, marks=pytest.mark.failures)])
