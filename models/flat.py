@@ -52,6 +52,9 @@ class FlatModel(nn.Module):
         for slots in self.slots.values():
             for slot in slots:
                 delattr(slot.module, slot.attribute)
+        layers = model.adapted
+        # where products take projections in the trunk's dtype, they are cast in one piece
+        self.cast = {"projections": layers[0].base.weight.dtype} if all(layer.CASTS_PROJECTIONS for layer in layers) else {}
         self.set_views()
 
     def forward(self, *args: Any) -> torch.Tensor:
@@ -63,7 +66,8 @@ class FlatModel(nn.Module):
         """Give the layers the parameters' numbers as they are now, and gradients a way back."""
         for group, slots in self.slots.items():
             # one split and not a cut each: its gradient is put together once
-            views = self.get_parameter(group).split([slot.count for slot in slots])
+            flat = self.get_parameter(group)
+            views = flat.to(self.cast.get(group, flat.dtype)).split([slot.count for slot in slots])
             for slot, view in zip(slots, views, strict=True):
                 setattr(slot.module, slot.attribute, view.view(slot.shape))
 

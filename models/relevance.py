@@ -3,6 +3,8 @@
 Shape legend: B rows, S tokens, P tokens of all rows laid end to end, D width, T tasks, C labels of the finest task.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ class RelevanceModel(nn.Module):
         self.routing = routing
         self.pooling = pooling
         self.packs_rows: bool | None = None  # unknown until rows are packed for the first time
+        self.adapted = list(adapted_layers(trunk).values())
 
     def forward(
         self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, beginnings: Beginnings | None = None
@@ -42,12 +45,19 @@ class RelevanceModel(nn.Module):
         self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, beginnings: Beginnings | None = None
     ) -> torch.Tensor:  # fmt: skip
         """What the heads read (B, D)."""
-        with self.routing.tasks(task_B if beginnings is None else beginnings.task_RS):
+        with self.tasks(task_B if beginnings is None else beginnings.task_RS):
             if beginnings is None:
                 hidden_BSD = trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling)
             else:
                 hidden_BSD = states_behind(self.trunk, input_ids_BS, beginnings, len(task_B))
         return pool(hidden_BSD, mask_BS, self.pooling)
+
+    @contextmanager
+    def tasks(self, task: torch.Tensor) -> Iterator[None]:
+        """While entered, adapted layers run with these ids, of rows (B,) or of tokens (B, S)."""
+        with self.routing.tasks(task) as in_flight:
+            in_flight.prepare(self.adapted)
+            yield
 
     def judge_all(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> dict[int, torch.Tensor]:
         """Every task's logits (B, C) for every row, by task id: what `forward` gives for that task.
@@ -58,7 +68,7 @@ class RelevanceModel(nn.Module):
         """
         num_rows, num_tasks = len(input_ids_BS), len(self.heads.num_labels_T)
         task_TB = torch.arange(num_tasks, device=input_ids_BS.device).repeat_interleave(num_rows)
-        with TaskBranch(self.trunk, num_rows, num_tasks) as branch, self.routing.tasks(task_TB):
+        with TaskBranch(self.trunk, num_rows, num_tasks) as branch, self.tasks(task_TB):
             hidden = trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling)
             mask = mask_BS.repeat(num_tasks, 1) if branch.branched else mask_BS
             pooled = pool(hidden, mask, self.pooling)
@@ -76,7 +86,7 @@ class RelevanceModel(nn.Module):
         if not self.packs_rows:
             raise ValueError("this backbone does not keep rows apart that lie end to end; pad them and call the model")
         end_B = length_B.cumsum(0)
-        with self.routing.tasks(task_B.repeat_interleave(length_B)[None]):
+        with self.tasks(task_B.repeat_interleave(length_B)[None]):
             hidden_1PD = self.packed_states(input_ids_P, length_B)
         return self.heads(pool(hidden_1PD[0, end_B - 1].unsqueeze(1), torch.ones_like(end_B)[:, None], self.pooling), task_B)
 
@@ -100,9 +110,9 @@ class RelevanceModel(nn.Module):
         embedding = trunk.get_input_embeddings()
         ids_8 = torch.arange(1, 9, device=embedding.weight.device) % embedding.num_embeddings
         task_18 = torch.zeros(1, 8, dtype=torch.long, device=ids_8.device)
-        with self.routing.tasks(task_18):
+        with self.tasks(task_18):
             behind_4D = self.packed_states(ids_8, torch.tensor([4, 4], device=ids_8.device))[0, 4:]
-        with self.routing.tasks(task_18[:, 4:]):
+        with self.tasks(task_18[:, 4:]):
             alone_4D = self.packed_states(ids_8[4:], torch.tensor([4], device=ids_8.device))[0]
         for module, training in modes:
             module.training = training

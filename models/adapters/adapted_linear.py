@@ -4,6 +4,7 @@ Shape legend: D width in, O width out, X and K widths of the low-rank space belo
 (rows, tokens) or any shape before the width.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,7 +22,7 @@ class NotMergeableError(ValueError):
 
 
 class AdaptedLinear(nn.Module):
-    """y = base(x) + scale * up(low_rank(down x)). A method gives `down_XD`, `low_rank`, `up_OK`, `parameter_count` and `fold`.
+    """y = base(x) + product_scale * up(low_rank(down x)). A method gives `down_XD`, `low_rank`, `up_OK`, `parameter_count` and `fold`.
 
     Parameters are float32 whatever the base's dtype (near 1 a bfloat16 step is 0.004, so a rate of 1e-4 would never move a transform);
     products run in the dtype of the inputs.
@@ -29,19 +30,21 @@ class AdaptedLinear(nn.Module):
 
     TASK_DEPENDENT: ClassVar[bool]  # whether the output depends on the row's task
     GROUPS: ClassVar[dict[str, ParameterGroup]]  # parameter -> group of the optimizer
+    CASTS_PROJECTIONS: ClassVar[bool] = True  # to the inputs' dtype before anything is done with them
+    of_pass: Any = None  # what `prepare` made for the pass in flight
 
     def __init__(self, base: nn.Linear, config: AdapterConfig, routing: TaskRouting) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.config: Any = config
         self.routing = routing
-        self.scale = config.scale
+        self.scale = self.product_scale = config.scale
         self.dropout = nn.Dropout(config.lora_dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(.., D) -> (.., O)."""
         u = functional.linear(self.dropout(x), self.down_XD().to(x.dtype))
-        return add_product(self.base(x), self.low_rank(u), self.up_OK(), self.scale)
+        return add_product(self.base(x), self.low_rank(u), self.up_OK(), self.product_scale)
 
     def down_XD(self) -> torch.Tensor:
         """All that is a product with the inputs, as one matrix."""
@@ -54,6 +57,11 @@ class AdaptedLinear(nn.Module):
     def up_OK(self) -> torch.Tensor:
         """The up-projections as one matrix."""
         raise NotImplementedError
+
+    @classmethod
+    def prepare(cls, layers: Sequence[Any], routing: TaskRouting) -> list[Any]:
+        """For layers of this method, what each takes of a pass with the ids in flight, where it is made for all of them at once."""
+        return [None] * len(layers)
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: Any) -> int:

@@ -24,6 +24,7 @@ class DoRALinear(AdaptedLinear):
     """LoRA on directions, and a magnitude for each output; the task plays no part."""
 
     TASK_DEPENDENT = False
+    CASTS_PROJECTIONS = False
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_RD": "projections", "up_OR": "projections", "magnitude_O": "transforms"}
     squared_norm_O: torch.Tensor
 

@@ -9,7 +9,8 @@ of several tasks, a token's R numbers are put in its task's place among T * R, a
 """
 
 import math
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +19,19 @@ from torch.nn import functional
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
 from models.config import MTLLoRAConfig
+
+
+class OfTokens(NamedTuple):
+    """What a layer takes of a pass whose ids are of tokens."""
+
+    own: torch.Tensor  # (.., T, 1), as `TaskRouting.own_task` has it
+    spread_KTR: torch.Tensor  # (K, T * R)
+
+
+class OfTasks(NamedTuple):
+    """What a layer takes where each token takes its task's part by itself: made for all layers at once, these parts would not fit."""
+
+    spread: torch.Tensor  # (T, R, K) or (T, N, R)
 
 
 class MTLLoRALinear(AdaptedLinear):
@@ -33,6 +47,7 @@ class MTLLoRALinear(AdaptedLinear):
 
     def __init__(self, base: nn.Linear, num_tasks: int, config: MTLLoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
         super().__init__(base, config, routing)
+        self.product_scale = 1.0  # the scale is in the shares
         R, N, T, D, O = config.rank, config.num_up_projections, num_tasks, base.in_features, base.out_features  # noqa: E741
         self.down_RD = nn.Parameter(uniform((R, D), 1 / math.sqrt(D), generator))
         identity = torch.eye(R) if config.transform == "full" else torch.ones(R)
@@ -44,27 +59,39 @@ class MTLLoRALinear(AdaptedLinear):
         return self.down_RD
 
     def low_rank(self, u: torch.Tensor) -> torch.Tensor:
-        if self.transform.dim() == 2:
-            spread_TNR = self.shares_TN().unsqueeze(2) * self.transform.unsqueeze(1)
-            spread = self.routing.gather_like(spread_TNR.flatten(1), u)
-            return (u.unsqueeze(-2) * spread.unflatten(-1, spread_TNR.shape[1:])).flatten(-2)
-        spread_TNRR = self.shares_TN()[:, :, None, None] * self.transform.unsqueeze(1)
+        self.routing.check(u)
+        spread = self.of_pass if self.of_pass is not None else self.prepare([self], self.routing)[0]
         between = u.dim() - 1 - self.routing.current().dim()  # dimensions of u after those of the ids, its width left out
-        if between == 0 and len(spread_TNRR) <= spread_TNRR.shape[1] * spread_TNRR.shape[2]:  # T <= K: fewer numbers than a matrix for each token
-            spread_KTR = spread_TNRR.flatten(1, 2).transpose(0, 1).flatten(1).to(u.dtype)
-            return functional.linear((u.unsqueeze(-2) * self.routing.own_task(u, len(spread_TNRR))).flatten(-2), spread_KTR)
-        spread_KR = self.routing.gather(spread_TNRR.flatten(1), u).to(u.dtype).unflatten(-1, (-1, u.shape[-1]))
+        if isinstance(spread, OfTokens):
+            return functional.linear((u.unsqueeze(-2) * spread.own.to(u.dtype)).flatten(-2), spread.spread_KTR.to(u.dtype))
+        if isinstance(spread, OfTasks):
+            spread = self.routing.gather(spread.spread.flatten(1)).unflatten(-1, spread.spread.shape[1:])
+        spread = spread.to(u.dtype)
+        if self.transform.dim() == 2:
+            return (u.unsqueeze(-2) * spread.view(*spread.shape[:-2], *[1] * between, *spread.shape[-2:])).flatten(-2)
         if between == 0:
-            return torch.matmul(spread_KR, u.unsqueeze(-1)).squeeze(-1)
-        spread_KR = spread_KR.view(*spread_KR.shape[:-2], *[1] * (between - 1), *spread_KR.shape[-2:])
-        return torch.matmul(u, spread_KR.transpose(-1, -2))
+            return torch.matmul(u.unsqueeze(-2), spread).squeeze(-2)
+        if u.dim() == 3:  # the usual case, in one operation where matmul would make several
+            return torch.bmm(u, spread)
+        return torch.matmul(u, spread.view(*spread.shape[:-2], *[1] * (between - 1), *spread.shape[-2:]))
+
+    @classmethod
+    def prepare(cls, layers: Sequence[Any], routing: TaskRouting) -> list[Any]:
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for index, layer in enumerate(layers):
+            alike.setdefault((layer.mix_TN.shape, layer.transform.shape, layer.base.weight.dtype, layer.config), []).append(index)
+        found: list[Any] = [None] * len(layers)
+        for indices in alike.values():
+            for index, spread in zip(indices, spreads([layers[index] for index in indices], routing), strict=True):
+                found[index] = spread
+        return found
 
     def up_OK(self) -> torch.Tensor:
         return self.up_ONR.flatten(1)
 
     def shares_TN(self) -> torch.Tensor:
-        """Each task's shares of the up-projections; rows sum to 1. torch's softmax subtracts the maximum, so no logit overflows."""
-        return torch.softmax(self.mix_TN / self.config.mixture_temperature, dim=-1)
+        """Each task's shares of the up-projections; rows sum to 1."""
+        return shares(self.mix_TN, self.config)
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: MTLLoRAConfig) -> int:
@@ -79,3 +106,29 @@ class MTLLoRALinear(AdaptedLinear):
         down_RD = transform @ self.down_RD if transform.dim() == 2 else transform[:, None] * self.down_RD
         up_OR = torch.einsum("n,onr->or", self.shares_TN()[task_index], self.up_ONR)
         return down_RD, up_OR * self.scale
+
+
+def shares(mix_TN: torch.Tensor, config: MTLLoRAConfig) -> torch.Tensor:
+    """Mixture logits (.., T, N) as shares. torch's softmax subtracts the maximum, so no logit overflows."""
+    return torch.softmax(mix_TN / config.mixture_temperature, dim=-1)
+
+
+def spreads(layers: Sequence[MTLLoRALinear], routing: TaskRouting) -> list[Any]:
+    """What `low_rank` takes of each of L layers of one shape for the ids in flight: the (R, K) matrix of each row's task, or its (N, R) scales. Made
+    for all layers at once: layer by layer these small operations take a processor longer to launch than a GPU to do."""
+    task, dtype = routing.current(), layers[0].base.weight.dtype
+    share_LTN = shares(torch.stack([layer.mix_TN for layer in layers]), layers[0].config) * layers[0].scale
+    transform = torch.stack([layer.transform for layer in layers])  # (L, T, R, R) or (L, T, R)
+    num_tasks = share_LTN.shape[1]
+    if transform.dim() == 3:
+        spread = share_LTN.unsqueeze(-1) * transform.unsqueeze(2)  # (L, T, N, R)
+    else:
+        spread_LTKR = (share_LTN[..., None, None] * transform.unsqueeze(2)).flatten(2, 3)
+        if task.dim() > 1 and num_tasks <= spread_LTKR.shape[2]:  # T <= K: fewer numbers than a matrix for each token
+            own = routing.own_task(num_tasks, dtype)
+            return [OfTokens(own, spread_KTR) for spread_KTR in spread_LTKR.transpose(1, 2).flatten(2).to(dtype).unbind(0)]
+        spread = spread_LTKR.transpose(2, 3)
+    if task.dim() > 1:
+        return [OfTasks(of_layer) for of_layer in spread.unbind(0)]
+    # gathered before it is cast: gradients of rows are summed in this dtype, and bfloat16 loses count at 256
+    return list(routing.gather(spread.transpose(0, 1).flatten(1)).to(dtype).unflatten(-1, (len(layers), *spread.shape[2:])).unbind(1))

@@ -49,5 +49,8 @@ class PerTaskLoRALinear(AdaptedLinear):
 
 def own_coordinates(u: torch.Tensor, rank: int, routing: TaskRouting) -> torch.Tensor:
     """(.., T*R) -> (.., T*R): the coordinates under each row's own down-projection, zero in the places of other tasks."""
+    routing.check(u)
     num_tasks = u.shape[-1] // rank
-    return (u.unflatten(-1, (num_tasks, rank)) * routing.own_task(u, num_tasks)).flatten(-2)
+    own = routing.own_task(num_tasks, u.dtype)
+    own = own.view(*own.shape[:-2], *[1] * (u.dim() + 1 - own.dim()), num_tasks, 1)
+    return (u.unflatten(-1, (num_tasks, rank)) * own).flatten(-2)

@@ -1,11 +1,16 @@
 """Training on flat parameters is training on the model's own tensors."""
 
+import copy
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.config import DoRAConfig, LoRAConfig, MTLLoRAConfig
 from models.flat import FlatModel
 from models.relevance import RelevanceModel
 
@@ -64,3 +69,57 @@ def test_recomputed_layers_give_the_same_gradients(fresh_model: FreshModel, batc
         loss_of(flat, batch).backward()
     for name, parameter in plain.trainable_state().items():
         torch.testing.assert_close(recomputed.get_parameter(name).grad, parameter.grad, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("method", [MTLLoRAConfig, DoRAConfig])
+def test_on_a_bfloat16_trunk_projections_are_cast_in_one_piece_where_that_is_the_same(fresh_model: FreshModel, batch: Batch, method: Any) -> None:
+    plain = fresh_model(stir=7, method=method)
+    plain.trunk.to(torch.bfloat16)
+    for parameter in plain.trainable_state().values():
+        parameter.data = parameter.data.float()
+    flat = FlatModel(copy.deepcopy(plain))
+    losses = [loss_of(model, batch) for model in (plain, flat)]
+    for loss in losses:
+        loss.backward()
+    assert torch.equal(*losses)
+    assert {parameter.grad.dtype for parameter in flat.trainable_state().values()} == {torch.float32}
+    gradients = flat.cut_up({group: parameter.grad for group, parameter in flat.trainable_state().items()})
+    for name, parameter in plain.trainable_state().items():
+        assert torch.equal(gradients[name], torch.zeros_like(parameter) if parameter.grad is None else parameter.grad), name
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed while entered; views cost next to nothing."""
+
+    VIEWS = ("view", "transpose", "aten.t.", "squeeze", "expand", "slice", "select", "detach", "alias", "split", "unbind", "permute")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not any(word in str(operation) for word in self.VIEWS):
+            self.seen[str(operation)] += 1
+        return operation(*args, **(kwargs or {}))
+
+    @property
+    def total(self) -> int:
+        return sum(self.seen.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_of_mtl_lora_launches_three_operations_a_linear_more_than_lora_s(fresh_model: FreshModel, batch: Batch, dtype: torch.dtype) -> None:
+    # a GPU waits for launches where batches are of a few hundred rows: what each linear did for itself would have been twenty more
+    counted: dict[Any, int] = {}
+    for method in (LoRAConfig, MTLLoRAConfig):
+        model = fresh_model(method=method, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
+        model.trunk.to(dtype)
+        for parameter in model.trainable_state().values():
+            parameter.data = parameter.data.float()
+        flat = FlatModel(model)
+        loss_of(flat, batch).backward()
+        with Operations() as counted_here:
+            loss_of(flat, batch).backward()
+        counted[method] = counted_here.total
+    num_linears, once = 2 * 4, 30  # the latter for all of them together
+    assert counted[MTLLoRAConfig] <= counted[LoRAConfig] + 3 * num_linears + once

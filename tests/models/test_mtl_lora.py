@@ -209,3 +209,27 @@ def test_published_failure_huge_mixture_logits_overflow_neither_forward_nor_back
     assert torch.equal(shares_TN, torch.tensor([1.0, 0.0]).expand(T, N))
     layer(random_input(torch.float32)).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in trained(layer).values())
+
+
+@pytest.mark.parametrize("task", [TASK_B, TASK_B[:, None].expand(B, S)], ids=["rows", "tokens"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"transform": "diagonal"}, {"num_up_projections": 1, "rank": 2}], ids=["full", "diagonal", "more tasks than K"]
+)
+def test_what_is_made_for_all_layers_of_a_pass_is_what_each_makes_by_itself(changes: dict[str, Any], task: torch.Tensor) -> None:
+    layers = [build_trained_layer(**changes, **other) for other in ({}, {"mixture_temperature": 2.0}, {}, {"num_tasks": 3})]
+    x, alone = random_input(), []
+    for layer in layers:
+        layer.routing = layers[0].routing
+    with torch.no_grad():
+        layers[2].transform.neg_()  # or the two of one shape would be the same
+        with layers[0].routing.tasks(task):
+            alone = [layer(x) for layer in layers]
+        with layers[0].routing.tasks(task) as in_flight:
+            in_flight.prepare(layers)
+            assert all(layer.of_pass is not None for layer in layers)
+            with layers[0].routing.tasks(task.flip(0)):  # another pass meanwhile makes its own
+                layers[0](x)
+            together = [layer(x) for layer in layers]
+    for one, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(alone[0], alone[2]) and all(layer.of_pass is None for layer in layers)
