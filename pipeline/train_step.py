@@ -6,7 +6,6 @@ Shape legend: B rows of a pass, T tasks.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,7 @@ from pipeline.errors import ConfigError, RelevanceError
 from pipeline.judge import Judge
 from pipeline.optimizer import rate_share
 from pipeline.sampler import Sampler
-from pipeline.speed import clock
+from pipeline.speed import DeviceClock
 from pipeline.watch import Watch
 from pipeline.zero import gradient_norms
 
@@ -59,27 +58,29 @@ class Worker:
 
 @dataclass
 class StepDone:
-    """What came of one step: sums over all ranks, and this rank's seconds by what they were spent on; "backward" is with DeepSpeed's own
+    """What came of one step: sums over all ranks, and this rank's seconds by what its device spent them on; "backward" is with DeepSpeed's own
     exchange of gradients, "communication" is what comes on top."""
 
     step: int
     rate_share: float
+    device: torch.device
     loss_T: np.ndarray = field(default_factory=lambda: np.zeros(0))
     weight_T: np.ndarray = field(default_factory=lambda: np.zeros(0))
     group_norms: dict[str, float] = field(default_factory=dict)
     stop: bool = False
     tokens_computed: int = 0  # of all ranks, padding included
     num_padding: int = 0  # of these
-    seconds: dict[str, float] = field(default_factory=dict)
+    clocks: dict[str, DeviceClock] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # when the step is done
 
-    def clock(self, what: str) -> AbstractContextManager[None]:
+    def clock(self, what: str) -> DeviceClock:
         """Count the time spent inside."""
-        return clock(self.seconds, what)
+        return self.clocks.setdefault(what, DeviceClock(self.device))
 
 
 def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
     """One optimizer step on the global batch of `step`, in as many passes as the token budget asks for."""
-    done = StepDone(step, rate_share(step, worker.num_steps, worker.config.optimizer.warmup_share))
+    done = StepDone(step, rate_share(step, worker.num_steps, worker.config.optimizer.warmup_share), worker.judge.device)
     # dropout is a function of the step, so that a resumed run drops what the uninterrupted one would have dropped
     torch.manual_seed(position_seed(worker.config.seed, step, worker.rank))
     for group in worker.engine.optimizer.param_groups:
@@ -90,11 +91,11 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
     # DeepSpeed averages over ranks: times the world size over the batch's whole weight, that is the exact weighted mean over its rows
     scale = worker.world_size / max(float(worker.encoded.weight_N[rows].sum()), 1e-12)
     sums_2T = torch.zeros(2, len(worker.config.tasks), device=worker.judge.device)
-    bad_rows: list[int] = []
+    losses: list[tuple[np.ndarray, torch.Tensor]] = []
     for index, mine in enumerate(parts):
         worker.engine.set_gradient_accumulation_boundary(index + 1 == len(parts))
         # a rank without a row goes along with one that weighs nothing: the others wait for it in every pass
-        loss_T, weight_T = micro_step(worker, mine if len(mine) else rows[:1], scale if len(mine) else 0.0, done, bad_rows)
+        loss_T, weight_T = micro_step(worker, mine if len(mine) else rows[:1], scale if len(mine) else 0.0, done, losses)
         sums_2T += torch.stack([loss_T, weight_T])
     with done.clock("communication"):
         counted = (stop, done.tokens_computed, done.num_padding, sum(map(len, parts)))
@@ -106,6 +107,7 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
     done.stop, done.tokens_computed, done.num_padding = stopping > 0, int(tokens), int(padding)
     sums = everything[:-4].reshape(2, -1)
     if not torch.isfinite(sums).all():
+        bad_rows = [row for mine, loss_B in losses for row in mine[~torch.isfinite(loss_B).cpu().numpy()].tolist()]
         raise diverged(worker, step, "loss", gather_rows(bad_rows))
     with done.clock("communication"):
         done.group_norms = gradient_norms(worker.engine)
@@ -113,13 +115,16 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
         raise diverged(worker, step, "gradient of the " + ", ".join(n for n, norm in done.group_norms.items() if not math.isfinite(norm)), rows)
     with done.clock("optimizer"):
         worker.engine.step()
-        done.loss_T, done.weight_T = sums.cpu().double().numpy()  # on a GPU this waits for the step
+    done.seconds = {what: spent.seconds() for what, spent in done.clocks.items()}  # on a GPU this waits for the step
+    done.loss_T, done.weight_T = sums.cpu().double().numpy()
     return done
 
 
-def micro_step(worker: Worker, mine: np.ndarray, scale: float, done: StepDone, bad_rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward and backward of some rows; their loss and weight sums per task, nothing with a `scale` of 0. Rows whose loss is not finite
-    are added to `bad_rows`."""
+def micro_step(
+    worker: Worker, mine: np.ndarray, scale: float, done: StepDone, losses: list[tuple[np.ndarray, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Forward and backward of some rows; their loss and weight sums per task, nothing with a `scale` of 0. The rows and the loss of each are added to
+    `losses`, on the device: to look at them here would wait for a GPU, which idles then while the next pass is prepared."""
     worker.watch.alive()
     with done.clock("data"):
         batch = collate(worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id, worker.beginning_T).to(worker.judge.device)
@@ -133,7 +138,7 @@ def micro_step(worker: Worker, mine: np.ndarray, scale: float, done: StepDone, b
         loss_T, weight_T = task_sums(loss_B, weight_B, batch.task_B, len(worker.config.tasks))
     with done.clock("backward"):
         worker.engine.backward(loss_T.sum() * scale)
-        bad_rows += mine[~torch.isfinite(loss_B.detach()).cpu().numpy()].tolist()
+    losses.append((mine, loss_B.detach()))
     done.tokens_computed += batch.input_ids_BS.numel()
     done.num_padding += batch.num_padding
     return loss_T.detach(), weight_T.detach()
