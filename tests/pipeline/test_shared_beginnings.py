@@ -102,6 +102,13 @@ def test_dropout_and_recomputing_take_rows_whole(judge_of: Callable[..., Any]) -
     assert shared_beginnings(config(), judge, rows) is None
 
 
+def test_on_a_gpu_rows_are_taken_whole(judge_of: Callable[..., Any]) -> None:
+    judge = judge_of("llama")
+    assert shared_beginnings(config(), judge, rows_of_two_tasks()) is not None
+    judge.device = torch.device("cuda")
+    assert shared_beginnings(config(), judge, rows_of_two_tasks()) is None
+
+
 def test_a_model_that_answers_otherwise_takes_rows_whole(judge_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.beginnings.attended", lambda beginnings: torch.ones(1, 1, 1, 1, dtype=torch.bool))
     assert shared_beginnings(config(), judge_of("llama"), rows_of_two_tasks()) is None
