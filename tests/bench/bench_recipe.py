@@ -15,15 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
+from method_mixes import ESCI_CONFIG, ROOT, SHARED_DATA, conflicting_settings, write_conflicting
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED_DATA = ROOT.parent / "shared" / "data"
-ESCI_CONFIG = ROOT / "jobs" / "configs" / "esci.yaml"
 RELEVANCE = str(Path(sys.executable).with_name("relevance"))
-QUESTIONS = {"exact": 3, "substitute": 2, "complement": 1}  # task -> the label of the source that it asks for
 LORA = "adapter={method: lora, rank: 15, lora_alpha: 30}"  # 1.73 M numbers beside MTL-LoRA's 1.70 M
 RECIPES: dict[str, tuple[str, list[str]]] = {
     "mtl_lora": ("agreeing", []),
@@ -55,22 +50,10 @@ def relevance(*words: str) -> None:
 def conflicting_config(work_dir: Path) -> Path:
     """The config of the conflicting mix, with its rows beside it."""
     path, judged = work_dir / "conflicting.yaml", work_dir / "conflicting"
-    if path.is_file():
-        return path
-    relevance("import", "esci", str(SHARED_DATA / "esci_sample"), str(work_dir / "esci"))
-    rows = pa.concat_tables([pq.read_table(file) for file in sorted((work_dir / "esci" / "task=esci_us").glob("*.parquet"))])
-    for task, label in QUESTIONS.items():
-        asked = pa.array([int(one == label) for one in rows.column("label").to_pylist()], rows.schema.field("label").type)
-        ids = pa.array([f"{task}-{row_id}" for row_id in rows.column("row_id").to_pylist()])
-        table = rows.set_column(rows.schema.get_field_index("label"), rows.schema.field("label"), asked)
-        table = table.set_column(rows.schema.get_field_index("row_id"), rows.schema.field("row_id"), ids)
-        (judged / f"task={task}").mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, judged / f"task={task}" / "part-0.parquet")
-    config = yaml.safe_load(ESCI_CONFIG.read_text())
-    template = "Does the product match the query?\nProduct: {ad_title}\nQuery: {query}\nAnswer:"
-    tasks = [{"name": task, "labels": ["no", "yes"], "relevant_from": 1, "template": template} for task in QUESTIONS]
-    del config["sources"], config["gate"]
-    path.write_text(yaml.safe_dump({**config, "name": "conflicting", "data": {"judged": str(judged)}, "tasks": tasks}))
+    if not path.is_file():
+        relevance("import", "esci", str(SHARED_DATA / "esci_sample"), str(work_dir / "esci"))
+        write_conflicting(work_dir / "esci" / "task=esci_us", judged)
+        path.write_text(yaml.safe_dump(conflicting_settings(judged)))
     return path
 
 

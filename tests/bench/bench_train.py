@@ -1,8 +1,8 @@
-"""How fast training is beside what people use: `python tests/bench/bench_train.py [--steps N] [--rounds N] [--only SIDE ..]`. Needs the real pairs
-of ../shared/data.
+"""How fast training is beside what people use: `python tests/bench/bench_train.py [--steps N] [--rounds N] [--batch-rows N] [--only SIDE ..]`. Needs
+the real pairs of ../shared/data.
 
-SmolLM2-135M in its own precision, batches of 8 real pairs, the same rows on every side, two threads, sides in turn, each in a process of its own,
-medians. Sides: our `relevance train` (Ray Train, DeepSpeed), with compiled layers and without, on one worker of two threads and on two of
+SmolLM2-135M in its own precision, batches of 8 real pairs, the same rows on every side, two threads or one GPU, sides in turn, each in a process of
+its own, medians. Sides: our `relevance train` (Ray Train, DeepSpeed), with compiled layers and without, on one worker of two threads and on two of
 one; Hugging Face's Trainer with PEFT's LoRA of as many parameters on AutoModelForSequenceClassification, with its default padding and with batches
 grouped by length; a bare PyTorch loop over our model and our batches. Prints what each took, and as its last line one JSON object.
 """
@@ -31,10 +31,12 @@ RATIOS = {
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-def run_side(side: str, run_dir: Path, steps: int) -> Figures:
+def run_side(side: str, run_dir: Path, steps: int, batch_rows: int) -> Figures:
     """One side in a process of its own."""
     command = [sys.executable, __file__, "--side", side, "--run-dir", str(run_dir), "--steps", str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "BENCH_BATCH_ROWS": str(batch_rows)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{side} failed: {done.stderr[-3000:]}")
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
@@ -46,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Training beside what people use")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-rows", type=int, default=8)
     parser.add_argument("--only", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE", help="a part of the sides: " + ", ".join(SIDES))
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
@@ -64,7 +67,8 @@ def main() -> None:
         for number in range(arguments.rounds):
             for side, figures in seen.items():
                 print(f"round {number + 1} of {arguments.rounds}: {side}", file=sys.stderr, flush=True)
-                figures.append(run_side(side, run_dir, arguments.steps))
+                figures.append(run_side(side, run_dir, arguments.steps, arguments.batch_rows))
+                print(f"    {figures[-1]['pairs_per_s']:.2f} pairs/s", file=sys.stderr, flush=True)
     median = {side: {key: statistics.median(one[key] for one in figures) for key in figures[0]} for side, figures in seen.items()}
     for side, figures in median.items():
         print_side(side, figures)

@@ -1,4 +1,4 @@
-"""The sides of bench_train.py: each trains on the same rows and tells how many pairs a second it took.
+"""The sides of bench_train.py: each trains on the same rows and tells how many pairs a second it took, on a GPU where there is one.
 
 Each side is called in a process of its own.
 """
@@ -17,7 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-BATCH_ROWS, WARM_STEPS = 8, 5  # steps that do not count: first touch of memory, libraries' own set-up
+BATCH_ROWS = int(os.environ.get("BENCH_BATCH_ROWS", "8"))  # as bench_train.py hands it on
+WARM_STEPS = 5  # that do not count: first touch of memory, libraries' own set-up
 SPENT = ("data", "forward", "backward", "communication", "optimizer")
 SAVE_EVERY = 200  # steps between two saves, unless a config says otherwise
 LORA_RANK = 15  # 1.73 M parameters beside MTL-LoRA's 1.70 M
@@ -69,10 +70,12 @@ def steps_of_an_epoch(run_dir: Path) -> int:
 
 def ours(run_dir: Path, steps: int, workers: int, compiled: bool, save_every: int = 100_000) -> Figures:
     """`relevance train`, from the command to the end."""
+    import torch
+
     sets = {
         "work_dir": run_dir, "training.epochs": steps / steps_of_an_epoch(run_dir), "training.num_workers": workers,
         "training.threads_per_worker": 2 // workers, "training.batch_rows": BATCH_ROWS, "training.checkpoint_every_steps": save_every,
-        "training.compile_layers": compiled, "training.evaluate_task_rows": 1,
+        "training.compile_layers": compiled, "training.evaluate_task_rows": 1, "training.use_gpu": torch.cuda.is_available(),
     }  # fmt: skip
     shutil.rmtree(read_run(run_dir).run_dir / "trained", ignore_errors=True)  # or the command would find it finished
     started_s = time.time()
@@ -132,21 +135,23 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     from pipeline.judge import fresh_judge
     from pipeline.optimizer import build_optimizer
     from pipeline.shared_beginnings import shared_beginnings
+    from pipeline.speed import wait_for
 
     torch.set_num_threads(2)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, encoded = read_run(run_dir), encoded_rows(run_dir)
-    judge = fresh_judge(config)
+    judge = fresh_judge(config, device)
     beginning_T = shared_beginnings(config, judge, encoded)
     start_heads(judge, encoded, beginning_T)
     if compiled:
         judge.model.compile_layers()
     judge.model.train()
     optimizer = build_optimizer(judge.model, config.optimizer)
-    relevant_from_T = torch.tensor([task.relevant_from for task in config.tasks])
+    relevant_from_T = torch.tensor([task.relevant_from for task in config.tasks], device=device)
     trained = list(judge.model.trainable_state().values())
     times, tokens = [time.perf_counter()], [0, 0]
     for rows in step_rows(run_dir, steps):
-        batch = collate(encoded, rows, len(config.tasks), judge.pad_id, beginning_T)
+        batch = collate(encoded, rows, len(config.tasks), judge.pad_id, beginning_T).to(device)
         logits_BC = judge.model(batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.beginnings)
         loss_B = row_losses(logits_BC, batch.label_B, relevant_from_T[batch.task_B])
         loss_T, _ = task_sums(loss_B, batch.weight_B, batch.task_B, len(config.tasks))
@@ -154,6 +159,7 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
         torch.nn.utils.clip_grad_norm_(trained, config.optimizer.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
+        wait_for(device)
         times.append(time.perf_counter())
         tokens = [tokens[0] + batch.num_padding, tokens[1] + batch.input_ids_BS.numel()]
     return {"pairs_per_s": (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS]), "padding": tokens[0] / tokens[1]}
@@ -167,6 +173,7 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
     from models.backbone import choose_dtype, resolve_folder
+    from pipeline.speed import wait_for
 
     torch.set_num_threads(2)
     config, encoded = read_run(run_dir), encoded_rows(run_dir)
@@ -190,13 +197,14 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            wait_for(model.device)
             times.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as out_dir:
         strategy = {"train_sampling_strategy": "group_by_length"} if grouped else {}
         arguments = TrainingArguments(
-            out_dir, per_device_train_batch_size=BATCH_ROWS, max_steps=steps, report_to=[], save_strategy="no", logging_strategy="no", use_cpu=True,
-            disable_tqdm=True, learning_rate=5e-4, seed=17, **strategy,
+            out_dir, per_device_train_batch_size=BATCH_ROWS, max_steps=steps, report_to=[], save_strategy="no", logging_strategy="no",
+            use_cpu=not torch.cuda.is_available(), disable_tqdm=True, learning_rate=5e-4, seed=17, **strategy,
         )  # fmt: skip
         trainer = Trainer(model=model, args=arguments, train_dataset=items, data_collator=counted, callbacks=[Clock()])
         trainer.train()
