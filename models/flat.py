@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.inject import adapted_layers
 from models.relevance import RelevanceModel
 
 
@@ -52,9 +53,10 @@ class FlatModel(nn.Module):
         for slots in self.slots.values():
             for slot in slots:
                 delattr(slot.module, slot.attribute)
-        layers = model.adapted
-        # where products take projections in the trunk's dtype, they are cast in one piece
-        self.cast = {"projections": layers[0].base.weight.dtype} if all(layer.CASTS_PROJECTIONS for layer in layers) else {}
+        # where all products take projections in one dtype, they are cast in one piece
+        layers = adapted_layers(model).values()
+        dtypes = {layer.base.weight.dtype for layer in layers}
+        self.cast = {"projections": dtypes.pop()} if len(dtypes) == 1 and all(layer.CASTS_PROJECTIONS for layer in layers) else {}
         self.set_views()
 
     def forward(self, *args: Any) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,9 @@ class Worker:
     watch: Watch
     beginning_T: np.ndarray | None  # tokens that each task's rows begin with, taken once a pass; None: rows go through whole
 
-    @property
+    @cached_property
     def relevant_from_T(self) -> torch.Tensor:
-        """The lowest relevant label of each task."""
+        """The lowest relevant label of each task. Made once: to bring it to a GPU anew would wait for it in each pass."""
         return torch.tensor([task.relevant_from for task in self.config.tasks], device=self.judge.device)
 
     @property

@@ -31,7 +31,7 @@ class AdaptedLinear(nn.Module):
     TASK_DEPENDENT: ClassVar[bool]  # whether the output depends on the row's task
     GROUPS: ClassVar[dict[str, ParameterGroup]]  # parameter -> group of the optimizer
     CASTS_PROJECTIONS: ClassVar[bool] = True  # to the inputs' dtype before anything is done with them
-    of_pass: Any = None  # what `prepare` made for the pass in flight
+    prepared: Any = None  # what `prepare` made for the pass in flight
 
     def __init__(self, base: nn.Linear, config: AdapterConfig, routing: TaskRouting) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ class MultiLoRALinear(AdaptedLinear):
     """Several pairs for all tasks. Both projections start random and the output scales c at zero, so no pair starts like another."""
 
     TASK_DEPENDENT = False
+    CASTS_PROJECTIONS = False  # scaled first
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_NRD": "projections", "up_ONR": "projections", "gain_ON": "transforms"}
 
     def __init__(self, base: nn.Linear, num_tasks: int, config: MultiLoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:

@@ -22,18 +22,19 @@ class TasksInFlight:
 
     def __init__(self, routing: "TaskRouting", task: torch.Tensor | None) -> None:
         self.routing, self.task = routing, task
-        self.of_pass: list[tuple[nn.Module, Any]] = []
+        self.prepared: list[tuple[nn.Module, Any]] = []
         self.before: list[tuple[TasksInFlight | None, torch.Tensor | None]] = []
 
     def __enter__(self) -> "TasksInFlight":
+        if self.routing.in_flight is not None:
+            self.routing.in_flight._take_back()
         self.before.append((self.routing.in_flight, self.routing.task))
         self.routing.in_flight, self.routing.task = self, self.task
         self._hand_out()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for layer, _ in self.of_pass:
-            layer.__dict__["of_pass"] = None
+        self._take_back()
         before, self.routing.task = self.before.pop()
         self.routing.in_flight = before
         if before is not None:
@@ -44,13 +45,17 @@ class TasksInFlight:
         methods: dict[Any, list[Any]] = {}
         for layer in layers:
             methods.setdefault(type(layer), []).append(layer)
-        self.of_pass = [pair for method, mine in methods.items() for pair in zip(mine, method.prepare(mine, self.routing), strict=True)]
+        self.prepared = [pair for method, mine in methods.items() for pair in zip(mine, method.prepare(mine, self.routing), strict=True)]
         self._hand_out()
+
+    def _take_back(self) -> None:
+        for layer, _ in self.prepared:
+            layer.__dict__["prepared"] = None
 
     def _hand_out(self) -> None:
         # past nn.Module's own setting, which takes twenty times as long: this happens for each layer, and for all of them where one is recomputed
-        for layer, prepared in self.of_pass:
-            layer.__dict__["of_pass"] = prepared
+        for layer, prepared in self.prepared:
+            layer.__dict__["prepared"] = prepared
 
 
 class TaskRouting:

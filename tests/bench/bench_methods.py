@@ -5,15 +5,17 @@
     python tests/bench/bench_methods.py table DIR                    # the tables
 
 All methods have about as many trained numbers, and see the same rows in the same steps (bare loop: no Ray, no DeepSpeed; the batches, model, loss and
-optimizer of `relevance train`). The rate is chosen on the valid split with the first seed. Tables give macro PR-AUC (accuracy on the commonsense mix)
-on the test split, the mean over seeds with its interval over queries, and each method minus MTL-LoRA, draw by draw on the same queries. What was
-trained in DIR before is not trained again, and `train --deadline-s` starts nothing after so long.
+optimizer of `relevance train`, all rows weighing the same, and the weights of the last step). The rate is chosen on the valid split with the first
+seed. Tables give macro PR-AUC (accuracy on the commonsense mix) on the test split, the mean over seeds with its interval over queries, and each
+method minus MTL-LoRA, draw by draw on the same queries. What was trained in DIR before is not trained again; after
+`train --deadline-s` seconds nothing is started.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import numpy as np
 import torch
 from method_mixes import MIXES, ROOT, SHARED_DATA, encode_commonsense, encode_relevance
 
+sys.path.insert(0, str(ROOT))
 from models.config import AdapterConfig, HydraLoRAConfig, LoRAConfig, MoELoRAConfig, MTLLoRAConfig, MultiLoRAConfig, PerTaskLoRAConfig
 from pipeline.batches import EncodedRows, collate, length_batches
 from pipeline.config import RunConfig, build_config
@@ -132,7 +135,7 @@ def figures(run: Run, folder: Path, side: Any) -> list[tuple[float, np.ndarray]]
                 return {"figure": weight_DN @ right_N / weight_DN.sum(1)}
             return {"figure": ranking_figures(said, truth, weight_DN)["pr_auc"]}
 
-        draws = QueryDraws(encoded.queries_of(mine), 17 + index).of(of)["figure"] if side == "test" else np.zeros(0)
+        draws = QueryDraws(encoded.queries_of(mine), SEEDS[0]).of(of)["figure"] if side == "test" else np.zeros(0)
         found.append((float(of(np.ones((1, len(mine))))["figure"][0]), draws))
     return found
 
@@ -186,10 +189,10 @@ def table(folder: Path, mix: str) -> list[str]:
         macro_D = np.mean([[draw_D for _, draw_D in one] for one in each], axis=(0, 1))
         whole = interval(float(value_T.mean()), macro_D)
         spread = ", ".join(f"{np.mean([value for value, _ in one]):.3f}" for one in each)
-        gap = "" if first_D is None else interval(whole.value - first, macro_D - first_D)
-        if first_D is None:
+        if method == "mtl_lora":
             first, first_D = whole.value, macro_D
-        minus = gap and f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+        gap = None if first_D is None or method == "mtl_lora" else interval(whole.value - first, macro_D - first_D)
+        minus = f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" if gap else ""
         about = f"| {method} | {int(np.load(runs[0].path(folder))['trained']):,} | {rates[0]:g} of {len(rates)} | {spread} |"
         tasks = ", ".join(f"{value:.3f}" for value in value_T)
         lines.append(f"{about} {whole.value:.3f} [{whole.low:.3f}, {whole.high:.3f}] | {tasks} | {minus} |")
@@ -211,6 +214,8 @@ def main() -> None:
             parser.error(f"{SHARED_DATA} is absent: methods are compared on the real data")
         os.chdir(ROOT)  # the config names its sources from here
         for mix in arguments.mixes:
+            if (folder / mix / "settings.json").is_file():
+                continue
             (folder / mix).mkdir(parents=True)
             encode_commonsense(folder / mix) if mix == "commonsense" else encode_relevance(mix, folder / mix)
     elif arguments.what == "train":

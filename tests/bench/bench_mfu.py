@@ -129,7 +129,7 @@ def main() -> None:
     ways.insert(1, ("lora", arguments.rows[-1], False, False))
     found = []
     for way in ways:
-        if way[3] and (arguments.quick or way[1] != arguments.rows[-2]):
+        if way[3] and (arguments.quick or way[1] != arguments.rows[-2:][0]):
             continue
         found.append(measure(way, arguments.steps, peak, shape))
         print(json.dumps(found[-1]), flush=True)

@@ -49,6 +49,7 @@ def published_model(backbone: Backbone, adapter: AdapterConfig, num_tasks: int) 
     """The same numbers, computed as published."""
     model = adapted_model(backbone, adapter, num_tasks)
     as_published(model.trunk)
+    model.adapted = []  # none of the layers that were replaced
     return model
 
 

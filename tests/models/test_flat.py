@@ -3,14 +3,14 @@
 import copy
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.config import DoRAConfig, LoRAConfig, MTLLoRAConfig
+from models.config import AnyAdapterConfig, LoRAConfig, MTLLoRAConfig
 from models.flat import FlatModel
 from models.relevance import RelevanceModel
 
@@ -71,7 +71,7 @@ def test_recomputed_layers_give_the_same_gradients(fresh_model: FreshModel, batc
         torch.testing.assert_close(recomputed.get_parameter(name).grad, parameter.grad, rtol=1e-6, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("method", [MTLLoRAConfig, DoRAConfig])
+@pytest.mark.parametrize("method", get_args(AnyAdapterConfig))
 def test_on_a_bfloat16_trunk_projections_are_cast_in_one_piece_where_that_is_the_same(fresh_model: FreshModel, batch: Batch, method: Any) -> None:
     plain = fresh_model(stir=7, method=method)
     plain.trunk.to(torch.bfloat16)

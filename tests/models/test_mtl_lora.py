@@ -224,12 +224,16 @@ def test_what_is_made_for_all_layers_of_a_pass_is_what_each_makes_by_itself(chan
         layers[2].transform.neg_()  # or the two of one shape would be the same
         with layers[0].routing.tasks(task):
             alone = [layer(x) for layer in layers]
+        with layers[0].routing.tasks(task.flip(0)):
+            torch.testing.assert_close(layers[0](x.flip(0)), alone[0].flip(0), rtol=1e-12, atol=1e-12)
+            expected_meanwhile = layers[0](x)
         with layers[0].routing.tasks(task) as in_flight:
             in_flight.prepare(layers)
-            assert all(layer.of_pass is not None for layer in layers)
+            assert all(layer.prepared is not None for layer in layers)
             with layers[0].routing.tasks(task.flip(0)):  # another pass meanwhile makes its own
-                layers[0](x)
+                meanwhile = layers[0](x)
             together = [layer(x) for layer in layers]
+    torch.testing.assert_close(meanwhile, expected_meanwhile, rtol=1e-12, atol=1e-12)
     for one, expected in zip(together, alone, strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(alone[0], alone[2]) and all(layer.of_pass is None for layer in layers)
+    assert not torch.allclose(alone[0], alone[2]) and all(layer.prepared is None for layer in layers)
