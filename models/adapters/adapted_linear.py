@@ -59,9 +59,9 @@ class AdaptedLinear(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def prepare(cls, layers: Sequence[Any], routing: TaskRouting) -> list[Any]:
-        """For layers of this method, what each takes of a pass with the ids in flight, where it is made for all of them at once."""
-        return [None] * len(layers)
+    def prepare(cls, layers: Sequence[Any], routing: TaskRouting) -> list[tuple[Any, Any]]:
+        """Layers of this method, each with what it takes of a pass with the ids in flight, where that is made for all of them at once."""
+        return []
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: Any) -> int:

@@ -60,7 +60,7 @@ class MTLLoRALinear(AdaptedLinear):
 
     def low_rank(self, u: torch.Tensor) -> torch.Tensor:
         self.routing.check(u)
-        spread = self.prepared if self.prepared is not None else self.prepare([self], self.routing)[0]
+        spread = self.prepared if self.prepared is not None else spreads([self], self.routing)[0]
         between = u.dim() - 1 - self.routing.current().dim()  # dimensions of u after those of the ids, its width left out
         if isinstance(spread, TokenSpread):
             return functional.linear((u.unsqueeze(-2) * spread.own.to(u.dtype)).flatten(-2), spread.spread_KTR.to(u.dtype))
@@ -76,16 +76,12 @@ class MTLLoRALinear(AdaptedLinear):
         return torch.matmul(u, spread.view(*spread.shape[:-2], *[1] * (between - 1), *spread.shape[-2:]))
 
     @classmethod
-    def prepare(cls, layers: Sequence[Any], routing: TaskRouting) -> list[Any]:
-        alike: dict[tuple[Any, ...], list[int]] = {}
-        for index, layer in enumerate(layers):
+    def prepare(cls, layers: Sequence[Any], routing: TaskRouting) -> list[tuple[Any, Any]]:
+        alike: dict[tuple[Any, ...], list[Any]] = {}
+        for layer in layers:
             factors = (layer.scale, layer.config.mixture_temperature)
-            alike.setdefault((layer.mix_TN.shape, layer.transform.shape, layer.base.weight.dtype, *factors), []).append(index)
-        found: list[Any] = [None] * len(layers)
-        for indices in alike.values():
-            for index, spread in zip(indices, spreads([layers[index] for index in indices], routing), strict=True):
-                found[index] = spread
-        return found
+            alike.setdefault((layer.mix_TN.shape, layer.transform.shape, layer.base.weight.dtype, *factors), []).append(layer)
+        return [pair for group in alike.values() for pair in zip(group, spreads(group, routing), strict=True)]
 
     def up_OK(self) -> torch.Tensor:
         return self.up_ONR.flatten(1)

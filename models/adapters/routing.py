@@ -45,7 +45,7 @@ class TasksInFlight:
         methods: dict[Any, list[Any]] = {}
         for layer in layers:
             methods.setdefault(type(layer), []).append(layer)
-        self.prepared = [pair for method, mine in methods.items() for pair in zip(mine, method.prepare(mine, self.routing), strict=True)]
+        self.prepared = [pair for method, mine in methods.items() for pair in method.prepare(mine, self.routing)]
         self._hand_out()
 
     def _take_back(self) -> None:

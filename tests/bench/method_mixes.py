@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from train_sides import validate_and_encode
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -50,26 +51,16 @@ def write_conflicting(esci_us: Path, judged: Path) -> None:
 def encode_relevance(mix: str, folder: Path) -> None:
     """Import, validate and encode a mix of relevance tasks into `folder`."""
     from jobs.sources import bring_in
-    from jobs.validate import run_validate
-    from models.backbone import resolve_folder
     from pipeline.config import build_config
-    from pipeline.encoded_cache import EncodingPlan, publish_encoded
     from pipeline.logs import Console
-    from pipeline.reader import find_partitions
 
-    work_dir, console = folder / "work", Console(err=sys.stderr)
+    work_dir = folder / "work"
     settings = {**yaml.safe_load(ESCI_CONFIG.read_text()), "name": "agreeing", "data": {}, "work_dir": str(work_dir)}
-    bring_in(build_config(settings, mix), console)
+    bring_in(build_config(settings, mix), Console(err=sys.stderr))
     if mix == "conflicting":
         write_conflicting(work_dir / "agreeing" / "data" / "judged" / "task=esci_us", work_dir / "judged")
         settings = {**conflicting_settings(work_dir / "judged"), "work_dir": str(work_dir)}
-    config = build_config(settings, mix)
-    run_validate(config, console)
-    partitions = find_partitions(config.accepted_dir, config.tasks)
-    plan = EncodingPlan(partitions, config.split, config.tasks, config.encode, resolve_folder(config.backbone))
-    publish_encoded(plan, config.run_dir, lambda _, __: None)
-    (encoded,) = (path for path in (config.run_dir / "cache" / "encoded").iterdir() if path.is_dir() and not path.name.startswith("."))
-    encoded.rename(folder / "encoded")
+    validate_and_encode(build_config(settings, mix)).rename(folder / "encoded")
     shutil.rmtree(work_dir)
     (folder / "settings.json").write_text(json.dumps({key: value for key, value in settings.items() if key not in ("sources", "data", "work_dir")}))
 

@@ -38,18 +38,25 @@ def read_run(run_dir: Path, **training: Any) -> Any:
 def prepare(run_dir: Path) -> None:
     """Import, validate and encode, as a run does before it trains."""
     from jobs.sources import bring_in
+    from pipeline.logs import Console
+
+    config = read_run(run_dir)
+    bring_in(config, Console(err=sys.stderr))
+    validate_and_encode(config)
+
+
+def validate_and_encode(config: Any) -> Path:
+    """The folder of the run's encoded rows."""
     from jobs.validate import run_validate
     from models.backbone import resolve_folder
     from pipeline.encoded_cache import EncodingPlan, publish_encoded
     from pipeline.logs import Console
     from pipeline.reader import find_partitions
 
-    config, console = read_run(run_dir), Console(err=sys.stderr)
-    bring_in(config, console)
-    run_validate(config, console)
+    run_validate(config, Console(err=sys.stderr))
     partitions = find_partitions(config.accepted_dir, config.tasks)
     plan = EncodingPlan(partitions, config.split, config.tasks, config.encode, resolve_folder(config.backbone))
-    publish_encoded(plan, config.run_dir, lambda _, __: None)
+    return publish_encoded(plan, config.run_dir, lambda _, __: None)
 
 
 def encoded_rows(run_dir: Path) -> Any:
