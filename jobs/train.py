@@ -95,7 +95,8 @@ class StepWatch:
         if shared := self.start["tokens_shared"]:
             fewest, most = min(shared), max(shared)
             count = f"{most}" if fewest == most else f"{fewest} to {most}"
-            self.console.say(f"  rows of a task begin with the same {count} tokens, taken once a pass where that makes it smaller")
+            alike = f"; those of a task begin with the same {count} tokens, taken once a pass" if most else ""
+            self.console.say(f"  rows lie end to end without padding{alike}")
         seconds = {**self.start["seconds"], "step": line["at_s"] - self.start["at_s"]}
         spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
         self.console.say(f"  {sum(seconds.values()):.1f} s from the start of the workers to the end of their first step: {spent}")

@@ -12,11 +12,11 @@ from torch import nn
 
 from models.adapters.routing import TaskRouting
 from models.backbone import Backbone
-from models.beginnings import Beginnings, states_behind
 from models.branch import TaskBranch
 from models.config import ModelConfig
 from models.heads import Pooling, TaskHeads, pool, trunk_states
 from models.inject import adapted_layers, inject, transformer_layers
+from models.packing import PackedRows, packed_states
 
 
 class RelevanceModel(nn.Module):
@@ -32,24 +32,24 @@ class RelevanceModel(nn.Module):
         self.adapted = list(adapted_layers(trunk).values())
 
     def forward(
-        self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, beginnings: Beginnings | None = None
+        self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, packed: PackedRows | None = None
     ) -> torch.Tensor:  # fmt: skip
         """Token ids padded on the right, their mask (1 real, 0 padding), task ids -> logits (B, C); -inf beyond a task's labels.
 
-        With `beginnings` the ids are (R, S), as `lay_out` has them, and the mask is of the B rows. Task ids are not checked here: on a GPU that would
-        wait for the device. Check them where rows are collated.
+        With `packed` the ids are (1, P), as `packing.pack` has them, and the mask is (B, 1), of the rows' last tokens. Task ids are not checked here:
+        on a GPU that would wait for the device. Check them where rows are collated.
         """
-        return self.heads(self.pooled(input_ids_BS, mask_BS, task_B, beginnings), task_B)
+        return self.heads(self.pooled(input_ids_BS, mask_BS, task_B, packed), task_B)
 
     def pooled(
-        self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, beginnings: Beginnings | None = None
+        self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, packed: PackedRows | None = None
     ) -> torch.Tensor:  # fmt: skip
         """What the heads read (B, D)."""
-        with self.tasks(task_B if beginnings is None else beginnings.task_RS):
-            if beginnings is None:
+        with self.tasks(task_B if packed is None else packed.task_1N):
+            if packed is None:
                 hidden_BSD = trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling)
             else:
-                hidden_BSD = states_behind(self.trunk, input_ids_BS, beginnings, len(task_B))
+                hidden_BSD = packed_states(self.trunk, input_ids_BS, packed)
         return pool(hidden_BSD, mask_BS, self.pooling)
 
     @contextmanager

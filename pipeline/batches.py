@@ -1,6 +1,6 @@
 """Encoded rows in memory and the padded tensors made of them.
 
-Shape legend: N rows in memory, B rows of a batch, S tokens, T tasks.
+Shape legend: N rows in memory, B rows of a batch, S tokens, P tokens of all rows laid end to end, T tasks.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.beginnings import Beginnings, lay_out, tokens_laid_out
+from models.packing import PackedRows, pack
 from pipeline.encode import Encoder
 from pipeline.tasks import Task
 
 LIKE_LENGTH = 0.9  # of the longest row of a batch
-WORTH_IT = 0.95  # of the tokens of whole rows: what beginnings taken once ask of each layer costs a few hundredths
 
 
 @dataclass(frozen=True)
@@ -55,22 +54,22 @@ class EncodedRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one micro-batch, padded on the right. With `beginnings`, the ids have rows of those behind the batch's own."""
+    """Tensors of one micro-batch: padded on the right, or packed, with ids (1, P) of all rows and a mask (B, 1) of their last tokens."""
 
     input_ids_BS: torch.Tensor
     mask_BS: torch.Tensor
     task_B: torch.Tensor
     label_B: torch.Tensor
     weight_B: torch.Tensor
-    beginnings: Beginnings | None
+    packed: PackedRows | None
     num_padding: int
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         tensors = (self.input_ids_BS, self.mask_BS, self.task_B, self.label_B, self.weight_B)
         ids, mask, task, label, weight = (to_device(tensor, device) for tensor in tensors)
-        beginnings = self.beginnings and Beginnings(*(to_device(tensor, device) for tensor in self.beginnings))
-        return Batch(ids, mask, task, label, weight, beginnings, self.num_padding)
+        packed = self.packed and PackedRows(*(to_device(tensor, device) for tensor in self.packed))
+        return Batch(ids, mask, task, label, weight, packed, self.num_padding)
 
 
 def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Encoder) -> EncodedRows:
@@ -90,23 +89,19 @@ def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Enc
     )
 
 
-def collate(
-    encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int, beginning_T: np.ndarray | None = None, worth_it: float = WORTH_IT
-) -> Batch:  # fmt: skip
-    """The padded batch of some row numbers. Task ids are checked here, on the host, once: the model's layers do not. `beginning_T`: tokens that each
-    task's rows begin with alike; they come once a task where that leaves at most `worth_it` of the tokens."""
+def collate(encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int, beginning_T: np.ndarray | None = None) -> Batch:
+    """The batch of some row numbers. Task ids are checked here, on the host, once: the model's layers do not. Padded, or, with `beginning_T`, the
+    tokens that each task's rows begin with alike, packed."""
     task_B = encoded.task_N[rows]
     if len(task_B) and not 0 <= task_B.min() <= task_B.max() < num_tasks:
         raise ValueError(f"task ids {sorted(set(task_B.tolist()))} do not all lie in 0..{num_tasks - 1}")
     id_lists = [encoded.ids_of(row) for row in rows]
     task, label, weight = (torch.from_numpy(values) for values in (task_B, encoded.label_N[rows], encoded.weight_N[rows]))
-    length_B = np.array([len(ids) for ids in id_lists])
-    if beginning_T is not None and tokens_laid_out(length_B, task_B, beginning_T) <= worth_it * len(rows) * length_B.max():
-        laid_out = lay_out(id_lists, task_B, beginning_T, pad_id)
-        ids_RS, mask_BS = torch.from_numpy(laid_out.ids_RS), torch.from_numpy(laid_out.mask_BS)
-        return Batch(ids_RS, mask_BS, task, label, weight, laid_out.beginnings, laid_out.num_padding)
+    if beginning_T is not None:
+        ids_1P, packed = pack(id_lists, task_B, beginning_T)
+        return Batch(ids_1P, torch.ones(len(rows), 1, dtype=torch.long), task, label, weight, packed, 0)
     input_ids_BS, mask_BS = pad_rows(id_lists, pad_id)
-    return Batch(input_ids_BS, mask_BS, task, label, weight, None, input_ids_BS.numel() - int(length_B.sum()))
+    return Batch(input_ids_BS, mask_BS, task, label, weight, None, input_ids_BS.numel() - sum(map(len, id_lists)))
 
 
 def pad_rows(id_lists: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

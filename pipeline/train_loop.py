@@ -26,8 +26,8 @@ from pipeline.interim import Best, Interim, better
 from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.live_record import append_live, live_record
 from pipeline.optimizer import build_optimizer
+from pipeline.row_packing import packed_beginnings
 from pipeline.sampler import Sampler
-from pipeline.shared_beginnings import shared_beginnings
 from pipeline.speed import clock, flops_per_token, matmul_peak
 from pipeline.train_step import TrainingDivergedError, Worker, any_rank, train_step
 from pipeline.watch import Watch
@@ -77,7 +77,7 @@ def build_worker(
         judge = fresh_judge(config, device)
     watch.alive()
     with clock(seconds, "heads"):
-        beginning_T = shared_beginnings(config, judge, encoded)
+        beginning_T = packed_beginnings(config, judge, encoded)
         watch.alive()
         if any_rank(beginning_T is None, device):  # or ranks would round otherwise
             beginning_T = None

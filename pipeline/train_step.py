@@ -44,7 +44,7 @@ class Worker:
     flops_per_token: int
     peak_flops_per_s: float  # of this rank
     watch: Watch
-    beginning_T: np.ndarray | None  # tokens that each task's rows begin with, taken once a pass; None: rows go through whole
+    beginning_T: np.ndarray | None  # tokens that each task's rows begin with, for packed rows; None: rows are padded
 
     @cached_property
     def relevant_from_T(self) -> torch.Tensor:
@@ -132,7 +132,7 @@ def micro_step(
         weight_B = batch.weight_B if scale else torch.zeros_like(batch.weight_B)
     with done.clock("forward"):
         try:
-            logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.beginnings)
+            logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.packed)
         except TaskShapeError as error:
             raise ConfigError(str(error)) from error
         loss_B = row_losses(logits_BC, batch.label_B, worker.relevant_from_T[batch.task_B])

@@ -141,14 +141,14 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     from pipeline.head_start import start_heads
     from pipeline.judge import fresh_judge
     from pipeline.optimizer import build_optimizer
-    from pipeline.shared_beginnings import shared_beginnings
+    from pipeline.row_packing import packed_beginnings
     from pipeline.speed import wait_for
 
     torch.set_num_threads(2)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, encoded = read_run(run_dir), encoded_rows(run_dir)
     judge = fresh_judge(config, device)
-    beginning_T = shared_beginnings(config, judge, encoded)
+    beginning_T = packed_beginnings(config, judge, encoded)
     start_heads(judge, encoded, beginning_T)
     if compiled:
         judge.model.compile_layers()
@@ -159,7 +159,7 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     times, tokens = [time.perf_counter()], [0, 0]
     for rows in step_rows(run_dir, steps):
         batch = collate(encoded, rows, len(config.tasks), judge.pad_id, beginning_T).to(device)
-        logits_BC = judge.model(batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.beginnings)
+        logits_BC = judge.model(batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.packed)
         loss_B = row_losses(logits_BC, batch.label_B, relevant_from_T[batch.task_B])
         loss_T, _ = task_sums(loss_B, batch.weight_B, batch.task_B, len(config.tasks))
         (loss_T.sum() / len(rows)).backward()

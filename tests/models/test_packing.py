@@ -1,0 +1,164 @@
+"""Rows laid end to end, with what they begin with once: logits and gradients stay those of padded rows.
+
+Shape legend: B rows, T tasks.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_trunks import WORDS
+
+from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MTLLoRAConfig, PerTaskLoRAConfig
+from models.packing import FromRows, ToRows, attend_row_by_row, attended, pack
+from models.relevance import RelevanceModel
+
+FreshModel = Callable[..., RelevanceModel]
+TASK_B = np.array([1, 0, 1, 2, 1, 0])
+CLOSE = 5e-6  # weights are float64, but transformers has softmax, norms and rotations in float32
+
+
+def rows_of(length_T: list[int], tails: list[int], seed: int = 0) -> list[np.ndarray]:
+    """A row of each of TASK_B: its task's beginning, and that many tokens more."""
+    draw = np.random.default_rng(seed)
+    beginning_T = [draw.integers(2, len(WORDS), length) for length in length_T]
+    rows = [np.concatenate([beginning_T[task], draw.integers(2, len(WORDS), tail)]) for task, tail in zip(TASK_B, tails, strict=True)]
+    return [row.astype(np.int32) for row in rows]
+
+
+def padded_logits(model: RelevanceModel, rows: list[np.ndarray]) -> torch.Tensor:
+    length_B = torch.tensor([len(row) for row in rows])
+    ids_BS = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row.astype(np.int64)) for row in rows], batch_first=True)
+    mask_BS = (torch.arange(ids_BS.shape[1]) < length_B[:, None]).long()
+    return model(ids_BS, mask_BS, torch.from_numpy(TASK_B))  # type: ignore[no-any-return]
+
+
+def packed_logits(model: RelevanceModel, rows: list[np.ndarray], length_T: list[int]) -> torch.Tensor:
+    attend_row_by_row(model.trunk)
+    ids_1N, packed = pack(rows, TASK_B, np.array(length_T))
+    return model(ids_1N, torch.ones(len(rows), 1, dtype=torch.long), torch.from_numpy(TASK_B), packed)  # type: ignore[no-any-return]
+
+
+def gradients(model: RelevanceModel, logits_BC: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    torch.nn.functional.cross_entropy(logits_BC, torch.tensor([1, 0, 2, 4, 0, 1])).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.trainable_state().items()}
+
+
+METHODS = {
+    "mtl_lora": {"method": MTLLoRAConfig},
+    "mtl_lora of diagonals": {"method": MTLLoRAConfig, "transform": "diagonal"},
+    "lora": {"method": LoRAConfig},
+    "per_task_lora": {"method": PerTaskLoRAConfig},
+    "hydra_lora": {"method": HydraLoRAConfig},
+    "dora": {"method": DoRAConfig},
+}
+ALIKE = [[4, 4, 4], [3, 9, 1], [0, 5, 0], [0, 0, 0], [2, 30, 17]]
+
+
+def check_against_padded(model: RelevanceModel, length_T: list[int]) -> None:
+    """In float64."""
+    model = model.double().train()
+    rows = rows_of(length_T, [6, 2, 7, 1, 3, 5])
+    expected = padded_logits(model, rows)
+    expected_gradients = gradients(model, expected)
+    found = packed_logits(model, rows, length_T)
+    torch.testing.assert_close(found, expected, rtol=CLOSE, atol=CLOSE)
+    for name, gradient in gradients(model, found).items():
+        assert (gradient - expected_gradients[name]).norm() <= 20 * CLOSE * expected_gradients[name].norm(), name
+        assert expected_gradients[name].norm() > 0, name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("length_T", ALIKE, ids=["as long", "unlike", "one alone", "none", "longer than what follows"])
+def test_logits_and_gradients_are_those_of_padded_rows(fresh_model: FreshModel, method: str, length_T: list[int]) -> None:
+    check_against_padded(fresh_model(stir=5, **METHODS[method]), length_T)
+
+
+def test_so_they_are_with_attention_written_out(fresh_model: FreshModel) -> None:
+    model = fresh_model(stir=5)
+    model.trunk.set_attn_implementation("eager")
+    check_against_padded(model, [3, 9, 1])
+
+
+def test_so_they_are_where_states_are_recomputed(fresh_model: FreshModel) -> None:
+    model = fresh_model(stir=5)
+    model.enable_gradient_checkpointing()
+    check_against_padded(model, [3, 9, 1])
+
+
+def test_padded_rows_get_what_they_got_before(fresh_model: FreshModel) -> None:
+    model, rows = fresh_model(stir=5), rows_of([4, 11, 3], [6, 2, 7, 1, 3, 5])
+    with torch.no_grad():
+        before = padded_logits(model, rows)
+        attend_row_by_row(model.trunk)
+        attend_row_by_row(model.trunk)  # twice is once
+        assert torch.equal(padded_logits(model, rows), before)
+
+
+def test_attention_that_is_no_function_of_keys_is_told(fresh_model: FreshModel) -> None:
+    model = fresh_model()
+    model.trunk.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ValueError, match="LlamaModel has flash_attention_2 attention"):
+        attend_row_by_row(model.trunk)
+
+
+@settings(deadline=None, max_examples=25)
+@given(length_T=st.lists(st.integers(0, 20), min_size=3, max_size=3), tails=st.lists(st.integers(1, 9), min_size=6, max_size=6))
+def test_any_lengths_will_do(fresh_model: FreshModel, length_T: list[int], tails: list[int]) -> None:
+    model, rows = fresh_model(stir=5), rows_of(length_T, tails, seed=sum(tails))
+    ids_1N, packed = pack(rows, TASK_B, np.array(length_T))
+    assert ids_1N.shape == packed.task_1N.shape == packed.position_1N.shape == (1, sum(tails) + sum(length_T))  # no padding
+    assert int(packed.position_1N.max()) < max(map(len, rows))  # no position that a model may not have
+    assert packed.token_RS.flatten()[packed.place_N].tolist() == list(range(ids_1N.shape[1]))
+    with torch.no_grad():
+        torch.testing.assert_close(packed_logits(model, rows, length_T), padded_logits(model, rows), rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_s_logits_do_not_depend_on_the_rows_beside_it(fresh_model: FreshModel) -> None:
+    model, rows = fresh_model(stir=5), rows_of([4, 11, 3], [6, 2, 7, 1, 3, 5])
+    other = [*rows[:-1], np.append(rows[-1][:4], [9, 9, 9, 9, 9]).astype(np.int32)]
+    with torch.no_grad():
+        one, two = (packed_logits(model, some, [4, 11, 3]) for some in (rows, other))
+    assert torch.equal(one[:-1], two[:-1]) and not torch.equal(one[-1], two[-1])
+
+
+def test_rows_keep_what_follows_and_beginnings_lie_behind_them() -> None:
+    rows = [np.array(row, np.int32) for row in ([7, 8, 9, 1, 2], [7, 8, 9, 3], [5, 6])]
+    ids_1N, packed = pack(rows, np.array([2, 2, 0]), np.array([1, 0, 3]))
+    assert ids_1N.tolist() == [[1, 2, 3, 6, 5, 7, 8, 9]]
+    task_1N, position_1N, token_RS, place_N, before_RP, num_before_R, last_B = (tensor.tolist() for tensor in packed)
+    assert task_1N == [[2, 2, 2, 0, 0, 2, 2, 2]]
+    assert position_1N == [[3, 4, 3, 1, 0, 0, 1, 2]]
+    assert token_RS == [[0, 1, 1], [2, 2, 2], [3, 3, 3], [4, 4, 4], [5, 6, 7]]
+    assert place_N == [0, 1, 3, 6, 9, 12, 13, 14]
+    assert before_RP[:2] == [[5, 6, 7]] * 2 and before_RP[2][0] == 4
+    assert num_before_R == [3, 3, 1, 0, 0]
+    assert last_B == [1, 2, 3]
+
+
+def test_a_token_attends_to_its_own_beginning_and_to_its_row_up_to_itself() -> None:
+    rows = [np.array(row, np.int32) for row in ([7, 8, 9, 1, 2], [7, 8, 9, 3], [5, 6])]
+    seen_RSK = attended(pack(rows, np.array([2, 2, 0]), np.array([1, 0, 3]))[1])[:, 0].long().tolist()
+    assert seen_RSK[0][:2] == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]
+    assert seen_RSK[2][0] == [1, 0, 0, 1, 0, 0]  # a beginning of one token
+    assert seen_RSK[4] == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1]]  # a beginning itself
+
+
+def test_states_go_to_rows_and_back_with_their_gradients() -> None:
+    rows = [np.arange(2, 2 + length, dtype=np.int32) for length in (3, 1, 4)]
+    _, packed = pack(rows, np.array([0, 0, 0]), np.array([0]))
+    states_NE = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
+    real_RS = torch.arange(4) < torch.tensor([3, 1, 4])[:, None]
+
+    def there_and_back(states_NE: torch.Tensor) -> torch.Tensor:
+        in_rows = ToRows.apply(states_NE, packed.token_RS, packed.place_N)
+        return FromRows.apply(in_rows.sin() * real_RS[..., None], packed.token_RS, packed.place_N)  # type: ignore[no-any-return]
+
+    torch.testing.assert_close(there_and_back(states_NE), states_NE.sin())
+    assert torch.autograd.gradcheck(there_and_back, states_NE)
+    places_RSE = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: FromRows.apply(x, packed.token_RS, packed.place_N), places_RSE)
