@@ -5,8 +5,8 @@ the rows, taken out of the long one and padded for as long as it lasts. Beginnin
 follows: a row attends to the keys and values that the layer has just made of its beginning, and then to its own. What comes out is what the whole
 rows give, with its gradient.
 
-Shape legend: B rows of the batch, R rows with the beginnings, S tokens of the longest of these, P tokens of the longest beginning, N tokens of all
-rows, T tasks, D width, H heads, E width of a head.
+Shape legend: B rows of the batch without their beginnings, G beginnings, R either of them, S tokens of the longest row, P tokens of the longest
+beginning, M tokens of all rows, L tokens of all beginnings, N = M + L, T tasks, D width, H heads, E width of a head.
 """
 
 import sys
@@ -19,15 +19,17 @@ from torch.nn import functional
 
 
 class PackedRows(NamedTuple):
-    """Where the tokens of a pass belong."""
+    """Where the tokens of a pass belong. Those of beginnings lie behind all others."""
 
     task_1N: torch.Tensor  # of each token
     position_1N: torch.Tensor  # of each token in its whole row
-    token_RS: torch.Tensor  # the tokens of each row; beyond its end its last one again
-    place_N: torch.Tensor  # where each token is among the R * S
-    before_RP: torch.Tensor  # the tokens of each row's beginning; beyond its end any
-    num_before_R: torch.Tensor  # how many of them there are
-    last_B: torch.Tensor  # the last token of each row of the batch
+    token_BS: torch.Tensor  # the tokens of each row without its beginning; beyond its end its last one again
+    place_M: torch.Tensor  # where each of them is among the B * S
+    token_GP: torch.Tensor  # those of each beginning, counted from the first of all
+    place_L: torch.Tensor
+    beginning_B: torch.Tensor  # each row's; any where it has none
+    num_before_B: torch.Tensor  # how many of its tokens are the row's
+    last_B: torch.Tensor  # the last token of each row
 
 
 def pack(id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.ndarray) -> tuple[torch.Tensor, PackedRows]:
@@ -35,26 +37,33 @@ def pack(id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.ndarra
     tasks, first_row = np.unique(task_B, return_index=True)
     tasks, first_row = tasks[length_T[tasks] > 0], first_row[length_T[tasks] > 0]
     skip_B = length_T[task_B]
-    beginnings = [id_lists[row][: length_T[task]] for task, row in zip(tasks, first_row, strict=True)]
-    pieces = [*(ids[skip:] for ids, skip in zip(id_lists, skip_B, strict=True)), *beginnings]
-    length_R = np.array([len(piece) for piece in pieces])
-    start_R = np.cumsum(length_R) - length_R
-    row_N = np.repeat(np.arange(len(pieces)), length_R)
-    within_N = np.arange(len(row_N)) - start_R[row_N]
-    num_before_R = np.concatenate([skip_B, np.zeros(len(beginnings), np.int64)])
-    task_R = np.concatenate([task_B, tasks])
-    start_T = np.zeros(len(length_T), np.int64)
-    start_T[tasks] = start_R[len(id_lists) :]
+    tail_B = np.array([len(ids) for ids in id_lists]) - skip_B
+    pieces = [ids[skip:] for ids, skip in zip(id_lists, skip_B, strict=True)]
+    pieces += [id_lists[row][: length_T[task]] for task, row in zip(tasks, first_row, strict=True)]
+    within_M, token_BS, place_M = laid_in_rows(tail_B)
+    within_L, token_GP, place_L = laid_in_rows(length_T[tasks])
     places = (
-        task_R[row_N][None],
-        (within_N + num_before_R[row_N])[None],
-        start_R[:, None] + np.minimum(np.arange(length_R.max()), length_R[:, None] - 1),
-        row_N * length_R.max() + within_N,
-        start_T[task_R][:, None] + np.minimum(np.arange(num_before_R.max()), np.maximum(num_before_R - 1, 0)[:, None]),
-        num_before_R,
-        (start_R + length_R)[: len(id_lists)] - 1,
+        np.concatenate([np.repeat(task_B, tail_B), np.repeat(tasks, length_T[tasks])])[None],
+        np.concatenate([within_M + np.repeat(skip_B, tail_B), within_L])[None],
+        token_BS,
+        place_M,
+        token_GP,
+        place_L,
+        np.minimum(np.searchsorted(tasks, task_B), max(len(tasks) - 1, 0)),
+        skip_B,
+        np.cumsum(tail_B) - 1,
     )
     return torch.from_numpy(np.concatenate(pieces).astype(np.int64))[None], PackedRows(*map(torch.from_numpy, places))
+
+
+def laid_in_rows(length_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of rows that lie end to end: where each token is in its row, the tokens of each row (R, S), and where each token is among these."""
+    start_R = np.cumsum(length_R) - length_R
+    width = int(length_R.max(initial=0))
+    row_N = np.repeat(np.arange(len(length_R)), length_R)
+    within_N = np.arange(len(row_N)) - start_R[row_N]
+    token_RS = start_R[:, None] + np.minimum(np.arange(width), length_R[:, None] - 1)
+    return within_N, token_RS, row_N * width + within_N
 
 
 def packed_states(trunk: Any, ids_1N: torch.Tensor, rows: PackedRows) -> torch.Tensor:
@@ -66,12 +75,12 @@ def packed_states(trunk: Any, ids_1N: torch.Tensor, rows: PackedRows) -> torch.T
 
 
 def attended(rows: PackedRows) -> torch.Tensor:
-    """(R, 1, S, P + S): which of its row's beginning, and then of its row, each token attends to."""
-    (num_rows, width), longest = rows.token_RS.shape, rows.before_RP.shape[1]
-    device = rows.token_RS.device
-    before_RP = torch.arange(longest, device=device) < rows.num_before_R[:, None]
+    """(B, 1, S, P + S): which of its row's beginning, and then of its row, each token attends to."""
+    (num_rows, width), longest = rows.token_BS.shape, rows.token_GP.shape[1]
+    device = rows.token_BS.device
+    before_BP = torch.arange(longest, device=device) < rows.num_before_B[:, None]
     causal_SS = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    return torch.cat([before_RP[:, None].expand(-1, width, -1), causal_SS.expand(num_rows, -1, -1)], dim=2)[:, None]
+    return torch.cat([before_BP[:, None].expand(-1, width, -1), causal_SS.expand(num_rows, -1, -1)], dim=2)[:, None]
 
 
 def attend_row_by_row(trunk: Any) -> None:
@@ -98,27 +107,36 @@ class RowByRow:
         self.attend = attend
 
     def __call__(
-        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any, packed_rows: PackedRows | None = None,
-        **options: Any,
+        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None,
+        packed_rows: PackedRows | None = None, **options: Any,
     ) -> tuple[torch.Tensor, Any]:  # fmt: skip
         """Queries, keys and values (1, H, N, E), or as the function has them -> (1, N, H, E), and its weights where it gives any."""
         if packed_rows is None:
-            return self.attend(module, query, key, value, *others, **options)  # type: ignore[no-any-return]
-        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        queries = ToRows.apply(query, packed_rows.token_RS, packed_rows.place_N)
-        keys, values = (behind_beginning(states, packed_rows) for states in (key, value))
-        out_RSHE, _ = self.attend(module, *(states.transpose(1, 2) for states in (queries, keys, values)), *others, **options)
-        return FromRows.apply(out_RSHE, packed_rows.token_RS, packed_rows.place_N).unsqueeze(0), None
+            return self.attend(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
+        assert mask is not None, "packed rows come with a mask"
+        num_own, longest = len(packed_rows.place_M), packed_rows.token_GP.shape[1]
+        states_NHE = [states[0].transpose(0, 1) for states in (query, key, value)]
+        queries, keys, values = (ToRows.apply(states[:num_own], packed_rows.token_BS, packed_rows.place_M) for states in states_NHE)
+        beginnings = []
+        if longest:
+            begun = [ToRows.apply(states[num_own:], packed_rows.token_GP, packed_rows.place_L) for states in states_NHE]
+            keys, values = (behind_beginning(own, of, packed_rows.beginning_B) for own, of in zip((keys, values), begun[1:], strict=True))
+            causal = torch.full((longest, longest), torch.finfo(mask.dtype).min, dtype=mask.dtype, device=mask.device).triu(1)[None, None]
+            beginnings = [FromRows.apply(self._attended(module, begun, causal, options), packed_rows.token_GP, packed_rows.place_L)]
+        own = FromRows.apply(self._attended(module, (queries, keys, values), mask, options), packed_rows.token_BS, packed_rows.place_M)
+        return torch.cat([own, *beginnings]).unsqueeze(0), None
+
+    def _attended(self, module: Any, states: Sequence[torch.Tensor], mask: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        """Queries, keys and values (R, S, H, E) -> (R, S, H, E)."""
+        query, key, value = (one.transpose(1, 2) for one in states)
+        return self.attend(module, query, key, value, mask, **options)[0]  # type: ignore[no-any-return]
 
 
-def behind_beginning(states_NHE: torch.Tensor, rows: PackedRows) -> torch.Tensor:
-    """Each row's states behind those of its beginning (R, P + S, H, E)."""
-    own = ToRows.apply(states_NHE, rows.token_RS, rows.place_N)
-    if not rows.before_RP.shape[1]:
-        return own  # type: ignore[no-any-return]
+def behind_beginning(own_BSHE: torch.Tensor, begun_GPHE: torch.Tensor, beginning_B: torch.Tensor) -> torch.Tensor:
+    """Each row's states behind those of its beginning (B, P + S, H, E)."""
     # an embedding's backward is a dense sum in fixed order; that of plain indexing adds in any order on a GPU
-    before = functional.embedding(rows.before_RP, states_NHE.flatten(1)).unflatten(-1, states_NHE.shape[1:])
-    return torch.cat([before, own], dim=1)
+    before = functional.embedding(beginning_B, begun_GPHE.flatten(1)).unflatten(-1, begun_GPHE.shape[1:])
+    return torch.cat([before, own_BSHE], dim=1)
 
 
 class ToRows(torch.autograd.Function):

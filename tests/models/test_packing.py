@@ -113,7 +113,8 @@ def test_any_lengths_will_do(fresh_model: FreshModel, length_T: list[int], tails
     ids_1N, packed = pack(rows, TASK_B, np.array(length_T))
     assert ids_1N.shape == packed.task_1N.shape == packed.position_1N.shape == (1, sum(tails) + sum(length_T))  # no padding
     assert int(packed.position_1N.max()) < max(map(len, rows))  # no position that a model may not have
-    assert packed.token_RS.flatten()[packed.place_N].tolist() == list(range(ids_1N.shape[1]))
+    assert packed.token_BS.flatten()[packed.place_M].tolist() == list(range(sum(tails)))
+    assert packed.token_GP.flatten()[packed.place_L].tolist() == list(range(sum(length_T)))
     with torch.no_grad():
         torch.testing.assert_close(packed_logits(model, rows, length_T), padded_logits(model, rows), rtol=1e-4, atol=1e-4)
 
@@ -130,22 +131,24 @@ def test_rows_keep_what_follows_and_beginnings_lie_behind_them() -> None:
     rows = [np.array(row, np.int32) for row in ([7, 8, 9, 1, 2], [7, 8, 9, 3], [5, 6])]
     ids_1N, packed = pack(rows, np.array([2, 2, 0]), np.array([1, 0, 3]))
     assert ids_1N.tolist() == [[1, 2, 3, 6, 5, 7, 8, 9]]
-    task_1N, position_1N, token_RS, place_N, before_RP, num_before_R, last_B = (tensor.tolist() for tensor in packed)
-    assert task_1N == [[2, 2, 2, 0, 0, 2, 2, 2]]
-    assert position_1N == [[3, 4, 3, 1, 0, 0, 1, 2]]
-    assert token_RS == [[0, 1, 1], [2, 2, 2], [3, 3, 3], [4, 4, 4], [5, 6, 7]]
-    assert place_N == [0, 1, 3, 6, 9, 12, 13, 14]
-    assert before_RP[:2] == [[5, 6, 7]] * 2 and before_RP[2][0] == 4
-    assert num_before_R == [3, 3, 1, 0, 0]
-    assert last_B == [1, 2, 3]
+    assert {name: tensor.tolist() for name, tensor in packed._asdict().items()} == {
+        "task_1N": [[2, 2, 2, 0, 0, 2, 2, 2]],
+        "position_1N": [[3, 4, 3, 1, 0, 0, 1, 2]],
+        "token_BS": [[0, 1], [2, 2], [3, 3]],
+        "place_M": [0, 1, 2, 4],
+        "token_GP": [[0, 0, 0], [1, 2, 3]],
+        "place_L": [0, 3, 4, 5],
+        "beginning_B": [1, 1, 0],
+        "num_before_B": [3, 3, 1],
+        "last_B": [1, 2, 3],
+    }
 
 
 def test_a_token_attends_to_its_own_beginning_and_to_its_row_up_to_itself() -> None:
     rows = [np.array(row, np.int32) for row in ([7, 8, 9, 1, 2], [7, 8, 9, 3], [5, 6])]
-    seen_RSK = attended(pack(rows, np.array([2, 2, 0]), np.array([1, 0, 3]))[1])[:, 0].long().tolist()
-    assert seen_RSK[0][:2] == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]
-    assert seen_RSK[2][0] == [1, 0, 0, 1, 0, 0]  # a beginning of one token
-    assert seen_RSK[4] == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1]]  # a beginning itself
+    seen_BSK = attended(pack(rows, np.array([2, 2, 0]), np.array([1, 0, 3]))[1])[:, 0].long().tolist()
+    assert seen_BSK[0] == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert seen_BSK[2][0] == [1, 0, 0, 1, 0]  # a beginning of one token
 
 
 def test_states_go_to_rows_and_back_with_their_gradients() -> None:
@@ -155,10 +158,10 @@ def test_states_go_to_rows_and_back_with_their_gradients() -> None:
     real_RS = torch.arange(4) < torch.tensor([3, 1, 4])[:, None]
 
     def there_and_back(states_NE: torch.Tensor) -> torch.Tensor:
-        in_rows = ToRows.apply(states_NE, packed.token_RS, packed.place_N)
-        return FromRows.apply(in_rows.sin() * real_RS[..., None], packed.token_RS, packed.place_N)  # type: ignore[no-any-return]
+        in_rows = ToRows.apply(states_NE, packed.token_BS, packed.place_M)
+        return FromRows.apply(in_rows.sin() * real_RS[..., None], packed.token_BS, packed.place_M)  # type: ignore[no-any-return]
 
     torch.testing.assert_close(there_and_back(states_NE), states_NE.sin())
     assert torch.autograd.gradcheck(there_and_back, states_NE)
     places_RSE = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: FromRows.apply(x, packed.token_RS, packed.place_N), places_RSE)
+    assert torch.autograd.gradcheck(lambda x: FromRows.apply(x, packed.token_BS, packed.place_M), places_RSE)

@@ -105,7 +105,7 @@ def test_a_model_that_answers_otherwise_gets_rows_padded(judge_of: Callable[...,
     right = getattr(packing, part)
     wrong = {
         "attended": lambda rows: torch.ones_like(right(rows)),
-        "behind_beginning": lambda states, rows: torch.cat([1.5 * right(states, rows)[:, :1], right(states, rows)[:, 1:]], dim=1),
+        "behind_beginning": lambda own, begun, beginning_B: right(own, 1.5 * begun, beginning_B),
     }[part]
     judge, rows = judge_of("llama"), rows_of_two_tasks(longest_tail=40)
     assert packed_beginnings(config(), judge, rows) is not None
