@@ -92,7 +92,9 @@ class StepWatch:
 
     def _first_step(self, line: dict[str, Any]) -> None:
         """What went before the first step of a start of the workers, and what they found."""
-        if shared := self.start["tokens_shared"]:
+        if (shared := self.start["tokens_shared"]) is None:
+            self.console.say("  rows are padded: this model, or this machine, does not take them end to end")
+        else:
             fewest, most = min(shared), max(shared)
             count = f"{most}" if fewest == most else f"{fewest} to {most}"
             alike = f"; those of a task begin with the same {count} tokens, taken once a pass" if most else ""

@@ -6,7 +6,7 @@ follows: a row attends to the keys and values that the layer has just made of it
 rows give, with its gradient.
 
 Shape legend: B rows of the batch without their beginnings, G beginnings, R either of them, S tokens of the longest row, P tokens of the longest
-beginning, M tokens of all rows, L tokens of all beginnings, N = M + L, T tasks, D width, H heads, E width of a head.
+beginning, M tokens of all rows, L of all beginnings, each once, N = M + L, T tasks, D width, H heads, E width of a head.
 """
 
 import sys
@@ -25,10 +25,10 @@ class PackedRows(NamedTuple):
     position_1N: torch.Tensor  # of each token in its whole row
     token_BS: torch.Tensor  # the tokens of each row without its beginning; beyond its end its last one again
     place_M: torch.Tensor  # where each of them is among the B * S
-    token_GP: torch.Tensor  # those of each beginning, counted from the first of all
+    token_GP: torch.Tensor  # those of each beginning, counted from where beginnings start
     place_L: torch.Tensor
     beginning_B: torch.Tensor  # each row's; any where it has none
-    num_before_B: torch.Tensor  # how many of its tokens are the row's
+    num_before_B: torch.Tensor  # tokens of the row's beginning, 0 where it has none
     last_B: torch.Tensor  # the last token of each row
 
 
@@ -66,7 +66,7 @@ def laid_in_rows(length_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return within_N, token_RS, row_N * width + within_N
 
 
-def packed_states(trunk: Any, ids_1N: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+def last_token_states(trunk: Any, ids_1N: torch.Tensor, rows: PackedRows) -> torch.Tensor:
     """A decoder's last states (B, 1, D) of the last token of each row. `attend_row_by_row` must have been called on it."""
     dtype = trunk.get_input_embeddings().weight.dtype
     mask = torch.zeros(1, dtype=dtype, device=ids_1N.device).masked_fill(~attended(rows), torch.finfo(dtype).min)
@@ -87,17 +87,27 @@ def attend_row_by_row(trunk: Any) -> None:
     """Have the trunk's attention take `packed_rows` where it is given them; all else stays. ValueError: its attention cannot be had so."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    kind = trunk.config._attn_implementation
+    kind, model = trunk.config._attn_implementation, type(trunk)
     if kind.endswith(ROW_BY_ROW):
         return
-    module = type(trunk).__module__
-    attend = AttentionInterface().get(kind) if kind == "sdpa" else getattr(sys.modules[module], "eager_attention_forward", None)
-    if attend is None or kind not in ("sdpa", "eager"):
-        raise ValueError(f"{type(trunk).__name__} has {kind} attention, which does not come as a function of queries, keys and values")
-    name = f"{module}.{kind}{ROW_BY_ROW}"
+    name = f"{kind}{ROW_BY_ROW}"
+    if kind == "sdpa":
+        attend = AttentionInterface()[kind]
+    elif kind == "eager" and hasattr(sys.modules[model.__module__], "eager_attention_forward"):
+        name = f"{kind} {model.__name__}{ROW_BY_ROW}"  # each architecture has its own
+        attend = sys.modules[model.__module__].eager_attention_forward
+    else:
+        raise ValueError(f"{model.__name__} has {kind} attention, which does not come as a function of queries, keys and values")
     AttentionInterface.register(name, RowByRow(attend))
     AttentionMaskInterface.register(name, AttentionMaskInterface()[kind])
     trunk.set_attn_implementation(name)
+
+
+def attend_as_before(trunk: Any) -> None:
+    """Undo `attend_row_by_row`."""
+    kind = trunk.config._attn_implementation
+    if kind.endswith(ROW_BY_ROW):
+        trunk.set_attn_implementation(kind.removesuffix(ROW_BY_ROW).split()[0])
 
 
 class RowByRow:

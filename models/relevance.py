@@ -16,7 +16,7 @@ from models.branch import TaskBranch
 from models.config import ModelConfig
 from models.heads import Pooling, TaskHeads, pool, trunk_states
 from models.inject import adapted_layers, inject, transformer_layers
-from models.packing import PackedRows, packed_states
+from models.packing import PackedRows, last_token_states
 
 
 class RelevanceModel(nn.Module):
@@ -36,7 +36,7 @@ class RelevanceModel(nn.Module):
     ) -> torch.Tensor:  # fmt: skip
         """Token ids padded on the right, their mask (1 real, 0 padding), task ids -> logits (B, C); -inf beyond a task's labels.
 
-        With `packed` the ids are (1, P), as `packing.pack` has them, and the mask is (B, 1), of the rows' last tokens. Task ids are not checked here:
+        With `packed` the ids are those (1, N) of `packing.pack`, and the mask is (B, 1), of the rows' last tokens. Task ids are not checked here:
         on a GPU that would wait for the device. Check them where rows are collated.
         """
         return self.heads(self.pooled(input_ids_BS, mask_BS, task_B, packed), task_B)
@@ -49,7 +49,7 @@ class RelevanceModel(nn.Module):
             if packed is None:
                 hidden_BSD = trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling)
             else:
-                hidden_BSD = packed_states(self.trunk, input_ids_BS, packed)
+                hidden_BSD = last_token_states(self.trunk, input_ids_BS, packed)
         return pool(hidden_BSD, mask_BS, self.pooling)
 
     @contextmanager

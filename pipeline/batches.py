@@ -1,4 +1,4 @@
-"""Encoded rows in memory and the padded tensors made of them.
+"""Encoded rows in memory and the tensors made of them, padded or packed.
 
 Shape legend: N rows in memory, B rows of a batch, S tokens, P tokens of all rows laid end to end, T tasks.
 """

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.packing import attend_row_by_row
+from models.packing import attend_as_before, attend_row_by_row
 from pipeline.batches import EncodedRows, collate
 from pipeline.config import RunConfig
 from pipeline.judge import Judge
@@ -20,7 +20,7 @@ from pipeline.task_judge import are_close, attention_window
 def packed_beginnings(config: RunConfig, judge: Judge, encoded: EncodedRows) -> np.ndarray | None:
     """Tokens (T,) that each task's rows begin with, where the judge's model gives packed rows the logits that it gives padded ones; None where it
     does not, or it would not be faster."""
-    # a GPU waits for its next operation at these sizes, not for tokens: on an H200 a step of SmolLM2 with 8 to 512 rows took a tenth longer so
+    # a GPU waits for its next operation at these sizes, not for tokens; on one, packing has not been measured
     if judge.device.type == "cuda":
         return None
     # dropout would drop the same of a beginning for all rows of a pass
@@ -47,24 +47,46 @@ def beginning_lengths(encoded: EncodedRows, num_tasks: int) -> np.ndarray:
 
 @torch.no_grad()
 def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
-    """Whether the model, as it trains, gives the longest rows of two tasks packed the logits that it gives them padded."""
-    longest_N = np.argsort(-encoded.length_N, kind="stable")
-    rows = np.concatenate([
-        longest_N[encoded.task_N[longest_N] == task][:2] for task in np.unique(encoded.task_N)[:2]
-    ])  # fmt: skip
-    padded = collate(encoded, rows, len(length_T), judge.pad_id).to(judge.device)
-    packed = collate(encoded, rows, len(length_T), judge.pad_id, length_T).to(judge.device)
-    training = judge.model.training
-    judge.model.train()
+    """Whether the model, as it trains, gives rows packed the logits that it gives them padded, whatever lies before them. If so its attention is left
+    such that it takes them, else as it was."""
+    rows, pad_id, model = rows_to_try(encoded, length_T), judge.pad_id, judge.model
+    padded = collate(encoded, rows, len(length_T), pad_id).to(judge.device)
+    packed = collate(encoded, rows, len(length_T), pad_id, length_T).to(judge.device)
+    assert packed.packed is not None
+    first = int(packed.packed.last_B[0]) + 1  # tokens of the first row
+    others = torch.cat([packed.input_ids_BS[:, :first].flip(1), packed.input_ids_BS[:, first:]], dim=1)
+    training = model.training
+    model.train()
     try:
-        attend_row_by_row(judge.model.trunk)
-        logits_BC = judge.model(packed.input_ids_BS, packed.mask_BS, packed.task_B, packed.packed)
-    except torch.OutOfMemoryError:
-        raise
+        expected_BC = model(padded.input_ids_BS, padded.mask_BS, padded.task_B)
+        attend_row_by_row(model.trunk)
+        again_BC, found_BC, behind_others_BC = (
+            model(ids, batch.mask_BS, batch.task_B, batch.packed)
+            for ids, batch in ((padded.input_ids_BS, padded), (packed.input_ids_BS, packed), (others, packed))
+        )
+        real, dtype = expected_BC.isfinite(), judge.backbone.dtype
+        same = are_close(found_BC[real], expected_BC[real], dtype) and are_close(again_BC[real], expected_BC[real], dtype)
+        apart = (behind_others_BC - found_BC)[1:][real[1:]].norm() <= APART * found_BC[1:][real[1:]].norm()
+        good = bool(same and apart)
     except Exception:  # whatever an architecture makes of what it was not made for
-        return False
+        good = False
     finally:
-        judge.model.train(training)
-    expected_BC = judge.model(padded.input_ids_BS, padded.mask_BS, padded.task_B)
-    real = expected_BC.isfinite()
-    return are_close(logits_BC[real], expected_BC[real], judge.backbone.dtype)
+        model.train(training)
+    if not good:
+        attend_as_before(model.trunk)
+    return good
+
+
+def rows_to_try(encoded: EncodedRows, length_T: np.ndarray) -> np.ndarray:
+    """The longest row of one task and the shortest behind it, where the end of another shows most, and so of a second; of tasks with a beginning
+    where there are such."""
+    tasks = np.unique(encoded.task_N)
+    chosen = []
+    for task in tasks[np.argsort(length_T[tasks] == 0, kind="stable")][:2]:
+        mine = np.flatnonzero(encoded.task_N == task)
+        length_M = encoded.length_N[mine]
+        chosen += [mine[length_M.argmax()], mine[length_M.argmin()]]
+    return np.array(chosen)
+
+
+APART = 0.02  # of their length, that logits may differ by the row before them: in bfloat16 one in a hundred with the order of sums

@@ -15,6 +15,7 @@ import torch
 
 from models.bundle import BundleRefusedError, write_bundle
 from models.flat import FlatModel
+from models.packing import attend_as_before
 from pipeline.batches import EncodedRows
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config import RunConfig, build_config
@@ -81,6 +82,7 @@ def build_worker(
         watch.alive()
         if any_rank(beginning_T is None, device):  # or ranks would round otherwise
             beginning_T = None
+            attend_as_before(judge.model.trunk)
         start_heads(judge, encoded, beginning_T, rank, world_size)
     watch.alive()
     if config.training.gradient_checkpointing:

@@ -102,6 +102,16 @@ def tiny_mpt() -> Any:
     return MptForCausalLM(MptConfig(vocab_size=len(WORDS), d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, pad_token_id=0))
 
 
+def tiny_lfm2() -> Any:
+    """A short convolution before attention: it runs over the end of a row into what lies behind."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    torch.manual_seed(7)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    kinds = ["conv", "full_attention", "conv", "conv", "full_attention"]
+    return Lfm2ForCausalLM(Lfm2Config(vocab_size=len(WORDS), num_hidden_layers=5, layer_types=kinds, initializer_range=0.2, pad_token_id=0, **shape))
+
+
 KINDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {  # a maker, and linears to adapt
     "llama": (lambda: tiny_llama(tied=True), ("q_proj", "v_proj")),
     "bert": (tiny_bert, ("query", "value")),
@@ -109,4 +119,5 @@ KINDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {  # a maker, and 
     "bloom": (tiny_bloom, ("dense",)),
     "mpt": (tiny_mpt, ("Wqkv",)),
     "mistral": (tiny_mistral, ("q_proj", "v_proj")),
+    "lfm2": (tiny_lfm2, ("q_proj", "v_proj")),
 }

@@ -4,6 +4,7 @@ Shape legend: B rows, T tasks.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_trunks import WORDS
 
 from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MTLLoRAConfig, PerTaskLoRAConfig
-from models.packing import FromRows, ToRows, attend_row_by_row, attended, pack
+from models.packing import FromRows, ToRows, attend_as_before, attend_row_by_row, attended, pack
 from models.relevance import RelevanceModel
 
 FreshModel = Callable[..., RelevanceModel]
@@ -97,6 +98,19 @@ def test_padded_rows_get_what_they_got_before(fresh_model: FreshModel) -> None:
         attend_row_by_row(model.trunk)
         attend_row_by_row(model.trunk)  # twice is once
         assert torch.equal(padded_logits(model, rows), before)
+        attend_as_before(model.trunk)
+        assert model.trunk.config._attn_implementation == "sdpa" and torch.equal(padded_logits(model, rows), before)
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+def test_configs_that_are_written_know_nothing_of_it(fresh_model: FreshModel, tmp_path: Path, kind: str) -> None:
+    model = fresh_model()
+    model.trunk.set_attn_implementation(kind)
+    attend_row_by_row(model.trunk)
+    model.trunk.config.save_pretrained(tmp_path)
+    assert "row by row" not in (tmp_path / "config.json").read_text()
+    attend_as_before(model.trunk)
+    assert model.trunk.config._attn_implementation == kind
 
 
 def test_attention_that_is_no_function_of_keys_is_told(fresh_model: FreshModel) -> None:

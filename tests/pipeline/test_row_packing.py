@@ -15,7 +15,7 @@ from models.backbone import load_backbone
 from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
 from models.relevance import build_model
 from pipeline.batches import EncodedRows, collate
-from pipeline.row_packing import beginning_lengths, packed_beginnings
+from pipeline.row_packing import beginning_lengths, packed_beginnings, rows_to_try
 
 LENGTHS = [4, 3]  # what the rows of two tasks begin with
 
@@ -40,9 +40,9 @@ def rows_of_two_tasks(longest_tail: int = 4) -> EncodedRows:
 def judge_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """An untrained judge of two tasks on a tiny trunk of a kind."""
 
-    def built(kind: str) -> Any:
+    def built(kind: str, dtype: Any = "float32") -> Any:
         maker, targets = KINDS[kind]
-        source = BackboneConfig(source=str(write_model(tmp_path_factory.mktemp(kind) / "trunk", maker())), dtype="float32")
+        source = BackboneConfig(source=str(write_model(tmp_path_factory.mktemp(kind) / "trunk", maker())), dtype=dtype)
         backbone = load_backbone(source)
         model = build_model(ModelConfig(source, MTLLoRAConfig(target_modules=targets), (2, 3)), backbone, seed=0)
         return SimpleNamespace(model=model, backbone=backbone, tasks=(None, None), pad_id=0, device=torch.device("cpu"))
@@ -76,9 +76,15 @@ def test_a_decoder_that_gives_padded_rows_logits_takes_them_packed(judge_of: Cal
     assert not judge.model.training
 
 
-@pytest.mark.parametrize("kind", ["bert", "bloom", "mpt"])
+@pytest.mark.parametrize("kind", ["bert", "bloom", "mpt", "lfm2"])
 def test_a_trunk_that_does_not_takes_them_padded(judge_of: Callable[..., Any], kind: str) -> None:
     assert packed_beginnings(config(), judge_of(kind), rows_of_two_tasks()) is None
+
+
+@pytest.mark.parametrize(("kind", "packs"), [("llama", True), ("lfm2", False)])
+def test_in_bfloat16_too_what_runs_over_the_end_of_a_row_is_found(judge_of: Callable[..., Any], kind: str, packs: bool) -> None:
+    rows = rows_of_two_tasks(longest_tail=40)
+    assert (packed_beginnings(config(), judge_of(kind, "bfloat16"), rows) is not None) == packs
 
 
 def test_rows_longer_than_a_layer_looks_back_are_padded(judge_of: Callable[..., Any]) -> None:
@@ -108,9 +114,21 @@ def test_a_model_that_answers_otherwise_gets_rows_padded(judge_of: Callable[...,
         "behind_beginning": lambda own, begun, beginning_B: right(own, 1.5 * begun, beginning_B),
     }[part]
     judge, rows = judge_of("llama"), rows_of_two_tasks(longest_tail=40)
+    kind, padded = judge.model.trunk.config._attn_implementation, collate(rows, np.arange(7), 2, 0)
+    with torch.no_grad():
+        before = judge.model(padded.input_ids_BS, padded.mask_BS, padded.task_B)
     assert packed_beginnings(config(), judge, rows) is not None
     monkeypatch.setattr(packing, part, wrong)
     assert packed_beginnings(config(), judge, rows) is None
+    assert judge.model.trunk.config._attn_implementation == kind
+    with torch.no_grad():
+        assert torch.equal(judge.model(padded.input_ids_BS, padded.mask_BS, padded.task_B), before)
+
+
+def test_what_tasks_begin_with_is_tried_also_where_the_first_tasks_have_nothing() -> None:
+    rows = encoded([[5], [6, 7], [8], [9, 2], [4, 4, 2], [4, 4, 3], [4, 4, 5, 6]], [0, 0, 1, 1, 2, 2, 2])
+    assert rows_to_try(rows, np.array([0, 0, 2])).tolist() == [6, 4, 1, 0]
+    assert rows_to_try(encoded([[5, 6]], [1]), np.array([0, 0])).tolist() == [0, 0]
 
 
 def test_rows_without_a_common_beginning_are_packed_whole(judge_of: Callable[..., Any]) -> None:
