@@ -64,6 +64,11 @@ class Batch:
     packed: PackedRows | None
     num_padding: int
 
+    @property
+    def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PackedRows | None]:
+        """What the model takes of it."""
+        return self.input_ids_BS, self.mask_BS, self.task_B, self.packed
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         tensors = (self.input_ids_BS, self.mask_BS, self.task_B, self.label_B, self.weight_B)

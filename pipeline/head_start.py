@@ -26,7 +26,7 @@ def start_heads(judge: Judge, encoded: EncodedRows, beginning_T: np.ndarray | No
     pooled_BD = torch.zeros(len(rows), judge.backbone.width, device=judge.device)
     for part in length_batches(encoded.length_N[rows], HEAD_START_TOKENS)[rank::world_size]:
         batch = collate(encoded, rows[part], len(judge.tasks), judge.pad_id, beginning_T).to(judge.device)
-        pooled_PD = judge.model.pooled(batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.packed)
+        pooled_PD = judge.model.pooled(*batch.inputs)
         pooled_BD[torch.from_numpy(part).to(judge.device)] = pooled_PD.float()
     if world_size > 1:
         torch.distributed.all_reduce(pooled_BD)

@@ -86,7 +86,7 @@ class Interim:
             rows = self.rows_N[mine if len(mine) else positions[:1]]
             batch = collate(self.valid, rows, len(worker.config.tasks), worker.judge.pad_id).to(worker.judge.device)
             with torch.compiler.set_stance("force_eager"):  # compiling for a few batches would take longer than they do
-                of_batch = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B).double().cpu()
+                of_batch = worker.engine(*batch.inputs).double().cpu()
             if len(mine):
                 logits_NC[mine] = of_batch
         worker.engine.train()

@@ -5,6 +5,7 @@ Shape legend: T tasks.
 """
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,16 +55,14 @@ def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
     packed = collate(encoded, rows, len(length_T), pad_id, length_T).to(judge.device)
     assert packed.packed is not None
     first = int(packed.packed.last_B[0]) + 1  # tokens of the first row
-    others = torch.cat([packed.input_ids_BS[:, :first].flip(1), packed.input_ids_BS[:, first:]], dim=1)
+    other_ids = torch.cat([packed.input_ids_BS[:, :first].flip(1), packed.input_ids_BS[:, first:]], dim=1)
+    behind_others = replace(packed, input_ids_BS=other_ids)
     training = model.training
     model.train()
     try:
-        expected_BC = model(padded.input_ids_BS, padded.mask_BS, padded.task_B)
+        expected_BC = model(*padded.inputs)
         attend_row_by_row(model.trunk)
-        again_BC, found_BC, behind_others_BC = (
-            model(ids, batch.mask_BS, batch.task_B, batch.packed)
-            for ids, batch in ((padded.input_ids_BS, padded), (packed.input_ids_BS, packed), (others, packed))
-        )
+        again_BC, found_BC, behind_others_BC = (model(*batch.inputs) for batch in (padded, packed, behind_others))
         real, dtype = expected_BC.isfinite(), judge.backbone.dtype
         same = are_close(found_BC[real], expected_BC[real], dtype) and are_close(again_BC[real], expected_BC[real], dtype)
         apart = (behind_others_BC - found_BC)[1:][real[1:]].norm() <= APART * found_BC[1:][real[1:]].norm()

@@ -132,7 +132,7 @@ def micro_step(
         weight_B = batch.weight_B if scale else torch.zeros_like(batch.weight_B)
     with done.clock("forward"):
         try:
-            logits_BC = worker.engine(batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.packed)
+            logits_BC = worker.engine(*batch.inputs)
         except TaskShapeError as error:
             raise ConfigError(str(error)) from error
         loss_B = row_losses(logits_BC, batch.label_B, worker.relevant_from_T[batch.task_B])

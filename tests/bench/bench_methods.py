@@ -94,7 +94,7 @@ def train_run(run: Run, folder: Path) -> dict[str, Any]:
             group["lr"] = group["peak_rate"] * rate_share(step, num_steps, config.optimizer.warmup_share)
         rows = sampler.global_rows(step)
         batch = collate(train, rows, num_tasks, judge.pad_id).to(device)
-        loss_B = row_losses(model(batch.input_ids_BS, batch.mask_BS, batch.task_B), batch.label_B, relevant_from_T[batch.task_B])
+        loss_B = row_losses(model(*batch.inputs), batch.label_B, relevant_from_T[batch.task_B])
         loss_B.mean().backward()
         torch.nn.utils.clip_grad_norm_(list(model.trainable_state().values()), config.optimizer.gradient_clipping)
         optimizer.step()
@@ -112,7 +112,7 @@ def logits_of(model: Any, encoded: EncodedRows, num_tasks: int, pad_id: int, dev
     """(N, C) of all rows."""
     parts = length_batches(encoded.length_N, EVALUATE_TOKENS)
     batches = [collate(encoded, rows, num_tasks, pad_id).to(device) for rows in parts]
-    found = torch.cat([model(batch.input_ids_BS, batch.mask_BS, batch.task_B).double() for batch in batches]).cpu().numpy()
+    found = torch.cat([model(*batch.inputs).double() for batch in batches]).cpu().numpy()
     return np.asarray(found[np.argsort(np.concatenate(parts))])
 
 

@@ -159,7 +159,7 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     times, tokens = [time.perf_counter()], [0, 0]
     for rows in step_rows(run_dir, steps):
         batch = collate(encoded, rows, len(config.tasks), judge.pad_id, beginning_T).to(device)
-        logits_BC = judge.model(batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.packed)
+        logits_BC = judge.model(*batch.inputs)
         loss_B = row_losses(logits_BC, batch.label_B, relevant_from_T[batch.task_B])
         loss_T, _ = task_sums(loss_B, batch.weight_B, batch.task_B, len(config.tasks))
         (loss_T.sum() / len(rows)).backward()

@@ -116,13 +116,13 @@ def test_a_model_that_answers_otherwise_gets_rows_padded(judge_of: Callable[...,
     judge, rows = judge_of("llama"), rows_of_two_tasks(longest_tail=40)
     kind, padded = judge.model.trunk.config._attn_implementation, collate(rows, np.arange(7), 2, 0)
     with torch.no_grad():
-        before = judge.model(padded.input_ids_BS, padded.mask_BS, padded.task_B)
+        before = judge.model(*padded.inputs)
     assert packed_beginnings(config(), judge, rows) is not None
     monkeypatch.setattr(packing, part, wrong)
     assert packed_beginnings(config(), judge, rows) is None
     assert judge.model.trunk.config._attn_implementation == kind
     with torch.no_grad():
-        assert torch.equal(judge.model(padded.input_ids_BS, padded.mask_BS, padded.task_B), before)
+        assert torch.equal(judge.model(*padded.inputs), before)
 
 
 def test_what_tasks_begin_with_is_tried_also_where_the_first_tasks_have_nothing() -> None:
