@@ -38,7 +38,7 @@ class Engine:
     def __init__(self, logits_NC: torch.Tensor) -> None:
         self.logits_NC, self.passes, self.modes = logits_NC, 0, []  # type: ignore[var-annotated]
 
-    def __call__(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+    def __call__(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, packed: None) -> torch.Tensor:
         assert not torch.is_grad_enabled() and self.modes[-1] == "eval"
         self.passes += 1
         return self.logits_NC[ids_BS[:, 0]]
