@@ -42,6 +42,8 @@ def pack(id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.ndarra
     pieces += [id_lists[row][: length_T[task]] for task, row in zip(tasks, first_row, strict=True)]
     within_M, token_BS, place_M = laid_in_rows(tail_B)
     within_L, token_GP, place_L = laid_in_rows(length_T[tasks])
+    if len(tasks) == 1:
+        token_GP = np.repeat(token_GP, 2, axis=0)  # torch.compile has code of its own for one of anything; nobody looks at the second
     places = (
         np.concatenate([np.repeat(task_B, tail_B), np.repeat(tasks, length_T[tasks])])[None],
         np.concatenate([within_M + np.repeat(skip_B, tail_B), within_L])[None],

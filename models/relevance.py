@@ -127,7 +127,16 @@ class RelevanceModel(nn.Module):
         """Have torch.compile fuse the small operations of each of the trunk's layers, for batches of any shape. Compiling happens in the first
         passes; parameters must stay where they are from then on."""
         torch._dynamo.config.recompile_limit = COMPILED_FORMS
-        for layer in transformer_layers(self.trunk)[1]:
+        # or sizes that happen to be alike in the first batch, as of tasks in it and of a rank, would be taken for the same, and compiled anew later
+        torch.fx.experimental._config.use_duck_shape = False
+        # or it would first try to keep factors that never change open, and then start over
+        torch._dynamo.config.specialize_float = True
+        layers = transformer_layers(self.trunk)[1]
+        if adapted_layers(layers[0]):
+            # as all other layers' input has: without a gradient the first would be compiled on its own; it takes a few products in one layer
+            trunk: Any = self.trunk
+            trunk.enable_input_require_grads()
+        for layer in layers:
             layer.compile(dynamic=True)
 
     def trainable_state(self) -> dict[str, nn.Parameter]:

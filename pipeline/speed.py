@@ -1,7 +1,6 @@
 """How much of a machine's arithmetic training and scoring use."""
 
 import contextlib
-import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -54,8 +53,8 @@ class DeviceClock:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product on this worker's threads or GPU, measured: the median of a few, or the first one
-    where it takes long, as in a precision that the processor does not know."""
+    """Floating-point operations a second of a large matrix product on this worker's threads or GPU, measured: the fastest of a few, as others may
+    work beside it, or the first one where it takes long, as in a precision that the processor does not know."""
     size = MATRIX * (8 if device.type == "cuda" else 1)
     one, other = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     seconds: list[float] = []
@@ -65,7 +64,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         one @ other
         wait_for(device)
         seconds.append(time.perf_counter() - started_s)
-    return 2 * size**3 / statistics.median(seconds[1:] or seconds)
+    return 2 * size**3 / min(seconds)
 
 
 def wait_for(device: torch.device) -> None:

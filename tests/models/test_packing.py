@@ -12,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_trunks import WORDS
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MTLLoRAConfig, PerTaskLoRAConfig
+from models.flat import FlatModel
 from models.packing import FromRows, ToRows, attend_as_before, attend_row_by_row, attended, pack
 from models.relevance import RelevanceModel
 
@@ -141,6 +143,32 @@ def test_a_row_s_logits_do_not_depend_on_the_rows_beside_it(fresh_model: FreshMo
     assert torch.equal(one[:-1], two[:-1]) and not torch.equal(one[-1], two[-1])
 
 
+def test_layers_are_compiled_once_for_batches_of_any_sizes(fresh_model: FreshModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    forms, compile_module = CompileCounterWithBackend("aot_eager"), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compile_module(module, backend=forms, **options))
+    monkeypatch.setattr(torch.fx.experimental._config, "use_duck_shape", True)
+    monkeypatch.setattr(torch._dynamo.config, "specialize_float", False)
+    torch._dynamo.reset()
+    model = FlatModel(fresh_model())
+    attend_row_by_row(model.model.trunk)
+    model.model.compile_layers()
+    # as many beginnings as up-projections, as many rows as a rank, a single beginning
+    for tasks, tails in (([0, 1, 2, 1], [3, 1, 2, 5]), ([2, 0, 2, 0, 0], [2, 4, 6, 1, 1]), ([1, 1], [7, 2])):
+        task_B, length_T = np.array(tasks), np.array([4, 6, 3])
+        ids_1N, packed = pack([np.arange(2, 2 + length_T[task] + tail) for task, tail in zip(tasks, tails, strict=True)], task_B, length_T)
+        model(ids_1N, torch.ones(len(tasks), 1, dtype=torch.long), torch.from_numpy(task_B), packed)[:, :2].sum().backward()
+    assert forms.frame_count == 1
+
+
+def test_no_gradient_goes_below_the_layers_that_are_adapted_where_they_are_compiled(fresh_model: FreshModel) -> None:
+    asked = []
+    for layers in (None, [1]):
+        model = fresh_model(layers_to_transform=layers)
+        model.compile_layers()
+        asked.append(model.trunk.get_input_embeddings()(torch.tensor([2, 3])).requires_grad)
+    assert asked == [True, False]
+
+
 def test_rows_keep_what_follows_and_beginnings_lie_behind_them() -> None:
     rows = [np.array(row, np.int32) for row in ([7, 8, 9, 1, 2], [7, 8, 9, 3], [5, 6])]
     ids_1N, packed = pack(rows, np.array([2, 2, 0]), np.array([1, 0, 3]))
@@ -156,6 +184,11 @@ def test_rows_keep_what_follows_and_beginnings_lie_behind_them() -> None:
         "num_before_B": [3, 3, 1],
         "last_B": [1, 2, 3],
     }
+
+
+def test_a_single_beginning_lies_there_twice() -> None:
+    _, packed = pack([np.array(row, np.int32) for row in ([7, 8, 1, 2], [7, 8, 3])], np.array([1, 1]), np.array([0, 2]))
+    assert packed.token_GP.tolist() == [[0, 1], [0, 1]] and packed.place_L.tolist() == [0, 1] and packed.beginning_B.tolist() == [0, 0]
 
 
 def test_a_token_attends_to_its_own_beginning_and_to_its_row_up_to_itself() -> None:
