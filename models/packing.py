@@ -6,7 +6,7 @@ follows: a row attends to the keys and values that the layer has just made of it
 rows give, with its gradient.
 
 Shape legend: B rows of the batch without their beginnings, G beginnings, R either of them, S tokens of the longest row, P tokens of the longest
-beginning, M tokens of all rows, L of all beginnings, each once, N = M + L, T tasks, D width, H heads, E width of a head.
+beginning, M tokens of all rows, L of all beginnings, each once, N = M + L, T tasks, D width, H heads, K of them for keys, E width of a head.
 """
 
 import sys
@@ -100,7 +100,7 @@ def attend_row_by_row(trunk: Any) -> None:
         attend = sys.modules[model.__module__].eager_attention_forward
     else:
         raise ValueError(f"{model.__name__} has {kind} attention, which does not come as a function of queries, keys and values")
-    AttentionInterface.register(name, RowByRow(attend))
+    AttentionInterface.register(name, RowByRow(attend, fused=kind == "sdpa"))
     AttentionMaskInterface.register(name, AttentionMaskInterface()[kind])
     trunk.set_attn_implementation(name)
 
@@ -113,10 +113,11 @@ def attend_as_before(trunk: Any) -> None:
 
 
 class RowByRow:
-    """One of transformers' attention functions, for rows that lie end to end too."""
+    """One of transformers' attention functions, for rows that lie end to end too. The fused one is written out for short rows: it is slow at them."""
 
-    def __init__(self, attend: Callable[..., Any]) -> None:
+    def __init__(self, attend: Callable[..., Any], fused: bool) -> None:
         self.attend = attend
+        self.fused = fused
 
     def __call__(
         self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None,
@@ -141,14 +142,47 @@ class RowByRow:
     def _attended(self, module: Any, states: Sequence[torch.Tensor], mask: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         """Queries, keys and values (R, S, H, E) -> (R, S, H, E)."""
         query, key, value = (one.transpose(1, 2) for one in states)
+        if self.fused and key.shape[2] <= SHORT:
+            return attend_in_products(query, key, value, mask, options.get("scaling"), options.get("dropout", 0.0))
         return self.attend(module, query, key, value, mask, **options)[0]  # type: ignore[no-any-return]
 
 
 def behind_beginning(own_BSHE: torch.Tensor, begun_GPHE: torch.Tensor, beginning_B: torch.Tensor) -> torch.Tensor:
     """Each row's states behind those of its beginning (B, P + S, H, E)."""
-    # an embedding's backward is a dense sum in fixed order; that of plain indexing adds in any order on a GPU
-    before = functional.embedding(beginning_B, begun_GPHE.flatten(1)).unflatten(-1, begun_GPHE.shape[1:])
-    return torch.cat([before, own_BSHE], dim=1)
+    return torch.cat([OfBeginnings.apply(begun_GPHE, beginning_B), own_BSHE], dim=1)
+
+
+class OfBeginnings(torch.autograd.Function):
+    """(G, ..) -> (B, ..): what each row begins with. The gradient is summed by a product: in fixed order on a GPU, and in no loop on a CPU."""
+
+    @staticmethod
+    def forward(begun: torch.Tensor, beginning_B: torch.Tensor) -> torch.Tensor:
+        return begun.index_select(0, beginning_B)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        begun, beginning_B = inputs
+        ctx.num_beginnings = begun.shape[0]
+        ctx.save_for_backward(beginning_B)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        (beginning_B,) = ctx.saved_tensors
+        beginning_G = torch.arange(ctx.num_beginnings, device=beginning_B.device)
+        rows_GB = (beginning_G[:, None] == beginning_B).to(gradient.dtype)
+        return (rows_GB @ gradient.flatten(1)).unflatten(1, gradient.shape[1:]), None
+
+
+def attend_in_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None = None, dropout: float = 0.0
+) -> torch.Tensor:  # fmt: skip
+    """What torch's fused attention gives, of queries (R, H, S, E), keys and values (R, K, P + S, E) and a mask to add, as (R, S, H, E): the queries
+    that share a key in one product, without a copy of it for each."""
+    of_a_key, (length, width) = (key.shape[1], -1), query.shape[2:]
+    scores = (query.unflatten(1, of_a_key).flatten(2, 3) @ key.transpose(2, 3)).unflatten(2, (-1, length))
+    weights = (scores * (width**-0.5 if scaling is None else scaling) + mask[:, :, None]).softmax(-1)
+    states = functional.dropout(weights, dropout).flatten(2, 3) @ value
+    return states.unflatten(2, (-1, length)).flatten(1, 2).transpose(1, 2)
 
 
 class ToRows(torch.autograd.Function):
@@ -189,3 +223,4 @@ class FromRows(torch.autograd.Function):
 
 
 ROW_BY_ROW = ", row by row"
+SHORT = 256  # tokens, beyond which weights of attention that are written out would be a good part of what is kept for the backward pass

@@ -14,6 +14,7 @@ from models.adapters.routing import TaskRouting
 from models.backbone import Backbone
 from models.branch import TaskBranch
 from models.config import ModelConfig
+from models.frozen_linear import lay_out_frozen
 from models.heads import Pooling, TaskHeads, pool, trunk_states
 from models.inject import adapted_layers, inject, transformer_layers
 from models.packing import PackedRows, last_token_states
@@ -124,14 +125,15 @@ class RelevanceModel(nn.Module):
         trunk.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self.routing.checkpoint_contexts})
 
     def compile_layers(self) -> None:
-        """Have torch.compile fuse the small operations of each of the trunk's layers, for batches of any shape. Compiling happens in the first
-        passes; parameters must stay where they are from then on."""
+        """Have torch.compile fuse the small operations of each of the trunk's layers, for batches of any shape, and frozen weights laid out for
+        products on a CPU (`lay_out_frozen`). Compiling happens in the first passes; parameters must stay where they are from then on."""
         torch._dynamo.config.recompile_limit = COMPILED_FORMS
         # or sizes that happen to be alike in the first batch, as of tasks in it and of a rank, would be taken for the same, and compiled anew later
         torch.fx.experimental._config.use_duck_shape = False
         # or it would first try to keep factors that never change open, and then start over
         torch._dynamo.config.specialize_float = True
         layers = transformer_layers(self.trunk)[1]
+        lay_out_frozen(layers)
         if adapted_layers(layers[0]):
             # as all other layers' input has: without a gradient the first would be compiled on its own; it takes a few products in one layer
             trunk: Any = self.trunk

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MTLLoRAConfig, PerTaskLoRAConfig
 from models.flat import FlatModel
-from models.packing import FromRows, ToRows, attend_as_before, attend_row_by_row, attended, pack
+from models.packing import FromRows, OfBeginnings, ToRows, attend_as_before, attend_in_products, attend_row_by_row, attended, pack
 from models.relevance import RelevanceModel
 
 FreshModel = Callable[..., RelevanceModel]
@@ -167,6 +167,37 @@ def test_no_gradient_goes_below_the_layers_that_are_adapted_where_they_are_compi
         model.compile_layers()
         asked.append(model.trunk.get_input_embeddings()(torch.tensor([2, 3])).requires_grad)
     assert asked == [True, False]
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_attention_in_products_is_torch_s_own(scaling: float | None) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, heads, length, 8, dtype=torch.float64, requires_grad=True) for heads, length in ((6, 5), (2, 7), (2, 7)))
+    mask = torch.zeros(3, 1, 5, 7, dtype=torch.float64).masked_fill(torch.rand(3, 1, 5, 7) < 0.4, torch.finfo(torch.float64).min)
+    mine = attend_in_products(query, key, value, mask, scaling).transpose(1, 2)
+    usual = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling, enable_gqa=True)
+    torch.testing.assert_close(mine, usual)
+    directions = torch.randn_like(usual)
+    grads = [torch.autograd.grad((states * directions).sum(), (query, key, value)) for states in (mine, usual)]
+    torch.testing.assert_close(*grads)
+    assert not torch.equal(attend_in_products(query, key, value, mask, scaling, dropout=0.5).transpose(1, 2), mine)
+
+
+def test_rows_that_are_long_keep_fused_attention(fresh_model: FreshModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = fresh_model(stir=6), rows_of([4, 6, 3], [3, 1, 2, 5, 2, 2])
+    short = packed_logits(model, rows, [4, 6, 3])
+    written_out = []
+    monkeypatch.setattr("models.packing.attend_in_products", lambda *states: written_out.append(states[1].shape[2]) or attend_in_products(*states))
+    monkeypatch.setattr("models.packing.SHORT", 6)
+    long = packed_logits(model, rows, [4, 6, 3])
+    assert written_out and set(written_out) == {6}, "beginnings are short enough, rows behind them are not"
+    torch.testing.assert_close(long, short, atol=CLOSE, rtol=CLOSE)
+
+
+def test_what_rows_begin_with_gets_the_sum_of_their_gradients() -> None:
+    begun, beginning_B = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True), torch.tensor([2, 0, 2, 2])
+    assert torch.equal(OfBeginnings.apply(begun, beginning_B), begun[beginning_B])
+    assert torch.autograd.gradcheck(lambda states: OfBeginnings.apply(states, beginning_B), begun)
 
 
 def test_rows_keep_what_follows_and_beginnings_lie_behind_them() -> None:
