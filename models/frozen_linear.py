@@ -1,11 +1,12 @@
 """Products with frozen weights for training in float32 on a CPU.
 
 A matrix product first copies its weight into blocks that suit the caches, which at a few hundred tokens is a tenth of its time. A frozen weight is
-laid out so once, by oneDNN, and once more transposed, for the gradient of what goes in: two copies of it beside the weight itself.
+laid out so once, by oneDNN, and once more transposed, where a gradient goes through: two copies of it beside the weight itself.
 
 Shape legend: D width in, O width out.
 """
 
+from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,8 +23,16 @@ class LaidOut:
     def __init__(self, weight_OD: torch.Tensor) -> None:
         self.weight_OD = weight_OD  # held, so that no other weight can get its address
         self.version = weight_OD._version
-        self.forward = torch.ops.mkldnn._reorder_linear_weight(weight_OD, TOKENS)
-        self.backward = torch.ops.mkldnn._reorder_linear_weight(weight_OD.t().contiguous(), TOKENS)
+
+    @cached_property
+    def forward(self) -> torch.Tensor:
+        """For x W^T."""
+        return torch.ops.mkldnn._reorder_linear_weight(self.weight_OD, TOKENS)  # type: ignore[no-any-return]
+
+    @cached_property
+    def backward(self) -> torch.Tensor:
+        """For its gradient times W."""
+        return torch.ops.mkldnn._reorder_linear_weight(self.weight_OD.t().contiguous(), TOKENS)  # type: ignore[no-any-return]
 
     def __deepcopy__(self, _: Any) -> "LaidOut":
         return self  # its numbers never change
@@ -34,12 +43,13 @@ TOKENS = 512  # that blocks are chosen for; any number can be multiplied
 
 
 class FrozenLinear(nn.Linear):
-    """The linear it is made of, whose weight must not move from then on: were it changed in place, products would be the usual ones again."""
+    """The linear it is made of. Were its weight replaced or changed in place, products would be the usual ones again; a change through `.data`
+    is not seen."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.laid_out = LaidOut(linear.weight.detach())
+        self.laid_out = laid_out(linear.weight) or LaidOut(linear.weight.detach())
         LAID_OUT[linear.weight.data_ptr()] = self.laid_out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +86,7 @@ def multiply(x: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
 def product(x: torch.Tensor, weight_OD: torch.Tensor) -> torch.Tensor:
     """x W^T: (.., D) -> (.., O), contiguous."""
     found = laid_out(weight_OD)
-    return functional.linear(x, weight_OD) if found is None else multiply(x, found.forward)
+    return functional.linear(x, weight_OD) if found is None or x.dtype != weight_OD.dtype else multiply(x, found.forward)
 
 
 def product_gradient(gradient: torch.Tensor, weight_OD: torch.Tensor) -> torch.Tensor:

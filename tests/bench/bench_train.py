@@ -53,8 +53,8 @@ def possible_sides() -> list[str]:
 def main() -> None:
     """All sides in turn."""
     parser = argparse.ArgumentParser(description="Training beside what people use")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100, help="in 100 the Trainer pads as in a whole epoch; in 25 or 40 less")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-rows", type=int, default=8)
     parser.add_argument("--only", nargs="+", choices=SIDES, default=possible_sides(), metavar="SIDE", help="of " + ", ".join(SIDES))
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)

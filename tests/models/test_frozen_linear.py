@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.frozen_linear import LAID_OUT, FrozenLinear, lay_out_frozen
+from models.frozen_linear import LAID_OUT, FrozenLinear, frozen_product, frozen_product_gradient, lay_out_frozen, multiply
 from models.merge import merge_task
 from models.relevance import RelevanceModel
 
@@ -46,6 +46,28 @@ def test_what_comes_in_may_lie_in_any_order() -> None:
     torch.testing.assert_close(x.grad, usual.weight.sum(0)[:, None] * torch.arange(7.0))
 
 
+def test_torch_compile_is_told_the_truth_about_them() -> None:
+    frozen = FrozenLinear(linear())
+    for shape in ((7, 24), (1, 5, 24)):
+        torch.library.opcheck(frozen_product, (torch.randn(shape, requires_grad=True), frozen.weight))
+        torch.library.opcheck(frozen_product_gradient, (torch.randn(*shape[:-1], 40), frozen.weight))
+
+
+def test_a_step_of_a_compiled_model_multiplies_what_was_laid_out(fresh_model: FreshModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: compile_module(module, backend="aot_eager", **options))
+    multiplied = []
+    monkeypatch.setattr("models.frozen_linear.multiply", lambda x, blocks: multiplied.append(x.shape) or multiply(x, blocks))
+    torch._dynamo.reset()
+    model = fresh_model()
+    model.compile_layers()
+    num_layers = sum(isinstance(module, FrozenLinear) for module in model.trunk.modules())
+    logits = model.train()(torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long), torch.tensor([1]))
+    assert num_layers and len(multiplied) == num_layers
+    logits[:, 0].sum().backward()
+    assert len(multiplied) == 2 * num_layers
+
+
 def test_a_weight_that_was_changed_is_multiplied_as_it_is_now() -> None:
     frozen, x = FrozenLinear(linear(bias=False)), torch.randn(3, 24)
     before = frozen(x)
@@ -62,7 +84,10 @@ def test_what_was_laid_out_goes_with_its_layer() -> None:
     layers = nn.Sequential(linear(), linear(40, 24))
     lay_out_frozen(layers)
     assert len(LAID_OUT) == before + 2
-    del layers
+    again = FrozenLinear(linear())
+    again.weight = layers[0].weight
+    assert FrozenLinear(again).laid_out is layers[0].laid_out, "a weight that two layers share is laid out once"
+    del layers, again
     gc.collect()
     assert len(LAID_OUT) == before
 
@@ -80,8 +105,5 @@ def test_compiled_models_have_them_and_merge_as_ever(fresh_model: FreshModel) ->
     model.compile_layers()
     assert any(isinstance(module, FrozenLinear) for module in model.trunk.modules())
     assert list(model.state_dict()) == list(usual.state_dict())
-    lay_out = len(LAID_OUT)
-    merged = merge_task(model, 1)
-    assert len(LAID_OUT) == lay_out, "merging laid weights out anew"
     with torch.no_grad():
-        torch.testing.assert_close(merged(ids, mask), merge_task(usual, 1)(ids, mask))
+        torch.testing.assert_close(merge_task(model, 1)(ids, mask), merge_task(usual, 1)(ids, mask))
