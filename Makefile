@@ -1,6 +1,6 @@
 # make demo   the whole path on made-up ads        make test    the test suite
 # make test-failures   every kill, every damage: three quarters of an hour
-# make lint   ruff and mypy                        make bench   speed, as ratios (an hour and more, on an idle machine)
+# make lint   ruff and mypy                        make bench   speed, as ratios (two hours and more, on an idle machine)
 #
 # A CPU machine gets torch without CUDA. A machine with a GPU installs its own first, and this file leaves it alone:
 #   python3.11 -m venv .venv && .venv/bin/pip install torch==2.13.0
