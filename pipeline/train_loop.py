@@ -87,13 +87,12 @@ def build_worker(
     watch.alive()
     if config.training.gradient_checkpointing:
         judge.model.enable_gradient_checkpointing()
-    if config.training.compile_layers:
-        check_compiler()
     flops = flops_per_token(judge.model)  # before ZeRO 3 takes the numbers apart
     with clock(seconds, "engine"):
         engine = build_engine(config, judge)
-        if config.training.compile_layers:
-            judge.model.compile_layers()  # after the engine has given all ranks the numbers of the first: some are laid out in another form
+    if config.training.compile_layers:
+        check_compiler()
+        judge.model.compile_layers()  # after the engine has given all ranks the numbers of the first: some are laid out in another form
     watch.alive()
     with clock(seconds, "matmul peak"):
         peak = matmul_peak(device, judge.backbone.dtype)
