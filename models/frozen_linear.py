@@ -63,7 +63,8 @@ def lay_out_frozen(module: nn.Module) -> None:
     if not torch.backends.mkldnn.is_available():
         return
     for name, linear in list(module.named_modules()):
-        if type(linear) is nn.Linear and can_be_laid_out(linear.weight):
+        # one with hooks stays: they would be lost
+        if type(linear) is nn.Linear and not linear._forward_pre_hooks and can_be_laid_out(linear.weight):
             replace_module(module, name, FrozenLinear(linear))
 
 

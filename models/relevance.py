@@ -17,7 +17,8 @@ from models.config import ModelConfig
 from models.frozen_linear import lay_out_frozen
 from models.heads import Pooling, TaskHeads, pool, trunk_states
 from models.inject import adapted_layers, inject, transformer_layers
-from models.packing import PackedRows, last_token_states
+from models.packing import PackedRows, attend_as_before, attend_row_by_row, last_token_states
+from models.read_tokens import ReadTokens
 
 
 class RelevanceModel(nn.Module):
@@ -31,14 +32,15 @@ class RelevanceModel(nn.Module):
         self.pooling = pooling
         self.packs_rows: bool | None = None  # unknown until rows are packed for the first time
         self.adapted = list(adapted_layers(trunk).values())
+        self.read_tokens: ReadTokens | None = None  # where it takes `packed`
 
     def forward(
         self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, packed: PackedRows | None = None
     ) -> torch.Tensor:  # fmt: skip
         """Token ids padded on the right, their mask (1 real, 0 padding), task ids -> logits (B, C); -inf beyond a task's labels.
 
-        With `packed` the ids are those (1, N) of `packing.pack`, and the mask is (B, 1), of the rows' last tokens. Task ids are not checked here:
-        on a GPU that would wait for the device. Check them where rows are collated.
+        With `packed`, which `take_packed` allows, the ids are those (1, N) of `packing.pack`, and the mask is (B, 1), of the rows' last tokens.
+        Task ids are not checked here: on a GPU that would wait for the device. Check them where rows are collated.
         """
         return self.heads(self.pooled(input_ids_BS, mask_BS, task_B, packed), task_B)
 
@@ -50,8 +52,23 @@ class RelevanceModel(nn.Module):
             if packed is None:
                 hidden_BSD = trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling)
             else:
+                if self.read_tokens is not None:
+                    self.read_tokens.begin(packed.last_B)
                 hidden_BSD = last_token_states(self.trunk, input_ids_BS, packed)
         return pool(hidden_BSD, mask_BS, self.pooling)
+
+    def take_packed(self) -> None:
+        """Have `forward` take `packed` rows too. ValueError: the trunk's attention cannot be had so."""
+        attend_row_by_row(self.trunk)
+        if self.read_tokens is None:
+            self.read_tokens = ReadTokens(transformer_layers(self.trunk)[1][-1], self.routing)
+
+    def take_padded_only(self) -> None:
+        """Undo `take_packed`."""
+        attend_as_before(self.trunk)
+        if self.read_tokens is not None:
+            self.read_tokens.remove()
+            self.read_tokens = None
 
     @contextmanager
     def tasks(self, task: torch.Tensor) -> Iterator[None]:
@@ -138,7 +155,8 @@ class RelevanceModel(nn.Module):
             # as all other layers' input has: without a gradient the first would be compiled on its own; it takes a few products in one layer
             trunk: Any = self.trunk
             trunk.enable_input_require_grads()
-        for layer in layers:
+        # the last layer does little where rows are packed, and would be compiled on its own
+        for layer in layers if self.read_tokens is None else layers[:-1]:
             layer.compile(dynamic=True)
 
     def trainable_state(self) -> dict[str, nn.Parameter]:

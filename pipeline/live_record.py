@@ -15,6 +15,7 @@ def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]
     rows = worker.sampler.global_rows(done.step)
     names = [task.name for task in worker.config.tasks]
     tokens = int(worker.encoded.length_N[rows].sum())
+    flops = (done.tokens_computed - done.num_padding) * worker.flops_per_token + len(rows) * worker.flops_per_row
     return {
         "step": done.step + 1,
         "num_steps": worker.num_steps,
@@ -27,7 +28,7 @@ def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]
         "tokens": tokens,  # of the rows, whether what they begin with was computed for each of them or once
         "tokens_computed": done.tokens_computed,  # padding included
         "padding": done.num_padding,
-        "mfu": (done.tokens_computed - done.num_padding) / step_s * worker.flops_per_token / (worker.peak_flops_per_s * worker.world_size),
+        "mfu": flops / step_s / (worker.peak_flops_per_s * worker.world_size),
         "at_s": time.time(),
         "step_s": step_s,
         "seconds": {name: round(value, 6) for name, value in done.seconds.items()},

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.packing import attend_as_before, attend_row_by_row
 from pipeline.batches import EncodedRows, collate
 from pipeline.config import RunConfig
 from pipeline.judge import Judge
@@ -61,7 +60,7 @@ def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
     model.train()
     try:
         expected_BC = model(*padded.inputs)
-        attend_row_by_row(model.trunk)
+        model.take_packed()
         again_BC, found_BC, behind_others_BC = (model(*batch.inputs) for batch in (padded, packed, behind_others))
         real, dtype = expected_BC.isfinite(), judge.backbone.dtype
         same = are_close(found_BC[real], expected_BC[real], dtype) and are_close(again_BC[real], expected_BC[real], dtype)
@@ -72,7 +71,7 @@ def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
     finally:
         model.train(training)
     if not good:
-        attend_as_before(model.trunk)
+        model.take_padded_only()
     return good
 
 

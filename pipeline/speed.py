@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.relevance import RelevanceModel
+
 MATRIX = 1024  # large enough that a processor reaches its best
 ROUNDS = 5  # after one that warms up
 ENOUGH_S = 0.5
@@ -89,3 +91,9 @@ def seconds_at_peak(model: nn.Module, device: torch.device, dtype: torch.dtype) 
 def flops_per_token(model: nn.Module) -> int:
     """Of a training step: forward, and as many backward, where gradients pass through frozen matrices and none is kept for them."""
     return 2 * forward_flops_per_token(model)
+
+
+def step_flops(model: RelevanceModel) -> tuple[int, int]:
+    """Of a training step, for each token, and for each row on top: where rows are packed, parts of the last layer take one token of a row."""
+    of_rows = 4 * model.read_tokens.num_frozen() if model.read_tokens is not None else 0
+    return flops_per_token(model) - of_rows, of_rows

@@ -15,7 +15,6 @@ import torch
 
 from models.bundle import BundleRefusedError, write_bundle
 from models.flat import FlatModel
-from models.packing import attend_as_before
 from pipeline.batches import EncodedRows
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config import RunConfig, build_config
@@ -29,7 +28,7 @@ from pipeline.live_record import append_live, live_record
 from pipeline.optimizer import build_optimizer
 from pipeline.row_packing import packed_beginnings
 from pipeline.sampler import Sampler
-from pipeline.speed import clock, flops_per_token, matmul_peak
+from pipeline.speed import clock, matmul_peak, step_flops
 from pipeline.train_step import TrainingDivergedError, Worker, any_rank, train_step
 from pipeline.watch import Watch
 from pipeline.zero import deepspeed_config
@@ -82,12 +81,12 @@ def build_worker(
         watch.alive()
         if any_rank(beginning_T is None, device):  # or ranks would round otherwise
             beginning_T = None
-            attend_as_before(judge.model.trunk)
+            judge.model.take_padded_only()
         start_heads(judge, encoded, beginning_T, rank, world_size)
     watch.alive()
     if config.training.gradient_checkpointing:
         judge.model.enable_gradient_checkpointing()
-    flops = flops_per_token(judge.model)  # before ZeRO 3 takes the numbers apart
+    flops = step_flops(judge.model)  # before ZeRO 3 takes the numbers apart
     with clock(seconds, "engine"):
         engine = build_engine(config, judge)
     if config.training.compile_layers:
@@ -96,7 +95,7 @@ def build_worker(
     watch.alive()
     with clock(seconds, "matmul peak"):
         peak = matmul_peak(device, judge.backbone.dtype)
-    return Worker(config, judge, encoded, sampler, engine, rank, world_size, flops, peak, watch, beginning_T)
+    return Worker(config, judge, encoded, sampler, engine, rank, world_size, *flops, peak, watch, beginning_T)
 
 
 def check_compiler() -> None:

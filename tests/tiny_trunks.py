@@ -32,7 +32,7 @@ def write_model(folder: Path, model: Any) -> Path:
     return folder
 
 
-def tiny_llama(tied: bool, num_tokens: int = len(WORDS)) -> Any:
+def tiny_llama(tied: bool, num_tokens: int = len(WORDS), num_layers: int = 2) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
@@ -41,7 +41,7 @@ def tiny_llama(tied: bool, num_tokens: int = len(WORDS)) -> Any:
             vocab_size=num_tokens,
             hidden_size=32,
             intermediate_size=48,
-            num_hidden_layers=2,
+            num_hidden_layers=num_layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=64,

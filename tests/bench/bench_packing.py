@@ -16,7 +16,7 @@ from timing import SEED, machine, pair_lengths, print_table, time_in_turn
 
 from models.backbone import load_backbone
 from models.config import BackboneConfig, MTLLoRAConfig
-from models.packing import attend_row_by_row, pack
+from models.packing import pack
 from models.relevance import RelevanceModel
 from pipeline.batches import pad_rows
 
@@ -55,7 +55,7 @@ def main() -> None:
     backbone = load_backbone(BackboneConfig())
     lengths, which = pair_lengths(backbone.folder)
     model = adapted_model(backbone, MTLLoRAConfig(), TASKS).train()
-    attend_row_by_row(model.trunk)
+    model.take_packed()
     if arguments.compiled:
         model.compile_layers()
     vocab_size = backbone.trunk.get_input_embeddings().num_embeddings

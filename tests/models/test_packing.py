@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_trunks import WORDS
+from tiny_trunks import WORDS, tiny_llama, write_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MTLLoRAConfig, PerTaskLoRAConfig
+from models.backbone import load_backbone
+from models.config import BackboneConfig, DoRAConfig, HydraLoRAConfig, LoRAConfig, ModelConfig, MTLLoRAConfig, PerTaskLoRAConfig
 from models.flat import FlatModel
-from models.packing import FromRows, OfBeginnings, ToRows, attend_as_before, attend_in_products, attend_row_by_row, attended, pack
-from models.relevance import RelevanceModel
+from models.packing import FromRows, OfBeginnings, ToRows, attend_in_products, attended, pack
+from models.relevance import RelevanceModel, build_model
 
 FreshModel = Callable[..., RelevanceModel]
 TASK_B = np.array([1, 0, 1, 2, 1, 0])
@@ -40,7 +41,7 @@ def padded_logits(model: RelevanceModel, rows: list[np.ndarray]) -> torch.Tensor
 
 
 def packed_logits(model: RelevanceModel, rows: list[np.ndarray], length_T: list[int]) -> torch.Tensor:
-    attend_row_by_row(model.trunk)
+    model.take_packed()
     ids_1N, packed = pack(rows, TASK_B, np.array(length_T))
     return model(ids_1N, torch.ones(len(rows), 1, dtype=torch.long), torch.from_numpy(TASK_B), packed)  # type: ignore[no-any-return]
 
@@ -53,6 +54,7 @@ def gradients(model: RelevanceModel, logits_BC: torch.Tensor) -> dict[str, torch
 
 METHODS = {
     "mtl_lora": {"method": MTLLoRAConfig},
+    "mtl_lora of all linears": {"method": MTLLoRAConfig, "target_modules": "all-linear"},
     "mtl_lora of diagonals": {"method": MTLLoRAConfig, "transform": "diagonal"},
     "lora": {"method": LoRAConfig},
     "per_task_lora": {"method": PerTaskLoRAConfig},
@@ -97,10 +99,10 @@ def test_padded_rows_get_what_they_got_before(fresh_model: FreshModel) -> None:
     model, rows = fresh_model(stir=5), rows_of([4, 11, 3], [6, 2, 7, 1, 3, 5])
     with torch.no_grad():
         before = padded_logits(model, rows)
-        attend_row_by_row(model.trunk)
-        attend_row_by_row(model.trunk)  # twice is once
+        model.take_packed()
+        model.take_packed()  # twice is once
         assert torch.equal(padded_logits(model, rows), before)
-        attend_as_before(model.trunk)
+        model.take_padded_only()
         assert model.trunk.config._attn_implementation == "sdpa" and torch.equal(padded_logits(model, rows), before)
 
 
@@ -108,10 +110,10 @@ def test_padded_rows_get_what_they_got_before(fresh_model: FreshModel) -> None:
 def test_configs_that_are_written_know_nothing_of_it(fresh_model: FreshModel, tmp_path: Path, kind: str) -> None:
     model = fresh_model()
     model.trunk.set_attn_implementation(kind)
-    attend_row_by_row(model.trunk)
+    model.take_packed()
     model.trunk.config.save_pretrained(tmp_path)
     assert "row by row" not in (tmp_path / "config.json").read_text()
-    attend_as_before(model.trunk)
+    model.take_padded_only()
     assert model.trunk.config._attn_implementation == kind
 
 
@@ -119,7 +121,7 @@ def test_attention_that_is_no_function_of_keys_is_told(fresh_model: FreshModel) 
     model = fresh_model()
     model.trunk.config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(ValueError, match="LlamaModel has flash_attention_2 attention"):
-        attend_row_by_row(model.trunk)
+        model.take_packed()
 
 
 @settings(deadline=None, max_examples=25)
@@ -143,14 +145,16 @@ def test_a_row_s_logits_do_not_depend_on_the_rows_beside_it(fresh_model: FreshMo
     assert torch.equal(one[:-1], two[:-1]) and not torch.equal(one[-1], two[-1])
 
 
-def test_layers_are_compiled_once_for_batches_of_any_sizes(fresh_model: FreshModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_compiled_once_for_batches_of_any_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forms, compile_module = CompileCounterWithBackend("aot_eager"), torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compile_module(module, backend=forms, **options))
     monkeypatch.setattr(torch.fx.experimental._config, "use_duck_shape", True)
     monkeypatch.setattr(torch._dynamo.config, "specialize_float", False)
     torch._dynamo.reset()
-    model = FlatModel(fresh_model())
-    attend_row_by_row(model.model.trunk)
+    backbone = BackboneConfig(source=str(write_model(tmp_path / "llama", tiny_llama(tied=True, num_layers=3))), dtype="float32")
+    config = ModelConfig(backbone, MTLLoRAConfig(rank=4, target_modules=("q_proj", "v_proj")), num_labels_T=(2, 3, 5))
+    model = FlatModel(build_model(config, load_backbone(backbone), seed=0))
+    model.model.take_packed()
     model.model.compile_layers()
     # as many beginnings as up-projections, as many rows as a rank, a single beginning
     for tasks, tails in (([0, 1, 2, 1], [3, 1, 2, 5]), ([2, 0, 2, 0, 0], [2, 4, 6, 1, 1]), ([1, 1], [7, 2])):

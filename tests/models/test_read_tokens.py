@@ -1,0 +1,101 @@
+"""The last layer of a packed pass takes keys and values of all tokens, and the rest of those that are read alone. That logits and gradients stay is
+tested in test_packing.
+
+Shape legend: B rows, N tokens.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.config import LoRAConfig, MTLLoRAConfig
+from models.frozen_linear import FrozenLinear, lay_out_frozen
+from models.packing import pack
+from models.relevance import RelevanceModel
+from pipeline.speed import flops_per_token, step_flops
+
+FreshModel = Callable[..., RelevanceModel]
+TASK_B, NUM_TOKENS = torch.tensor([0, 1, 0]), 4 + 3 + 5
+IDS = [np.arange(2, 2 + length, dtype=np.int32) for length in (4, 3, 5)]
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def packed_pass(model: RelevanceModel) -> torch.Tensor:
+    ids_1N, rows = pack(IDS, TASK_B.numpy(), np.zeros(3, np.int64))
+    return model(ids_1N, torch.ones(3, 1, dtype=torch.long), TASK_B, rows)  # type: ignore[no-any-return]
+
+
+def padded_pass(model: RelevanceModel) -> torch.Tensor:
+    ids_BS = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(ids.astype(np.int64)) for ids in IDS], batch_first=True)
+    return model(ids_BS, (ids_BS > 0).long(), TASK_B)  # type: ignore[no-any-return]
+
+
+def tokens_taken(model: RelevanceModel, run: Callable[[RelevanceModel], torch.Tensor]) -> dict[str, list[int]]:
+    """Tokens that each kind of linear took, layer by layer."""
+    taken: dict[str, list[int]] = defaultdict(list)
+
+    def note(kind: str) -> Callable[..., None]:
+        return lambda linear, args: taken[kind].append(args[0].shape[:-1].numel())
+
+    # below an adapter its frozen linear gets what the adapted one does
+    linears = [(name.removesuffix(".base").rpartition(".")[2], m) for name, m in model.trunk.named_modules() if isinstance(m, torch.nn.Linear)]
+    handles = [linear.register_forward_pre_hook(note(kind)) for kind, linear in linears]
+    run(model)
+    for handle in handles:
+        handle.remove()
+    return dict(taken)
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), "all-linear"])
+def test_all_tokens_go_through_keys_and_values_alone(fresh_model: FreshModel, targets: Any) -> None:
+    model = fresh_model(target_modules=targets)
+    model.take_packed()
+    model.take_packed()  # twice is once
+    of_all, of_read = [NUM_TOKENS, NUM_TOKENS], [NUM_TOKENS, len(IDS)]
+    assert tokens_taken(model, packed_pass) == {kind: of_all if kind in ("k_proj", "v_proj") else of_read for kind in LINEARS}
+    padded = dict.fromkeys(LINEARS, [15, 15])
+    assert tokens_taken(model, padded_pass) == padded
+    model.take_padded_only()
+    assert model.read_tokens is None and tokens_taken(model, padded_pass) == padded
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("broken", ["layers.1.mlp", "layers.1.self_attn.o_proj.base", "layers.1.self_attn.k_proj", "norm"])
+def test_a_pass_that_fails_leaves_the_next_ones_as_they_were(fresh_model: FreshModel, broken: str) -> None:
+    model = fresh_model(stir=5, target_modules="all-linear")
+    model.take_packed()
+    with torch.no_grad():
+        packed, padded = packed_pass(model), padded_pass(model)
+
+        def fail(module: torch.nn.Module, args: Any) -> None:
+            raise OSError("as it may be")
+
+        module = model.trunk.get_submodule(broken.replace("k_proj", "k_proj.base"))
+        handle = module.register_forward_pre_hook(fail)
+        with pytest.raises(OSError, match="as it may be"):
+            packed_pass(model)
+        handle.remove()
+        assert model.routing.task is None and model.routing.in_flight is None
+        assert torch.equal(padded_pass(model), padded) and torch.equal(packed_pass(model), packed)
+
+
+def test_a_linear_that_it_hooks_is_not_replaced(fresh_model: FreshModel) -> None:
+    model = fresh_model(method=LoRAConfig, target_modules=("v_proj",))
+    model.take_packed()
+    before = tokens_taken(model, packed_pass)
+    lay_out_frozen(model.trunk)
+    assert tokens_taken(model, packed_pass) == before and before["o_proj"][1] == len(IDS)
+    kinds = [type(layer.self_attn.o_proj) for layer in model.trunk.layers]  # type: ignore[union-attr]
+    assert kinds == [FrozenLinear, torch.nn.Linear]
+
+
+def test_arithmetic_is_counted_as_it_is_done(fresh_model: FreshModel) -> None:
+    model = fresh_model(method=MTLLoRAConfig, target_modules="all-linear")
+    assert step_flops(model) == (flops_per_token(model), 0)
+    model.take_packed()
+    read_alone = 32 * 32 + 32 * 32 + 3 * 32 * 48  # queries, what follows attention, the feed-forward part
+    assert step_flops(model) == (flops_per_token(model) - 4 * read_alone, 4 * read_alone)
