@@ -10,8 +10,8 @@ from pipeline.errors import ConfigError, RetryableError
 
 
 @contextlib.contextmanager
-def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
-    """Connect, and leave at the end. RetryableError: the cluster does not answer. `num_cpus` and `num_gpus` are what a local one must offer at least;
+def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[bool]:
+    """Connect, and leave at the end; whether it is a local one, of this command alone. RetryableError: the cluster does not answer. `num_cpus` and `num_gpus` are what a local one must offer at least;
     ConfigError: this machine has not so many GPUs."""
     import ray
 
@@ -24,7 +24,10 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
             # "local", or Ray would join, or refuse to join, a cluster that somebody else has started on this machine
             num_cpus = max(num_cpus, os.cpu_count() or 1)
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node away; its actor would wake all the time
+            os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")  # nobody looks at the dashboard, for which it looks at all processes
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            # it reads all logs ten times a second, and nobody asks it what they say
+            ray._private.worker._global_node.kill_log_monitor(check_alive=False)
     except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         where = f"at RAY_ADDRESS={address}" if address else "on this machine"
         raise RetryableError(f"Ray {where} did not start or answer ({type(error).__name__}: {error}); check it and run again") from error
@@ -33,7 +36,7 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         if not address:
             check_gpus(int(ray.cluster_resources().get("GPU", 0)), num_gpus)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        yield
+        yield not address
     finally:
         ray.shutdown()
 

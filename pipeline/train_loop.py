@@ -7,7 +7,6 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,8 +110,8 @@ def build_engine(config: RunConfig, judge: Judge) -> Any:
 
     # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # or DeepSpeed's own collectives would wait for half an hour, whatever the config says
-    deepspeed.utils.groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=config.training.hang_timeout_s))
+    # or DeepSpeed would make a group of its own, whose collectives would wait for half an hour, whatever the config says
+    deepspeed.utils.groups._WORLD_GROUP = torch.distributed.group.WORLD
     model = FlatModel(judge.model)
     engine, *_ = deepspeed.initialize(
         model=model,

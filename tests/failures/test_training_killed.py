@@ -110,13 +110,18 @@ def wait_until_gone(worker: psutil.Process) -> None:
             time.sleep(0.05)
 
 
-def train_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def actors(process: subprocess.Popen[str], kind: str) -> list[psutil.Process]:
+    """Those of the command's Ray whose processes are named so."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "RayTrainWorker" in " ".join(child.cmdline()):
+            if kind in " ".join(child.cmdline()):
                 found.append(child)
     return found
+
+
+def train_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return actors(process, "RayTrainWorker")
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +191,20 @@ def test_a_worker_killed_is_replaced_within_the_command(counts: Any, start: Star
     workers = training.workers_at_step(process, 1)
     (training.wait_for_step if kind == "step" else training.wait_for_save)(process, number)
     workers[number % 2].kill()
+    counts.add("kills")
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said
+    assert said.count("starting them again, 1 of 3") == 1 and "2 of 3" not in said
+    check_same(counts, training, unbroken, {})
+
+
+@pytest.mark.failures
+def test_ray_s_controller_killed_is_replaced_within_the_command(counts: Any, start: Start, unbroken: Training) -> None:
+    training = start("controller")
+    process = training.start()
+    training.wait_for_step(process, 17)
+    (controller,) = actors(process, "TrainController")
+    controller.kill()
     counts.add("kills")
     _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said

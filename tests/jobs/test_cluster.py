@@ -30,7 +30,9 @@ def test_a_cluster_whose_nodes_are_too_small_is_noticed(monkeypatch: pytest.Monk
 PROGRAM = """
 from jobs.cluster import ray_cluster
 with ray_cluster(3):
-    import ray
+    import psutil, ray
+    running = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert any("raylet" in one for one in running) and not any("log_monitor.py" in one for one in running), running
     print("CPUs", int(ray.cluster_resources()["CPU"]))
 """
 
