@@ -11,8 +11,8 @@ from pipeline.errors import ConfigError, RetryableError
 
 @contextlib.contextmanager
 def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[bool]:
-    """Connect, and leave at the end; whether it is a local one, of this command alone. RetryableError: the cluster does not answer. `num_cpus` and `num_gpus` are what a local one must offer at least;
-    ConfigError: this machine has not so many GPUs."""
+    """Connect, and leave at the end; whether it is a local one, of this command alone. RetryableError: the cluster does not answer. `num_cpus` and
+    `num_gpus` are what a local one must offer at least; ConfigError: this machine has not so many GPUs."""
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
