@@ -11,8 +11,8 @@ from pipeline.errors import ConfigError, RetryableError
 
 @contextlib.contextmanager
 def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[bool]:
-    """Connect, and leave at the end; whether it is a local one, of this command alone. RetryableError: the cluster does not answer. `num_cpus` and
-    `num_gpus` are what a local one must offer at least; ConfigError: this machine has not so many GPUs."""
+    """Connect, and leave at the end. Yields whether it is a local one, of this command alone. RetryableError: the cluster does not answer.
+    `num_cpus` and `num_gpus` are what a local one must offer at least; ConfigError: this machine has not so many GPUs."""
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
@@ -24,16 +24,17 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[bool]:
             # "local", or Ray would join, or refuse to join, a cluster that somebody else has started on this machine
             num_cpus = max(num_cpus, os.cpu_count() or 1)
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node away; its actor would wake all the time
-            os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")  # nobody looks at the dashboard, for which it looks at all processes
+            os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")  # Ray's agent looks at all processes for a dashboard that is not there
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, configure_logging=False)
-            # it reads all logs ten times a second, and nobody asks it what they say
-            ray._private.worker._global_node.kill_log_monitor(check_alive=False)
     except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         where = f"at RAY_ADDRESS={address}" if address else "on this machine"
         raise RetryableError(f"Ray {where} did not start or answer ({type(error).__name__}: {error}); check it and run again") from error
     end_on_sigterm()
     try:
         if not address:
+            # it reads all logs ten times a second, and nobody asks it what they say; no loss if another Ray calls it otherwise
+            with contextlib.suppress(AttributeError):
+                ray._private.worker._global_node.kill_log_monitor(check_alive=False)
             check_gpus(int(ray.cluster_resources().get("GPU", 0)), num_gpus)
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield not address

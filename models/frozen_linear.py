@@ -63,7 +63,7 @@ def lay_out_frozen(module: nn.Module) -> None:
     if not torch.backends.mkldnn.is_available():
         return
     for name, linear in list(module.named_modules()):
-        # one with hooks stays: they would be lost
+        # one that something is to happen before stays, or it would happen no more
         if type(linear) is nn.Linear and not linear._forward_pre_hooks and can_be_laid_out(linear.weight):
             replace_module(module, name, FrozenLinear(linear))
 

@@ -52,13 +52,13 @@ class RelevanceModel(nn.Module):
             if packed is None:
                 hidden_BSD = trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling)
             else:
-                if self.read_tokens is not None:
-                    self.read_tokens.begin(packed.last_B)
+                assert self.read_tokens is not None, "take_packed was called"
+                self.read_tokens.begin(packed.last_B)
                 hidden_BSD = last_token_states(self.trunk, input_ids_BS, packed)
         return pool(hidden_BSD, mask_BS, self.pooling)
 
     def take_packed(self) -> None:
-        """Have `forward` take `packed` rows too. ValueError: the trunk's attention cannot be had so."""
+        """Have `forward` take `packed` rows too. To be called before `compile_layers`. ValueError: the trunk's attention cannot be had so."""
         attend_row_by_row(self.trunk)
         if self.read_tokens is None:
             self.read_tokens = ReadTokens(transformer_layers(self.trunk)[1][-1], self.routing)

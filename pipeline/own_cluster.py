@@ -8,14 +8,14 @@ from typing import Any
 
 
 def go_without_sharing(trainer: Any) -> None:
-    """Have Ray's trainer start no actor that a cluster of one machine and one job has no use for. After workers were lost, call `free_places`."""
+    """Have Ray's trainer start no actor that a cluster of one machine and one job has no use for. `free_places` must be called before it starts."""
     callbacks = trainer._create_default_callbacks()
     # it frees the workers' places should the controller die: so does `free_places`
     trainer._create_default_callbacks = lambda: [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
     run = trainer._initialize_and_run_controller
 
     def run_at_fixed_size(**parts: Any) -> Any:
-        # it asks an actor of its own for machines
+        # the policy asks an actor of its own for machines
         parts["scaling_policy"].after_controller_start = ask_for_none
         parts["scaling_policy"]._maybe_send_resource_request = ask_for_none
         return run(**parts)
@@ -28,7 +28,7 @@ def ask_for_none(*_: Any) -> None:
 
 
 def free_places() -> None:
-    """Take back all places of workers: what a controller that died had reserved would be waited for in vain."""
+    """Take back all places of workers: for what a controller that died had reserved the next one would wait in vain."""
     import ray
     from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 

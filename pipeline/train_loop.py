@@ -110,7 +110,8 @@ def build_engine(config: RunConfig, judge: Judge) -> Any:
 
     # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # or DeepSpeed would make a group of its own, whose collectives would wait for half an hour, whatever the config says
+    # or DeepSpeed would make a group of its own, whose collectives would wait for half an hour, whatever the config says. Its experts and hpZ, which
+    # we do not have, would hang with this one: they look for the end of its ranks
     deepspeed.utils.groups._WORLD_GROUP = torch.distributed.group.WORLD
     model = FlatModel(judge.model)
     engine, *_ = deepspeed.initialize(

@@ -42,7 +42,7 @@ class Worker:
     rank: int
     world_size: int
     flops_per_token: int
-    flops_per_row: int  # on top
+    flops_per_row: int  # beside those of its tokens
     peak_flops_per_s: float  # of this rank
     watch: Watch
     beginning_T: np.ndarray | None  # tokens that each task's rows begin with, for packed rows; None: rows are padded

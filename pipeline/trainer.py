@@ -155,8 +155,6 @@ def fit(
             if restarts > MAX_RESTARTS or Path(settings["stop_path"]).exists():
                 lost = f"training workers were lost ({last_line(error)}); run the same command again: it goes on from its last checkpoint"
                 raise RetryableError(lost) from error
-            if own_cluster:
-                free_places()
             gauges.restarted()
             say(f"  workers were lost ({last_line(error)}); starting them again, {restarts} of {MAX_RESTARTS} times from one checkpoint")
             for problem in problems:
@@ -194,6 +192,7 @@ def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path, 
     )
     go_without(trainer)
     if own_cluster:
+        free_places()
         go_without_sharing(trainer)
     trainer.fit()
 

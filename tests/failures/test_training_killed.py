@@ -202,8 +202,9 @@ def test_a_worker_killed_is_replaced_within_the_command(counts: Any, start: Star
 def test_ray_s_controller_killed_is_replaced_within_the_command(counts: Any, start: Start, unbroken: Training) -> None:
     training = start("controller")
     process = training.start()
-    training.wait_for_step(process, 17)
+    training.workers_at_step(process, 1)
     (controller,) = actors(process, "TrainController")
+    training.wait_for_step(process, 17)
     controller.kill()
     counts.add("kills")
     _, said = process.communicate(timeout=TIMEOUT_S)

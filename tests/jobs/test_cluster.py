@@ -28,10 +28,14 @@ def test_a_cluster_whose_nodes_are_too_small_is_noticed(monkeypatch: pytest.Monk
 
 
 PROGRAM = """
+import contextlib
 from jobs.cluster import ray_cluster
 with ray_cluster(3):
     import psutil, ray
-    running = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    running = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            running.append(" ".join(child.cmdline()))
     assert any("raylet" in one for one in running) and not any("log_monitor.py" in one for one in running), running
     print("CPUs", int(ray.cluster_resources()["CPU"]))
 """

@@ -5,6 +5,7 @@ Shape legend: B rows, T tasks.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,17 @@ from tiny_trunks import WORDS, tiny_llama, write_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.backbone import load_backbone
-from models.config import BackboneConfig, DoRAConfig, HydraLoRAConfig, LoRAConfig, ModelConfig, MTLLoRAConfig, PerTaskLoRAConfig
+from models.config import (
+    BackboneConfig,
+    DoRAConfig,
+    HydraLoRAConfig,
+    LoRAConfig,
+    ModelConfig,
+    MoELoRAConfig,
+    MTLLoRAConfig,
+    MultiLoRAConfig,
+    PerTaskLoRAConfig,
+)
 from models.flat import FlatModel
 from models.packing import FromRows, OfBeginnings, ToRows, attend_in_products, attended, pack
 from models.relevance import RelevanceModel, build_model
@@ -58,6 +69,8 @@ METHODS = {
     "mtl_lora of diagonals": {"method": MTLLoRAConfig, "transform": "diagonal"},
     "lora": {"method": LoRAConfig},
     "per_task_lora": {"method": PerTaskLoRAConfig},
+    "multi_lora of all linears": {"method": MultiLoRAConfig, "target_modules": "all-linear"},
+    "moe_lora of all linears": {"method": MoELoRAConfig, "target_modules": "all-linear"},
     "hydra_lora": {"method": HydraLoRAConfig},
     "dora": {"method": DoRAConfig},
 }
@@ -89,8 +102,9 @@ def test_so_they_are_with_attention_written_out(fresh_model: FreshModel) -> None
     check_against_padded(model, [3, 9, 1])
 
 
-def test_so_they_are_where_states_are_recomputed(fresh_model: FreshModel) -> None:
-    model = fresh_model(stir=5)
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), "all-linear"])
+def test_so_they_are_where_states_are_recomputed(fresh_model: FreshModel, targets: Any) -> None:
+    model = fresh_model(stir=5, target_modules=targets)
     model.enable_gradient_checkpointing()
     check_against_padded(model, [3, 9, 1])
 

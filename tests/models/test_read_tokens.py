@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from models.adapters.routing import TaskRouting
 from models.config import LoRAConfig, MTLLoRAConfig
 from models.frozen_linear import FrozenLinear, lay_out_frozen
 from models.packing import pack
+from models.read_tokens import ReadTokens
 from models.relevance import RelevanceModel
 from pipeline.speed import flops_per_token, step_flops
 
@@ -65,22 +67,39 @@ def test_all_tokens_go_through_keys_and_values_alone(fresh_model: FreshModel, ta
 
 
 @pytest.mark.parametrize("broken", ["layers.1.mlp", "layers.1.self_attn.o_proj.base", "layers.1.self_attn.k_proj", "norm"])
-def test_a_pass_that_fails_leaves_the_next_ones_as_they_were(fresh_model: FreshModel, broken: str) -> None:
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_pass_that_fails_leaves_the_next_ones_as_they_were(fresh_model: FreshModel, broken: str, error: type[BaseException]) -> None:
     model = fresh_model(stir=5, target_modules="all-linear")
     model.take_packed()
     with torch.no_grad():
         packed, padded = packed_pass(model), padded_pass(model)
 
         def fail(module: torch.nn.Module, args: Any) -> None:
-            raise OSError("as it may be")
+            raise error("as it may be")
 
         module = model.trunk.get_submodule(broken.replace("k_proj", "k_proj.base"))
         handle = module.register_forward_pre_hook(fail)
-        with pytest.raises(OSError, match="as it may be"):
+        with pytest.raises(error, match="as it may be"):
             packed_pass(model)
         handle.remove()
         assert model.routing.task is None and model.routing.in_flight is None
         assert torch.equal(padded_pass(model), padded) and torch.equal(packed_pass(model), packed)
+
+
+def test_of_several_outputs_the_first_is_put_back() -> None:
+    class Doubled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+            return 2 * x, x.shape[1]
+
+    routing, layer = TaskRouting(), torch.nn.ModuleDict({"mlp": Doubled()})
+    read, x_153 = ReadTokens(layer, routing), torch.rand(1, 5, 3)
+    with routing.tasks(torch.zeros(1, 5, dtype=torch.long)):
+        assert layer["mlp"](x_153)[1] == 5
+        read.begin(torch.tensor([1, 4]))
+        y_153, taken = layer["mlp"](x_153)
+    expected = torch.zeros(1, 5, 3)
+    expected[:, [1, 4]] = 2 * x_153[:, [1, 4]]
+    assert taken == 2 and torch.equal(y_153, expected)
 
 
 def test_a_linear_that_it_hooks_is_not_replaced(fresh_model: FreshModel) -> None:

@@ -1,11 +1,13 @@
 """What Ray Train is spared on a cluster of one command. That a killed controller is replaced there is tested under tests/failures."""
 
+import importlib
 from typing import Any
 
+import pytest
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline.own_cluster import go_without_sharing
+from pipeline.own_cluster import free_places, go_without_sharing
 
 
 def test_no_actor_asks_for_machines_or_frees_places_and_all_else_is_ray_s_own() -> None:
@@ -28,3 +30,13 @@ def test_no_actor_asks_for_machines_or_frees_places_and_all_else_is_ray_s_own() 
     policy.make_decision_for_running_worker_group(None, None)
     policy._cancel_resource_request()
     assert policy._coordinator_client is None
+
+
+def test_all_places_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[Any] = []
+    held = ["0123456789abcdef0123456789abcdef0a00", "ffffffffffffffffffffffffffffffff0a00"]
+    places = importlib.import_module("ray.util.placement_group")  # ray.util has a function of that name
+    monkeypatch.setattr(places, "placement_group_table", lambda: dict.fromkeys(held, {"state": "CREATED"}))
+    monkeypatch.setattr(places, "remove_placement_group", lambda place: freed.append(place.id.hex()))
+    free_places()
+    assert freed == held

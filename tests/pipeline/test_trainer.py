@@ -138,7 +138,7 @@ def fitted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
     """(what was said, starts of the workers) where each start ends as one of these says: an error, a step that is kept before workers are lost, or
     None."""
 
-    def run(*ends: Exception | int | None, stop: bool = False, own_cluster: bool = False) -> tuple[list[str], int]:
+    def run(*ends: Exception | int | None, stop: bool = False) -> tuple[list[str], int]:
         said: list[str] = []
         plan, left = plan_training(config), list(ends)
         open_checkpoints(plan, said.append)
@@ -155,9 +155,8 @@ def fitted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise end
 
         monkeypatch.setattr(trainer, "run_workers", started)
-        monkeypatch.setattr(trainer, "free_places", lambda: said.append("places are free"))
         try:
-            trainer.fit(config, paths, plan.dir / "ray", own_cluster, said.append, SimpleNamespace(restarted=lambda: None))
+            trainer.fit(config, paths, plan.dir / "ray", False, said.append, SimpleNamespace(restarted=lambda: None))
         finally:
             run.starts = len(ends) - len(left)  # type: ignore[attr-defined]
         return said, len(ends) - len(left)
@@ -171,12 +170,6 @@ def test_lost_workers_are_started_again_three_times_from_one_checkpoint_and_no_m
     with pytest.raises(RetryableError, match="workers were lost .*run the same command again"):
         fitted(LostError(), LostError(), LostError(), LostError(), None)
     assert fitted.starts == 4
-
-
-@pytest.mark.parametrize("own_cluster", [True, False])
-def test_on_a_cluster_of_its_own_it_takes_back_the_places_of_lost_workers(fitted: Any, own_cluster: bool) -> None:
-    said, _ = fitted(LostError(), LostError(), None, own_cluster=own_cluster)
-    assert said.count("places are free") == (2 if own_cluster else 0)
 
 
 def test_a_training_that_gets_on_is_started_again_as_often_as_it_takes(fitted: Any) -> None:

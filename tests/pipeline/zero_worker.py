@@ -97,6 +97,7 @@ def train_with_deepspeed(model: FlatModel, stage: int, rank: int) -> dict[str, A
     from pipeline.zero import deepspeed_config, gradient_norms
 
     training = TrainingConfig(num_workers=2, batch_rows=8)
+    deepspeed.utils.groups._WORLD_GROUP = torch.distributed.group.WORLD  # as training has it
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=list(model.trainable_state().values()),
