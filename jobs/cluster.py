@@ -34,7 +34,7 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[bool]:
         if not address:
             # it reads all logs ten times a second, and nobody asks it what they say; no loss if another Ray calls it otherwise
             with contextlib.suppress(AttributeError):
-                ray._private.worker._global_node.kill_log_monitor(check_alive=False)
+                ray._private.worker._global_node.kill_log_monitor(check_alive=False)  # type: ignore[attr-defined]
             check_gpus(int(ray.cluster_resources().get("GPU", 0)), num_gpus)
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield not address
