@@ -41,10 +41,6 @@ class ReadTokens:
         for handle in self.handles:
             handle.remove()
 
-    def num_frozen(self) -> int:
-        """Numbers of the frozen matrices that only read tokens go through."""
-        return sum(p.numel() for module in self.modules for p in module.parameters() if not p.requires_grad and p.ndim == 2)
-
     def begin(self, read_B: torch.Tensor) -> None:
         """The pass in flight, of tokens whose tasks are known, is read at these."""
         in_flight = self.routing.in_flight

@@ -9,9 +9,8 @@ from typing import Any
 
 def go_without_sharing(trainer: Any) -> None:
     """Have Ray's trainer start no actor that a cluster of one machine and one job has no use for. `free_places` must be called before it starts."""
-    callbacks = trainer._create_default_callbacks()
     # it frees the workers' places should the controller die: so does `free_places`
-    trainer._create_default_callbacks = lambda: [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
+    leave_out_callback(trainer, "PlacementGroupCleanerCallback")
     run = trainer._initialize_and_run_controller
 
     def run_at_fixed_size(**parts: Any) -> Any:
@@ -21,6 +20,12 @@ def go_without_sharing(trainer: Any) -> None:
         return run(**parts)
 
     trainer._initialize_and_run_controller = run_at_fixed_size
+
+
+def leave_out_callback(trainer: Any, kind: str) -> None:
+    """Have Ray's trainer go without the one of its own callbacks that is of the class named so."""
+    callbacks = trainer._create_default_callbacks()
+    trainer._create_default_callbacks = lambda: [one for one in callbacks if type(one).__name__ != kind]
 
 
 def ask_for_none(*_: Any) -> None:

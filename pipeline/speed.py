@@ -95,5 +95,5 @@ def flops_per_token(model: nn.Module) -> int:
 
 def step_flops(model: RelevanceModel) -> tuple[int, int]:
     """Of a training step, for each token, and beside it for each row: where rows are packed, parts of the last layer take one token of a row."""
-    of_rows = 4 * model.read_tokens.num_frozen() if model.read_tokens is not None else 0
+    of_rows = sum(flops_per_token(module) for module in model.read_tokens.modules) if model.read_tokens is not None else 0
     return flops_per_token(model) - of_rows, of_rows

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, Retr
 from pipeline.files import read_json, remove_tree, write_json
 from pipeline.gauges import TrainingGauges
 from pipeline.live import LiveFollower, OnLine
-from pipeline.own_cluster import free_places, go_without_sharing
+from pipeline.own_cluster import free_places, go_without_sharing, leave_out_callback
 from pipeline.reader import find_partitions
 from pipeline.train_loop import StoppedError, train_worker
 from pipeline.training_plan import TrainingPlan, changes
@@ -201,9 +201,8 @@ def go_without(trainer: Any) -> None:
     """Take from Ray's trainer what it would set up in vain."""
     # this would stay after the training and end the command with 0
     trainer._register_sigint_handler = lambda controller: None
-    callbacks = trainer._create_default_callbacks()
     # an actor that hands out ray.data's datasets, of which there are none: even idle it wakes a hundred times a second, on cores that train
-    trainer._create_default_callbacks = lambda: [one for one in callbacks if type(one).__name__ != "DatasetsCallback"]
+    leave_out_callback(trainer, "DatasetsCallback")
 
 
 def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> Exception | None:
