@@ -23,6 +23,10 @@ OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 2.0
 ANSWER_S = 60.0  # that a request may take
 AGENT_WAIT_S = 30.0  # for a process that takes jobs, on a cluster that has just been started
+NO_AGENT = (
+    "the cluster's head node has no agent that takes jobs: it may still be starting, or another Ray on that machine has its port, "
+    "which the head's dashboard_agent.log then says; run the same command again, or start the head with another --dashboard-agent-listen-port"
+)
 KINDS = {kind.exit_code: kind for kind in (RelevanceError, ConfigError, RetryableError, DamagedInputError)}
 HEADINGS = ("job", "state", "started", "took")
 
@@ -70,15 +74,18 @@ def submit_job(client: Any, config: RunConfig, command: list[str], again: bool, 
 
 
 def when_there_is_an_agent(submit: Callable[..., Any], **job: Any) -> None:
-    """Submit a job. A cluster that has just been started answers before it has a process that takes jobs, and says so."""
+    """Submit a job. A cluster that has just been started answers before it has a process that takes jobs, and says so.
+    RetryableError: it has none after AGENT_WAIT_S."""
     deadline_s = time.monotonic() + AGENT_WAIT_S
     while True:
         try:
             submit(**job)
             return
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline_s:
+            if "No available agent" not in str(error):
                 raise
+            if time.monotonic() > deadline_s:
+                raise RetryableError(NO_AGENT) from error
         time.sleep(1)
 
 

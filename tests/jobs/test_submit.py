@@ -20,7 +20,7 @@ from servers import free_port, wait_for_port
 from jobs.ray_jobs import job_stem, submit_job
 from jobs.submit_paths import check_paths
 from pipeline.config import build_config, read_config, read_settings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RetryableError
 from pipeline.logs import Console
 
 TOKEN = "0123456789abcdef" * 2
@@ -47,6 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "PATH": f"{programs}:{os.environ['PATH']}"}
     environment.pop("RAY_ADDRESS", None)
     words = ["start", "--head", "--port", str(free_port()), "--dashboard-port", str(port), "--num-cpus", "2", "--disable-usage-stats"]
+    words += ["--dashboard-agent-listen-port", str(free_port())]  # every Ray on a machine takes the same one else, and only the first gets it
     short = Path("/tmp") / f"ray-{os.getpid()}"  # sockets below have names of at most 107 letters
     process = subprocess.Popen(
         [RAY, *words, "--include-dashboard", "true", "--temp-dir", str(short), "--block"],
@@ -199,6 +200,18 @@ def test_a_cluster_that_has_just_been_started_is_waited_for(
     with contextlib.nullcontext() if passes else pytest.raises(RuntimeError, match=refusal):
         submit_job(jobs, config, ["score"], False, Console())
     assert bool(jobs.submitted) == passes and not refusals
+
+
+def test_a_cluster_that_never_has_an_agent_is_said_to_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.ray_jobs.AGENT_WAIT_S", -1.0)
+    config = read_config(write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere")))
+
+    class Agentless(Jobs):
+        def submit_job(self, submission_id: str, **job: Any) -> None:
+            raise RuntimeError("No available agent to submit job, please try again later.")
+
+    with pytest.raises(RetryableError, match="another Ray on that machine has its port.*--dashboard-agent-listen-port"):
+        submit_job(Agentless(), config, ["score"], False, Console())
 
 
 def test_a_job_s_name_follows_from_all_that_the_command_is_given(tmp_path: Path) -> None:
