@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from pipeline.rank_shares import deal_by_length, deal_by_task
+
 POOL_BATCHES = 32  # batches whose rows are sorted by length together: enough to leave few pads, few enough to keep batches random
 
 
@@ -63,17 +65,26 @@ class Sampler:
         epoch, index = divmod(step, self.batches_per_epoch)
         return self.plan(epoch).batch(index)
 
-    def rank_rows(self, step: int, rank: int, world_size: int) -> np.ndarray:
-        """The rows of that batch that fall to one rank, maybe none: neighbours in length go to different ranks, so that none waits."""
-        return self.global_rows(step)[rank::world_size]
+    def rank_rows(self, step: int, rank: int, world_size: int, beginning_T: np.ndarray | None = None) -> np.ndarray:
+        """The rows of that batch that fall to one rank, maybe none: so that none waits long. `beginning_T`: the tokens that each task's rows begin
+        with alike, where rows are packed and go through these once; None where they are padded."""
+        return self._rank_share(self.global_rows(step), rank, world_size, beginning_T)
 
-    def micro_rows(self, step: int, rank: int, world_size: int, token_budget: int | None) -> list[np.ndarray]:
+    def micro_rows(
+        self, step: int, rank: int, world_size: int, token_budget: int | None, beginning_T: np.ndarray | None = None
+    ) -> list[np.ndarray]:  # fmt: skip
         """One rank's rows of a step in the passes they are taken in, as many for every rank, maybe without a row. A pass has at most
         `token_budget` tokens a rank with its padding, as far as one row does; without a budget there is one pass."""
         if token_budget is None:
-            return [self.rank_rows(step, rank, world_size)]
+            return [self.rank_rows(step, rank, world_size, beginning_T)]
         rows = self.global_rows(step)
-        return [part[rank::world_size] for part in np.split(rows, pass_ends(self.length_N[rows], world_size, token_budget))]
+        parts = np.split(rows, pass_ends(self.length_N[rows], world_size, token_budget))
+        return [self._rank_share(part, rank, world_size, beginning_T) for part in parts]
+
+    def _rank_share(self, rows: np.ndarray, rank: int, world_size: int, beginning_T: np.ndarray | None) -> np.ndarray:
+        if beginning_T is None or world_size == 1:
+            return rows[deal_by_length(len(rows), world_size)[rank]]
+        return rows[deal_by_task(self.length_N[rows], self.task_N[rows], beginning_T, world_size)[rank]]
 
     def _plan(self, epoch: int) -> BatchPlan:
         random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
@@ -149,9 +150,9 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
         newest = agreed_checkpoint(checkpoints, worker.rank)
         worker.watch.alive()
         step, best = restore_checkpoint(worker.engine, newest) if newest else (0, None)
-        writer.kept_step = step
+        starts_after = writer.kept_step = step
         shared = None if worker.beginning_T is None else worker.beginning_T.tolist()
-        tell({"starts_after": step, "best": best.facts() if best else None, "tokens_shared": shared, "seconds": seconds, "at_s": time.time()})
+        tell({"starts_after": starts_after, "best": best.facts() if best else None, "tokens_shared": shared, "seconds": seconds, "at_s": time.time()})
         if any_rank(asked(), worker.judge.device):
             raise stopped(step)
         worker.watch.alive()
@@ -168,6 +169,9 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
             started_s = time.monotonic()
             done = train_step(worker, step, stop=asked())
             record = live_record(worker, done, time.monotonic() - started_s)
+            if step == starts_after:  # what loading and compiling left is looked through once, and not between later steps again
+                gc.collect()
+                gc.freeze()
             step += 1
             if step % worker.config.training.checkpoint_every_steps == 0 and step < worker.num_steps and not done.stop:
                 with clock(record["seconds"], "checkpoint"):

@@ -89,7 +89,8 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
         group["lr"] = group["peak_rate"] * done.rate_share
     with done.clock("data"):
         rows = worker.sampler.global_rows(step)
-        parts = worker.sampler.micro_rows(step, worker.rank, worker.world_size, worker.config.training.micro_batch_tokens)
+        budget = worker.config.training.micro_batch_tokens
+        parts = worker.sampler.micro_rows(step, worker.rank, worker.world_size, budget, worker.beginning_T)
     # DeepSpeed averages over ranks: times the world size over the batch's whole weight, that is the exact weighted mean over its rows
     scale = worker.world_size / max(float(worker.encoded.weight_N[rows].sum()), 1e-12)
     sums_2T = torch.zeros(2, len(worker.config.tasks), device=worker.judge.device)

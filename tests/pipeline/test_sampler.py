@@ -98,13 +98,17 @@ def test_a_task_without_a_row_takes_no_place() -> None:
     assert set(sampler.task_N[np.concatenate(epoch_batches(sampler, 0))].tolist()) == {0, 2}
 
 
+BEGINNINGS = [None, np.array([3, 0, 3]), np.array([0, 0, 0])]  # the shortest row has 4 tokens
+
+
+@pytest.mark.parametrize("beginning_T", BEGINNINGS)
 @pytest.mark.parametrize("rows", [800, 785, 787])
-def test_ranks_share_out_every_batch_and_the_batch_is_the_same_for_every_world_size(rows: int) -> None:
+def test_ranks_share_out_every_batch_and_the_batch_is_the_same_for_every_world_size(rows: int, beginning_T: np.ndarray | None) -> None:
     sampler = build_sampler((rows - 100, 90, 10))
     for step in range(2 * sampler.batches_per_epoch):
         whole = sorted(sampler.global_rows(step).tolist())
         for world_size in (1, 2, 4):
-            parts = [sampler.rank_rows(step, rank, world_size) for rank in range(world_size)]
+            parts = [sampler.rank_rows(step, rank, world_size, beginning_T) for rank in range(world_size)]
             assert sorted(np.concatenate(parts).tolist()) == whole
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -114,12 +118,15 @@ def test_the_last_batch_is_kept_however_small(rows: int, sizes: list[int]) -> No
     assert Counter(map(len, epoch_batches(build_sampler((rows,)), 0))) == Counter(sizes)
 
 
+@pytest.mark.parametrize("beginning_T", BEGINNINGS[:2])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])
 @pytest.mark.parametrize("budget", [64, 200, 1_000, 100_000, None])
-def test_passes_hold_every_row_of_the_step_once_within_the_budget_and_as_many_for_every_rank(world_size: int, budget: int | None) -> None:
+def test_passes_hold_every_row_of_the_step_once_within_the_budget_and_as_many_for_every_rank(
+    world_size: int, budget: int | None, beginning_T: np.ndarray | None
+) -> None:  # fmt: skip
     sampler = build_sampler(batch_rows=50)
     for step in range(sampler.batches_per_epoch):
-        parts_R = [sampler.micro_rows(step, rank, world_size, budget) for rank in range(world_size)]
+        parts_R = [sampler.micro_rows(step, rank, world_size, budget, beginning_T) for rank in range(world_size)]
         assert len({len(parts) for parts in parts_R}) == 1
         assert sorted(np.concatenate([row for parts in parts_R for row in parts]).tolist()) == sorted(sampler.global_rows(step).tolist())
         for part in [part for parts in parts_R for part in parts if len(part) > 1 and budget]:
