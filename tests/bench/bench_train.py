@@ -1,10 +1,11 @@
 """How fast training is beside what people use: `python tests/bench/bench_train.py [--steps N] [--rounds N] [--batch-rows N] [--only SIDE ..]`. Needs
 the real pairs of ../shared/data.
 
-SmolLM2-135M in its own precision, batches of 8 real pairs, the same rows on every side, two threads or one GPU, sides in turn, each in a process of
-its own, medians. Sides: our `relevance train` (Ray Train, DeepSpeed), with compiled layers and without, on one worker of two threads and on two of
-one; Hugging Face's Trainer with PEFT's LoRA of as many parameters on AutoModelForSequenceClassification, with its default padding and with batches
-grouped by length; a bare PyTorch loop over our model and our batches. Prints what each took, and as its last line one JSON object.
+SmolLM2-135M in its own precision, batches of 8 real pairs, the same rows on every side, two threads or one GPU, sides in turn, each in processes of
+its own, medians. Sides: our `relevance train` (Ray Train, DeepSpeed), with compiled layers and without; Hugging Face's Trainer with PEFT's LoRA of
+as many parameters on AutoModelForSequenceClassification, with its default padding and with batches grouped by length; a bare PyTorch loop over our
+model and our batches. All on one process of two threads, and on two workers of one thread that share each batch. Prints what each took, and as its
+last line one JSON object.
 """
 
 import argparse
@@ -15,9 +16,25 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from train_sides import ROOT, SIDES, SPENT, Figures, prepare
+from plain_sides import bare, hugging_face, in_two_processes
+from train_sides import ROOT, SPENT, Figures, ours, prepare
+
+SIDES: dict[str, Callable[[Path, int], Figures]] = {
+    "ours": lambda run_dir, steps: ours(run_dir, steps, 1, compiled=False),
+    "ours, compiled": lambda run_dir, steps: ours(run_dir, steps, 1, compiled=True),
+    "ours, saving": lambda run_dir, steps: ours(run_dir, steps, 1, compiled=False, save_every=5),
+    "bare loop": lambda run_dir, steps: bare(run_dir, steps, False),
+    "bare loop, compiled": lambda run_dir, steps: bare(run_dir, steps, True),
+    "HF Trainer, default": lambda run_dir, steps: hugging_face(run_dir, steps, False),
+    "HF Trainer, grouped": lambda run_dir, steps: hugging_face(run_dir, steps, True),
+    "ours, compiled, 2 workers": lambda run_dir, steps: ours(run_dir, steps, 2, compiled=True),
+    "bare loop, compiled, 2 workers": lambda run_dir, steps: in_two_processes(bare, run_dir, steps, True),
+    "HF Trainer, default, 2 workers": lambda run_dir, steps: in_two_processes(hugging_face, run_dir, steps, False),
+    "HF Trainer, grouped, 2 workers": lambda run_dir, steps: in_two_processes(hugging_face, run_dir, steps, True),
+}
 
 RATIOS = {
     "speed_over_hf_trainer": ("ours, compiled", "HF Trainer, default"),
@@ -26,7 +43,10 @@ RATIOS = {
     "compiled_over_compiled_bare_loop": ("ours, compiled", "bare loop, compiled"),
     "uncompiled_over_hf_trainer": ("ours", "HF Trainer, default"),
     "uncompiled_over_hf_grouped": ("ours", "HF Trainer, grouped"),
-    "two_workers_over_hf_trainer": ("ours, compiled, 2 workers", "HF Trainer, default"),
+    "two_workers_over_hf_trainer": ("ours, compiled, 2 workers", "HF Trainer, default, 2 workers"),
+    "two_workers_over_hf_grouped": ("ours, compiled, 2 workers", "HF Trainer, grouped, 2 workers"),
+    "two_workers_over_bare_loop": ("ours, compiled, 2 workers", "bare loop, compiled, 2 workers"),
+    "two_workers_over_hf_trainer_of_one": ("ours, compiled, 2 workers", "HF Trainer, default"),
 }
 SHARED_DATA = ROOT.parent / "shared" / "data"
 

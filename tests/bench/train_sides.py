@@ -1,7 +1,4 @@
-"""The sides of bench_train.py: each trains on the same rows and tells how many pairs a second it took, on a GPU where there is one.
-
-Each side is called in a process of its own.
-"""
+"""Our side of bench_train.py: `relevance train` from the command to the end, on rows that all sides take."""
 
 import json
 import os
@@ -9,9 +6,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,6 @@ BATCH_ROWS = int(os.environ.get("BENCH_BATCH_ROWS", "8"))  # as bench_train.py h
 WARM_STEPS = 5  # that do not count: first touch of memory, libraries' own set-up
 SPENT = ("data", "forward", "backward", "communication", "optimizer")
 SAVE_EVERY = 200  # steps between two saves, unless a config says otherwise
-LORA_RANK = 15  # 1.73 M parameters beside MTL-LoRA's 1.70 M
 
 Figures = dict[str, float]
 
@@ -122,111 +116,3 @@ def save_cost(counted: list[dict[str, Any]]) -> float:
     usual_s = statistics.median(pace[False]) * tokens
     held_s = statistics.median(line["seconds"]["checkpoint"] for line in counted if "checkpoint" in line["seconds"])
     return (held_s + max(0.0, statistics.median(pace[True]) * tokens - usual_s)) / (SAVE_EVERY * usual_s)
-
-
-def step_rows(run_dir: Path, steps: int) -> list[Any]:
-    """Row numbers of each step, as our sampler has them."""
-    from pipeline.train_loop import build_sampler
-
-    sampler = build_sampler(read_run(run_dir), encoded_rows(run_dir))
-    return [sampler.global_rows(step) for step in range(steps)]
-
-
-def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
-    """Our model and batches in a loop of plain torch."""
-    import torch
-
-    from models.losses import row_losses, task_sums
-    from pipeline.batches import collate
-    from pipeline.head_start import start_heads
-    from pipeline.judge import fresh_judge
-    from pipeline.optimizer import build_optimizer
-    from pipeline.row_packing import packed_beginnings
-    from pipeline.speed import wait_for
-
-    torch.set_num_threads(2)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config, encoded = read_run(run_dir), encoded_rows(run_dir)
-    judge = fresh_judge(config, device)
-    beginning_T = packed_beginnings(config, judge, encoded)
-    start_heads(judge, encoded, beginning_T)
-    if compiled:
-        judge.model.compile_layers()
-    judge.model.train()
-    optimizer = build_optimizer(judge.model, config.optimizer)
-    relevant_from_T = torch.tensor([task.relevant_from for task in config.tasks], device=device)
-    trained = list(judge.model.trainable_state().values())
-    times, tokens = [time.perf_counter()], [0, 0]
-    for rows in step_rows(run_dir, steps):
-        batch = collate(encoded, rows, len(config.tasks), judge.pad_id, beginning_T).to(device)
-        logits_BC = judge.model(*batch.inputs)
-        loss_B = row_losses(logits_BC, batch.label_B, relevant_from_T[batch.task_B])
-        loss_T, _ = task_sums(loss_B, batch.weight_B, batch.task_B, len(config.tasks))
-        (loss_T.sum() / len(rows)).backward()
-        torch.nn.utils.clip_grad_norm_(trained, config.optimizer.gradient_clipping)
-        optimizer.step()
-        optimizer.zero_grad()
-        wait_for(device)
-        times.append(time.perf_counter())
-        tokens = [tokens[0] + batch.num_padding, tokens[1] + batch.input_ids_BS.numel()]
-    return {"pairs_per_s": (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS]), "padding": tokens[0] / tokens[1]}
-
-
-def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
-    """transformers' Trainer over the very rows of our steps."""
-    import numpy as np
-    import torch
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
-
-    from models.backbone import choose_dtype, resolve_folder
-    from pipeline.speed import wait_for
-
-    torch.set_num_threads(2)
-    config, encoded = read_run(run_dir), encoded_rows(run_dir)
-    folder = resolve_folder(config.backbone)
-    rows = np.concatenate(step_rows(run_dir, steps)).tolist()
-    items = [{"input_ids": encoded.ids[encoded.starts[row] : encoded.starts[row + 1]].tolist(), "labels": int(encoded.label_N[row])} for row in rows]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    dtype = choose_dtype(config.backbone.dtype)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=4, dtype=dtype, pad_token_id=tokenizer.pad_token_id)
-    targets = list(config.adapter.target_modules)
-    lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=targets)
-    model = get_peft_model(model, lora)
-    collate, tokens, times = DataCollatorWithPadding(tokenizer), [0, 0], []
-
-    def counted(examples: list[dict[str, Any]]) -> Any:
-        batch = collate(examples)
-        tokens[0] += sum(len(example["input_ids"]) for example in examples)
-        tokens[1] += batch["input_ids"].numel()
-        return batch
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            wait_for(model.device)
-            times.append(time.perf_counter())
-
-    with tempfile.TemporaryDirectory() as out_dir:
-        strategy = {"train_sampling_strategy": "group_by_length"} if grouped else {}
-        arguments = TrainingArguments(
-            out_dir, per_device_train_batch_size=BATCH_ROWS, max_steps=steps, report_to=[], save_strategy="no", logging_strategy="no",
-            use_cpu=not torch.cuda.is_available(), disable_tqdm=True, learning_rate=5e-4, seed=17, **strategy,
-        )  # fmt: skip
-        trainer = Trainer(model=model, args=arguments, train_dataset=items, data_collator=counted, callbacks=[Clock()])
-        trainer.train()
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    pairs_per_s = (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS - 1])
-    return {"pairs_per_s": pairs_per_s, "padding": 1 - tokens[0] / tokens[1], "trained": trained}
-
-
-SIDES: dict[str, Callable[[Path, int], Figures]] = {
-    "ours": lambda run_dir, steps: ours(run_dir, steps, 1, compiled=False),
-    "ours, compiled": lambda run_dir, steps: ours(run_dir, steps, 1, compiled=True),
-    "ours, compiled, 2 workers": lambda run_dir, steps: ours(run_dir, steps, 2, compiled=True),
-    "ours, saving": lambda run_dir, steps: ours(run_dir, steps, 1, compiled=False, save_every=5),
-    "bare loop": lambda run_dir, steps: bare(run_dir, steps, compiled=False),
-    "bare loop, compiled": lambda run_dir, steps: bare(run_dir, steps, compiled=True),
-    "HF Trainer, default": lambda run_dir, steps: hugging_face(run_dir, steps, grouped=False),
-    "HF Trainer, grouped": lambda run_dir, steps: hugging_face(run_dir, steps, grouped=True),
-}
