@@ -33,6 +33,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python tests/bench/bench_data.py
 	$(BIN)/python tests/bench/bench_adapters.py
 	$(BIN)/python tests/bench/bench_packing.py
+	$(BIN)/python tests/bench/bench_rank_shares.py
 	$(BIN)/python tests/bench/bench_train.py
 	$(BIN)/python tests/bench/bench_zero_memory.py
 	$(BIN)/python tests/bench/bench_bootstrap.py

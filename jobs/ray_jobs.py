@@ -34,7 +34,8 @@ HEADINGS = ("job", "state", "started", "took")
 def run_submit(config: RunConfig, console: Console, command: list[str], address: str, again: bool, wait: bool) -> dict[str, Any]:
     """Submit `relevance <command> --config <this one>`, or find the job that does or did it; with `wait`, follow it to its end.
 
-    Errors: that of the job's exit code where it ended with one; ConfigError: the cluster does not let us in; RetryableError: it does not answer.
+    Errors: that of the job's exit code where it ended with one; ConfigError: the cluster does not let us in; RetryableError: it does not answer,
+    or takes no jobs.
     """
     with asking(address) as client:
         name = submit_job(client, config, command, again, console)

@@ -5,7 +5,8 @@ Shape legend: B rows of the batch, I rows of one rank, J rows of another, T task
 
 import numpy as np
 
-SWAPS = 8  # for each rank, at most; with 2, ranks of 32 rows and more were further apart than rows dealt by length
+SWAPS = 8  # tried times the number of ranks, at most; with 2, ranks of 32 rows and more were further apart than rows dealt by length
+LIGHTEST = 4  # ranks that the one with most tokens may swap with: with all of them dealing takes time and gains nothing
 
 
 def deal_by_length(num_rows: int, world_size: int) -> list[np.ndarray]:
@@ -15,14 +16,15 @@ def deal_by_length(num_rows: int, world_size: int) -> list[np.ndarray]:
 
 def deal_by_task(length_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, world_size: int) -> list[np.ndarray]:
     """Each rank's places among rows that are to lie end to end. Their first `beginning_T` tokens are alike in all of a task's rows, and a rank goes
-    through these once if it has any of them. So rows of a task stay together as far as that takes tokens from the rank that has most."""
+    through these once if it has any of them. So rows of a task stay together as far as that takes tokens from the rank that has most; where it is no
+    gain they are dealt by length."""
     tail_B = length_B - beginning_T[task_B]
     dealt = [swapped(tail_B, task_B, beginning_T, together(length_B, task_B, world_size)), deal_by_length(len(length_B), world_size)]
     return min(dealt, key=lambda shares: max(tokens_of(tail_B[share], task_B[share], beginning_T) for share in shares))
 
 
 def together(length_B: np.ndarray, task_B: np.ndarray, world_size: int) -> list[np.ndarray]:
-    """As few tasks a rank as equal numbers of rows allow, and each rank's rows of a task of all its lengths."""
+    """Few tasks a rank: rows in the order of their tasks, cut into equal numbers. Of a task that several share each gets rows of all lengths."""
     order = np.lexsort((length_B, task_B))
     rank_B = np.repeat(np.arange(world_size), [len(part) for part in np.array_split(order, world_size)])
     for task in np.unique(task_B):
@@ -36,12 +38,12 @@ def together(length_B: np.ndarray, task_B: np.ndarray, world_size: int) -> list[
 def swapped(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, shares: list[np.ndarray]) -> list[np.ndarray]:
     """The same with rows swapped as long as the rank with most tokens gets fewer."""
     shares = [share.copy() for share in shares]
+    tokens = [tokens_of(tail_B[share], task_B[share], beginning_T) for share in shares]
     for _ in range(SWAPS * len(shares)):
-        tokens = [tokens_of(tail_B[share], task_B[share], beginning_T) for share in shares]
         most = int(np.argmax(tokens))
         found: tuple[int, int, int] | None = None
         fewest = tokens[most]
-        for other in [rank for rank, share in enumerate(shares) if rank != most and len(share)]:
+        for other in [rank for rank in np.argsort(tokens, kind="stable")[:LIGHTEST].tolist() if rank != most and len(shares[rank])]:
             mine_IJ = tokens[most] + changes(tail_B, task_B, beginning_T, shares[most], shares[other])
             theirs_IJ = tokens[other] + changes(tail_B, task_B, beginning_T, shares[other], shares[most]).T
             larger_IJ = np.maximum(mine_IJ, theirs_IJ)
@@ -52,6 +54,8 @@ def swapped(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, sha
             break
         other, mine, theirs = found
         shares[most][mine], shares[other][theirs] = shares[other][theirs], shares[most][mine]
+        for rank in (most, other):
+            tokens[rank] = tokens_of(tail_B[shares[rank]], task_B[shares[rank]], beginning_T)
     return shares
 
 

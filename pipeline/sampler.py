@@ -1,4 +1,4 @@
-"""Which rows make up which batch: a pure function of (seed, epoch, step, rank, world size), so that resuming is arithmetic.
+"""Which rows make up which batch: a pure function of (seed, epoch, step, rank, world size) and the rows, so that resuming is arithmetic.
 
 Every row comes exactly once an epoch (or its task's quota of times), batches mix tasks, and rows of a batch have like lengths.
 """

@@ -4,8 +4,8 @@ the real pairs of ../shared/data.
 SmolLM2-135M in its own precision, batches of 8 real pairs, the same rows on every side, two threads or one GPU, sides in turn, each in processes of
 its own, medians. Sides: our `relevance train` (Ray Train, DeepSpeed), with compiled layers and without; Hugging Face's Trainer with PEFT's LoRA of
 as many parameters on AutoModelForSequenceClassification, with its default padding and with batches grouped by length; a bare PyTorch loop over our
-model and our batches. All on one process of two threads, and on two workers of one thread that share each batch. Prints what each took, and as its
-last line one JSON object.
+model and our batches. All on one process of two threads, the compiled ones and the Trainer also on two workers of one thread that share each batch.
+Prints what each took, and as its last line one JSON object.
 """
 
 import argparse

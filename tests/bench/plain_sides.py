@@ -1,6 +1,6 @@
 """The other sides of bench_train.py: a bare loop over our model and batches, and Hugging Face's Trainer, on the rows of our steps.
 
-Each is called in a process of its own, or in one of two that torch.distributed.run starts, which share each batch. On a GPU where there is one.
+Each is called in a process of its own, or in one of two, which share each batch. On a GPU where there is one.
 """
 
 import json
@@ -25,7 +25,7 @@ def step_sampler(run_dir: Path) -> Any:
 
 
 def in_two_processes(side: Callable[..., Figures], *arguments: Any) -> Figures:
-    """A side of two workers, as torch.distributed.run would start them; what the first of them tells."""
+    """A side of two workers, with the variables that torchrun would give them; what the first of them tells, its own padding among it."""
     import torch
 
     with socket.socket() as found:
@@ -77,7 +77,7 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     torch.set_num_threads(2 // world_size)
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
     config, encoded, sampler = read_run(run_dir), encoded_rows(run_dir), step_sampler(run_dir)
     judge = fresh_judge(config, device)
     beginning_T = packed_beginnings(config, judge, encoded)

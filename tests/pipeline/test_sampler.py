@@ -145,10 +145,11 @@ def test_a_batch_depends_on_its_step_alone_and_on_nothing_asked_before() -> None
         assert np.array_equal(other.global_rows(int(step)), in_order[step])
 
 
-def test_a_resumed_run_reads_what_an_unbroken_one_would_have() -> None:
-    unbroken = [build_sampler().rank_rows(step, 1, 2).tolist() for step in range(45, 60)]
+@pytest.mark.parametrize("beginning_T", BEGINNINGS[:2])
+def test_a_resumed_run_reads_what_an_unbroken_one_would_have(beginning_T: np.ndarray | None) -> None:
+    unbroken = [build_sampler().rank_rows(step, 1, 2, beginning_T).tolist() for step in range(45, 60)]
     resumed = build_sampler()
-    assert [resumed.rank_rows(step, 1, 2).tolist() for step in range(45, 60)] == unbroken
+    assert [resumed.rank_rows(step, 1, 2, beginning_T).tolist() for step in range(45, 60)] == unbroken
 
 
 def test_seeds_and_epochs_order_rows_differently() -> None:
