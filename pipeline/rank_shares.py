@@ -20,7 +20,7 @@ def deal_by_task(length_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarr
     gain they are dealt by length."""
     tail_B = length_B - beginning_T[task_B]
     dealt = [swapped(tail_B, task_B, beginning_T, together(length_B, task_B, world_size)), deal_by_length(len(length_B), world_size)]
-    return min(dealt, key=lambda shares: max(tokens_of(tail_B[share], task_B[share], beginning_T) for share in shares))
+    return min(dealt, key=lambda shares: max(tokens_of_ranks(tail_B, task_B, beginning_T, shares)))
 
 
 def together(length_B: np.ndarray, task_B: np.ndarray, world_size: int) -> list[np.ndarray]:
@@ -38,7 +38,7 @@ def together(length_B: np.ndarray, task_B: np.ndarray, world_size: int) -> list[
 def swapped(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, shares: list[np.ndarray]) -> list[np.ndarray]:
     """The same with rows swapped as long as the rank with most tokens gets fewer."""
     shares = [share.copy() for share in shares]
-    tokens = [tokens_of(tail_B[share], task_B[share], beginning_T) for share in shares]
+    tokens = tokens_of_ranks(tail_B, task_B, beginning_T, shares)
     for _ in range(SWAPS * len(shares)):
         most = int(np.argmax(tokens))
         found: tuple[int, int, int] | None = None
@@ -62,6 +62,11 @@ def swapped(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, sha
 def tokens_of(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray) -> int:
     """What a rank goes through that takes these rows."""
     return int(tail_B.sum() + beginning_T[np.unique(task_B)].sum())
+
+
+def tokens_of_ranks(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, shares: list[np.ndarray]) -> list[int]:
+    """What each rank goes through."""
+    return [tokens_of(tail_B[share], task_B[share], beginning_T) for share in shares]
 
 
 def changes(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, given_I: np.ndarray, taken_J: np.ndarray) -> np.ndarray:

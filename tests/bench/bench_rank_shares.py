@@ -14,7 +14,7 @@ from timing import SEED, pair_lengths, print_table
 
 from models.backbone import resolve_folder
 from models.config import BackboneConfig
-from pipeline.rank_shares import deal_by_length, deal_by_task, tokens_of
+from pipeline.rank_shares import deal_by_length, deal_by_task, tokens_of_ranks
 from pipeline.sampler import Sampler
 
 TASKS, SHIPPED, BATCHES = 4, 10, 50
@@ -36,7 +36,7 @@ def over_one_rank(world_size: int, batch_rows: int, instruction: int, lengths: l
         by_task = deal_by_task(length_B, task_B, beginning_T, world_size)
         seconds += time.perf_counter() - started_s
         for number, shares in enumerate(([np.arange(len(rows))], deal_by_length(len(rows), world_size), by_task)):
-            tokens[number] += len(shares) * max(tokens_of((length_B - instruction)[share], task_B[share], beginning_T) for share in shares)
+            tokens[number] += len(shares) * max(tokens_of_ranks(length_B - instruction, task_B, beginning_T, shares))
     return tokens[1] / tokens[0], tokens[2] / tokens[0], 1e3 * seconds / (step + 1)
 
 

@@ -6,14 +6,13 @@ Bytes of the model's numbers and of the optimizer's (moments, and the flat copie
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 WORLD_SIZE = 2
 CASES: dict[str, dict[str, Any]] = {
     **{f"ZeRO {stage}": {"zero_stage": stage} for stage in (0, 1, 2, 3)},
@@ -78,10 +77,9 @@ def main() -> None:
     if arguments.rank is not None:
         be_rank(arguments.rank, arguments.port, arguments.source)
         return
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    command = [sys.executable, __file__, "--source", arguments.source, "--port", port]
+    from servers import free_port
+
+    command = [sys.executable, __file__, "--source", arguments.source, "--port", str(free_port())]
     ranks = [subprocess.Popen([*command, "--rank", str(r)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for r in range(WORLD_SIZE)]
     outputs = [rank.communicate()[0] for rank in ranks]
     lines = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]

@@ -5,7 +5,6 @@ Each is called in a process of its own, or in one of two, which share each batch
 
 import json
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,22 +16,13 @@ from train_sides import BATCH_ROWS, WARM_STEPS, Figures, encoded_rows, read_run
 LORA_RANK = 15  # 1.73 M parameters beside MTL-LoRA's 1.70 M
 
 
-def step_sampler(run_dir: Path) -> Any:
-    """What says which rows a step has."""
-    from pipeline.train_loop import build_sampler
-
-    return build_sampler(read_run(run_dir), encoded_rows(run_dir))
-
-
 def in_two_processes(side: Callable[..., Figures], *arguments: Any) -> Figures:
     """A side of two workers, with the variables that torchrun would give them; what the first of them tells, its own padding among it."""
     import torch
+    from servers import free_port
 
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     with tempfile.TemporaryDirectory() as name:
-        torch.multiprocessing.spawn(one_of_two, (port, Path(name) / "figures.json", side, arguments), nprocs=2)
+        torch.multiprocessing.spawn(one_of_two, (free_port(), Path(name) / "figures.json", side, arguments), nprocs=2)
         figures: Figures = json.loads((Path(name) / "figures.json").read_text())
         return figures
 
@@ -72,13 +62,15 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     from pipeline.optimizer import build_optimizer
     from pipeline.row_packing import packed_beginnings
     from pipeline.speed import wait_for
+    from pipeline.train_loop import build_sampler
 
     rank, world_size = place()
     torch.set_num_threads(2 // world_size)
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
     device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
-    config, encoded, sampler = read_run(run_dir), encoded_rows(run_dir), step_sampler(run_dir)
+    config, encoded = read_run(run_dir), encoded_rows(run_dir)
+    sampler = build_sampler(config, encoded)
     judge = fresh_judge(config, device)
     beginning_T = packed_beginnings(config, judge, encoded)
     start_heads(judge, encoded, beginning_T, rank, world_size)
@@ -115,10 +107,12 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
 
     from models.backbone import choose_dtype, resolve_folder
     from pipeline.speed import wait_for
+    from pipeline.train_loop import build_sampler
 
     _, world_size = place()
     torch.set_num_threads(2 // world_size)
-    config, encoded, sampler = read_run(run_dir), encoded_rows(run_dir), step_sampler(run_dir)
+    config, encoded = read_run(run_dir), encoded_rows(run_dir)
+    sampler = build_sampler(config, encoded)
     folder = resolve_folder(config.backbone)
     rows = np.concatenate([sampler.global_rows(step) for step in range(steps)]).tolist()
     items = [{"input_ids": encoded.ids[encoded.starts[row] : encoded.starts[row + 1]].tolist(), "labels": int(encoded.label_N[row])} for row in rows]

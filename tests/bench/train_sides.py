@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 BATCH_ROWS = int(os.environ.get("BENCH_BATCH_ROWS", "8"))  # as bench_train.py hands it on
 WARM_STEPS = 5  # that do not count: first touch of memory, libraries' own set-up
 SPENT = ("data", "forward", "backward", "communication", "optimizer")

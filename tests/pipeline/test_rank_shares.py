@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from pipeline.rank_shares import changes, deal_by_length, deal_by_task, together, tokens_of
+from pipeline.rank_shares import changes, deal_by_length, deal_by_task, together, tokens_of, tokens_of_ranks
 
 BEGINNING_T = np.array([10, 25, 0, 7])
 
@@ -17,10 +17,9 @@ def batch(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(random.integers(26, 80, num_rows)), task_B
 
 
-def most(shares: list[np.ndarray], length_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray = BEGINNING_T) -> int:
+def most(shares: list[np.ndarray], length_B: np.ndarray, task_B: np.ndarray) -> int:
     """Tokens of the rank that has most."""
-    tail_B = length_B - beginning_T[task_B]
-    return max(tokens_of(tail_B[share], task_B[share], beginning_T) for share in shares)
+    return max(tokens_of_ranks(length_B - BEGINNING_T[task_B], task_B, BEGINNING_T, shares))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
