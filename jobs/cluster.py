@@ -10,8 +10,8 @@ from pipeline.errors import ConfigError, RetryableError
 
 
 @contextlib.contextmanager
-def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[bool]:
-    """Connect, and leave at the end. Yields whether it is a local one, of this command alone. RetryableError: the cluster does not answer.
+def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
+    """Connect, and leave at the end. RetryableError: the cluster does not answer.
     `num_cpus` and `num_gpus` are what a local one must offer at least; ConfigError: this machine has not so many GPUs."""
     import ray
 
@@ -37,7 +37,7 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[bool]:
                 ray._private.worker._global_node.kill_log_monitor(check_alive=False)  # type: ignore[attr-defined]
             check_gpus(int(ray.cluster_resources().get("GPU", 0)), num_gpus)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        yield not address
+        yield
     finally:
         ray.shutdown()
 

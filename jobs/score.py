@@ -7,14 +7,12 @@ from typing import Any
 
 from jobs.cluster import no_node_for, ray_cluster
 from jobs.score_live import ScoringLive, live_path
-from jobs.score_precision import choose_precision, known_precision
 from pipeline.commit import newest_records, put_record, sweep_orphans
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.fetched import FetchedVersion, resolve_champion
 from pipeline.lease import Lease
 from pipeline.logs import Console
-from pipeline.precision import NATIVE, PrecisionChoice
 from pipeline.score import scored_units
 from pipeline.score_outcome import Outcome
 from pipeline.score_run import drift_lines, run_record, spent_lines
@@ -35,22 +33,21 @@ def run_score(config: RunConfig, console: Console, logical_date: str | None = No
     if champion.registry_away:
         console.say(f"  {champion.registry_away}; going on with version {champion.version}, the champion by the promotion log, whose files are here")
     with Lease(scores, console.say) as lease:
-        choice = choose_precision(dated, champion, console, all_tasks)
         lease.check()
-        to_do, published = plan_units(dated, champion.bundle_sha256, all_tasks, choice.ways)
+        to_do, published = plan_units(dated, champion.bundle_sha256, all_tasks)
         console.say(f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published before")
         sweep_orphans(scores)
         started_s = time.time()  # the wait for a lease says nothing of the pace
-        outcomes = score_units(dated, champion, to_do, console, lease, choice) if to_do else []
+        outcomes = score_units(dated, champion, to_do, console, lease) if to_do else []
         record = run_record(scores, run, champion, [*published, *to_do], outcomes, started_s, config.scoring.drift_refuse)
-        kept = put_record(scores, {**record, **choice.facts(), "logical_date": logical_date})
+        kept = put_record(scores, {**record, "logical_date": logical_date})
     for line in [*spent_lines(record, min(config.scoring.num_actors, len(to_do))), *drift_lines(record, config.scoring.drift_warn)]:
         console.say(f"  {line}")
     check_outcomes(outcomes)
     if not record["accepted"]:
         limit = f"{record['largest_drift']:.2f}, scoring.drift_refuse is {config.scoring.drift_refuse}"
         raise DataRefusedError(f"scores moved by a stability index of {limit}; the labels are published, but this is not the run that read_run reads")
-    return {"scores": scores.place, "run": kept, "precision": choice.precision, **{name: record[name] for name in SUMMARY}}
+    return {"scores": scores.place, "run": kept, **{name: record[name] for name in SUMMARY}}
 
 
 def new_run_name() -> str:
@@ -73,11 +70,10 @@ def run_backfill(config: RunConfig, console: Console, first: str, last: str, all
 def run_plan(config: RunConfig, console: Console, days: Sequence[str | None], all_tasks: bool = False) -> dict[str, Any]:
     """What would be scored, with the time it would take at the pace of the last run that scored something so; no label is written."""
     champion = resolve_champion(config)
-    ways = known_precision(config, champion, console, all_tasks).ways
     to_do: list[Unit] = []
     num_published = 0
     for day in days:
-        units, published = plan_units(on_date(config, day), champion.bundle_sha256, all_tasks, ways)
+        units, published = plan_units(on_date(config, day), champion.bundle_sha256, all_tasks)
         to_do += units
         num_published += len(published)
     for unit in to_do[:SHOWN_UNITS]:
@@ -120,7 +116,7 @@ def read_date(text: str) -> date:
 
 
 def score_units(
-    config: RunConfig, champion: FetchedVersion, to_do: list[Unit], console: Console, lease: Lease, choice: PrecisionChoice = NATIVE
+    config: RunConfig, champion: FetchedVersion, to_do: list[Unit], console: Console, lease: Lease
 ) -> list[Outcome]:
     """Score units on Ray."""
     from filelock import FileLock
@@ -137,7 +133,7 @@ def score_units(
             each = f"{scoring.threads_per_actor} CPUs" + " and a GPU" * scoring.use_gpu
             console.say(f"  no node of the cluster has {each} now, which an actor takes (scoring.threads_per_actor, use_gpu); waiting for one")
         live = ScoringLive(path, config.name, to_do, progress)
-        for outcome in scored_units(config, to_do, champion, choice):
+        for outcome in scored_units(config, to_do, champion):
             live.unit_done(outcome)
             lease.check()
         return live.done

@@ -30,9 +30,9 @@ def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
     console.say(f"  starting {training.num_workers} workers (ZeRO stage {config.deepspeed.zero_stage}) ...")
     status = "FAILED"
     try:
-        with ray_cluster(training.num_workers * training.threads_per_worker, training.num_workers * training.use_gpu) as own_cluster:
+        with ray_cluster(training.num_workers * training.threads_per_worker, training.num_workers * training.use_gpu):
             encoding = LateLine(console, "encode", "rows")
-            run_training(plan, own_cluster, encoding.update, watch.seen, console.say)
+            run_training(plan, encoding.update, watch.seen, console.say)
         status = "FINISHED"
     except (KeyboardInterrupt, StoppedError):
         status = "FINISHED" if plan.is_finished() else "KILLED"

@@ -14,7 +14,6 @@ from models.adapters.routing import TaskRouting
 from models.backbone import Backbone
 from models.branch import TaskBranch
 from models.config import ModelConfig
-from models.frozen_linear import lay_out_frozen
 from models.heads import Pooling, TaskHeads, pool, trunk_states
 from models.inject import adapted_layers, inject, transformer_layers
 from models.packing import PackedRows, attend_as_before, attend_row_by_row, last_token_states
@@ -30,7 +29,6 @@ class RelevanceModel(nn.Module):
         self.heads = heads
         self.routing = routing
         self.pooling = pooling
-        self.packs_rows: bool | None = None  # unknown until rows are packed for the first time
         self.adapted = list(adapted_layers(trunk).values())
         self.read_tokens: ReadTokens | None = None  # where it takes `packed`
 
@@ -93,64 +91,20 @@ class RelevanceModel(nn.Module):
         pooled_TBD = pooled if branch.branched else pooled.repeat(num_tasks, 1)
         return dict(enumerate(self.heads(pooled_TBD, task_TB).view(num_tasks, num_rows, -1)))
 
-    def judge_packed(self, input_ids_P: torch.Tensor, length_B: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
-        """`forward` of rows laid end to end without padding: ids (P,), the rows' lengths and tasks (B,) -> logits (B, C).
-
-        For decoders whose attention keeps rows apart by their positions, as those with rotary positions do; the first call tries it out.
-        ValueError: this one does not, or it pools over tokens.
-        """
-        if self.packs_rows is None:
-            self.packs_rows = self.pooling == "last" and self.keeps_rows_apart()
-        if not self.packs_rows:
-            raise ValueError("this backbone does not keep rows apart that lie end to end; pad them and call the model")
-        end_B = length_B.cumsum(0)
-        with self.tasks(task_B.repeat_interleave(length_B)[None]):
-            hidden_1PD = self.packed_states(input_ids_P, length_B)
-        return self.heads(pool(hidden_1PD[0, end_B - 1].unsqueeze(1), torch.ones_like(end_B)[:, None], self.pooling), task_B)
-
-    def packed_states(self, input_ids_P: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
-        """The trunk's last states (1, P, D), each row counting its positions from 0."""
-        start_B = length_B.cumsum(0) - length_B
-        position_P = torch.arange(len(input_ids_P), device=input_ids_P.device) - start_B.repeat_interleave(length_B)
-        trunk: Any = self.trunk
-        try:
-            return trunk(input_ids=input_ids_P[None], position_ids=position_P[None], use_cache=False).last_hidden_state
-        except TypeError:  # it takes no positions, so it cannot tell rows by them
-            return trunk(input_ids=input_ids_P[None], use_cache=False).last_hidden_state
-
-    @torch.no_grad()
-    def keeps_rows_apart(self) -> bool:
-        """Whether a row that lies behind another one gets the states that it gets alone, tried without dropout on two short rows of unlike
-        tokens."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        trunk: Any = self.trunk
-        embedding = trunk.get_input_embeddings()
-        ids_8 = torch.arange(1, 9, device=embedding.weight.device) % embedding.num_embeddings
-        task_18 = torch.zeros(1, 8, dtype=torch.long, device=ids_8.device)
-        with self.tasks(task_18):
-            behind_4D = self.packed_states(ids_8, torch.tensor([4, 4], device=ids_8.device))[0, 4:]
-        with self.tasks(task_18[:, 4:]):
-            alone_4D = self.packed_states(ids_8[4:], torch.tensor([4], device=ids_8.device))[0]
-        for module, training in modes:
-            module.training = training
-        return bool((behind_4D - alone_4D).norm() <= 0.02 * alone_4D.norm())  # bfloat16 differs by a hundredth with the order of sums
-
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass instead of keeping its states, with the task ids of its own forward pass."""
         trunk: Any = self.trunk
         trunk.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self.routing.checkpoint_contexts})
 
     def compile_layers(self) -> None:
-        """Have torch.compile fuse the small operations of each of the trunk's layers, for batches of any shape, and frozen weights laid out for
-        products on a CPU (`lay_out_frozen`). Compiling happens in the first passes; parameters must stay where they are from then on."""
+        """Have torch.compile fuse the small operations of each of the trunk's layers, for batches of any shape. Compiling happens in the first
+        passes; parameters must stay where they are from then on."""
         torch._dynamo.config.recompile_limit = COMPILED_FORMS
         # or sizes that happen to be alike in the first batch, as of tasks in it and of a rank, would be taken for the same, and compiled anew later
         torch.fx.experimental._config.use_duck_shape = False
         # or it would first try to keep factors that never change open, and then start over
         torch._dynamo.config.specialize_float = True
         layers = transformer_layers(self.trunk)[1]
-        lay_out_frozen(layers)
         if adapted_layers(layers[0]):
             # as all other layers' input has: without a gradient the first would be compiled on its own; it takes a few products in one layer
             trunk: Any = self.trunk

@@ -54,8 +54,7 @@ class TrainingConfig(Frozen):
     checkpoint_every_steps: int = Field(default=200, ge=1)
     hang_timeout_s: float = Field(default=600.0, gt=0)  # without progress, loading the model included: then workers are given up and started again
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about a third more time
-    # torch.compile: faster steps, after a minute or so of compiling; needs a C++ compiler on every worker, and in float32 on a CPU three times the
-    # memory for the frozen weights
+    # torch.compile: faster steps, after a minute or so of compiling; needs a C++ compiler on every worker
     compile_layers: bool = False
 
     @model_validator(mode="after")

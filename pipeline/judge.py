@@ -4,7 +4,7 @@ Shape legend: N rows, C labels of the finest task.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from pydantic import TypeAdapter
 from models.backbone import Backbone, BackboneUnavailableError, load_backbone, load_tokenizer
 from models.bundle import Bundle, BundleRefusedError, read_bundle
 from models.config import BackboneConfig, ModelConfig
-from models.quantize import Precision
 from models.relevance import RelevanceModel, build_model
 from pipeline.batches import EncodedRows, encode_rows
 from pipeline.calibrate import Calibration
@@ -41,7 +40,6 @@ class Judge:
     backbone: Backbone
     device: torch.device
     task_judges: dict[int, TaskJudge] = field(default_factory=dict)  # of the tasks that were asked for
-    precision: Precision = "native"
 
     def encode(self, tables: dict[str, pa.Table]) -> EncodedRows:
         """Token ids of the rows of each task."""
@@ -59,10 +57,6 @@ class Judge:
             logits_NC[mine, : of_task.shape[1]] = of_task
         return logits_NC
 
-    def with_precision(self, precision: Precision) -> "Judge":
-        """The same model judging in a precision; what is merged or rounded for it is its own."""
-        return replace(self, task_judges={}, precision=precision)
-
     def spent(self, task: Task) -> Spent:
         """What judging rows of a task took so far."""
         return self.of_task([one.name for one in self.tasks].index(task.name)).spent
@@ -70,7 +64,7 @@ class Judge:
     def of_task(self, index: int) -> TaskJudge:
         """The judge of one task by its number. ValueError: there is none."""
         if index not in self.task_judges:
-            self.task_judges[index] = TaskJudge(self.model, index, self.pad_id, self.device, self.precision)
+            self.task_judges[index] = TaskJudge(self.model, index, self.pad_id, self.device)
         return self.task_judges[index]
 
     @property

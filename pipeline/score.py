@@ -22,7 +22,6 @@ from pipeline.config import RunConfig
 from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.fetched import FetchedVersion
 from pipeline.files import remove_tree
-from pipeline.precision import NATIVE, PrecisionChoice
 from pipeline.read_ahead import OnRows
 from pipeline.row_errors import part_rows
 from pipeline.score_cache import ScoreCache, cached_files
@@ -60,9 +59,8 @@ class UnitScorer:
             try:
                 check_start(starts, settings["num_actors"], device)
                 starts.begin()
-                native, self.bundle = load_judge(Path(settings["bundle_dir"]), settings["bundle_sha256"], device)
+                self.judge, self.bundle = load_judge(Path(settings["bundle_dir"]), settings["bundle_sha256"], device)
                 starts.done()
-                self.judge = native.with_precision(settings["precision"])
                 self.refusal = self._check_canaries(None)
                 self.token_s = seconds_at_peak(self.judge.model, device, self.judge.backbone.dtype)
             except RelevanceError as error:  # an actor that does not start is started again and tells nobody why
@@ -78,12 +76,10 @@ class UnitScorer:
             return ""
         reference = read_reference(Path(self.settings["reference"]), self.bundle.sha256)
         found = canary_difference(self.judge, reference, self.settings["batch_tokens"], all_tasks)
-        moved_by_int8 = self.settings["canary_moves"]
-        if found <= self.settings["canary_tolerance"] + moved_by_int8:
+        if found <= self.settings["canary_tolerance"]:
             return ""
         moved = f"canary rows are judged otherwise here than when the version was evaluated: by up to {found:.4f}"
-        of_int8 = f" and the {moved_by_int8:.4f} of int8" if moved_by_int8 else ""
-        limit = f"more than scoring.canary_tolerance {self.settings['canary_tolerance']}{of_int8}"
+        limit = f"more than scoring.canary_tolerance {self.settings['canary_tolerance']}"
         return f"{moved}, {limit}; nothing was published from here. Compare the software and the hardware of both"
 
     def outcome(self, unit: Unit) -> Outcome:
@@ -158,7 +154,6 @@ class UnitScorer:
                 return self._score(unit, attempts)
             raise
         facts = label_facts(unit, tasks, whole.num_rows, scored, markets, self.settings["model_version"], self.bundle.sha256)
-        facts |= {} if self.judge.precision == "native" else {"precision": self.judge.precision}
         assert scored.num_rows == len(tasks) * (whole.num_rows - errors.num_rows), "rows in are labels and errors together, of each task"
         publish_partition(self.scores, unit.partition, scored, facts, errors)
         took = {name: value - before[name] for name, value in spent().items()}
@@ -176,7 +171,7 @@ class UnitScorer:
         return self.all_tasks
 
 
-def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Path, choice: PrecisionChoice = NATIVE) -> dict[str, Any]:
+def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Path) -> dict[str, Any]:
     """What an actor is told, as plain values."""
     return {
         "bundle_dir": str(version.bundle_dir),
@@ -185,26 +180,24 @@ def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Pat
         "reference": str(version.reference_path) if version.reference_path.is_file() else None,
         "canary_tolerance": config.scoring.canary_tolerance,
         "scores": str(config.scores_place),
-        "known_files": cached_files(config.scores_place, version.bundle_sha256, choice.precision),
+        "known_files": cached_files(config.scores_place, version.bundle_sha256),
         "attempts_dir": str(attempts_dir),
         "num_actors": config.scoring.num_actors,
         "threads": config.scoring.threads_per_actor,
         "batch_tokens": config.scoring.batch_tokens,
         "hang_timeout_s": config.scoring.hang_timeout_s,
         "use_gpu": config.scoring.use_gpu,
-        "precision": choice.precision,
-        "canary_moves": choice.canary_moves,
     }
 
 
-def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion, choice: PrecisionChoice = NATIVE) -> Iterator[Outcome]:
+def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion) -> Iterator[Outcome]:
     """Each unit's outcome as it comes. Ray must be running."""
     from ray.exceptions import RayError
 
     attempts_dir = config.run_dir / "scoring" / uuid.uuid4().hex[:12]
     sweep_attempts(attempts_dir.parent)
     attempts_dir.mkdir(parents=True)
-    settings = actor_settings(config, champion, attempts_dir, choice)
+    settings = actor_settings(config, champion, attempts_dir)
     left, lost, failed = {unit.partition: unit for unit in units}, "", False
     for _ in range(MAX_ATTEMPTS):
         try:

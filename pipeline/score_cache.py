@@ -66,13 +66,13 @@ def hashes_as_numpy(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate([np.frombuffer(chunk.buffers()[1], f"S{HASH_BYTES}")[chunk.offset : chunk.offset + len(chunk)] for chunk in chunks])
 
 
-def cached_files(root: Root, bundle_sha256: str, precision: str = "native") -> dict[str, list[dict[str, Any]]]:
-    """The label files of each task in the last accepted runs, where those were of the same model and the labels of the same precision; newest runs
-    first, until there are MAX_ROWS labels."""
+def cached_files(root: Root, bundle_sha256: str) -> dict[str, list[dict[str, Any]]]:
+    """The label files of each task in the last accepted runs of the same model; newest runs first, until there are MAX_ROWS labels. Labels that an
+    earlier release scored in int8 are left out."""
     files: dict[str, list[dict[str, Any]]] = {}
     rows = 0
     for manifest in known_manifests(root, bundle_sha256):
-        if manifest.get("precision", "native") != precision:
+        if manifest.get("precision", "native") != "native":
             continue
         rows += manifest["rows"]
         if rows > MAX_ROWS:

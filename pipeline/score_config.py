@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from pipeline.frozen import Frozen
 from pipeline.store import is_bucket
@@ -29,13 +29,5 @@ class ScoringConfig(Frozen):
     batch_tokens: int = Field(default=4096, ge=64)  # tokens of one forward pass, padding included
     hang_timeout_s: float = Field(default=600.0, gt=0)  # an actor whose pass takes so long ends itself and is started again
     canary_tolerance: float = Field(default=0.02, gt=0)  # that probabilities of canary rows may differ by from those of the version's evaluation
-    int8: bool = False  # large matrices in int8 on CPUs, where that is faster and within int8_tolerance; decided once for a model and a place
-    int8_tolerance: float = Field(default=0.01, gt=0)  # mean absolute difference of a task's calibrated probabilities that int8 may make
     drift_warn: float = Field(default=0.1, gt=0)  # stability index of a task or market, against the last run or the test rows, that is told
     drift_refuse: float | None = Field(default=None, gt=0)  # the same, that ends the run with exit 1 and keeps it from being read as the last one
-
-    @model_validator(mode="after")
-    def _int8_is_for_cpus(self) -> "ScoringConfig":
-        if self.int8 and self.use_gpu:
-            raise ValueError("scoring.int8 is for CPUs, where it saves time; leave it off or set scoring.use_gpu to false")
-        return self

@@ -47,10 +47,10 @@ def on_date(config: RunConfig, date: str | None) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"to_score": as_place(there)})})
 
 
-def plan_units(config: RunConfig, bundle_sha256: str, all_tasks: bool = False, ways: tuple[str, ...] = ()) -> tuple[list[Unit], list[Unit]]:
-    """(units still to score, those published before), in a fixed order: task by task. `ways`: of scoring beside that for all tasks. Who takes up a
-    unit sees whether it was published since."""
-    done, ways = published_partitions(config.scores_place), (*ways, *([ALL_TASKS] if all_tasks else []))
+def plan_units(config: RunConfig, bundle_sha256: str, all_tasks: bool = False) -> tuple[list[Unit], list[Unit]]:
+    """(units still to score, those published before), in a fixed order: task by task. Who takes up a unit sees whether it was published
+    since."""
+    done, ways = published_partitions(config.scores_place), [ALL_TASKS] if all_tasks else []
     to_do: list[Unit] = []
     published: list[Unit] = []
     for task, files in find_inputs(config.to_score_place, config.tasks).items():

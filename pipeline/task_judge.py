@@ -17,7 +17,6 @@ import torch
 from models.adapters.adapted_linear import NotMergeableError
 from models.merge import MergedModel, merge_task
 from models.prefix import Prefixes, judge_behind, read_prefixes
-from models.quantize import Int8Linear, Precision, quantize
 from models.relevance import RelevanceModel
 from pipeline.batches import length_batches, pad_rows, to_device
 from pipeline.read_ahead import OnRows
@@ -56,24 +55,15 @@ class Group:
 class TaskJudge:
     """One task of a model whose weights stay as they are from here on."""
 
-    def __init__(
-        self, model: RelevanceModel, task_index: int, pad_id: int, device: torch.device, precision: Precision = "native"
-    ) -> None:
-        """`precision`: int8 where the method has a weight for a task, and only on CPUs."""
+    def __init__(self, model: RelevanceModel, task_index: int, pad_id: int, device: torch.device) -> None:
         self.model, self.task_index, self.pad_id, self.device = model, task_index, pad_id, device
         self.num_labels = model.heads.num_labels_T[task_index]
         self.spent, self.clock = Spent(), DeviceClock(device)
         try:
-            merged = merge_task(model, task_index)
-            self.merged: MergedModel | None = quantize(merged) if precision == "int8" else merged
+            self.merged: MergedModel | None = merge_task(model, task_index)
         except NotMergeableError:  # the method has no weight for a task
             self.merged = None
         self.shares_beginnings: bool | None = None if self.merged is not None and model.pooling == "last" else False  # None: not tried yet
-
-    @property
-    def num_int8(self) -> int:
-        """Matrices that are int8."""
-        return 0 if self.merged is None else sum(isinstance(module, Int8Linear) for module in self.merged.modules())
 
     @torch.inference_mode()
     def logits(self, id_lists: Sequence[np.ndarray], batch_tokens: int, on_rows: OnRows) -> np.ndarray:
@@ -148,8 +138,7 @@ class TaskJudge:
         except Exception:  # whatever an architecture makes of a cache that it was not made for
             return False
         whole = self._whole(ids_2)
-        # int8 rounds the same numbers otherwise where they differ in their last bit, as bfloat16 does
-        return are_close(parted, whole, torch.bfloat16 if self.num_int8 else next(trunk.parameters()).dtype)
+        return are_close(parted, whole, next(trunk.parameters()).dtype)
 
     def _whole(self, id_lists: Sequence[np.ndarray]) -> torch.Tensor:
         ids_BS, mask_BS = self._padded(id_lists)

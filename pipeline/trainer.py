@@ -19,7 +19,6 @@ from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, Retr
 from pipeline.files import read_json, remove_tree, write_json
 from pipeline.gauges import TrainingGauges
 from pipeline.live import LiveFollower, OnLine
-from pipeline.own_cluster import free_places, go_without_sharing, leave_out_callback
 from pipeline.reader import find_partitions
 from pipeline.train_loop import StoppedError, train_worker
 from pipeline.training_plan import TrainingPlan, changes
@@ -33,11 +32,11 @@ OF_OTHERS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "st
 BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, NotImplementedError, TypeError, ValueError)
 
 
-def run_training(plan: TrainingPlan, own_cluster: bool, on_encoded: OnProgress, on_line: OnLine, say: Callable[[str], None]) -> None:
+def run_training(plan: TrainingPlan, on_encoded: OnProgress, on_line: OnLine, say: Callable[[str], None]) -> None:
     """Train to the bundle, from where an interrupted training of the same plan was. `open_checkpoints` has been called.
 
-    `own_cluster`: whether the Ray cluster is of this machine and this process alone; `on_encoded` gets rows encoded and rows in all, where they are
-    not encoded yet; `on_line` each line of the live file as soon as it is written; `say` what a person should know.
+    `on_encoded` gets rows encoded and rows in all, where they are not encoded yet; `on_line` each line of the live file as soon as it is
+    written; `say` what a person should know.
     RetryableError: workers or nodes were lost more often than they are started again, a disk is full, or the process was told to end (SIGTERM): the
     state is kept first.
     """
@@ -63,7 +62,7 @@ def run_training(plan: TrainingPlan, own_cluster: bool, on_encoded: OnProgress, 
     gauges = TrainingGauges(config.name)
     # `relevance status` looks whether it is locked, from another container too
     with FileLock(active_path), LiveFollower(live_path, gauges.watching(on_line)), asked_to_stop(stop_path, say):
-        fit(config, settings, plan.dir / "ray", own_cluster, say, gauges)
+        fit(config, settings, plan.dir / "ray", say, gauges)
     remove_tree(plan.checkpoint_dir)
     if stop_path.exists():
         raise StoppedError("the training was finished when it was asked to stop; run the same command again to go on from its bundle")
@@ -125,7 +124,7 @@ def asked_to_stop(stop_path: Path, say: Callable[[str], None]) -> Iterator[None]
 
 
 def fit(
-    config: RunConfig, settings: dict[str, Any], storage_dir: Path, own_cluster: bool, say: Callable[[str], None], gauges: TrainingGauges
+    config: RunConfig, settings: dict[str, Any], storage_dir: Path, say: Callable[[str], None], gauges: TrainingGauges
 ) -> None:  # fmt: skip
     """Run the workers to their end, starting them again where they are lost, MAX_RESTARTS times from one checkpoint. Errors of their code, and those
     meant for the user, come out as they were raised.
@@ -137,7 +136,7 @@ def fit(
     furthest, restarts, losses = "", 0, 0  # the newest checkpoint so far, starts anew from it, and losses of workers in all
     while True:
         try:
-            run_workers(config, settings, storage_dir, own_cluster)
+            run_workers(config, settings, storage_dir)
             return
         except Exception as error:
             told = find_error(error, (RelevanceError,)) or out_of_memory(error) or no_room(error, config) or find_error(error, BUGS)
@@ -167,7 +166,7 @@ def stuck_files(live_path: Path, losses: int) -> list[Path]:
     return [path.rename(path.with_name(f"hung-{losses}-{path.name.removeprefix('stuck-')}")) for path in left]
 
 
-def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path, own_cluster: bool) -> None:
+def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
     """One start of the workers, to their end."""
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
@@ -191,18 +190,12 @@ def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path, 
         ),
     )
     go_without(trainer)
-    if own_cluster:
-        free_places()
-        go_without_sharing(trainer)
     trainer.fit()
 
 
 def go_without(trainer: Any) -> None:
-    """Take from Ray's trainer what it would set up in vain."""
-    # this would stay after the training and end the command with 0
+    """Leave out Ray's handler of Ctrl-C: it would stay after the training and end the command with 0."""
     trainer._register_sigint_handler = lambda controller: None
-    # an actor that hands out ray.data's datasets, of which there are none: even idle it wakes a hundred times a second, on cores that train
-    leave_out_callback(trainer, "DatasetsCallback")
 
 
 def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> Exception | None:

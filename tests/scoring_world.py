@@ -10,7 +10,6 @@ from models.bundle import write_bundle
 from pipeline.config import RunConfig, build_config
 from pipeline.fetched import FetchedVersion
 from pipeline.judge import Judge, describe, fresh_judge
-from pipeline.precision import NATIVE, PrecisionChoice
 from pipeline.score import UnitScorer, actor_settings
 from pipeline.score_units import Unit, plan_units
 
@@ -44,10 +43,10 @@ class World:
     def scores_dir(self) -> Path:
         return self.config.run_dir / "scores"
 
-    def units(self, all_tasks: bool = False, choice: PrecisionChoice = NATIVE) -> list[Unit]:
-        return plan_units(self.config, self.sha256, all_tasks, choice.ways)[0]
+    def units(self, all_tasks: bool = False) -> list[Unit]:
+        return plan_units(self.config, self.sha256, all_tasks)[0]
 
-    def scorer(self, choice: PrecisionChoice = NATIVE) -> UnitScorer:
+    def scorer(self) -> UnitScorer:
         attempts_dir = self.root / "attempts"
         attempts_dir.mkdir(exist_ok=True)
-        return UnitScorer(actor_settings(self.config, self.version, attempts_dir, choice))
+        return UnitScorer(actor_settings(self.config, self.version, attempts_dir))

@@ -2,7 +2,7 @@
 ../shared/data.
 
 SmolLM2-135M in its own precision with MTL-LoRA adapters and a head of random numbers, the real electronics pairs, two threads, sides in turn,
-medians. Sides: ours, a unit from its parquet file to its published labels, also in int8 where the processor has instructions for it; transformers'
+medians. Sides: ours, a unit from its parquet file to its published labels; transformers'
 pipeline over the same merged model, batches of 32; a hand-written loop over it, rows sorted by length, batches of 32. Then the peak memory of a
 scorer with a tiny model on 100,000 and on 1,000,000 made-up rows. Prints what each took, and as its last line one JSON object.
 """
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-TASK, THREADS, BATCH_ROWS, INT8 = "electronics", 2, 32, "ours, int8"
+TASK, THREADS, BATCH_ROWS = "electronics", 2, 32
 MEMORY_ROWS = (100_000, 1_000_000)
 
 
@@ -73,19 +72,18 @@ class Bench:
         self.classifier = classifier_of(merge_task(judge.model, index))
         print(f"{len(chosen)} pairs, {same.mean():.1%} of all have the same tokens on all sides", flush=True)
 
-    def ours(self, precision: Any = "native") -> tuple[float, np.ndarray, Any]:
+    def ours(self) -> tuple[float, np.ndarray, Any]:
         """A unit as an actor scores it, into a new run."""
         from pipeline.commit import read_published
         from pipeline.fetched import FetchedVersion
         from pipeline.files import file_sha256
-        from pipeline.precision import PrecisionChoice
         from pipeline.score import UnitScorer, actor_settings
         from pipeline.score_units import Unit, plan_units
 
         run = self.config.model_copy(update={"work_dir": Path(tempfile.mkdtemp(dir=self.root))})
         (run.run_dir / "scoring").mkdir(parents=True)
         version = FetchedVersion("1", self.root / "bundle", self.sha256)
-        scorer = UnitScorer(actor_settings(run, version, run.run_dir / "scoring", PrecisionChoice(precision)))
+        scorer = UnitScorer(actor_settings(run, version, run.run_dir / "scoring"))
         scorer.outcome(Unit(TASK, str(warm := self._warm()), file_sha256(warm), f"{TASK}-warm", None))
         (unit,), _ = plan_units(run, self.sha256)
         started_s = time.perf_counter()
@@ -208,16 +206,9 @@ def main() -> None:
     if not SHARED_DATA.is_dir():
         sys.exit(f"{SHARED_DATA} is absent: this bench scores the real pairs")
     os.chdir(ROOT)
-    from models.backbone import choose_dtype
-    from models.quantize import product_speed
-    from pipeline.int8_measure import LEAST_SPEED
-
     with tempfile.TemporaryDirectory(prefix="bench_score") as name:
         bench = Bench(Path(name), arguments.pairs)
-        sides = {"ours": bench.ours, INT8: partial(bench.ours, "int8"), "HF pipeline": bench.hf_pipeline, "sorted loop": bench.sorted_loop}
-        if product_speed(choose_dtype("auto")) < LEAST_SPEED:
-            print("this processor has no int8 instructions: that side is left out", flush=True)
-            del sides[INT8]
+        sides = {"ours": bench.ours, "HF pipeline": bench.hf_pipeline, "sorted loop": bench.sorted_loop}
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         said: dict[str, np.ndarray] = {}
         shares, efficiencies, computed = [], [], 0.0
@@ -235,12 +226,7 @@ def main() -> None:
         median = {side: statistics.median(times) for side, times in seconds.items()}
         for side, took_s in median.items():
             print(f"{side:12} {len(bench.texts) / took_s:7.2f} pairs/s  largest difference {np.abs(relevant[side] - relevant['ours']).max():.4f}")
-        result: dict[str, Any] = {}
-        if INT8 in relevant:
-            moved_N = np.abs(relevant.pop(INT8) - relevant["ours"])
-            result["speed_of_int8"] = round(median["ours"] / median[INT8], 3)
-            result["int8_mean_max_probability_difference"] = [round(float(moved_N.mean()), 5), round(float(moved_N.max()), 5)]
-        result |= {
+        result = {
             "speed_over_hf_pipeline": round(median["HF pipeline"] / median["ours"], 3),
             "speed_over_sorted_loop": round(median["sorted loop"] / median["ours"], 3),
             "model_time_share": round(statistics.median(shares), 4),

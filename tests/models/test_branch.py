@@ -135,23 +135,6 @@ def test_tasks_below_the_task_layers_share_everything(fresh_model: FreshModel, b
     assert torch.equal(states[0], states[1]) and torch.equal(states[0], states[2])
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-def test_rows_end_to_end_are_judged_as_padded_ones(fresh_model: FreshModel, batch: Batch, method: Any) -> None:
-    ids_BS, mask_BS, task_B = batch
-    model = fresh_model(stir=7, method=method)
-    expected = model(ids_BS, mask_BS, task_B)
-    grad_expected = all_gradients(model, weighted_sum({0: expected}))
-    found = model.judge_packed(ids_BS[mask_BS.bool()], mask_BS.sum(dim=1), task_B)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for name, gradient in all_gradients(model, weighted_sum({0: found})).items():
-        torch.testing.assert_close(gradient, grad_expected[name], rtol=1e-4, atol=1e-4 * float(grad_expected[name].abs().max()), msg=name)
-
-
-def test_rows_cannot_be_packed_for_an_encoder(fresh_model: FreshModel, batch: Batch) -> None:
-    with pytest.raises(ValueError, match="does not keep rows apart that lie end to end; pad them"):
-        fresh_model("bert").judge_packed(batch[0].flatten(), torch.full((6,), 7), batch[2])
-
-
 def decoder_of_another_family(family: str) -> RelevanceModel:
     """Decoders whose layers tell positions otherwise than Llama's."""
     import transformers
@@ -178,20 +161,6 @@ def decoder_of_another_family(family: str) -> RelevanceModel:
         for parameter in model.trainable_state().values():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     return model
-
-
-@pytest.mark.parametrize("family", ("opt", "bloom", "mpt", "gpt_neox"))
-def test_other_decoders_pack_rows_rightly_or_not_at_all(batch: Batch, family: str) -> None:
-    ids_BS, mask_BS, task_B = batch
-    model = decoder_of_another_family(family)
-    expected = model(ids_BS, mask_BS, task_B)
-    try:
-        found = model.judge_packed(ids_BS[mask_BS.bool()], mask_BS.sum(dim=1), task_B)
-    except ValueError as error:
-        assert "does not keep rows apart" in str(error)
-        assert family != "gpt_neox"
-    else:
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ("opt", "bloom", "mpt", "gpt_neox"))

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from models.adapters.routing import TaskRouting
-from models.config import LoRAConfig, MTLLoRAConfig
-from models.frozen_linear import FrozenLinear, lay_out_frozen
+from models.config import MTLLoRAConfig
 from models.packing import pack
 from models.read_tokens import ReadTokens
 from models.relevance import RelevanceModel
@@ -100,16 +99,6 @@ def test_of_several_outputs_the_first_is_put_back() -> None:
     expected = torch.zeros(1, 5, 3)
     expected[:, [1, 4]] = 2 * x_153[:, [1, 4]]
     assert taken == 2 and torch.equal(y_153, expected)
-
-
-def test_a_linear_that_it_hooks_is_not_replaced(fresh_model: FreshModel) -> None:
-    model = fresh_model(method=LoRAConfig, target_modules=("v_proj",))
-    model.take_packed()
-    before = tokens_taken(model, packed_pass)
-    lay_out_frozen(model.trunk)
-    assert tokens_taken(model, packed_pass) == before and before["o_proj"][1] == len(IDS)
-    kinds = [type(layer.self_attn.o_proj) for layer in model.trunk.layers]  # type: ignore[union-attr]
-    assert kinds == [FrozenLinear, torch.nn.Linear]
 
 
 def test_arithmetic_is_counted_as_it_is_done(fresh_model: FreshModel) -> None:

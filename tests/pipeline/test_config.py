@@ -104,7 +104,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"deepspeed": {"zero_stage": 0, "offload_optimizer": True}}, "deepspeed.offload_optimizer needs deepspeed.zero_stage 1, 2 or 3"),
     ({"deepspeed": {"zero_stage": 2, "offload_parameters": True}}, "deepspeed.offload_parameters needs deepspeed.zero_stage 3"),
     ({"deepspeed": {"zero_stage": 3}, "training": {"compile_layers": True}}, "training.compile_layers needs deepspeed.zero_stage 0, 1 or 2"),
-    ({"scoring": {"int8": True, "use_gpu": True}}, "scoring.int8 is for CPUs"),
     ({"seed": 2**32}, "seed: Input should be less than 4294967296"),
     ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
     ({"sources": [{"kind": "csv"}]}, "sources.0.kind is 'csv'; known: sample, esci, chorus"),
