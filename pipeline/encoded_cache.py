@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.backbone import load_tokenizer
-from models.bundle import is_tokenizer_file
+from models.serialization.bundle import is_tokenizer_file
 from pipeline.encode import ENCODER_VERSION, EncodeConfig, Encoder
 from pipeline.encoded_files import ENCODED_SCHEMA, FORMAT, encoded_name, is_whole, write_manifest
 from pipeline.errors import ConfigError, RetryableError

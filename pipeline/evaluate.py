@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models.bundle import write_bundle
+from models.serialization.bundle import write_bundle
 from pipeline.baseline import LexicalBaseline
 from pipeline.batches import EncodedRows
 from pipeline.bootstrap import interval

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from models.export import ExportTask, export_merged, export_peft
+from models.serialization.export import ExportTask, export_merged, export_peft
 from pipeline.errors import ConfigError
 from pipeline.fetched import FetchedVersion
 from pipeline.files import publish_dir, read_json, remove_tree, temporary_beside, write_bytes, write_json

@@ -14,9 +14,9 @@ import torch
 from pydantic import TypeAdapter
 
 from models.backbone import Backbone, BackboneUnavailableError, load_backbone, load_tokenizer
-from models.bundle import Bundle, BundleRefusedError, read_bundle
 from models.config import BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
+from models.serialization.bundle import Bundle, BundleRefusedError, read_bundle
 from pipeline.batches import EncodedRows, encode_rows
 from pipeline.calibrate import Calibration
 from pipeline.config import RunConfig, build_adapter

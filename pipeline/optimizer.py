@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from models.flat import FlatModel
 from models.relevance import RelevanceModel
+from models.training.flat_parameters import FlatModel
 from pipeline.config import OptimizerConfig
 
 

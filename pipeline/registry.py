@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from models.bundle import read_bundle
+from models.serialization.bundle import read_bundle
 from pipeline.card import model_card
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from models.adapters.adapted_linear import NotMergeableError
-from models.merge import MergedModel, merge_task
-from models.prefix import Prefixes, judge_behind, read_prefixes
+from models.inference.merging import MergedModel, merge_task
+from models.inference.prefix_cache import Prefixes, judge_behind, read_prefixes
 from models.relevance import RelevanceModel
 from pipeline.batches import length_batches, pad_rows, to_device
 from pipeline.read_ahead import OnRows

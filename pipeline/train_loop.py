@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from models.bundle import BundleRefusedError, write_bundle
-from models.flat import FlatModel
+from models.serialization.bundle import BundleRefusedError, write_bundle
+from models.training.compilation import compile_layers
+from models.training.flat_parameters import FlatModel
 from pipeline.batches import EncodedRows
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config import RunConfig, build_config
@@ -91,7 +92,7 @@ def build_worker(
         engine = build_engine(config, judge)
     if config.training.compile_layers:
         check_compiler()
-        judge.model.compile_layers()  # after the engine has given all ranks the numbers of the first: some are laid out in another form
+        compile_layers(judge.model)
     watch.alive()
     with clock(seconds, "matmul peak"):
         peak = matmul_peak(device, judge.backbone.dtype)

@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from models.adapters.injection import adapter_parameter_count, targets
 from models.backbone import BackboneUnavailableError, empty_trunk, folder_digest, resolve_folder
-from models.bundle import BundleRefusedError, read_bundle
-from models.inject import adapter_parameter_count, targets
+from models.serialization.bundle import BundleRefusedError, read_bundle
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.files import json_sha256

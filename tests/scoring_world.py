@@ -6,7 +6,7 @@ from typing import Any
 
 from planted import planted_config, planted_rows, write_rows
 
-from models.bundle import write_bundle
+from models.serialization.bundle import write_bundle
 from pipeline.config import RunConfig, build_config
 from pipeline.fetched import FetchedVersion
 from pipeline.judge import Judge, describe, fresh_judge

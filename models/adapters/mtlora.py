@@ -15,9 +15,8 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, add_product, uniform
+from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.per_task_lora import own_coordinates
 from models.adapters.routing import TaskRouting
 from models.config import MTLoRAConfig
@@ -67,42 +66,3 @@ class MTLoRALinear(AdaptedLinear):
         if self.config.mode == "matrix":
             return down_QD, up_OQ
         return torch.cat([self.down_RD, down_QD]), torch.cat([self.up_OR * self.scale, up_OQ], dim=1)
-
-
-class MTLoRAStreamLinear(nn.Module):
-    """The layer with its streams side by side: a shared one, and T of tasks. `num_tasks` 0 gives a task-agnostic layer."""
-
-    def __init__(self, base: nn.Linear, num_tasks: int, config: MTLoRAConfig, generator: torch.Generator) -> None:
-        super().__init__()
-        R, Q, T, D, O = config.rank, config.task_rank, num_tasks, base.in_features, base.out_features  # noqa: E741
-        self.base = base.requires_grad_(False)
-        self.config = config
-        self.num_tasks = num_tasks
-        self.dropout = nn.Dropout(config.lora_dropout)
-        self.down_RD = nn.Parameter(uniform((R, D), 1 / math.sqrt(D), generator))
-        self.up_OR = nn.Parameter(torch.zeros(O, R))
-        if num_tasks:
-            self.down_TQD = nn.Parameter(uniform((T, Q, D), 1 / math.sqrt(D), generator))
-            self.up_TOQ = nn.Parameter(torch.zeros(T, O, Q))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The shared stream alone: (.., D) -> (.., O)."""
-        return add_product(self.base(x), functional.linear(self.dropout(x), self.down_RD.to(x.dtype)), self.up_OR, self.config.shared_scale)
-
-    def streams(self, x: torch.Tensor, x_tasks: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shared (.., D) and task streams (T, .., D) -> (.., O) and (T, .., O). Without task streams all tasks start from the shared one."""
-        frozen, dropped = self.base(x), self.dropout(x)
-        shared = add_product(frozen, functional.linear(dropped, self.down_RD.to(x.dtype)), self.up_OR, self.config.shared_scale)
-        start = shared if self.config.mode == "matrixv2" else frozen
-        down_TQD, up_TQO = self.down_TQD.to(x.dtype), self.up_TOQ.to(x.dtype).transpose(1, 2)
-        if x_tasks is None:  # one product for all tasks, and no copy of the shared stream for each
-            low_TXQ = functional.linear(dropped, down_TQD.flatten(0, 1)).view(-1, *down_TQD.shape[:2]).transpose(0, 1)
-        else:  # the published code leaves dropout out here, so that in a block it is on the first task pair alone
-            low_TXQ = torch.bmm(self.dropout(x_tasks).flatten(1, -2), down_TQD.transpose(1, 2))
-        tasks_TXO = torch.baddbmm(start.flatten(0, -2).unsqueeze(0), low_TXQ, up_TQO, alpha=self.config.task_scale)
-        return shared, tasks_TXO.view(self.num_tasks, *start.shape)
-
-    @staticmethod
-    def parameter_count(width_in: int, width_out: int, num_tasks: int, config: MTLoRAConfig) -> int:
-        """(r + T r_t) (D + O)"""
-        return (config.rank + num_tasks * config.task_rank) * (width_in + width_out)

@@ -23,7 +23,7 @@ class TasksInFlight:
     def __init__(self, routing: "TaskRouting", task: torch.Tensor | None) -> None:
         self.routing, self.task = routing, task
         self.prepared: list[tuple[nn.Module, Any]] = []
-        self.read: TasksInFlight | None = None  # of the tokens that are read, where the last layer takes these alone (`models.read_tokens`)
+        self.read: TasksInFlight | None = None  # of the tokens that are read, where the last layer takes these alone (`models.last_layer`)
         self.before: list[tuple[TasksInFlight | None, torch.Tensor | None]] = []
 
     def __enter__(self) -> "TasksInFlight":

@@ -46,6 +46,7 @@ from torch import nn
 
 from jobs.environment import prepare_environment
 from models.adapters.adapted_linear import NotMergeableError
+from models.adapters.injection import transformer_layers
 from models.adapters.lora import LoRALinear
 from models.adapters.mtl_lora import MTLLoRALinear
 from models.adapters.routing import TaskRouting
@@ -62,8 +63,7 @@ from models.config import (
     MultiLoRAConfig,
     PerTaskLoRAConfig,
 )
-from models.inject import transformer_layers
-from models.merge import MergedModel, merge_task
+from models.inference.merging import MergedModel, merge_task
 from models.relevance import RelevanceModel
 
 NUM_TASKS = 4  # unless a table says otherwise

@@ -68,8 +68,8 @@ class Run:
 
 def train_run(run: Run, folder: Path) -> dict[str, Any]:
     """Train one model and keep its logits of the valid and the test rows."""
-    from models.flat import FlatModel
     from models.losses import row_losses
+    from models.training.flat_parameters import FlatModel
     from pipeline.head_start import start_heads
     from pipeline.judge import fresh_judge
     from pipeline.optimizer import build_optimizer, rate_share

@@ -21,9 +21,10 @@ from transformers import LlamaConfig, LlamaModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models.backbone import Backbone
 from models.config import BackboneConfig, LoRAConfig, ModelConfig, MTLLoRAConfig
-from models.flat import FlatModel
 from models.losses import row_losses
 from models.relevance import build_model
+from models.training.compilation import compile_layers
+from models.training.flat_parameters import FlatModel
 from pipeline.config import OptimizerConfig
 from pipeline.optimizer import build_optimizer
 from pipeline.speed import flops_per_token, matmul_peak
@@ -57,7 +58,7 @@ class Way:
         if checkpointing:
             model.enable_gradient_checkpointing()
         if compiled:
-            model.compile_layers()
+            compile_layers(model)
         self.model = FlatModel(model)
         self.optimizer = build_optimizer(self.model, OptimizerConfig())
         self.ids_BS = torch.randint(0, 32_000, (rows, ROW_TOKENS), device="cuda")

@@ -18,6 +18,7 @@ from models.backbone import load_backbone
 from models.config import BackboneConfig, MTLLoRAConfig
 from models.packing import pack
 from models.relevance import RelevanceModel
+from models.training.compilation import compile_layers
 from pipeline.batches import pad_rows
 
 TASKS = 4
@@ -57,7 +58,7 @@ def main() -> None:
     model = adapted_model(backbone, MTLLoRAConfig(), TASKS).train()
     model.take_packed()
     if arguments.compiled:
-        model.compile_layers()
+        compile_layers(model)
     vocab_size = backbone.trunk.get_input_embeddings().num_embeddings
     table, ratios = [], {}
     for name, num_rows, instruction, like in BATCHES:

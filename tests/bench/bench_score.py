@@ -36,8 +36,8 @@ class Bench:
         import torch
 
         from jobs.sources import import_source
-        from models.bundle import write_bundle
-        from models.merge import merge_task
+        from models.inference.merging import merge_task
+        from models.serialization.bundle import write_bundle
         from pipeline.config import read_config
         from pipeline.judge import describe, fresh_judge
         from pipeline.logs import Console
@@ -160,7 +160,7 @@ def score_made_up(num_rows: int, root: Path) -> float:
     from planted import planted_config, planted_rows
     from tiny import write_tiny_llama
 
-    from models.bundle import write_bundle
+    from models.serialization.bundle import write_bundle
     from pipeline.config import build_config
     from pipeline.fetched import FetchedVersion
     from pipeline.judge import describe, fresh_judge

@@ -40,8 +40,8 @@ def be_rank(rank: int, port: str, source: str) -> None:
 
     from models.backbone import load_backbone
     from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
-    from models.flat import FlatModel
     from models.relevance import build_model
+    from models.training.flat_parameters import FlatModel
     from pipeline.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
     from pipeline.optimizer import build_optimizer
     from pipeline.zero import deepspeed_config

@@ -56,6 +56,7 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     import torch
 
     from models.losses import row_losses, task_sums
+    from models.training.compilation import compile_layers
     from pipeline.batches import collate
     from pipeline.head_start import start_heads
     from pipeline.judge import fresh_judge
@@ -75,7 +76,7 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     beginning_T = packed_beginnings(config, judge, encoded)
     start_heads(judge, encoded, beginning_T, rank, world_size)
     if compiled:
-        judge.model.compile_layers()
+        compile_layers(judge.model)
     judge.model.train()
     optimizer = build_optimizer(judge.model, config.optimizer)
     relevant_from_T = torch.tensor([task.relevant_from for task in config.tasks], device=device)

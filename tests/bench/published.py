@@ -6,9 +6,9 @@ Shape legend: B rows, S tokens, D width in, O width out, R rank, N up-projection
 import torch
 from torch import nn
 
+from models.adapters.injection import adapted_layers, replace_module
 from models.adapters.moe_lora import MoELoRALinear
 from models.adapters.mtl_lora import MTLLoRALinear
-from models.inject import adapted_layers, replace_module
 
 
 class PublishedMTLLoRALinear(nn.Module):

@@ -13,12 +13,13 @@ from published import as_published
 from timing import NUM_LABELS, SEED, Batch, saved_bytes
 from torch import nn
 
+from models.adapters.injection import adapter_parameter_count, inject
 from models.adapters.routing import TaskRouting
 from models.backbone import Backbone
 from models.config import AdapterConfig, LoRAConfig
 from models.heads import TaskHeads
-from models.inject import adapter_parameter_count, inject
-from models.merge import MergedModel
+from models.inference.merging import MergedModel
+from models.inference.task_branching import all_task_logits
 from models.relevance import RelevanceModel
 
 NOISE = 0.02  # standard deviation of what is added to fresh adapters, so that none of them is zero
@@ -106,7 +107,7 @@ def judge_batches(model: RelevanceModel | MergedModel, batches: Sequence[Batch])
 @torch.inference_mode()
 def judge_all_tasks(model: RelevanceModel, batches: Sequence[Batch]) -> list[dict[int, torch.Tensor]]:
     """All tasks' logits of each batch, in one pass a batch."""
-    return [model.judge_all(batch.input_ids_BS, batch.mask_BS) for batch in batches]
+    return [all_task_logits(model, batch.input_ids_BS, batch.mask_BS) for batch in batches]
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ class Scoring:
     """A process that forks scorers, and the rows they score."""
 
     def __init__(self, root: Path, tiny_llama: Path) -> None:
-        from models.bundle import write_bundle
+        from models.serialization.bundle import write_bundle
 
         self.root = root
         self.expected: list[str] = []

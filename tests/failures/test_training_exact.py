@@ -14,7 +14,7 @@ from planted import planted_config, write_planted
 from safetensors.torch import load_file
 
 from models.backbone import resolve_folder
-from models.bundle import read_bundle
+from models.serialization.bundle import read_bundle
 from pipeline.calibrate import label_probabilities
 from pipeline.checkpoint import check_checkpoint
 from pipeline.config import build_config

@@ -15,7 +15,7 @@ import torch
 from commands import last_json, relevance
 from planted import planted_rows, write_rows
 
-from models.bundle import read_bundle
+from models.serialization.bundle import read_bundle
 from pipeline.batches import collate
 from pipeline.commit import read_errors, read_manifests, read_published, read_run
 from pipeline.judge import load_judge

@@ -10,7 +10,7 @@ import torch
 from commands import last_json, relevance
 
 from jobs.register import check_not_left
-from models.bundle import read_bundle, write_bundle
+from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.config import RunConfig, read_config
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError
 from pipeline.registry import check_version, read_verdict, register_version

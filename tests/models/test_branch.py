@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from models.adapters.injection import adapted_layers, inject
 from models.adapters.lora import LoRALinear
 from models.adapters.mtl_lora import MTLLoRALinear
 from models.adapters.mtlora import MTLoRALinear
-from models.branch import TaskBranch
-from models.bundle import read_bundle, write_bundle
 from models.config import (
     DoRAConfig,
     HydraLoRAConfig,
@@ -23,8 +22,9 @@ from models.config import (
     PerTaskLoRAConfig,
 )
 from models.heads import TaskHeads
-from models.inject import adapted_layers, inject
+from models.inference.task_branching import TaskBranch, all_task_logits
 from models.relevance import RelevanceModel
+from models.serialization.bundle import read_bundle, write_bundle
 
 FreshModel = Callable[..., RelevanceModel]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -75,7 +75,7 @@ def test_judging_all_tasks_at_once_equals_a_pass_for_each(
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
-    found = model.judge_all(ids_BS, mask_BS)
+    found = all_task_logits(model, ids_BS, mask_BS)
     assert found.keys() == expected.keys()
     for task in found:
         torch.testing.assert_close(found[task], expected[task], rtol=1e-5, atol=1e-5)
@@ -90,7 +90,7 @@ def test_judging_all_tasks_at_once_equals_a_pass_for_each(
 def test_few_rows_are_branched_like_many(fresh_model: FreshModel, batch: Batch, kind: str, rows: slice) -> None:
     model = fresh_model(kind, stir=7, task_layers=1)
     ids_BS, mask_BS = batch[0][rows], batch[1][rows]
-    for task, logits in model.judge_all(ids_BS, mask_BS).items():
+    for task, logits in all_task_logits(model, ids_BS, mask_BS).items():
         torch.testing.assert_close(logits, model(ids_BS, mask_BS, torch.full((len(ids_BS),), task)), rtol=1e-5, atol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_rows_run_once_below_the_first_layer_that_knows_tasks_and_once_a_task_fr
     seen: list[int] = []
     for layer in model.trunk.layers:
         layer.self_attn.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(kwargs["hidden_states"])), with_kwargs=True)
-    model.judge_all(batch[0], batch[1])
+    all_task_logits(model, batch[0], batch[1])
     assert seen == expected
 
 
@@ -114,7 +114,7 @@ def test_one_pass_costs_the_layers_that_rows_go_through(fresh_model: FreshModel,
 def test_a_plain_pass_after_judging_all_is_as_before(fresh_model: FreshModel, batch: Batch) -> None:
     model = fresh_model(stir=7, task_layers=1)
     before = model(*batch)
-    model.judge_all(batch[0], batch[1])
+    all_task_logits(model, batch[0], batch[1])
     assert torch.equal(model(*batch), before)
 
 
@@ -169,7 +169,7 @@ def test_other_decoders_judge_all_tasks_rightly_or_refuse(batch: Batch, family: 
     ids_BS, mask_BS = batch[0][:rows], batch[1][:rows]
     model = decoder_of_another_family(family)
     try:
-        found = model.judge_all(ids_BS, mask_BS)
+        found = all_task_logits(model, ids_BS, mask_BS)
     except (ValueError, RuntimeError):
         assert family in ("bloom", "mpt")
     else:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.bundle import BundleRefusedError, bytes_sha256, encode_json, read_bundle, write_bundle
+from models.files import bytes_sha256
+from models.serialization.bundle import BundleRefusedError, encode_json, read_bundle, write_bundle
 
 FILES = ("manifest.json", "bundle.json", "weights.safetensors", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 DESCRIPTION = {"tasks": ["search", "shopping"], "rank": 8, "note": "größe", "thresholds": [0.25, None]}

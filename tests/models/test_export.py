@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from models.adapters.adapted_linear import NotMergeableError
 from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MoELoRAConfig, MTLoRAConfig, MultiLoRAConfig, PerTaskLoRAConfig
-from models.export import ExportTask, export_merged, export_peft
 from models.relevance import RelevanceModel
+from models.serialization.export import ExportTask, export_merged, export_peft
 
 FreshModel = Callable[..., RelevanceModel]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

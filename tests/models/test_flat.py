@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.config import AnyAdapterConfig, LoRAConfig, MTLLoRAConfig
-from models.flat import FlatModel
 from models.relevance import RelevanceModel
+from models.training.flat_parameters import FlatModel
 
 FreshModel = Callable[..., RelevanceModel]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

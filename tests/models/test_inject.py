@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.adapters.injection import adapted_layers, adapter_parameter_count, inject, target_names
 from models.adapters.mtl_lora import MTLLoRALinear
 from models.backbone import Backbone, empty_trunk
 from models.config import AdapterConfig, DoRAConfig, LoRAConfig, MTLLoRAConfig, MTLoRAConfig
-from models.inject import adapted_layers, adapter_parameter_count, inject, target_names
 
 FreshBackbone = Callable[..., Backbone]
 

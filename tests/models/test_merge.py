@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from models.adapters.adapted_linear import NotMergeableError
+from models.adapters.injection import adapted_layers
 from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MoELoRAConfig, MTLoRAConfig, MultiLoRAConfig, PerTaskLoRAConfig
-from models.inject import adapted_layers
-from models.merge import merge_task
+from models.inference.merging import merge_task
 from models.relevance import RelevanceModel
 
 FreshModel = Callable[..., RelevanceModel]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from models.adapters.adapted_linear import AdaptedLinear, NotMergeableError
+from models.adapters.injection import METHODS
 from models.adapters.routing import TaskRouting
 from models.config import (
     AdapterConfig,
@@ -25,7 +26,6 @@ from models.config import (
     MultiLoRAConfig,
     PerTaskLoRAConfig,
 )
-from models.inject import METHODS
 
 B, S, D, O, T = 6, 4, 5, 7, 4  # noqa: E741
 TASK_B = torch.tensor([2, 0, 2, 1, 0, 2])  # task 3 is absent

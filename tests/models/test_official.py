@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from models.adapters.injection import adapted_layers
 from models.config import LoRAConfig
-from models.inject import adapted_layers
-from models.official import load_official
 from models.relevance import RelevanceModel
+from models.serialization.official_checkpoint import load_official
 
 FreshModel = Callable[..., RelevanceModel]
 R, N, T = 4, 3, 3

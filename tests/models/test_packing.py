@@ -27,9 +27,10 @@ from models.config import (
     MultiLoRAConfig,
     PerTaskLoRAConfig,
 )
-from models.flat import FlatModel
 from models.packing import FromRows, OfBeginnings, ToRows, attend_in_products, attended, pack
 from models.relevance import RelevanceModel, build_model
+from models.training.compilation import compile_layers
+from models.training.flat_parameters import FlatModel
 
 FreshModel = Callable[..., RelevanceModel]
 TASK_B = np.array([1, 0, 1, 2, 1, 0])
@@ -169,7 +170,7 @@ def test_layers_are_compiled_once_for_batches_of_any_sizes(tmp_path: Path, monke
     config = ModelConfig(backbone, MTLLoRAConfig(rank=4, target_modules=("q_proj", "v_proj")), num_labels_T=(2, 3, 5))
     model = FlatModel(build_model(config, load_backbone(backbone), seed=0))
     model.model.take_packed()
-    model.model.compile_layers()
+    compile_layers(model.model)
     # as many beginnings as up-projections, as many rows as a rank, a single beginning
     for tasks, tails in (([0, 1, 2, 1], [3, 1, 2, 5]), ([2, 0, 2, 0, 0], [2, 4, 6, 1, 1]), ([1, 1], [7, 2])):
         task_B, length_T = np.array(tasks), np.array([4, 6, 3])
@@ -182,7 +183,7 @@ def test_no_gradient_goes_below_the_layers_that_are_adapted_where_they_are_compi
     asked = []
     for layers in (None, [1]):
         model = fresh_model(layers_to_transform=layers)
-        model.compile_layers()
+        compile_layers(model)
         asked.append(model.trunk.get_input_embeddings()(torch.tensor([2, 3])).requires_grad)
     assert asked == [True, False]
 

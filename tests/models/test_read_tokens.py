@@ -14,8 +14,8 @@ import torch
 
 from models.adapters.routing import TaskRouting
 from models.config import MTLLoRAConfig
+from models.last_layer import ReadTokens
 from models.packing import pack
-from models.read_tokens import ReadTokens
 from models.relevance import RelevanceModel
 from pipeline.speed import flops_per_token, step_flops
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from models.adapters.injection import adapted_layers
 from models.backbone import Backbone, load_tokenizer
-from models.bundle import read_bundle, write_bundle
-from models.inject import adapted_layers
 from models.relevance import HEAD_SCALE, RelevanceModel
+from models.serialization.bundle import read_bundle, write_bundle
 
 FreshModel = Callable[..., RelevanceModel]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -256,7 +256,7 @@ BLOCKED_IMPORT = """
 import sys
 blocked = ("ray", "deepspeed", "mlflow", "great_expectations", "pyarrow", "pydantic", "pandas")
 sys.modules.update(dict.fromkeys(blocked))
-import models.relevance, models.bundle
+import models.relevance, models.serialization.bundle
 assert all(sys.modules[name] is None for name in blocked)
 from models.backbone import load_backbone
 from models.config import BackboneConfig

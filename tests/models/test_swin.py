@@ -9,9 +9,9 @@ from torch.nn import functional
 from transformers import SwinConfig, SwinModel
 from transformers.models.swin.modeling_swin import window_partition, window_reverse
 
-from models.adapters.mtlora import MTLoRAStreamLinear
 from models.config import MTLoRAConfig
-from models.swin import TaskStreamSwin, parameter_count, run_last_block
+from models.vision.mtlora_stream import MTLoRAStreamLinear
+from models.vision.swin_mtlora import TaskStreamSwin, parameter_count, run_last_block
 
 NUM_TASKS = 3
 WIDTHS = (16, 32)
@@ -147,7 +147,7 @@ def naive_attention(attention: Any, windows_NPC: torch.Tensor, mask: torch.Tenso
 
 
 def naive_last_block(block: Any, x_BLC: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The formulas of models/swin.py, one task after the other."""
+    """The formulas of models/vision/swin_mtlora.py, one task after the other."""
     window, shift = block.window_size, block.shift_size
     padded = [-(-side // window) * window for side in size]
     map_BHWC = functional.pad(block.layernorm_before(x_BLC).unflatten(1, size), (0, 0, 0, padded[1] - size[1], 0, padded[0] - size[0]))

@@ -15,8 +15,8 @@ from planted import planted_config, planted_rows, write_rows
 from scoring_world import ROWS, World
 from tiny import write_tiny_llama
 
-from models.relevance import RelevanceModel
-from pipeline import score_reference
+from models.inference.task_branching import all_task_logits
+from pipeline import all_tasks, score_reference
 from pipeline.all_tasks import ONE_PASS_SHARE, AllTasksJudge
 from pipeline.attempts import Attempts
 from pipeline.calibrate import Calibration
@@ -158,7 +158,7 @@ def no_answer(model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> Any:
     raise ValueError("whose rows cannot be told")
 
 
-def fails_later(model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, real: Any = RelevanceModel.judge_all) -> Any:
+def fails_later(model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, real: Any = all_task_logits) -> Any:
     """Not on the two rows tried."""
     return real(model, ids_BS, mask_BS) if len(ids_BS) == 2 else no_answer(model, ids_BS, mask_BS)
 
@@ -168,7 +168,7 @@ def test_a_trunk_that_cannot_branch_is_found_out_and_judged_task_by_task(
     build: BuildWorld, monkeypatch: pytest.MonkeyPatch, instead: Callable[..., Any]
 ) -> None:
     world = build(**SHARED)
-    monkeypatch.setattr(RelevanceModel, "judge_all", instead)
+    monkeypatch.setattr(all_tasks, "all_task_logits", instead)
     scorer, _ = score_all(world)
     assert scorer.all_tasks is not None and scorer.all_tasks.one_pass is False
     check_as_plain(world, read_published(world.scores_dir))
@@ -316,8 +316,7 @@ def test_the_watch_is_wound_and_rows_are_noted_before_every_pass(
     happened: list[str] = []
     monkeypatch.setattr(scorer.watch, "alive", lambda: happened.append("alive"))
     monkeypatch.setattr(Attempts, "take", lambda attempts, rows, row_ids: happened.extend(row_ids))
-    judge_all = RelevanceModel.judge_all
-    monkeypatch.setattr(RelevanceModel, "judge_all", lambda *given: happened.append("pass") or judge_all(*given))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(all_tasks, "all_task_logits", lambda *given: happened.append("pass") or all_task_logits(*given))  # type: ignore[func-returns-value]
     assert scorer.outcome(unit).labels == 2 * ROWS
     noted = [one for one in happened if one not in ("alive", "pass")]
     assert set(noted) == {f"two-0-{number}" for number in range(ROWS)} and happened.count("alive") >= 2

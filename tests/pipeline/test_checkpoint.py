@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from models.flat import FlatModel
+from models.training.flat_parameters import FlatModel
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointWriter, check_checkpoint, newest_checkpoint
 from pipeline.errors import DamagedInputError, RetryableError

@@ -17,8 +17,8 @@ import pytest
 from planted import planted_rows
 
 from models.backbone import load_backbone, load_tokenizer
-from models.bundle import write_bundle
 from models.config import BackboneConfig
+from models.serialization.bundle import write_bundle
 from pipeline import encoded_cache
 from pipeline.batches import EncodedRows, encode_rows
 from pipeline.encode import EncodeConfig, Encoder

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from planted import planted_config, write_planted
 
-from models.bundle import write_bundle
+from models.serialization.bundle import write_bundle
 from pipeline import evaluate as evaluation_module
 from pipeline.calibrate import relevance_probability
 from pipeline.commit import read_published

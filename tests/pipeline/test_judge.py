@@ -14,7 +14,8 @@ import torch
 from planted import planted_config, planted_rows
 from safetensors.torch import load_file, save_file
 
-from models.bundle import bytes_sha256, encode_json, write_bundle
+from models.files import bytes_sha256
+from models.serialization.bundle import encode_json, write_bundle
 from pipeline.batches import EncodedRows
 from pipeline.calibrate import Calibration
 from pipeline.config import RunConfig, build_config

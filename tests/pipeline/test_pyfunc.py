@@ -12,7 +12,7 @@ import pytest
 import torch
 from planted import planted_config, planted_rows
 
-from models.bundle import write_bundle
+from models.serialization.bundle import write_bundle
 from pipeline.calibrate import Calibration, Thresholds
 from pipeline.config import build_config
 from pipeline.judge import describe, fresh_judge

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from models.backbone import load_tokenizer, resolve_folder
-from models.bundle import read_bundle, write_bundle
 from models.config import BackboneConfig
+from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.encode import EncodeConfig, Encoder
 from pipeline.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoded_files import read_encoded

@@ -25,8 +25,8 @@ from models.config import (  # noqa: E402
     MultiLoRAConfig,
     PerTaskLoRAConfig,
 )
-from models.flat import FlatModel  # noqa: E402
 from models.relevance import RelevanceModel, build_model  # noqa: E402
+from models.training.flat_parameters import FlatModel  # noqa: E402
 from pipeline.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig  # noqa: E402
 from pipeline.optimizer import build_optimizer  # noqa: E402
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from models.heads import pool
-from models.merge import MergedModel
+from models.inference.merging import MergedModel
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Prefixes:
     values: tuple[torch.Tensor, ...]  # of each layer (G, H, P, E)
     length_G: torch.Tensor
     padded: bool  # whether any is shorter than the longest; said by who knows, as asking a GPU would wait for all it was given before
+
 
 
 @torch.inference_mode()
@@ -34,6 +35,7 @@ def read_prefixes(model: MergedModel, ids_GP: torch.Tensor, mask_GP: torch.Tenso
     return Prefixes(tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers), length_G, padded)
 
 
+
 @torch.inference_mode()
 def judge_behind(model: MergedModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor, prefixes: Prefixes, prefix_B: torch.Tensor) -> torch.Tensor:
     """(B, C) of rows whose tokens begin with the prefix of their number `prefix_B`: what `model` gives for the whole rows.
@@ -42,6 +44,7 @@ def judge_behind(model: MergedModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor
     """
     hidden_BSD = _states(model, ids_BS, prefixes, prefix_B, _cache(model, prefixes, prefix_B))
     return model.head(pool(hidden_BSD, mask_BS, model.pooling))
+
 
 
 def _cache(model: MergedModel, prefixes: Prefixes | None, prefix_B: torch.Tensor) -> Any:
@@ -56,6 +59,7 @@ def _cache(model: MergedModel, prefixes: Prefixes | None, prefix_B: torch.Tensor
             chosen = [of_all.expand(len(prefix_B), -1, -1, -1) if one else of_all[prefix_B] for of_all in (keys, values)]
             cache.update(chosen[0], chosen[1], layer)
     return cache
+
 
 
 def _states(model: MergedModel, ids_BS: torch.Tensor, prefixes: Prefixes | None, prefix_B: torch.Tensor, cache: Any) -> torch.Tensor:

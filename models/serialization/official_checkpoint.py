@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
+from models.adapters.injection import adapted_layers
 from models.adapters.mtl_lora import MTLLoRALinear
-from models.inject import adapted_layers
 from models.relevance import RelevanceModel
 
 # official name -> our parameter, and how to turn one into the other
@@ -23,6 +23,7 @@ CONVERSIONS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "lora_B": ("up_ONR", lambda tensor: tensor.transpose(0, 1)),  # (N, O, R)
     "lora_B_w": ("mix_TN", lambda tensor: tensor),  # (T, N)
 }
+
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ METHODS: dict[str, type[AdaptedLinear]] = {
 }
 
 
+
 def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -> TaskRouting:
     """Freeze `trunk` and give each linear that `config` names an adapter, in place.
 
@@ -39,6 +40,7 @@ def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -
         base = trunk.get_submodule(name)
         replace_module(trunk, name, METHODS[layer_config.method](base, num_tasks, layer_config, routing, generator))  # type: ignore[call-arg,arg-type]
     return routing
+
 
 
 def targets(trunk: nn.Module, config: AdapterConfig) -> list[tuple[str, AdapterConfig]]:
@@ -56,6 +58,7 @@ def targets(trunk: nn.Module, config: AdapterConfig) -> list[tuple[str, AdapterC
     return found
 
 
+
 def target_names(trunk: nn.Module, config: AdapterConfig) -> list[str]:
     """Full names of the linears that `target_modules` means, in the trunk's order. "all-linear": those inside the trunk's layers."""
     every = [name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)]
@@ -70,9 +73,11 @@ def target_names(trunk: nn.Module, config: AdapterConfig) -> list[str]:
     return [name for name in linears if any(names_linear(target, name) for target in config.target_modules)]
 
 
+
 def names_linear(target: str, name: str) -> bool:
     """Whether `target` is `name` or its last dotted parts."""
     return name == target or name.endswith("." + target)
+
 
 
 def transformer_layers(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -85,9 +90,11 @@ def transformer_layers(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
     return best
 
 
+
 def layer_index(layers_name: str, name: str) -> int | None:
     """The layer that a module of the trunk lies in; None outside the layers."""
     return int(name.removeprefix(layers_name + ".").partition(".")[0]) if name.startswith(layers_name + ".") else None
+
 
 
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
@@ -96,9 +103,11 @@ def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent_name), attribute, module)
 
 
+
 def adapted_layers(module: nn.Module) -> dict[str, AdaptedLinear]:
     """The adapted layers of a model by full name."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptedLinear)}
+
 
 
 def adapter_parameter_count(trunk: nn.Module, config: AdapterConfig, num_tasks: int) -> int:

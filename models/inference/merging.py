@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.adapters.injection import adapted_layers
 from models.heads import Pooling, pool, trunk_states
-from models.inject import adapted_layers
 from models.relevance import RelevanceModel
 
 
@@ -26,6 +26,7 @@ class MergedModel(nn.Module):
     def forward(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
         """Token ids padded on the right, their mask (1 real, 0 padding) -> logits (B, C)."""
         return self.head(pool(trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling), mask_BS, self.pooling))
+
 
 
 @torch.no_grad()
@@ -48,11 +49,13 @@ def merge_task(model: RelevanceModel, task_index: int) -> MergedModel:
     return MergedModel(trunk.requires_grad_(False).eval(), task_head(model, task_index), model.pooling).eval()
 
 
+
 def check_task(model: RelevanceModel, task_index: int) -> None:
     """ValueError: the model has no such task."""
     num_tasks = len(model.heads.num_labels_T)
     if not 0 <= task_index < num_tasks:
         raise ValueError(f"task {task_index} is none of this model's, which counts them from 0 to {num_tasks - 1}")
+
 
 
 def plain_linear(weight_OD: torch.Tensor, bias_O: torch.Tensor | None) -> nn.Linear:
@@ -62,6 +65,7 @@ def plain_linear(weight_OD: torch.Tensor, bias_O: torch.Tensor | None) -> nn.Lin
     if bias_O is not None:
         linear.bias = nn.Parameter(bias_O.detach(), requires_grad=False)
     return linear
+
 
 
 def task_head(model: RelevanceModel, task_index: int) -> nn.Linear:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.adapters.injection import adapted_layers
 from models.adapters.routing import TaskRouting, TasksInFlight
-from models.inject import adapted_layers
 
 
 class ReadInFlight(TasksInFlight):
@@ -24,6 +24,7 @@ class ReadInFlight(TasksInFlight):
         self.read_B = read_B
         self.module: nn.Module | None = None  # that takes them now
         self.num_tokens = 0  # of the pass
+
 
 
 class ReadTokens:
@@ -70,6 +71,7 @@ class ReadTokens:
         first, *others = output if isinstance(output, tuple) else (output,)
         whole = first.new_zeros(1, of_read.num_tokens, first.shape[2]).index_copy(1, of_read.read_B, first)
         return (whole, *others) if isinstance(output, tuple) else whole
+
 
 
 TOKEN_BY_TOKEN = re.compile(r"mlp|\w+\.(q_proj|o_proj)")  # as most of transformers' decoders name them; under other names they take all tokens

@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 
 from models.adapters.adapted_linear import AdaptedLinear
 from models.adapters.dora import DoRALinear
-from models.bundle import encode_json
-from models.inject import adapted_layers
-from models.merge import check_task, merge_task, task_head
+from models.adapters.injection import adapted_layers
+from models.inference.merging import check_task, merge_task, task_head
 from models.relevance import RelevanceModel
+from models.serialization.bundle import encode_json
 
 HEAD_FILE = "head.safetensors"
+
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ExportTask:
     base_source: str  # what from_pretrained finds the base model by
     base_revision: str | None  # commit of a hub id
     pad_id: int  # fills the padding and ends no row: the last other token is what decoders pool
+
 
 
 def export_peft(task: ExportTask, folder: Path) -> None:
@@ -64,6 +66,7 @@ def export_peft(task: ExportTask, folder: Path) -> None:
     (folder / "README.md").write_text(readme(task, "peft"), encoding="utf-8")
 
 
+
 def export_merged(task: ExportTask, folder: Path) -> None:
     """Write config.json, model.safetensors and README.md into `folder`: the task's model with its adapters in the weights.
 
@@ -88,11 +91,13 @@ def export_merged(task: ExportTask, folder: Path) -> None:
     (folder / "README.md").write_text(readme(task, "merged"), encoding="utf-8")
 
 
+
 def peft_pair(layer: AdaptedLinear, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(K, D) and (O, K): the layer as PEFT's lora_A and lora_B of scaling 1. DoRA's pair turns directions; its magnitudes go beside it."""
     if isinstance(layer, DoRALinear):
         return layer.down_RD, layer.up_OR * layer.scale
     return layer.fold(task_index)
+
 
 
 def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
@@ -117,6 +122,7 @@ def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
     }
 
 
+
 def peft_targets(model: RelevanceModel) -> list[str]:
     """The adapted linears by the end of their names where that says exactly them, by full names otherwise."""
     adapted = set(adapted_layers(model.trunk))
@@ -127,9 +133,11 @@ def peft_targets(model: RelevanceModel) -> list[str]:
     return sorted(trunk_prefix(model) + name for name in adapted)
 
 
+
 def trunk_prefix(model: RelevanceModel) -> str:
     """Where the trunk lies in the class that the export is for."""
     return f"{sequence_class(model).base_model_prefix}." if model.pooling == "last" else ""
+
 
 
 def sequence_class(model: RelevanceModel) -> Any:
@@ -142,9 +150,11 @@ def sequence_class(model: RelevanceModel) -> Any:
     return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(trunk.config)]
 
 
+
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """safetensors that transformers and peft read."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
 
 
 DECODER_PEFT = '''import torch
@@ -158,6 +168,7 @@ base.score.bias = torch.nn.Parameter(torch.zeros({num_labels}))  # the class has
 model = PeftModel.from_pretrained(base, folder).eval()
 logits = model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, {num_labels})
 '''
+
 DECODER_MERGED = '''import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -166,11 +177,13 @@ model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.f
 model.score.bias = torch.nn.Parameter(load_file(f"{{folder}}/model.safetensors")["score.bias"])  # the class has a head without one
 logits = model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, {num_labels})
 '''
+
 ENCODER_LOGITS = '''head = load_file(f"{{folder}}/head.safetensors")
 states = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 mask = attention_mask.unsqueeze(-1).float()
 logits = (states * mask).sum(1) / mask.sum(1) @ head["weight"].T + head["bias"]  # (B, {num_labels})
 '''
+
 ENCODER_PEFT = '''import torch
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -178,18 +191,20 @@ from transformers import AutoModel
 
 model = PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}, revision={revision!r}, dtype=torch.float32), folder).eval()
 ''' + ENCODER_LOGITS
+
 ENCODER_MERGED = '''import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 ''' + ENCODER_LOGITS
-LOADING = {("last", "peft"): DECODER_PEFT, ("last", "merged"): DECODER_MERGED, ("mean", "peft"): ENCODER_PEFT, ("mean", "merged"): ENCODER_MERGED}
 
+LOADING = {("last", "peft"): DECODER_PEFT, ("last", "merged"): DECODER_MERGED, ("mean", "peft"): ENCODER_PEFT, ("mean", "merged"): ENCODER_MERGED}
 
 BIAS_WARNING = (
     "**The head has a bias, and transformers' class has none: without the line that sets `score.bias` every probability is wrong.**\n\n"
 )
+
 
 
 def readme(task: ExportTask, export_format: str) -> str:

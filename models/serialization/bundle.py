@@ -7,10 +7,8 @@
 The base model's weights are not inside; bundle.json holds where they came from and their digest.
 """
 
-import hashlib
 import json
 import math
-import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -22,14 +20,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from models.files import bytes_sha256, write_synced
+
 MANIFEST = "manifest.json"
+
 DESCRIPTION = "bundle.json"
+
 WEIGHTS = "weights.safetensors"
+
 ALLOWED_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
+
 
 
 class BundleRefusedError(RuntimeError):
     """A folder is not a bundle, or not the one that was meant: refused before anything in it is used."""
+
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Bundle:
     @property
     def tokenizer_dir(self) -> Path:
         return self.folder / "tokenizer"
+
 
 
 def write_bundle(folder: Path, description: dict[str, Any], tensors: dict[str, torch.Tensor], tokenizer_dir: Path) -> str:
@@ -68,10 +74,12 @@ def write_bundle(folder: Path, description: dict[str, Any], tensors: dict[str, t
         shutil.rmtree(staged, ignore_errors=True)
 
 
+
 def is_tokenizer_file(path: Path) -> bool:
     """Whether a file beside a model's weights is one of its tokenizer's, and of a kind that bundles keep."""
     named = path.name.startswith(("tokenizer", "special_tokens_map", "vocab", "merges", "added_tokens"))
     return (named or path.suffix == ".model") and path.suffix in ALLOWED_SUFFIXES and path.is_file()
+
 
 
 def read_bundle(folder: Path, expected_sha256: str | None = None) -> Bundle:
@@ -100,6 +108,7 @@ def read_bundle(folder: Path, expected_sha256: str | None = None) -> Bundle:
     return Bundle(folder, sha256, decode_json(verified[DESCRIPTION], folder / DESCRIPTION), tensors)
 
 
+
 def read_verified(folder: Path, name: str, digest: str) -> bytes:
     """The bytes of one listed file; BundleRefusedError if its name leads out, its kind is not allowed or its sha256 differs."""
     path = folder / name
@@ -113,6 +122,7 @@ def read_verified(folder: Path, name: str, digest: str) -> bytes:
     return content
 
 
+
 def check_only_listed(folder: Path, listed: set[str]) -> None:
     """BundleRefusedError if the folder holds a file or link that the manifest does not list."""
     found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_symlink() or p.is_file())
@@ -121,11 +131,13 @@ def check_only_listed(folder: Path, listed: set[str]) -> None:
         raise BundleRefusedError(f"{folder} holds files its manifest does not list: {', '.join(unlisted[:5])}")
 
 
+
 def check_finite(tensors: dict[str, torch.Tensor]) -> None:
     """BundleRefusedError naming the first tensor with NaN or infinite numbers."""
     for name, tensor in sorted(tensors.items()):
         if not math.isfinite(tensor.detach().double().sum().item()) and not torch.isfinite(tensor).all():
             raise BundleRefusedError(f"tensor {name} is not finite; training has diverged, lower the learning rate")
+
 
 
 def replace_folder(staged: Path, final: Path) -> None:
@@ -137,17 +149,11 @@ def replace_folder(staged: Path, final: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and wait until the disk has it."""
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
 
 def encode_json(value: Any) -> bytes:
     """Indented json with sorted keys: one text for one value."""
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
 
 
 def decode_json(content: bytes, path: Path) -> dict[str, Any]:
@@ -159,8 +165,3 @@ def decode_json(content: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BundleRefusedError(f"{path} is not a json object; fetch the bundle again")
     return value
-
-
-def bytes_sha256(content: bytes) -> str:
-    """Hex sha256."""
-    return hashlib.sha256(content).hexdigest()

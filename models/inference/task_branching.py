@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.inject import adapted_layers, transformer_layers
+from models.adapters.injection import adapted_layers, transformer_layers
+from models.heads import pool, trunk_states
+from models.relevance import RelevanceModel
 
 
 class TaskBranch:
@@ -61,3 +63,21 @@ class TaskBranch:
         if len(value) in (1, num_tokens):
             return value
         raise ValueError(f"a layer of this backbone takes {tuple(value.shape)}, whose rows cannot be told; judge task by task instead")
+
+
+
+def all_task_logits(model: RelevanceModel, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Every task's logits (B, C) for every row, by task id: what `forward` gives for that task.
+
+    The layers below the first one that knows tasks run once; from there on each row goes on once a task. Of L layers the last k
+    know tasks (adapter.task_layers): the cost is near (L - k + T k) / (T L) of T passes. ValueError: the trunk's layers take something
+    whose rows cannot be told (as ALiBi's biases a head); judge task by task there.
+    """
+    num_rows, num_tasks = len(input_ids_BS), len(model.heads.num_labels_T)
+    task_TB = torch.arange(num_tasks, device=input_ids_BS.device).repeat_interleave(num_rows)
+    with TaskBranch(model.trunk, num_rows, num_tasks) as branch, model.tasks(task_TB):
+        hidden = trunk_states(model.trunk, input_ids_BS, mask_BS, model.pooling)
+        mask = mask_BS.repeat(num_tasks, 1) if branch.branched else mask_BS
+        pooled = pool(hidden, mask, model.pooling)
+    pooled_TBD = pooled if branch.branched else pooled.repeat(num_tasks, 1)
+    return dict(enumerate(model.heads(pooled_TBD, task_TB).view(num_tasks, num_rows, -1)))

@@ -17,19 +17,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from models.adapters.mtlora import MTLoRAStreamLinear
+from models.adapters.injection import replace_module
 from models.config import MTLoRAConfig
-from models.inject import replace_module
+from models.vision.mtlora_stream import MTLoRAStreamLinear
 
 if TYPE_CHECKING:
     from transformers import SwinModel
 
 QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+
 PROJ = "attention.o_proj"
+
 STREAMED = (PROJ, "mlp.fc1", "mlp.fc2")
+
 FIXED_SETTINGS = ("target_modules", "layers_to_transform", "task_layers")  # of MTLoRAConfig; this file's placement stands for them
 
 Size = tuple[int, int]
+
 
 
 class StreamFeatures(NamedTuple):
@@ -40,11 +44,13 @@ class StreamFeatures(NamedTuple):
     sizes: tuple[Size, ...]  # height and width of each stage's map, L = height * width
 
 
+
 class StreamStart(MTLoRAStreamLinear):
     """The output projection where task streams begin. The attention hands on what it returns as it is."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         return self.streams(x)
+
 
 
 class TaskStreamSwin(nn.Module):
@@ -95,12 +101,14 @@ class TaskStreamSwin(nn.Module):
             block.window_size, block.shift_size = self.window_size, self.window_size // 2 * (index % 2)
 
 
+
 def blocks(swin: "SwinModel") -> Iterator[tuple[Any, bool]]:
     """Every block in its order, and whether it is the last of its stage."""
     for stage in swin.encoder.layers:
         stage_blocks: Any = stage.blocks
         for block in stage_blocks:
             yield block, block is stage_blocks[-1]
+
 
 
 def check_placement(config: MTLoRAConfig, num_tasks: int) -> None:
@@ -110,6 +118,7 @@ def check_placement(config: MTLoRAConfig, num_tasks: int) -> None:
     for name in FIXED_SETTINGS:
         if getattr(config, name) != getattr(MTLoRAConfig, name):
             raise ValueError(f"adapter.{name} has no effect on a Swin transformer, where MTLoRA has its own placement; leave it out")
+
 
 
 def freeze(swin: "SwinModel") -> None:
@@ -124,6 +133,7 @@ def freeze(swin: "SwinModel") -> None:
         stage.get_submodule("downsample").requires_grad_(True)
 
 
+
 def add_pairs(block: nn.Module, num_tasks: int, config: MTLoRAConfig, generator: torch.Generator) -> None:
     """Give a block's linears their pairs, in place. With `num_tasks` 0 all are task-agnostic."""
     for name in (*QKV, *STREAMED):
@@ -134,6 +144,7 @@ def add_pairs(block: nn.Module, num_tasks: int, config: MTLoRAConfig, generator:
     # (a state dict holds it under three names, named_parameters under one)
     query, key, value = (block.get_submodule(name) for name in QKV)
     key.down_RD = value.down_RD = query.down_RD
+
 
 
 def run_last_block(block: Any, hidden_BLC: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,6 +173,7 @@ def run_last_block(block: Any, hidden_BLC: torch.Tensor, size: Size) -> tuple[to
     return x_BLC + block.dropout(out_BLC), x_TBLC + block.dropout(out_TBLC)
 
 
+
 def join_windows(block: Any, windows_NPC: torch.Tensor, padded_size: Size, size: Size) -> torch.Tensor:
     """(N, P, C) -> (Y, L, C): windows back to maps, the shift and the padding undone."""
     from transformers.models.swin.modeling_swin import window_reverse
@@ -169,6 +181,7 @@ def join_windows(block: Any, windows_NPC: torch.Tensor, padded_size: Size, size:
     square = block.dropout(windows_NPC).unflatten(1, (block.window_size, block.window_size))
     map_YHWC = block.cyclic_shift(window_reverse(square, block.window_size, *padded_size), reverse=True)
     return map_YHWC[:, : size[0], : size[1]].flatten(1, 2)
+
 
 
 def parameter_count(swin: "SwinModel", config: MTLoRAConfig, num_tasks: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.inject import adapted_layers
+from models.adapters.injection import adapted_layers
 from models.relevance import RelevanceModel
 
 
@@ -32,6 +32,7 @@ class Slot:
     def cut(self, flat: torch.Tensor) -> torch.Tensor:
         """This tensor out of all the numbers of its group."""
         return flat.narrow(0, self.start, self.count).view(self.shape)
+
 
 
 class FlatModel(nn.Module):

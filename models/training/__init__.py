@@ -1,0 +1,1 @@
+"""What only training needs of a model: flat parameters and compilation."""

@@ -1,0 +1,1 @@
+"""MTLoRA as its paper uses it, on a vision transformer."""
