@@ -169,7 +169,7 @@ def submit(
     def work(console: Any) -> dict[str, Any]:
         from jobs.ray_jobs import run_submit
         from jobs.submit_paths import check_paths
-        from pipeline.config import build_config, read_settings
+        from pipeline.config.loading import build_config, read_settings
 
         given = read_settings(config, overrides or [])
         checked = build_config(given, str(config))

@@ -25,7 +25,7 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked
     def with_config(console: Any) -> dict[str, Any]:
         from filelock import FileLock, Timeout
 
-        from pipeline.config import read_config
+        from pipeline.config.loading import read_config
         from pipeline.logs import third_parties_in
         from pipeline.tracking import told_errors
 

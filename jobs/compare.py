@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from pipeline.behaviour import run_cases
 from pipeline.comparison import Comparison, compare_judges, same_task
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
+from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError, DataRefusedError, GateRefusedError
 from pipeline.fetched import fetch_version
 from pipeline.files import write_json
@@ -17,7 +18,6 @@ from pipeline.logs import Console, aligned
 from pipeline.promotion import read_promotions
 from pipeline.registry import check_version, data_passed, write_verdict
 from pipeline.rows import read_split
-from pipeline.tasks import Task
 from pipeline.tracking import mlflow_client
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from jobs.run import run_all
 from pipeline.commit import read_published
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.logs import Console
 from pipeline.rows import read_split
 from pipeline.sample import NOISE_RATE, ceiling

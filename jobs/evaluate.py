@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluate import run_evaluation
 from pipeline.logs import Console, LateLine, aligned

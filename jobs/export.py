@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.exports import ExportFormat, export_task
 from pipeline.fetched import fetch_version, resolve_champion
 from pipeline.logs import Console

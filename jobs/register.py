@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.files import read_json
 from pipeline.logs import Console

@@ -10,7 +10,7 @@ import pyarrow as pa
 from jobs.compare import champion_version, judge_of, judged_test_rows
 from pipeline.bootstrap import Interval, interval
 from pipeline.comparison import differences, said_of, same_task, truth_of
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.fetched import fetch_version
 from pipeline.files import write_bytes
 from pipeline.judge import Judge

@@ -9,7 +9,7 @@ from jobs.score import run_score
 from jobs.sources import bring_in
 from jobs.train import run_train
 from jobs.validate import run_validate
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.logs import Console
 from pipeline.score_units import on_date
 

@@ -8,7 +8,7 @@ from typing import Any
 from jobs.cluster import no_node_for, ray_cluster
 from jobs.score_live import ScoringLive, live_path
 from pipeline.commit import newest_records, put_record, sweep_orphans
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.fetched import FetchedVersion, resolve_champion
 from pipeline.lease import Lease

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
+from pipeline.config.sources import ChorusSource, EsciSource, QadsmSource, SampleSource, Source, TableSource, WandsSource
 from pipeline.logs import Console
-from pipeline.source_config import ChorusSource, EsciSource, QadsmSource, SampleSource, Source, TableSource, WandsSource
 
 if TYPE_CHECKING:
     from pipeline.importing import ImportCounts

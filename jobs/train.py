@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 from jobs.cluster import ray_cluster
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.logs import Console, LateLine, Progress
 from pipeline.tracking import RunTracker, close_run
 from pipeline.train_loop import StoppedError

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster import given_cluster
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.files import write_json
 from pipeline.logs import Console

@@ -12,8 +12,8 @@ import pyarrow as pa
 import torch
 
 from models.packing import PackedRows, pack
+from pipeline.config.tasks import Task
 from pipeline.encode import Encoder
-from pipeline.tasks import Task
 
 LIKE_LENGTH = 0.9  # of the longest row of a batch
 

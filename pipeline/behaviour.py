@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.calibrate import relevance_probability
+from pipeline.config.gates import TOLERANCES, CaseName
 from pipeline.judge import Judge
-from pipeline.limits import TOLERANCES, CaseName
 from pipeline.scores import judge_rows
 
 ROWS_PER_TASK = 50  # looked at

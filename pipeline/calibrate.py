@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.frozen import Frozen
-from pipeline.tasks import Task
+from pipeline.config.strict_model import Frozen
+from pipeline.config.tasks import Task
 
 Method = Literal["temperature", "platt", "isotonic"]
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 
 SHOWN = ("pr_auc", "defect_pr_auc", "roc_auc", "macro_f1", "calibration_error")
 LIMITS = """- It has seen queries and ads of the markets below. Others, other languages and other kinds of ads are untested.

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError
-from pipeline.files import bytes_sha256, canonical_json, check_name, json_sha256
+from pipeline.files import bytes_sha256, canonical_json, json_sha256
+from pipeline.names import check_name
 from pipeline.row_errors import ERROR_SCHEMA
 from pipeline.store import Store, open_store
 

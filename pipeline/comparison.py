@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.bootstrap import Interval, interval
+from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError
 from pipeline.evaluate import markets_of, said_by
 from pipeline.judge import Judge
 from pipeline.measure import SLICE_ROWS, Said, Truth, as_json, measured, rows_of
 from pipeline.slices import cut
-from pipeline.tasks import Task
 
 SLICED = "pr_auc"
 TIMED_ROWS = 256  # of each version in turn, for its throughput

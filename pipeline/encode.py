@@ -11,21 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
-from pipeline.frozen import Frozen
+from pipeline.config.encoding import EncodeConfig
+from pipeline.config.tasks import Task
 from pipeline.plain_text import PlainTokenizer
-from pipeline.tasks import Task
 
 ENCODER_VERSION = "2"  # changes whenever the same row would give other ids
 
-
-class EncodeConfig(Frozen):
-    """Limits of the text the model reads."""
-
-    max_query_chars: int = Field(default=200, ge=1)  # characters of the query
-    max_ad_chars: int = Field(default=400, ge=1)  # characters of each ad column
-    max_tokens: int = Field(default=128, ge=16)  # tokens of the whole text
 
 
 @dataclass(frozen=True)
@@ -35,6 +27,7 @@ class Segment:
     ids: tuple[int, ...] = ()
     column: str | None = None
     lead: str = ""  # white space that belongs to the field's first token, as language models' vocabularies have it
+
 
 
 class Encoder:
@@ -95,6 +88,7 @@ class Encoder:
     def _trusted_ids(self, text: str, special: bool) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=special, split_special_tokens=False)["input_ids"]
         return ids
+
 
 
 def fit_fields(fields: Mapping[str, list[int]], budget: int) -> dict[str, list[int]]:

@@ -17,14 +17,16 @@ import pyarrow.parquet as pq
 
 from models.backbone import load_tokenizer
 from models.serialization.bundle import is_tokenizer_file
-from pipeline.encode import ENCODER_VERSION, EncodeConfig, Encoder
+from pipeline.config.encoding import EncodeConfig
+from pipeline.config.splits import SPLITS, Split, SplitConfig
+from pipeline.config.tasks import Task
+from pipeline.encode import ENCODER_VERSION, Encoder
 from pipeline.encoded_files import ENCODED_SCHEMA, FORMAT, encoded_name, is_whole, write_manifest
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.files import file_sha256, json_sha256, publish_dir, remove_tree, temporary_beside
 from pipeline.ray_map import map_in_order
 from pipeline.reader import check_schema, naming_damage, open_partition
-from pipeline.split import SPLITS, Split, SplitConfig, split_rows
-from pipeline.tasks import Task
+from pipeline.split import split_rows
 
 ROWS_AT_ONCE = 8_192  # whose texts and id lists are Python objects at a time
 OnProgress = Callable[[int, int], None]  # rows done, rows in all

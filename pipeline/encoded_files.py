@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.batches import EncodedRows
+from pipeline.config.splits import Split
+from pipeline.config.tasks import Task
 from pipeline.errors import DamagedInputError
 from pipeline.files import file_sha256, json_sha256, read_json, write_json
-from pipeline.split import Split
-from pipeline.tasks import Task
 
 FORMAT = 1  # of the folder; changes when an older reader would misread it
 MANIFEST = "manifest.json"

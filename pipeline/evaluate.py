@@ -17,7 +17,9 @@ from pipeline.bootstrap import interval
 from pipeline.calibrate import Calibration, calibrated_probabilities, decide, relevance_probability
 from pipeline.calibration_fit import fit_calibration
 from pipeline.charts import standalone
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
+from pipeline.config.splits import Split
+from pipeline.config.tasks import Task
 from pipeline.curves import curve_charts
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.encoded_files import read_encoded
@@ -30,8 +32,6 @@ from pipeline.rows import read_split
 from pipeline.score_reference import build_reference
 from pipeline.single_task import gain_over_single_tasks, rows_digest
 from pipeline.slices import cut
-from pipeline.split import Split
-from pipeline.tasks import Task
 
 SYSTEMS = ("model", "lexical", "untrained")
 

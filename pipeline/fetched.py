@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.files import publish_dir, remove_tree, temporary_beside
 from pipeline.promotion import read_promotions, repair_aliases

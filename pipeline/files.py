@@ -4,22 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import ConfigError, DamagedInputError
-
-NAME_RULE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-
-
-def check_name(name: str, what: str) -> str:
-    """Return `name` if it obeys the one rule for names of runs, tasks, models and partitions; ConfigError if not."""
-    if not NAME_RULE.fullmatch(name):
-        raise ConfigError(f"{what} {name!r} is not a valid name; use 1 to 63 of a-z, 0-9, _ and -, starting with a letter or digit")
-    return name
 
 
 def safe_join(root: Path, *parts: str) -> Path:
@@ -34,10 +24,12 @@ def safe_join(root: Path, *parts: str) -> Path:
     return path
 
 
+
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 
 def bytes_sha256(content: bytes) -> str:
@@ -45,14 +37,17 @@ def bytes_sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces. What digests of json are taken over."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+
 def json_sha256(value: Any) -> str:
     """Hex sha256 of the canonical json of `value`."""
     return bytes_sha256(canonical_json(value).encode())
+
 
 
 def sync_dir(path: Path) -> None:
@@ -64,10 +59,12 @@ def sync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
+
 def temporary_beside(path: Path) -> Path:
     """A fresh hidden name in the folder of `path`, on the same file system, so that a rename is atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+
 
 
 @contextlib.contextmanager
@@ -80,6 +77,7 @@ def naming_file(path: Path) -> Iterator[None]:
         raise
 
 
+
 @contextlib.contextmanager
 def synced(path: Path) -> Iterator[IO[bytes]]:
     """A new file to write, whose content is on the disk when it is left."""
@@ -87,6 +85,7 @@ def synced(path: Path) -> Iterator[IO[bytes]]:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
 
 
 @contextlib.contextmanager
@@ -100,6 +99,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         sync_dir(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
 
 
 def put_if_absent(path: Path, content: bytes) -> bool:
@@ -119,15 +119,18 @@ def put_if_absent(path: Path, content: bytes) -> bool:
     return True
 
 
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, whole or not at all."""
     with replacing(path) as file:
         file.write(content)
 
 
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by indented json."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
 
 
 def read_json(path: Path) -> Any:
@@ -136,6 +139,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise DamagedInputError(f"{path} is not whole json ({error}); delete it and run the command that writes it again") from error
+
 
 
 def publish_dir(staged: Path, final: Path) -> None:
@@ -153,6 +157,7 @@ def publish_dir(staged: Path, final: Path) -> None:
     else:
         staged.rename(final)
     sync_dir(final.parent)
+
 
 
 def remove_tree(path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.behaviour import CaseResult
 from pipeline.comparison import Comparison
-from pipeline.limits import PromotionConfig
+from pipeline.config.gates import PromotionConfig
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,14 @@ from models.relevance import RelevanceModel, build_model
 from models.serialization.bundle import Bundle, BundleRefusedError, read_bundle
 from pipeline.batches import EncodedRows, encode_rows
 from pipeline.calibrate import Calibration
-from pipeline.config import RunConfig, build_adapter
-from pipeline.encode import ENCODER_VERSION, EncodeConfig, Encoder
+from pipeline.config.encoding import EncodeConfig
+from pipeline.config.loading import build_adapter
+from pipeline.config.run import RunConfig
+from pipeline.config.tasks import Task
+from pipeline.encode import ENCODER_VERSION, Encoder
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.read_ahead import OnRows
 from pipeline.task_judge import Spent, TaskJudge
-from pipeline.tasks import Task
 
 BUNDLE_FORMAT = 2  # of bundle.json; changes when an older reader would misread it
 

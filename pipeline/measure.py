@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.bootstrap import Interval, QueryDraws, interval
+from pipeline.config.tasks import Task
 from pipeline.figures import calibration_figures, decision_figures, label_figures, ndcg, ranking_figures
-from pipeline.tasks import Task
 
 SLICE_ROWS = 20  # a slice of fewer rows is counted and not measured
 

@@ -6,7 +6,7 @@ import torch
 
 from models.relevance import RelevanceModel
 from models.training.flat_parameters import FlatModel
-from pipeline.config import OptimizerConfig
+from pipeline.config.training import OptimizerConfig
 
 
 def build_optimizer(model: RelevanceModel | FlatModel, config: OptimizerConfig) -> torch.optim.AdamW:

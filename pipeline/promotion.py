@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RetryableError
 from pipeline.files import canonical_json, put_if_absent, read_json
 

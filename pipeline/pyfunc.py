@@ -49,9 +49,9 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One output row for each input row, in order. InputError: a column is missing, a required text is null, a task is unknown."""
+        from pipeline.config.tasks import check_known_task
         from pipeline.errors import ConfigError
         from pipeline.scores import score_rows
-        from pipeline.tasks import check_known_task
 
         check_frame(model_input)
         parts = []

@@ -7,7 +7,7 @@ from typing import Any
 
 from models.serialization.bundle import read_bundle
 from pipeline.card import model_card
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.files import canonical_json, json_sha256, read_json
 from pipeline.promotion import gate_tag, read_promotions

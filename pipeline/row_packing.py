@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.batches import EncodedRows, collate
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.judge import Judge
 from pipeline.task_judge import are_close, attention_window
 

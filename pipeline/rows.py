@@ -6,9 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.splits import Split, SplitConfig
+from pipeline.config.tasks import Task
 from pipeline.reader import find_partitions, read_partition
-from pipeline.split import Split, SplitConfig, split_rows
-from pipeline.tasks import Task
+from pipeline.split import split_rows
 
 
 def read_split(root: Path, tasks: Sequence[Task], config: SplitConfig, side: Split) -> dict[str, pa.Table]:

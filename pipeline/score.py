@@ -18,7 +18,8 @@ import pyarrow as pa
 from pipeline.all_tasks import AllTasksJudge
 from pipeline.attempts import MAX_ATTEMPTS, Attempts, Starts, check_start, lost_device, sweep_attempts
 from pipeline.commit import is_published, judged_tasks, publish_partition, read_manifest
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
+from pipeline.config.tasks import check_known_task
 from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.fetched import FetchedVersion
 from pipeline.files import remove_tree
@@ -32,7 +33,6 @@ from pipeline.score_units import Unit, read_unit, unit_of_fields
 from pipeline.scores import score_all_tasks, score_rows
 from pipeline.speed import wait_for
 from pipeline.store import open_store
-from pipeline.tasks import check_known_task
 
 
 class UnitScorer:

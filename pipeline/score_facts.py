@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.config.tasks import Task
 from pipeline.encode import ENCODER_VERSION
 from pipeline.score_reference import Profile, profile_of
 from pipeline.score_units import Unit
-from pipeline.tasks import Task
 
 
 def label_facts(

@@ -7,12 +7,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.cleaning import build_title, clean_line, clean_lines
+from pipeline.config.error_messages import explain, read_yaml_mapping
+from pipeline.config.sources import TableSource
 from pipeline.errors import ConfigError
-from pipeline.explain import explain, read_yaml_mapping
 from pipeline.importing import ImportCounts, Row, Source, import_lines, required
 from pipeline.lines import Line, check_file, read_parquet
 from pipeline.quarantine import BadLineError
-from pipeline.source_config import TableSource
 from pipeline.text_lines import read_json_lines, read_separated
 from pipeline.writer import OnRows, StagedRows
 

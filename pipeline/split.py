@@ -3,29 +3,13 @@
 import hashlib
 import unicodedata
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from pipeline.frozen import Frozen
+from pipeline.config.splits import Split, SplitConfig
 
 _BLAKE2B = hashlib.blake2b(digest_size=8, person=b"relevance-split")  # copied for each query: half the cost of a new one
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
-
-class SplitConfig(Frozen):
-    """Shares of the query space; what is left of 1 trains."""
-
-    valid_share: float = Field(default=0.1, gt=0, lt=1)  # for calibration, thresholds and early decisions
-    test_share: float = Field(default=0.2, gt=0, lt=1)  # for the figures that are reported, nothing else
-
-    @model_validator(mode="after")
-    def _something_is_left_to_train(self) -> "SplitConfig":
-        if self.valid_share + self.test_share >= 1:
-            raise ValueError("valid_share + test_share must stay below 1: nothing would be left to train on")
-        return self
 
 
 def normalise_query(query: str) -> str:
@@ -34,6 +18,7 @@ def normalise_query(query: str) -> str:
         return " ".join(query.lower().split())
     # taken apart before folding and put together after it: folded whole, some Greek letters and their capitals would differ
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", query).casefold()).split())
+
 
 
 def query_positions(queries: Iterable[str]) -> np.ndarray:
@@ -46,10 +31,12 @@ def query_positions(queries: Iterable[str]) -> np.ndarray:
     return np.asarray(np.frombuffer(b"".join(digests), dtype=">u8") / 2.0**64)
 
 
+
 def split_of(query: str, config: SplitConfig) -> Split:
     """The side of one query."""
     side: Split = split_rows([query], config)[0].item()
     return side
+
 
 
 def split_rows(queries: Iterable[str], config: SplitConfig) -> np.ndarray:

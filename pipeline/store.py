@@ -18,12 +18,15 @@ from typing import Any
 
 from pipeline.errors import RetryableError
 from pipeline.files import put_if_absent, safe_join, write_bytes
+from pipeline.names import is_bucket
 from pipeline.store_errors import asking, unusable
 
-BUCKET = "s3://"
 ANSWER_S, CONNECT_S = 60, 10  # that a request may take, and a connection
+
 PIECE = 16 * 2**20  # bytes of one request, so that a slow line answers in time
+
 RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=90)}
+
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Entry:
     def hidden(self) -> bool:
         """Whether it is no content but a part of one that is being written."""
         return self.key.rpartition("/")[2].startswith(".")
+
 
 
 class Store(ABC):
@@ -71,6 +75,7 @@ class Store(ABC):
         """Remove the key if it is there."""
 
 
+
 class Folder(Store):
     """A folder of this machine or of a file system that all machines see."""
 
@@ -101,6 +106,7 @@ class Folder(Store):
 
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
+
 
 
 class Bucket(Store):
@@ -164,6 +170,7 @@ class Bucket(Store):
             self._store.delete(key)
 
 
+
 class StoredFile(io.RawIOBase):
     """One version of a bucket's object, for those who read files."""
 
@@ -192,10 +199,6 @@ class StoredFile(io.RawIOBase):
         return max(0, end - start)
 
 
-def is_bucket(place: Path | str) -> bool:
-    """Whether a place is in an object store."""
-    return str(place).startswith(BUCKET)
-
 
 def open_store(place: Path | str | Store) -> Store:
     """The store at a place: s3://bucket/prefix, or a folder, which need not be there yet."""
@@ -204,9 +207,11 @@ def open_store(place: Path | str | Store) -> Store:
     return open_bucket(str(place)) if is_bucket(place) else Folder(Path(place))
 
 
+
 def open_bucket(url: str) -> Bucket:
     """The bucket at a place, one for all who ask in a process: its client keeps connections open."""
     return _opened(url.rstrip("/"), tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))))
+
 
 
 @functools.lru_cache(maxsize=32)

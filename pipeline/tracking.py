@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.files import canonical_json, read_json
 from pipeline.logs import Console

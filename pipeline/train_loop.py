@@ -18,7 +18,8 @@ from models.training.compilation import compile_layers
 from models.training.flat_parameters import FlatModel
 from pipeline.batches import EncodedRows
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
-from pipeline.config import RunConfig, build_config
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.files import remove_tree

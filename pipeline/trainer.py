@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from models.backbone import resolve_folder
 from pipeline.checkpoint import newest_checkpoint
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
 from pipeline.files import read_json, remove_tree, write_json

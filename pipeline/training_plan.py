@@ -9,7 +9,7 @@ from typing import Any
 from models.adapters.injection import adapter_parameter_count, targets
 from models.backbone import BackboneUnavailableError, empty_trunk, folder_digest, resolve_folder
 from models.serialization.bundle import BundleRefusedError, read_bundle
-from pipeline.config import RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.files import json_sha256
 from pipeline.reader import data_digest, find_partitions

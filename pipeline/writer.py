@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataRefusedError
-from pipeline.files import check_name, remove_tree, replacing, sync_dir, temporary_beside
+from pipeline.files import remove_tree, replacing, sync_dir, temporary_beside
+from pipeline.names import check_name
 from pipeline.partitions import catalogue_lock, describe_partition, read_catalogue, update_catalogue
 from pipeline.schema import COLUMNS, ROW_SCHEMA
 

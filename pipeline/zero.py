@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
+from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig
 
 
 def deepspeed_config(deepspeed: DeepSpeedConfig, training: TrainingConfig, optimizer: OptimizerConfig) -> dict[str, Any]:

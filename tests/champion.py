@@ -6,7 +6,7 @@ from typing import Any
 from planted import planted_config, write_config, write_planted
 
 from models.serialization.bundle import write_bundle
-from pipeline.config import build_config
+from pipeline.config.loading import build_config
 from pipeline.files import write_json
 from pipeline.judge import describe, fresh_judge
 from pipeline.promotion import promote

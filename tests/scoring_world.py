@@ -7,7 +7,8 @@ from typing import Any
 from planted import planted_config, planted_rows, write_rows
 
 from models.serialization.bundle import write_bundle
-from pipeline.config import RunConfig, build_config
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
 from pipeline.fetched import FetchedVersion
 from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.score import UnitScorer, actor_settings

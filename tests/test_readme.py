@@ -9,9 +9,9 @@ import yaml
 from places import ROOT
 
 from jobs.cli import app
+from pipeline.config.sources import TableSource
+from pipeline.config.tasks import Task
 from pipeline.schema import COLUMNS
-from pipeline.source_config import TableSource
-from pipeline.tasks import Task
 
 TEXT = (ROOT / "README.md").read_text()
 

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.tasks import Task
 from pipeline.schema import COLUMNS, ROW_SCHEMA, Column
-from pipeline.tasks import Task
 from validation.text_bytes import holds_nul
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.tasks import Task
+from pipeline.config.tasks import Task
 from validation.words import Source, drawn, drawn_share, fold_texts, hash_texts, read_batches, shown, split_words
 
 NUM_EXAMPLES = 3

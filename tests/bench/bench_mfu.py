@@ -25,7 +25,7 @@ from models.losses import row_losses
 from models.relevance import build_model
 from models.training.compilation import compile_layers
 from models.training.flat_parameters import FlatModel
-from pipeline.config import OptimizerConfig
+from pipeline.config.training import OptimizerConfig
 from pipeline.optimizer import build_optimizer
 from pipeline.speed import flops_per_token, matmul_peak
 

@@ -82,7 +82,7 @@ def differences(names: list[str], work_dir: Path, epochs: float) -> list[str]:
     """Macro PR-AUC of each recipe of one mix minus that of the first, paired: every task's queries are drawn alike for both."""
     from pipeline.bootstrap import interval
     from pipeline.comparison import compare_task, said_of, truth_of
-    from pipeline.config import read_config
+    from pipeline.config.loading import read_config
     from pipeline.judge import load_judge
     from pipeline.rows import read_split
 

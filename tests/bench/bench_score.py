@@ -38,7 +38,7 @@ class Bench:
         from jobs.sources import import_source
         from models.inference.merging import merge_task
         from models.serialization.bundle import write_bundle
-        from pipeline.config import read_config
+        from pipeline.config.loading import read_config
         from pipeline.judge import describe, fresh_judge
         from pipeline.logs import Console
         from pipeline.reader import find_partitions, read_partition
@@ -161,7 +161,7 @@ def score_made_up(num_rows: int, root: Path) -> float:
     from tiny import write_tiny_llama
 
     from models.serialization.bundle import write_bundle
-    from pipeline.config import build_config
+    from pipeline.config.loading import build_config
     from pipeline.fetched import FetchedVersion
     from pipeline.judge import describe, fresh_judge
     from pipeline.schema import ROW_SCHEMA

@@ -42,7 +42,7 @@ def be_rank(rank: int, port: str, source: str) -> None:
     from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
     from models.relevance import build_model
     from models.training.flat_parameters import FlatModel
-    from pipeline.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig
+    from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig
     from pipeline.optimizer import build_optimizer
     from pipeline.zero import deepspeed_config
 

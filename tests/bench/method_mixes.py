@@ -51,7 +51,7 @@ def write_conflicting(esci_us: Path, judged: Path) -> None:
 def encode_relevance(mix: str, folder: Path) -> None:
     """Import, validate and encode a mix of relevance tasks into `folder`."""
     from jobs.sources import bring_in
-    from pipeline.config import build_config
+    from pipeline.config.loading import build_config
     from pipeline.logs import Console
 
     work_dir = folder / "work"

@@ -41,7 +41,7 @@ class Batch:
 
 def pair_lengths(folder: Path) -> tuple[list[int], str]:
     """Tokens of every judged pair, and which pairs they are: the real ones where they are on disk, else the made-up marketplace's."""
-    from pipeline.config import read_config
+    from pipeline.config.loading import read_config
     from pipeline.encode import Encoder
     from pipeline.reader import find_partitions, read_partition
     from pipeline.sample import build_marketplace

@@ -22,7 +22,7 @@ Figures = dict[str, float]
 
 def read_run(run_dir: Path, **training: Any) -> Any:
     """The config of the real pairs, writing into `run_dir`."""
-    from pipeline.config import read_config
+    from pipeline.config.loading import read_config
 
     sets = {"work_dir": run_dir, "training.batch_rows": BATCH_ROWS, **{f"training.{key}": value for key, value in training.items()}}
     os.chdir(ROOT)  # the config names its sources from here

@@ -77,7 +77,7 @@ def main() -> None:
     """Answer line by line."""
     import torch
 
-    from pipeline.config import build_config
+    from pipeline.config.loading import build_config
     from pipeline.fetched import FetchedVersion
     from pipeline.score import UnitScorer, actor_settings
 

@@ -14,7 +14,8 @@ import scorer
 from planted import VERDICTS, planted_config, planted_rows, write_rows
 
 from pipeline.commit import read_manifests, read_published, sweep_orphans
-from pipeline.config import RunConfig, build_config
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
 from pipeline.judge import describe, fresh_judge
 from pipeline.score_units import plan_units
 

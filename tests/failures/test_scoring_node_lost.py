@@ -34,7 +34,7 @@ prepare_environment()
 import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
-from pipeline.config import build_config
+from pipeline.config.loading import build_config
 from pipeline.fetched import FetchedVersion
 from pipeline.score import scored_units
 from pipeline.score_units import plan_units

@@ -182,7 +182,7 @@ import json, sys
 from dataclasses import asdict
 from pathlib import Path
 from jobs.cluster import ray_cluster
-from pipeline.config import build_config
+from pipeline.config.loading import build_config
 from pipeline.fetched import FetchedVersion
 from pipeline.score import scored_units
 from pipeline.score_units import plan_units

@@ -17,14 +17,14 @@ from models.backbone import resolve_folder
 from models.serialization.bundle import read_bundle
 from pipeline.calibrate import label_probabilities
 from pipeline.checkpoint import check_checkpoint
-from pipeline.config import build_config
+from pipeline.config.loading import build_config
+from pipeline.config.tasks import Task
 from pipeline.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import DamagedInputError
 from pipeline.files import file_sha256
 from pipeline.judge import load_judge
 from pipeline.reader import find_partitions
-from pipeline.tasks import Task
 from pipeline.train_loop import build_sampler
 
 STEPS = 20  # of 12 an epoch

@@ -19,7 +19,7 @@ from places import ROOT
 
 from jobs.cli import app
 from jobs.submit_paths import check_paths
-from pipeline.config import read_config, read_settings
+from pipeline.config.loading import read_config, read_settings
 
 INFRA, CONFIG_PATH = ROOT / "infra", ROOT / "jobs" / "configs" / "production.yaml"
 MOUNTED_CONFIG = "/etc/relevance/production.yaml"

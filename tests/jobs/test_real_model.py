@@ -9,7 +9,7 @@ import pytest
 from planted import planted_config, planted_rows, write_config, write_planted
 from test_run import last_json, relevance
 
-from pipeline.config import build_config
+from pipeline.config.loading import build_config
 from pipeline.judge import fresh_judge
 from pipeline.schema import ROW_SCHEMA
 

@@ -12,10 +12,10 @@ from planted import planted_rows
 
 from pipeline.bootstrap import Interval
 from pipeline.comparison import compare_task, truth_of
+from pipeline.config.tasks import Task
 from pipeline.measure import Said, measured, measured_slices
 from pipeline.report import TaskReport, VersionReport, report_page
 from pipeline.schema import ROW_SCHEMA
-from pipeline.tasks import Task
 
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror="document.title=1">'
 VERDICT = {

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from servers import free_port, wait_for_health, wait_for_port
 
-from pipeline.config import read_config
+from pipeline.config.loading import read_config
 
 
 @pytest.fixture(scope="module")

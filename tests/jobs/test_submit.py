@@ -19,7 +19,7 @@ from servers import free_port, wait_for_port
 
 from jobs.ray_jobs import job_stem, submit_job
 from jobs.submit_paths import check_paths
-from pipeline.config import build_config, read_config, read_settings
+from pipeline.config.loading import build_config, read_config, read_settings
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.logs import Console
 

@@ -9,7 +9,8 @@ from planted import planted_config, write_config, write_planted
 
 from jobs.validate import run_validate
 from pipeline import fetched
-from pipeline.config import RunConfig, read_config
+from pipeline.config.loading import read_config
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.fetched import FetchedVersion
 from pipeline.logs import Console

@@ -11,7 +11,8 @@ from commands import last_json, relevance
 
 from jobs.register import check_not_left
 from models.serialization.bundle import read_bundle, write_bundle
-from pipeline.config import RunConfig, read_config
+from pipeline.config.loading import read_config
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError
 from pipeline.registry import check_version, read_verdict, register_version
 from pipeline.tracking import mlflow_client

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipeline.batches import EncodedRows, collate, encode_rows, length_batches
+from pipeline.config.tasks import Task
 from pipeline.schema import ROW_SCHEMA
-from pipeline.tasks import Task
 
 PAD = 99
 LISTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]

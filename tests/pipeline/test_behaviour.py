@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import behaviour
 from pipeline.behaviour import CASES, run_cases
-from pipeline.limits import TOLERANCES, CaseName
+from pipeline.config.gates import TOLERANCES, CaseName
 
 ROWS = pa.table({
     "row_id": ["a", "b", "c", "d"],

@@ -23,7 +23,7 @@ from pipeline.calibration_fit import (
     lower_bound,
     precision_threshold,
 )
-from pipeline.tasks import Task
+from pipeline.config.tasks import Task
 
 
 def task(labels: int = 4, relevant_from: int = 2, target: float = 0.9) -> Task:

@@ -12,7 +12,8 @@ from planted import planted_config
 from pydantic import ValidationError
 
 from models.config import HydraLoRAConfig, LoRAConfig
-from pipeline.config import RunConfig, build_config, read_config
+from pipeline.config.loading import build_config, read_config
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
 
 TASK = {"name": "search", "labels": ["bad", "good"], "relevant_from": 1, "template": "Query: {query}\nAd: {ad_title}"}

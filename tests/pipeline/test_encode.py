@@ -11,10 +11,11 @@ import pytest
 from places import ROOT
 
 from models.backbone import load_tokenizer
-from pipeline.config import read_config
-from pipeline.encode import EncodeConfig, Encoder, fit_fields
+from pipeline.config.encoding import EncodeConfig
+from pipeline.config.loading import read_config
+from pipeline.config.tasks import Task
+from pipeline.encode import Encoder, fit_fields
 from pipeline.schema import AD_COLUMNS, ROW_SCHEMA, TEXT_COLUMNS
-from pipeline.tasks import Task
 
 PLAIN = "Search query: {query}\nAd: {ad_title}\nIs the ad relevant? Answer:"
 PRODUCT = "Product: {ad_title}, {ad_description}\nQuery: {query}\nAnswer:"

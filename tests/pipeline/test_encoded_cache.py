@@ -21,15 +21,16 @@ from models.config import BackboneConfig
 from models.serialization.bundle import write_bundle
 from pipeline import encoded_cache
 from pipeline.batches import EncodedRows, encode_rows
-from pipeline.encode import EncodeConfig, Encoder
+from pipeline.config.encoding import EncodeConfig
+from pipeline.config.splits import SPLITS, SplitConfig
+from pipeline.config.tasks import Task
+from pipeline.encode import Encoder
 from pipeline.encoded_cache import EncodingPlan, encoding_key, publish_encoded, tokenizer_sha256
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
 from pipeline.reader import find_partitions
 from pipeline.rows import read_split
 from pipeline.schema import ROW_SCHEMA
-from pipeline.split import SPLITS, SplitConfig
-from pipeline.tasks import Task
 
 TASKS = tuple(
     Task(name=name, labels=("bad", "fair", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}, {ad_description}\n")

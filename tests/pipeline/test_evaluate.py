@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 
 from jobs.evaluate import evaluation_table
+from pipeline.config.tasks import Task
 from pipeline.evaluate import TaskScores, lexical_probability, summary
 from pipeline.measure import Said, Truth
 from pipeline.schema import ROW_SCHEMA
-from pipeline.tasks import Task
 
 
 def task(name: str) -> Task:

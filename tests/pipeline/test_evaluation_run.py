@@ -14,7 +14,8 @@ from models.serialization.bundle import write_bundle
 from pipeline import evaluate as evaluation_module
 from pipeline.calibrate import relevance_probability
 from pipeline.commit import read_published
-from pipeline.config import RunConfig, build_config
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
 from pipeline.evaluate import run_evaluation
 from pipeline.fetched import FetchedVersion
 from pipeline.judge import describe, fresh_judge

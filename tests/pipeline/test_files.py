@@ -15,7 +15,8 @@ import pytest
 
 from pipeline import files
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.files import check_name, file_sha256, json_sha256, publish_dir, read_json, remove_tree, safe_join, write_bytes, write_json
+from pipeline.files import file_sha256, json_sha256, publish_dir, read_json, remove_tree, safe_join, write_bytes, write_json
+from pipeline.names import check_name
 
 PLAIN = string.ascii_lowercase + string.digits
 HOSTILE_NAMES = [

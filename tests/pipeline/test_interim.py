@@ -10,8 +10,8 @@ import torch
 from sklearn.metrics import average_precision_score, log_loss
 
 from pipeline.batches import EncodedRows
+from pipeline.config.tasks import Task
 from pipeline.interim import Best, Interim, better, drawn_rows
-from pipeline.tasks import Task
 from pipeline.train_step import TrainingDivergedError
 
 TASKS = tuple(

@@ -18,7 +18,8 @@ from models.files import bytes_sha256
 from models.serialization.bundle import encode_json, write_bundle
 from pipeline.batches import EncodedRows
 from pipeline.calibrate import Calibration
-from pipeline.config import RunConfig, build_config
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.judge import Judge, describe, fresh_judge, load_judge
 from pipeline.schema import ROW_SCHEMA

@@ -14,7 +14,8 @@ from planted import planted_config, write_planted
 from servers import PASSWORD, Trouble, mlflow_server, postgres_programs, postgres_server, proxy
 
 from models.serialization.bundle import read_bundle, write_bundle
-from pipeline.config import RunConfig, build_config
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.fetched import fetch_version, resolve_champion
 from pipeline.files import write_json

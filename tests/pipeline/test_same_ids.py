@@ -12,14 +12,15 @@ import torch
 from models.backbone import load_tokenizer, resolve_folder
 from models.config import BackboneConfig
 from models.serialization.bundle import read_bundle, write_bundle
-from pipeline.encode import EncodeConfig, Encoder
+from pipeline.config.encoding import EncodeConfig
+from pipeline.config.splits import SPLITS, SplitConfig
+from pipeline.config.tasks import Task
+from pipeline.encode import Encoder
 from pipeline.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoded_files import read_encoded
 from pipeline.judge import Judge
 from pipeline.reader import find_partitions, read_partition
 from pipeline.schema import ROW_SCHEMA
-from pipeline.split import SPLITS, SplitConfig
-from pipeline.tasks import Task
 
 NUM_STRINGS = 100_000
 TASK = Task(name="a", labels=("bad", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}\nRelevant?")

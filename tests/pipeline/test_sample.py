@@ -12,10 +12,11 @@ from places import ROOT
 
 from pipeline.baseline import LexicalBaseline
 from pipeline.catalogue import DECOYS, Product, product_types, siblings
+from pipeline.config.splits import SplitConfig
 from pipeline.partitions import read_catalogue
 from pipeline.sample import NOISE_RATE, TASKS, Marketplace, SampleTask, build_marketplace, ceiling, relevance, task_grade, write_marketplace
 from pipeline.schema import ROW_SCHEMA
-from pipeline.split import SplitConfig, split_rows
+from pipeline.split import split_rows
 
 NUM_ROWS = 2_000
 SEED = 17

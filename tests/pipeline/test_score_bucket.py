@@ -26,7 +26,7 @@ from pipeline.commit import (
     read_run,
     sweep_orphans,
 )
-from pipeline.config import build_config
+from pipeline.config.loading import build_config
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.fetched import FetchedVersion
 from pipeline.schema import ROW_SCHEMA

@@ -10,7 +10,7 @@ import pytest
 from planted import planted_config, planted_rows
 
 from pipeline.commit import SCORE_SCHEMA, publish_partition
-from pipeline.config import build_config
+from pipeline.config.loading import build_config
 from pipeline.errors import DamagedInputError
 from pipeline.fetched import FetchedVersion
 from pipeline.files import write_json

@@ -11,7 +11,8 @@ from planted import planted_config, planted_rows, write_rows
 from jobs.score import dates_between
 from pipeline import score_units
 from pipeline.commit import SCORE_SCHEMA, publish_partition
-from pipeline.config import RunConfig, build_config
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score_units import on_date, plan_units, read_unit

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from planted import planted_config
 
-from pipeline.config import build_config
+from pipeline.config.loading import build_config
+from pipeline.config.sources import TableSource
 from pipeline.errors import ConfigError
-from pipeline.source_config import TableSource
 
 TABLE: dict[str, Any] = {
     "kind": "table", "path": "x.csv", "task": "two", "columns": {"query": "q", "ad_title": "t", "label": "g"},

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipeline.config.sources import TableSource
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 from pipeline.importing import ImportCounts
 from pipeline.reader import read_partition
-from pipeline.source_config import TableSource
 from pipeline.source_table import import_table, read_mapping
 
 RECORDS = [{"q": "red shoe", "t": 'Shoe "X"', "d": "line\nline <b>two</b>", "g": "good"}, {"q": "tv", "t": "Sony, 4K", "d": None, "g": "bad"}]

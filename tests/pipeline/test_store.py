@@ -10,7 +10,8 @@ import pytest
 from servers import Trouble, proxy
 
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.store import Bucket, Store, StoredFile, is_bucket, open_store
+from pipeline.names import is_bucket
+from pipeline.store import Bucket, Store, StoredFile, open_store
 
 RACERS, RACES = 4, 25
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipeline.config.tasks import Task, check_known_task
 from pipeline.errors import ConfigError
 from pipeline.schema import MAX_LABELS
-from pipeline.tasks import Task, check_known_task
 
 BLOCK: dict[str, Any] = {
     "name": "search",

@@ -10,7 +10,8 @@ import pytest
 from planted import planted_config, write_planted
 
 from pipeline import tracking
-from pipeline.config import RunConfig, build_config
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
 from pipeline.logs import Console
 from pipeline.tracking import RunTracker, mlflow_client
 
@@ -80,7 +81,7 @@ def test_config_environment_and_verdict_are_artifacts(run: Any, config: RunConfi
     read = {name: Path(client.download_artifacts(run.info.run_id, name, str(tmp_path))).read_text() for name in ("config.yaml", "environment.json")}
     assert json.loads(read["environment.json"])["libraries"]["torch"].startswith("2.")
     (tmp_path / "again.yaml").write_text(read["config.yaml"])
-    from pipeline.config import read_config
+    from pipeline.config.loading import read_config
 
     assert read_config(tmp_path / "again.yaml") == config
 

@@ -11,7 +11,8 @@ import torch
 from planted import planted_config, write_planted
 
 from pipeline import trainer
-from pipeline.config import RunConfig, build_config
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.files import file_sha256, write_json
 from pipeline.live import LiveFollower

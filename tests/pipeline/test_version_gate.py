@@ -10,8 +10,8 @@ import pytest
 from pipeline.behaviour import CaseResult
 from pipeline.bootstrap import Interval
 from pipeline.comparison import Comparison, TaskComparison
+from pipeline.config.gates import PromotionConfig
 from pipeline.gate import Verdict, judge_version
-from pipeline.limits import PromotionConfig
 
 
 def gap(value: float, spread: float = 0.01) -> Interval:

@@ -27,7 +27,7 @@ from models.config import (  # noqa: E402
 )
 from models.relevance import RelevanceModel, build_model  # noqa: E402
 from models.training.flat_parameters import FlatModel  # noqa: E402
-from pipeline.config import DeepSpeedConfig, OptimizerConfig, TrainingConfig  # noqa: E402
+from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig  # noqa: E402
 from pipeline.optimizer import build_optimizer  # noqa: E402
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, head_learning_rate=2e-2, mixture_learning_rate=3e-2, weight_decay=0.05, gradient_clipping=0.5)

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.tasks import Task
 from pipeline.schema import ROW_SCHEMA
-from pipeline.tasks import Task
 
 NUM_ROWS = 6
 

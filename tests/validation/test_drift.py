@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.gates import Script
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.limits import Script
 from pipeline.sample import build_marketplace
 from pipeline.schema import ROW_SCHEMA
 from validation import words

@@ -17,9 +17,9 @@ from places import ROOT
 import validation.gate
 import validation.partition
 import validation.together
+from pipeline.config.gates import GateConfig
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
 from pipeline.files import file_sha256
-from pipeline.limits import GateConfig
 from pipeline.reader import data_digest, find_partitions
 from pipeline.schema import ROW_SCHEMA
 from validation.data_docs import DataDocs
@@ -432,8 +432,8 @@ def test_ray_tasks_on_two_workers_give_the_same_report_byte_for_byte(tmp_path, t
     code = (
         "import sys, pathlib\n"
         "import ray\n"
-        "from pipeline.limits import GateConfig\n"
-        "from pipeline.tasks import Task\n"
+        "from pipeline.config.run.gates import GateConfig\n"
+        "from pipeline.config.run.tasks import Task\n"
         "from validation.gate import validate\n"
         "root, out, workers = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])\n"
         "if workers:\n"

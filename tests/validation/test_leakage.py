@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.splits import SPLITS, SplitConfig
+from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.sample import TASKS, build_marketplace
 from pipeline.schema import ROW_SCHEMA
-from pipeline.split import SPLITS, SplitConfig, normalise_query, split_of, split_rows
-from pipeline.tasks import Task
+from pipeline.split import normalise_query, split_of, split_rows
 from validation import near_queries
 from validation.label_words import WordRule, find_label_words
 from validation.leakage import find_leakage

@@ -5,9 +5,9 @@ from string import Formatter
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.strict_model import Frozen
 from pipeline.errors import ConfigError
-from pipeline.files import check_name
-from pipeline.frozen import Frozen
+from pipeline.names import check_name
 from pipeline.schema import MAX_LABELS, TEXT_COLUMNS
 
 
@@ -50,6 +50,7 @@ class Task(Frozen):
     def ad_columns(self) -> tuple[str, ...]:
         """The ad's columns the template reads, in the order it reads them."""
         return tuple(name for _, name, _, _ in Formatter().parse(self.template) if name not in (None, "query"))
+
 
 
 def check_known_task(name: str, tasks: Sequence[Task], where: str) -> Task:

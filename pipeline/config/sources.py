@@ -9,14 +9,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from pipeline.config.strict_model import Frozen
+from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError
-from pipeline.files import check_name
-from pipeline.frozen import Frozen
+from pipeline.names import check_name
 from pipeline.schema import COLUMNS, MAX_LABELS
-from pipeline.tasks import Task
 
 TableFormat = Literal["csv", "tsv", "parquet", "jsonl"]
+
 _REQUIRED = ("query", "ad_title", "market")
+
 
 
 def checked_name(name: str, what: str) -> str:
@@ -27,6 +29,7 @@ def checked_name(name: str, what: str) -> str:
         raise ValueError(str(error)) from error
 
 
+
 def checked_column(name: str) -> str:
     """The name of a contract column; ValueError with the nearest one if it is none."""
     names = [column.name for column in COLUMNS]
@@ -34,6 +37,7 @@ def checked_column(name: str) -> str:
         near = difflib.get_close_matches(name, names, n=1)
         raise ValueError(f"{name} is not a column of a row; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"))
     return name
+
 
 
 def checked_encoding(name: str) -> str:
@@ -46,6 +50,7 @@ def checked_encoding(name: str) -> str:
     raise ValueError(f"{name} is not an encoding of text; such are utf-8, latin-1, cp1252, shift_jis, utf-16")
 
 
+
 def with_text_keys(labels: Any) -> Any:
     """Labels of a source by their text: YAML reads a bare 1 as a number, and a bare yes as a truth value."""
     if isinstance(labels, dict) and any(isinstance(key, bool | float) or key is None for key in labels):
@@ -53,7 +58,9 @@ def with_text_keys(labels: Any) -> Any:
     return {str(key): value for key, value in labels.items()} if isinstance(labels, dict) else labels
 
 
+
 ColumnName = Annotated[str, AfterValidator(checked_column)]
+
 
 
 class SampleSource(Frozen):
@@ -64,11 +71,13 @@ class SampleSource(Frozen):
     unlabelled_rows_per_task: int = Field(ge=0)  # rows to be scored
 
 
+
 class EsciSource(Frozen):
     """A folder in the two-file layout of the Amazon Shopping Queries data."""
 
     kind: Literal["esci"]
     path: Path
+
 
 
 class ChorusSource(Frozen):
@@ -78,11 +87,13 @@ class ChorusSource(Frozen):
     path: Path
 
 
+
 class WandsSource(Frozen):
     """The folder of WANDS with query.csv, product.csv and label.csv."""
 
     kind: Literal["wands"]
     path: Path
+
 
 
 class QadsmSource(Frozen):
@@ -91,6 +102,7 @@ class QadsmSource(Frozen):
     kind: Literal["qadsm"]
     path: Path
     language: str | None = None  # two letters; default: from a name such as xglue.qadsm.en.train
+
 
 
 class TableSource(Frozen):
@@ -157,10 +169,12 @@ class TableSource(Frozen):
         return index
 
 
+
 Source = Annotated[
     SampleSource | EsciSource | ChorusSource | WandsSource | QadsmSource | TableSource,
     Field(discriminator="kind"),
 ]
+
 
 
 def check_table_sources(sources: Sequence[Any], tasks: Sequence[Task]) -> None:

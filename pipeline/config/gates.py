@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from pipeline.frozen import Frozen
+from pipeline.config.strict_model import Frozen
 
 Script = Literal["latin", "greek", "cyrillic", "hebrew", "arabic", "indic", "thai", "hangul", "kana", "han", "other"]
+
 
 
 class GateConfig(Frozen):
@@ -30,12 +31,15 @@ class GateConfig(Frozen):
         return scripts
 
 
+
 CaseName = Literal["upper case", "word order", "white space", "forged tokens", "injected order", "negation", "brand swap", "another ad"]
+
 # how far, on the mean of a task's rows, a case of pipeline/behaviour.py may move the probability, or lift it
 TOLERANCES: dict[CaseName, float] = {
     "upper case": 0.15, "word order": 0.15, "white space": 0.05, "forged tokens": 0.1, "injected order": 0.1, "negation": 0.05,
     "brand swap": 0.02, "another ad": 0.05,
 }  # fmt: skip
+
 
 
 class PromotionConfig(Frozen):

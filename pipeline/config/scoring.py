@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.frozen import Frozen
-from pipeline.store import is_bucket
+from pipeline.config.strict_model import Frozen
+from pipeline.names import is_bucket
 
 
 def as_place(value: Any) -> Any:
@@ -16,7 +16,9 @@ def as_place(value: Any) -> Any:
     return value if is_bucket(value) else Path(value).absolute() if isinstance(value, str | Path) else value
 
 
+
 Place = Annotated[Path | str, BeforeValidator(as_place)]
+
 
 
 class ScoringConfig(Frozen):

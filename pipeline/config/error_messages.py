@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 TAGS = {"sources": ("kind", 2), "adapter": ("method", 1)}  # settings that come in kinds: what names the kind, and its place in pydantic's path
 
 
+
 def read_yaml_mapping(path: Path, what: str, absent: str, wanted: str) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError calling the file `what`: not there (`absent` says what to do), not readable, or not `wanted`."""
     try:
@@ -24,6 +25,7 @@ def read_yaml_mapping(path: Path, what: str, absent: str, wanted: str) -> dict[s
     if not isinstance(value, dict):
         raise ConfigError(f"{what} {path} must be a YAML mapping {wanted}")
     return value
+
 
 
 def explain(problem: Any, root: Any) -> str:
@@ -51,12 +53,14 @@ def explain(problem: Any, root: Any) -> str:
     return message + given if message.startswith(f"{name}.") or not name else f"{name}: {message}{given}"
 
 
+
 def without_kind(loc: Sequence[str | int]) -> tuple[list[str | int], str | None]:
     """pydantic's path without the name of a kind in it, which is no setting; and that name."""
     place = TAGS.get(str(loc[0]), ("", len(loc)))[1] if loc else 0
     if len(loc) <= place:
         return list(loc), None
     return [*loc[:place], *loc[place + 1 :]], str(loc[place])
+
 
 
 def settings_under(path: Sequence[str | int], root: Any, kind_name: str | None = None) -> list[str]:
@@ -71,11 +75,13 @@ def settings_under(path: Sequence[str | int], root: Any, kind_name: str | None =
     return sorted({name for block in blocks for name in field_types(block)})
 
 
+
 def field_types(kind: Any) -> dict[str, Any]:
     """Field names and types of a pydantic model or a dataclass."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: field.annotation for name, field in kind.model_fields.items()}
     return {name: field.type for name, field in getattr(kind, "__dataclass_fields__", {}).items() if field._field_type.name == "_FIELD"}
+
 
 
 def blocks_in(annotation: Any) -> Iterator[Any]:

@@ -1,0 +1,1 @@
+"""Every block of the config file, its loading, and its error messages."""
