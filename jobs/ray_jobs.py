@@ -15,8 +15,8 @@ from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
-from pipeline.files import json_sha256
 from pipeline.logs import Console
+from pipeline.storage.filesystem import json_sha256
 
 PREFIX = "relevance-"
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")

@@ -4,10 +4,10 @@ from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, GateRefusedError
-from pipeline.files import read_json
 from pipeline.logs import Console
 from pipeline.promotion import promote, read_promotions, roll_back, rolled_back
 from pipeline.registry import check_registered, check_version, read_verdict, register_version
+from pipeline.storage.filesystem import read_json
 from pipeline.tracking import mlflow_client
 
 HISTORY = ("number", "at", "by", "kind", "version", "instead of", "macro PR-AUC", "why")

@@ -12,7 +12,6 @@ from pipeline.bootstrap import Interval, interval
 from pipeline.comparison import differences, said_of, same_task, truth_of
 from pipeline.config.run import RunConfig
 from pipeline.fetched import fetch_version
-from pipeline.files import write_bytes
 from pipeline.judge import Judge
 from pipeline.logs import Console
 from pipeline.measure import measured, measured_slices
@@ -20,6 +19,7 @@ from pipeline.promotion import champions, read_promotions
 from pipeline.reader import find_partitions
 from pipeline.registry import check_version, read_verdict
 from pipeline.report import TaskReport, VersionReport, report_page
+from pipeline.storage.filesystem import write_bytes
 from pipeline.tracking import metric_history, mlflow_client
 from validation.drift import compare
 from validation.drift_view import as_text

@@ -11,13 +11,13 @@ from pipeline.commit import newest_records, put_record, sweep_orphans
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.fetched import FetchedVersion, resolve_champion
-from pipeline.lease import Lease
 from pipeline.logs import Console
 from pipeline.score import scored_units
 from pipeline.score_outcome import Outcome
 from pipeline.score_run import drift_lines, run_record, spent_lines
 from pipeline.score_units import Unit, on_date, plan_units
-from pipeline.store import open_store
+from pipeline.storage.lease import Lease
+from pipeline.storage.object_store import open_store
 
 SHOWN_ERRORS = 5
 SHOWN_UNITS = 20

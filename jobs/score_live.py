@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_json, write_json
 from pipeline.gauges import ScoringGauges
 from pipeline.logs import Progress
 from pipeline.score_outcome import Outcome
 from pipeline.score_units import Unit
+from pipeline.storage.filesystem import read_json, write_json
 
 
 class ScoringLive:

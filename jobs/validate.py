@@ -6,9 +6,9 @@ from typing import Any
 from jobs.cluster import given_cluster
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.files import write_json
 from pipeline.logs import Console
 from pipeline.reader import data_digest, find_partitions
+from pipeline.storage.filesystem import write_json
 from validation.drift import compare
 from validation.drift_view import as_text, plot_drift
 from validation.gate import validate

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError, RelevanceError
-from pipeline.files import remove_tree
+from pipeline.storage.filesystem import remove_tree
 
 MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is without end
 KEEP_S = 7 * 24 * 3600.0  # notes of a run that failed, for who looks into it

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
+from models.files import file_sha256
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.files import file_sha256, publish_dir, read_json, remove_tree, synced, temporary_beside, write_json
 from pipeline.interim import Best
 from pipeline.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from pipeline.storage.filesystem import publish_dir, read_json, remove_tree, synced, temporary_beside, write_json
 
 KEEP = 2  # newest checkpoints kept: one to use, one should it prove damaged
 WAIT_S = 600.0  # for the other ranks' parts, on storage that may be slow

@@ -20,11 +20,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.files import bytes_sha256
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError
-from pipeline.files import bytes_sha256, canonical_json, json_sha256
 from pipeline.names import check_name
 from pipeline.row_errors import ERROR_SCHEMA
-from pipeline.store import Store, open_store
+from pipeline.storage.filesystem import canonical_json, json_sha256
+from pipeline.storage.object_store import Store, open_store
 
 Root = Path | str | Store
 KINDS = {"files": "data", "error_files": "errors"}  # what a manifest calls them, and their folder

@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.files import file_sha256
 from pipeline.batches import EncodedRows
 from pipeline.config.splits import Split
 from pipeline.config.tasks import Task
 from pipeline.errors import DamagedInputError
-from pipeline.files import file_sha256, json_sha256, read_json, write_json
+from pipeline.storage.filesystem import json_sha256, read_json, write_json
 
 FORMAT = 1  # of the folder; changes when an older reader would misread it
 MANIFEST = "manifest.json"

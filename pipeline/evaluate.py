@@ -24,7 +24,6 @@ from pipeline.curves import curve_charts
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import DataRefusedError, RetryableError
-from pipeline.files import write_bytes, write_json
 from pipeline.judge import Judge, fresh_judge, load_judge
 from pipeline.measure import Said, Truth, as_json, measured, measured_slices
 from pipeline.reader import find_partitions
@@ -32,6 +31,7 @@ from pipeline.rows import read_split
 from pipeline.score_reference import build_reference
 from pipeline.single_task import gain_over_single_tasks, rows_digest
 from pipeline.slices import cut
+from pipeline.storage.filesystem import write_bytes, write_json
 
 SYSTEMS = ("model", "lexical", "untrained")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.files import publish_dir, remove_tree, temporary_beside
 from pipeline.promotion import read_promotions, repair_aliases
 from pipeline.registry import BUNDLE_ARTIFACT, NOT_THERE, check_registered, check_version
+from pipeline.storage.filesystem import publish_dir, remove_tree, temporary_beside
 from pipeline.tracking import mlflow_client, told_errors
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import naming_file
+from pipeline.storage.filesystem import naming_file
 from pipeline.train_step import StepDone, Worker
 
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from models.files import file_sha256
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
-from pipeline.files import file_sha256, json_sha256, read_json, write_json
 from pipeline.schema import SCHEMA_VERSION
+from pipeline.storage.filesystem import json_sha256, read_json, write_json
 
 CATALOGUE = "catalogue.json"
 LOCK_TIMEOUT_S = 60  # others hold the lock while they move and hash files that are written already

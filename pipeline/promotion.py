@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RetryableError
-from pipeline.files import canonical_json, put_if_absent, read_json
+from pipeline.storage.filesystem import canonical_json, put_if_absent, read_json
 
 Record = dict[str, Any]
 

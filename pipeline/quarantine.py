@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataRefusedError
-from pipeline.files import canonical_json
 from pipeline.lines import Line
+from pipeline.storage.filesystem import canonical_json
 
 # A wrong encoding, delimiter or mapping spoils nearly every line, honest damage a few of a hundred: what lies between is for a person to judge.
 MAX_BAD_SHARE = 0.2

@@ -7,10 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.files import file_sha256
 from pipeline.config.tasks import Task, check_known_task
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
-from pipeline.files import file_sha256, json_sha256
 from pipeline.schema import ROW_SCHEMA, schema_difference
+from pipeline.storage.filesystem import json_sha256
 
 
 def find_partitions(root: Path, tasks: Sequence[Task]) -> dict[str, list[Path]]:

@@ -9,9 +9,9 @@ from models.serialization.bundle import read_bundle
 from pipeline.card import model_card
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.files import canonical_json, json_sha256, read_json
 from pipeline.promotion import gate_tag, read_promotions
 from pipeline.software import code_version
+from pipeline.storage.filesystem import canonical_json, json_sha256, read_json
 from pipeline.tracking import experiment_id, find_run, mlflow_client
 
 BUNDLE_ARTIFACT = "bundle"

@@ -33,9 +33,9 @@ from pipeline.catalogue import (
     product_types,
     siblings,
 )
-from pipeline.files import write_bytes
 from pipeline.partitions import enter_partitions
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
+from pipeline.storage.filesystem import write_bytes
 from pipeline.writer import write_partition
 
 NOISE_RATE = 0.08  # share of judgements that moved to another level, each other level as likely

@@ -22,7 +22,6 @@ from pipeline.config.run import RunConfig
 from pipeline.config.tasks import check_known_task
 from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.fetched import FetchedVersion
-from pipeline.files import remove_tree
 from pipeline.read_ahead import OnRows
 from pipeline.row_errors import part_rows
 from pipeline.score_cache import ScoreCache, cached_files
@@ -32,7 +31,8 @@ from pipeline.score_reference import canary_difference, read_reference
 from pipeline.score_units import Unit, read_unit, unit_of_fields
 from pipeline.scores import score_all_tasks, score_rows
 from pipeline.speed import wait_for
-from pipeline.store import open_store
+from pipeline.storage.filesystem import remove_tree
+from pipeline.storage.object_store import open_store
 
 
 class UnitScorer:

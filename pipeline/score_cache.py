@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.commit import Root, accepted_records, judged_tasks, read_manifest, unaltered
 from pipeline.config.tasks import Task
 from pipeline.errors import DamagedInputError, RelevanceError
-from pipeline.store import Store
+from pipeline.storage.object_store import Store
 
 HASH_BYTES = 16
 MAX_ROWS = 10_000_000  # that an actor keeps: 36 bytes each, and three times that while they are put in order

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from models.files import file_sha256
 from pipeline.config.tasks import Task, check_known_task
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
-from pipeline.files import file_sha256
 from pipeline.names import is_bucket
 from pipeline.reader import find_partitions, naming_damage, open_partition
-from pipeline.store import Bucket, Entry, StoredFile, open_bucket
+from pipeline.storage.object_store import Bucket, Entry, StoredFile, open_bucket
 
 PREFIX, SUFFIX = "task=", ".parquet"
 FOOTERS = 8  # that are read at a time

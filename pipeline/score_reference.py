@@ -14,10 +14,10 @@ import pyarrow as pa
 from pipeline.all_tasks import AllTasksJudge
 from pipeline.calibrate import relevance_probability
 from pipeline.errors import DamagedInputError
-from pipeline.files import read_json
 from pipeline.judge import Judge
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scores import judge_all_tasks, judge_rows
+from pipeline.storage.filesystem import read_json
 
 CANARY_ROWS = 8  # of each task
 BINS = 20  # of the probability, from 0 to 1

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.files import json_sha256
+from pipeline.storage.filesystem import json_sha256
 
 
 def rows_digest(table: pa.Table) -> str:

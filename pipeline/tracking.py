@@ -9,9 +9,9 @@ from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
-from pipeline.files import canonical_json, read_json
 from pipeline.logs import Console
 from pipeline.software import environment
+from pipeline.storage.filesystem import canonical_json, read_json
 
 SEND_EVERY_S = 2.0  # steps are sent in groups: a request a step would cost more than the step of a small model
 RETRY_EVERY_S = 600.0  # a store that is away holds up what people see of the training for as long as its answer is waited for

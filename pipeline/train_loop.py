@@ -22,7 +22,6 @@ from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
-from pipeline.files import remove_tree
 from pipeline.head_start import start_heads
 from pipeline.interim import Best, Interim, better
 from pipeline.judge import Judge, describe, fresh_judge
@@ -31,6 +30,7 @@ from pipeline.optimizer import build_optimizer
 from pipeline.row_packing import packed_beginnings
 from pipeline.sampler import Sampler
 from pipeline.speed import clock, matmul_peak, step_flops
+from pipeline.storage.filesystem import remove_tree
 from pipeline.train_step import TrainingDivergedError, Worker, any_rank, train_step
 from pipeline.watch import Watch
 from pipeline.zero import deepspeed_config

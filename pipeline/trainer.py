@@ -16,10 +16,10 @@ from pipeline.checkpoint import newest_checkpoint
 from pipeline.config.run import RunConfig
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
-from pipeline.files import read_json, remove_tree, write_json
 from pipeline.gauges import TrainingGauges
 from pipeline.live import LiveFollower, OnLine
 from pipeline.reader import find_partitions
+from pipeline.storage.filesystem import read_json, remove_tree, write_json
 from pipeline.train_loop import StoppedError, train_worker
 from pipeline.training_plan import TrainingPlan, changes
 

@@ -11,8 +11,8 @@ from models.backbone import BackboneUnavailableError, empty_trunk, folder_digest
 from models.serialization.bundle import BundleRefusedError, read_bundle
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.files import json_sha256
 from pipeline.reader import data_digest, find_partitions
+from pipeline.storage.filesystem import json_sha256
 
 NO_NUMBERS = {"checkpoint_every_steps", "hang_timeout_s"}  # settings of training that no number follows from
 # and those that only rounding follows from

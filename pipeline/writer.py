@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, DataRefusedError
-from pipeline.files import remove_tree, replacing, sync_dir, temporary_beside
 from pipeline.names import check_name
 from pipeline.partitions import catalogue_lock, describe_partition, read_catalogue, update_catalogue
 from pipeline.schema import COLUMNS, ROW_SCHEMA
+from pipeline.storage.filesystem import remove_tree, replacing, sync_dir, temporary_beside
 
 ROWS_PER_GROUP = 65_536  # rows a reader must hold at once: about 100 MB of product text
 BYTES_PER_GROUP = 128 * 2**20  # of Arrow memory: where texts are long, a row group ends before it is full

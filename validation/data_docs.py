@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import remove_tree
+from pipeline.storage.filesystem import remove_tree
 
 if TYPE_CHECKING:
     import great_expectations as gx

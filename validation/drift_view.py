@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import replacing
+from pipeline.storage.filesystem import replacing
 from validation.drift import ALL_TASKS, DriftReport, FeatureDrift
 
 MAX_TASKS = 8  # columns beside "all"; those that moved most

@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.files import file_sha256
 from pipeline.config.tasks import Task
 from pipeline.errors import DamagedInputError, RetryableError
-from pipeline.files import file_sha256, json_sha256, read_json, remove_tree, temporary_beside, write_json
 from pipeline.reader import naming_damage, open_partition
 from pipeline.schema import COLUMNS, ROW_SCHEMA, schema_difference
+from pipeline.storage.filesystem import json_sha256, read_json, remove_tree, temporary_beside, write_json
 from validation.row_scan import KEY_SCHEMA, REASON_SCHEMA, RowScan
 
 GATE_VERSION = 5  # changes when the same file would be judged otherwise

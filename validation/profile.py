@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import DamagedInputError
-from pipeline.files import canonical_json, read_json, write_bytes
 from pipeline.schema import COLUMNS, MAX_LABELS, TEXT_COLUMNS
+from pipeline.storage.filesystem import canonical_json, read_json, write_bytes
 from validation.hashing import hash_column
 from validation.scripts import SCRIPTS, main_scripts
 from validation.seen_words import SeenWords, see_words, word_buckets

@@ -74,9 +74,9 @@ class Bench:
 
     def ours(self) -> tuple[float, np.ndarray, Any]:
         """A unit as an actor scores it, into a new run."""
+        from models.files import file_sha256
         from pipeline.commit import read_published
         from pipeline.fetched import FetchedVersion
-        from pipeline.files import file_sha256
         from pipeline.score import UnitScorer, actor_settings
         from pipeline.score_units import Unit, plan_units
 

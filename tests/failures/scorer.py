@@ -43,7 +43,7 @@ class Points:
 def score(scorer: Any, config: Any, die_at: int | None) -> int:
     """Score what is to do; the points passed."""
     from pipeline.score_units import plan_units
-    from pipeline.store import open_store
+    from pipeline.storage.object_store import open_store
 
     points = Points(die_at)
     attempts_dir = config.run_dir / "scoring" / str(os.getpid())

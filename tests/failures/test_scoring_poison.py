@@ -23,11 +23,11 @@ from scoring_world import ROWS, World
 from pipeline import scores
 from pipeline.attempts import MAX_ATTEMPTS, Attempts, Starts
 from pipeline.commit import read_errors, read_manifests, read_published
-from pipeline.files import write_json
 from pipeline.judge import fresh_judge
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import Outcome
 from pipeline.score_reference import build_reference
+from pipeline.storage.filesystem import write_json
 
 
 def by_kind(outcomes: list[Outcome]) -> dict[str, Outcome]:

@@ -14,6 +14,7 @@ from planted import planted_config, write_planted
 from safetensors.torch import load_file
 
 from models.backbone import resolve_folder
+from models.files import file_sha256
 from models.serialization.bundle import read_bundle
 from pipeline.calibrate import label_probabilities
 from pipeline.checkpoint import check_checkpoint
@@ -22,7 +23,6 @@ from pipeline.config.tasks import Task
 from pipeline.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import DamagedInputError
-from pipeline.files import file_sha256
 from pipeline.judge import load_judge
 from pipeline.reader import find_partitions
 from pipeline.train_loop import build_sampler

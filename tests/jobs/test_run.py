@@ -20,7 +20,7 @@ from pipeline.batches import collate
 from pipeline.commit import read_errors, read_manifests, read_published, read_run
 from pipeline.judge import load_judge
 from pipeline.schema import ROW_SCHEMA
-from pipeline.store import open_store
+from pipeline.storage.object_store import open_store
 
 
 def test_one_command_walks_from_parquet_to_promoted_version_to_labels(finished_run: Any) -> None:

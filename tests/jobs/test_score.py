@@ -18,7 +18,7 @@ from jobs.score import check_outcomes
 from pipeline.commit import read_published
 from pipeline.errors import RelevanceError, RetryableError
 from pipeline.score_outcome import Outcome
-from pipeline.store import open_store
+from pipeline.storage.object_store import open_store
 
 AWAY = "http://127.0.0.1:9"
 

@@ -23,13 +23,13 @@ from pipeline.calibrate import Calibration
 from pipeline.commit import put_record, read_errors, read_manifests, read_published, read_run
 from pipeline.errors import DamagedInputError
 from pipeline.fetched import FetchedVersion
-from pipeline.files import read_json, write_json
 from pipeline.judge import Judge, fresh_judge
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import UnitScorer
 from pipeline.score_reference import build_reference
 from pipeline.score_run import run_record
 from pipeline.scores import judge_rows, score_rows
+from pipeline.storage.filesystem import read_json, write_json
 
 MTL = {"method": "mtl_lora", "target_modules": ["q_proj", "v_proj"], "rank": 4}
 SHARED = {"adapter": {**MTL, "task_layers": 1}}  # of 4 layers the last one knows tasks: 5 of 8 layers

@@ -15,7 +15,6 @@ import pytest
 from places import ROOT
 
 from pipeline import commit
-from pipeline import store as store_module
 from pipeline.commit import (
     SCORE_SCHEMA,
     is_published,
@@ -28,8 +27,9 @@ from pipeline.commit import (
     sweep_orphans,
 )
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.files import put_if_absent, write_json
 from pipeline.row_errors import ERROR_SCHEMA
+from pipeline.storage import object_store as store_module
+from pipeline.storage.filesystem import put_if_absent, write_json
 
 FACTS = {"bundle_sha256": "b" * 64, "task": "search"}
 INGREDIENTS = {"task": "search", "input_path": "task=search/a.parquet", "input_sha256": "1", "bundle_sha256": "2", "encoder_version": "1"}

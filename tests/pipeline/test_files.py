@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import files
+from models.files import file_sha256
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.files import file_sha256, json_sha256, publish_dir, read_json, remove_tree, safe_join, write_bytes, write_json
 from pipeline.names import check_name
+from pipeline.storage import filesystem as files
+from pipeline.storage.filesystem import json_sha256, publish_dir, read_json, remove_tree, safe_join, write_bytes, write_json
 
 PLAIN = string.ascii_lowercase + string.digits
 HOSTILE_NAMES = [

@@ -14,8 +14,8 @@ import pytest
 from places import ROOT
 
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.lease import Lease, key_of
-from pipeline.store import Folder, Store, open_store
+from pipeline.storage.lease import Lease, key_of
+from pipeline.storage.object_store import Folder, Store, open_store
 
 LASTS_S = 0.8
 
@@ -89,8 +89,8 @@ def test_a_store_that_replaces_what_it_should_keep_is_refused(tmp_path: Path, mo
 
 PROGRAM = """
 import sys, time
-from pipeline.lease import Lease
-from pipeline.store import open_store
+from pipeline.storage.lease import Lease
+from pipeline.storage.object_store import open_store
 with Lease(open_store(sys.argv[1]), print, 600.0):
     print("held", flush=True)
     time.sleep(600)

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.files import file_sha256
 from pipeline import partitions
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
-from pipeline.files import file_sha256
 from pipeline.partitions import catalogue_lock, content_digest, read_catalogue
 from pipeline.schema import ROW_SCHEMA, SCHEMA_VERSION
 from pipeline.writer import StagedRows

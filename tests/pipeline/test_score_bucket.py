@@ -32,7 +32,7 @@ from pipeline.fetched import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score_run import run_record
 from pipeline.score_units import on_date, plan_units
-from pipeline.store import Bucket, Store
+from pipeline.storage.object_store import Bucket, Store
 
 
 class BucketWorld(World):

@@ -13,7 +13,6 @@ from pipeline.commit import SCORE_SCHEMA, publish_partition
 from pipeline.config.loading import build_config
 from pipeline.errors import DamagedInputError
 from pipeline.fetched import FetchedVersion
-from pipeline.files import write_json
 from pipeline.judge import Judge, fresh_judge
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import Outcome
@@ -22,6 +21,7 @@ from pipeline.score_reference import BINS, add_profile, build_reference, canary_
 from pipeline.score_run import drift_lines, run_record
 from pipeline.score_units import Unit
 from pipeline.scores import judge_rows
+from pipeline.storage.filesystem import write_json
 
 DRAW = np.random.default_rng(3)
 

@@ -11,7 +11,7 @@ from servers import Trouble, proxy
 
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.names import is_bucket
-from pipeline.store import Bucket, Store, StoredFile, open_store
+from pipeline.storage.object_store import Bucket, Store, StoredFile, open_store
 
 RACERS, RACES = 4, 25
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from servers import Trouble, guarded_s3_server, proxy
 
-from pipeline import store
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.store import Bucket
+from pipeline.storage import object_store as store
+from pipeline.storage.object_store import Bucket
 
 ACCOUNT, PLACE = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or the machine's role", "check AWS_REGION, AWS_ENDPOINT_URL"
 ASKS: dict[str, Callable[[Bucket], object]] = {

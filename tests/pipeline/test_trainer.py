@@ -10,12 +10,13 @@ import pytest
 import torch
 from planted import planted_config, write_planted
 
+from models.files import file_sha256
 from pipeline import trainer
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
-from pipeline.files import file_sha256, write_json
 from pipeline.live import LiveFollower
+from pipeline.storage.filesystem import write_json
 from pipeline.trainer import BUGS, drop_checkpoints, find_error, go_without, open_checkpoints, out_of_memory
 from pipeline.training_plan import plan_training, trained_fingerprint
 from pipeline.zero import deepspeed_config

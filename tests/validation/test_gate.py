@@ -17,9 +17,9 @@ from places import ROOT
 import validation.gate
 import validation.partition
 import validation.together
+from models.files import file_sha256
 from pipeline.config.gates import GateConfig
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
-from pipeline.files import file_sha256
 from pipeline.reader import data_digest, find_partitions
 from pipeline.schema import ROW_SCHEMA
 from validation.data_docs import DataDocs

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RetryableError
-from pipeline.files import put_if_absent, safe_join, write_bytes
 from pipeline.names import is_bucket
-from pipeline.store_errors import asking, unusable
+from pipeline.storage.filesystem import put_if_absent, safe_join, write_bytes
+from pipeline.storage.object_store_errors import asking, unusable
 
 ANSWER_S, CONNECT_S = 60, 10  # that a request may take, and a connection
 

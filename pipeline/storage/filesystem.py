@@ -1,7 +1,6 @@
 """Names, paths, hashes and writes that are whole or absent."""
 
 import contextlib
-import hashlib
 import json
 import os
 import uuid
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from models.files import bytes_sha256
 from pipeline.errors import ConfigError, DamagedInputError
 
 
@@ -22,19 +22,6 @@ def safe_join(root: Path, *parts: str) -> Path:
     if not path.is_relative_to(root.resolve()):
         raise ConfigError(f"path {'/'.join(parts)!r} leads out of {root}; use a path inside it")
     return path
-
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-
-def bytes_sha256(content: bytes) -> str:
-    """Hex sha256."""
-    return hashlib.sha256(content).hexdigest()
 
 
 

@@ -12,16 +12,24 @@ from collections.abc import Iterator
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
 
 NO_BUCKET = "NoSuchBucket"  # as the protocol says it
+
 STATUS, CODE = re.compile(r"non-2xx status code: (\d{3})"), re.compile(r"<Code>([^<]+)</Code>|\(code: (\w+)\)")
+
 MESSAGE = re.compile(r"<Message>([^<]{1,300})")
+
 ROLE = re.compile(r"performing [A-Z]+ https?://[^/\s]+/latest/(?:api/token|meta-data/)")  # where a machine's role is looked up, for want of a key
+
 NO_REGION = "Received redirect without LOCATION"  # what is made of S3's answer 301
+
 ACCOUNT = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or the machine's role, and what they are allowed to do"
+
 PLACE = "check AWS_REGION, AWS_ENDPOINT_URL and the bucket's name in the config"
+
 REMEDIES = {  # of answers with status 400 or none
     "AccessDenied": ACCOUNT, "InvalidToken": ACCOUNT, "ExpiredToken": ACCOUNT, "TokenRefreshRequired": ACCOUNT, "InvalidSecurity": ACCOUNT,
     "AuthorizationHeaderMalformed": PLACE, "InvalidBucketName": PLACE, "IllegalLocationConstraintException": PLACE,
 }  # fmt: skip
+
 
 
 @contextlib.contextmanager
@@ -41,6 +49,7 @@ def asking(place: str, key: str) -> Iterator[None]:
         raise told(error, place, key) from error
 
 
+
 def told(error: Exception, place: str, key: str = "") -> RelevanceError:
     """Our error for one of the store's."""
     text = str(error)
@@ -58,6 +67,7 @@ def told(error: Exception, place: str, key: str = "") -> RelevanceError:
     return RetryableError(f"{place} does not do what it is asked ({why}); run the same command again")
 
 
+
 def refused(error: Exception, status: int) -> bool:
     """Whether it is an answer to who asks."""
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
@@ -65,11 +75,13 @@ def refused(error: Exception, status: int) -> bool:
     return status in (401, 403) or isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError)
 
 
+
 def unusable(error: Exception, place: str) -> ConfigError:
     """Of a place that cannot even be asked."""
     if re.search(r"Missing(SecretAccessKey|AccessKeyId)", str(error)):
         return ConfigError(f"{place} cannot be asked: {first_line(error)}; set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither")
     return ConfigError(f"{place} is no place in an object store ({first_line(error)}); write it as s3://bucket/prefix")
+
 
 
 def first_line(error: Exception) -> str:

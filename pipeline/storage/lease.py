@@ -18,13 +18,17 @@ from pathlib import Path
 import psutil
 
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
-from pipeline.files import canonical_json
-from pipeline.store import Store
+from pipeline.storage.filesystem import canonical_json
+from pipeline.storage.object_store import Store
 
 LASTS_S = 120.0  # after it was renewed last; clocks of machines that share a place must not differ by as much
+
 RENEWALS = 4  # in that time
+
 FOLDER = "lease"
+
 KEY = re.compile(rf"{FOLDER}/(\d{{8}})\.json")
+
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Holding:
             return abs(psutil.Process(self.pid).create_time() - self.process_started_s) < 1
         except psutil.NoSuchProcess:
             return False
+
 
 
 class Lease:
@@ -134,10 +139,12 @@ class Lease:
         return canonical_json(asdict(me)).encode()
 
 
+
 def this_machine() -> str:
     """Differs between containers and after a restart, where host names do not."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{boot.read_text().strip()}-{Path('/proc/self/ns/pid').stat().st_ino}" if boot.is_file() else socket.gethostname()
+
 
 
 def key_of(number: int) -> str:
