@@ -9,6 +9,7 @@ from pipeline.behaviour import run_cases
 from pipeline.comparison import Comparison, compare_judges, same_task
 from pipeline.config.run import RunConfig
 from pipeline.config.tasks import Task
+from pipeline.data.reader import read_split
 from pipeline.errors import ConfigError, DataRefusedError, GateRefusedError
 from pipeline.fetched import fetch_version
 from pipeline.gate import Verdict, judge_version
@@ -16,7 +17,6 @@ from pipeline.judge import Judge, load_judge
 from pipeline.logs import Console, aligned
 from pipeline.promotion import read_promotions
 from pipeline.registry import check_version, data_passed, write_verdict
-from pipeline.rows import read_split
 from pipeline.storage.filesystem import write_json
 from pipeline.tracking import mlflow_client
 

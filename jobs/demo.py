@@ -6,9 +6,9 @@ from typing import Any
 from jobs.run import run_all
 from pipeline.commit import read_published
 from pipeline.config.run import RunConfig
+from pipeline.data.reader import read_split
+from pipeline.data.synthetic.marketplace import NOISE_RATE, ceiling
 from pipeline.logs import Console
-from pipeline.rows import read_split
-from pipeline.sample import NOISE_RATE, ceiling
 
 DEMO_CONFIG = Path(__file__).with_name("configs") / "demo.yaml"
 

@@ -11,12 +11,12 @@ from jobs.compare import champion_version, judge_of, judged_test_rows
 from pipeline.bootstrap import Interval, interval
 from pipeline.comparison import differences, said_of, same_task, truth_of
 from pipeline.config.run import RunConfig
+from pipeline.data.reader import find_partitions
 from pipeline.fetched import fetch_version
 from pipeline.judge import Judge
 from pipeline.logs import Console
 from pipeline.measure import measured, measured_slices
 from pipeline.promotion import champions, read_promotions
-from pipeline.reader import find_partitions
 from pipeline.registry import check_version, read_verdict
 from pipeline.report import TaskReport, VersionReport, report_page
 from pipeline.storage.filesystem import write_bytes

@@ -8,8 +8,8 @@ from pipeline.config.sources import ChorusSource, EsciSource, QadsmSource, Sampl
 from pipeline.logs import Console
 
 if TYPE_CHECKING:
-    from pipeline.importing import ImportCounts
-    from pipeline.writer import OnRows
+    from pipeline.data.importers.importer import ImportCounts
+    from pipeline.data.writer import OnRows
 
 
 def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def sample(out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, seed: int, console: Console) -> dict[str, Any]:
     """Write the made-up ads marketplace."""
-    from pipeline.sample import build_marketplace, write_marketplace
+    from pipeline.data.synthetic.marketplace import build_marketplace, write_marketplace
 
     marketplace = build_marketplace(rows_per_task, unlabelled_rows_per_task, seed)
     write_marketplace(marketplace, out_dir)
@@ -44,7 +44,7 @@ def import_source(
 
 def build_source(kind: str, path: Path, mapping: Path | None, language: str | None) -> Source:
     """The source block that the command line describes."""
-    from pipeline.source_table import read_mapping
+    from pipeline.data.importers.table import read_mapping
 
     if kind == "table" and mapping is not None:
         return read_mapping(mapping, path)
@@ -63,11 +63,11 @@ def import_rows(source: Source, out_dir: Path, console: Console, label_names: tu
 
 def import_by_kind(source: Source, out_dir: Path, label_names: tuple[str, ...] | None, on_rows: "OnRows") -> "ImportCounts":
     """What the import of a source's kind makes of it."""
-    from pipeline.source_chorus import import_chorus
-    from pipeline.source_esci import import_esci
-    from pipeline.source_qadsm import import_qadsm
-    from pipeline.source_table import import_table
-    from pipeline.source_wands import import_wands
+    from pipeline.data.importers.chorus import import_chorus
+    from pipeline.data.importers.esci import import_esci
+    from pipeline.data.importers.qadsm import import_qadsm
+    from pipeline.data.importers.table import import_table
+    from pipeline.data.importers.wands import import_wands
 
     if isinstance(source, TableSource):
         return import_table(source, out_dir, label_names, on_rows)

@@ -5,9 +5,9 @@ from typing import Any
 
 from jobs.cluster import given_cluster
 from pipeline.config.run import RunConfig
+from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.logs import Console
-from pipeline.reader import data_digest, find_partitions
 from pipeline.storage.filesystem import write_json
 from validation.drift import compare
 from validation.drift_view import as_text, plot_drift

@@ -21,12 +21,12 @@ from models.serialization.bundle import is_tokenizer_file
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.splits import SPLITS, Split, SplitConfig
 from pipeline.config.tasks import Task
+from pipeline.data.parallel_map import map_in_order
+from pipeline.data.reader import check_schema, naming_damage, open_partition
+from pipeline.data.splits import split_rows
 from pipeline.encode import ENCODER_VERSION, Encoder
 from pipeline.encoded_files import ENCODED_SCHEMA, FORMAT, encoded_name, is_whole, write_manifest
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.ray_map import map_in_order
-from pipeline.reader import check_schema, naming_damage, open_partition
-from pipeline.split import split_rows
 from pipeline.storage.filesystem import json_sha256, publish_dir, remove_tree, temporary_beside
 
 ROWS_AT_ONCE = 8_192  # whose texts and id lists are Python objects at a time

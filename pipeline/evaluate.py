@@ -21,13 +21,12 @@ from pipeline.config.run import RunConfig
 from pipeline.config.splits import Split
 from pipeline.config.tasks import Task
 from pipeline.curves import curve_charts
+from pipeline.data.reader import find_partitions, read_split
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import DataRefusedError, RetryableError
 from pipeline.judge import Judge, fresh_judge, load_judge
 from pipeline.measure import Said, Truth, as_json, measured, measured_slices
-from pipeline.reader import find_partitions
-from pipeline.rows import read_split
 from pipeline.score_reference import build_reference
 from pipeline.single_task import gain_over_single_tasks, rows_digest
 from pipeline.slices import cut

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from models.files import file_sha256
 from pipeline.config.tasks import Task, check_known_task
+from pipeline.data.reader import find_partitions, naming_damage, open_partition
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
 from pipeline.names import is_bucket
-from pipeline.reader import find_partitions, naming_damage, open_partition
 from pipeline.storage.object_store import Bucket, Entry, StoredFile, open_bucket
 
 PREFIX, SUFFIX = "task=", ".parquet"

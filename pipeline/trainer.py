@@ -14,11 +14,11 @@ from filelock import FileLock
 from models.backbone import resolve_folder
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config.run import RunConfig
+from pipeline.data.reader import find_partitions
 from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
 from pipeline.gauges import TrainingGauges
 from pipeline.live import LiveFollower, OnLine
-from pipeline.reader import find_partitions
 from pipeline.storage.filesystem import read_json, remove_tree, write_json
 from pipeline.train_loop import StoppedError, train_worker
 from pipeline.training_plan import TrainingPlan, changes

@@ -10,8 +10,8 @@ from models.adapters.injection import adapter_parameter_count, targets
 from models.backbone import BackboneUnavailableError, empty_trunk, folder_digest, resolve_folder
 from models.serialization.bundle import BundleRefusedError, read_bundle
 from pipeline.config.run import RunConfig
+from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError
-from pipeline.reader import data_digest, find_partitions
 from pipeline.storage.filesystem import json_sha256
 
 NO_NUMBERS = {"checkpoint_every_steps", "hang_timeout_s"}  # settings of training that no number follows from

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from pipeline.config.gates import GateConfig
 from pipeline.config.tasks import Task
-from pipeline.ray_map import map_in_order
-from pipeline.reader import find_partitions
+from pipeline.data.parallel_map import map_in_order
+from pipeline.data.reader import find_partitions
 from pipeline.storage.filesystem import json_sha256, publish_dir, remove_tree, temporary_beside, write_json
 from validation.data_docs import DataDocs, readable
 from validation.expectations import build_checks, build_frame, build_schema_frame, build_schema_suite, build_suite, failing_rows

@@ -50,7 +50,7 @@ class LeakageReport:
 
 
 def find_leakage(sources: Mapping[str, Source], tasks: Sequence[Task], config: SplitConfig, rule: WordRule | None = None) -> LeakageReport:
-    """Look through the rows of each task, a table or its parquet files (`pipeline.reader.find_partitions`).
+    """Look through the rows of each task, a table or its parquet files (`pipeline.data.reader.find_partitions`).
 
     Queries are taken of all tasks together, for one model trains on all. Of many rows some are drawn (`drawn_share`, `DrawnQueries`), so memory stays
     bounded.

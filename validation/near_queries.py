@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.splits import SPLITS, SplitConfig
-from pipeline.split import normalise_query, split_rows
+from pipeline.data.splits import normalise_query, split_rows
 from validation.hashing import mix
 from validation.text_bytes import text_bytes
 from validation.words import fold_texts, hash_texts, shown

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from models.files import file_sha256
 from pipeline.config.tasks import Task
+from pipeline.data.reader import naming_damage, open_partition
 from pipeline.errors import DamagedInputError, RetryableError
-from pipeline.reader import naming_damage, open_partition
 from pipeline.schema import COLUMNS, ROW_SCHEMA, schema_difference
 from pipeline.storage.filesystem import json_sha256, read_json, remove_tree, temporary_beside, write_json
 from validation.row_scan import KEY_SCHEMA, REASON_SCHEMA, RowScan

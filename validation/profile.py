@@ -178,7 +178,7 @@ def build_tally(sources: Mapping[str, Source]) -> Tally:
 
 
 def write_profile(path: Path, profile: Profile, data_digest: str) -> None:
-    """Replace `path` by the profile's json, with the digest of the data it is of (`pipeline.reader.data_digest`)."""
+    """Replace `path` by the profile's json, with the digest of the data it is of (`pipeline.data.reader.data_digest`)."""
     write_bytes(path, f"{canonical_json({**profile.as_json(), 'data_digest': data_digest})}\n".encode())
 
 

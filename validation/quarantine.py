@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.ray_map import map_in_order
-from pipeline.reader import open_partition
+from pipeline.data.parallel_map import map_in_order
+from pipeline.data.reader import open_partition
+from pipeline.data.writer import ROWS_PER_GROUP
 from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.filesystem import publish_dir, remove_tree, temporary_beside
-from pipeline.writer import ROWS_PER_GROUP
 from validation.partition import PartitionVerdict, check_unchanged, read_batches
 from validation.row_scan import REASON_SCHEMA, nullable, repair_text
 

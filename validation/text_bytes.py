@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.split import normalise_query
+from pipeline.data.splits import normalise_query
 
 BYTES_AT_ONCE = 1 << 18  # what fits the processor's cache: ten times as fast as a whole batch at once
 _SPACE, _LAST = 0x20, 0x7E  # printable ASCII

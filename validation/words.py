@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.reader import naming_damage, open_partition
 from pipeline.errors import DamagedInputError
-from pipeline.reader import naming_damage, open_partition
 from validation.hashing import hash_column
 
 BATCH_ROWS = 32_768

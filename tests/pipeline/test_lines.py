@@ -1,4 +1,4 @@
-"""Promises of pipeline/lines.py: parquet as lines of text."""
+"""Promises of pipeline/data/importers/records.py: parquet as lines of text."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import lines
+from pipeline.data.importers import records as lines
+from pipeline.data.importers.records import read_parquet
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
-from pipeline.lines import read_parquet
 
 
 def _write(path: Path, **columns: pa.Array) -> Path:

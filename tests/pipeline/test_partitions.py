@@ -1,4 +1,4 @@
-"""Promises of pipeline/partitions.py: the catalogue says what lies in a data folder; the digest moves with the rows and with nothing else."""
+"""Promises of pipeline/data/catalog.py: the catalogue says what lies in a data folder; the digest moves with the rows and with nothing else."""
 
 import json
 import random
@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.files import file_sha256
-from pipeline import partitions
+from pipeline.data import catalog as partitions
+from pipeline.data.catalog import catalogue_lock, content_digest, read_catalogue
+from pipeline.data.writer import StagedRows
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
-from pipeline.partitions import catalogue_lock, content_digest, read_catalogue
 from pipeline.schema import ROW_SCHEMA, SCHEMA_VERSION
-from pipeline.writer import StagedRows
 
 
 def _rows(count: int, prefix: str = "r", **changes: Any) -> pa.Table:

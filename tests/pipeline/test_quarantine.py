@@ -1,13 +1,13 @@
-"""Promises of pipeline/quarantine.py."""
+"""Promises of pipeline/data/importers/rejects.py."""
 
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import quarantine
-from pipeline.lines import Line
-from pipeline.quarantine import MAX_TEXT_CHARS, SCHEMA, Quarantine, visible
+from pipeline.data.importers import rejects as quarantine
+from pipeline.data.importers.records import Line
+from pipeline.data.importers.rejects import MAX_TEXT_CHARS, SCHEMA, Quarantine, visible
 
 
 def test_bad_lines_are_written_as_they_come_with_line_reason_and_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.data.parallel_map import map_in_order
 from pipeline.errors import DataRefusedError
-from pipeline.ray_map import map_in_order
 
 
 @pytest.mark.parametrize("threads", [False, True])

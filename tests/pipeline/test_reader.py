@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.tasks import Task
+from pipeline.data.reader import data_digest, find_partitions, open_partition, read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RelevanceError
-from pipeline.reader import data_digest, find_partitions, open_partition, read_partition
 from pipeline.schema import ROW_SCHEMA
 
 TASKS = [Task(name=name, labels=("bad", "good"), relevant_from=1, template="{query} {ad_title}") for name in ("search", "shop")]

@@ -1,12 +1,12 @@
-"""Promises of pipeline/row_ids.py and pipeline/lookup.py: what repeats is found on disk, what is kept is found again."""
+"""Promises of pipeline/data/importers/duplicate_ids.py and pipeline/data/importers/lookup_table.py: what repeats is found on disk, what is kept is found again."""
 
 from pathlib import Path
 
 import pytest
 
-from pipeline import row_ids
-from pipeline.lookup import Lookup
-from pipeline.row_ids import RowIdHashes, row_id_hash
+from pipeline.data.importers import duplicate_ids as row_ids
+from pipeline.data.importers.duplicate_ids import RowIdHashes, row_id_hash
+from pipeline.data.importers.lookup_table import Lookup
 
 
 @pytest.mark.parametrize("at_once", [1_000_000, 64, 7])

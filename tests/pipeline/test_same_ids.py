@@ -15,11 +15,11 @@ from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.config.tasks import Task
+from pipeline.data.reader import find_partitions, read_partition
 from pipeline.encode import Encoder
 from pipeline.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoded_files import read_encoded
 from pipeline.judge import Judge
-from pipeline.reader import find_partitions, read_partition
 from pipeline.schema import ROW_SCHEMA
 
 NUM_STRINGS = 100_000

@@ -11,12 +11,22 @@ import pytest
 from places import ROOT
 
 from pipeline.baseline import LexicalBaseline
-from pipeline.catalogue import DECOYS, Product, product_types, siblings
 from pipeline.config.splits import SplitConfig
-from pipeline.partitions import read_catalogue
-from pipeline.sample import NOISE_RATE, TASKS, Marketplace, SampleTask, build_marketplace, ceiling, relevance, task_grade, write_marketplace
+from pipeline.data.catalog import read_catalogue
+from pipeline.data.splits import split_rows
+from pipeline.data.synthetic.marketplace import (
+    NOISE_RATE,
+    TASKS,
+    Marketplace,
+    SampleTask,
+    build_marketplace,
+    ceiling,
+    relevance,
+    task_grade,
+    write_marketplace,
+)
+from pipeline.data.synthetic.products import DECOYS, Product, product_types, siblings
 from pipeline.schema import ROW_SCHEMA
-from pipeline.split import split_rows
 
 NUM_ROWS = 2_000
 SEED = 17
@@ -47,7 +57,7 @@ def type_named(name: str) -> Product:
 
 
 def test_a_seed_gives_the_same_rows_in_every_process() -> None:
-    script = "from pipeline.sample import *; print([t.to_pydict() for t in build_marketplace(60, 9, 3).rows.values()])"
+    script = "from pipeline.data.synthetic.marketplace import *; print([t.to_pydict() for t in build_marketplace(60, 9, 3).rows.values()])"
     printed = {subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True).stdout for _ in range(2)}
     assert len(printed) == 1
     assert build_marketplace(60, 9, 3).rows != build_marketplace(60, 9, 4).rows

@@ -1,4 +1,4 @@
-"""Promises of pipeline/source_chorus.py, on made-up ratings in the original layout and on the real ones where they lie beside us."""
+"""Promises of pipeline/data/importers/chorus.py, on made-up ratings in the original layout and on the real ones where they lie beside us."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from places import SHARED_DATA
 
+from pipeline.data.importers.chorus import import_chorus
+from pipeline.data.importers.importer import ImportCounts
+from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
-from pipeline.importing import ImportCounts
-from pipeline.reader import read_partition
-from pipeline.source_chorus import import_chorus
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"{SHARED_DATA} is not there: the real data does not ship")
 

@@ -1,4 +1,4 @@
-"""Promises of pipeline/source_esci.py, on made-up data in the original layout and on the real data where it lies beside us."""
+"""Promises of pipeline/data/importers/esci.py, on made-up data in the original layout and on the real data where it lies beside us."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from places import SHARED_DATA
 
-from pipeline import lines
+from pipeline.data.catalog import content_digest
+from pipeline.data.importers import records as lines
+from pipeline.data.importers.esci import ESCI_EXAMPLES, ESCI_PRODUCTS, import_esci
+from pipeline.data.importers.importer import ImportCounts
+from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
-from pipeline.importing import ImportCounts
-from pipeline.partitions import content_digest
-from pipeline.reader import read_partition
-from pipeline.source_esci import ESCI_EXAMPLES, ESCI_PRODUCTS, import_esci
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"{SHARED_DATA} is not there: the real data does not ship")
 

@@ -1,14 +1,14 @@
-"""Promises of pipeline/source_qadsm.py, on made-up files in the published layout."""
+"""Promises of pipeline/data/importers/qadsm.py, on made-up files in the published layout."""
 
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.importers.importer import ImportCounts
+from pipeline.data.importers.qadsm import import_qadsm
+from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError
-from pipeline.importing import ImportCounts
-from pipeline.reader import read_partition
-from pipeline.source_qadsm import import_qadsm
 
 LINES = 'buy "tv\tBest TV "sale"\tCheap\tGood\nshoes\tSofas\t\tBad\n'
 

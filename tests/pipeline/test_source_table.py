@@ -1,4 +1,4 @@
-"""Promises of pipeline/source_table.py: any table by a mapping, in any format, nothing lost and nothing guessed."""
+"""Promises of pipeline/data/importers/table.py: any table by a mapping, in any format, nothing lost and nothing guessed."""
 
 import csv
 import json
@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from pipeline.config.sources import TableSource
+from pipeline.data.importers.importer import ImportCounts
+from pipeline.data.importers.table import import_table, read_mapping
+from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
-from pipeline.importing import ImportCounts
-from pipeline.reader import read_partition
-from pipeline.source_table import import_table, read_mapping
 
 RECORDS = [{"q": "red shoe", "t": 'Shoe "X"', "d": "line\nline <b>two</b>", "g": "good"}, {"q": "tv", "t": "Sony, 4K", "d": None, "g": "bad"}]
 BLOCK: dict[str, Any] = {

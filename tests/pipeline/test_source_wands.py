@@ -1,4 +1,4 @@
-"""Promises of pipeline/source_wands.py, on made-up files in the published layout."""
+"""Promises of pipeline/data/importers/wands.py, on made-up files in the published layout."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.importers.importer import ImportCounts
+from pipeline.data.importers.wands import import_wands
+from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
-from pipeline.importing import ImportCounts
-from pipeline.reader import read_partition
-from pipeline.source_wands import import_wands
 
 QUERIES = "query_id\tquery\tquery_class\n0\tsalon chair\tMassage Chairs\n1\tblue  rug\tArea Rugs\n"
 PRODUCT_HEADER = (

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config.splits import SPLITS, SplitConfig
-from pipeline.split import normalise_query, query_positions, split_of, split_rows
+from pipeline.data.splits import normalise_query, query_positions, split_of, split_rows
 
 CONFIG = SplitConfig(valid_share=0.1, test_share=0.2)
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")

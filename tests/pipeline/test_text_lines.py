@@ -1,13 +1,13 @@
-"""Promises of pipeline/text_lines.py: the right line numbers, nothing lost, and damage that stays with its own line."""
+"""Promises of pipeline/data/importers/text_files.py: the right line numbers, nothing lost, and damage that stays with its own line."""
 
 from pathlib import Path
 
 import pytest
 
-from pipeline import text_lines
+from pipeline.data.importers import text_files as text_lines
+from pipeline.data.importers.records import Line
+from pipeline.data.importers.text_files import read_fields, read_json_lines, read_separated
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
-from pipeline.lines import Line
-from pipeline.text_lines import read_fields, read_json_lines, read_separated
 
 
 def _read(tmp_path: Path, content: bytes, encoding: str = "utf-8", columns: tuple[str, ...] = ("a", "b")) -> list[Line]:

@@ -1,4 +1,4 @@
-"""Promises of pipeline/writer.py."""
+"""Promises of pipeline/data/writer.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import writer
+from pipeline.data import writer
+from pipeline.data.reader import read_partition
+from pipeline.data.writer import StagedRows, write_partition, write_tables
 from pipeline.errors import ConfigError, DataRefusedError
-from pipeline.reader import read_partition
 from pipeline.schema import ROW_SCHEMA
-from pipeline.writer import StagedRows, write_partition, write_tables
 
 
 def _rows(*row_ids: str, **changes: pa.Array) -> pa.Table:

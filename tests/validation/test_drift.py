@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.gates import Script
+from pipeline.data.synthetic.marketplace import build_marketplace
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.sample import build_marketplace
 from pipeline.schema import ROW_SCHEMA
 from validation import words
 from validation.divergence import divergence

@@ -19,8 +19,8 @@ import validation.partition
 import validation.together
 from models.files import file_sha256
 from pipeline.config.gates import GateConfig
+from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
-from pipeline.reader import data_digest, find_partitions
 from pipeline.schema import ROW_SCHEMA
 from validation.data_docs import DataDocs
 from validation.gate import validate

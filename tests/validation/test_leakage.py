@@ -10,10 +10,10 @@ import pytest
 
 from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.config.tasks import Task
+from pipeline.data.splits import normalise_query, split_of, split_rows
+from pipeline.data.synthetic.marketplace import TASKS, build_marketplace
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.sample import TASKS, build_marketplace
 from pipeline.schema import ROW_SCHEMA
-from pipeline.split import normalise_query, split_of, split_rows
 from validation import near_queries
 from validation.label_words import WordRule, find_label_words
 from validation.leakage import find_leakage

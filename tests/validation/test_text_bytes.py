@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.split import normalise_query
+from pipeline.data.splits import normalise_query
 from validation import text_bytes
 from validation.text_bytes import holds_nul, is_unlike_plain, normalise_texts
 

@@ -3,19 +3,23 @@
 import re
 from pathlib import Path
 
-from pipeline.cleaning import build_description, build_title, clean_line
+from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, label_index, required
+from pipeline.data.importers.records import Line, check_file
+from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
+from pipeline.data.importers.text_files import read_fields
+from pipeline.data.writer import OnRows, StagedRows
 from pipeline.errors import ConfigError
-from pipeline.importing import ImportCounts, Row, Source, import_lines, label_index, required
-from pipeline.lines import Line, check_file
-from pipeline.text_lines import read_fields
-from pipeline.writer import OnRows, StagedRows
 
 QADSM_TASK = "qadsm"
+
 QADSM_LABELS = ("Bad", "Good")  # from worst to best; some copies write 0 and 1
 
 _COLUMNS = ("query", "ad_title", "ad_description", "label")
+
 _FILE_NAME = re.compile(r"qadsm\.(?P<language>[a-z]{2})\.(?P<split>train|dev|test)\b", re.IGNORECASE)
+
 _LANGUAGE = re.compile(r"[a-z]{2}")
+
 
 
 def import_qadsm(file: Path, out_dir: Path, language: str | None = None, on_rows: OnRows | None = None) -> ImportCounts:
@@ -38,6 +42,7 @@ def import_qadsm(file: Path, out_dir: Path, language: str | None = None, on_rows
 
     with StagedRows(out_dir, name, on_rows) as staged:
         return import_lines(Source(name, file, lambda: read_fields(file, _COLUMNS), build_row), staged)
+
 
 
 def _build_row(line: Line, name: str) -> Row:

@@ -13,14 +13,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.cleaning import decode_text, pair_surrogates
+from pipeline.data.importers.records import Line, check_columns, check_file, value_text
+from pipeline.data.importers.text_cleaning import decode_text, pair_surrogates
 from pipeline.errors import DamagedInputError
-from pipeline.lines import Line, check_columns, check_file, value_text
 
 MAX_RECORD_CHARS = 8 * 2**20  # of one record: more than four texts of the longest kind that the contract takes
+
 MAX_RECORD_LINES = 1_000  # of one record: what a quote that is never closed swallows at most before it is found out
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+
 
 
 def read_separated(path: Path, columns: Sequence[str], delimiter: str, encoding: str = "utf-8") -> Iterator[Line]:
@@ -52,6 +54,7 @@ def read_separated(path: Path, columns: Sequence[str], delimiter: str, encoding:
                 yield _line(feed, names, fields, encoding)
 
 
+
 def read_fields(path: Path, columns: Sequence[str], encoding: str = "utf-8") -> Iterator[Line]:
     """The lines of tab-separated text without header and without quotes, fields in the order of `columns`. Errors as `read_separated`."""
     with _open_text(path, encoding) as file:
@@ -65,6 +68,7 @@ def read_fields(path: Path, columns: Sequence[str], encoding: str = "utf-8") -> 
                 yield line._replace(fields=values, defect=None if repaired else "bad_encoding")
 
 
+
 def read_json_lines(path: Path, columns: Sequence[str], encoding: str = "utf-8") -> Iterator[Line]:
     """The objects of a file of json lines; columns that a line leaves out are null. ConfigError: no file. DamagedInputError: empty."""
     with _open_text(path, encoding) as file:
@@ -74,6 +78,7 @@ def read_json_lines(path: Path, columns: Sequence[str], encoding: str = "utf-8")
                 yield line._replace(defect=line.defect or "bad_encoding")
             else:
                 yield _json_line(line, repaired[0], columns)
+
 
 
 class _Feed:
@@ -131,12 +136,14 @@ class _Feed:
         return num_taken > 1
 
 
+
 def _open_text(path: Path, encoding: str) -> TextIO:
     """The text of a source; bytes outside its encoding become lone surrogates, which `_repair` finds."""
     if not check_file(path).stat().st_size:
         raise DamagedInputError(f"{path} is empty; download it again")
     dropping_mark = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
     return path.open(encoding=dropping_mark, errors="surrogateescape", newline="")
+
 
 
 def _read_header(feed: _Feed, records: Iterator[list[str]], path: Path, encoding: str) -> list[str]:
@@ -152,6 +159,7 @@ def _read_header(feed: _Feed, records: Iterator[list[str]], path: Path, encoding
     return names
 
 
+
 def _plain_lines(feed: _Feed) -> Iterator[Line]:
     """Lines that are records by themselves, without their ends."""
     while feed.begin_record():
@@ -165,11 +173,13 @@ def _plain_lines(feed: _Feed) -> Iterator[Line]:
             yield Line(feed.number, {}, feed.text)
 
 
+
 def _line(feed: _Feed, names: Sequence[str], fields: list[str], encoding: str) -> Line:
     repaired = _repair(fields, encoding)
     if repaired is None:
         return Line(feed.number, {}, feed.text, "bad_encoding")
     return Line(feed.number, dict(zip(names, repaired, strict=True)), feed.text)
+
 
 
 def _json_line(line: Line, text: str, columns: Sequence[str]) -> Line:
@@ -184,6 +194,7 @@ def _json_line(line: Line, text: str, columns: Sequence[str]) -> Line:
         return line._replace(defect="not_text")
     texts = {name: value_text(v) for name, v in chosen.items()}
     return line._replace(fields={name: pair_surrogates(text) if text and _SURROGATE.search(text) else text for name, text in texts.items()})
+
 
 
 def _repair(fields: list[str], encoding: str) -> list[str] | None:

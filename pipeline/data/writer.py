@@ -9,19 +9,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.data.catalog import catalogue_lock, describe_partition, read_catalogue, update_catalogue
 from pipeline.errors import ConfigError, DataRefusedError
 from pipeline.names import check_name
-from pipeline.partitions import catalogue_lock, describe_partition, read_catalogue, update_catalogue
 from pipeline.schema import COLUMNS, ROW_SCHEMA
 from pipeline.storage.filesystem import remove_tree, replacing, sync_dir, temporary_beside
 
 ROWS_PER_GROUP = 65_536  # rows a reader must hold at once: about 100 MB of product text
+
 BYTES_PER_GROUP = 128 * 2**20  # of Arrow memory: where texts are long, a row group ends before it is full
+
 ROWS_PER_PARTITION = 16 * ROWS_PER_GROUP  # scoring commits partition by partition: this many rows are lost with a machine at most
 
 OnRows = Callable[[int], None]  # rows taken up so far
 
 _ORDER = [("query", "ascending"), ("row_id", "ascending")]
+
 
 
 def build_contract_rows(table: pa.Table) -> pa.Table:
@@ -52,6 +55,7 @@ def build_contract_rows(table: pa.Table) -> pa.Table:
     return rows
 
 
+
 def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
     """Replace the parquet file `path` by the rows of `tables` in their order, one table in memory at a time; the number of rows written.
 
@@ -66,9 +70,11 @@ def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
     return num_rows
 
 
+
 def write_partition(table: pa.Table, path: Path) -> None:
     """Replace the parquet file `path` by the rows of `table`; see `write_tables`."""
     write_tables((table,), path)
+
 
 
 class StagedRows:
@@ -141,6 +147,7 @@ class StagedRows:
         sync_dir(final)
 
 
+
 class _TaskWriter:
     """The partitions of one task, one row group in memory."""
 
@@ -195,9 +202,11 @@ class _TaskWriter:
         self._num_rows += rows.num_rows
 
 
+
 def _open_writer(file: IO[bytes], sorted_groups: bool = False) -> pq.ParquetWriter:
     order = pq.SortingColumn.from_ordering(ROW_SCHEMA, _ORDER) if sorted_groups else None
     return pq.ParquetWriter(file, ROW_SCHEMA, compression="zstd", write_page_checksum=True, write_statistics=True, sorting_columns=order)
+
 
 
 def _replace_file(staged: Path, final: Path) -> None:

@@ -5,18 +5,21 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.cleaning import build_description, build_title, clean_line
+from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, label_index, required
+from pipeline.data.importers.records import Line, check_file
+from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
+from pipeline.data.importers.text_files import read_separated
+from pipeline.data.writer import OnRows, StagedRows
 from pipeline.errors import DamagedInputError
-from pipeline.importing import ImportCounts, Row, Source, import_lines, label_index, required
-from pipeline.lines import Line, check_file
-from pipeline.text_lines import read_separated
-from pipeline.writer import OnRows, StagedRows
 
 CHORUS_TASK = "electronics"
+
 CHORUS_LABELS = ("0", "1", "2", "3")
+
 CHORUS_MARKET = "en"  # the source names no country; queries and products are English
 
 _COLUMNS = ("query", "docid", "final_rating", "title", "short_description", "supplier")
+
 
 
 def import_chorus(file: Path, out_dir: Path, on_rows: OnRows | None = None) -> ImportCounts:
@@ -30,6 +33,7 @@ def import_chorus(file: Path, out_dir: Path, on_rows: OnRows | None = None) -> I
         return import_lines(Source("chorus", file, lambda: _numbered(file), _build_row), staged)
 
 
+
 def check_whole(path: Path) -> None:
     """DamagedInputError if a file of text ends in the middle of a line: where the last column is long and unused, only this tells a cut in it."""
     size_bytes = path.stat().st_size
@@ -37,6 +41,7 @@ def check_whole(path: Path) -> None:
         file.seek(max(0, size_bytes - 1))
         if size_bytes and file.read() != b"\n":
             raise DamagedInputError(f"{path} ends in the middle of a line; download it again, or end its last line if it is whole")
+
 
 
 def _numbered(file: Path) -> Iterator[Line]:
@@ -50,6 +55,7 @@ def _numbered(file: Path) -> Iterator[Line]:
             row_id = row_id if num_seen[row_id] == 1 else f"{row_id}-{num_seen[row_id]}"
             line = line._replace(fields={**line.fields, "row_id": row_id})
         yield line
+
 
 
 def _build_row(line: Line) -> tuple[str, Row]:

@@ -2,21 +2,26 @@
 
 from pathlib import Path
 
-from pipeline.cleaning import build_description, build_title, clean_line
-from pipeline.importing import ImportCounts, Row, Source, import_lines, label_index, read_side_file, required
-from pipeline.lines import Line, check_file
-from pipeline.lookup import Lookup
-from pipeline.quarantine import BadLineError
-from pipeline.text_lines import read_separated
-from pipeline.writer import OnRows, StagedRows
+from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, label_index, read_side_file, required
+from pipeline.data.importers.lookup_table import Lookup
+from pipeline.data.importers.records import Line, check_file
+from pipeline.data.importers.rejects import BadLineError
+from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
+from pipeline.data.importers.text_files import read_separated
+from pipeline.data.writer import OnRows, StagedRows
 
 WANDS_TASK = "wands"
+
 WANDS_LABELS = ("Irrelevant", "Partial", "Exact")  # from worst to best
+
 WANDS_MARKET = "en"  # the source names no country; queries and products are English
 
 _QUERY_COLUMNS = ("query_id", "query")
+
 _PRODUCT_COLUMNS = ("product_id", "product_name", "product_class", "product_description", "product_features")
+
 _LABEL_COLUMNS = ("id", "query_id", "product_id", "label")
+
 
 
 def import_wands(source_dir: Path, out_dir: Path, on_rows: OnRows | None = None) -> ImportCounts:
@@ -37,14 +42,17 @@ def import_wands(source_dir: Path, out_dir: Path, on_rows: OnRows | None = None)
         return import_lines(source, staged)
 
 
+
 def _build_query(line: Line) -> tuple[str, str | None, str | None]:
     return f"query {required(clean_line(line.fields['query_id']), 'empty_id')}", clean_line(line.fields["query"]), None
+
 
 
 def _build_product(line: Line) -> tuple[str, str | None, str | None]:
     product_id, name, product_class, description, features = (line.fields[column] for column in _PRODUCT_COLUMNS)
     key = f"product {required(clean_line(product_id), 'empty_id')}"
     return key, build_title(name), build_description((product_class,), (description, features))
+
 
 
 def _build_row(line: Line, texts: Lookup) -> tuple[str, Row]:

@@ -24,6 +24,7 @@ class ProductType:
     price_range: tuple[int, int]  # whole dollars or pounds
 
 
+
 @dataclass(frozen=True)
 class Category:
     """Product types that share attributes, accessories and prices. A group a line: types apart by ";", American and British names by "|"."""
@@ -33,6 +34,7 @@ class Category:
     accessories: str
     price_range: tuple[int, int]
     groups: tuple[str, ...]
+
 
 
 CATEGORIES = (
@@ -117,6 +119,7 @@ BRANDS = ("Ludwen", "Orrisk", "Nobrin", "Drovan", "Hesken", "Bramdor", "Velmo", 
 DECOYS = ("{} poster", "toy {}", "{} repair service", "{} rental", "{} sticker", "book about {}", "{} print mug")
 
 QUERY_FILLERS = ("buy {}", "{} online", "best {}", "{} near me", "{} deals")
+
 AD_FILLERS = ("on sale", "free delivery", "new in", "best seller", "top rated", "today", "limited offer")
 
 # What a page behind an ad says, by kind of page.
@@ -129,6 +132,7 @@ PAGE_TEXTS = {
 }
 
 
+
 @dataclass(frozen=True)
 class Product:
     """What a query wants or an ad offers: a type, or an accessory or decoy that carries its name, with values (`brand` among them)."""
@@ -139,12 +143,14 @@ class Product:
     decoy: str | None = None
 
 
+
 @dataclass(frozen=True)
 class Wording:
     """The words a product is put into: a name of its type and a word for each of its values."""
 
     name: str
     words: dict[str, str]
+
 
 
 @dataclass(frozen=True)
@@ -156,8 +162,10 @@ class Query:
     wording: Wording
 
 
+
 def _split(text: str, separator: str = ",") -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(separator))
+
 
 
 @cache
@@ -173,10 +181,12 @@ def product_types() -> tuple[ProductType, ...]:
     return tuple(types)
 
 
+
 @cache
 def siblings(product_type: ProductType) -> tuple[ProductType, ...]:
     """The other types of its group."""
     return tuple(other for other in product_types() if other.group == product_type.group and other != product_type)
+
 
 
 def attribute_values(attribute: str) -> tuple[str, ...]:
@@ -184,11 +194,13 @@ def attribute_values(attribute: str) -> tuple[str, ...]:
     return BRANDS if attribute == "brand" else tuple(ATTRIBUTES[attribute])
 
 
+
 def _pick(options: tuple[str, ...], taken: str | None, copy: float, rng: Random) -> str:
     """`taken`, the query's own word, with probability `copy` if it is an option; else another option."""
     if taken in options and (len(options) == 1 or rng.random() < copy):
         return str(taken)
     return rng.choice([option for option in options if option != taken])
+
 
 
 def build_wording(product: Product, market: str, rng: Random, query: Wording, copy_name: float, copy_word: float) -> Wording:
@@ -203,6 +215,7 @@ def build_wording(product: Product, market: str, rng: Random, query: Wording, co
     return Wording(name, words)
 
 
+
 def build_phrase(product: Product, wording: Wording, rng: Random) -> str:
     """Brand, values and name in the order of English."""
     name = wording.name
@@ -213,6 +226,7 @@ def build_phrase(product: Product, wording: Wording, rng: Random) -> str:
     words = sorted(wording.words.values(), key=lambda word: (word.startswith("for "), word not in BRANDS))
     before = [word for word in words if not word.startswith("for ")]
     return " ".join((*before, name, *words[len(before) :]))
+
 
 
 def build_query(market: str, rng: Random) -> Query:
@@ -226,6 +240,7 @@ def build_query(market: str, rng: Random) -> Query:
     return Query(text if len(text.split()) > 1 else rng.choice(QUERY_FILLERS).format(text), want, wording)
 
 
+
 def build_price(product: Product, market: str, rng: Random) -> str:
     """A price that fits the type and its tier; accessories and decoys cost a fifth."""
     tier = {"cheap": 0.6, "luxury": 2.5}.get(product.values.get("tier", ""), 1.0)
@@ -233,9 +248,11 @@ def build_price(product: Product, market: str, rng: Random) -> str:
     return f"{'£' if market == 'gb' else '$'}{max(round(amount), 3)}"
 
 
+
 def build_page(kind: str, product: Product, phrase: str, wording: Wording, rng: Random) -> str:
     """What the page behind an ad says, `phrase` being what the ad says."""
     return rng.choice(PAGE_TEXTS[kind]).format(ad=phrase, name=wording.name, sibling=rng.choice(siblings(product.type)).us[0])
+
 
 
 def pad_text(text: str, num_words: int, rng: Random) -> str:

@@ -17,9 +17,13 @@ from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.filesystem import json_sha256, read_json, write_json
 
 CATALOGUE = "catalogue.json"
+
 LOCK_TIMEOUT_S = 60  # others hold the lock while they move and hash files that are written already
+
 DIGEST_ROWS = 16_384  # rows hashed at once
+
 _LANES = 4  # a row's hash is 4 numbers of 64 bits
+
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,14 @@ class Partition:
     schema_version: str
 
 
+
 def describe_partition(root: Path, path: Path) -> Partition:
     """The catalogue's entry of the file `path` below `root`."""
     with pq.ParquetFile(path) as file:
         num_rows = file.metadata.num_rows
     task = path.parent.name.removeprefix("task=")
     return Partition(str(path.relative_to(root)), task, num_rows, path.stat().st_size, file_sha256(path), SCHEMA_VERSION)
+
 
 
 def read_catalogue(root: Path) -> list[Partition]:
@@ -53,6 +59,7 @@ def read_catalogue(root: Path) -> list[Partition]:
         raise DamagedInputError(f"{path} is not a catalogue of partitions ({error}); delete it and import again") from error
 
 
+
 def update_catalogue(root: Path, written: Sequence[Partition]) -> None:
     """Enter the partitions just written; entries of files that are gone leave, all others stay. The caller holds `catalogue_lock`."""
     kept = {p.path: p for p in read_catalogue(root) if (root / p.path).is_file()}
@@ -60,10 +67,12 @@ def update_catalogue(root: Path, written: Sequence[Partition]) -> None:
     write_json(root / CATALOGUE, {"partitions": [asdict(entries[path]) for path in sorted(entries)]})
 
 
+
 def enter_partitions(root: Path, paths: Sequence[Path]) -> None:
     """Enter files that already lie below the data folder `root` into its catalogue."""
     with catalogue_lock(root):
         update_catalogue(root, [describe_partition(root, path) for path in paths])
+
 
 
 @contextlib.contextmanager
@@ -77,6 +86,7 @@ def catalogue_lock(root: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise RetryableError(f"another import is writing into {root}; wait for it and run the same command again") from error
+
 
 
 def content_digest(path: Path) -> str:
@@ -95,6 +105,7 @@ def content_digest(path: Path) -> str:
     return json_sha256({task: sum_L.tolist() for task, sum_L in sums.items() if sum_L.any()})
 
 
+
 def _content_sum(path: Path) -> np.ndarray:
     """Number of rows and sum of the rows' hashes, modulo 2^64 in each lane (lanes + 1,)."""
     total_L = np.zeros(_LANES + 1, np.uint64)
@@ -110,6 +121,7 @@ def _content_sum(path: Path) -> np.ndarray:
     return total_L
 
 
+
 def _spelled_rows(batch: pa.RecordBatch, path: Path) -> pa.Array:
     """Each row as bytes that no other row has: name, length and value of what is not null, columns by name."""
     kind = pa.large_binary()
@@ -120,6 +132,7 @@ def _spelled_rows(batch: pa.RecordBatch, path: Path) -> pa.Array:
         spelled = pc.binary_join_element_wise(pa.scalar(name.encode(), kind), length, values, pa.scalar(b"\0", kind))
         parts.append(pc.fill_null(spelled, pa.scalar(b"", kind)))
     return pc.binary_join_element_wise(*parts, pa.scalar(b"", kind))
+
 
 
 def _spelled_values(values: pa.Array, where: str) -> pa.Array:

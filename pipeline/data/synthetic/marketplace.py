@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.catalogue import (
+from pipeline.data.catalog import enter_partitions
+from pipeline.data.synthetic.products import (
     DECOYS,
     QUERY_FILLERS,
     Product,
@@ -33,19 +34,24 @@ from pipeline.catalogue import (
     product_types,
     siblings,
 )
-from pipeline.partitions import enter_partitions
+from pipeline.data.writer import write_partition
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 from pipeline.storage.filesystem import write_bytes
-from pipeline.writer import write_partition
 
 NOISE_RATE = 0.08  # share of judgements that moved to another level, each other level as likely
+
 ADS_PER_QUERY = 5
+
 UNLABELLED_PARTITIONS = 2
+
 _UNLABELLED_FROM = 10**9  # queries of unlabelled rows are numbered from here, so they are drawn anew
 
 _TRUTH_SCHEMA = pa.schema([pa.field("row_id", pa.string(), False), pa.field("task", pa.string(), False), pa.field("label", pa.int32(), False)])
+
 _ESCI = ("irrelevant", "complement", "substitute", "exact")
+
 _IRRELEVANT, _COMPLEMENT, _SUBSTITUTE, _EXACT = range(4)
+
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class SampleTask:
     relevant_from: int
     ad_columns: tuple[str, ...]
     market: str = "us"
+
 
 
 # A keyword is worth a bid only if it means what was asked. A title or product that could stand in for it still serves the user, and so does a page
@@ -75,13 +82,17 @@ _KINDS: dict[str, dict[str, int]] = {
     "query-landing-page": {"same": 44, "wrong_value": 13, "sibling": 11, "accessory": 13, "decoy": 9, "other": 10},
     "query-product": {"same": 24, "wrong_value": 12, "sibling": 12, "accessory": 24, "decoy": 16, "other": 12},
 }
+
 # How often an ad takes over the query's own name of the type, and its word for a value, where there are synonyms. Relevant ads do it less often
 # than the others, so that shared words say little about the grade.
 _COPY_NAME = {"same": 0.4, "wrong_value": 0.5}
+
 _COPY_WORD = {"same": 0.6, "wrong_value": 0.7}
+
 _COPY_ELSE = 0.9
 
 _PAGE_KINDS = {"product": 46, "listing": 26, "sold_out": 10, "article": 10, "error": 8}
+
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,7 @@ class Marketplace:
     rows: dict[str, pa.Table]
     unlabelled: dict[str, pa.Table]
     truth: pa.Table  # row_id, task, label int32
+
 
 
 def relevance(want: Product, ad: Product) -> int:
@@ -110,6 +122,7 @@ def relevance(want: Product, ad: Product) -> int:
     return _SUBSTITUTE if num_differences else _EXACT
 
 
+
 def task_grade(task: SampleTask, grade: int, page_kind: str | None = None) -> int:
     """`grade` of `relevance` on the task's own scale. A page is no better than what it shows: a product good, a list partial, all else bad."""
     if task.labels == _ESCI:
@@ -117,6 +130,7 @@ def task_grade(task: SampleTask, grade: int, page_kind: str | None = None) -> in
     if page_kind is None:
         return int(grade == _EXACT)
     return min(max(grade - 1, 0), {"product": 2, "listing": 1}.get(page_kind, 0))
+
 
 
 def _build_ad(kind: str, want: Product, rng: Random) -> Product:
@@ -137,6 +151,7 @@ def _build_ad(kind: str, want: Product, rng: Random) -> Product:
     return Product(want.type, values, want.accessory, rng.choice(DECOYS) if kind == "decoy" else None)
 
 
+
 def _build_other(want: Product, rng: Random) -> Product:
     """A product that cannot stand in for the wanted one, with most of the wanted values it can have."""
     product_type = rng.choice([other for other in product_types() if other.group != want.type.group])
@@ -144,6 +159,7 @@ def _build_other(want: Product, rng: Random) -> Product:
     if rng.random() < 0.4:
         values.setdefault("brand", rng.choice(attribute_values("brand")))
     return Product(product_type, values)
+
 
 
 def _build_texts(task: SampleTask, kind: str, page_kind: str | None, ad: Product, query: Query, rng: Random) -> dict[str, str | None]:
@@ -166,6 +182,7 @@ def _build_texts(task: SampleTask, kind: str, page_kind: str | None, ad: Product
     return texts
 
 
+
 def _judged_ads(task: SampleTask, seed: int, first: int) -> Iterator[tuple[dict[str, str | None], int]]:
     """Texts and noise-free grade of one pair after the other, without end and without repetition, for the queries numbered from `first`."""
     seen = set()
@@ -183,10 +200,12 @@ def _judged_ads(task: SampleTask, seed: int, first: int) -> Iterator[tuple[dict[
                 yield texts, task_grade(task, relevance(query.want, ad), page_kind)
 
 
+
 def _noisy(grade: int, num_labels: int, rng: Random) -> int:
     if rng.random() >= NOISE_RATE:
         return grade
     return rng.choice([level for level in range(num_labels) if level != grade])
+
 
 
 def _build_table(task: SampleTask, num_rows: int, seed: int, judged: bool) -> tuple[pa.Table, pa.Table]:
@@ -204,6 +223,7 @@ def _build_table(task: SampleTask, num_rows: int, seed: int, judged: bool) -> tu
     return rows, pa.table(truth, schema=_TRUTH_SCHEMA)
 
 
+
 def build_marketplace(num_rows_per_task: int, num_unlabelled_per_task: int, seed: int) -> Marketplace:
     """The marketplace of a seed: the same arguments give the same rows on every machine, and asking for more only adds rows."""
     judged = {task.name: _build_table(task, num_rows_per_task, seed, judged=True) for task in TASKS}
@@ -211,6 +231,7 @@ def build_marketplace(num_rows_per_task: int, num_unlabelled_per_task: int, seed
     truth = pa.concat_tables([truth for tables in (judged, unlabelled) for _, truth in tables.values()])
     rows, to_score = ({name: table for name, (table, _) in tables.items()} for tables in (judged, unlabelled))
     return Marketplace(rows, to_score, truth)
+
 
 
 def write_marketplace(marketplace: Marketplace, out_dir: Path) -> None:
@@ -226,6 +247,7 @@ def write_marketplace(marketplace: Marketplace, out_dir: Path) -> None:
     truth = pa.BufferOutputStream()
     pq.write_table(marketplace.truth, truth)
     write_bytes(out_dir / "truth.parquet", truth.getvalue().to_pybytes())
+
 
 
 def ceiling(judged: pa.Table, truth: pa.Table, relevant_from: int, row_ids: Collection[str] | None = None) -> float:

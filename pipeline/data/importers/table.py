@@ -6,22 +6,24 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.cleaning import build_title, clean_line, clean_lines
 from pipeline.config.error_messages import explain, read_yaml_mapping
 from pipeline.config.sources import TableSource
+from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, required
+from pipeline.data.importers.records import Line, check_file, read_parquet
+from pipeline.data.importers.rejects import BadLineError
+from pipeline.data.importers.text_cleaning import build_title, clean_line, clean_lines
+from pipeline.data.importers.text_files import read_json_lines, read_separated
+from pipeline.data.writer import OnRows, StagedRows
 from pipeline.errors import ConfigError
-from pipeline.importing import ImportCounts, Row, Source, import_lines, required
-from pipeline.lines import Line, check_file, read_parquet
-from pipeline.quarantine import BadLineError
-from pipeline.text_lines import read_json_lines, read_separated
-from pipeline.writer import OnRows, StagedRows
 
 _CLEANERS: dict[str, Callable[[str | None], str | None]] = {
     "ad_title": build_title,
     "ad_description": clean_lines,
     "landing_page": clean_lines,
 }  # all other columns are one line of text
+
 _EMPTY_REASONS = {"row_id": "empty_id", "query": "empty_query", "ad_title": "empty_title", "market": "empty_market"}
+
 
 
 def read_mapping(mapping: Path, path: Path) -> TableSource:
@@ -31,6 +33,7 @@ def read_mapping(mapping: Path, path: Path) -> TableSource:
         return TableSource.model_validate({"kind": "table", **value, "path": path})
     except ValidationError as error:
         raise ConfigError(f"{mapping}: " + "; ".join(explain(problem, TableSource) for problem in error.errors())) from error
+
 
 
 def import_table(source: TableSource, out_dir: Path, label_names: Sequence[str] | None = None, on_rows: OnRows | None = None) -> ImportCounts:
@@ -50,6 +53,7 @@ def import_table(source: TableSource, out_dir: Path, label_names: Sequence[str] 
         return import_lines(Source(f"{source.task}-{name}", source.path, lambda: _read(source), build_row), staged)
 
 
+
 def _read(source: TableSource) -> Iterator[Line]:
     columns, table_format = list(dict.fromkeys(source.columns.values())), source.find_format()
     if table_format == "parquet":
@@ -59,11 +63,13 @@ def _read(source: TableSource) -> Iterator[Line]:
     return read_separated(source.path, columns, "\t" if table_format == "tsv" else ",", source.encoding)
 
 
+
 def _build_row(line: Line, source: TableSource, indices: dict[str, int | None]) -> Row:
     row: Row = {"row_id": f"{source.task}-{source.source_name}-{line.number}", **source.constants}
     for column, name in source.columns.items():
         row[column] = _value(column, line.fields[name], indices)
     return row
+
 
 
 def _value(column: str, text: str | None, indices: dict[str, int | None]) -> Any:
@@ -77,6 +83,7 @@ def _value(column: str, text: str | None, indices: dict[str, int | None]) -> Any
         return _weight(text)
     cleaned = _CLEANERS.get(column, clean_line)(text)
     return required(cleaned, _EMPTY_REASONS[column]) if column in _EMPTY_REASONS else cleaned
+
 
 
 def _weight(text: str | None) -> float | None:

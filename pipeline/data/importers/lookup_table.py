@@ -7,6 +7,7 @@ from types import TracebackType
 CACHE_KB = 65_536  # of memory for pages; the rest of the memory that is free serves as the disk's cache
 
 
+
 class Lookup:
     """Tuples of texts by key, in a temporary file as large as the texts. OSError: the disk is full."""
 

@@ -10,9 +10,13 @@ from typing import Any, TypeVar
 from pipeline.errors import RelevanceError, RetryableError
 
 Item = TypeVar("Item")
+
 Result = TypeVar("Result")
+
 ITEMS_A_CPU = 2  # handed out at a time, so that a CPU has the next when it is done with one; bounds the results that wait in memory
+
 MAX_THREADS = 4  # bounds the items in memory
+
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: bool = False) -> Iterator[Result]:
@@ -30,12 +34,14 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], thre
         yield from map(function, items)
 
 
+
 def _map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     pool = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
     try:
         yield from pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)
+
 
 
 def _map_on_ray(ray: Any, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -52,6 +58,7 @@ def _map_on_ray(ray: Any, function: Callable[[Item], Result], items: Iterable[It
     finally:
         for reference in pending:
             ray.cancel(reference)
+
 
 
 def result_of(ray: Any, reference: Any) -> Any:

@@ -1,6 +1,6 @@
 """Lines of a source, and parquet files read as such: a bounded part in memory whatever the size of the file.
 
-A line that cannot be read is given out with its defect, and reading goes on behind it. Text is read in pipeline/text_lines.py.
+A line that cannot be read is given out with its defect, and reading goes on behind it. Text is read in pipeline/data/importers/text_files.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cleaning import decode_text
+from pipeline.data.importers.text_cleaning import decode_text
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
 READ_ROWS = 4_096  # rows of parquet decoded at once: about 6 MB of product text
 
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+
 _SCALARS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, pa.types.is_decimal)
+
 
 
 class Line(NamedTuple):
@@ -25,7 +27,8 @@ class Line(NamedTuple):
     number: int  # as an editor counts, from 1; a row of parquet: its place, from 1; a record over several lines: its first
     fields: Mapping[str, str | None]
     text: str = ""  # as it stands in the source; empty for parquet, whose fields are all there is
-    defect: str | None = None  # a reason of pipeline/quarantine.py
+    defect: str | None = None  # a reason of pipeline/data/importers/rejects.py
+
 
 
 def check_file(path: Path) -> Path:
@@ -33,6 +36,7 @@ def check_file(path: Path) -> Path:
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; point the import at the data set in its original layout")
     return path
+
 
 
 def check_columns(found: Sequence[str], wanted: Sequence[str], path: Path) -> None:
@@ -45,6 +49,7 @@ def check_columns(found: Sequence[str], wanted: Sequence[str], path: Path) -> No
         raise DataRefusedError(f"{path} names column {', '.join(twice)} twice; rename one of the two and import again")
 
 
+
 def value_text(value: Any) -> str | None:
     """A value of json or parquet as text: whole numbers without a point, truth values as json spells them, bytes escaped."""
     if value is None or isinstance(value, str):
@@ -54,6 +59,7 @@ def value_text(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else str(value)
+
 
 
 def read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Line]:
@@ -79,6 +85,7 @@ def read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str] = (
         raise DamagedInputError(f"{path} is not whole parquet ({error}); download it again") from error
 
 
+
 def _check_types(schema: pa.Schema, names: Sequence[str], path: Path) -> None:
     wrong = {name: schema.field(name).type for name in names if not any(test(_plain_type(schema.field(name).type)) for test in _TEXTS + _SCALARS)}
     if wrong:
@@ -86,8 +93,10 @@ def _check_types(schema: pa.Schema, names: Sequence[str], path: Path) -> None:
         raise DataRefusedError(f"{path} has columns that are no text: {shown}; import it in its original layout")
 
 
+
 def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
 
 
 def _column_values(column: pa.Array) -> list[Any]:
@@ -96,6 +105,7 @@ def _column_values(column: pa.Array) -> list[Any]:
     if not any(test(kind) for test in _TEXTS):
         return column.cast(kind).to_pylist()
     return [None if raw is None else _text_or_bytes(raw) for raw in column.cast(kind).cast(pa.large_binary()).to_pylist()]
+
 
 
 def _text_or_bytes(raw: bytes) -> str | bytes:

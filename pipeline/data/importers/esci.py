@@ -2,24 +2,30 @@
 
 from pathlib import Path
 
-from pipeline.cleaning import build_description, build_title, clean_line
-from pipeline.importing import ImportCounts, Row, Source, import_lines, label_index, read_side_file, required
-from pipeline.lines import Line, check_file, read_parquet
-from pipeline.lookup import Lookup
-from pipeline.quarantine import BadLineError
-from pipeline.writer import OnRows, StagedRows
+from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, label_index, read_side_file, required
+from pipeline.data.importers.lookup_table import Lookup
+from pipeline.data.importers.records import Line, check_file, read_parquet
+from pipeline.data.importers.rejects import BadLineError
+from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
+from pipeline.data.writer import OnRows, StagedRows
 
 ESCI_EXAMPLES = "shopping_queries_dataset_examples.parquet"
+
 ESCI_PRODUCTS = "shopping_queries_dataset_products.parquet"
+
 ESCI_LOCALES = ("us", "es", "jp")
+
 ESCI_LABELS = ("I", "C", "S", "E")  # irrelevant, complement, substitute, exact: from worst to best
 
 _EXAMPLE_COLUMNS = ("example_id", "query", "product_id", "product_locale", "esci_label")
+
 _OPTIONAL_COLUMNS = ("split", "small_version", "large_version")  # samples of the data leave them out
+
 _PRODUCT_COLUMNS = (
     "product_id", "product_locale",
     "product_title", "product_description", "product_bullet_point", "product_brand", "product_color",
 )  # fmt: skip
+
 
 
 def import_esci(source_dir: Path, out_dir: Path, on_rows: OnRows | None = None) -> ImportCounts:
@@ -40,12 +46,14 @@ def import_esci(source_dir: Path, out_dir: Path, on_rows: OnRows | None = None) 
         return import_lines(source, staged)
 
 
+
 def _build_product(line: Line) -> tuple[str, str | None, str | None]:
     """Key, title and description of a product."""
     product_id, locale, title, description, bullets, brand, colour = (line.fields[name] for name in _PRODUCT_COLUMNS)
     return f"{required(locale, 'unknown_market')} {required(product_id, 'empty_id')}", build_title(title), build_description(
         (brand, colour), (description, bullets)
     )
+
 
 
 def _build_row(line: Line, products: Lookup) -> tuple[str, Row]:
@@ -65,6 +73,7 @@ def _build_row(line: Line, products: Lookup) -> tuple[str, Row]:
     if product is None:
         raise BadLineError("unknown_product")
     return f"esci_{locale}", row | {"ad_title": required(product[0], "empty_title"), "ad_description": product[1]}
+
 
 
 def _subset(small: str | None, large: str | None) -> str | None:

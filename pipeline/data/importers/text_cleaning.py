@@ -17,10 +17,14 @@ from collections.abc import Iterable
 from pipeline.errors import DamagedInputError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+
 _INLINE_TAG = re.compile(r"</?(?:a|b|em|font|i|img|small|span|strong|sub|sup|u)\b[^<>]*>", re.IGNORECASE)
+
 _BLOCK_TAG = re.compile(r"< ?/?(?:blockquote|br|center|div|h[1-6]|hr|li|ol|p|table|tbody|td|th|tr|ul)\b[^<>]*>", re.IGNORECASE)
+
 # Only with its semicolon: html.unescape alone turns "rock&notes" into "rock¬es".
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+
 
 
 def decode_text(raw: bytes, where: str) -> str:
@@ -36,14 +40,17 @@ def decode_text(raw: bytes, where: str) -> str:
         raise DamagedInputError(f"{where} is not UTF-8 ({reason}); convert it to UTF-8 or download it again") from error
 
 
+
 def pair_surrogates(text: str) -> str:
     """`text` with surrogates put together in pairs; one alone becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+
 def clean_line(text: str | None) -> str | None:
     """`text` as one line without control characters or runs of white space; None if nothing is left."""
     return (" ".join(_CONTROL.sub(" ", text).split()) or None) if text else None
+
 
 
 def clean_lines(text: str | None) -> str | None:
@@ -54,9 +61,11 @@ def clean_lines(text: str | None) -> str | None:
     return "\n".join(filter(None, map(clean_line, plain.splitlines()))) or None
 
 
+
 def build_title(title: str | None) -> str | None:
     """The title without html, on one line; None if nothing is left."""
     return clean_line(clean_lines(title))
+
 
 
 def build_description(facts: Iterable[str | None], bodies: Iterable[str | None]) -> str | None:

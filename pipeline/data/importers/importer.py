@@ -2,7 +2,7 @@
 
 Each line of a source becomes one row, or one line of the quarantine with a reason: rows and quarantined lines add up to the lines read.
 Judgements of a query and product judged before are kept, and so are texts longer than the contract allows: the validation gate
-judges these. What becomes of the texts stands in pipeline/cleaning.py. Memory is bounded whatever the size of a source.
+judges these. What becomes of the texts stands in pipeline/data/importers/text_cleaning.py. Memory is bounded whatever the size of a source.
 """
 
 from collections import Counter, defaultdict
@@ -13,21 +13,26 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.data.importers.duplicate_ids import RowIdHashes, row_id_hash
+from pipeline.data.importers.lookup_table import Lookup
+from pipeline.data.importers.records import Line
+from pipeline.data.importers.rejects import BadLineError, Quarantine, quarantine_file
+from pipeline.data.writer import StagedRows
 from pipeline.errors import DataRefusedError
-from pipeline.lines import Line
-from pipeline.lookup import Lookup
-from pipeline.quarantine import BadLineError, Quarantine, quarantine_file
-from pipeline.row_ids import RowIdHashes, row_id_hash
 from pipeline.schema import ROW_SCHEMA
-from pipeline.writer import StagedRows
 
 BATCH_ROWS = 4_096  # rows gathered before they are handed to the writer
+
 BATCH_CHARS = 16 * 2**20  # or their texts, where these are long
+
 MAX_REPEATED_IDS = 1_000_000  # ids that repeat are kept in memory: about 150 MB
 
 Row = dict[str, Any]  # contract columns by name; columns left out are null
+
 RowBuilder = Callable[[Line], tuple[str, Row]]  # task and row of a line; BadLineError if it cannot be one
+
 EntryBuilder = Callable[[Line], tuple[str, str | None, str | None]]  # key and texts of a line for a Lookup; BadLineError as above
+
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class ImportCounts:
 
     rows: Mapping[str, int]  # rows published, by task
     quarantined: Mapping[str, int]  # judgements left out, by reason; reasons that held for none are absent
+
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,12 @@ class Source:
     side_names: Sequence[str] = ()  # of files read by `read_side_file` before
 
 
+
 def import_lines(source: Source, staged: StagedRows) -> ImportCounts:
     """Publish the lines of a source as rows, and those that cannot be rows in its quarantine.
 
     Of rows with the same id the first is kept; a second pass finds it where there are such. DataRefusedError: too many lines are bad
-    (pipeline/quarantine.py), or none can be used. Nothing is published then, nor after any other error.
+    (pipeline/data/importers/rejects.py), or none can be used. Nothing is published then, nor after any other error.
     """
     quarantine, rows, repeated = _stage_rows(source, staged, frozenset())
     if len(repeated) > MAX_REPEATED_IDS:
@@ -68,6 +75,7 @@ def import_lines(source: Source, staged: StagedRows) -> ImportCounts:
     if not rows:
         raise DataRefusedError(f"{source.path} gave no row; lines left out, by reason: {reasons or 'it holds none'}")
     return ImportCounts(staged.publish([quarantine_file(name) for name in (source.name, *source.side_names)]), reasons)
+
 
 
 def read_side_file(path: Path, name: str, lines: Iterable[Line], build_entry: EntryBuilder, lookup: Lookup, staged: StagedRows) -> None:
@@ -85,11 +93,13 @@ def read_side_file(path: Path, name: str, lines: Iterable[Line], build_entry: En
     quarantine.close()
 
 
+
 def required(text: str | None, reason: str) -> str:
     """The text; BadLineError with the reason if there is none."""
     if not text:
         raise BadLineError(reason)
     return text
+
 
 
 def label_index(text: str | None, labels: Sequence[str]) -> int:
@@ -98,6 +108,7 @@ def label_index(text: str | None, labels: Sequence[str]) -> int:
         return labels.index((text or "").strip())
     except ValueError as error:
         raise BadLineError("unknown_label") from error
+
 
 
 def _stage_rows(source: Source, staged: StagedRows, repeated: frozenset[bytes]) -> tuple[Quarantine, Counter[str], frozenset[bytes]]:
@@ -122,6 +133,7 @@ def _stage_rows(source: Source, staged: StagedRows, repeated: frozenset[bytes]) 
                 batches.add(task, row)
         batches.flush()
         return quarantine, batches.num_rows, frozenset() if repeated else hashes.repeated()
+
 
 
 class _Batches:

@@ -9,9 +9,11 @@ import numpy as np
 HASHES_AT_ONCE = 1_000_000  # hashes of 8 bytes compared at once: about 50 MB
 
 
+
 def row_id_hash(row_id: str) -> bytes:
     """8 bytes that stand for a row id."""
     return hashlib.blake2b(row_id.encode(), digest_size=8).digest()
+
 
 
 class RowIdHashes:

@@ -7,13 +7,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.importers.records import Line
 from pipeline.errors import DataRefusedError
-from pipeline.lines import Line
 from pipeline.storage.filesystem import canonical_json
 
 # A wrong encoding, delimiter or mapping spoils nearly every line, honest damage a few of a hundred: what lies between is for a person to judge.
 MAX_BAD_SHARE = 0.2
+
 MAX_TEXT_CHARS = 4_096
+
 FLUSH_LINES = 4_096
 
 REASONS = {
@@ -42,13 +44,16 @@ SCHEMA = pa.schema([pa.field("line", pa.int64(), False), pa.field("reason", pa.s
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
+
 def quarantine_file(name: str) -> str:
     """Where the bad lines of a source lie, below its data folder."""
     return f"quarantine/{name}.parquet"
 
 
+
 class BadLineError(Exception):
     """A line that cannot become a row; its argument is one of REASONS."""
+
 
 
 class Quarantine:
@@ -96,9 +101,11 @@ class Quarantine:
             self._waiting = []
 
 
+
 def visible(text: str) -> str:
     """The first MAX_TEXT_CHARS of `text`, with control characters, marks of direction and undecoded bytes spelled out."""
     return _UNSEEN.sub(_spelled, text[:MAX_TEXT_CHARS])[:MAX_TEXT_CHARS]
+
 
 
 def _spelled(match: re.Match[str]) -> str:

@@ -5,10 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.files import file_sha256
+from pipeline.config.splits import Split, SplitConfig
 from pipeline.config.tasks import Task, check_known_task
+from pipeline.data.splits import split_rows
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 from pipeline.schema import ROW_SCHEMA, schema_difference
 from pipeline.storage.filesystem import json_sha256
@@ -36,6 +39,7 @@ def find_partitions(root: Path, tasks: Sequence[Task]) -> dict[str, list[Path]]:
     return partitions
 
 
+
 def open_partition(path: Path) -> pq.ParquetFile:
     """An open parquet file with page checksums verified as pages are read; DamagedInputError if it is not parquet or not a file."""
     if not path.is_file():
@@ -44,6 +48,7 @@ def open_partition(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedInputError(f"{path} is not whole parquet ({error}); write it again from its source") from error
+
 
 
 @contextlib.contextmanager
@@ -57,11 +62,13 @@ def naming_damage(path: Path | str) -> Iterator[None]:
         raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
 
 
+
 def check_schema(file: pq.ParquetFile, path: Path | str) -> None:
     """DataRefusedError, naming the differences, if an open file has another schema than the contract's."""
     differences = schema_difference(file.schema_arrow)
     if differences:
         raise DataRefusedError(f"{path} does not follow the row contract: {'; '.join(differences)}")
+
 
 
 def read_partition(path: Path) -> pa.Table:
@@ -78,6 +85,20 @@ def read_partition(path: Path) -> pa.Table:
     return pa.table(table.columns, names=ROW_SCHEMA.names)
 
 
+
 def data_digest(partitions: Mapping[str, Sequence[Path]]) -> str:
     """One hex sha256 for a set of partitions: moves when a file's bytes or task move, not when a folder is renamed."""
     return json_sha256({task: sorted(file_sha256(path) for path in paths) for task, paths in partitions.items()})
+
+
+
+def read_split(root: Path, tasks: Sequence[Task], config: SplitConfig, side: Split) -> dict[str, pa.Table]:
+    """The judged rows of one side by task name, in the order of their files; tasks without a row are left out."""
+    tables: dict[str, pa.Table] = {}
+    for name, paths in find_partitions(root, tasks).items():
+        whole = pa.concat_tables([read_partition(path) for path in paths])
+        judged = whole.filter(pc.is_valid(whole.column("label")))
+        rows = judged.filter(pa.array(split_rows(judged.column("query").to_pylist(), config) == side))
+        if rows.num_rows:
+            tables[name] = rows
+    return tables

@@ -1,0 +1,1 @@
+"""Turn published data sets and tables into contract rows."""

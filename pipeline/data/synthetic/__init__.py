@@ -1,0 +1,1 @@
+"""A synthetic ads marketplace with known relevance."""
