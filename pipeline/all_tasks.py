@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 
 from models.inference.task_branching import TaskBranch, all_task_logits
-from pipeline.batches import length_batches, pad_rows, to_device
-from pipeline.encode import Segment
+from pipeline.encoding.batches import length_batches, pad_rows, to_device
+from pipeline.encoding.encoder import Segment
+from pipeline.encoding.prefetch import OnRows
 from pipeline.judge import Judge
-from pipeline.read_ahead import OnRows
 from pipeline.speed import DeviceClock
 from pipeline.task_judge import FULL_ENOUGH, Spent, are_close, distinct, rows_of_each
 

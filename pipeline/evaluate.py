@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from models.serialization.bundle import write_bundle
 from pipeline.baseline import LexicalBaseline
-from pipeline.batches import EncodedRows
 from pipeline.bootstrap import interval
 from pipeline.calibrate import Calibration, calibrated_probabilities, decide, relevance_probability
 from pipeline.calibration_fit import fit_calibration
@@ -22,8 +21,9 @@ from pipeline.config.splits import Split
 from pipeline.config.tasks import Task
 from pipeline.curves import curve_charts
 from pipeline.data.reader import find_partitions, read_split
-from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
-from pipeline.encoded_files import read_encoded
+from pipeline.encoding.batches import EncodedRows
+from pipeline.encoding.encoded_cache import EncodingPlan, OnProgress, publish_encoded
+from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.errors import DataRefusedError, RetryableError
 from pipeline.judge import Judge, fresh_judge, load_judge
 from pipeline.measure import Said, Truth, as_json, measured, measured_slices

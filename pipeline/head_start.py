@@ -6,7 +6,7 @@ Shape legend: B rows whose logits are looked at, P of one pass, T tasks, C label
 import numpy as np
 import torch
 
-from pipeline.batches import EncodedRows, collate, length_batches
+from pipeline.encoding.batches import EncodedRows, collate, length_batches
 from pipeline.judge import Judge
 
 HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for

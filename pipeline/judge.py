@@ -17,15 +17,15 @@ from models.backbone import Backbone, BackboneUnavailableError, load_backbone, l
 from models.config import BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
 from models.serialization.bundle import Bundle, BundleRefusedError, read_bundle
-from pipeline.batches import EncodedRows, encode_rows
 from pipeline.calibrate import Calibration
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.loading import build_adapter
 from pipeline.config.run import RunConfig
 from pipeline.config.tasks import Task
-from pipeline.encode import ENCODER_VERSION, Encoder
+from pipeline.encoding.batches import EncodedRows, encode_rows
+from pipeline.encoding.encoder import ENCODER_VERSION, Encoder
+from pipeline.encoding.prefetch import OnRows
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.read_ahead import OnRows
 from pipeline.task_judge import Spent, TaskJudge
 
 BUNDLE_FORMAT = 2  # of bundle.json; changes when an older reader would misread it

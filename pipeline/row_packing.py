@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.batches import EncodedRows, collate
 from pipeline.config.run import RunConfig
+from pipeline.encoding.batches import EncodedRows, collate
 from pipeline.judge import Judge
 from pipeline.task_judge import are_close, attention_window
 

@@ -20,9 +20,9 @@ from pipeline.attempts import MAX_ATTEMPTS, Attempts, Starts, check_start, lost_
 from pipeline.commit import is_published, judged_tasks, publish_partition, read_manifest
 from pipeline.config.run import RunConfig
 from pipeline.config.tasks import check_known_task
+from pipeline.encoding.prefetch import OnRows
 from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.fetched import FetchedVersion
-from pipeline.read_ahead import OnRows
 from pipeline.row_errors import part_rows
 from pipeline.score_cache import ScoreCache, cached_files
 from pipeline.score_facts import label_facts

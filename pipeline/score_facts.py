@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.tasks import Task
-from pipeline.encode import ENCODER_VERSION
+from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.score_reference import Profile, profile_of
 from pipeline.score_units import Unit
 

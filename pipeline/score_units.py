@@ -11,7 +11,7 @@ from pipeline.commit import partition_id, published_partitions
 from pipeline.config.run import RunConfig
 from pipeline.config.scoring import as_place
 from pipeline.data.reader import check_schema, naming_damage
-from pipeline.encode import ENCODER_VERSION
+from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import ConfigError
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score_inputs import changed, count_rows, find_inputs, open_input

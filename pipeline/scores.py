@@ -12,9 +12,9 @@ from pipeline.all_tasks import AllTasksJudge
 from pipeline.calibrate import calibrated_probabilities, decide, expected_grade, relevance_probability
 from pipeline.commit import SCORE_SCHEMA
 from pipeline.config.tasks import Task
+from pipeline.encoding.prefetch import OnRows, chosen_rows, encoded_parts
 from pipeline.errors import RelevanceError
 from pipeline.judge import Judge
-from pipeline.read_ahead import OnRows, chosen_rows, encoded_parts
 from pipeline.score_cache import NOTHING_KNOWN, Known, hashes_as_arrow, input_hashes
 
 SHOWN_ROWS = 5  # row ids in a message

@@ -18,8 +18,8 @@ from models.adapters.adapted_linear import NotMergeableError
 from models.inference.merging import MergedModel, merge_task
 from models.inference.prefix_cache import Prefixes, judge_behind, read_prefixes
 from models.relevance import RelevanceModel
-from pipeline.batches import length_batches, pad_rows, to_device
-from pipeline.read_ahead import OnRows
+from pipeline.encoding.batches import length_batches, pad_rows, to_device
+from pipeline.encoding.prefetch import OnRows
 from pipeline.speed import DeviceClock
 
 FULL_ENOUGH = 0.125  # of the token budget; smaller passes cost more a token than padding does

@@ -16,11 +16,11 @@ import torch
 from models.serialization.bundle import BundleRefusedError, write_bundle
 from models.training.compilation import compile_layers
 from models.training.flat_parameters import FlatModel
-from pipeline.batches import EncodedRows
 from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
-from pipeline.encoded_files import read_encoded
+from pipeline.encoding.batches import EncodedRows
+from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.head_start import start_heads
 from pipeline.interim import Best, Interim, better

@@ -15,8 +15,8 @@ import torch
 
 from models.adapters.routing import TaskShapeError
 from models.losses import row_losses, task_sums
-from pipeline.batches import EncodedRows, collate
 from pipeline.config.run import RunConfig
+from pipeline.encoding.batches import EncodedRows, collate
 from pipeline.errors import ConfigError, RelevanceError
 from pipeline.judge import Judge
 from pipeline.optimizer import rate_share

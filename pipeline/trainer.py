@@ -15,7 +15,7 @@ from models.backbone import resolve_folder
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions
-from pipeline.encoded_cache import EncodingPlan, OnProgress, publish_encoded
+from pipeline.encoding.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
 from pipeline.gauges import TrainingGauges
 from pipeline.live import LiveFollower, OnLine

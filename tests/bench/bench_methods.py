@@ -27,10 +27,10 @@ from method_mixes import MIXES, ROOT, SHARED_DATA, encode_commonsense, encode_re
 
 sys.path.insert(0, str(ROOT))
 from models.config import AdapterConfig, HydraLoRAConfig, LoRAConfig, MoELoRAConfig, MTLLoRAConfig, MultiLoRAConfig, PerTaskLoRAConfig
-from pipeline.batches import EncodedRows, collate, length_batches
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
-from pipeline.encoded_files import read_encoded
+from pipeline.encoding.batches import EncodedRows, collate, length_batches
+from pipeline.encoding.encoded_dataset import read_encoded
 
 SEEDS, RATES = (17, 18, 19), (1e-3, 2e-3, 4e-3)
 EPOCHS = {"agreeing": 2.0, "conflicting": 2.0, "commonsense": 1.0}

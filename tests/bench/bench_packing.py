@@ -19,7 +19,7 @@ from models.config import BackboneConfig, MTLLoRAConfig
 from models.packing import pack
 from models.relevance import RelevanceModel
 from models.training.compilation import compile_layers
-from pipeline.batches import pad_rows
+from pipeline.encoding.batches import pad_rows
 
 TASKS = 4
 SHIPPED = 10  # tokens of the shipped template before the first field

@@ -69,7 +69,7 @@ def encode_commonsense(folder: Path) -> None:
     """Encode the question sets: a tenth of the training rows is the valid split, the published test rows are the test."""
     from models.backbone import load_tokenizer, resolve_folder
     from models.config import BackboneConfig
-    from pipeline.encoded_files import ENCODED_SCHEMA, encoded_name, write_manifest
+    from pipeline.encoding.encoded_dataset import ENCODED_SCHEMA, encoded_name, write_manifest
 
     encoded = folder / "encoded"
     encoded.mkdir()

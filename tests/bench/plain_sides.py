@@ -57,7 +57,7 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
 
     from models.losses import row_losses, task_sums
     from models.training.compilation import compile_layers
-    from pipeline.batches import collate
+    from pipeline.encoding.batches import collate
     from pipeline.head_start import start_heads
     from pipeline.judge import fresh_judge
     from pipeline.optimizer import build_optimizer

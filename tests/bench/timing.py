@@ -46,7 +46,7 @@ def pair_lengths(folder: Path) -> tuple[list[int], str]:
     from pipeline.data.importers.esci import import_esci
     from pipeline.data.reader import find_partitions, read_partition
     from pipeline.data.synthetic.marketplace import build_marketplace
-    from pipeline.encode import Encoder
+    from pipeline.encoding.encoder import Encoder
 
     real = (SHARED_DATA / "esci_sample").is_dir() and (SHARED_DATA / "chorus_electronics").is_dir()
     config = read_config(ROOT / "jobs" / "configs" / ("esci.yaml" if real else "demo.yaml"))

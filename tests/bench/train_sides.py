@@ -44,7 +44,7 @@ def validate_and_encode(config: Any) -> Path:
     from jobs.validate import run_validate
     from models.backbone import resolve_folder
     from pipeline.data.reader import find_partitions
-    from pipeline.encoded_cache import EncodingPlan, publish_encoded
+    from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
     from pipeline.logs import Console
 
     run_validate(config, Console(err=sys.stderr))
@@ -55,7 +55,7 @@ def validate_and_encode(config: Any) -> Path:
 
 def encoded_rows(run_dir: Path) -> Any:
     """The training rows that `prepare` encoded."""
-    from pipeline.encoded_files import read_encoded
+    from pipeline.encoding.encoded_dataset import read_encoded
 
     config = read_run(run_dir)
     (folder,) = (path for path in (config.run_dir / "cache" / "encoded").iterdir() if path.is_dir() and not path.name.startswith("."))

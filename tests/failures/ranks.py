@@ -42,7 +42,7 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
     from pipeline import train_loop, train_step
     from pipeline.checkpoint import CheckpointWriter
     from pipeline.config.loading import build_config
-    from pipeline.encoded_files import read_encoded
+    from pipeline.encoding.encoded_dataset import read_encoded
     from pipeline.interim import Interim
     from pipeline.watch import Watch
 

@@ -21,8 +21,8 @@ from pipeline.checkpoint import check_checkpoint
 from pipeline.config.loading import build_config
 from pipeline.config.tasks import Task
 from pipeline.data.reader import find_partitions
-from pipeline.encoded_cache import EncodingPlan, publish_encoded
-from pipeline.encoded_files import read_encoded
+from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
+from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.errors import DamagedInputError
 from pipeline.judge import load_judge
 from pipeline.train_loop import build_sampler

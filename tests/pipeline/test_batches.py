@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.batches import EncodedRows, collate, encode_rows, length_batches
 from pipeline.config.tasks import Task
+from pipeline.encoding.batches import EncodedRows, collate, encode_rows, length_batches
 from pipeline.schema import ROW_SCHEMA
 
 PAD = 99

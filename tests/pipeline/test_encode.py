@@ -14,7 +14,7 @@ from models.backbone import load_tokenizer
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.loading import read_config
 from pipeline.config.tasks import Task
-from pipeline.encode import Encoder, fit_fields
+from pipeline.encoding.encoder import Encoder, fit_fields
 from pipeline.schema import AD_COLUMNS, ROW_SCHEMA, TEXT_COLUMNS
 
 PLAIN = "Search query: {query}\nAd: {ad_title}\nIs the ad relevant? Answer:"

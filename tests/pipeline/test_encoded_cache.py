@@ -19,15 +19,15 @@ from planted import planted_rows
 from models.backbone import load_backbone, load_tokenizer
 from models.config import BackboneConfig
 from models.serialization.bundle import write_bundle
-from pipeline import encoded_cache
-from pipeline.batches import EncodedRows, encode_rows
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.config.tasks import Task
 from pipeline.data.reader import find_partitions, read_split
-from pipeline.encode import Encoder
-from pipeline.encoded_cache import EncodingPlan, encoding_key, publish_encoded, tokenizer_sha256
-from pipeline.encoded_files import read_encoded
+from pipeline.encoding import encoded_cache
+from pipeline.encoding.batches import EncodedRows, encode_rows
+from pipeline.encoding.encoded_cache import EncodingPlan, encoding_key, publish_encoded, tokenizer_sha256
+from pipeline.encoding.encoded_dataset import read_encoded
+from pipeline.encoding.encoder import Encoder
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
 from pipeline.schema import ROW_SCHEMA
 

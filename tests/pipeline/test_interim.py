@@ -9,8 +9,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, log_loss
 
-from pipeline.batches import EncodedRows
 from pipeline.config.tasks import Task
+from pipeline.encoding.batches import EncodedRows
 from pipeline.interim import Best, Interim, better, drawn_rows
 from pipeline.train_step import TrainingDivergedError
 

@@ -10,7 +10,7 @@ import pytest
 
 from models.backbone import load_tokenizer, resolve_folder
 from models.config import BackboneConfig
-from pipeline.plain_text import PlainTokenizer
+from pipeline.encoding.literal_tokenizer import PlainTokenizer
 
 ADDED = ["<think>", "[tool_call]", "shoes", "<|fim|>", "lamp post", "é!"]  # not marked special
 MARKED = ["<|turn|>", "[SEP2]"]

@@ -10,9 +10,9 @@ import pytest
 from planted import planted_rows
 from scoring_world import World
 
-from pipeline import read_ahead
 from pipeline.all_tasks import AllTasksJudge
-from pipeline.read_ahead import encoded_parts
+from pipeline.encoding import prefetch as read_ahead
+from pipeline.encoding.prefetch import encoded_parts
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scores import judge_all_tasks, judge_rows
 

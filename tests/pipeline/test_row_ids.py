@@ -1,4 +1,4 @@
-"""Promises of pipeline/data/importers/duplicate_ids.py and pipeline/data/importers/lookup_table.py: what repeats is found on disk, what is kept is found again."""
+"""Repeated row ids of an import: what repeats is found on disk, what is kept is found again."""
 
 from pathlib import Path
 

@@ -16,9 +16,9 @@ from pipeline.config.encoding import EncodeConfig
 from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.config.tasks import Task
 from pipeline.data.reader import find_partitions, read_partition
-from pipeline.encode import Encoder
-from pipeline.encoded_cache import EncodingPlan, publish_encoded
-from pipeline.encoded_files import read_encoded
+from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
+from pipeline.encoding.encoded_dataset import read_encoded
+from pipeline.encoding.encoder import Encoder
 from pipeline.judge import Judge
 from pipeline.schema import ROW_SCHEMA
 

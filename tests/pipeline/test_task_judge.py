@@ -14,7 +14,7 @@ from tiny_trunks import KINDS, WORDS, write_model
 from models.backbone import load_backbone
 from models.config import BackboneConfig, HydraLoRAConfig, ModelConfig, MTLLoRAConfig
 from models.relevance import RelevanceModel, build_model
-from pipeline.batches import LIKE_LENGTH, length_batches
+from pipeline.encoding.batches import LIKE_LENGTH, length_batches
 from pipeline.task_judge import FULL_ENOUGH, TaskJudge, distinct, find_groups, same_beginning
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The judged rows of a run, tokenised once: row groups in parallel, published as a folder of pipeline/encoded_files.py.
+"""The judged rows of a run, tokenised once: row groups in parallel, published as a folder of pipeline/encoding/encoded_dataset.py.
 
 The key follows from all that decides the rows and their ids, so a folder of that name is right or damaged, never stale.
 """
@@ -24,13 +24,15 @@ from pipeline.config.tasks import Task
 from pipeline.data.parallel_map import map_in_order
 from pipeline.data.reader import check_schema, naming_damage, open_partition
 from pipeline.data.splits import split_rows
-from pipeline.encode import ENCODER_VERSION, Encoder
-from pipeline.encoded_files import ENCODED_SCHEMA, FORMAT, encoded_name, is_whole, write_manifest
+from pipeline.encoding.encoded_dataset import ENCODED_SCHEMA, FORMAT, encoded_name, is_whole, write_manifest
+from pipeline.encoding.encoder import ENCODER_VERSION, Encoder
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.storage.filesystem import json_sha256, publish_dir, remove_tree, temporary_beside
 
 ROWS_AT_ONCE = 8_192  # whose texts and id lists are Python objects at a time
+
 OnProgress = Callable[[int, int], None]  # rows done, rows in all
+
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class EncodingPlan:
         return {task.name: self.partitions[task.name] for task in self.tasks if task.name in self.partitions}
 
 
+
 @dataclass(frozen=True)
 class RowGroup:
     """One row group of one partition, and what a worker needs to encode it."""
@@ -62,6 +65,7 @@ class RowGroup:
     encode: EncodeConfig
     tokenizer_dir: Path
     tokenizer_sha256: str
+
 
 
 def publish_encoded(plan: EncodingPlan, run_dir: Path, on_progress: OnProgress) -> Path:
@@ -92,6 +96,7 @@ def publish_encoded(plan: EncodingPlan, run_dir: Path, on_progress: OnProgress) 
     return root / key
 
 
+
 def encoding_key(plan: EncodingPlan) -> str:
     """Hex sha256 of all that the encoded rows and their order follow from."""
     return json_sha256({
@@ -107,9 +112,11 @@ def encoding_key(plan: EncodingPlan) -> str:
     })  # fmt: skip
 
 
+
 def tokenizer_sha256(folder: Path) -> str:
     """Hex sha256 over the names and contents of a tokenizer's files: the same for a backbone's folder and for a bundle's copy."""
     return json_sha256({path.name: file_sha256(path) for path in folder.iterdir() if is_tokenizer_file(path)})
+
 
 
 def write_encoded(plan: EncodingPlan, staged: Path, on_progress: OnProgress) -> None:
@@ -134,6 +141,7 @@ def write_encoded(plan: EncodingPlan, staged: Path, on_progress: OnProgress) -> 
     write_manifest(staged)
 
 
+
 def row_groups(plan: EncodingPlan, tokenizer_dir: Path, digest: str) -> Iterator[RowGroup]:
     """All row groups of the plan in the order of their files."""
     for name, paths in plan.encoded_partitions.items():
@@ -143,6 +151,7 @@ def row_groups(plan: EncodingPlan, tokenizer_dir: Path, digest: str) -> Iterator
                 counts = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
             for index, num_rows in enumerate(counts):
                 yield RowGroup(name, path, index, num_rows, plan.split, plan.tasks, plan.encode, tokenizer_dir, digest)
+
 
 
 def encode_row_group(group: RowGroup) -> dict[Split, pa.Table]:
@@ -164,12 +173,14 @@ def encode_row_group(group: RowGroup) -> dict[Split, pa.Table]:
     return {side: table for side, table in whole.items() if table.num_rows}
 
 
+
 def encoded_table(encoder: Encoder, rows: pa.Table, task_name: str) -> pa.Table:
     """Contract rows of one task as rows of ENCODED_SCHEMA."""
     ids = pa.array(encoder.encode(rows, task_name), pa.list_(pa.int32()))
     weight = rows.column("weight").fill_null(1.0)
     columns = [rows.column("row_id"), rows.column("query"), ids, pc.list_value_length(ids), rows.column("label"), weight]
     return pa.table(columns, schema=ENCODED_SCHEMA)
+
 
 
 @lru_cache(maxsize=1)  # a worker process encodes many row groups with one tokenizer

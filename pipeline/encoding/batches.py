@@ -13,9 +13,10 @@ import torch
 
 from models.packing import PackedRows, pack
 from pipeline.config.tasks import Task
-from pipeline.encode import Encoder
+from pipeline.encoding.encoder import Encoder
 
 LIKE_LENGTH = 0.9  # of the longest row of a batch
+
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class EncodedRows:
         return np.asarray(self.query_N.take(pa.array(rows)).to_pylist(), dtype=object)
 
 
+
 @dataclass(frozen=True)
 class Batch:
     """Tensors of one micro-batch: padded on the right, or packed, with ids (1, P) of all rows and a mask (B, 1) of their last tokens."""
@@ -77,6 +79,7 @@ class Batch:
         return Batch(ids, mask, task, label, weight, packed, self.num_padding)
 
 
+
 def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Encoder) -> EncodedRows:
     """Tokenise the contract rows of each task, in the order of `tasks`."""
     present = [(index, task) for index, task in enumerate(tasks) if task.name in tables]
@@ -94,6 +97,7 @@ def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Enc
     )
 
 
+
 def collate(encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int, beginning_T: np.ndarray | None = None) -> Batch:
     """The batch of some row numbers. Task ids are checked here, on the host, once: the model's layers do not. Padded, or, with `beginning_T`, the
     tokens that each task's rows begin with alike, packed."""
@@ -109,6 +113,7 @@ def collate(encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int,
     return Batch(input_ids_BS, mask_BS, task, label, weight, None, input_ids_BS.numel() - sum(map(len, id_lists)))
 
 
+
 def pad_rows(id_lists: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(token ids padded on the right, their mask), both int64 (B, S)."""
     lengths = np.array([len(ids) for ids in id_lists])
@@ -119,9 +124,11 @@ def pad_rows(id_lists: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor,
     return torch.from_numpy(ids_BS), torch.from_numpy(mask_BS.astype(np.int64))
 
 
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A host tensor on a device. To a GPU it goes from pinned memory, so that nobody waits for what the GPU was given before."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
 
 
 def length_batches(length_N: np.ndarray, token_budget: int, full_enough: float = 1.0) -> list[np.ndarray]:

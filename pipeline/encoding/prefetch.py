@@ -12,8 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 PART_ROWS = 8_192  # tokenised in half a second; so many are enough for like lengths and like beginnings to find each other
+
 Encoded = TypeVar("Encoded")
+
 OnRows = Callable[[np.ndarray], None]  # numbers of rows that something is about to be done with
+
 
 
 def encoded_parts(
@@ -41,9 +44,11 @@ def encoded_parts(
             yield part, encoded
 
 
+
 def chosen_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
     """Some rows, by their numbers in rising order where they are all; without a copy then."""
     return table if len(rows) == table.num_rows else table.take(pa.array(rows))
+
 
 
 def split_rows(table: pa.Table, columns: Sequence[str]) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.tasks import Task
-from pipeline.plain_text import PlainTokenizer
+from pipeline.encoding.literal_tokenizer import PlainTokenizer
 
 ENCODER_VERSION = "2"  # changes whenever the same row would give other ids
 

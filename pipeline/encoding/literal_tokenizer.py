@@ -27,6 +27,7 @@ class PlainTokenizer:
         return [[token for token in ids if token not in self.added] for ids in lists]
 
 
+
 def plain_view(backend: Any) -> Any:
     """A copy of a `tokenizers.Tokenizer` that matches no added token, and whose model cannot come upon one by spelling either."""
     from tokenizers import Tokenizer
@@ -49,10 +50,12 @@ def plain_view(backend: Any) -> Any:
     return Tokenizer.from_str(json.dumps(saved | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}))
 
 
+
 def touches(pair: list[str], prefix: str, added: Collection[str]) -> bool:
     """Whether a merge makes an added token or goes on from one."""
     left, right = pair
     return left + right[len(prefix) :] in added or left in added or right in added
+
 
 
 def unspellable(word: str, added: Collection[str]) -> str:

@@ -1,0 +1,1 @@
+"""Text to token ids, cached, and token ids to batches."""
