@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.gauges import ScoringGauges
 from pipeline.logs import Progress
 from pipeline.score_outcome import Outcome
 from pipeline.score_units import Unit
+from pipeline.scoring.metrics import ScoringGauges
 from pipeline.storage.filesystem import read_json, write_json
 
 

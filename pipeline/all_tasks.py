@@ -15,7 +15,7 @@ from pipeline.encoding.batches import length_batches, pad_rows, to_device
 from pipeline.encoding.encoder import Segment
 from pipeline.encoding.prefetch import OnRows
 from pipeline.judge import Judge
-from pipeline.speed import DeviceClock
+from pipeline.runtime.timing import DeviceClock
 from pipeline.task_judge import FULL_ENOUGH, Spent, are_close, distinct, rows_of_each
 
 # Of the layers that a pass for each task goes through. Those passes have their adapters merged and read beginnings once, which one pass does not:

@@ -24,13 +24,13 @@ from pipeline.encoding.prefetch import OnRows
 from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.fetched import FetchedVersion
 from pipeline.row_errors import part_rows
+from pipeline.runtime.timing import wait_for
 from pipeline.score_cache import ScoreCache, cached_files
 from pipeline.score_facts import label_facts
 from pipeline.score_outcome import Outcome, read_outcome
 from pipeline.score_reference import canary_difference, read_reference
 from pipeline.score_units import Unit, read_unit, unit_of_fields
 from pipeline.scores import score_all_tasks, score_rows
-from pipeline.speed import wait_for
 from pipeline.storage.filesystem import remove_tree
 from pipeline.storage.object_store import open_store
 
@@ -43,8 +43,8 @@ class UnitScorer:
         import torch
 
         from pipeline.judge import load_judge
-        from pipeline.speed import seconds_at_peak
-        from pipeline.watch import Watch
+        from pipeline.runtime.flops import seconds_at_peak
+        from pipeline.runtime.watchdog import Watch
 
         torch.set_num_threads(settings["threads"])
         device = torch.device("cuda" if settings["use_gpu"] else "cpu")

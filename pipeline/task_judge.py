@@ -20,7 +20,7 @@ from models.inference.prefix_cache import Prefixes, judge_behind, read_prefixes
 from models.relevance import RelevanceModel
 from pipeline.encoding.batches import length_batches, pad_rows, to_device
 from pipeline.encoding.prefetch import OnRows
-from pipeline.speed import DeviceClock
+from pipeline.runtime.timing import DeviceClock
 
 FULL_ENOUGH = 0.125  # of the token budget; smaller passes cost more a token than padding does
 MIN_SHARED_TOKENS = 8  # of a group's beginning; reading a shorter one by itself costs as much as it saves

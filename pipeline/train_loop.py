@@ -28,11 +28,12 @@ from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.live_record import append_live, live_record
 from pipeline.optimizer import build_optimizer
 from pipeline.row_packing import packed_beginnings
+from pipeline.runtime.flops import step_flops
+from pipeline.runtime.timing import clock, matmul_peak
+from pipeline.runtime.watchdog import Watch
 from pipeline.sampler import Sampler
-from pipeline.speed import clock, matmul_peak, step_flops
 from pipeline.storage.filesystem import remove_tree
 from pipeline.train_step import TrainingDivergedError, Worker, any_rank, train_step
-from pipeline.watch import Watch
 from pipeline.zero import deepspeed_config
 
 

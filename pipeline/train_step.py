@@ -20,9 +20,9 @@ from pipeline.encoding.batches import EncodedRows, collate
 from pipeline.errors import ConfigError, RelevanceError
 from pipeline.judge import Judge
 from pipeline.optimizer import rate_share
+from pipeline.runtime.timing import DeviceClock
+from pipeline.runtime.watchdog import Watch
 from pipeline.sampler import Sampler
-from pipeline.speed import DeviceClock
-from pipeline.watch import Watch
 from pipeline.zero import gradient_norms
 
 

@@ -17,19 +17,24 @@ from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions
 from pipeline.encoding.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
-from pipeline.gauges import TrainingGauges
 from pipeline.live import LiveFollower, OnLine
+from pipeline.runtime.ray_internals import go_without
 from pipeline.storage.filesystem import read_json, remove_tree, write_json
 from pipeline.train_loop import StoppedError, train_worker
+from pipeline.training.metrics import TrainingGauges
 from pipeline.training_plan import TrainingPlan, changes
 
 MAX_RESTARTS = 3  # of the workers from one checkpoint, or of Ray's controller, within one command
+
 # A worker trains in a thread beside Ray's. By itself the C library gives such a thread heaps of its own, and gives much of them back to the system
 # after each pass, only to get it again page by page, cleared anew: a tenth of a step on a virtual machine.
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+
 OF_OTHERS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "store")  # words of a RuntimeError that tells of another worker
+
 # what a worker's own code raises, as opposed to what it raises because another worker is gone
 BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, NotImplementedError, TypeError, ValueError)
+
 
 
 def run_training(plan: TrainingPlan, on_encoded: OnProgress, on_line: OnLine, say: Callable[[str], None]) -> None:
@@ -68,6 +73,7 @@ def run_training(plan: TrainingPlan, on_encoded: OnProgress, on_line: OnLine, sa
         raise StoppedError("the training was finished when it was asked to stop; run the same command again to go on from its bundle")
 
 
+
 def open_checkpoints(plan: TrainingPlan, say: Callable[[str], None]) -> None:
     """Make the folder of a training's checkpoints, or go on with the one that is there. ConfigError: it is another training's."""
     folder, of_training = plan.checkpoint_dir, plan.checkpoint_dir / "training.json"
@@ -93,12 +99,14 @@ def open_checkpoints(plan: TrainingPlan, say: Callable[[str], None]) -> None:
     say(f"  going on from {newest.name}")
 
 
+
 def drop_checkpoints(plan: TrainingPlan) -> None:
     """Remove what a finished training left: there is something if its command was killed just after the bundle was published. Checkpoints of
     another training stay."""
     with contextlib.suppress(OSError, DamagedInputError):
         if read_json(plan.checkpoint_dir / "training.json") == plan.facts:
             remove_tree(plan.checkpoint_dir)
+
 
 
 @contextlib.contextmanager
@@ -121,6 +129,7 @@ def asked_to_stop(stop_path: Path, say: Callable[[str], None]) -> Iterator[None]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
 
 
 def fit(
@@ -160,10 +169,12 @@ def fit(
                 say(f"  a damaged checkpoint is passed over: {problem}")
 
 
+
 def stuck_files(live_path: Path, losses: int) -> list[Path]:
     """What workers that got no further left, put where the next ones will not write. `losses`: how often workers were lost by now."""
     left = [path for path in sorted(live_path.parent.glob("stuck-*.txt")) if path.stat().st_size]
     return [path.rename(path.with_name(f"hung-{losses}-{path.name.removeprefix('stuck-')}")) for path in left]
+
 
 
 def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
@@ -193,10 +204,6 @@ def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) 
     trainer.fit()
 
 
-def go_without(trainer: Any) -> None:
-    """Leave out Ray's handler of Ctrl-C: it would stay after the training and end the command with 0."""
-    trainer._register_sigint_handler = lambda controller: None
-
 
 def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> Exception | None:
     """The first error of such a kind that workers raised, if one of them ended the training."""
@@ -213,6 +220,7 @@ def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) 
     return None
 
 
+
 def no_room(error: BaseException, config: RunConfig) -> RetryableError | None:
     """What to look at where the cluster found no place for the workers in the time that it has for it."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -223,6 +231,7 @@ def no_room(error: BaseException, config: RunConfig) -> RetryableError | None:
     each = f"{training.threads_per_worker} CPUs" + (" and a GPU" if training.use_gpu else "")
     cure = "wait until others are done, add nodes, or lower training.num_workers or threads_per_worker"
     return RetryableError(f"the Ray cluster had no room for {training.num_workers} workers of {each} each; {cure}, then run the same command again")
+
 
 
 def out_of_memory(error: BaseException) -> ConfigError | None:

@@ -62,7 +62,7 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     from pipeline.judge import fresh_judge
     from pipeline.optimizer import build_optimizer
     from pipeline.row_packing import packed_beginnings
-    from pipeline.speed import wait_for
+    from pipeline.runtime.timing import wait_for
     from pipeline.train_loop import build_sampler
 
     rank, world_size = place()
@@ -107,7 +107,7 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
     from models.backbone import choose_dtype, resolve_folder
-    from pipeline.speed import wait_for
+    from pipeline.runtime.timing import wait_for
     from pipeline.train_loop import build_sampler
 
     _, world_size = place()

@@ -44,7 +44,7 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
     from pipeline.config.loading import build_config
     from pipeline.encoding.encoded_dataset import read_encoded
     from pipeline.interim import Interim
-    from pipeline.watch import Watch
+    from pipeline.runtime.watchdog import Watch
 
     config = build_config(case["config"], "the case")
     encoded = read_encoded(Path(case["settings"]["encoded_dir"]), "train", config.tasks)

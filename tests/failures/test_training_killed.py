@@ -18,7 +18,7 @@ from patches import write_patch
 from planted import planted_config, write_config, write_planted
 
 from pipeline.checkpoint import newest_checkpoint
-from pipeline.watch import GRACE_S
+from pipeline.runtime.watchdog import GRACE_S
 
 TIMEOUT_S = 240
 

@@ -17,7 +17,7 @@ from models.config import MTLLoRAConfig
 from models.last_layer import ReadTokens
 from models.packing import pack
 from models.relevance import RelevanceModel
-from pipeline.speed import flops_per_token, step_flops
+from pipeline.runtime.flops import flops_per_token, step_flops
 
 FreshModel = Callable[..., RelevanceModel]
 TASK_B, NUM_TOKENS = torch.tensor([0, 1, 0]), 4 + 3 + 5

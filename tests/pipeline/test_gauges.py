@@ -10,7 +10,8 @@ import sys, time, urllib.request
 from jobs.environment import prepare_environment
 prepare_environment()
 import ray
-from pipeline.gauges import ScoringGauges, TrainingGauges
+from pipeline.scoring.metrics import ScoringGauges
+from pipeline.training.metrics import TrainingGauges
 
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
 gauges, seen = TrainingGauges("demo"), []

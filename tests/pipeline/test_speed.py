@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import speed
-from pipeline.speed import DeviceClock, forward_flops_per_token, matmul_peak
+from pipeline.runtime import flops as speed
+from pipeline.runtime.flops import forward_flops_per_token
+from pipeline.runtime.timing import DeviceClock, matmul_peak
 
 
 def test_a_clock_counts_what_is_done_inside_and_begins_anew_when_it_was_asked() -> None:

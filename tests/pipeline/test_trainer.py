@@ -16,8 +16,9 @@ from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.live import LiveFollower
+from pipeline.runtime.ray_internals import go_without
 from pipeline.storage.filesystem import write_json
-from pipeline.trainer import BUGS, drop_checkpoints, find_error, go_without, open_checkpoints, out_of_memory
+from pipeline.trainer import BUGS, drop_checkpoints, find_error, open_checkpoints, out_of_memory
 from pipeline.training_plan import plan_training, trained_fingerprint
 from pipeline.zero import deepspeed_config
 

@@ -1,4 +1,4 @@
-"""How much of a machine's arithmetic training and scoring use."""
+"""Clocks of the host and of a device, and the speed of a large matrix product."""
 
 import contextlib
 import time
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
-
-from models.relevance import RelevanceModel
 
 MATRIX = 1024  # large enough that a processor reaches its best
+
 ROUNDS = 5  # after one that warms up
+
 ENOUGH_S = 0.5
+
 
 
 @contextlib.contextmanager
@@ -21,6 +21,7 @@ def clock(seconds: dict[str, float], what: str) -> Iterator[None]:
     started_s = time.monotonic()
     yield
     seconds[what] = seconds.get(what, 0.0) + time.monotonic() - started_s
+
 
 
 class DeviceClock:
@@ -54,6 +55,7 @@ class DeviceClock:
         return float(sum(a.elapsed_time(b) / 1000 if self.device.type == "cuda" else b - a for a, b in pairs))
 
 
+
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product on this worker's threads or GPU, measured: the fastest of a few, as others may
     work beside it, or the first one where it takes long, as in a precision that the processor does not know."""
@@ -69,31 +71,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(seconds)
 
 
+
 def wait_for(device: torch.device) -> None:
     """Until a GPU has done what it was asked to: it works on while Python goes on."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def forward_flops_per_token(model: nn.Module) -> int:
-    """Two for each number of a frozen matrix. Attention's own products and the adapters, some hundredths at query-ad lengths, are left out."""
-    return 2 * sum(p.numel() for name, p in model.named_parameters() if not p.requires_grad and p.ndim == 2 and "embed" not in name)
-
-
-def seconds_at_peak(model: nn.Module, device: torch.device, dtype: torch.dtype) -> float:
-    """That a token would take if this machine did nothing but large matrix products; 0 where it has no room to find out."""
-    try:
-        return forward_flops_per_token(model) / matmul_peak(device, dtype)
-    except RuntimeError:  # out of memory, on a GPU
-        return 0.0
-
-
-def flops_per_token(model: nn.Module) -> int:
-    """Of a training step: forward, and as many backward, where gradients pass through frozen matrices and none is kept for them."""
-    return 2 * forward_flops_per_token(model)
-
-
-def step_flops(model: RelevanceModel) -> tuple[int, int]:
-    """Of a training step, for each token, and beside it for each row: where rows are packed, parts of the last layer take one token of a row."""
-    of_rows = sum(flops_per_token(module) for module in model.read_tokens.modules) if model.read_tokens is not None else 0
-    return flops_per_token(model) - of_rows, of_rows

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from typing import TextIO
 
-from pipeline import guard
+from pipeline.runtime import watchdog_process as guard
 
 GRACE_S = 5.0  # that a process has to end itself, and tell where it was, before its guard kills it
+
 
 
 class Watch:

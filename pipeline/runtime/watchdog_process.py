@@ -12,6 +12,7 @@ import sys
 WATCHED, UNWATCHED = b"1", b"0"  # a sign of life, and that none will come for now
 
 
+
 def guard(pid: int, timeout_s: float) -> None:
     """Follow the parent process `pid` until it is gone, or kill it if it is watched and silent for `timeout_s` seconds."""
     watched = False
@@ -27,6 +28,7 @@ def guard(pid: int, timeout_s: float) -> None:
             print(f"process {pid} gave no sign of life for {timeout_s:g} s, as one that was stopped does, and was killed", flush=True)
             os.kill(pid, signal.SIGKILL)
             return
+
 
 
 if __name__ == "__main__":

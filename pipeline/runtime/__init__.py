@@ -1,0 +1,1 @@
+"""Watchdog, clocks, FLOP counts and Ray metrics."""

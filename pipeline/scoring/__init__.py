@@ -1,0 +1,1 @@
+"""Batch scoring: work units, actors, and labels published exactly once."""

@@ -1,0 +1,1 @@
+"""The Ray Train driver, its workers, DeepSpeed and checkpoints."""
