@@ -13,7 +13,7 @@ from pipeline.data.reader import read_split
 from pipeline.errors import ConfigError, DataRefusedError, GateRefusedError
 from pipeline.fetched import fetch_version
 from pipeline.gate import Verdict, judge_version
-from pipeline.judge import Judge, load_judge
+from pipeline.inference.predictor import Judge, load_judge
 from pipeline.logs import Console, aligned
 from pipeline.promotion import read_promotions
 from pipeline.registry import check_version, data_passed, write_verdict

@@ -13,7 +13,7 @@ from pipeline.comparison import differences, said_of, same_task, truth_of
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions
 from pipeline.fetched import fetch_version
-from pipeline.judge import Judge
+from pipeline.inference.predictor import Judge
 from pipeline.logs import Console
 from pipeline.measure import measured, measured_slices
 from pipeline.promotion import champions, read_promotions

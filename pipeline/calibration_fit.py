@@ -7,8 +7,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.calibrate import Calibration, Method, Thresholds, calibrated_probabilities, label_probabilities, log_odds, relevance_probability
 from pipeline.config.tasks import Task
+from pipeline.inference.calibration import (
+    Calibration,
+    Method,
+    Thresholds,
+    calibrated_probabilities,
+    label_probabilities,
+    log_odds,
+    relevance_probability,
+)
 
 FOLDS = 5  # of the cross-validation that chooses the method
 ISOTONIC_ROWS = 200  # valid rows from which on a free curve is tried

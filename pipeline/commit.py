@@ -22,14 +22,18 @@ import pyarrow.parquet as pq
 
 from models.files import bytes_sha256
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError
+from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.names import check_name
 from pipeline.row_errors import ERROR_SCHEMA
 from pipeline.storage.filesystem import canonical_json, json_sha256
 from pipeline.storage.object_store import Store, open_store
 
 Root = Path | str | Store
+
 KINDS = {"files": "data", "error_files": "errors"}  # what a manifest calls them, and their folder
+
 ORPHAN_S = 24 * 3600.0  # no scorer works on one partition for so long
+
 
 
 def partition_id(
@@ -43,9 +47,11 @@ def partition_id(
     return f"{task[:38]}-{digest[:24]}"
 
 
+
 def is_published(root: Root, partition: str) -> bool:
     """Whether the partition's manifest is in place."""
     return open_store(root).exists(manifest_key(partition))
+
 
 
 def published_partitions(root: Root) -> set[str]:
@@ -53,9 +59,11 @@ def published_partitions(root: Root) -> set[str]:
     return {key.removeprefix("manifests/").removesuffix(".json") for key in json_keys(open_store(root), "manifests")}
 
 
+
 def manifest_key(partition: str) -> str:
     """Where a partition's manifest lies. ConfigError: the partition has no valid name."""
     return f"manifests/{check_name(partition, 'partition')}.json"
+
 
 
 def publish_partition(root: Root, partition: str, table: pa.Table, facts: dict[str, Any], errors: pa.Table | None = None) -> bool:
@@ -86,11 +94,13 @@ def publish_partition(root: Root, partition: str, table: pa.Table, facts: dict[s
     return published
 
 
+
 def parquet_bytes(table: pa.Table) -> bytes:
     """A whole file, in memory: partitions have a bounded number of rows."""
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
     return file.getvalue()
+
 
 
 def remove(store: Store, keys: Iterable[str]) -> None:
@@ -99,9 +109,11 @@ def remove(store: Store, keys: Iterable[str]) -> None:
         store.delete(key)
 
 
+
 def json_keys(store: Store, folder: str) -> list[str]:
     """Keys of whole json contents in a folder, sorted."""
     return [entry.key for entry in store.list(folder) if entry.key.endswith(".json") and not entry.hidden]
+
 
 
 def parse_json(store: Store, key: str) -> dict[str, Any]:
@@ -114,9 +126,11 @@ def parse_json(store: Store, key: str) -> dict[str, Any]:
         raise DamagedInputError(f"{store.place}/{key} is not whole json ({error}); delete it and score again") from error
 
 
+
 def judged_tasks(manifest: Mapping[str, Any]) -> list[str]:
     """The tasks that each row of a partition has a label of: its own, or those that it was judged for together."""
     return list(manifest.get("tasks") or [manifest["task"]])
+
 
 
 def read_manifests(root: Root, bundle_sha256: str | None = None) -> list[dict[str, Any]]:
@@ -126,9 +140,11 @@ def read_manifests(root: Root, bundle_sha256: str | None = None) -> list[dict[st
     return [one for one in found if bundle_sha256 is None or one["bundle_sha256"] == bundle_sha256]
 
 
+
 def read_manifest(root: Root, partition: str) -> dict[str, Any]:
     """One published manifest. DamagedInputError: it is gone or not whole."""
     return parse_json(open_store(root), manifest_key(partition))
+
 
 
 def read_published(root: Root, bundle_sha256: str | None = None) -> pa.Table:
@@ -136,9 +152,11 @@ def read_published(root: Root, bundle_sha256: str | None = None) -> pa.Table:
     return read_rows(root, read_manifests(root, bundle_sha256), "files", SCORE_SCHEMA)
 
 
+
 def read_errors(root: Root, bundle_sha256: str | None = None) -> pa.Table:
     """The rows that got no label, with their reasons. DamagedInputError: as above."""
     return read_rows(root, read_manifests(root, bundle_sha256), "error_files", ERROR_SCHEMA)
+
 
 
 def put_record(root: Root, record: dict[str, Any]) -> str:
@@ -148,6 +166,7 @@ def put_record(root: Root, record: dict[str, Any]) -> str:
     return f"{store.place}/{key}"
 
 
+
 def newest_records(root: Root) -> Iterator[dict[str, Any]]:
     """The records of runs of the job, the last one first, each read when it is asked for."""
     store = open_store(root)
@@ -155,14 +174,17 @@ def newest_records(root: Root) -> Iterator[dict[str, Any]]:
         yield parse_json(store, key)
 
 
+
 def accepted_records(root: Root) -> Iterator[dict[str, Any]]:
     """The same of runs that were accepted: no unit failed, and their scores were spread as they may be."""
     return (record for record in newest_records(root) if record["accepted"])
 
 
+
 def last_record(root: Root, all_tasks: bool | None = None) -> dict[str, Any] | None:
     """The record of the last run that was accepted. `all_tasks`: of those that judged rows for all tasks, or of those that did not."""
     return next((one for one in accepted_records(root) if all_tasks is None or one.get("all_tasks", False) == all_tasks), None)
+
 
 
 def read_run(root: Root, run: str | None = None) -> pa.Table:
@@ -183,6 +205,7 @@ def read_run(root: Root, run: str | None = None) -> pa.Table:
     return read_rows(store, [read_manifest(store, partition) for partition in record["partitions"]], "files", SCORE_SCHEMA)
 
 
+
 def read_rows(root: Root, manifests: list[dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
     """The rows of one kind that manifests name."""
     store, tables = open_store(root), []
@@ -196,6 +219,7 @@ def read_rows(root: Root, manifests: list[dict[str, Any]], kind: str, schema: pa
     return pa.concat_tables(tables, promote_options="default") if tables else schema.empty_table()
 
 
+
 def unaltered(store: Store, file: Mapping[str, Any]) -> bytes | None:
     """The content of a file that a manifest names; None: it is gone or altered."""
     try:
@@ -203,6 +227,7 @@ def unaltered(store: Store, file: Mapping[str, Any]) -> bytes | None:
     except FileNotFoundError:
         return None
     return content if bytes_sha256(content) == file["sha256"] else None
+
 
 
 def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
@@ -226,22 +251,7 @@ def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
     return len(orphans)
 
 
+
 def named_files(manifest: dict[str, Any]) -> set[str]:
     """All files that a manifest names."""
     return {entry["path"] for kind in KINDS for entry in manifest.get(kind, ())}
-
-
-SCORE_SCHEMA = pa.schema(
-    [
-        pa.field("row_id", pa.string(), False),
-        pa.field("task", pa.string(), False),
-        pa.field("probability", pa.float64(), False),  # calibrated, that the label counts as relevant
-        pa.field("label", pa.int32(), False),  # the most probable one
-        pa.field("label_name", pa.string(), False),
-        pa.field("expected_grade", pa.float64(), False),  # mean label index
-        pa.field("decision", pa.string(), False),  # relevant | irrelevant | abstain
-        pa.field("model_version", pa.string(), False),
-        pa.field("bundle_sha256", pa.string(), False),
-        pa.field("input_hash", pa.binary(16), True),  # of the texts that the task reads; labels of older releases have none
-    ]
-)

@@ -15,7 +15,7 @@ from pipeline.bootstrap import Interval, interval
 from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError
 from pipeline.evaluate import markets_of, said_by
-from pipeline.judge import Judge
+from pipeline.inference.predictor import Judge
 from pipeline.measure import SLICE_ROWS, Said, Truth, as_json, measured, rows_of
 from pipeline.slices import cut
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 from models.serialization.bundle import write_bundle
 from pipeline.baseline import LexicalBaseline
 from pipeline.bootstrap import interval
-from pipeline.calibrate import Calibration, calibrated_probabilities, decide, relevance_probability
 from pipeline.calibration_fit import fit_calibration
 from pipeline.charts import standalone
 from pipeline.config.run import RunConfig
@@ -25,7 +24,8 @@ from pipeline.encoding.batches import EncodedRows
 from pipeline.encoding.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.errors import DataRefusedError, RetryableError
-from pipeline.judge import Judge, fresh_judge, load_judge
+from pipeline.inference.calibration import Calibration, calibrated_probabilities, decide, relevance_probability
+from pipeline.inference.predictor import Judge, fresh_judge, load_judge
 from pipeline.measure import Said, Truth, as_json, measured, measured_slices
 from pipeline.score_reference import build_reference
 from pipeline.single_task import gain_over_single_tasks, rows_digest

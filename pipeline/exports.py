@@ -7,7 +7,7 @@ from typing import Any, Literal
 from models.serialization.export import ExportTask, export_merged, export_peft
 from pipeline.errors import ConfigError
 from pipeline.fetched import FetchedVersion
-from pipeline.judge import Judge, load_judge
+from pipeline.inference.predictor import Judge, load_judge
 from pipeline.storage.filesystem import publish_dir, read_json, remove_tree, temporary_beside, write_bytes, write_json
 
 ExportFormat = Literal["peft", "merged"]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.calibrate import label_probabilities, relevance_probability
 from pipeline.encoding.batches import EncodedRows, collate, length_batches
 from pipeline.figures import calibration_figures, ranking_figures
+from pipeline.inference.calibration import label_probabilities, relevance_probability
 from pipeline.train_step import TrainingDivergedError, Worker, any_rank
 
 

@@ -43,7 +43,7 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         from pathlib import Path
 
-        from pipeline.judge import load_judge
+        from pipeline.inference.predictor import load_judge
 
         self.judge, self.bundle = load_judge(Path(context.artifacts["bundle"]))
 
@@ -51,7 +51,7 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
         """One output row for each input row, in order. InputError: a column is missing, a required text is null, a task is unknown."""
         from pipeline.config.tasks import check_known_task
         from pipeline.errors import ConfigError
-        from pipeline.scores import score_rows
+        from pipeline.inference.labels import score_rows
 
         check_frame(model_input)
         parts = []

@@ -13,8 +13,8 @@ import torch
 
 from pipeline.config.run import RunConfig
 from pipeline.encoding.batches import EncodedRows, collate
-from pipeline.judge import Judge
-from pipeline.task_judge import are_close, attention_window
+from pipeline.inference.predictor import Judge
+from pipeline.inference.task_predictor import are_close, attention_window
 
 
 def packed_beginnings(config: RunConfig, judge: Judge, encoded: EncodedRows) -> np.ndarray | None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.all_tasks import AllTasksJudge
 from pipeline.attempts import MAX_ATTEMPTS, Attempts, Starts, check_start, lost_device, sweep_attempts
 from pipeline.commit import is_published, judged_tasks, publish_partition, read_manifest
 from pipeline.config.run import RunConfig
@@ -23,6 +22,8 @@ from pipeline.config.tasks import check_known_task
 from pipeline.encoding.prefetch import OnRows
 from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.fetched import FetchedVersion
+from pipeline.inference.labels import score_all_tasks, score_rows
+from pipeline.inference.multitask_predictor import AllTasksJudge
 from pipeline.row_errors import part_rows
 from pipeline.runtime.timing import wait_for
 from pipeline.score_cache import ScoreCache, cached_files
@@ -30,7 +31,6 @@ from pipeline.score_facts import label_facts
 from pipeline.score_outcome import Outcome, read_outcome
 from pipeline.score_reference import canary_difference, read_reference
 from pipeline.score_units import Unit, read_unit, unit_of_fields
-from pipeline.scores import score_all_tasks, score_rows
 from pipeline.storage.filesystem import remove_tree
 from pipeline.storage.object_store import open_store
 
@@ -42,7 +42,7 @@ class UnitScorer:
         """`settings`: of `actor_settings`."""
         import torch
 
-        from pipeline.judge import load_judge
+        from pipeline.inference.predictor import load_judge
         from pipeline.runtime.flops import seconds_at_peak
         from pipeline.runtime.watchdog import Watch
 

@@ -4,11 +4,9 @@ Shape legend: N rows, M rows known.
 """
 
 import contextlib
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,53 +15,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit import Root, accepted_records, judged_tasks, read_manifest, unaltered
-from pipeline.config.tasks import Task
 from pipeline.errors import DamagedInputError, RelevanceError
+from pipeline.inference.known_scores import NOTHING_KNOWN, Known, hashes_as_numpy
 from pipeline.storage.object_store import Store
 
-HASH_BYTES = 16
 MAX_ROWS = 10_000_000  # that an actor keeps: 36 bytes each, and three times that while they are put in order
+
 MAX_RUNS = 16  # that are looked back on: two weeks of a daily job that no run is added to
+
 MANIFESTS = 8  # that are read at a time
+
 KEPT = ("input_hash", "probability", "label", "expected_grade")
 
-
-@dataclass(frozen=True)
-class Known:
-    """Rows of one task with their scores, in the order of their hashes."""
-
-    hash_M: np.ndarray  # bytes
-    probability_M: np.ndarray
-    label_M: np.ndarray
-    grade_M: np.ndarray
-
-    def find(self, hash_N: np.ndarray) -> np.ndarray:
-        """The place of each row's hash (N,), -1 where it is not known."""
-        place_N = np.searchsorted(self.hash_M, hash_N)
-        inside_N = place_N < len(self.hash_M)
-        found_N = np.zeros(len(hash_N), bool)
-        found_N[inside_N] = self.hash_M[place_N[inside_N]] == hash_N[inside_N]
-        return np.where(found_N, place_N, -1)
-
-
-NOTHING_KNOWN = Known(np.zeros(0, f"S{HASH_BYTES}"), np.zeros(0), np.zeros(0, np.int32), np.zeros(0))
-
-
-def input_hashes(table: pa.Table, task: Task) -> np.ndarray:
-    """A hash of what the task's template reads of each row (N,): rows with one hash get one score from one model."""
-    texts = [table.column(name).to_pylist() for name in ("query", *task.ad_columns)]
-    return np.array([hashlib.blake2b(repr(row).encode(), digest_size=HASH_BYTES).digest() for row in zip(*texts, strict=True)], f"S{HASH_BYTES}")
-
-
-def hashes_as_arrow(hash_N: np.ndarray) -> pa.Array:
-    """The same as a column; numpy itself would drop zeros at the end of a hash."""
-    return pa.Array.from_buffers(pa.binary(HASH_BYTES), len(hash_N), [None, pa.py_buffer(hash_N.tobytes())])
-
-
-def hashes_as_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of hashes, none of them null, as `input_hashes` has them; without a Python object for each of millions."""
-    chunks = [chunk for chunk in column.chunks if len(chunk)]
-    return np.concatenate([np.frombuffer(chunk.buffers()[1], f"S{HASH_BYTES}")[chunk.offset : chunk.offset + len(chunk)] for chunk in chunks])
 
 
 def cached_files(root: Root, bundle_sha256: str) -> dict[str, list[dict[str, Any]]]:
@@ -82,6 +45,7 @@ def cached_files(root: Root, bundle_sha256: str) -> dict[str, list[dict[str, Any
     return files
 
 
+
 def known_manifests(root: Root, bundle_sha256: str) -> Iterator[dict[str, Any]]:
     """Those of the last MAX_RUNS accepted runs that were of a model, each once, newest runs first."""
     seen: set[str] = set()
@@ -90,6 +54,7 @@ def known_manifests(root: Root, bundle_sha256: str) -> Iterator[dict[str, Any]]:
             if record["bundle_sha256"] == bundle_sha256:
                 yield from manifests_of(root, [one for one in record["partitions"] if one not in seen])
                 seen.update(record["partitions"])
+
 
 
 def manifests_of(root: Root, partitions: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -102,6 +67,7 @@ def manifests_of(root: Root, partitions: Sequence[str]) -> Iterator[dict[str, An
 
     with ThreadPoolExecutor(MANIFESTS) as pool:
         yield from filter(None, pool.map(read, partitions))
+
 
 
 class ScoreCache:
@@ -130,6 +96,7 @@ class ScoreCache:
         if not set(KEPT) <= set(opened.schema_arrow.names):
             return None
         return opened.read(columns=[*KEPT, "task"]).filter(pc.field("task") == task)  # a file may hold labels of all tasks
+
 
 
 def known_rows(tables: Iterable[pa.Table]) -> Known:

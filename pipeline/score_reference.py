@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.all_tasks import AllTasksJudge
-from pipeline.calibrate import relevance_probability
 from pipeline.errors import DamagedInputError
-from pipeline.judge import Judge
+from pipeline.inference.calibration import relevance_probability
+from pipeline.inference.multitask_predictor import AllTasksJudge
+from pipeline.inference.predictor import Judge
+from pipeline.inference.probabilities import judge_all_tasks, judge_rows
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scores import judge_all_tasks, judge_rows
 from pipeline.storage.filesystem import read_json
 
 CANARY_ROWS = 8  # of each task

@@ -23,8 +23,8 @@ from pipeline.encoding.batches import EncodedRows
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.head_start import start_heads
+from pipeline.inference.predictor import Judge, describe, fresh_judge
 from pipeline.interim import Best, Interim, better
-from pipeline.judge import Judge, describe, fresh_judge
 from pipeline.live_record import append_live, live_record
 from pipeline.optimizer import build_optimizer
 from pipeline.row_packing import packed_beginnings

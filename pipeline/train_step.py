@@ -18,7 +18,7 @@ from models.losses import row_losses, task_sums
 from pipeline.config.run import RunConfig
 from pipeline.encoding.batches import EncodedRows, collate
 from pipeline.errors import ConfigError, RelevanceError
-from pipeline.judge import Judge
+from pipeline.inference.predictor import Judge
 from pipeline.optimizer import rate_share
 from pipeline.runtime.timing import DeviceClock
 from pipeline.runtime.watchdog import Watch

@@ -7,7 +7,7 @@ from planted import planted_config, write_config, write_planted
 
 from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
-from pipeline.judge import describe, fresh_judge
+from pipeline.inference.predictor import describe, fresh_judge
 from pipeline.promotion import promote
 from pipeline.registry import check_version, register_version
 from pipeline.storage.filesystem import write_json

@@ -10,7 +10,7 @@ from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.fetched import FetchedVersion
-from pipeline.judge import Judge, describe, fresh_judge
+from pipeline.inference.predictor import Judge, describe, fresh_judge
 from pipeline.score import UnitScorer, actor_settings
 from pipeline.score_units import Unit, plan_units
 

@@ -72,7 +72,7 @@ def train_run(run: Run, folder: Path) -> dict[str, Any]:
     from models.losses import row_losses
     from models.training.flat_parameters import FlatModel
     from pipeline.head_start import start_heads
-    from pipeline.judge import fresh_judge
+    from pipeline.inference.predictor import fresh_judge
     from pipeline.optimizer import build_optimizer, rate_share
     from pipeline.train_loop import build_sampler
 
@@ -120,8 +120,8 @@ def logits_of(model: Any, encoded: EncodedRows, num_tasks: int, pad_id: int, dev
 def figures(run: Run, folder: Path, side: Any) -> list[tuple[float, np.ndarray]]:
     """Of each task PR-AUC, or accuracy on the commonsense mix, and its draws (D,)."""
     from pipeline.bootstrap import QueryDraws
-    from pipeline.calibrate import label_probabilities, relevance_probability
     from pipeline.figures import ranking_figures
+    from pipeline.inference.calibration import label_probabilities, relevance_probability
 
     config, found = run.config(folder), []
     encoded, logits_NC = read_encoded(folder / run.mix / "encoded", side, config.tasks), np.load(run.path(folder))[side]

@@ -84,7 +84,7 @@ def differences(names: list[str], work_dir: Path, epochs: float) -> list[str]:
     from pipeline.comparison import compare_task, said_of, truth_of
     from pipeline.config.loading import read_config
     from pipeline.data.reader import read_split
-    from pipeline.judge import load_judge
+    from pipeline.inference.predictor import load_judge
 
     path = conflicting_config(work_dir) if RECIPES[names[0]][0] == "conflicting" else ESCI_CONFIG
     config = read_config(path, [f"name=recipe-{names[0]}-{epochs:g}", f"work_dir={work_dir}"])

@@ -40,7 +40,7 @@ class Bench:
         from models.serialization.bundle import write_bundle
         from pipeline.config.loading import read_config
         from pipeline.data.reader import find_partitions, read_partition
-        from pipeline.judge import describe, fresh_judge
+        from pipeline.inference.predictor import describe, fresh_judge
         from pipeline.logs import Console
 
         torch.set_num_threads(THREADS)
@@ -163,7 +163,7 @@ def score_made_up(num_rows: int, root: Path) -> float:
     from models.serialization.bundle import write_bundle
     from pipeline.config.loading import build_config
     from pipeline.fetched import FetchedVersion
-    from pipeline.judge import describe, fresh_judge
+    from pipeline.inference.predictor import describe, fresh_judge
     from pipeline.schema import ROW_SCHEMA
     from pipeline.score import UnitScorer, actor_settings
     from pipeline.score_units import plan_units

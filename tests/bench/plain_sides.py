@@ -59,7 +59,7 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     from models.training.compilation import compile_layers
     from pipeline.encoding.batches import collate
     from pipeline.head_start import start_heads
-    from pipeline.judge import fresh_judge
+    from pipeline.inference.predictor import fresh_judge
     from pipeline.optimizer import build_optimizer
     from pipeline.row_packing import packed_beginnings
     from pipeline.runtime.timing import wait_for

@@ -16,7 +16,7 @@ from planted import VERDICTS, planted_config, planted_rows, write_rows
 from pipeline.commit import read_manifests, read_published, sweep_orphans
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
-from pipeline.judge import describe, fresh_judge
+from pipeline.inference.predictor import describe, fresh_judge
 from pipeline.score_units import plan_units
 
 ROWS, PARTS = 5, 4  # rows of a unit, units of a task

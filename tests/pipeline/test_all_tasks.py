@@ -16,19 +16,21 @@ from scoring_world import ROWS, World
 from tiny import write_tiny_llama
 
 from models.inference.task_branching import all_task_logits
-from pipeline import all_tasks, score_reference
-from pipeline.all_tasks import ONE_PASS_SHARE, AllTasksJudge
+from pipeline import score_reference
 from pipeline.attempts import Attempts
-from pipeline.calibrate import Calibration
 from pipeline.commit import put_record, read_errors, read_manifests, read_published, read_run
 from pipeline.errors import DamagedInputError
 from pipeline.fetched import FetchedVersion
-from pipeline.judge import Judge, fresh_judge
+from pipeline.inference import multitask_predictor as all_tasks
+from pipeline.inference.calibration import Calibration
+from pipeline.inference.labels import score_rows
+from pipeline.inference.multitask_predictor import ONE_PASS_SHARE, AllTasksJudge
+from pipeline.inference.predictor import Judge, fresh_judge
+from pipeline.inference.probabilities import judge_rows
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import UnitScorer
 from pipeline.score_reference import build_reference
 from pipeline.score_run import run_record
-from pipeline.scores import judge_rows, score_rows
 from pipeline.storage.filesystem import read_json, write_json
 
 MTL = {"method": "mtl_lora", "target_modules": ["q_proj", "v_proj"], "rank": 4}

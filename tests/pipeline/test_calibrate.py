@@ -4,15 +4,6 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from pipeline.calibrate import (
-    Calibration,
-    Thresholds,
-    calibrated_probabilities,
-    decide,
-    expected_grade,
-    label_probabilities,
-    relevance_probability,
-)
 from pipeline.calibration_fit import (
     CONFIDENCE,
     MARKET_ROWS,
@@ -24,6 +15,15 @@ from pipeline.calibration_fit import (
     precision_threshold,
 )
 from pipeline.config.tasks import Task
+from pipeline.inference.calibration import (
+    Calibration,
+    Thresholds,
+    calibrated_probabilities,
+    decide,
+    expected_grade,
+    label_probabilities,
+    relevance_probability,
+)
 
 
 def task(labels: int = 4, relevant_from: int = 2, target: float = 0.9) -> Task:

@@ -15,18 +15,9 @@ import pytest
 from places import ROOT
 
 from pipeline import commit
-from pipeline.commit import (
-    SCORE_SCHEMA,
-    is_published,
-    partition_id,
-    publish_partition,
-    read_errors,
-    read_manifests,
-    read_published,
-    read_run,
-    sweep_orphans,
-)
+from pipeline.commit import is_published, partition_id, publish_partition, read_errors, read_manifests, read_published, read_run, sweep_orphans
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
+from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.row_errors import ERROR_SCHEMA
 from pipeline.storage import object_store as store_module
 from pipeline.storage.filesystem import put_if_absent, write_json
@@ -252,7 +243,8 @@ def test_of_threads_that_race_for_a_partition_one_wins_and_the_others_leave_noth
 PROCESS = """
 import sys, time
 from pathlib import Path
-from pipeline.commit import SCORE_SCHEMA, publish_partition
+from pipeline.inference.labels import SCORE_SCHEMA
+from pipeline.commit import publish_partition
 root, start = Path(sys.argv[1]), float(sys.argv[2])
 time.sleep(max(0.0, start - time.time()))
 print(sum(publish_partition(root, f"p{n}", SCORE_SCHEMA.empty_table(), {}) for n in range(50)))

@@ -12,14 +12,14 @@ from planted import planted_config, write_planted
 
 from models.serialization.bundle import write_bundle
 from pipeline import evaluate as evaluation_module
-from pipeline.calibrate import relevance_probability
 from pipeline.commit import read_published
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import data_digest, find_partitions, read_split
 from pipeline.evaluate import run_evaluation
 from pipeline.fetched import FetchedVersion
-from pipeline.judge import describe, fresh_judge
+from pipeline.inference.calibration import relevance_probability
+from pipeline.inference.predictor import describe, fresh_judge
 from pipeline.score import UnitScorer, actor_settings
 from pipeline.score_units import plan_units
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from models.files import bytes_sha256
 from models.serialization.bundle import encode_json, write_bundle
-from pipeline.calibrate import Calibration
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.encoding.batches import EncodedRows
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.judge import Judge, describe, fresh_judge, load_judge
+from pipeline.inference.calibration import Calibration
+from pipeline.inference.predictor import Judge, describe, fresh_judge, load_judge
 from pipeline.schema import ROW_SCHEMA
 
 WORDY = {"name": "two", "labels": ["bad", "good"], "relevant_from": 1, "template": "Is this a good ad? {ad_title} for {query}"}

@@ -13,9 +13,9 @@ import torch
 from planted import planted_config, planted_rows
 
 from models.serialization.bundle import write_bundle
-from pipeline.calibrate import Calibration, Thresholds
 from pipeline.config.loading import build_config
-from pipeline.judge import describe, fresh_judge
+from pipeline.inference.calibration import Calibration, Thresholds
+from pipeline.inference.predictor import describe, fresh_judge
 from pipeline.pyfunc import OUTPUTS, RelevanceModelCode, check_frame, contract_rows, input_example, signature
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 

@@ -10,11 +10,11 @@ import pytest
 from planted import planted_rows
 from scoring_world import World
 
-from pipeline.all_tasks import AllTasksJudge
 from pipeline.encoding import prefetch as read_ahead
 from pipeline.encoding.prefetch import encoded_parts
+from pipeline.inference.multitask_predictor import AllTasksJudge
+from pipeline.inference.probabilities import judge_all_tasks, judge_rows
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scores import judge_all_tasks, judge_rows
 
 ROWS = 40
 

@@ -18,7 +18,7 @@ from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.fetched import fetch_version, resolve_champion
-from pipeline.judge import describe, fresh_judge
+from pipeline.inference.predictor import describe, fresh_judge
 from pipeline.promotion import promote, read_promotions, roll_back
 from pipeline.registry import check_version, read_verdict, register_version, write_verdict
 from pipeline.storage.filesystem import write_json

@@ -19,7 +19,7 @@ from pipeline.data.reader import find_partitions, read_partition
 from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.encoding.encoder import Encoder
-from pipeline.judge import Judge
+from pipeline.inference.predictor import Judge
 from pipeline.schema import ROW_SCHEMA
 
 NUM_STRINGS = 100_000

@@ -10,10 +10,11 @@ from planted import planted_config, planted_rows, write_rows
 
 from jobs.score import dates_between
 from pipeline import score_units
-from pipeline.commit import SCORE_SCHEMA, publish_partition
+from pipeline.commit import publish_partition
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
+from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score_units import on_date, plan_units, read_unit
 

@@ -15,7 +15,8 @@ from models.backbone import load_backbone
 from models.config import BackboneConfig, HydraLoRAConfig, ModelConfig, MTLLoRAConfig
 from models.relevance import RelevanceModel, build_model
 from pipeline.encoding.batches import LIKE_LENGTH, length_batches
-from pipeline.task_judge import FULL_ENOUGH, TaskJudge, distinct, find_groups, same_beginning
+from pipeline.inference.prefix_groups import distinct, find_groups, same_beginning
+from pipeline.inference.task_predictor import FULL_ENOUGH, TaskJudge
 
 CPU = torch.device("cpu")
 CLOSE = 5e-6  # weights are float64, but transformers has softmax, norms and rotations in float32
@@ -103,7 +104,7 @@ def test_a_method_without_a_weight_for_a_task_is_judged_with_its_adapter(build: 
 
 
 def test_a_model_that_cannot_read_in_parts_is_found_out_and_read_whole(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import task_judge
+    from pipeline.inference import task_predictor as task_judge
 
     monkeypatch.setattr(task_judge, "judge_behind", lambda model, ids_BS, *_: torch.zeros(len(ids_BS), 3).double())
     model, rows = build(), ads_and_queries()

@@ -17,7 +17,6 @@ from models.backbone import Backbone, BackboneUnavailableError, load_backbone, l
 from models.config import BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
 from models.serialization.bundle import Bundle, BundleRefusedError, read_bundle
-from pipeline.calibrate import Calibration
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.loading import build_adapter
 from pipeline.config.run import RunConfig
@@ -26,9 +25,11 @@ from pipeline.encoding.batches import EncodedRows, encode_rows
 from pipeline.encoding.encoder import ENCODER_VERSION, Encoder
 from pipeline.encoding.prefetch import OnRows
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.task_judge import Spent, TaskJudge
+from pipeline.inference.calibration import Calibration
+from pipeline.inference.task_predictor import Spent, TaskJudge
 
 BUNDLE_FORMAT = 2  # of bundle.json; changes when an older reader would misread it
+
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Judge:
         return self.encoder.tokenizer.pad_token_id or 0
 
 
+
 def fresh_judge(config: RunConfig, device: torch.device | None = None) -> Judge:
     """An untrained judge of the config's shapes: adapters are the identity, heads start from the language model's yes and no.
 
@@ -88,6 +90,7 @@ def fresh_judge(config: RunConfig, device: torch.device | None = None) -> Judge:
         raise ConfigError(str(error)) from error
     device = device or torch.device("cpu")
     return Judge(model.to(device), encoder, config.tasks, {t.name: Calibration() for t in config.tasks}, backbone, device)
+
 
 
 def describe(judge: Judge, config: RunConfig, training: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +112,7 @@ def describe(judge: Judge, config: RunConfig, training: dict[str, Any]) -> dict[
         "calibration": {name: calibration.model_dump(mode="json") for name, calibration in judge.calibration.items()},
         "training": training,
     }
+
 
 
 def load_judge(folder: Path, expected_sha256: str | None = None, device: torch.device | None = None) -> tuple[Judge, Bundle]:
@@ -145,6 +149,7 @@ def load_judge(folder: Path, expected_sha256: str | None = None, device: torch.d
     encoder = Encoder(load_tokenizer(bundle.tokenizer_dir), tasks, EncodeConfig(**about["encode"]))
     calibration = {name: Calibration(**fields) for name, fields in about["calibration"].items()}
     return Judge(model.to(device).eval(), encoder, tasks, calibration, backbone, device), bundle
+
 
 
 def label_counts(tasks: Sequence[Task]) -> tuple[int, ...]:

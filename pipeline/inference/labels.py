@@ -1,4 +1,4 @@
-"""From a judge's logits to score rows.
+"""From a predictor's probabilities to score rows.
 
 Shape legend: N rows, J rows judged, C labels of the task.
 """
@@ -8,61 +8,29 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from pipeline.all_tasks import AllTasksJudge
-from pipeline.calibrate import calibrated_probabilities, decide, expected_grade, relevance_probability
-from pipeline.commit import SCORE_SCHEMA
 from pipeline.config.tasks import Task
-from pipeline.encoding.prefetch import OnRows, chosen_rows, encoded_parts
-from pipeline.errors import RelevanceError
-from pipeline.judge import Judge
-from pipeline.score_cache import NOTHING_KNOWN, Known, hashes_as_arrow, input_hashes
+from pipeline.encoding.prefetch import OnRows, chosen_rows
+from pipeline.inference.calibration import decide, expected_grade, relevance_probability
+from pipeline.inference.known_scores import NOTHING_KNOWN, Known, hashes_as_arrow, input_hashes
+from pipeline.inference.multitask_predictor import AllTasksJudge
+from pipeline.inference.predictor import Judge
+from pipeline.inference.probabilities import judge_all_tasks, judge_rows
 
-SHOWN_ROWS = 5  # row ids in a message
+SCORE_SCHEMA = pa.schema(
+    [
+        pa.field("row_id", pa.string(), False),
+        pa.field("task", pa.string(), False),
+        pa.field("probability", pa.float64(), False),  # calibrated, that the label counts as relevant
+        pa.field("label", pa.int32(), False),  # the most probable one
+        pa.field("label_name", pa.string(), False),
+        pa.field("expected_grade", pa.float64(), False),  # mean label index
+        pa.field("decision", pa.string(), False),  # relevant | irrelevant | abstain
+        pa.field("model_version", pa.string(), False),
+        pa.field("bundle_sha256", pa.string(), False),
+        pa.field("input_hash", pa.binary(16), True),  # of the texts that the task reads; labels of older releases have none
+    ]
+)
 
-
-class PoisonRowsError(RelevanceError):
-    """Rows that the model has no finite answer to."""
-
-
-def judge_rows(
-    judge: Judge, table: pa.Table, task: Task, batch_tokens: int, on_rows: OnRows = lambda rows: None, ahead: bool = True
-) -> np.ndarray:  # fmt: skip
-    """Calibrated label probabilities (N, C) of contract rows of one task, in their order. `on_rows` gets the numbers of rows that are about to be
-    judged. PoisonRowsError: the model has no finite answer to some, which it names.
-
-    `ahead`: whether rows may be tokenised while others are judged; if not, `on_rows` gets those that are about to be tokenised too."""
-    logits_NC = np.zeros((table.num_rows, len(task.labels)))
-    if table.num_rows == 0:
-        return logits_NC
-    columns, before_each = judge.encoder.columns(task.name), None if ahead else on_rows
-    for rows, encoded in encoded_parts(table, columns, lambda part: judge.encode({task.name: part}), before_each):
-        of_part = judge.logits(encoded, batch_tokens, lambda some, rows=rows: on_rows(rows[some]))  # type: ignore[misc]
-        logits_NC[rows] = of_part[:, : len(task.labels)]
-    return finite_probabilities(judge, table, task, logits_NC)
-
-
-def judge_all_tasks(
-    all_tasks: AllTasksJudge, table: pa.Table, batch_tokens: int, on_rows: OnRows = lambda rows: None, ahead: bool = True
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """The same of every task, by its name; the rows may be of any task's folder. PoisonRowsError: as above."""
-    judge = all_tasks.judge
-    logits = {task.name: np.zeros((table.num_rows, len(task.labels))) for task in judge.tasks}
-    if table.num_rows:
-        columns, before_each = judge.encoder.columns(judge.tasks[0].name), None if ahead else on_rows
-        for rows, ids_by_task in encoded_parts(table, columns, all_tasks.encode, before_each):
-            of_part = all_tasks.logits(ids_by_task, batch_tokens, lambda some, rows=rows: on_rows(rows[some]))  # type: ignore[misc]
-            for name, of_task in of_part.items():
-                logits[name][rows] = of_task
-    return {task.name: finite_probabilities(judge, table, task, logits[task.name]) for task in judge.tasks}
-
-
-def finite_probabilities(judge: Judge, table: pa.Table, task: Task, logits_NC: np.ndarray) -> np.ndarray:
-    """Logits, calibrated. PoisonRowsError: some are not finite."""
-    poison = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1))
-    if len(poison):
-        shown = ", ".join(table.column("row_id").take(pa.array(poison[:SHOWN_ROWS])).to_pylist())
-        raise PoisonRowsError(f"the model gives no finite number for {len(poison)} rows ({shown}{', ...' if len(poison) > SHOWN_ROWS else ''})")
-    return calibrated_probabilities(logits_NC, judge.calibration[task.name], task)
 
 
 def score_rows(
@@ -82,6 +50,7 @@ def score_rows(
     new = np.flatnonzero(known.find(hash_N) < 0)
     probability_NC = judge_rows(judge, chosen_rows(table, new), task, batch_tokens, lambda rows: on_rows(new[rows]), ahead)
     return labelled(judge, table, task, hash_N, known, new, probability_NC, model_version, bundle_sha256)
+
 
 
 def score_all_tasks(
@@ -108,6 +77,7 @@ def score_all_tasks(
         )
         for task in tasks
     )  # fmt: skip
+
 
 
 def labelled(

@@ -15,11 +15,13 @@ from pipeline.config.tasks import Task
 Method = Literal["temperature", "platt", "isotonic"]
 
 
+
 class Thresholds(Frozen):
     """Where decisions begin."""
 
     relevant_at: float | None = None  # decide relevant at or above this probability; None: never
     irrelevant_below: float | None = None  # decide irrelevant below this one; None: never. Between the two: abstain
+
 
 
 class Calibration(Thresholds):
@@ -33,6 +35,7 @@ class Calibration(Thresholds):
     markets: dict[str, Thresholds] = {}  # thresholds of markets that have rows enough
 
 
+
 def label_probabilities(logits_NC: np.ndarray, temperature: float) -> np.ndarray:
     """Softmax of logits / temperature (N, C); labels with a logit of -inf get 0."""
     scaled = logits_NC / temperature
@@ -40,14 +43,17 @@ def label_probabilities(logits_NC: np.ndarray, temperature: float) -> np.ndarray
     return exp / exp.sum(axis=1, keepdims=True)
 
 
+
 def relevance_probability(label_probability_NC: np.ndarray, task: Task) -> np.ndarray:
     """The probability that the label counts as relevant (N,)."""
     return label_probability_NC[:, task.relevant_from :].sum(axis=1).clip(0.0, 1.0)
 
 
+
 def expected_grade(label_probability_NC: np.ndarray) -> np.ndarray:
     """The mean label index (N,)."""
     return label_probability_NC @ np.arange(label_probability_NC.shape[1])
+
 
 
 def calibrated_probabilities(logits_NC: np.ndarray, calibration: Calibration, task: Task) -> np.ndarray:
@@ -65,6 +71,7 @@ def calibrated_probabilities(logits_NC: np.ndarray, calibration: Calibration, ta
     return scaled_NC / scaled_NC.sum(axis=1, keepdims=True)
 
 
+
 def moved(probability_N: np.ndarray, calibration: Calibration) -> np.ndarray:
     """What the method makes of the probability of being relevant (N,)."""
     if calibration.method == "platt":
@@ -73,10 +80,12 @@ def moved(probability_N: np.ndarray, calibration: Calibration) -> np.ndarray:
     return np.interp(probability_N, before, after)
 
 
+
 def log_odds(probability_N: np.ndarray) -> np.ndarray:
     """log(p / (1 - p)), finite."""
     clipped_N = probability_N.clip(1e-12, 1 - 1e-12)
     return np.log(clipped_N) - np.log1p(-clipped_N)
+
 
 
 def decide(probability_N: np.ndarray, calibration: Calibration, market_N: Sequence[str] | np.ndarray | None = None) -> np.ndarray:

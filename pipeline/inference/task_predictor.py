@@ -6,7 +6,6 @@ Shape legend: N rows, U rows that differ, B rows of a batch, S tokens, C labels 
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +19,17 @@ from models.inference.prefix_cache import Prefixes, judge_behind, read_prefixes
 from models.relevance import RelevanceModel
 from pipeline.encoding.batches import length_batches, pad_rows, to_device
 from pipeline.encoding.prefetch import OnRows
+from pipeline.inference.prefix_groups import Group, distinct, find_groups, rows_of_each
 from pipeline.runtime.timing import DeviceClock
 
 FULL_ENOUGH = 0.125  # of the token budget; smaller passes cost more a token than padding does
-MIN_SHARED_TOKENS = 8  # of a group's beginning; reading a shorter one by itself costs as much as it saves
+
 ROOM_BEHIND = 4  # token budgets that a batch's rows may take with the beginnings they lie behind, which cost memory and little time
+
 CLOSE_LOGITS = 0.1  # of their length; bfloat16 differs by some hundredths with the order of sums, a model that lost what it read by about 1
 
 OnMembers = Callable[[Sequence[int]], None]  # as OnRows, with numbers among the rows that differ
+
 
 
 @dataclass
@@ -43,13 +45,6 @@ class Spent:
         """Tokens computed over tokens in."""
         return self.tokens_computed / max(1, self.tokens_in)
 
-
-@dataclass(frozen=True)
-class Group:
-    """Rows with one beginning."""
-
-    rows: list[int]  # numbers among the rows that differ
-    shared: int  # tokens they all begin with
 
 
 class TaskJudge:
@@ -169,18 +164,6 @@ class TaskJudge:
         return to_device(ids_BS, self.device), to_device(mask_BS, self.device)
 
 
-def distinct(id_lists: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """(rows that differ, (N,) which of them each row is)."""
-    number: dict[bytes, int] = {}
-    first_N = np.array([number.setdefault(ids.tobytes(), len(number)) for ids in id_lists], dtype=np.int64)
-    _, firsts = np.unique(first_N, return_index=True)
-    return [id_lists[row] for row in firsts], first_N
-
-
-def rows_of_each(first_N: np.ndarray) -> list[np.ndarray]:
-    """Of each row that differs, the numbers of the rows that it stands for."""
-    return np.split(np.argsort(first_N, kind="stable"), np.cumsum(np.bincount(first_N))[:-1]) if len(first_N) else []
-
 
 def attention_window(trunk: Any) -> float:
     """Tokens that the model's layers look back at least, and so keep; its cache would drop what is padded beyond them."""
@@ -188,38 +171,8 @@ def attention_window(trunk: Any) -> float:
     return min(getattr(config, name, None) or float("inf") for name in ("sliding_window", "attention_chunk_size"))
 
 
+
 def are_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether these are the same logits, made in another way by a model of that dtype."""
     close = CLOSE_LOGITS if dtype == torch.bfloat16 else CLOSE_LOGITS / 100
     return bool((found.float() - expected.float()).norm() <= close * expected.float().norm())
-
-
-def find_groups(ids_U: Sequence[np.ndarray]) -> tuple[int, list[Group]]:
-    """(tokens that all rows begin with, the rows in groups that begin alike by more than that). No beginning is a whole row.
-
-    Neighbours in the rows' sorted order go together unless that would cut by more than a quarter what the group shares, or what the row shares with
-    the one after it.
-    """
-    order = sorted(range(len(ids_U)), key=lambda row: ids_U[row].astype(">i4").tobytes())
-    rows = [ids_U[row] for row in order]
-    common = min(same_beginning(rows[0], rows[-1]), min(map(len, rows)) - 1)
-    # beyond what all share, with the row before
-    alike = [0, *(min(same_beginning(a, b), len(a) - 1, len(b) - 1) - common for a, b in itertools.pairwise(rows)), 0]
-    groups, members, shared = [], [order[0]], len(rows[0]) - 1 - common
-    for position in range(1, len(rows)):
-        together = min(alike[position], shared)
-        most = max(alike[position + 1], shared if len(members) > 1 else 0)
-        if together >= MIN_SHARED_TOKENS and 4 * together >= 3 * most:
-            members.append(order[position])
-            shared = together
-        else:
-            groups.append(Group(members, common + shared))
-            members, shared = [order[position]], len(rows[position]) - 1 - common
-    return common, [*groups, Group(members, common + shared)]
-
-
-def same_beginning(one: np.ndarray, other: np.ndarray) -> int:
-    """Tokens that two rows begin with alike."""
-    length = min(len(one), len(other))
-    unlike = np.flatnonzero(one[:length] != other[:length])
-    return int(unlike[0]) if len(unlike) else length

@@ -14,13 +14,15 @@ from models.inference.task_branching import TaskBranch, all_task_logits
 from pipeline.encoding.batches import length_batches, pad_rows, to_device
 from pipeline.encoding.encoder import Segment
 from pipeline.encoding.prefetch import OnRows
-from pipeline.judge import Judge
+from pipeline.inference.predictor import Judge
+from pipeline.inference.prefix_groups import distinct, rows_of_each
+from pipeline.inference.task_predictor import FULL_ENOUGH, Spent, are_close
 from pipeline.runtime.timing import DeviceClock
-from pipeline.task_judge import FULL_ENOUGH, Spent, are_close, distinct, rows_of_each
 
 # Of the layers that a pass for each task goes through. Those passes have their adapters merged and read beginnings once, which one pass does not:
 # they computed .70 of their tokens in the scoring bench, and adapters made a pass longer by .04 (README), so about .67 costs the same.
 ONE_PASS_SHARE = 0.65
+
 
 
 class AllTasksJudge:

@@ -1,0 +1,1 @@
+"""A predictor turns rows into calibrated probabilities, and these into labels."""
