@@ -1,16 +1,12 @@
 """`relevance evaluate --version V --against W` and `relevance compare V W`: two versions on the same rows, and the gate's verdict."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
-from pipeline.behaviour import run_cases
-from pipeline.comparison import Comparison, compare_judges, same_task
 from pipeline.config.run import RunConfig
-from pipeline.config.tasks import Task
-from pipeline.data.reader import read_split
-from pipeline.errors import ConfigError, DataRefusedError, GateRefusedError
+from pipeline.errors import ConfigError, GateRefusedError
+from pipeline.evaluation.behavioral_tests import run_cases
+from pipeline.evaluation.comparison import Comparison, compare_judges, same_task
+from pipeline.evaluation.evaluation_rows import judged_test_rows
 from pipeline.fetched import fetch_version
 from pipeline.gate import Verdict, judge_version
 from pipeline.inference.predictor import Judge, load_judge
@@ -43,11 +39,13 @@ def run_gate(config: RunConfig, version: str, against: str, console: Console) ->
     return {"version": version, "against": other, "gate": str(path), "passed": True}
 
 
+
 def gate_against_champion(config: RunConfig, version: str, console: Console) -> None:
     """Judge a version where another one is champion. GateRefusedError: it may not take its place."""
     log = read_promotions(config)
     if log and log[-1]["version"] != version:
         run_gate(config, version, "champion", console)
+
 
 
 def run_compare(config: RunConfig, version: str, other: str, console: Console) -> dict[str, Any]:
@@ -58,12 +56,14 @@ def run_compare(config: RunConfig, version: str, other: str, console: Console) -
     return {"version": version, "against": other, **comparison.as_json()}
 
 
+
 def champion_version(config: RunConfig) -> str:
     """The champion by the log. ConfigError: nothing was promoted yet."""
     log = read_promotions(config)
     if not log:
         raise ConfigError(f"model {config.registry.model} has no champion to compare with; `relevance promote` makes the first one")
     return str(log[-1]["version"])
+
 
 
 def judge_of(config: RunConfig, version: str) -> Judge:
@@ -81,20 +81,6 @@ def judge_of(config: RunConfig, version: str) -> Judge:
     return judge
 
 
-def judged_test_rows(config: RunConfig) -> Mapping[str, pa.Table]:
-    """Test rows of the tasks that have both classes there. DataRefusedError: none has."""
-    tables = read_split(config.accepted_dir, config.tasks, config.split, "test")
-    found = {task.name: tables[task.name] for task in config.tasks if task.name in tables and has_both(tables[task.name], task)}
-    if not found:
-        raise DataRefusedError("no task has both relevant and irrelevant rows in the test split; add queries or raise split.test_share")
-    return found
-
-
-def has_both(table: pa.Table, task: Task) -> bool:
-    """Whether there are relevant and irrelevant rows."""
-    relevant = table.column("label").to_numpy() >= task.relevant_from
-    return bool(relevant.any() and not relevant.all())
-
 
 def comparison_table(comparison: Comparison, version: str, other: str) -> str:
     """PR-AUC of both and the difference, task by task."""
@@ -107,6 +93,7 @@ def comparison_table(comparison: Comparison, version: str, other: str) -> str:
     rows.append(("macro PR-AUC", "", "", f"{macro.value:+.3f}", f"{macro.low:+.3f} to {macro.high:+.3f}"))
     lines = [f"  {line}" for line in aligned(rows)]
     return "\n".join([*lines, f"  rows a second: {comparison.speed_ratio:.2f} of version {other}'s"])
+
 
 
 def verdict_table(verdict: Verdict) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluate import run_evaluation
+from pipeline.evaluation.runner import run_evaluation
 from pipeline.logs import Console, LateLine, aligned
 
 HEADINGS = ("task", "rows", "system", "AUC", "PR-AUC", "95 % interval", "defects", "macro F1", "ECE")

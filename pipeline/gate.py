@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.behaviour import CaseResult
-from pipeline.comparison import Comparison
 from pipeline.config.gates import PromotionConfig
+from pipeline.evaluation.behavioral_tests import CaseResult
+from pipeline.evaluation.comparison import Comparison
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.encoding.batches import EncodedRows, collate, length_batches
-from pipeline.figures import calibration_figures, ranking_figures
+from pipeline.evaluation.metrics import calibration_figures, ranking_figures
 from pipeline.inference.calibration import label_probabilities, relevance_probability
 from pipeline.train_step import TrainingDivergedError, Worker, any_rank
 

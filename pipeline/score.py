@@ -21,6 +21,7 @@ from pipeline.config.run import RunConfig
 from pipeline.config.tasks import check_known_task
 from pipeline.encoding.prefetch import OnRows
 from pipeline.errors import RelevanceError, RetryableError, last_line
+from pipeline.evaluation.score_reference import canary_difference, read_reference
 from pipeline.fetched import FetchedVersion
 from pipeline.inference.labels import score_all_tasks, score_rows
 from pipeline.inference.multitask_predictor import AllTasksJudge
@@ -29,7 +30,6 @@ from pipeline.runtime.timing import wait_for
 from pipeline.score_cache import ScoreCache, cached_files
 from pipeline.score_facts import label_facts
 from pipeline.score_outcome import Outcome, read_outcome
-from pipeline.score_reference import canary_difference, read_reference
 from pipeline.score_units import Unit, read_unit, unit_of_fields
 from pipeline.storage.filesystem import remove_tree
 from pipeline.storage.object_store import open_store

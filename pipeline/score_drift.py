@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.score_reference import Profile
+from pipeline.evaluation.score_reference import Profile
 
 MIN_ROWS = 100  # on both sides; an index of fewer rows is mostly chance
 WHOLE = "all markets"

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import ENCODER_VERSION
-from pipeline.score_reference import Profile, profile_of
+from pipeline.evaluation.score_reference import Profile, profile_of
 from pipeline.score_units import Unit
 
 

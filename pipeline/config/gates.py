@@ -34,7 +34,7 @@ class GateConfig(Frozen):
 
 CaseName = Literal["upper case", "word order", "white space", "forged tokens", "injected order", "negation", "brand swap", "another ad"]
 
-# how far, on the mean of a task's rows, a case of pipeline/behaviour.py may move the probability, or lift it
+# how far, on the mean of a task's rows, a case of pipeline/evaluation/behavioral_tests.py may move the probability, or lift it
 TOLERANCES: dict[CaseName, float] = {
     "upper case": 0.15, "word order": 0.15, "white space": 0.05, "forged tokens": 0.1, "injected order": 0.1, "negation": 0.05,
     "brand swap": 0.02, "another ad": 0.05,

@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 
-from pipeline.bootstrap import NUM_DRAWS
 from pipeline.config.tasks import Task
-from pipeline.measure import Said, Truth, measured
+from pipeline.evaluation.bootstrap import NUM_DRAWS
+from pipeline.evaluation.task_metrics import Said, Truth, measured
 
 LOOPED_DRAWS = 20
 ROUNDS = 3

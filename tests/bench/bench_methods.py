@@ -119,8 +119,8 @@ def logits_of(model: Any, encoded: EncodedRows, num_tasks: int, pad_id: int, dev
 
 def figures(run: Run, folder: Path, side: Any) -> list[tuple[float, np.ndarray]]:
     """Of each task PR-AUC, or accuracy on the commonsense mix, and its draws (D,)."""
-    from pipeline.bootstrap import QueryDraws
-    from pipeline.figures import ranking_figures
+    from pipeline.evaluation.bootstrap import QueryDraws
+    from pipeline.evaluation.metrics import ranking_figures
     from pipeline.inference.calibration import label_probabilities, relevance_probability
 
     config, found = run.config(folder), []
@@ -177,7 +177,7 @@ def train_all(folder: Path, mixes: list[str], processes: int, deadline_s: float)
 
 def table(folder: Path, mix: str) -> list[str]:
     """Lines of a mix's table, in markdown."""
-    from pipeline.bootstrap import interval
+    from pipeline.evaluation.bootstrap import interval
 
     lines, first_D, first = ["| method | numbers | rate, of tried | seeds | test | by task | minus mtl_lora |", "|---" * 7 + "|"], None, 0.0
     for method in METHODS[""]:

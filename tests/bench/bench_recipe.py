@@ -80,10 +80,10 @@ def measure(name: str, work_dir: Path, epochs: float) -> dict[str, Any]:
 
 def differences(names: list[str], work_dir: Path, epochs: float) -> list[str]:
     """Macro PR-AUC of each recipe of one mix minus that of the first, paired: every task's queries are drawn alike for both."""
-    from pipeline.bootstrap import interval
-    from pipeline.comparison import compare_task, said_of, truth_of
     from pipeline.config.loading import read_config
     from pipeline.data.reader import read_split
+    from pipeline.evaluation.bootstrap import interval
+    from pipeline.evaluation.comparison import compare_task, said_of, truth_of
     from pipeline.inference.predictor import load_judge
 
     path = conflicting_config(work_dir) if RECIPES[names[0]][0] == "conflicting" else ESCI_CONFIG

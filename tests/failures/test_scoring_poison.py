@@ -22,11 +22,11 @@ from scoring_world import ROWS, World
 
 from pipeline.attempts import MAX_ATTEMPTS, Attempts, Starts
 from pipeline.commit import read_errors, read_manifests, read_published
+from pipeline.evaluation.score_reference import build_reference
 from pipeline.inference import labels as scores
 from pipeline.inference.predictor import fresh_judge
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import Outcome
-from pipeline.score_reference import build_reference
 from pipeline.storage.filesystem import write_json
 
 

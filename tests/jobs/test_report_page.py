@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 from planted import planted_rows
 
-from pipeline.bootstrap import Interval
-from pipeline.comparison import compare_task, truth_of
 from pipeline.config.tasks import Task
-from pipeline.measure import Said, measured, measured_slices
-from pipeline.report import TaskReport, VersionReport, report_page
+from pipeline.evaluation.bootstrap import Interval
+from pipeline.evaluation.comparison import compare_task, truth_of
+from pipeline.evaluation.html_report import TaskReport, VersionReport, report_page
+from pipeline.evaluation.task_metrics import Said, measured, measured_slices
 from pipeline.schema import ROW_SCHEMA
 
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror="document.title=1">'

@@ -16,10 +16,11 @@ from scoring_world import ROWS, World
 from tiny import write_tiny_llama
 
 from models.inference.task_branching import all_task_logits
-from pipeline import score_reference
 from pipeline.attempts import Attempts
 from pipeline.commit import put_record, read_errors, read_manifests, read_published, read_run
 from pipeline.errors import DamagedInputError
+from pipeline.evaluation import score_reference
+from pipeline.evaluation.score_reference import build_reference
 from pipeline.fetched import FetchedVersion
 from pipeline.inference import multitask_predictor as all_tasks
 from pipeline.inference.calibration import Calibration
@@ -29,7 +30,6 @@ from pipeline.inference.predictor import Judge, fresh_judge
 from pipeline.inference.probabilities import judge_rows
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import UnitScorer
-from pipeline.score_reference import build_reference
 from pipeline.score_run import run_record
 from pipeline.storage.filesystem import read_json, write_json
 

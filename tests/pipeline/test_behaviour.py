@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import behaviour
-from pipeline.behaviour import CASES, run_cases
 from pipeline.config.gates import TOLERANCES, CaseName
+from pipeline.evaluation import behavioral_tests as behaviour
+from pipeline.evaluation.behavioral_tests import CASES, run_cases
 
 ROWS = pa.table({
     "row_id": ["a", "b", "c", "d"],

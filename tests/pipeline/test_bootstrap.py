@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline import bootstrap
-from pipeline.bootstrap import QueryDraws, interval
-from pipeline.figures import ranking_figures
+from pipeline.evaluation import bootstrap
+from pipeline.evaluation.bootstrap import QueryDraws, interval
+from pipeline.evaluation.metrics import ranking_figures
 
 
 def weights(query_N: np.ndarray, num_draws: int, seed: int) -> np.ndarray:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from pipeline.calibration_fit import (
+from pipeline.config.tasks import Task
+from pipeline.evaluation.calibration_fit import (
     CONFIDENCE,
     MARKET_ROWS,
     choose_method,
@@ -14,7 +15,6 @@ from pipeline.calibration_fit import (
     lower_bound,
     precision_threshold,
 )
-from pipeline.config.tasks import Task
 from pipeline.inference.calibration import (
     Calibration,
     Thresholds,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_curve
 
-from pipeline.charts import standalone
-from pipeline.curves import confusion, curve_charts, precision_recall, reliability, surest_errors
-from pipeline.figures import calibration_figures
+from pipeline.evaluation.curves import confusion, curve_charts, precision_recall, reliability, surest_errors
+from pipeline.evaluation.metrics import calibration_figures
+from pipeline.evaluation.svg_charts import standalone
 
 
 @pytest.fixture(scope="module")

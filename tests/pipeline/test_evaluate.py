@@ -8,8 +8,8 @@ import pytest
 
 from jobs.evaluate import evaluation_table
 from pipeline.config.tasks import Task
-from pipeline.evaluate import TaskScores, lexical_probability, summary
-from pipeline.measure import Said, Truth
+from pipeline.evaluation.runner import TaskScores, lexical_probability, summary
+from pipeline.evaluation.task_metrics import Said, Truth
 from pipeline.schema import ROW_SCHEMA
 
 

@@ -11,12 +11,12 @@ import pytest
 from planted import planted_config, write_planted
 
 from models.serialization.bundle import write_bundle
-from pipeline import evaluate as evaluation_module
 from pipeline.commit import read_published
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import data_digest, find_partitions, read_split
-from pipeline.evaluate import run_evaluation
+from pipeline.evaluation import runner as evaluation_module
+from pipeline.evaluation.runner import run_evaluation
 from pipeline.fetched import FetchedVersion
 from pipeline.inference.calibration import relevance_probability
 from pipeline.inference.predictor import describe, fresh_judge

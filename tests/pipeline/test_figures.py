@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pipeline.figures import NUM_BINS, calibration_figures, decision_figures, equal_mass_bins, label_figures, ndcg, ranking_figures
+from pipeline.evaluation.metrics import NUM_BINS, calibration_figures, decision_figures, equal_mass_bins, label_figures, ndcg, ranking_figures
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from places import ROOT
 
-from pipeline.baseline import LexicalBaseline
 from pipeline.config.splits import SplitConfig
 from pipeline.data.catalog import read_catalogue
 from pipeline.data.splits import split_rows
@@ -26,6 +25,7 @@ from pipeline.data.synthetic.marketplace import (
     write_marketplace,
 )
 from pipeline.data.synthetic.products import DECOYS, Product, product_types, siblings
+from pipeline.evaluation.lexical_baseline import LexicalBaseline
 from pipeline.schema import ROW_SCHEMA
 
 NUM_ROWS = 2_000

@@ -12,6 +12,7 @@ from planted import planted_config, planted_rows
 from pipeline.commit import publish_partition
 from pipeline.config.loading import build_config
 from pipeline.errors import DamagedInputError
+from pipeline.evaluation.score_reference import BINS, add_profile, build_reference, canary_difference, profile_of, read_reference
 from pipeline.fetched import FetchedVersion
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.inference.predictor import Judge, fresh_judge
@@ -19,7 +20,6 @@ from pipeline.inference.probabilities import judge_rows
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import Outcome
 from pipeline.score_drift import MIN_ROWS, WHOLE, drift_rows, stability_index
-from pipeline.score_reference import BINS, add_profile, build_reference, canary_difference, profile_of, read_reference
 from pipeline.score_run import drift_lines, run_record
 from pipeline.score_units import Unit
 from pipeline.storage.filesystem import write_json

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.single_task import gain_over_single_tasks, rows_digest
+from pipeline.evaluation.multitask_gain import gain_over_single_tasks, rows_digest
 
 
 def figures(pr_auc: float, digest: str = "same") -> dict[str, Any]:

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+from pipeline.evaluation.slices import LANGUAGES, UNSURE, cut, language
 from pipeline.schema import ROW_SCHEMA
-from pipeline.slices import LANGUAGES, UNSURE, cut, language
 
 TEXTS = {
     "en": ("red shoes", "Running shoes for women"),

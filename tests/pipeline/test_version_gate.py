@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.behaviour import CaseResult
-from pipeline.bootstrap import Interval
-from pipeline.comparison import Comparison, TaskComparison
 from pipeline.config.gates import PromotionConfig
+from pipeline.evaluation.behavioral_tests import CaseResult
+from pipeline.evaluation.bootstrap import Interval
+from pipeline.evaluation.comparison import Comparison, TaskComparison
 from pipeline.gate import Verdict, judge_version
 
 

@@ -19,10 +19,15 @@ from pipeline.inference.calibration import (
 )
 
 FOLDS = 5  # of the cross-validation that chooses the method
+
 ISOTONIC_ROWS = 200  # valid rows from which on a free curve is tried
+
 MARKET_ROWS = 200  # valid rows of a market from which on it gets thresholds of its own
+
 CONFIDENCE = 0.9  # that the precision beyond a threshold is no lower than the target
+
 GAIN = 1e-3  # of log loss that a method with more numbers must bring
+
 
 
 def fit_calibration(logits_NC: np.ndarray, label_N: np.ndarray, task: Task, query_N: np.ndarray, market_N: np.ndarray) -> Calibration:
@@ -40,6 +45,7 @@ def fit_calibration(logits_NC: np.ndarray, label_N: np.ndarray, task: Task, quer
             markets[market] = fit_thresholds(probability_N[rows], relevant_N[rows], task.target_precision)
     overall = fit_thresholds(probability_N, relevant_N, task.target_precision)
     return calibration.model_copy(update={**overall.model_dump(), "markets": markets})
+
 
 
 def choose_method(logits_NC: np.ndarray, label_N: np.ndarray, task: Task, query_N: np.ndarray) -> Method:
@@ -62,6 +68,7 @@ def choose_method(logits_NC: np.ndarray, label_N: np.ndarray, task: Task, query_
     return best if losses[best] < losses["temperature"] - GAIN else "temperature"
 
 
+
 def fit_method(method: Method, logits_NC: np.ndarray, label_N: np.ndarray, task: Task) -> Calibration:
     """The numbers of one method, without thresholds."""
     temperature = fit_temperature(logits_NC, label_N)
@@ -76,6 +83,7 @@ def fit_method(method: Method, logits_NC: np.ndarray, label_N: np.ndarray, task:
     return plain.model_copy(update={"method": "isotonic", "curve": fit_isotonic(before_N, relevant_N)})
 
 
+
 def fit_temperature(logits_NC: np.ndarray, label_N: np.ndarray) -> float:
     """The temperature of least mean log loss over the labels, between 0.05 and 20."""
     rows = np.arange(len(label_N))
@@ -88,11 +96,13 @@ def fit_temperature(logits_NC: np.ndarray, label_N: np.ndarray) -> float:
     return float(np.exp(minimum(mean_log_loss, (np.log(0.05), np.log(20.0)))))
 
 
+
 def minimum(function: Callable[[float], float], bounds: tuple[float, float]) -> float:
     """Where a function of one number is least."""
     from scipy.optimize import minimize_scalar
 
     return float(minimize_scalar(function, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
+
 
 
 def fit_platt(probability_N: np.ndarray, relevant_N: np.ndarray) -> tuple[float, float]:
@@ -111,6 +121,7 @@ def fit_platt(probability_N: np.ndarray, relevant_N: np.ndarray) -> tuple[float,
     return float(slope), float(intercept)
 
 
+
 def fit_isotonic(probability_N: np.ndarray, relevant_N: np.ndarray) -> tuple[tuple[float, float], ...]:
     """A rising curve through the shares of relevant rows, kept off 0 and 1 by what so many rows can tell."""
     from sklearn.isotonic import IsotonicRegression
@@ -120,10 +131,12 @@ def fit_isotonic(probability_N: np.ndarray, relevant_N: np.ndarray) -> tuple[tup
     return tuple((float(before), float(after)) for before, after in zip(curve.X_thresholds_, curve.y_thresholds_, strict=True))
 
 
+
 def binary_log_loss(probability_N: np.ndarray, relevant_N: np.ndarray) -> float:
     """Mean log loss."""
     clipped_N = probability_N.clip(1e-7, 1 - 1e-7)
     return float(-np.mean(np.where(relevant_N, np.log(clipped_N), np.log1p(-clipped_N))))
+
 
 
 def fit_thresholds(probability_N: np.ndarray, relevant_N: np.ndarray, target: float) -> Thresholds:
@@ -135,6 +148,7 @@ def fit_thresholds(probability_N: np.ndarray, relevant_N: np.ndarray, target: fl
     return Thresholds(relevant_at=relevant_at, irrelevant_below=None if below is None else float(np.nextafter(-below, np.inf)))
 
 
+
 def precision_threshold(score_N: np.ndarray, positive_N: np.ndarray, target: float, confidence: float = CONFIDENCE) -> float | None:
     """The lowest score from which up the share of positives is at least `target` with `confidence` (Clopper and Pearson's lower bound for that
     one threshold; that the best of many is taken makes it a little optimistic). None if no score is."""
@@ -144,6 +158,7 @@ def precision_threshold(score_N: np.ndarray, positive_N: np.ndarray, target: flo
     ends_tie = np.append(score[1:] != score[:-1], True)[: len(score)]  # a threshold cannot separate equal scores
     good = np.flatnonzero(ends_tie & (lower_bound(hits, counts, confidence) >= target))
     return float(score[good[-1]]) if len(good) else None
+
 
 
 def lower_bound(hits: np.ndarray | Sequence[int], counts: np.ndarray | Sequence[int], confidence: float) -> np.ndarray:

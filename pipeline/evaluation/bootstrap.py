@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 NUM_DRAWS = 1_000  # behind an interval
+
 BLOCK_WEIGHTS = 2_000_000  # weights in memory at a time: the figures of a block need some ten times their room
 
 Figures = Mapping[str, np.ndarray]  # by name, one value a draw (D,)
+
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Interval:
     value: float
     low: float
     high: float
+
 
 
 class QueryDraws:
@@ -46,6 +49,7 @@ class QueryDraws:
         """What `figures` makes of the weights of every draw: by name (D,)."""
         parts = [figures(weight_DN) for weight_DN in self.blocks()]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
 
 
 def interval(value: float, draw_D: np.ndarray) -> Interval:

@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 
 # Runs of letters or digits; kana and ideographs one by one, as Chinese and Japanese put no space between words.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+
 _WORD = re.compile(rf"[^\W_{_CJK}]+|[{_CJK}]")
+
 _MAX_TEXT_CHARS = 2_000  # what a query can match stands early in an ad; the rest costs time only
+
 _HASHED_TERMS = 2**18
+
 
 
 def _normalise(text: str | None) -> str:
     return " ".join(unicodedata.normalize("NFKC", (text or "")[:_MAX_TEXT_CHARS]).casefold().split())
 
 
+
 def _words(text: str) -> list[str]:
     return _WORD.findall(text)
+
 
 
 def _term_counts(text: list[str], unit: str) -> csr_matrix:
@@ -43,6 +49,7 @@ def _term_counts(text: list[str], unit: str) -> csr_matrix:
     }
     vectorizer = HashingVectorizer(n_features=_HASHED_TERMS, norm=None, alternate_sign=False, lowercase=False, **by_unit[unit])
     return vectorizer.transform(text)
+
 
 
 def _overlap(query: str, text: str) -> tuple[float, ...]:
@@ -58,6 +65,7 @@ def _overlap(query: str, text: str) -> tuple[float, ...]:
         float(bool(query_words) and query_words[-1] in text_set),
         float(len(text_words)),
     )
+
 
 
 @dataclass(frozen=True)

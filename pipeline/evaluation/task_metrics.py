@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bootstrap import Interval, QueryDraws, interval
 from pipeline.config.tasks import Task
-from pipeline.figures import calibration_figures, decision_figures, label_figures, ndcg, ranking_figures
+from pipeline.evaluation.bootstrap import Interval, QueryDraws, interval
+from pipeline.evaluation.metrics import calibration_figures, decision_figures, label_figures, ndcg, ranking_figures
 
 SLICE_ROWS = 20  # a slice of fewer rows is counted and not measured
+
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Said:
     probability_N: np.ndarray  # of being relevant
     label_probability_NC: np.ndarray | None = None
     decision_N: np.ndarray | None = None
+
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Truth:
         return Truth(self.task, self.query_N[chosen_N], self.label_N[chosen_N], {})
 
 
+
 def figures_of(truth: Truth, said: Said) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """All figures as a function of weights (D, N)."""
 
@@ -62,10 +65,12 @@ def figures_of(truth: Truth, said: Said) -> Callable[[np.ndarray], dict[str, np.
     return figures
 
 
+
 def named(figure: str, task: Task) -> str:
     """f1_2 as f1_<name of label 2>."""
     head, _, index = figure.rpartition("_")
     return f"f1_{task.labels[int(index)]}" if head == "f1" and index.isdigit() else figure
+
 
 
 def measured(truth: Truth, said: Said, seed: int) -> tuple[dict[str, Interval], dict[str, np.ndarray]]:
@@ -74,6 +79,7 @@ def measured(truth: Truth, said: Said, seed: int) -> tuple[dict[str, Interval], 
     value = figures(np.ones((1, len(truth.label_N))))
     draws = QueryDraws(truth.query_N, seed).of(figures)
     return {name: interval(float(value[name][0]), draws[name]) for name in value}, draws
+
 
 
 def measured_slices(truth: Truth, said: Said, seed: int) -> list[dict[str, Any]]:
@@ -91,10 +97,12 @@ def measured_slices(truth: Truth, said: Said, seed: int) -> list[dict[str, Any]]
     return found
 
 
+
 def rows_of(said: Said, chosen_N: np.ndarray) -> Said:
     """What was said of some of the rows."""
     labels, decisions = said.label_probability_NC, said.decision_N
     return Said(said.probability_N[chosen_N], None if labels is None else labels[chosen_N], None if decisions is None else decisions[chosen_N])
+
 
 
 def as_json(intervals: Mapping[str, Interval]) -> dict[str, Any]:

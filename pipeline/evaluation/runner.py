@@ -11,28 +11,29 @@ import numpy as np
 import pyarrow as pa
 
 from models.serialization.bundle import write_bundle
-from pipeline.baseline import LexicalBaseline
-from pipeline.bootstrap import interval
-from pipeline.calibration_fit import fit_calibration
-from pipeline.charts import standalone
 from pipeline.config.run import RunConfig
 from pipeline.config.splits import Split
 from pipeline.config.tasks import Task
-from pipeline.curves import curve_charts
 from pipeline.data.reader import find_partitions, read_split
 from pipeline.encoding.batches import EncodedRows
 from pipeline.encoding.encoded_cache import EncodingPlan, OnProgress, publish_encoded
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.errors import DataRefusedError, RetryableError
+from pipeline.evaluation.bootstrap import interval
+from pipeline.evaluation.calibration_fit import fit_calibration
+from pipeline.evaluation.curves import curve_charts
+from pipeline.evaluation.lexical_baseline import LexicalBaseline
+from pipeline.evaluation.multitask_gain import gain_over_single_tasks, rows_digest
+from pipeline.evaluation.score_reference import build_reference
+from pipeline.evaluation.slices import cut
+from pipeline.evaluation.svg_charts import standalone
+from pipeline.evaluation.task_metrics import Said, Truth, as_json, measured, measured_slices
 from pipeline.inference.calibration import Calibration, calibrated_probabilities, decide, relevance_probability
 from pipeline.inference.predictor import Judge, fresh_judge, load_judge
-from pipeline.measure import Said, Truth, as_json, measured, measured_slices
-from pipeline.score_reference import build_reference
-from pipeline.single_task import gain_over_single_tasks, rows_digest
-from pipeline.slices import cut
 from pipeline.storage.filesystem import write_bytes, write_json
 
 SYSTEMS = ("model", "lexical", "untrained")
+
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TaskScores:
 
     truth: Truth
     said: dict[str, Said]
+
 
 
 def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress, on_progress: OnProgress) -> dict[str, Any]:
@@ -80,6 +82,7 @@ def run_evaluation(config: RunConfig, trained_dir: Path, on_encoded: OnProgress,
     return result
 
 
+
 def encoded_sides(config: RunConfig, judge: Judge, tokenizer_dir: Path, on_encoded: OnProgress) -> dict[str, EncodedRows]:
     """Encoded valid and test rows as the judge reads them; those that training encoded, where data and tokenizer are the same."""
     partitions = find_partitions(config.accepted_dir, config.tasks)
@@ -89,15 +92,18 @@ def encoded_sides(config: RunConfig, judge: Judge, tokenizer_dir: Path, on_encod
     return {side: read_encoded(folder, side, judge.tasks) for side in sides}
 
 
+
 def check_same_rows(encoded: EncodedRows, tables: list[pa.Table]) -> None:
     """RetryableError unless the encoded rows are those of the tables, in their order."""
     if tables and not encoded.row_id_N.equals(pa.concat_tables(tables).column("row_id")):
         raise RetryableError("the judged rows changed while they were read; run the same command again")
 
 
+
 def not_measured(config: RunConfig, scores: list[TaskScores]) -> list[str]:
     """Tasks without both classes in the test split."""
     return [task.name for task in config.tasks if task.name not in {score.truth.task.name for score in scores}]
+
 
 
 class Counter:
@@ -113,6 +119,7 @@ class Counter:
         self.on_progress(self.begun, self.total)
 
 
+
 def calibrated(judge: Judge, valid: EncodedRows, logits: np.ndarray, tables: dict[str, pa.Table]) -> Judge:
     """The judge with each task's calibration fitted on its valid rows; tasks without valid rows keep the identity."""
     fitted = {}
@@ -121,6 +128,7 @@ def calibrated(judge: Judge, valid: EncodedRows, logits: np.ndarray, tables: dic
         market_N = markets_of(tables[task.name]) if len(rows) else np.zeros(0, dtype=object)
         fitted[task.name] = fit_calibration(logits[rows, : len(task.labels)], valid.label_N[rows], task, valid.queries_of(rows), market_N)
     return replace(judge, calibration=fitted)
+
 
 
 def test_probabilities(judge: Judge, test: EncodedRows, logits_NC: np.ndarray) -> dict[str, np.ndarray]:
@@ -132,9 +140,11 @@ def test_probabilities(judge: Judge, test: EncodedRows, logits_NC: np.ndarray) -
     }  # fmt: skip
 
 
+
 def markets_of(table: pa.Table) -> np.ndarray:
     """The market of each row, as objects."""
     return np.asarray(table.column("market").to_pylist(), dtype=object)
+
 
 
 def task_scores(
@@ -158,11 +168,13 @@ def task_scores(
     return scores
 
 
+
 def said_by(logits_NC: np.ndarray, calibration: Calibration, task: Task, market_N: np.ndarray) -> Said:
     """A calibrated model's word on some rows."""
     label_probability_NC = calibrated_probabilities(logits_NC, calibration, task)
     probability_N = relevance_probability(label_probability_NC, task)
     return Said(probability_N, label_probability_NC, decide(probability_N, calibration, market_N))
+
 
 
 def lexical_probability(task: Task, train: pa.Table | None, test: pa.Table, seed: int) -> np.ndarray:
@@ -178,6 +190,7 @@ def lexical_probability(task: Task, train: pa.Table | None, test: pa.Table, seed
     return baseline.probability(texts(test, "query"), {c: texts(test, c) for c in task.ad_columns})
 
 
+
 def write_plots(folder: Path, scores: list[TaskScores]) -> None:
     """The curves of each task as SVG files, the model's beside the lexical floor's."""
     folder.mkdir(exist_ok=True)
@@ -185,6 +198,7 @@ def write_plots(folder: Path, scores: list[TaskScores]) -> None:
         sides = [(name, score.said[name].probability_N) for name in ("model", "lexical")]
         for name, svg in curve_charts(sides, score.truth.positive_N).items():
             write_bytes(folder / f"{score.truth.task.name}-{name.replace(' ', '-')}.svg", standalone(svg).encode("utf-8"))
+
 
 
 def summary(scores: list[TaskScores], seed: int) -> dict[str, Any]:
@@ -212,6 +226,7 @@ def summary(scores: list[TaskScores], seed: int) -> dict[str, Any]:
         "worst_task": min(tasks, key=lambda name: tasks[name]["model"]["pr_auc"]["value"]),
         "model_minus_lexical_macro_pr_auc": macro_interval(lead, lead_D),
     }
+
 
 
 def macro_interval(values: list[float], draws: list[np.ndarray]) -> dict[str, float]:

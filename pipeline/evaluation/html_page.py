@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from html import escape
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
 NUMBER = re.compile(r"(?:not defined|one class|[+-]?[\d.,]+(?: <span.*)?)?")
+
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2126;--dim:#5d6672;--page:#fff;--card:#f5f6f8;--line:#d9dde3;--good:#1a7f37;--bad:#b3261e;
 --c0:#2563c9;--c1:#c2571a;--c2:#2e8540;--c3:#8a3fa8;--c4:#8a6d00;--c5:#0f7c86;--shade:37,99,201}
@@ -31,6 +33,7 @@ pre{background:var(--card);padding:.8rem;border-radius:6px;overflow-x:auto;font-
 z-index:1}select{font:inherit;color:inherit;
 background:var(--card);border:1px solid var(--line);border-radius:4px;padding:.1rem .3rem}[hidden]{display:none}
 """
+
 SCRIPT = """
 "use strict";
 const filters = [...document.querySelectorAll(".filters select")];
@@ -46,6 +49,7 @@ choose();
 """
 
 
+
 def page(title: str, header: str, filters: dict[str, Sequence[str]], sections: Sequence[tuple[str, str]]) -> str:
     """The page: header, filters (name -> choices) over all that carries data-<name>, and (heading, content) in turn. All but `title` and choices
     is HTML already."""
@@ -59,10 +63,12 @@ def page(title: str, header: str, filters: dict[str, Sequence[str]], sections: S
     )
 
 
+
 def select(name: str, values: Sequence[str]) -> str:
     """A filter."""
     options = "".join(f'<option value="{escape(value)}">{escape(value)}</option>' for value in values)
     return f'<label>{name} <select name="{name}"><option value="">all</option>{options}</select></label>'
+
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], attributes: Sequence[str] = (), table_id: str = "") -> str:
@@ -75,9 +81,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], attributes: Se
     return f'<div class="wide"><table{marked}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+
 def cell(content: str, numeric: bool) -> str:
     """A table's cell."""
     return f'<td class="{"number" if numeric else "text"}">{content}</td>'
+
 
 
 def data(**values: str) -> str:

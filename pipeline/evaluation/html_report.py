@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.bootstrap import Interval
-from pipeline.charts import confusion_table, line_chart
-from pipeline.curves import confusion, curve_charts, surest_errors
-from pipeline.measure import Said, Truth
-from pipeline.report_page import data, page, table
+from pipeline.evaluation.bootstrap import Interval
+from pipeline.evaluation.curves import confusion, curve_charts, surest_errors
+from pipeline.evaluation.html_page import data, page, table
+from pipeline.evaluation.svg_charts import confusion_table, line_chart
+from pipeline.evaluation.task_metrics import Said, Truth
 
 ERRORS = 50  # of a task
+
 SHOWN_CHARS = 300  # of a text
+
 LOWER_IS_BETTER = ("calibration_error", "brier", "log_loss", "defect_rate")
+
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class TaskReport:
     difference: Mapping[str, Interval] | None = None
 
 
+
 @dataclass(frozen=True)
 class VersionReport:
     """All that the page tells."""
@@ -50,6 +54,7 @@ class VersionReport:
     tasks: Sequence[TaskReport]
     training: Mapping[str, Sequence[tuple[float, float]]]  # (step, value) by figure
     drift: str  # aligned text
+
 
 
 def report_page(report: VersionReport) -> str:
@@ -69,6 +74,7 @@ def report_page(report: VersionReport) -> str:
     return page(f"{report.model} version {report.version}", header(report), {"task": names, "market": markets, "label": labels}, sections)
 
 
+
 def header(report: VersionReport) -> str:
     """Verdict, standing, what it is made of."""
     verdict = report.verdict
@@ -81,6 +87,7 @@ def header(report: VersionReport) -> str:
         banner = f'<div class="verdict {outcome}">{told}</div>'
     facts = "<br>".join(f"{escape(name)}: {escape(value)}" for name, value in report.facts.items())
     return f'{banner}<p>It is <b>{escape(report.standing)}</b> now.</p><p class="dim">{facts}</p>'
+
 
 
 def gate_section(verdict: Mapping[str, Any] | None) -> str:
@@ -96,9 +103,11 @@ def gate_section(verdict: Mapping[str, Any] | None) -> str:
     return table(["", "rule", "reason"], rules) + "<h3>Behaviour</h3>" + table(["", "task", "what is asked", "seen", "at most"], cases, attributes)
 
 
+
 def outcome(passed: bool) -> str:
     """A mark that needs no colour."""
     return '<span class="better">✓&nbsp;passed</span>' if passed else '<span class="worse">✗&nbsp;refused</span>'
+
 
 
 def figures_section(report: VersionReport) -> str:
@@ -116,6 +125,7 @@ def figures_section(report: VersionReport) -> str:
     return "".join(parts)
 
 
+
 def beside(one: TaskReport, name: str) -> list[str]:
     """The other version's figure, and the difference, marked where the interval leaves no doubt."""
     if one.other_figures is None or one.difference is None:
@@ -131,11 +141,13 @@ def beside(one: TaskReport, name: str) -> list[str]:
     return [with_interval(one.other_figures[name]), f'{gap.value:+.3f} <span class="{mark or "dim"}">[{gap.low:+.3f}, {gap.high:+.3f}] {mark}</span>']
 
 
+
 def with_interval(figure: Interval) -> str:
     """A figure and its 95 % interval."""
     if not np.isfinite(figure.value):
         return "not defined"
     return f'{figure.value:.3f} <span class="dim">[{figure.low:.3f}, {figure.high:.3f}]</span>'
+
 
 
 def curves_of(one: TaskReport, report: VersionReport) -> str:
@@ -149,6 +161,7 @@ def curves_of(one: TaskReport, report: VersionReport) -> str:
     return f'<div{data(task=task.name)}><h3>{escape(task.name)}</h3><div class="charts">{"".join(f"<div>{c}</div>" for c in charts)}</div></div>'
 
 
+
 def training_section(training: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Losses and evaluations over steps."""
     charts = [
@@ -158,6 +171,7 @@ def training_section(training: Mapping[str, Sequence[tuple[float, float]]]) -> s
     if not charts:
         return "<p>The registry knows no steps of this version's training.</p>"
     return f'<div class="charts">{"".join(f"<div>{chart}</div>" for chart in charts)}</div>'
+
 
 
 def slices_section(tasks: Sequence[TaskReport]) -> str:
@@ -176,14 +190,17 @@ def slices_section(tasks: Sequence[TaskReport]) -> str:
     return table(["task", "slice", "rows", "relevant", "PR-AUC", "defects' PR-AUC", "calibration error", "log loss"], rows, attributes) + left_out
 
 
+
 def one_class(part: Mapping[str, Any]) -> bool:
     """Whether all rows of a slice are relevant, or none."""
     return part["relevant"] in (0, part["rows"])
 
 
+
 def as_text(figure: Mapping[str, float | None]) -> str:
     """A figure of plain values."""
     return with_interval(Interval(*(np.nan if figure[key] is None else figure[key] for key in ("value", "low", "high"))))  # type: ignore[arg-type]
+
 
 
 def errors_section(tasks: Sequence[TaskReport]) -> str:
@@ -200,6 +217,7 @@ def errors_section(tasks: Sequence[TaskReport]) -> str:
             attributes.append(data(task=task.name, market=texts["market"], label=label))
     headings = ["task", "market", "label", "probability of relevant", "query", "ad", "row_id"]
     return '<p class="dim" id="shown"></p>' + table(headings, rows, attributes, table_id="errors")
+
 
 
 def clip(text: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.charts import Line, line_chart
-from pipeline.figures import NUM_BINS, equal_mass_bins
+from pipeline.evaluation.metrics import NUM_BINS, equal_mass_bins
+from pipeline.evaluation.svg_charts import Line, line_chart
 
 
 def precision_recall(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -17,6 +17,7 @@ def precision_recall(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.nd
     ends_tie = np.append(np.diff(score_N[order]) != 0, True)
     hits_N = np.cumsum(positive_N[order])
     return hits_N[ends_tie] / hits_N[-1], (hits_N / np.arange(1, len(hits_N) + 1))[ends_tie]
+
 
 
 def reliability(probability_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -28,9 +29,11 @@ def reliability(probability_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.n
     return said, seen
 
 
+
 def confusion(label_N: np.ndarray, said_N: np.ndarray, num_labels: int) -> np.ndarray:
     """Rows by true and by said label (C, C)."""
     return np.bincount(label_N * num_labels + said_N, minlength=num_labels**2).reshape(num_labels, num_labels)
+
 
 
 def surest_errors(probability_N: np.ndarray, positive_N: np.ndarray, count: int) -> np.ndarray:
@@ -38,6 +41,7 @@ def surest_errors(probability_N: np.ndarray, positive_N: np.ndarray, count: int)
     wrong = np.flatnonzero((probability_N >= 0.5) != positive_N)
     order = np.argsort(-np.abs(probability_N[wrong] - 0.5), kind="stable")
     return wrong[order[:count]]
+
 
 
 def curve_charts(sides: Sequence[tuple[str, np.ndarray]], positive_N: np.ndarray) -> dict[str, str]:

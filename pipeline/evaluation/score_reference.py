@@ -20,10 +20,13 @@ from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.filesystem import read_json
 
 CANARY_ROWS = 8  # of each task
+
 BINS = 20  # of the probability, from 0 to 1
+
 FORMAT = 1
 
 Profile = dict[str, dict[str, list[int]]]  # market -> probability and labels -> counts
+
 
 
 def build_reference(
@@ -44,12 +47,14 @@ def build_reference(
     return {"format": FORMAT, "bundle_sha256": bundle_sha256, "canaries": canaries, "profiles": profiles}
 
 
+
 def read_reference(path: Path, bundle_sha256: str) -> dict[str, Any]:
     """The reference of a bundle. DamagedInputError: the file is another's, or none."""
     reference = read_json(path)
     if reference.get("format") != FORMAT or reference.get("bundle_sha256") != bundle_sha256:
         raise DamagedInputError(f"{path} is not the reference of bundle {bundle_sha256[:12]}; register that bundle again")
     return dict(reference)
+
 
 
 def canary_difference(judge: Judge, reference: Mapping[str, Any], batch_tokens: int, all_tasks: AllTasksJudge | None = None) -> float:
@@ -66,6 +71,7 @@ def canary_difference(judge: Judge, reference: Mapping[str, Any], batch_tokens: 
     return largest
 
 
+
 def profile_of(probability_N: np.ndarray, label_N: np.ndarray, markets: list[str | None], num_labels: int) -> Profile:
     """How probabilities and labels are spread, market by market."""
     market_N = np.array([market or "" for market in markets], dtype=object)
@@ -77,6 +83,7 @@ def profile_of(probability_N: np.ndarray, label_N: np.ndarray, markets: list[str
             "probability": np.bincount(bins, minlength=BINS).tolist(), "labels": np.bincount(label_N[mine], minlength=num_labels).tolist(),
         }  # fmt: skip
     return found
+
 
 
 def add_profile(total: Profile, more: Mapping[str, Mapping[str, list[int]]]) -> None:

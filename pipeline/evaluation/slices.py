@@ -11,14 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 QUERY_WORDS = ((1, "1 word"), (2, "2 words"), (4, "3 to 4 words"))  # up to so many; beyond: 5 words and more
+
 QUERY_ADS = ((1, "1 ad"), (9, "2 to 9 ads"))  # tail queries to head queries, by how many of a query's ads were judged
+
 # ISO 639-1, of most of what is advertised; out of all languages, texts this short are often taken for rare ones
 LANGUAGES = [
     "ar", "bg", "cs", "da", "de", "el", "en", "es", "et", "fi", "fr", "he", "hi", "hr", "hu", "id", "it", "ja",
     "ko", "lt", "lv", "nl", "no", "pl", "pt", "ro", "ru", "sk", "sl", "sv", "th", "tr", "uk", "vi", "zh",
 ]  # fmt: skip
+
 SURE_ENOUGH = 0.5  # of a language, among those
+
 UNSURE = "unclear"
+
 
 
 def cut(table: pa.Table, label_names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -37,10 +42,12 @@ def cut(table: pa.Table, label_names: tuple[str, ...]) -> dict[str, np.ndarray]:
     }
 
 
+
 def steps(number_N: np.ndarray, named: tuple[tuple[int, str], ...], beyond: str) -> np.ndarray:
     """The name of the first step that a number is not above."""
     place_N = np.searchsorted([most for most, _ in named], number_N)
     return np.asarray([*(name for _, name in named), beyond], dtype=object)[place_N]
+
 
 
 def thirds(number_N: np.ndarray, unit: str) -> np.ndarray:
@@ -49,10 +56,12 @@ def thirds(number_N: np.ndarray, unit: str) -> np.ndarray:
     return steps(number_N, ((low, f"up to {low} {unit}"), (high, f"up to {high} {unit}")), f"above {high} {unit}")
 
 
+
 def language(text: str) -> str:
     """The language of a query and its ad's title together, as most queries alone are too short to tell: an ISO 639-1 code, or UNSURE."""
     code, sure = identifier().classify(text)
     return str(code) if sure >= SURE_ENOUGH else UNSURE
+
 
 
 @functools.cache

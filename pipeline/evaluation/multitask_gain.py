@@ -16,6 +16,7 @@ def rows_digest(table: pa.Table) -> str:
     return json_sha256(sorted(table.column("row_id").to_pylist()))
 
 
+
 def gain_over_single_tasks(work_dir: Path, own_name: str, tasks: Mapping[str, Any]) -> dict[str, Any] | None:
     """{"runs": run by task, "mean_relative_gain"}: the mean of (PR-AUC - that of the run of the task alone) / the latter, over the tasks that a run
     of one task in the same folder was measured on, by the very same rows; the newest where there are several. None: there is no such run.

@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.bootstrap import Interval, interval
 from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError
-from pipeline.evaluate import markets_of, said_by
+from pipeline.evaluation.bootstrap import Interval, interval
+from pipeline.evaluation.runner import markets_of, said_by
+from pipeline.evaluation.slices import cut
+from pipeline.evaluation.task_metrics import SLICE_ROWS, Said, Truth, as_json, measured, rows_of
 from pipeline.inference.predictor import Judge
-from pipeline.measure import SLICE_ROWS, Said, Truth, as_json, measured, rows_of
-from pipeline.slices import cut
 
 SLICED = "pr_auc"
+
 TIMED_ROWS = 256  # of each version in turn, for its throughput
+
 TIMED_ROUNDS = 3
+
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class TaskComparison:
     difference: Mapping[str, Interval]
     difference_D: np.ndarray  # of PR-AUC
     slices: tuple[dict[str, Any], ...]  # by, slice, rows, difference of PR-AUC
+
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Comparison:
         }
         macro = as_json({"macro_pr_auc_difference": self.macro_pr_auc})
         return {"tasks": tasks, "not_compared": list(self.not_compared), **macro, "speed_ratio": self.speed_ratio}
+
 
 
 def compare_judges(challenger: Judge, champion: Judge, tables: Mapping[str, pa.Table], batch_tokens: int, seed: int) -> Comparison:
@@ -74,6 +79,7 @@ def compare_judges(challenger: Judge, champion: Judge, tables: Mapping[str, pa.T
     return Comparison(tasks, missing, macro, speed_ratio(challenger, champion, {task.name: tables[task.name] for task in both}, batch_tokens))
 
 
+
 def same_task(task: Task, others: Sequence[Task], where: str = "the two versions") -> bool:
     """Whether a task is among others. ConfigError: it is, with other labels; `where` tells people in which two places they differ."""
     known = next((one for one in others if one.name == task.name), None)
@@ -82,9 +88,11 @@ def same_task(task: Task, others: Sequence[Task], where: str = "the two versions
     return known is not None
 
 
+
 def truth_of(task: Task, table: pa.Table) -> Truth:
     """Judged rows of one task."""
     return Truth(task, np.asarray(table.column("query").to_pylist(), dtype=object), table.column("label").to_numpy(), cut(table, task.labels))
+
 
 
 def said_of(judge: Judge, table: pa.Table, task_name: str, batch_tokens: int) -> Said:
@@ -94,6 +102,7 @@ def said_of(judge: Judge, table: pa.Table, task_name: str, batch_tokens: int) ->
     return said_by(logits_NC, judge.calibration[task_name], task, markets_of(table))
 
 
+
 def compare_task(truth: Truth, challenger: Said, champion: Said, seed: int) -> TaskComparison:
     """Figures of both and their differences, draw by draw on the same queries."""
     (mine, mine_D), (other, other_D) = measured(truth, challenger, seed), measured(truth, champion, seed)
@@ -101,11 +110,13 @@ def compare_task(truth: Truth, challenger: Said, champion: Said, seed: int) -> T
     return TaskComparison(mine, other, difference, mine_D["pr_auc"] - other_D["pr_auc"], tuple(slice_differences(truth, challenger, champion, seed)))
 
 
+
 def differences(
     mine: Mapping[str, Interval], mine_D: Mapping[str, np.ndarray], other: Mapping[str, Interval], other_D: Mapping[str, np.ndarray]
 ) -> dict[str, Interval]:
     """Mine minus the other's, of every figure that both have; the draws (D,) are of the same queries."""
     return {name: interval(mine[name].value - other[name].value, mine_D[name] - other_D[name]) for name in mine if name in other}
+
 
 
 def slice_differences(truth: Truth, challenger: Said, champion: Said, seed: int) -> list[dict[str, Any]]:
@@ -121,6 +132,7 @@ def slice_differences(truth: Truth, challenger: Said, champion: Said, seed: int)
             gap = interval(mine[SLICED].value - other[SLICED].value, mine_D[SLICED] - other_D[SLICED])
             found.append({"by": by, "slice": name, "rows": int(chosen_N.sum()), "difference": asdict(gap)})
     return found
+
 
 
 def speed_ratio(challenger: Judge, champion: Judge, tables: Mapping[str, pa.Table], batch_tokens: int) -> float:

@@ -7,8 +7,11 @@ Shape legend: N rows, D weightings, G groups of equal scores, C labels, K bins, 
 import numpy as np
 
 RECALLS = (0.5, 0.8, 0.9)  # at which precision is told
+
 NUM_BINS = 10  # of equal mass, for the calibration error
+
 NDCG_DEPTH = 10
+
 
 
 def ranking_figures(score_N: np.ndarray, positive_N: np.ndarray, weight_DN: np.ndarray) -> dict[str, np.ndarray]:
@@ -38,6 +41,7 @@ def ranking_figures(score_N: np.ndarray, positive_N: np.ndarray, weight_DN: np.n
     return figures
 
 
+
 def calibration_figures(probability_N: np.ndarray, positive_N: np.ndarray, weight_DN: np.ndarray) -> dict[str, np.ndarray]:
     """calibration_error over bins of equal mass, brier, log_loss of the probability of the positive class."""
     clipped_N = probability_N.clip(1e-7, 1 - 1e-7)
@@ -53,12 +57,14 @@ def calibration_figures(probability_N: np.ndarray, positive_N: np.ndarray, weigh
     }
 
 
+
 def equal_mass_bins(probability_N: np.ndarray) -> np.ndarray:
     """The bin of each row (N,): as many rows in each as can be; rows of equal probability fall into one bin, so that their order is
     nothing."""
     _, group_N, count_G = np.unique(probability_N, return_inverse=True, return_counts=True)
     middle_G = np.cumsum(count_G) - count_G / 2
     return np.minimum((middle_G * NUM_BINS / max(1, len(probability_N))).astype(int), NUM_BINS - 1)[group_N]
+
 
 
 def label_figures(decided_N: np.ndarray, label_N: np.ndarray, num_labels: int, weight_DN: np.ndarray) -> dict[str, np.ndarray]:
@@ -78,12 +84,14 @@ def label_figures(decided_N: np.ndarray, label_N: np.ndarray, num_labels: int, w
     return {**by_label, "macro_f1": macro_D, "quadratic_kappa": 1 - ratio(seen_D, expected_D, np.nan)}
 
 
+
 def decision_figures(decision_N: np.ndarray, positive_N: np.ndarray, weight_DN: np.ndarray) -> dict[str, np.ndarray]:
     """defect_rate: the share of irrelevant rows among those decided relevant; decided_share of all rows; f1 of a probability of one half is
     not here: decisions are those of the thresholds."""
     relevant_N = decision_N == "relevant"
     sums_D3 = weight_DN @ np.stack([relevant_N & ~positive_N, relevant_N, decision_N != "abstain"], axis=1).astype(np.float64)
     return {"defect_rate": ratio(sums_D3[:, 0], sums_D3[:, 1], np.nan), "decided_share": ratio(sums_D3[:, 2], weight_DN.sum(1), np.nan)}
+
 
 
 def ndcg(grade_N: np.ndarray, label_N: np.ndarray, query_N: np.ndarray, weight_DN: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,6 +116,7 @@ def ndcg(grade_N: np.ndarray, label_N: np.ndarray, query_N: np.ndarray, weight_D
     value_Q = ratio(gains(grade_N), ideal_Q)
     weight_DQ = weight_DN[:, first_Q] * counts_Q
     return {"ndcg_at_10": ratio(weight_DQ @ value_Q, weight_DQ.sum(1), np.nan)}
+
 
 
 def ratio(above: np.ndarray, below: np.ndarray, otherwise: float = 0.0) -> np.ndarray:

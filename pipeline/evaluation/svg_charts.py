@@ -6,10 +6,13 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT, MARGIN = 340, 250, 38
+
 CURVE_POINTS = 200  # of a curve at most
+
 COLOURS = ("#2563c9", "#c2571a", "#2e8540", "#8a3fa8", "#8a6d00", "#0f7c86")  # of a chart outside a page
 
 Line = tuple[str, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # name, x, y
+
 
 
 def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], diagonal: bool = False, unit: bool = True) -> str:
@@ -41,10 +44,12 @@ def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], diag
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{frame}{"".join(drawn)}{"".join(texts)}</svg>'
 
 
+
 def limits(values: np.ndarray) -> tuple[float, float]:
     """Lowest and highest, apart from each other."""
     low, high = float(values.min()), float(values.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
+
 
 
 def thinned(count: int) -> list[int]:
@@ -52,9 +57,11 @@ def thinned(count: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(count, CURVE_POINTS)).astype(int).tolist()))
 
 
+
 def number(value: float) -> str:
     """A tick's text."""
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
 
 
 def confusion_table(confusion_CC: np.ndarray, labels: Sequence[str]) -> str:
@@ -66,6 +73,7 @@ def confusion_table(confusion_CC: np.ndarray, labels: Sequence[str]) -> str:
         cells = "".join(f'<td style="--share:{count / total:.2f}" class="shaded">{count:,.0f}</td>' for count in counts)
         rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
     return f'<table class="confusion"><thead><tr><th>true \\ decided</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
 
 
 def standalone(svg: str) -> str:

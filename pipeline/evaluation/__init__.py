@@ -1,0 +1,1 @@
+"""Metrics with intervals, calibration fits, comparisons, behavioural tests, and the report."""
