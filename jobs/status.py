@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs.score_live import read_live
 from pipeline.errors import ConfigError
-from pipeline.live import read_line
 from pipeline.logs import Console
+from pipeline.training.event_log import read_line
 
 HEADINGS = ("run", "state", "step", "steps/s", "left", "best macro PR-AUC", "last step")
 RATE_STEPS = 50  # newest steps that the rate is taken over

@@ -8,9 +8,10 @@ from jobs.cluster import ray_cluster
 from pipeline.config.run import RunConfig
 from pipeline.logs import Console, LateLine, Progress
 from pipeline.tracking import RunTracker, close_run
-from pipeline.train_loop import StoppedError
-from pipeline.trainer import drop_checkpoints, open_checkpoints, run_training
-from pipeline.training_plan import plan_training, planned_parameters
+from pipeline.training.driver import run_training
+from pipeline.training.plan import plan_training, planned_parameters
+from pipeline.training.resume import drop_checkpoints, open_checkpoints
+from pipeline.training.worker import StoppedError
 
 
 def run_train(config: RunConfig, console: Console) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.live import OnLine
 from pipeline.runtime.ray_metrics import metric
+from pipeline.training.event_log import OnLine
 
 
 class TrainingGauges:

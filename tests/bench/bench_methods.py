@@ -71,10 +71,10 @@ def train_run(run: Run, folder: Path) -> dict[str, Any]:
     """Train one model and keep its logits of the valid and the test rows."""
     from models.losses import row_losses
     from models.training.flat_parameters import FlatModel
-    from pipeline.head_start import start_heads
     from pipeline.inference.predictor import fresh_judge
-    from pipeline.optimizer import build_optimizer, rate_share
-    from pipeline.train_loop import build_sampler
+    from pipeline.training.head_init import start_heads
+    from pipeline.training.optimizer import build_optimizer, rate_share
+    from pipeline.training.worker_setup import build_sampler
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, started_s = run.config(folder), time.perf_counter()

@@ -26,9 +26,9 @@ from models.relevance import build_model
 from models.training.compilation import compile_layers
 from models.training.flat_parameters import FlatModel
 from pipeline.config.training import OptimizerConfig
-from pipeline.optimizer import build_optimizer
 from pipeline.runtime.flops import flops_per_token
 from pipeline.runtime.timing import matmul_peak
+from pipeline.training.optimizer import build_optimizer
 
 SHAPE = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192}
 ROW_TOKENS, NUM_TASKS, WARM_STEPS = 64, 4, 3

@@ -14,8 +14,8 @@ from timing import SEED, pair_lengths, print_table
 
 from models.backbone import resolve_folder
 from models.config import BackboneConfig
-from pipeline.rank_shares import deal_by_length, deal_by_task, tokens_of_ranks
-from pipeline.sampler import Sampler
+from pipeline.training.rank_balancing import deal_by_length, deal_by_task, tokens_of_ranks
+from pipeline.training.sampler import Sampler
 
 TASKS, SHIPPED, BATCHES = 4, 10, 50
 CASES = [(2, 8, SHIPPED), (2, 32, SHIPPED), (4, 128, SHIPPED), (8, 512, SHIPPED), (32, 1024, SHIPPED), (2, 8, 80), (4, 128, 80)]

@@ -21,7 +21,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def held_bytes(engine: Any) -> dict[str, int]:
     """Bytes on this rank by what they are."""
-    from pipeline.optimizer_state import inner_optimizer
+    from pipeline.training.zero_state import inner_optimizer
 
     mine = [p.ds_tensor if hasattr(p, "ds_id") else p.data for p in engine.module.parameters()]
     model = sum(tensor.nbytes for tensor in mine)  # by numbers: many tensors are views of one buffer
@@ -43,8 +43,8 @@ def be_rank(rank: int, port: str, source: str) -> None:
     from models.relevance import build_model
     from models.training.flat_parameters import FlatModel
     from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig
-    from pipeline.optimizer import build_optimizer
-    from pipeline.zero import deepspeed_config
+    from pipeline.training.deepspeed_engine import deepspeed_config
+    from pipeline.training.optimizer import build_optimizer
 
     torch.set_num_threads(1)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

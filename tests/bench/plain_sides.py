@@ -58,12 +58,12 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     from models.losses import row_losses, task_sums
     from models.training.compilation import compile_layers
     from pipeline.encoding.batches import collate
-    from pipeline.head_start import start_heads
     from pipeline.inference.predictor import fresh_judge
-    from pipeline.optimizer import build_optimizer
-    from pipeline.row_packing import packed_beginnings
     from pipeline.runtime.timing import wait_for
-    from pipeline.train_loop import build_sampler
+    from pipeline.training.head_init import start_heads
+    from pipeline.training.optimizer import build_optimizer
+    from pipeline.training.packing_probe import packed_beginnings
+    from pipeline.training.worker_setup import build_sampler
 
     rank, world_size = place()
     torch.set_num_threads(2 // world_size)
@@ -108,7 +108,7 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
 
     from models.backbone import choose_dtype, resolve_folder
     from pipeline.runtime.timing import wait_for
-    from pipeline.train_loop import build_sampler
+    from pipeline.training.worker_setup import build_sampler
 
     _, world_size = place()
     torch.set_num_threads(2 // world_size)

@@ -64,7 +64,7 @@ def encoded_rows(run_dir: Path) -> Any:
 
 def steps_of_an_epoch(run_dir: Path) -> int:
     """Batches in a pass over the training rows."""
-    from pipeline.train_loop import build_sampler
+    from pipeline.training.worker_setup import build_sampler
 
     return int(build_sampler(read_run(run_dir), encoded_rows(run_dir)).batches_per_epoch)
 

@@ -39,12 +39,13 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
     """Train as a Ray worker would."""
     import torch
 
-    from pipeline import train_loop, train_step
-    from pipeline.checkpoint import CheckpointWriter
     from pipeline.config.loading import build_config
     from pipeline.encoding.encoded_dataset import read_encoded
-    from pipeline.interim import Interim
     from pipeline.runtime.watchdog import Watch
+    from pipeline.training import step as train_step
+    from pipeline.training import worker as train_loop
+    from pipeline.training.checkpoint import CheckpointWriter
+    from pipeline.training.validation_loop import Interim
 
     config = build_config(case["config"], "the case")
     encoded = read_encoded(Path(case["settings"]["encoded_dir"]), "train", config.tasks)

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from models.backbone import resolve_folder
 from models.files import file_sha256
 from models.serialization.bundle import read_bundle
-from pipeline.checkpoint import check_checkpoint
 from pipeline.config.loading import build_config
 from pipeline.config.tasks import Task
 from pipeline.data.reader import find_partitions
@@ -25,7 +24,8 @@ from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.errors import DamagedInputError
 from pipeline.inference.calibration import label_probabilities
 from pipeline.inference.predictor import load_judge
-from pipeline.train_loop import build_sampler
+from pipeline.training.checkpoint import check_checkpoint
+from pipeline.training.worker_setup import build_sampler
 
 STEPS = 20  # of 12 an epoch
 GOLDEN = Path(__file__).parents[1] / "golden" / "training_losses.json"

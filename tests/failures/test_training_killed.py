@@ -17,8 +17,8 @@ from commands import RELEVANCE
 from patches import write_patch
 from planted import planted_config, write_config, write_planted
 
-from pipeline.checkpoint import newest_checkpoint
 from pipeline.runtime.watchdog import GRACE_S
+from pipeline.training.checkpoint import newest_checkpoint
 
 TIMEOUT_S = 240
 
@@ -318,7 +318,7 @@ def instead_of(train_step):
 def test_a_single_worker_that_hangs_is_started_again_and_tells_where_it_was(
     start: Start, unbroken_alone: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_patch(tmp_path / "patch", "pipeline.train_loop", "train_step", HANGING.format(marker=str(tmp_path / "hung")))
+    write_patch(tmp_path / "patch", "pipeline.training.worker", "train_step", HANGING.format(marker=str(tmp_path / "hung")))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "patch"))
     training = start("hanging alone")
     said = training.finish(*ALONE)
@@ -367,7 +367,7 @@ def instead_of(gradient_norms):
 
 @pytest.mark.failures
 def test_a_gradient_that_is_not_finite_stops_before_the_step_is_taken(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_patch(tmp_path / "patch", "pipeline.train_step", "gradient_norms", NO_GRADIENT)
+    write_patch(tmp_path / "patch", "pipeline.training.step", "gradient_norms", NO_GRADIENT)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "patch"))
     training = start("no gradient")
     process = training.start()

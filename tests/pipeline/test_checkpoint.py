@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save
 
 from models.training.flat_parameters import FlatModel
-from pipeline import checkpoint
-from pipeline.checkpoint import CheckpointWriter, check_checkpoint, newest_checkpoint
 from pipeline.errors import DamagedInputError, RetryableError
-from pipeline.interim import Best
-from pipeline.optimizer_state import assemble, inner_optimizer, load_optimizer_tensors, optimizer_tensors
-from pipeline.train_loop import agreed_checkpoint
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import CheckpointWriter, check_checkpoint, newest_checkpoint
+from pipeline.training.validation_loop import Best
+from pipeline.training.worker import agreed_checkpoint
+from pipeline.training.zero_state import assemble, inner_optimizer, load_optimizer_tensors, optimizer_tensors
 
 FILES = ("weights.safetensors", "optimizer-0.safetensors", "state.json", "manifest.json")
 

@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score, log_loss
 
 from pipeline.config.tasks import Task
 from pipeline.encoding.batches import EncodedRows
-from pipeline.interim import Best, Interim, better, drawn_rows
-from pipeline.train_step import TrainingDivergedError
+from pipeline.training.step import TrainingDivergedError
+from pipeline.training.validation_loop import Best, Interim, better, drawn_rows
 
 TASKS = tuple(
     Task(name=name, labels=labels, relevant_from=1, template="{query} {ad_title}")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.live_record import live_record
-from pipeline.train_step import StepDone
+from pipeline.training.event_log import live_record
+from pipeline.training.step import StepDone
 
 
 def test_arithmetic_is_that_of_tokens_and_of_rows_and_padding_is_none() -> None:

@@ -10,7 +10,7 @@ from models.backbone import load_backbone
 from models.config import BackboneConfig, ModelConfig, MoELoRAConfig, MTLLoRAConfig, MTLoRAConfig, PerTaskLoRAConfig
 from models.relevance import RelevanceModel, build_model
 from pipeline.config.training import OptimizerConfig
-from pipeline.optimizer import build_optimizer, hold_what_has_no_gradient, rate_share
+from pipeline.training.optimizer import build_optimizer, hold_what_has_no_gradient, rate_share
 
 CONFIG = OptimizerConfig(learning_rate=1e-3, head_learning_rate=5e-3, mixture_learning_rate=2e-3, weight_decay=0.1)
 

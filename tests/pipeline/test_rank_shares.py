@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from pipeline.rank_shares import changes, deal_by_length, deal_by_task, together, tokens_of, tokens_of_ranks
+from pipeline.training.rank_balancing import changes, deal_by_length, deal_by_task, together, tokens_of, tokens_of_ranks
 
 BEGINNING_T = np.array([10, 25, 0, 7])
 

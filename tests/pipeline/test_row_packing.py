@@ -15,7 +15,7 @@ from models.backbone import load_backbone
 from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
 from models.relevance import build_model
 from pipeline.encoding.batches import EncodedRows, collate
-from pipeline.row_packing import beginning_lengths, packed_beginnings, rows_to_try
+from pipeline.training.packing_probe import beginning_lengths, packed_beginnings, rows_to_try
 
 LENGTHS = [4, 3]  # what the rows of two tasks begin with
 

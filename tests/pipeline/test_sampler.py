@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipeline.sampler import Sampler, epoch_quotas
+from pipeline.training.sampler import Sampler, epoch_quotas
 
 ROWS_T = (700, 90, 10)
 

@@ -11,16 +11,17 @@ import torch
 from planted import planted_config, write_planted
 
 from models.files import file_sha256
-from pipeline import trainer
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
-from pipeline.live import LiveFollower
 from pipeline.runtime.ray_internals import go_without
 from pipeline.storage.filesystem import write_json
-from pipeline.trainer import BUGS, drop_checkpoints, find_error, open_checkpoints, out_of_memory
-from pipeline.training_plan import plan_training, trained_fingerprint
-from pipeline.zero import deepspeed_config
+from pipeline.training import driver as trainer
+from pipeline.training.deepspeed_engine import deepspeed_config
+from pipeline.training.event_log import LiveFollower
+from pipeline.training.plan import plan_training, trained_fingerprint
+from pipeline.training.resume import drop_checkpoints, open_checkpoints
+from pipeline.training.worker_failures import BUGS, find_error, out_of_memory
 
 
 def test_the_follower_hands_on_every_line_once_and_in_order_even_those_written_in_parts(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from models.config import (  # noqa: E402
 from models.relevance import RelevanceModel, build_model  # noqa: E402
 from models.training.flat_parameters import FlatModel  # noqa: E402
 from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig  # noqa: E402
-from pipeline.optimizer import build_optimizer  # noqa: E402
+from pipeline.training.optimizer import build_optimizer  # noqa: E402
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, head_learning_rate=2e-2, mixture_learning_rate=3e-2, weight_decay=0.05, gradient_clipping=0.5)
 STEPS = 3
@@ -93,8 +93,8 @@ def train_with_deepspeed(model: FlatModel, stage: int, rank: int) -> dict[str, A
     """Losses and gradient norms of each step, as this rank sees them; and the trained tensors."""
     import deepspeed
 
-    from pipeline.checkpoint import gather_trainables
-    from pipeline.zero import deepspeed_config, gradient_norms
+    from pipeline.training.checkpoint import gather_trainables
+    from pipeline.training.deepspeed_engine import deepspeed_config, gradient_norms
 
     training = TrainingConfig(num_workers=2, batch_rows=8)
     deepspeed.utils.groups._WORLD_GROUP = torch.distributed.group.WORLD  # as training has it

@@ -1,10 +1,36 @@
-"""The config's DeepSpeed block as DeepSpeed's own config."""
+"""The DeepSpeed engine: its config, its construction, and the gradient norms it hides."""
+
+from __future__ import annotations
 
 from typing import Any
 
 import torch
 
+from models.training.flat_parameters import FlatModel
+from pipeline.config.run import RunConfig
 from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig
+from pipeline.inference.predictor import Judge
+from pipeline.training.optimizer import build_optimizer
+
+
+def build_engine(config: RunConfig, judge: Judge) -> Any:
+    """DeepSpeed's engine over the model's trained numbers, which lie flat from here on."""
+    import deepspeed
+
+    # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # or DeepSpeed would make a group of its own, whose collectives would wait for half an hour, whatever the config says. Its experts and hpZ, which
+    # we do not have, would hang with this one: they look for the end of its ranks
+    deepspeed.utils.groups._WORLD_GROUP = torch.distributed.group.WORLD
+    model = FlatModel(judge.model)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=list(model.trainable_state().values()),
+        optimizer=build_optimizer(model, config.optimizer),
+        config=deepspeed_config(config.deepspeed, config.training, config.optimizer),
+    )
+    return engine
+
 
 
 def deepspeed_config(deepspeed: DeepSpeedConfig, training: TrainingConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
@@ -26,6 +52,7 @@ def deepspeed_config(deepspeed: DeepSpeedConfig, training: TrainingConfig, optim
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
 
 
 def gradient_norms(engine: Any) -> dict[str, float]:

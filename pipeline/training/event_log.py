@@ -1,13 +1,64 @@
-"""What a training worker writes for those who follow it; `live.py` reads it."""
+"""The log of a training's events: workers write it, the driver and `relevance status` read it."""
 
 import json
 import math
+import threading
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.storage.filesystem import naming_file
-from pipeline.train_step import StepDone, Worker
+from pipeline.training.step import StepDone, Worker
+
+OnLine = Callable[[dict[str, Any]], None]
+
+
+
+def read_line(text: str) -> dict[str, Any] | None:
+    """A line; None where it is none, as a full disk or a power cut may leave it."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+
+class LiveFollower:
+    """Calls back with each json line that the training writes, from a thread of its own, until closed. What goes wrong in a call goes to
+    stderr, and the lines after it are called back with all the same: a training does not hang on who looks on."""
+
+    def __init__(self, path: Path, on_line: OnLine, every_s: float = 0.5) -> None:
+        self.path, self.on_line, self.every_s = path, on_line, every_s
+        self.closing = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "LiveFollower":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        with self.path.open(encoding="utf-8") as file:
+            tail = ""
+            while True:
+                last_round = self.closing.is_set()
+                tail += file.read()
+                *lines, tail = tail.split("\n")
+                for line in filter(None, map(read_line, lines)):
+                    try:
+                        self.on_line(line)
+                    except Exception:
+                        traceback.print_exc()
+                if last_round:
+                    return
+                self.closing.wait(self.every_s)
+
 
 
 def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]:
@@ -35,6 +86,7 @@ def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]
         "gradient_norm": math.sqrt(sum(norm**2 for norm in done.group_norms.values())),
         "group_gradient_norms": done.group_norms,
     }
+
 
 
 def append_live(path: Path, record: dict[str, Any]) -> None:

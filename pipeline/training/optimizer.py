@@ -27,6 +27,7 @@ def build_optimizer(model: RelevanceModel | FlatModel, config: OptimizerConfig) 
     return optimizer
 
 
+
 def hold_what_has_no_gradient(optimizer: torch.optim.Optimizer) -> None:
     """Keep numbers whose gradient is exactly 0 as they are in a step: those of tasks that have no row in the batch.
 
@@ -48,6 +49,7 @@ def hold_what_has_no_gradient(optimizer: torch.optim.Optimizer) -> None:
 
     optimizer.register_step_pre_hook(remember)
     optimizer.register_step_post_hook(put_back)
+
 
 
 def rate_share(step: int, num_steps: int, warmup_share: float) -> float:

@@ -19,15 +19,16 @@ from pipeline.config.run import RunConfig
 from pipeline.encoding.batches import EncodedRows, collate
 from pipeline.errors import ConfigError, RelevanceError
 from pipeline.inference.predictor import Judge
-from pipeline.optimizer import rate_share
 from pipeline.runtime.timing import DeviceClock
 from pipeline.runtime.watchdog import Watch
-from pipeline.sampler import Sampler
-from pipeline.zero import gradient_norms
+from pipeline.training.deepspeed_engine import gradient_norms
+from pipeline.training.optimizer import rate_share
+from pipeline.training.sampler import Sampler
 
 
 class TrainingDivergedError(RelevanceError):
     """A loss or a gradient was not finite; nothing was published."""
+
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Worker:
         return max(1, round(self.config.training.epochs * self.sampler.batches_per_epoch))
 
 
+
 @dataclass
 class StepDone:
     """What came of one step: sums over all ranks, and this rank's seconds by what its device spent them on; "backward" is with DeepSpeed's own
@@ -78,6 +80,7 @@ class StepDone:
     def clock(self, what: str) -> DeviceClock:
         """Count the time spent inside."""
         return self.clocks.setdefault(what, DeviceClock(self.device))
+
 
 
 def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
@@ -123,6 +126,7 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
     return done
 
 
+
 def micro_step(
     worker: Worker, mine: np.ndarray, scale: float, done: StepDone, losses: list[tuple[np.ndarray, torch.Tensor]]
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
@@ -147,6 +151,7 @@ def micro_step(
     return loss_T.detach(), weight_T.detach()
 
 
+
 def any_rank(mine: bool, device: torch.device) -> bool:
     """Whether any rank says so. All ranks must call it."""
     said = torch.tensor(float(mine), device=device)
@@ -154,11 +159,13 @@ def any_rank(mine: bool, device: torch.device) -> bool:
     return bool(said > 0)
 
 
+
 def gather_rows(mine: list[int]) -> np.ndarray:
     """Row numbers of all ranks."""
     every: list[list[int] | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, mine)
     return np.asarray([row for rows in every for row in rows or ()], dtype=np.int64)
+
 
 
 def diverged(worker: Worker, step: int, what: str, rows: np.ndarray) -> TrainingDivergedError:
@@ -169,6 +176,7 @@ def diverged(worker: Worker, step: int, what: str, rows: np.ndarray) -> Training
         f"the {what} of step {step + 1} is not finite (task {names}; rows {shown}); nothing was published. Look at these rows, or remove"
         f" {worker.config.run_dir / 'training' / 'checkpoints'} and train anew with a lower optimizer.learning_rate"
     )
+
 
 
 def position_seed(seed: int, step: int, rank: int) -> int:

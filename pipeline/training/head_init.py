@@ -10,7 +10,9 @@ from pipeline.encoding.batches import EncodedRows, collate, length_batches
 from pipeline.inference.predictor import Judge
 
 HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
+
 HEAD_START_TOKENS = 1024  # of a batch of them: small, so that ranks get like shares
+
 
 
 @torch.no_grad()

@@ -12,28 +12,24 @@ from typing import Any
 from filelock import FileLock
 
 from models.backbone import resolve_folder
-from pipeline.checkpoint import newest_checkpoint
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions
 from pipeline.encoding.encoded_cache import EncodingPlan, OnProgress, publish_encoded
-from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
-from pipeline.live import LiveFollower, OnLine
+from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.runtime.ray_internals import go_without
-from pipeline.storage.filesystem import read_json, remove_tree, write_json
-from pipeline.train_loop import StoppedError, train_worker
+from pipeline.storage.filesystem import remove_tree
+from pipeline.training.checkpoint import newest_checkpoint
+from pipeline.training.event_log import LiveFollower, OnLine
 from pipeline.training.metrics import TrainingGauges
-from pipeline.training_plan import TrainingPlan, changes
+from pipeline.training.plan import TrainingPlan
+from pipeline.training.worker import StoppedError, train_worker
+from pipeline.training.worker_failures import BUGS, OF_OTHERS, find_error, no_room, out_of_memory, stuck_files
 
 MAX_RESTARTS = 3  # of the workers from one checkpoint, or of Ray's controller, within one command
 
 # A worker trains in a thread beside Ray's. By itself the C library gives such a thread heaps of its own, and gives much of them back to the system
 # after each pass, only to get it again page by page, cleared anew: a tenth of a step on a virtual machine.
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-
-OF_OTHERS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "store")  # words of a RuntimeError that tells of another worker
-
-# what a worker's own code raises, as opposed to what it raises because another worker is gone
-BUGS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, NotImplementedError, TypeError, ValueError)
 
 
 
@@ -71,41 +67,6 @@ def run_training(plan: TrainingPlan, on_encoded: OnProgress, on_line: OnLine, sa
     remove_tree(plan.checkpoint_dir)
     if stop_path.exists():
         raise StoppedError("the training was finished when it was asked to stop; run the same command again to go on from its bundle")
-
-
-
-def open_checkpoints(plan: TrainingPlan, say: Callable[[str], None]) -> None:
-    """Make the folder of a training's checkpoints, or go on with the one that is there. ConfigError: it is another training's."""
-    folder, of_training = plan.checkpoint_dir, plan.checkpoint_dir / "training.json"
-    newest, problems = newest_checkpoint(folder)
-    if newest is None:
-        remove_tree(folder)
-        folder.mkdir(parents=True)
-        write_json(of_training, plan.facts)
-        for problem in problems:
-            say(f"  no checkpoint is whole, starting anew: {problem}")
-        return
-    try:
-        changed = changes(read_json(of_training), plan.facts)
-    except (OSError, DamagedInputError) as error:
-        raise ConfigError(f"{of_training} is gone or damaged, so these may be another training's checkpoints; remove {folder}") from error
-    if changed:
-        raise ConfigError(
-            f"{folder} holds an interrupted training that was other than this one: {'; '.join(changed[:8])}. Go back to its config to finish it,"
-            f" run under another name, or remove {folder} to start anew"
-        )
-    for problem in problems:
-        say(f"  a damaged checkpoint is passed over: {problem}")
-    say(f"  going on from {newest.name}")
-
-
-
-def drop_checkpoints(plan: TrainingPlan) -> None:
-    """Remove what a finished training left: there is something if its command was killed just after the bundle was published. Checkpoints of
-    another training stay."""
-    with contextlib.suppress(OSError, DamagedInputError):
-        if read_json(plan.checkpoint_dir / "training.json") == plan.facts:
-            remove_tree(plan.checkpoint_dir)
 
 
 
@@ -170,13 +131,6 @@ def fit(
 
 
 
-def stuck_files(live_path: Path, losses: int) -> list[Path]:
-    """What workers that got no further left, put where the next ones will not write. `losses`: how often workers were lost by now."""
-    left = [path for path in sorted(live_path.parent.glob("stuck-*.txt")) if path.stat().st_size]
-    return [path.rename(path.with_name(f"hung-{losses}-{path.name.removeprefix('stuck-')}")) for path in left]
-
-
-
 def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
     """One start of the workers, to their end."""
     from ray.train import FailureConfig, ScalingConfig
@@ -202,44 +156,3 @@ def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) 
     )
     go_without(trainer)
     trainer.fit()
-
-
-
-def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> Exception | None:
-    """The first error of such a kind that workers raised, if one of them ended the training."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        seen.append(error)
-        if isinstance(error, kinds) and not hasattr(error, "worker_failures"):
-            return error
-        for failure in getattr(error, "worker_failures", {}).values():
-            inner = find_error(failure, kinds)
-            if inner is not None:
-                return inner
-        error = error.__cause__ or getattr(error, "cause", None)
-    return None
-
-
-
-def no_room(error: BaseException, config: RunConfig) -> RetryableError | None:
-    """What to look at where the cluster found no place for the workers in the time that it has for it."""
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-    if not isinstance(getattr(error, "controller_failure", error), WorkerGroupStartupTimeoutError):
-        return None
-    training = config.training
-    each = f"{training.threads_per_worker} CPUs" + (" and a GPU" if training.use_gpu else "")
-    cure = "wait until others are done, add nodes, or lower training.num_workers or threads_per_worker"
-    return RetryableError(f"the Ray cluster had no room for {training.num_workers} workers of {each} each; {cure}, then run the same command again")
-
-
-
-def out_of_memory(error: BaseException) -> ConfigError | None:
-    """What to change where a worker's device had no memory left, which it would not have the next time either."""
-    import torch
-
-    found = find_error(error, (torch.OutOfMemoryError,))
-    if found is None:
-        return None
-    cure = "lower training.micro_batch_tokens, or set training.gradient_checkpointing, a higher deepspeed.zero_stage or offload"
-    return ConfigError(f"a worker ran out of memory ({last_line(found)}); {cure}")

@@ -15,10 +15,14 @@ from pipeline.errors import ConfigError
 from pipeline.storage.filesystem import json_sha256
 
 NO_NUMBERS = {"checkpoint_every_steps", "hang_timeout_s"}  # settings of training that no number follows from
+
 # and those that only rounding follows from
 SPREAD = {"num_workers", "threads_per_worker", "use_gpu", "micro_batch_tokens", "gradient_checkpointing", "compile_layers"}
+
 TOLD = {"data": "the digest of the accepted rows", "backbone_digest": "the digest of the backbone"}  # facts by what people call them
+
 BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "training", "optimizer")
+
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class TrainingPlan:
         return trained_fingerprint(self.bundle_dir) == self.fingerprint
 
 
+
 def plan_training(config: RunConfig) -> TrainingPlan:
     """The training a config asks for on the accepted rows. ConfigError: the backbone is not to be had or lacks a target module."""
     backbone = checked_backbone(config)
@@ -64,6 +69,7 @@ def plan_training(config: RunConfig) -> TrainingPlan:
     plain["training"] = {key: value for key, value in plain["training"].items() if key not in free}
     digest = data_digest(find_partitions(config.accepted_dir, config.tasks))
     return TrainingPlan(config, {**{key: plain[key] for key in BLOCKS}, "data": digest, "backbone_digest": folder_digest(backbone)})
+
 
 
 def checked_backbone(config: RunConfig) -> Path:
@@ -76,6 +82,7 @@ def checked_backbone(config: RunConfig) -> Path:
     return folder
 
 
+
 def planned_parameters(config: RunConfig) -> tuple[int, int]:
     """(trainable, total) numbers of the model that a checked config describes, from shapes alone."""
     trunk = empty_trunk(resolve_folder(config.backbone))
@@ -84,12 +91,14 @@ def planned_parameters(config: RunConfig) -> tuple[int, int]:
     return trainable, sum(parameter.numel() for parameter in trunk.parameters()) + trainable
 
 
+
 def trained_fingerprint(bundle_dir: Path) -> str | None:
     """The fingerprint of the training that wrote a bundle; None if there is no whole bundle."""
     try:
         return str(read_bundle(bundle_dir).description["training"]["fingerprint"])
     except BundleRefusedError:
         return None
+
 
 
 def changes(before: Any, now: Any, where: str = "") -> list[str]:

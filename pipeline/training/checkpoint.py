@@ -18,12 +18,14 @@ from safetensors.torch import load, save
 
 from models.files import file_sha256
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.interim import Best
-from pipeline.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from pipeline.storage.filesystem import publish_dir, read_json, remove_tree, synced, temporary_beside, write_json
+from pipeline.training.validation_loop import Best
+from pipeline.training.zero_state import load_optimizer_tensors, optimizer_tensors
 
 KEEP = 2  # newest checkpoints kept: one to use, one should it prove damaged
+
 WAIT_S = 600.0  # for the other ranks' parts, on storage that may be slow
+
 
 
 def gather_trainables(engine: Any) -> dict[str, torch.Tensor]:
@@ -35,6 +37,7 @@ def gather_trainables(engine: Any) -> dict[str, torch.Tensor]:
         for group, flat in engine.module.trainable_state().items()
     }
     return {name: tensor.clone() for name, tensor in engine.module.cut_up(flats).items()}
+
 
 
 class CheckpointWriter:
@@ -111,9 +114,11 @@ class CheckpointWriter:
             time.sleep(0.01)
 
 
+
 def frozen_dtype(engine: Any) -> str:
     """The precision of what is not trained."""
     return next((str(p.dtype).removeprefix("torch.") for p in engine.module.parameters() if not p.requires_grad), "none")
+
 
 
 def write_part(path: Path, content: bytes) -> None:
@@ -128,6 +133,7 @@ def write_part(path: Path, content: bytes) -> None:
         raise
 
 
+
 def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """(the newest whole checkpoint, what is wrong with newer ones). RetryableError: as `check_checkpoint` says."""
     problems = []
@@ -139,6 +145,7 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
             continue
         return folder, problems
     return None, problems
+
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -155,6 +162,7 @@ def check_checkpoint(folder: Path) -> None:
         raise RetryableError(f"{folder} cannot be read ({error}); {cure}") from error
 
 
+
 def listed_files(folder: Path) -> dict[str, str]:
     """The sha256 of each file that a checkpoint's manifest lists. DamagedInputError: there is no manifest, or none of a checkpoint."""
     if not (folder / "manifest.json").is_file():
@@ -163,6 +171,7 @@ def listed_files(folder: Path) -> dict[str, str]:
     if not isinstance(listed, dict) or not {"weights.safetensors", "state.json", "optimizer-0.safetensors"} <= listed.keys():
         raise DamagedInputError(f"{folder / 'manifest.json'} does not list a checkpoint's files")
     return listed
+
 
 
 def restore_checkpoint(engine: Any, folder: Path) -> tuple[int, Best | None]:

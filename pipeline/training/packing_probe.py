@@ -33,6 +33,7 @@ def packed_beginnings(config: RunConfig, judge: Judge, encoded: EncodedRows) -> 
     return length_T if tried(judge, encoded, length_T) else None
 
 
+
 def beginning_lengths(encoded: EncodedRows, num_tasks: int) -> np.ndarray:
     """Tokens (T,) that all rows of each task begin with, at least one less than its shortest row has; 0 of a task without two rows."""
     length_T, length_N = np.zeros(num_tasks, np.int64), encoded.length_N
@@ -43,6 +44,7 @@ def beginning_lengths(encoded: EncodedRows, num_tasks: int) -> np.ndarray:
             while length_T[task] < shortest - 1 and not np.ptp(encoded.ids[start_M + length_T[task]]):
                 length_T[task] += 1
     return length_T
+
 
 
 @torch.no_grad()
@@ -75,6 +77,7 @@ def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
     return good
 
 
+
 def rows_to_try(encoded: EncodedRows, length_T: np.ndarray) -> np.ndarray:
     """The longest row of one task and the shortest behind it, where the end of another shows most, and so of a second; of tasks with a beginning
     where there are such."""
@@ -85,6 +88,7 @@ def rows_to_try(encoded: EncodedRows, length_T: np.ndarray) -> np.ndarray:
         length_M = encoded.length_N[mine]
         chosen += [mine[length_M.argmax()], mine[length_M.argmin()]]
     return np.array(chosen)
+
 
 
 APART = 0.02  # of their length, that logits may differ by the row before them: in bfloat16 one in a hundred with the order of sums

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import shutil
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,31 +11,23 @@ from typing import Any, NoReturn
 import torch
 
 from models.serialization.bundle import BundleRefusedError, write_bundle
-from models.training.compilation import compile_layers
-from models.training.flat_parameters import FlatModel
-from pipeline.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
 from pipeline.config.loading import build_config
-from pipeline.config.run import RunConfig
-from pipeline.encoding.batches import EncodedRows
 from pipeline.encoding.encoded_dataset import read_encoded
-from pipeline.errors import ConfigError, DataRefusedError, RetryableError
-from pipeline.head_start import start_heads
-from pipeline.inference.predictor import Judge, describe, fresh_judge
-from pipeline.interim import Best, Interim, better
-from pipeline.live_record import append_live, live_record
-from pipeline.optimizer import build_optimizer
-from pipeline.row_packing import packed_beginnings
-from pipeline.runtime.flops import step_flops
-from pipeline.runtime.timing import clock, matmul_peak
+from pipeline.errors import RetryableError
+from pipeline.inference.predictor import describe
+from pipeline.runtime.timing import clock
 from pipeline.runtime.watchdog import Watch
-from pipeline.sampler import Sampler
 from pipeline.storage.filesystem import remove_tree
-from pipeline.train_step import TrainingDivergedError, Worker, any_rank, train_step
-from pipeline.zero import deepspeed_config
+from pipeline.training.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
+from pipeline.training.event_log import append_live, live_record
+from pipeline.training.step import TrainingDivergedError, Worker, any_rank, train_step
+from pipeline.training.validation_loop import Best, Interim, better
+from pipeline.training.worker_setup import build_worker
 
 
 class StoppedError(RetryableError):
     """The driver asked the workers to stop."""
+
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -65,74 +54,6 @@ def train_worker(settings: dict[str, Any]) -> None:
             raise RetryableError(f"{error}; free space or permissions are the usual causes; then run the same command again") from error
     ray.train.report({})
 
-
-def build_worker(
-    config: RunConfig, encoded: EncodedRows, rank: int, world_size: int, device: torch.device, seconds: dict[str, float], watch: Watch
-) -> Worker:  # fmt: skip
-    """Load the model and hand it to DeepSpeed. torch.distributed is initialised already. `seconds` is told what took how long; `watch` is entered,
-    and no part of this may take longer than it allows."""
-    if len(encoded) == 0:
-        found = f"no row of {config.accepted_dir} falls into the train split"
-        raise DataRefusedError(f"{found}; add rows or lower split.valid_share and split.test_share")
-    sampler = build_sampler(config, encoded)
-    watch.alive()
-    with clock(seconds, "model"):
-        judge = fresh_judge(config, device)
-    watch.alive()
-    with clock(seconds, "heads"):
-        beginning_T = packed_beginnings(config, judge, encoded)
-        watch.alive()
-        if any_rank(beginning_T is None, device):  # or ranks would round otherwise
-            beginning_T = None
-            judge.model.take_padded_only()
-        start_heads(judge, encoded, beginning_T, rank, world_size)
-    watch.alive()
-    if config.training.gradient_checkpointing:
-        judge.model.enable_gradient_checkpointing()
-    flops = step_flops(judge.model)  # before ZeRO 3 takes the numbers apart
-    with clock(seconds, "engine"):
-        engine = build_engine(config, judge)
-    if config.training.compile_layers:
-        check_compiler()
-        compile_layers(judge.model)
-    watch.alive()
-    with clock(seconds, "matmul peak"):
-        peak = matmul_peak(device, judge.backbone.dtype)
-    return Worker(config, judge, encoded, sampler, engine, rank, world_size, *flops, peak, watch, beginning_T)
-
-
-def check_compiler() -> None:
-    """ConfigError if this worker has no C++ compiler."""
-    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        here = f"{socket.gethostname()} has neither g++ nor clang++"
-        raise ConfigError(f"training.compile_layers needs a C++ compiler and {here}; install one or set it to false")
-
-
-def build_engine(config: RunConfig, judge: Judge) -> Any:
-    """DeepSpeed's engine over the model's trained numbers, which lie flat from here on."""
-    import deepspeed
-
-    # skip the shared-memory collective that DeepSpeed would compile for a minute on a first run: gloo does here
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # or DeepSpeed would make a group of its own, whose collectives would wait for half an hour, whatever the config says. Its experts and hpZ, which
-    # we do not have, would hang with this one: they look for the end of its ranks
-    deepspeed.utils.groups._WORLD_GROUP = torch.distributed.group.WORLD
-    model = FlatModel(judge.model)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=list(model.trainable_state().values()),
-        optimizer=build_optimizer(model, config.optimizer),
-        config=deepspeed_config(config.deepspeed, config.training, config.optimizer),
-    )
-    return engine
-
-
-def build_sampler(config: RunConfig, encoded: EncodedRows) -> Sampler:
-    """The run's sampler."""
-    weights, training = [task.sampling_weight for task in config.tasks], config.training
-    return Sampler(
-        encoded.length_N, encoded.task_N, weights, training.batch_rows, training.task_temperature, config.seed, training.max_task_rows
-    )  # fmt: skip
 
 
 def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -> None:
@@ -187,6 +108,7 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
     publish(worker, settings, step, best)
 
 
+
 def evaluate(
     worker: Worker, interim: Interim, step: int, best: Best | None, asked: Callable[[], bool]
 ) -> tuple[Best | None, dict[str, Any] | None]:  # fmt: skip
@@ -202,6 +124,7 @@ def evaluate(
     return best, {**figures, "is_best": is_best, "seconds": seconds["evaluation"], "at_s": time.time()}
 
 
+
 def keep_and_stop(writer: CheckpointWriter, step: int, best: Best | None) -> NoReturn:
     """Write the state down, then StoppedError on all ranks."""
     writer.save(step, best)
@@ -211,10 +134,12 @@ def keep_and_stop(writer: CheckpointWriter, step: int, best: Best | None) -> NoR
     raise stopped(step)
 
 
+
 def stopped(step: int) -> StoppedError:
     """The end of a training that was asked to stop."""
     kept = f", and its state after step {step} is kept" if step else " before its first step"
     return StoppedError(f"training was stopped as asked{kept}; run the same command again to go on")
+
 
 
 def publish(worker: Worker, settings: dict[str, Any], steps: int, best: Best | None) -> None:
@@ -227,6 +152,7 @@ def publish(worker: Worker, settings: dict[str, Any], steps: int, best: Best | N
             write_bundle(Path(settings["bundle_dir"]), describe(worker.judge, worker.config, facts), tensors, worker.judge.backbone.folder)
         except BundleRefusedError as error:
             raise TrainingDivergedError(f"{error}; lower optimizer.learning_rate; nothing was published") from error
+
 
 
 def agreed_checkpoint(root: Path, rank: int) -> Path | None:

@@ -13,7 +13,7 @@ import torch
 from pipeline.encoding.batches import EncodedRows, collate, length_batches
 from pipeline.evaluation.metrics import calibration_figures, ranking_figures
 from pipeline.inference.calibration import label_probabilities, relevance_probability
-from pipeline.train_step import TrainingDivergedError, Worker, any_rank
+from pipeline.training.step import TrainingDivergedError, Worker, any_rank
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Best:
     def facts(self) -> dict[str, Any]:
         """All but the weights, as json."""
         return {"step": self.step, "macro_pr_auc": self.macro_pr_auc, "log_loss": self.log_loss}
+
 
 
 class Interim:
@@ -95,11 +96,13 @@ class Interim:
         return everything.cpu().numpy()
 
 
+
 def better(figures: dict[str, Any], best: Best | None) -> bool:
     """Whether an evaluation is the best so far. One without a figure never is."""
     if "macro_pr_auc" not in figures:
         return False
     return best is None or (figures["macro_pr_auc"], -figures["macro_log_loss"]) > (best.macro_pr_auc, -best.log_loss)
+
 
 
 def drawn_rows(task_N: np.ndarray, num_tasks: int, task_rows: int, seed: int) -> np.ndarray:

@@ -6,12 +6,15 @@ Shape legend: B rows of the batch, I rows of one rank, J rows of another, T task
 import numpy as np
 
 SWAPS = 8  # tried times the number of ranks, at most; with 2, ranks of 32 rows and more were further apart than rows dealt by length
+
 LIGHTEST = 4  # ranks that the one with most tokens may swap with: with all of them dealing takes time and gains nothing
+
 
 
 def deal_by_length(num_rows: int, world_size: int) -> list[np.ndarray]:
     """Each rank's places among rows that are to be padded, shortest first: neighbours in length go to different ranks."""
     return [np.arange(num_rows)[rank::world_size] for rank in range(world_size)]
+
 
 
 def deal_by_task(length_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, world_size: int) -> list[np.ndarray]:
@@ -21,6 +24,7 @@ def deal_by_task(length_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarr
     tail_B = length_B - beginning_T[task_B]
     dealt = [swapped(tail_B, task_B, beginning_T, together(length_B, task_B, world_size)), deal_by_length(len(length_B), world_size)]
     return min(dealt, key=lambda shares: max(tokens_of_ranks(tail_B, task_B, beginning_T, shares)))
+
 
 
 def together(length_B: np.ndarray, task_B: np.ndarray, world_size: int) -> list[np.ndarray]:
@@ -33,6 +37,7 @@ def together(length_B: np.ndarray, task_B: np.ndarray, world_size: int) -> list[
         turns = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes if size])
         rank_B[of_task] = rank_B[of_task][np.argsort(turns, kind="stable")]
     return [order[rank_B == rank] for rank in range(world_size)]
+
 
 
 def swapped(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, shares: list[np.ndarray]) -> list[np.ndarray]:
@@ -59,14 +64,17 @@ def swapped(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, sha
     return shares
 
 
+
 def tokens_of(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray) -> int:
     """What a rank goes through that takes these rows."""
     return int(tail_B.sum() + beginning_T[np.unique(task_B)].sum())
 
 
+
 def tokens_of_ranks(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, shares: list[np.ndarray]) -> list[int]:
     """What each rank goes through."""
     return [tokens_of(tail_B[share], task_B[share], beginning_T) for share in shares]
+
 
 
 def changes(tail_B: np.ndarray, task_B: np.ndarray, beginning_T: np.ndarray, given_I: np.ndarray, taken_J: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+
 @dataclass(frozen=True)
 class Cut:
     """Where numbers start .. start + count of a flat parameter have their state: at `offset` of one of the optimizer's own tensors."""
@@ -21,6 +22,7 @@ class Cut:
     count: int
     owner: torch.Tensor  # what torch's optimizer steps on
     offset: int
+
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,11 @@ class Fragment:
     offset: int
 
 
+
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     """torch's optimizer inside DeepSpeed's: over this rank's flat partitions at ZeRO 1 to 3, over the parameters at 0."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
 
 
 def fragments(engine: Any) -> Iterator[Fragment]:
@@ -47,6 +51,7 @@ def fragments(engine: Any) -> Iterator[Fragment]:
             start, end = max(slot.start, cut.start), min(slot.start + slot.count, cut.start + cut.count)
             if start < end:
                 yield Fragment(slot.name, start - slot.start, end - start, cut.owner, cut.offset + start - cut.start)
+
 
 
 def cut_of(engine: Any, flat: Any) -> Cut:
@@ -65,6 +70,7 @@ def cut_of(engine: Any, flat: Any) -> Cut:
     return Cut(0, flat.numel(), flat, 0)
 
 
+
 def optimizer_tensors(engine: Any, rank: int) -> dict[str, torch.Tensor]:
     """This rank's moments and step counts under names such as heads.weight_KD@0.exp_avg, 0 being where the fragment starts; of what all ranks
     hold, rank 0 alone gives them."""
@@ -81,6 +87,7 @@ def optimizer_tensors(engine: Any, rank: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
+
 def load_optimizer_tensors(engine: Any, stored: dict[str, torch.Tensor]) -> None:
     """Give a fresh engine the state that `optimizer_tensors` of all ranks together tell, however many these were."""
     optimizer = inner_optimizer(engine)
@@ -95,6 +102,7 @@ def load_optimizer_tensors(engine: Any, stored: dict[str, torch.Tensor]) -> None
             part = found[moment].narrow(0, fragment.start, fragment.count)
             state[moment].view(-1).narrow(0, fragment.offset, fragment.count).copy_(part)
         state["step"] = found["step"].clone().reshape(())
+
 
 
 def assemble(sizes: dict[str, int], stored: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

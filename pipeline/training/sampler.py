@@ -9,9 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.rank_shares import deal_by_length, deal_by_task
+from pipeline.training.rank_balancing import deal_by_length, deal_by_task
 
 POOL_BATCHES = 32  # batches whose rows are sorted by length together: enough to leave few pads, few enough to keep batches random
+
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class BatchPlan:
     def batch(self, index: int) -> np.ndarray:
         """Row numbers of one global batch."""
         return self.rows[self.starts[index] : self.starts[index + 1]]
+
 
 
 class Sampler:
@@ -107,6 +109,7 @@ class Sampler:
         return np.concatenate(rounds)[:quota]
 
 
+
 def epoch_quotas(rows_T: np.ndarray, weight_T: Sequence[float], temperature: float) -> np.ndarray:
     """Rows of each task in an epoch (T,): as many in all as there are rows, shared by weight * rows^(1/temperature)."""
     share_T = np.where(rows_T > 0, np.asarray(weight_T) * np.power(rows_T.astype(np.float64), 1.0 / temperature), 0.0)
@@ -118,9 +121,11 @@ def epoch_quotas(rows_T: np.ndarray, weight_T: Sequence[float], temperature: flo
     return quota_T
 
 
+
 def batch_starts(num_rows: int, batch_rows: int) -> np.ndarray:
     """Where each batch starts, and the end."""
     return np.append(np.arange(0, num_rows, batch_rows), num_rows)
+
 
 
 def pass_ends(length_B: np.ndarray, world_size: int, token_budget: int) -> list[int]:
