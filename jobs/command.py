@@ -27,7 +27,7 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked
 
         from pipeline.config.loading import read_config
         from pipeline.logs import third_parties_in
-        from pipeline.tracking import told_errors
+        from pipeline.registry.mlflow_client import told_errors
 
         config = read_config(config_path, overrides or [])
         config.run_dir.mkdir(parents=True, exist_ok=True)

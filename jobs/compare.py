@@ -3,18 +3,17 @@
 from typing import Any
 
 from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError, GateRefusedError
+from pipeline.errors import GateRefusedError
 from pipeline.evaluation.behavioral_tests import run_cases
-from pipeline.evaluation.comparison import Comparison, compare_judges, same_task
+from pipeline.evaluation.comparison import Comparison, compare_judges
 from pipeline.evaluation.evaluation_rows import judged_test_rows
-from pipeline.fetched import fetch_version
-from pipeline.gate import Verdict, judge_version
-from pipeline.inference.predictor import Judge, load_judge
 from pipeline.logs import Console, aligned
-from pipeline.promotion import read_promotions
-from pipeline.registry import check_version, data_passed, write_verdict
+from pipeline.registry.mlflow_client import mlflow_client
+from pipeline.registry.model_versions import check_version, data_passed, write_verdict
+from pipeline.registry.promotion_gate import Verdict, judge_version
+from pipeline.registry.promotion_log import read_promotions
+from pipeline.registry.version_predictors import champion_version, judge_of
 from pipeline.storage.filesystem import write_json
-from pipeline.tracking import mlflow_client
 
 
 def run_gate(config: RunConfig, version: str, against: str, console: Console) -> dict[str, Any]:
@@ -54,31 +53,6 @@ def run_compare(config: RunConfig, version: str, other: str, console: Console) -
     comparison = compare_judges(first, second, judged_test_rows(config), config.scoring.batch_tokens, config.seed)
     console.result(comparison_table(comparison, version, other))
     return {"version": version, "against": other, **comparison.as_json()}
-
-
-
-def champion_version(config: RunConfig) -> str:
-    """The champion by the log. ConfigError: nothing was promoted yet."""
-    log = read_promotions(config)
-    if not log:
-        raise ConfigError(f"model {config.registry.model} has no champion to compare with; `relevance promote` makes the first one")
-    return str(log[-1]["version"])
-
-
-
-def judge_of(config: RunConfig, version: str) -> Judge:
-    """A registered version, ready to judge the config's test rows. ConfigError: it was trained on some of them, or on other labels."""
-    fetched = fetch_version(config, version)
-    judge, bundle = load_judge(fetched.bundle_dir, fetched.bundle_sha256)
-    share = bundle.description["split"]["test_share"]
-    if share < config.split.test_share:
-        raise ConfigError(
-            f"version {version} was trained with split.test_share {share}, the config has {config.split.test_share}: some test rows of now are not"
-            " test rows of then; lower split.test_share"
-        )
-    for task in judge.tasks:
-        same_task(task, config.tasks, f"version {version} and in the config")
-    return judge
 
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.run import RunConfig
-from pipeline.exports import ExportFormat, export_task
-from pipeline.fetched import fetch_version, resolve_champion
 from pipeline.logs import Console
+from pipeline.registry.exports import ExportFormat, export_task
+from pipeline.registry.version_files import fetch_version, resolve_champion
 
 
 def run_export(

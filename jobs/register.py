@@ -5,10 +5,10 @@ from typing import Any
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.logs import Console
-from pipeline.promotion import promote, read_promotions, roll_back, rolled_back
-from pipeline.registry import check_registered, check_version, read_verdict, register_version
+from pipeline.registry.mlflow_client import mlflow_client
+from pipeline.registry.model_versions import check_registered, check_version, read_verdict, register_version
+from pipeline.registry.promotion_log import promote, read_promotions, roll_back, rolled_back
 from pipeline.storage.filesystem import read_json
-from pipeline.tracking import mlflow_client
 
 HISTORY = ("number", "at", "by", "kind", "version", "instead of", "macro PR-AUC", "why")
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.compare import champion_version, judge_of
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions
 from pipeline.evaluation.bootstrap import Interval, interval
@@ -15,13 +14,14 @@ from pipeline.evaluation.comparison import differences, said_of, same_task, trut
 from pipeline.evaluation.evaluation_rows import judged_test_rows
 from pipeline.evaluation.html_report import TaskReport, VersionReport, report_page
 from pipeline.evaluation.task_metrics import measured, measured_slices
-from pipeline.fetched import fetch_version
 from pipeline.inference.predictor import Judge
 from pipeline.logs import Console
-from pipeline.promotion import champions, read_promotions
-from pipeline.registry import check_version, read_verdict
+from pipeline.registry.mlflow_client import metric_history, mlflow_client
+from pipeline.registry.model_versions import check_version, read_verdict
+from pipeline.registry.promotion_log import champions, read_promotions
+from pipeline.registry.version_files import fetch_version
+from pipeline.registry.version_predictors import champion_version, judge_of
 from pipeline.storage.filesystem import write_bytes
-from pipeline.tracking import metric_history, mlflow_client
 from validation.drift import compare
 from validation.drift_view import as_text
 from validation.profile import build_tally, read_profile

@@ -10,8 +10,8 @@ from jobs.score_live import ScoringLive, live_path
 from pipeline.commit import newest_records, put_record, sweep_orphans
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
-from pipeline.fetched import FetchedVersion, resolve_champion
 from pipeline.logs import Console
+from pipeline.registry.version_files import FetchedVersion, resolve_champion
 from pipeline.score import scored_units
 from pipeline.score_outcome import Outcome
 from pipeline.score_run import drift_lines, run_record, spent_lines

@@ -7,7 +7,7 @@ from typing import Any
 from jobs.cluster import ray_cluster
 from pipeline.config.run import RunConfig
 from pipeline.logs import Console, LateLine, Progress
-from pipeline.tracking import RunTracker, close_run
+from pipeline.registry.run_tracker import RunTracker, close_run
 from pipeline.training.driver import run_training
 from pipeline.training.plan import plan_training, planned_parameters
 from pipeline.training.resume import drop_checkpoints, open_checkpoints

@@ -59,7 +59,7 @@ def find_reference(config: RunConfig, console: Console) -> Path | None:
         raise ConfigError(f"gate.reference_profile {reference} does not exist; name the validation/profile.json of a run, champion, or leave it out")
     if reference != "champion":
         return reference
-    from pipeline.fetched import find_champion
+    from pipeline.registry.version_files import find_champion
 
     try:
         champion = find_champion(config)

@@ -22,9 +22,9 @@ from pipeline.config.tasks import check_known_task
 from pipeline.encoding.prefetch import OnRows
 from pipeline.errors import RelevanceError, RetryableError, last_line
 from pipeline.evaluation.score_reference import canary_difference, read_reference
-from pipeline.fetched import FetchedVersion
 from pipeline.inference.labels import score_all_tasks, score_rows
 from pipeline.inference.multitask_predictor import AllTasksJudge
+from pipeline.registry.version_files import FetchedVersion
 from pipeline.row_errors import part_rows
 from pipeline.runtime.timing import wait_for
 from pipeline.score_cache import ScoreCache, cached_files

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.commit import Root, judged_tasks, last_record, read_manifest
 from pipeline.errors import DamagedInputError
 from pipeline.evaluation.score_reference import Profile, add_profile, read_reference
-from pipeline.fetched import FetchedVersion
+from pipeline.registry.version_files import FetchedVersion
 from pipeline.score_drift import drift_rows
 from pipeline.score_facts import profiles_of
 from pipeline.score_outcome import Outcome

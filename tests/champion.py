@@ -8,10 +8,10 @@ from planted import planted_config, write_config, write_planted
 from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
 from pipeline.inference.predictor import describe, fresh_judge
-from pipeline.promotion import promote
-from pipeline.registry import check_version, register_version
+from pipeline.registry.mlflow_client import mlflow_client
+from pipeline.registry.model_versions import check_version, register_version
+from pipeline.registry.promotion_log import promote
 from pipeline.storage.filesystem import write_json
-from pipeline.tracking import mlflow_client
 
 FIGURE = {"value": 0.9, "low": 0.8, "high": 1.0}
 EVALUATION = {

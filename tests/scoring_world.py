@@ -9,8 +9,8 @@ from planted import planted_config, planted_rows, write_rows
 from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
-from pipeline.fetched import FetchedVersion
 from pipeline.inference.predictor import Judge, describe, fresh_judge
+from pipeline.registry.version_files import FetchedVersion
 from pipeline.score import UnitScorer, actor_settings
 from pipeline.score_units import Unit, plan_units
 

@@ -11,7 +11,7 @@ ORDER = ["models", "pipeline", "validation", "jobs"]
 FILES = [p for package in ORDER for p in sorted((ROOT / package).rglob("*.py"))]
 HEAVY = {"ray", "mlflow", "great_expectations", "deepspeed", "transformers"}
 # these are run by MLflow itself, or only where MLflow is loaded already
-IMPORTED_WITH_MLFLOW = {"pipeline/pyfunc.py", "pipeline/pyfunc_code.py"}
+IMPORTED_WITH_MLFLOW = {"pipeline/registry/pyfunc_model.py", "pipeline/registry/pyfunc_code.py"}
 NAMES = [str(p.relative_to(ROOT)) for p in FILES]
 
 

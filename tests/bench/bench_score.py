@@ -76,7 +76,7 @@ class Bench:
         """A unit as an actor scores it, into a new run."""
         from models.files import file_sha256
         from pipeline.commit import read_published
-        from pipeline.fetched import FetchedVersion
+        from pipeline.registry.version_files import FetchedVersion
         from pipeline.score import UnitScorer, actor_settings
         from pipeline.score_units import Unit, plan_units
 
@@ -162,8 +162,8 @@ def score_made_up(num_rows: int, root: Path) -> float:
 
     from models.serialization.bundle import write_bundle
     from pipeline.config.loading import build_config
-    from pipeline.fetched import FetchedVersion
     from pipeline.inference.predictor import describe, fresh_judge
+    from pipeline.registry.version_files import FetchedVersion
     from pipeline.schema import ROW_SCHEMA
     from pipeline.score import UnitScorer, actor_settings
     from pipeline.score_units import plan_units

@@ -78,7 +78,7 @@ def main() -> None:
     import torch
 
     from pipeline.config.loading import build_config
-    from pipeline.fetched import FetchedVersion
+    from pipeline.registry.version_files import FetchedVersion
     from pipeline.score import UnitScorer, actor_settings
 
     plain, bundle_dir, sha256 = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]

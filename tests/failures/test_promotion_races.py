@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DamagedInputError, GateRefusedError, RelevanceError, RetryableError
-from pipeline.promotion import promote, read_promotions, repair_aliases, roll_back, rolled_back
+from pipeline.registry.promotion_log import promote, read_promotions, repair_aliases, roll_back, rolled_back
 
 RACES = 100
 CONTEXT = multiprocessing.get_context("spawn")

@@ -35,7 +35,7 @@ import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from pipeline.config.loading import build_config
-from pipeline.fetched import FetchedVersion
+from pipeline.registry.version_files import FetchedVersion
 from pipeline.score import scored_units
 from pipeline.score_units import plan_units
 

@@ -183,7 +183,7 @@ from dataclasses import asdict
 from pathlib import Path
 from jobs.cluster import ray_cluster
 from pipeline.config.loading import build_config
-from pipeline.fetched import FetchedVersion
+from pipeline.registry.version_files import FetchedVersion
 from pipeline.score import scored_units
 from pipeline.score_units import plan_units
 plain, bundle_dir, sha256 = json.loads(sys.argv[1])

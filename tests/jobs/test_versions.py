@@ -14,8 +14,8 @@ from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.config.loading import read_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError
-from pipeline.registry import check_version, read_verdict, register_version
-from pipeline.tracking import mlflow_client
+from pipeline.registry.mlflow_client import mlflow_client
+from pipeline.registry.model_versions import check_version, read_verdict, register_version
 
 TOLERANT = ["--set", "promotion.tolerances={forged tokens: 1.0, injected order: 1.0, upper case: 1.0, word order: 1.0}"]
 

@@ -21,13 +21,13 @@ from pipeline.commit import put_record, read_errors, read_manifests, read_publis
 from pipeline.errors import DamagedInputError
 from pipeline.evaluation import score_reference
 from pipeline.evaluation.score_reference import build_reference
-from pipeline.fetched import FetchedVersion
 from pipeline.inference import multitask_predictor as all_tasks
 from pipeline.inference.calibration import Calibration
 from pipeline.inference.labels import score_rows
 from pipeline.inference.multitask_predictor import ONE_PASS_SHARE, AllTasksJudge
 from pipeline.inference.predictor import Judge, fresh_judge
 from pipeline.inference.probabilities import judge_rows
+from pipeline.registry.version_files import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import UnitScorer
 from pipeline.score_run import run_record

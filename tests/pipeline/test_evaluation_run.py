@@ -17,9 +17,9 @@ from pipeline.config.run import RunConfig
 from pipeline.data.reader import data_digest, find_partitions, read_split
 from pipeline.evaluation import runner as evaluation_module
 from pipeline.evaluation.runner import run_evaluation
-from pipeline.fetched import FetchedVersion
 from pipeline.inference.calibration import relevance_probability
 from pipeline.inference.predictor import describe, fresh_judge
+from pipeline.registry.version_files import FetchedVersion
 from pipeline.score import UnitScorer, actor_settings
 from pipeline.score_units import plan_units
 

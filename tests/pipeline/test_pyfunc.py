@@ -16,7 +16,7 @@ from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
 from pipeline.inference.calibration import Calibration, Thresholds
 from pipeline.inference.predictor import describe, fresh_judge
-from pipeline.pyfunc import OUTPUTS, RelevanceModelCode, check_frame, contract_rows, input_example, signature
+from pipeline.registry.pyfunc_model import OUTPUTS, RelevanceModelCode, check_frame, contract_rows, input_example, signature
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 
 LABELS = {"two": ["bad", "good"], "three": ["bad", "fair", "good"]}

@@ -17,12 +17,13 @@ from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.fetched import fetch_version, resolve_champion
 from pipeline.inference.predictor import describe, fresh_judge
-from pipeline.promotion import promote, read_promotions, roll_back
-from pipeline.registry import check_version, read_verdict, register_version, write_verdict
+from pipeline.registry.mlflow_client import mlflow_client, told_errors
+from pipeline.registry.model_versions import check_version, read_verdict, register_version, write_verdict
+from pipeline.registry.promotion_log import promote, read_promotions, roll_back
+from pipeline.registry.run_tracker import RunTracker
+from pipeline.registry.version_files import fetch_version, resolve_champion
 from pipeline.storage.filesystem import write_json
-from pipeline.tracking import RunTracker, mlflow_client, told_errors
 
 FIGURE = {"value": 0.9, "low": 0.8, "high": 1.0}
 EVALUATION = {

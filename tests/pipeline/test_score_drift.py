@@ -13,10 +13,10 @@ from pipeline.commit import publish_partition
 from pipeline.config.loading import build_config
 from pipeline.errors import DamagedInputError
 from pipeline.evaluation.score_reference import BINS, add_profile, build_reference, canary_difference, profile_of, read_reference
-from pipeline.fetched import FetchedVersion
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.inference.predictor import Judge, fresh_judge
 from pipeline.inference.probabilities import judge_rows
+from pipeline.registry.version_files import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.score import Outcome
 from pipeline.score_drift import MIN_ROWS, WHOLE, drift_rows, stability_index

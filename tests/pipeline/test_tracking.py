@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from planted import planted_config, write_planted
 
-from pipeline import tracking
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.logs import Console
-from pipeline.tracking import RunTracker, mlflow_client
+from pipeline.registry.mlflow_client import mlflow_client
+from pipeline.registry.model_versions import run_tracker as tracking
+from pipeline.registry.run_tracker import RunTracker
 
 STEP = {
     "step": 1, "loss": 0.5, "learning_rate": 0.01, "rows_per_s": 8.0, "tokens_per_s": 80.0, "gradient_norm": 1.0, "mfu": 0.3, "tokens": 10,

@@ -11,7 +11,7 @@ from pipeline.config.gates import PromotionConfig
 from pipeline.evaluation.behavioral_tests import CaseResult
 from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.comparison import Comparison, TaskComparison
-from pipeline.gate import Verdict, judge_version
+from pipeline.registry.promotion_gate import Verdict, judge_version
 
 
 def gap(value: float, spread: float = 0.01) -> Interval:

@@ -18,6 +18,7 @@ class RuleVerdict:
     reason: str
 
 
+
 @dataclass(frozen=True)
 class Verdict:
     """All rules' answers on one version against one champion."""
@@ -39,6 +40,7 @@ class Verdict:
         return {"version": self.version, "against": self.against, "passed": self.passed, "rules": [asdict(rule) for rule in self.rules]}
 
 
+
 def judge_version(
     version: str, against: str, comparison: Comparison, cases: Sequence[CaseResult], data_passed: bool, config: PromotionConfig
 ) -> Verdict:
@@ -50,10 +52,12 @@ def judge_version(
     return Verdict(version, against, rules)
 
 
+
 def data_rule(passed: bool) -> RuleVerdict:
     """The rows passed the data gate."""
     refused = "the rows that the version was trained on or those of now did not pass it; see its tag data_gate and validation/report.json"
     return RuleVerdict("data gate", passed, "the version's rows and those of now passed it" if passed else refused)
+
 
 
 def coverage_rule(comparison: Comparison) -> RuleVerdict:
@@ -62,6 +66,7 @@ def coverage_rule(comparison: Comparison) -> RuleVerdict:
     why = "not compared, as the version does not know them or there are no test rows of both classes"
     reason = f"{why}: {missing}" if missing else "all were compared"
     return RuleVerdict("every task of the champion", not missing, reason)
+
 
 
 def task_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
@@ -73,12 +78,14 @@ def task_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     return RuleVerdict("non-inferior on every task", not worse, reason)
 
 
+
 def macro_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     """The mean over tasks is better."""
     gap = comparison.macro_pr_auc
     passed = gap.value > config.min_macro_gain
     reason = f"macro PR-AUC {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], asked for more than {config.min_macro_gain:+.3f}"
     return RuleVerdict("better on macro PR-AUC", passed, reason)
+
 
 
 def calibration_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
@@ -91,6 +98,7 @@ def calibration_rule(comparison: Comparison, config: PromotionConfig) -> RuleVer
     return RuleVerdict("calibration no worse", not worse, reason)
 
 
+
 def slice_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     """No part of the rows is clearly worse by more than the margin."""
     fallen = [(name, one) for name, task in comparison.tasks.items() for one in task.slices if not one["difference"]["high"] >= -config.slice_margin]
@@ -98,10 +106,12 @@ def slice_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     return RuleVerdict("no slice collapsed", not fallen, told or f"no slice loses more PR-AUC than {config.slice_margin} for certain")
 
 
+
 def speed_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     """Scoring does not get much slower."""
     reason = f"{comparison.speed_ratio:.2f} of the champion's rows a second, asked for {config.min_speed_ratio}"
     return RuleVerdict("throughput", comparison.speed_ratio >= config.min_speed_ratio, reason)
+
 
 
 def behaviour_rule(cases: Sequence[CaseResult]) -> RuleVerdict:

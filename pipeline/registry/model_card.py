@@ -5,10 +5,12 @@ from typing import Any
 from pipeline.config.run import RunConfig
 
 SHOWN = ("pr_auc", "defect_pr_auc", "roc_auc", "macro_f1", "calibration_error")
+
 LIMITS = """- It has seen queries and ads of the markets below. Others, other languages and other kinds of ads are untested.
 - Texts are cut to the limits below; what stands beyond them is not read.
 - Labels carry their annotators' errors, and the figures above are measured against such labels.
 - It judges relevance. It does not judge whether an ad is lawful, true or safe."""
+
 
 
 def model_card(config: RunConfig, description: dict[str, Any], bundle_sha256: str, evaluation: dict[str, Any]) -> str:
@@ -28,6 +30,7 @@ def model_card(config: RunConfig, description: dict[str, Any], bundle_sha256: st
     return "\n\n".join(sections) + "\n"
 
 
+
 def made_of(config: RunConfig, training: dict[str, Any], backbone: dict[str, Any], bundle_sha256: str) -> str:
     """Base model, adapter, training."""
     source = f"`{backbone['source']}`" + (f" at `{backbone['revision']}`" if backbone["revision"] else "")
@@ -37,6 +40,7 @@ def made_of(config: RunConfig, training: dict[str, Any], backbone: dict[str, Any
         f"- training: {training['steps']:,} steps on {training['rows']:,} rows, fingerprint `{training['fingerprint'][:16]}`",
         f"- bundle sha256: `{bundle_sha256}`",
     ])  # fmt: skip
+
 
 
 def data_lines(config: RunConfig, training: dict[str, Any], evaluation: dict[str, Any]) -> str:
@@ -52,6 +56,7 @@ def data_lines(config: RunConfig, training: dict[str, Any], evaluation: dict[str
     return "\n".join(lines)
 
 
+
 def figures_table(evaluation: dict[str, Any]) -> str:
     """One line a task."""
     lines = ["| task | " + " | ".join(SHOWN) + " | lexical floor's pr_auc |", "|---" * (len(SHOWN) + 2) + "|"]
@@ -61,12 +66,14 @@ def figures_table(evaluation: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+
 def with_interval(figure: dict[str, Any]) -> str:
     """A figure and its 95 % interval."""
     if figure["value"] is None:
         return "not defined"
     span = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if figure["low"] is not None else ""
     return f"{figure['value']:.3f}{span}"
+
 
 
 def macro_line(evaluation: dict[str, Any]) -> str:
@@ -78,6 +85,7 @@ def macro_line(evaluation: dict[str, Any]) -> str:
     )
 
 
+
 def calibration_lines(description: dict[str, Any]) -> str:
     """Method and thresholds of each task."""
     lines = []
@@ -86,6 +94,7 @@ def calibration_lines(description: dict[str, Any]) -> str:
         decisions = f"relevant {'never' if above is None else f'from {above:.3f}'}, irrelevant {'never' if below is None else f'below {below:.3f}'}"
         lines.append(f"- {name}: {calibration['method']}, temperature {calibration['temperature']:.3f}; {decisions}; abstains between")
     return "\n".join(lines)
+
 
 
 def worst_slices(evaluation: dict[str, Any], count: int = 8) -> str:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.promotion import read_promotions, repair_aliases
-from pipeline.registry import BUNDLE_ARTIFACT, NOT_THERE, check_registered, check_version
+from pipeline.registry.mlflow_client import mlflow_client, told_errors
+from pipeline.registry.model_versions import BUNDLE_ARTIFACT, NOT_THERE, check_registered, check_version
+from pipeline.registry.promotion_log import read_promotions, repair_aliases
 from pipeline.storage.filesystem import publish_dir, remove_tree, temporary_beside
-from pipeline.tracking import mlflow_client, told_errors
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,14 @@ class FetchedVersion:
         return self.bundle_dir.parent / "score_reference.json"
 
 
+
 def resolve_champion(config: RunConfig) -> FetchedVersion:
     """The champion's files. ConfigError: nothing was promoted yet."""
     champion = find_champion(config)
     if champion is None:
         raise ConfigError(f"model {config.registry.model} has no champion; run `relevance promote` first")
     return champion
+
 
 
 def find_champion(config: RunConfig) -> FetchedVersion | None:
@@ -59,11 +61,13 @@ def find_champion(config: RunConfig) -> FetchedVersion | None:
         raise kind(f"{champion}, {wanting}, and {error}") from error
 
 
+
 def fetch_version(config: RunConfig, version: str) -> FetchedVersion:
     """A version's bundle, fetched once; its sha256 is the registry's. ConfigError: no such version."""
     record = check_version(mlflow_client(config), config.registry.model, version)
     check_registered(record)
     return fetch_bundle(config, str(record.version), record.tags["bundle_sha256"])
+
 
 
 def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion:
@@ -85,6 +89,7 @@ def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion
     if not bundle_dir.is_dir():
         raise DamagedInputError(f"version {version} of {config.registry.model} holds no bundle; register its bundle again")
     return FetchedVersion(version, bundle_dir, sha256)
+
 
 
 def fetched_dir(config: RunConfig, version: str, sha256: str) -> Path:

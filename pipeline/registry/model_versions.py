@@ -1,4 +1,4 @@
-"""Versions in MLflow, with everything they need to be judged and served; which one is champion, pipeline/promotion.py says."""
+"""Versions in MLflow, with everything they need to be judged and served; which one is champion, pipeline/registry/promotion_log.py says."""
 
 import json
 import re
@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from models.serialization.bundle import read_bundle
-from pipeline.card import model_card
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.promotion import gate_tag, read_promotions
-from pipeline.software import code_version
+from pipeline.registry.mlflow_client import experiment_id, find_run, mlflow_client
+from pipeline.registry.model_card import model_card
+from pipeline.registry.promotion_log import gate_tag, read_promotions
+from pipeline.registry.provenance import code_version
 from pipeline.storage.filesystem import canonical_json, json_sha256, read_json
-from pipeline.tracking import experiment_id, find_run, mlflow_client
 
 BUNDLE_ARTIFACT = "bundle"
+
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's answers where there is no such version, or it is no number
+
 
 
 def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, Any]) -> str:
@@ -47,17 +49,19 @@ def register_version(config: RunConfig, bundle_dir: Path, evaluation: dict[str, 
     return version
 
 
+
 def check_profile(path: Path, data_digest: str) -> None:
     """ConfigError: `path` is no profile of the data of that digest."""
     if not path.is_file() or read_json(path).get("data_digest") != data_digest:
         raise ConfigError(f"{path} is not the profile of the rows that the bundle was trained on; run `relevance validate` with this config again")
 
 
+
 def log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, tags: dict[str, str]) -> None:
     """Log the bundle as a pyfunc model from code, no pickle, with the profile of its data and its card, and register it."""
     import mlflow
 
-    from pipeline.pyfunc import input_example, signature
+    from pipeline.registry.pyfunc_model import input_example, signature
 
     artifacts = {BUNDLE_ARTIFACT: str(bundle_dir), "data_profile": str(config.profile_path), "model_card": str(card)}
     reference = config.run_dir / "score_reference.json"
@@ -75,6 +79,7 @@ def log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, ta
     mlflow.register_model(info.model_uri, config.registry.model, tags=tags)
 
 
+
 def version_tags(sha256: str, description: dict[str, Any], evaluation: dict[str, Any], gate_passed: bool) -> dict[str, str]:
     """What a version says of itself in the registry. `gate_passed`: the data gate's verdict on the rows it was trained on."""
     return {
@@ -89,10 +94,12 @@ def version_tags(sha256: str, description: dict[str, Any], evaluation: dict[str,
     }
 
 
+
 def data_passed(config: RunConfig) -> bool:
     """Whether the judged rows of the config passed the data gate the last time."""
     report = config.validation_dir / "report.json"
     return report.is_file() and bool(read_json(report)["passed"])
+
 
 
 def log_metrics(client: Any, run_id: str, evaluation: dict[str, Any]) -> None:
@@ -105,9 +112,11 @@ def log_metrics(client: Any, run_id: str, evaluation: dict[str, Any]) -> None:
         client.log_metric(run_id, f"test_macro_pr_auc_{system}", figure["value"])
 
 
+
 def metric_name(name: str) -> str:
     """A name that MLflow takes for a metric: labels may be any text."""
     return re.sub(r"[^\w.\- ]", "_", name)
+
 
 
 def version_of_bundle(config: RunConfig, client: Any, sha256: str) -> str | None:
@@ -125,9 +134,11 @@ def version_of_bundle(config: RunConfig, client: Any, sha256: str) -> str | None
     return versions[0] if versions else None
 
 
+
 def verdict_path(version: str, against: str) -> str:
     """Where the gate's verdict lies among a run's artifacts."""
     return f"gate/version-{version}-against-{against}.json"
+
 
 
 def read_verdict(client: Any, record: Any) -> dict[str, Any] | None:
@@ -144,6 +155,7 @@ def read_verdict(client: Any, record: Any) -> dict[str, Any] | None:
     return dict(verdict)
 
 
+
 def write_verdict(config: RunConfig, version: str, verdict: dict[str, Any]) -> None:
     """Put the gate's verdict on a version: its outcome as a tag, which `promote` reads, and the whole as a file of its run."""
     client = mlflow_client(config)
@@ -152,6 +164,7 @@ def write_verdict(config: RunConfig, version: str, verdict: dict[str, Any]) -> N
     client.log_text(record.run_id, text, verdict_path(version, verdict["against"]))
     told = {"against": verdict["against"], "passed": verdict["passed"], "sha256": json_sha256(verdict)}
     client.set_model_version_tag(config.registry.model, version, "gate", canonical_json(told))  # one tag: half a verdict must not be read
+
 
 
 def check_version(client: Any, model: str, version: str) -> Any:
@@ -164,6 +177,7 @@ def check_version(client: Any, model: str, version: str) -> Any:
         if error.error_code not in NOT_THERE:
             raise
         raise ConfigError(f"version {version} of model {model} is not registered ({error.message}); `relevance register` makes one") from error
+
 
 
 def check_registered(record: Any) -> None:

@@ -17,6 +17,7 @@ from pipeline.storage.filesystem import canonical_json, put_if_absent, read_json
 Record = dict[str, Any]
 
 
+
 def read_promotions(config: RunConfig) -> list[Record]:
     """All promotions and rollbacks, oldest first. The last is the champion. DamagedInputError: a record is damaged or gone."""
     found: list[Record] = []
@@ -29,6 +30,7 @@ def read_promotions(config: RunConfig) -> list[Record]:
         if found[-1]["number"] != len(found):
             raise DamagedInputError(f"the promotion log in {path.parent} lacks record {len(found)}; restore it from a backup")
     return found
+
 
 
 def promote(config: RunConfig, client: Any, version: str, tags: dict[str, str], override: str | None = None) -> Record:
@@ -48,9 +50,11 @@ def promote(config: RunConfig, client: Any, version: str, tags: dict[str, str], 
     return append(config, client, log, {"kind": "promotion", "version": version, "override": override, "gate": gate, **figures(tags)})
 
 
+
 def gate_tag(tags: dict[str, str]) -> Record | None:
     """What the gate last said of a version: against, passed, sha256 of the whole verdict. None: nothing yet."""
     return dict(json.loads(tags["gate"])) if "gate" in tags else None
+
 
 
 def check_gate(model: str, version: str, tags: dict[str, str], gate: Record | None, champion: str | None) -> None:
@@ -72,6 +76,7 @@ def check_gate(model: str, version: str, tags: dict[str, str], gate: Record | No
         raise GateRefusedError(f"version {version} of {model} did not pass the gate against version {champion}; `{look}` says why, {over}")
 
 
+
 def roll_back(config: RunConfig, client: Any, reason: str) -> Record:
     """Make the champion before this one champion again; done twice it goes back two champions. ConfigError: there is none to go back to."""
     log = read_promotions(config)
@@ -81,6 +86,7 @@ def roll_back(config: RunConfig, client: Any, reason: str) -> Record:
     before = line[-2]
     kept = {key: before[key] for key in ("bundle_sha256", "macro_pr_auc", "lexical_macro_pr_auc")}
     return append(config, client, log, {"kind": "rollback", "version": before["version"], "override": reason, **kept})
+
 
 
 def champions(log: list[Record]) -> list[Record]:
@@ -94,6 +100,7 @@ def champions(log: list[Record]) -> list[Record]:
     return line
 
 
+
 def append(config: RunConfig, client: Any, log: list[Record], facts: Record) -> Record:
     """Put the next record in place if nobody else has, then let the aliases follow."""
     expected = log[-1]["version"] if log else None
@@ -102,6 +109,7 @@ def append(config: RunConfig, client: Any, log: list[Record], facts: Record) -> 
     if not put_if_absent(config.promotions_dir / f"{record['number']:06d}.json", canonical_json(record).encode()):
         raise RetryableError(f"another promotion of {config.registry.model} came first: expected champion {expected}; look, then run again")
     return {**record, "aliases": follow(config, client)}
+
 
 
 def follow(config: RunConfig, client: Any) -> str:
@@ -114,11 +122,13 @@ def follow(config: RunConfig, client: Any) -> str:
     return "as the log says"
 
 
+
 def rolled_back(log: list[Record], version: str) -> Record | None:
     """The rollback by which a version was left, if that was the last that was done with it."""
     about = [record for record in log if version in (record["version"], record["expected_champion"])]
     last = about[-1] if about else None
     return last if last is not None and last["kind"] == "rollback" and last["expected_champion"] == version else None
+
 
 
 def user() -> str:
@@ -129,6 +139,7 @@ def user() -> str:
         return f"uid {os.getuid()}"
 
 
+
 def figures(tags: dict[str, str]) -> Record:
     """What the log keeps of a version."""
     return {
@@ -136,6 +147,7 @@ def figures(tags: dict[str, str]) -> Record:
         "macro_pr_auc": float(tags["macro_pr_auc"]),
         "lexical_macro_pr_auc": float(tags["lexical_macro_pr_auc"]),
     }
+
 
 
 def repair_aliases(config: RunConfig, client: Any) -> None:
@@ -152,6 +164,7 @@ def repair_aliases(config: RunConfig, client: Any) -> None:
                 set_alias(client, model, alias, version)
         if "previous_champion" in aliases.keys() - wanted.keys():
             client.delete_registered_model_alias(model, "previous_champion")
+
 
 
 def set_alias(client: Any, model: str, alias: str, version: str) -> None:

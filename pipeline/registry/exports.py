@@ -6,13 +6,16 @@ from typing import Any, Literal
 
 from models.serialization.export import ExportTask, export_merged, export_peft
 from pipeline.errors import ConfigError
-from pipeline.fetched import FetchedVersion
 from pipeline.inference.predictor import Judge, load_judge
+from pipeline.registry.version_files import FetchedVersion
 from pipeline.storage.filesystem import publish_dir, read_json, remove_tree, temporary_beside, write_bytes, write_json
 
 ExportFormat = Literal["peft", "merged"]
+
 WRITERS: dict[str, Callable[[ExportTask, Path], None]] = {"peft": export_peft, "merged": export_merged}
+
 ABOUT = "relevance.json"
+
 
 
 def export_task(version: FetchedVersion, task: str, export_format: ExportFormat, out_dir: Path) -> None:
@@ -43,12 +46,14 @@ def export_task(version: FetchedVersion, task: str, export_format: ExportFormat,
         remove_tree(staged)
 
 
+
 def is_export(folder: Path, version: FetchedVersion, task: str, export_format: ExportFormat) -> bool:
     """Whether a folder holds this very export."""
     if not (folder / ABOUT).is_file():
         return False
     about = read_json(folder / ABOUT)
     return bool((about["bundle_sha256"], about["task"]["name"], about["format"]) == (version.bundle_sha256, task, export_format))
+
 
 
 def about_export(judge: Judge, description: dict[str, Any], version: FetchedVersion, task: str, export_format: ExportFormat) -> dict[str, Any]:
@@ -63,6 +68,7 @@ def about_export(judge: Judge, description: dict[str, Any], version: FetchedVers
         "bundle_sha256": version.bundle_sha256,
         "format": export_format,
     }
+
 
 
 def described_task(judge: Judge, index: int, backbone: dict[str, Any]) -> ExportTask:

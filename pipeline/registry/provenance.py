@@ -10,11 +10,13 @@ from typing import Any
 LIBRARIES = ("ads-relevance", "torch", "transformers", "deepspeed", "ray", "pyarrow", "mlflow", "great-expectations", "safetensors", "numpy")
 
 
+
 def environment() -> dict[str, Any]:
     """The software and the machine that a training was started from."""
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     machine = {"platform": platform.platform(), "cpus": os.cpu_count()}
     return {"code_version": code_version(), "python": platform.python_version(), **machine, "libraries": versions}
+
 
 
 def code_version() -> str:

@@ -10,8 +10,11 @@ from mlflow.pyfunc.model import PythonModel
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 
 REQUIRED = ("task", "query", "ad_title")
+
 OUTPUTS = (("probability", "double"), ("label", "long"), ("label_name", "string"), ("expected_grade", "double"), ("decision", "string"))
+
 BATCH_TOKENS = 4096
+
 
 
 def signature() -> Any:
@@ -24,10 +27,12 @@ def signature() -> Any:
     return ModelSignature(Schema(inputs), Schema(outputs))
 
 
+
 def input_example(task: str) -> pd.DataFrame:
     """One made-up pair."""
     texts = {"query": "red running shoes", "ad_title": "Running shoes, red, size 9", "ad_description": None, "ad_keyword": None, "landing_page": None}
     return pd.DataFrame([{"task": task, **texts}]).astype("object")
+
 
 
 class InputError(MlflowException, ValueError):  # type: ignore[misc]
@@ -35,6 +40,7 @@ class InputError(MlflowException, ValueError):  # type: ignore[misc]
 
     def __init__(self, message: str) -> None:
         super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
 
 
 class RelevanceModelCode(PythonModel):  # type: ignore[misc]
@@ -67,6 +73,7 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
         return pd.concat(parts).loc[model_input.index]
 
 
+
 def check_frame(frame: pd.DataFrame) -> None:
     """InputError naming the columns that are missing or hold nulls where a text is required."""
     missing = [name for name in REQUIRED if name not in frame.columns]
@@ -79,11 +86,13 @@ def check_frame(frame: pd.DataFrame) -> None:
         raise InputError("the frame's index repeats; call reset_index(drop=True) first")
 
 
+
 def contract_rows(frame: pd.DataFrame) -> pa.Table:
     """The frame's texts as contract rows."""
     texts = {name: [None if pd.isna(v) else str(v) for v in frame[name]] if name in frame else [None] * len(frame) for name in TEXT_COLUMNS}
     given = {**texts, "row_id": [str(i) for i in range(len(frame))], "market": markets(frame)}
     return pa.table({field.name: pa.array(given.get(field.name, [None] * len(frame)), field.type) for field in ROW_SCHEMA})
+
 
 
 def markets(frame: pd.DataFrame) -> list[str]:

@@ -2,6 +2,6 @@
 
 from mlflow.models import set_model
 
-from pipeline.pyfunc import RelevanceModelCode
+from pipeline.registry.pyfunc_model import RelevanceModelCode
 
 set_model(RelevanceModelCode())

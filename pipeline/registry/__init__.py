@@ -1,0 +1,1 @@
+"""MLflow versions, the promotion log and the promotion gate."""
