@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run import run_all
-from pipeline.commit import read_published
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import read_split
 from pipeline.data.synthetic.marketplace import NOISE_RATE, ceiling
 from pipeline.logs import Console
+from pipeline.scoring.label_store import read_published
 
 DEMO_CONFIG = Path(__file__).with_name("configs") / "demo.yaml"
 

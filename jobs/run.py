@@ -11,7 +11,7 @@ from jobs.train import run_train
 from jobs.validate import run_validate
 from pipeline.config.run import RunConfig
 from pipeline.logs import Console
-from pipeline.score_units import on_date
+from pipeline.scoring.work_units import on_date
 
 
 def run_all(config: RunConfig, console: Console) -> dict[str, Any]:

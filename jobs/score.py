@@ -7,15 +7,16 @@ from typing import Any
 
 from jobs.cluster import no_node_for, ray_cluster
 from jobs.score_live import ScoringLive, live_path
-from pipeline.commit import newest_records, put_record, sweep_orphans
+from jobs.score_summary import drift_lines, spent_lines
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.logs import Console
 from pipeline.registry.version_files import FetchedVersion, resolve_champion
-from pipeline.score import scored_units
-from pipeline.score_outcome import Outcome
-from pipeline.score_run import drift_lines, run_record, spent_lines
-from pipeline.score_units import Unit, on_date, plan_units
+from pipeline.scoring.label_store import newest_records, put_record, sweep_orphans
+from pipeline.scoring.ray_pipeline import scored_units
+from pipeline.scoring.run_record import run_record
+from pipeline.scoring.unit_result import Outcome
+from pipeline.scoring.work_units import Unit, on_date, plan_units
 from pipeline.storage.lease import Lease
 from pipeline.storage.object_store import open_store
 

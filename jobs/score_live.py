@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.logs import Progress
-from pipeline.score_outcome import Outcome
-from pipeline.score_units import Unit
 from pipeline.scoring.metrics import ScoringGauges
+from pipeline.scoring.unit_result import Outcome
+from pipeline.scoring.work_units import Unit
 from pipeline.storage.filesystem import read_json, write_json
 
 

@@ -11,8 +11,9 @@ from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.inference.predictor import Judge, describe, fresh_judge
 from pipeline.registry.version_files import FetchedVersion
-from pipeline.score import UnitScorer, actor_settings
-from pipeline.score_units import Unit, plan_units
+from pipeline.scoring.actor import UnitScorer
+from pipeline.scoring.ray_pipeline import actor_settings
+from pipeline.scoring.work_units import Unit, plan_units
 
 ROWS = 4
 

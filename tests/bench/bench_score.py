@@ -75,10 +75,11 @@ class Bench:
     def ours(self) -> tuple[float, np.ndarray, Any]:
         """A unit as an actor scores it, into a new run."""
         from models.files import file_sha256
-        from pipeline.commit import read_published
         from pipeline.registry.version_files import FetchedVersion
-        from pipeline.score import UnitScorer, actor_settings
-        from pipeline.score_units import Unit, plan_units
+        from pipeline.scoring.actor import UnitScorer
+        from pipeline.scoring.label_store import read_published
+        from pipeline.scoring.ray_pipeline import actor_settings
+        from pipeline.scoring.work_units import Unit, plan_units
 
         run = self.config.model_copy(update={"work_dir": Path(tempfile.mkdtemp(dir=self.root))})
         (run.run_dir / "scoring").mkdir(parents=True)
@@ -165,8 +166,9 @@ def score_made_up(num_rows: int, root: Path) -> float:
     from pipeline.inference.predictor import describe, fresh_judge
     from pipeline.registry.version_files import FetchedVersion
     from pipeline.schema import ROW_SCHEMA
-    from pipeline.score import UnitScorer, actor_settings
-    from pipeline.score_units import plan_units
+    from pipeline.scoring.actor import UnitScorer
+    from pipeline.scoring.ray_pipeline import actor_settings
+    from pipeline.scoring.work_units import plan_units
 
     config = build_config({**planted_config(root, str(write_tiny_llama(root / "tiny"))), "encode": {"max_tokens": 64}}, "the bench")
     some = pa.Table.from_pylist(planted_rows("two", 5_000, 1, labelled=False), ROW_SCHEMA)

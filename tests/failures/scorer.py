@@ -42,7 +42,7 @@ class Points:
 
 def score(scorer: Any, config: Any, die_at: int | None) -> int:
     """Score what is to do; the points passed."""
-    from pipeline.score_units import plan_units
+    from pipeline.scoring.work_units import plan_units
     from pipeline.storage.object_store import open_store
 
     points = Points(die_at)
@@ -79,7 +79,8 @@ def main() -> None:
 
     from pipeline.config.loading import build_config
     from pipeline.registry.version_files import FetchedVersion
-    from pipeline.score import UnitScorer, actor_settings
+    from pipeline.scoring.actor import UnitScorer
+    from pipeline.scoring.ray_pipeline import actor_settings
 
     plain, bundle_dir, sha256 = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)

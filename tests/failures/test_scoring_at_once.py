@@ -10,7 +10,7 @@ from champion import write_champion
 from commands import RELEVANCE
 from planted import planted_rows, write_rows
 
-from pipeline.commit import read_published, read_run
+from pipeline.scoring.label_store import read_published, read_run
 
 UNITS, ROWS = 6, 40
 

@@ -13,11 +13,11 @@ import pytest
 import scorer
 from planted import VERDICTS, planted_config, planted_rows, write_rows
 
-from pipeline.commit import read_manifests, read_published, sweep_orphans
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.inference.predictor import describe, fresh_judge
-from pipeline.score_units import plan_units
+from pipeline.scoring.label_store import read_manifests, read_published, sweep_orphans
+from pipeline.scoring.work_units import plan_units
 
 ROWS, PARTS = 5, 4  # rows of a unit, units of a task
 

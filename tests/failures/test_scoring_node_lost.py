@@ -13,7 +13,7 @@ from places import ROOT
 from planted import planted_rows, write_rows
 from scoring_world import ROWS, World
 
-from pipeline.commit import read_published
+from pipeline.scoring.label_store import read_published
 
 UNITS, NODES = 8, 2
 
@@ -36,8 +36,8 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 from pipeline.config.loading import build_config
 from pipeline.registry.version_files import FetchedVersion
-from pipeline.score import scored_units
-from pipeline.score_units import plan_units
+from pipeline.scoring.ray_pipeline import scored_units
+from pipeline.scoring.work_units import plan_units
 
 plain, bundle_dir, sha256, nodes = json.loads(sys.argv[1])
 config = build_config(plain, "test")

@@ -20,13 +20,13 @@ from places import ROOT
 from planted import planted_rows, write_rows
 from scoring_world import ROWS, World
 
-from pipeline.attempts import MAX_ATTEMPTS, Attempts, Starts
-from pipeline.commit import read_errors, read_manifests, read_published
 from pipeline.evaluation.score_reference import build_reference
 from pipeline.inference import labels as scores
 from pipeline.inference.predictor import fresh_judge
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score import Outcome
+from pipeline.scoring.actor import Outcome
+from pipeline.scoring.attempts import MAX_ATTEMPTS, Attempts, Starts
+from pipeline.scoring.label_store import read_errors, read_manifests, read_published
 from pipeline.storage.filesystem import write_json
 
 
@@ -148,7 +148,7 @@ def test_a_file_that_changed_since_it_was_planned_is_not_scored_under_its_old_na
 def test_a_large_file_is_taken_in_parts(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow.parquet as pq
 
-    from pipeline import score_units
+    from pipeline.scoring import work_units as score_units
 
     monkeypatch.setattr(score_units, "UNIT_ROWS", 10)
     world = World(tmp_path, tiny_llama)
@@ -184,8 +184,8 @@ from pathlib import Path
 from jobs.cluster import ray_cluster
 from pipeline.config.loading import build_config
 from pipeline.registry.version_files import FetchedVersion
-from pipeline.score import scored_units
-from pipeline.score_units import plan_units
+from pipeline.scoring.ray_pipeline import scored_units
+from pipeline.scoring.work_units import plan_units
 plain, bundle_dir, sha256 = json.loads(sys.argv[1])
 config = build_config(plain, "test")
 with ray_cluster(1):

@@ -16,10 +16,10 @@ from commands import last_json, relevance
 from planted import planted_rows, write_rows
 
 from models.serialization.bundle import read_bundle
-from pipeline.commit import read_errors, read_manifests, read_published, read_run
 from pipeline.encoding.batches import collate
 from pipeline.inference.predictor import load_judge
 from pipeline.schema import ROW_SCHEMA
+from pipeline.scoring.label_store import read_errors, read_manifests, read_published, read_run
 from pipeline.storage.object_store import open_store
 
 

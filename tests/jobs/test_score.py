@@ -15,9 +15,9 @@ from planted import planted_rows, write_rows
 from servers import guarded_s3_server
 
 from jobs.score import check_outcomes
-from pipeline.commit import read_published
 from pipeline.errors import RelevanceError, RetryableError
-from pipeline.score_outcome import Outcome
+from pipeline.scoring.label_store import read_published
+from pipeline.scoring.unit_result import Outcome
 from pipeline.storage.object_store import open_store
 
 AWAY = "http://127.0.0.1:9"

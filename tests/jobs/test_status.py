@@ -18,8 +18,8 @@ from jobs.command import LOCK_WAIT_S
 from jobs.status import run_status, training_status
 from pipeline.errors import ConfigError
 from pipeline.logs import Console
-from pipeline.score import Outcome
-from pipeline.score_units import Unit
+from pipeline.scoring.actor import Outcome
+from pipeline.scoring.work_units import Unit
 
 
 def step(number: int, at_s: float, num_steps: int = 100) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from scoring_world import ROWS, World
 from tiny import write_tiny_llama
 
 from models.inference.task_branching import all_task_logits
-from pipeline.attempts import Attempts
-from pipeline.commit import put_record, read_errors, read_manifests, read_published, read_run
 from pipeline.errors import DamagedInputError
 from pipeline.evaluation import score_reference
 from pipeline.evaluation.score_reference import build_reference
@@ -29,8 +27,10 @@ from pipeline.inference.predictor import Judge, fresh_judge
 from pipeline.inference.probabilities import judge_rows
 from pipeline.registry.version_files import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score import UnitScorer
-from pipeline.score_run import run_record
+from pipeline.scoring.actor import UnitScorer
+from pipeline.scoring.attempts import Attempts
+from pipeline.scoring.label_store import put_record, read_errors, read_manifests, read_published, read_run
+from pipeline.scoring.run_record import run_record
 from pipeline.storage.filesystem import read_json, write_json
 
 MTL = {"method": "mtl_lora", "target_modules": ["q_proj", "v_proj"], "rank": 4}

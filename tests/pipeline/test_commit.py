@@ -14,11 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from places import ROOT
 
-from pipeline import commit
-from pipeline.commit import is_published, partition_id, publish_partition, read_errors, read_manifests, read_published, read_run, sweep_orphans
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.inference.labels import SCORE_SCHEMA
-from pipeline.row_errors import ERROR_SCHEMA
+from pipeline.scoring import label_store as commit
+from pipeline.scoring.label_store import (
+    is_published,
+    partition_id,
+    publish_partition,
+    read_errors,
+    read_manifests,
+    read_published,
+    read_run,
+    sweep_orphans,
+)
+from pipeline.scoring.row_errors import ERROR_SCHEMA
 from pipeline.storage import object_store as store_module
 from pipeline.storage.filesystem import put_if_absent, write_json
 
@@ -244,7 +253,7 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 from pipeline.inference.labels import SCORE_SCHEMA
-from pipeline.commit import publish_partition
+from pipeline.scoring.label_store import publish_partition
 root, start = Path(sys.argv[1]), float(sys.argv[2])
 time.sleep(max(0.0, start - time.time()))
 print(sum(publish_partition(root, f"p{n}", SCORE_SCHEMA.empty_table(), {}) for n in range(50)))

@@ -11,7 +11,6 @@ import pytest
 from planted import planted_config, write_planted
 
 from models.serialization.bundle import write_bundle
-from pipeline.commit import read_published
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import data_digest, find_partitions, read_split
@@ -20,8 +19,10 @@ from pipeline.evaluation.runner import run_evaluation
 from pipeline.inference.calibration import relevance_probability
 from pipeline.inference.predictor import describe, fresh_judge
 from pipeline.registry.version_files import FetchedVersion
-from pipeline.score import UnitScorer, actor_settings
-from pipeline.score_units import plan_units
+from pipeline.scoring.actor import UnitScorer
+from pipeline.scoring.label_store import read_published
+from pipeline.scoring.ray_pipeline import actor_settings
+from pipeline.scoring.work_units import plan_units
 
 SIDES = ("train", "valid", "test")
 

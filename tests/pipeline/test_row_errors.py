@@ -5,8 +5,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.row_errors import ERROR_SCHEMA, part_rows
 from pipeline.schema import ROW_SCHEMA
+from pipeline.scoring.row_errors import ERROR_SCHEMA, part_rows
 
 GOOD = {"row_id": "a", "query": "lamp", "ad_title": "desk lamp", "market": "us"}
 

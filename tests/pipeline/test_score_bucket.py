@@ -14,15 +14,24 @@ from planted import planted_config, planted_rows
 from scoring_world import ROWS, World
 from servers import Trouble, proxy
 
-from pipeline import score_units
-from pipeline.commit import newest_records, publish_partition, put_record, read_errors, read_manifests, read_published, read_run, sweep_orphans
 from pipeline.config.loading import build_config
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.registry.version_files import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score_run import run_record
-from pipeline.score_units import on_date, plan_units
+from pipeline.scoring import work_units as score_units
+from pipeline.scoring.label_store import (
+    newest_records,
+    publish_partition,
+    put_record,
+    read_errors,
+    read_manifests,
+    read_published,
+    read_run,
+    sweep_orphans,
+)
+from pipeline.scoring.run_record import run_record
+from pipeline.scoring.work_units import on_date, plan_units
 from pipeline.storage.object_store import Bucket, Store
 
 

@@ -8,14 +8,14 @@ import pytest
 from planted import planted_rows, write_rows
 from scoring_world import ROWS, World
 
-from pipeline import score_cache
-from pipeline.commit import last_record, publish_partition, put_record, read_manifests, read_published, read_run
 from pipeline.config.tasks import Task
 from pipeline.inference.known_scores import NOTHING_KNOWN, Known, hashes_as_arrow, input_hashes
 from pipeline.registry.version_files import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score_cache import ScoreCache, cached_files
-from pipeline.score_run import run_record
+from pipeline.scoring import score_cache
+from pipeline.scoring.label_store import last_record, publish_partition, put_record, read_manifests, read_published, read_run
+from pipeline.scoring.run_record import run_record
+from pipeline.scoring.score_cache import ScoreCache, cached_files
 
 TASK = Task(name="two", labels=("no", "yes"), relevant_from=1, template="{query} {ad_title}")
 

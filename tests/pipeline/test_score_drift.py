@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from planted import planted_config, planted_rows
 
-from pipeline.commit import publish_partition
+from jobs.score_summary import drift_lines
 from pipeline.config.loading import build_config
 from pipeline.errors import DamagedInputError
 from pipeline.evaluation.score_reference import BINS, add_profile, build_reference, canary_difference, profile_of, read_reference
@@ -18,10 +18,11 @@ from pipeline.inference.predictor import Judge, fresh_judge
 from pipeline.inference.probabilities import judge_rows
 from pipeline.registry.version_files import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score import Outcome
-from pipeline.score_drift import MIN_ROWS, WHOLE, drift_rows, stability_index
-from pipeline.score_run import drift_lines, run_record
-from pipeline.score_units import Unit
+from pipeline.scoring.actor import Outcome
+from pipeline.scoring.drift import MIN_ROWS, WHOLE, drift_rows, stability_index
+from pipeline.scoring.label_store import publish_partition
+from pipeline.scoring.run_record import run_record
+from pipeline.scoring.work_units import Unit
 from pipeline.storage.filesystem import write_json
 
 DRAW = np.random.default_rng(3)

@@ -9,14 +9,14 @@ import pytest
 from planted import planted_config, planted_rows, write_rows
 
 from jobs.score import dates_between
-from pipeline import score_units
-from pipeline.commit import publish_partition
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score_units import on_date, plan_units, read_unit
+from pipeline.scoring import work_units as score_units
+from pipeline.scoring.label_store import publish_partition
+from pipeline.scoring.work_units import on_date, plan_units, read_unit
 
 
 def config_of(root: Path, **data: Any) -> RunConfig:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ConfigError, RelevanceError
 from pipeline.storage.filesystem import remove_tree
 
 MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is without end
+
 KEEP_S = 7 * 24 * 3600.0  # notes of a run that failed, for who looks into it
+
 SHOWN_ROWS = 5  # row ids in a message
+
 
 
 class Starts:
@@ -36,6 +38,7 @@ class Starts:
     def done(self) -> None:
         """One came through."""
         self.path.unlink(missing_ok=True)
+
 
 
 class Attempts:
@@ -79,23 +82,6 @@ class Attempts:
         more = f" and {len(row_ids) - SHOWN_ROWS} more" if len(row_ids) > SHOWN_ROWS else ""
         return f"while it judged rows {', '.join(row_ids[:SHOWN_ROWS])}{more}"
 
-
-def check_start(starts: Starts, num_actors: int, device: Any) -> None:
-    """RelevanceError: an actor had better not load its model: too many in a row ended over it, and Ray would go on starting them. ConfigError: there
-    is no such device here."""
-    import torch
-
-    if starts.number() >= MAX_ATTEMPTS * num_actors:
-        raise RelevanceError(f"the process ended or got no further while it loaded the model, {starts.number()} times; see Ray's logs, memory first")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("scoring.use_gpu is set, and torch finds no GPU here; install a torch with CUDA on this node, or set it to false")
-
-
-def lost_device(error: Exception) -> bool:
-    """Whether a GPU is of no more use to this process, as after an illegal access; not where only its memory was too small."""
-    import torch
-
-    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def sweep_attempts(root: Path) -> None:

@@ -24,7 +24,7 @@ from models.files import bytes_sha256
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.names import check_name
-from pipeline.row_errors import ERROR_SCHEMA
+from pipeline.scoring.row_errors import ERROR_SCHEMA
 from pipeline.storage.filesystem import canonical_json, json_sha256
 from pipeline.storage.object_store import Store, open_store
 

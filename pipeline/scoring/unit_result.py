@@ -27,6 +27,7 @@ class Outcome:
         return self.labels // max(1, len(self.tasks))
 
 
+
 def read_outcome(fields: dict[str, Any]) -> Outcome:
     """An outcome out of json, which knows no tuples."""
     return Outcome(**{**fields, "tasks": tuple(fields["tasks"])})

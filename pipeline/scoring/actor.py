@@ -7,7 +7,6 @@ MAX_ATTEMPTS times in all; then the unit is told as failed, with the rows that w
 import json
 import os
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,41 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.attempts import MAX_ATTEMPTS, Attempts, Starts, check_start, lost_device, sweep_attempts
-from pipeline.commit import is_published, judged_tasks, publish_partition, read_manifest
-from pipeline.config.run import RunConfig
 from pipeline.config.tasks import check_known_task
 from pipeline.encoding.prefetch import OnRows
-from pipeline.errors import RelevanceError, RetryableError, last_line
+from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.evaluation.score_reference import canary_difference, read_reference
 from pipeline.inference.labels import score_all_tasks, score_rows
 from pipeline.inference.multitask_predictor import AllTasksJudge
-from pipeline.registry.version_files import FetchedVersion
-from pipeline.row_errors import part_rows
 from pipeline.runtime.timing import wait_for
-from pipeline.score_cache import ScoreCache, cached_files
-from pipeline.score_facts import label_facts
-from pipeline.score_outcome import Outcome, read_outcome
-from pipeline.score_units import Unit, read_unit, unit_of_fields
-from pipeline.storage.filesystem import remove_tree
+from pipeline.scoring.attempts import MAX_ATTEMPTS, Attempts, Starts
+from pipeline.scoring.label_store import is_published, judged_tasks, publish_partition, read_manifest
+from pipeline.scoring.row_errors import part_rows
+from pipeline.scoring.score_cache import ScoreCache
+from pipeline.scoring.unit_manifest import label_facts
+from pipeline.scoring.unit_result import Outcome
+from pipeline.scoring.work_units import Unit, read_unit, unit_of_fields
 from pipeline.storage.object_store import open_store
+
+
+def check_start(starts: Starts, num_actors: int, device: Any) -> None:
+    """RelevanceError: an actor had better not load its model: too many in a row ended over it, and Ray would go on starting them. ConfigError: there
+    is no such device here."""
+    import torch
+
+    if starts.number() >= MAX_ATTEMPTS * num_actors:
+        raise RelevanceError(f"the process ended or got no further while it loaded the model, {starts.number()} times; see Ray's logs, memory first")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("scoring.use_gpu is set, and torch finds no GPU here; install a torch with CUDA on this node, or set it to false")
+
+
+
+def lost_device(error: Exception) -> bool:
+    """Whether a GPU is of no more use to this process, as after an illegal access; not where only its memory was too small."""
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+
 
 
 class UnitScorer:
@@ -169,68 +185,3 @@ class UnitScorer:
                 raise RelevanceError(refusal)
             self.all_tasks = made
         return self.all_tasks
-
-
-def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Path) -> dict[str, Any]:
-    """What an actor is told, as plain values."""
-    return {
-        "bundle_dir": str(version.bundle_dir),
-        "bundle_sha256": version.bundle_sha256,
-        "model_version": version.version,
-        "reference": str(version.reference_path) if version.reference_path.is_file() else None,
-        "canary_tolerance": config.scoring.canary_tolerance,
-        "scores": str(config.scores_place),
-        "known_files": cached_files(config.scores_place, version.bundle_sha256),
-        "attempts_dir": str(attempts_dir),
-        "num_actors": config.scoring.num_actors,
-        "threads": config.scoring.threads_per_actor,
-        "batch_tokens": config.scoring.batch_tokens,
-        "hang_timeout_s": config.scoring.hang_timeout_s,
-        "use_gpu": config.scoring.use_gpu,
-    }
-
-
-def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion) -> Iterator[Outcome]:
-    """Each unit's outcome as it comes. Ray must be running."""
-    from ray.exceptions import RayError
-
-    attempts_dir = config.run_dir / "scoring" / uuid.uuid4().hex[:12]
-    sweep_attempts(attempts_dir.parent)
-    attempts_dir.mkdir(parents=True)
-    settings = actor_settings(config, champion, attempts_dir)
-    left, lost, failed = {unit.partition: unit for unit in units}, "", False
-    for _ in range(MAX_ATTEMPTS):
-        try:
-            for outcome in ray_outcomes(config, list(left.values()), settings):
-                del left[outcome.partition]
-                failed = failed or bool(outcome.error)
-                yield outcome
-        except RayError as error:  # one actor that is lost at the wrong moment ends a whole pipeline of Ray Data
-            lost = last_line(error)
-        if not left:
-            break
-    for unit in left.values():
-        yield Outcome(unit.partition, unit.path, error=f"{unit.path}: Ray lost its actors {MAX_ATTEMPTS} times ({lost})", retry=True)
-    if not failed and not left:  # or it tells where actors were stuck
-        remove_tree(attempts_dir)
-
-
-def ray_outcomes(config: RunConfig, units: list[Unit], settings: dict[str, Any]) -> Iterator[Outcome]:
-    """One pipeline of Ray Data over units, on one actor pool."""
-    import ray
-
-    scoring = config.scoring
-    items = [{"unit": json.dumps(asdict(unit))} for unit in units]
-    dataset = ray.data.from_items(items, override_num_blocks=len(units)).map_batches(
-        UnitScorer,
-        fn_constructor_args=(settings,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(scoring.num_actors, len(units))),
-        num_cpus=scoring.threads_per_actor,
-        num_gpus=1 if scoring.use_gpu else 0,
-        # our own notes end a unit's attempts; Ray's must not end before: it may count the death of an actor and its absence after it
-        max_restarts=MAX_ATTEMPTS * len(units),
-        max_task_retries=4 * MAX_ATTEMPTS,
-    )
-    for row in dataset.iter_rows():
-        yield read_outcome(json.loads(row["outcome"]))

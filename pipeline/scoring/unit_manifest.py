@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.evaluation.score_reference import Profile, profile_of
-from pipeline.score_units import Unit
+from pipeline.scoring.work_units import Unit
 
 
 def label_facts(
@@ -31,6 +31,7 @@ def label_facts(
         "encoder_version": ENCODER_VERSION,
         **({"tasks": list(profiles), "profiles": profiles} if unit.all_tasks else {"profile": profiles[unit.task]}),
     }
+
 
 
 def profiles_of(manifest: Mapping[str, Any]) -> dict[str, Profile]:

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit import Root, accepted_records, judged_tasks, read_manifest, unaltered
 from pipeline.errors import DamagedInputError, RelevanceError
 from pipeline.inference.known_scores import NOTHING_KNOWN, Known, hashes_as_numpy
+from pipeline.scoring.label_store import Root, accepted_records, judged_tasks, read_manifest, unaltered
 from pipeline.storage.object_store import Store
 
 MAX_ROWS = 10_000_000  # that an actor keeps: 36 bytes each, and three times that while they are put in order

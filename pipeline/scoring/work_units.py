@@ -7,18 +7,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit import partition_id, published_partitions
 from pipeline.config.run import RunConfig
 from pipeline.config.scoring import as_place
 from pipeline.data.reader import check_schema, naming_damage
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import ConfigError
 from pipeline.schema import ROW_SCHEMA
-from pipeline.score_inputs import changed, count_rows, find_inputs, open_input
+from pipeline.scoring.inputs import changed, count_rows, find_inputs, open_input
+from pipeline.scoring.label_store import partition_id, published_partitions
 
 DATE = "{date}"
+
 ALL_TASKS = "all-tasks"  # the way of scoring, in partition ids
+
 UNIT_ROWS = 50_000  # a file of more is taken in parts of so many; fixed, as parts of other sizes would label rows twice
+
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Unit:
     all_tasks: bool = False  # whether its rows are judged for every task of the model; else for its own
 
 
+
 def on_date(config: RunConfig, date: str | None) -> RunConfig:
     """The config with the logical date where data.to_score has {date}. ConfigError: there is no date to put there, or no place for it."""
     place = str(config.to_score_place)
@@ -45,6 +49,7 @@ def on_date(config: RunConfig, date: str | None) -> RunConfig:
         return config
     there = place.replace(DATE, date)
     return config.model_copy(update={"data": config.data.model_copy(update={"to_score": as_place(there)})})
+
 
 
 def plan_units(config: RunConfig, bundle_sha256: str, all_tasks: bool = False) -> tuple[list[Unit], list[Unit]]:
@@ -64,9 +69,11 @@ def plan_units(config: RunConfig, bundle_sha256: str, all_tasks: bool = False) -
     return to_do, published
 
 
+
 def unit_of_fields(fields: dict[str, Any]) -> Unit:
     """A unit out of json, which knows no tuples."""
     return Unit(**{**fields, "part": tuple(fields["part"]) if fields["part"] else None})
+
 
 
 def parts_of(num_rows: int) -> list[tuple[int, int] | None]:
@@ -74,6 +81,7 @@ def parts_of(num_rows: int) -> list[tuple[int, int] | None]:
     if num_rows <= UNIT_ROWS:
         return [None]
     return [(first, min(first + UNIT_ROWS, num_rows)) for first in range(0, num_rows, UNIT_ROWS)]
+
 
 
 def read_unit(unit: Unit) -> tuple[pa.Table, int]:
@@ -90,6 +98,7 @@ def read_unit(unit: Unit) -> tuple[pa.Table, int]:
             table = read_range(file, first, last)
             table.validate(full=True)
     return pa.table(table.columns, names=ROW_SCHEMA.names), first
+
 
 
 def read_range(file: pq.ParquetFile, first: int, last: int) -> pa.Table:

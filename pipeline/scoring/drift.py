@@ -8,7 +8,9 @@ import numpy as np
 from pipeline.evaluation.score_reference import Profile
 
 MIN_ROWS = 100  # on both sides; an index of fewer rows is mostly chance
+
 WHOLE = "all markets"
+
 
 
 def stability_index(counts: list[int], reference: list[int]) -> float:
@@ -17,6 +19,7 @@ def stability_index(counts: list[int], reference: list[int]) -> float:
     p, q = (np.asarray(one, dtype=float) + 0.5 for one in (counts, reference))
     p, q = p / p.sum(), q / q.sum()
     return float(np.sum((p - q) * np.log(p / q)))
+
 
 
 def drift_rows(profiles: Mapping[str, Profile], reference: Mapping[str, Profile]) -> list[dict[str, Any]]:
@@ -33,6 +36,7 @@ def drift_rows(profiles: Mapping[str, Profile], reference: Mapping[str, Profile]
                 "label_rates": rates.tolist(), "label_rates_before": before.tolist(),
             })  # fmt: skip
     return found
+
 
 
 def of_market(profile: Mapping[str, Mapping[str, list[int]]], market: str) -> dict[str, list[int]]:

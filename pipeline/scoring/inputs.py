@@ -17,7 +17,9 @@ from pipeline.names import is_bucket
 from pipeline.storage.object_store import Bucket, Entry, StoredFile, open_bucket
 
 PREFIX, SUFFIX = "task=", ".parquet"
+
 FOOTERS = 8  # that are read at a time
+
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class InputFile:
     path: str  # where it is
     name: str  # the same, below the place of all inputs
     digest: str  # of its content: a sha256, or what a bucket knows it by
+
 
 
 def find_inputs(place: Path | str, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
@@ -39,6 +42,7 @@ def find_inputs(place: Path | str, tasks: Sequence[Task]) -> dict[str, list[Inpu
         task: [InputFile(str(path), str(path.relative_to(root)), sha256_of(path, state_of(path))) for path in paths]
         for task, paths in found.items()
     }  # fmt: skip
+
 
 
 def find_objects(bucket: Bucket, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
@@ -54,10 +58,12 @@ def find_objects(bucket: Bucket, tasks: Sequence[Task]) -> dict[str, list[InputF
     return found
 
 
+
 def count_rows(files: Sequence[InputFile]) -> list[int]:
     """Rows of each file by its footer, several files at a time: a bucket takes as long to answer for one as for ten."""
     with ThreadPoolExecutor(FOOTERS) as pool:
         return list(pool.map(rows_of, files))
+
 
 
 def rows_of(file: InputFile) -> int:
@@ -67,6 +73,7 @@ def rows_of(file: InputFile) -> int:
             return int(opened.metadata.num_rows)
     except DamagedInputError:
         return 0
+
 
 
 @contextlib.contextmanager
@@ -86,6 +93,7 @@ def open_input(path: str, digest: str) -> Iterator[pq.ParquetFile]:
         raise changed(path)
 
 
+
 @contextlib.contextmanager
 def open_object(url: str, digest: str) -> Iterator[pq.ParquetFile]:
     """The same in a bucket, which is asked for this very version each time."""
@@ -98,9 +106,11 @@ def open_object(url: str, digest: str) -> Iterator[pq.ParquetFile]:
         yield file
 
 
+
 def changed(path: str) -> RetryableError:
     """Of a file that is no longer what was planned."""
     return RetryableError(f"{path} changed while it was scored; nothing of it is published, run the same command again")
+
 
 
 def state_of(path: Path) -> tuple[int, ...] | None:
@@ -109,6 +119,7 @@ def state_of(path: Path) -> tuple[int, ...] | None:
         return None
     state = path.stat()
     return state.st_ino, state.st_size, state.st_mtime_ns
+
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pipeline.schema import COLUMNS, TEXT_COLUMNS, Column
 
 MUST_SHOW = ("query", "ad_title")  # a judgement needs both
+
 ERROR_SCHEMA = pa.schema(
     [
         pa.field("row_id", pa.string()),  # null where that is the error
@@ -19,6 +20,7 @@ ERROR_SCHEMA = pa.schema(
         pa.field("bundle_sha256", pa.string(), False),
     ]
 )
+
 
 
 def part_rows(table: pa.Table, task_name: str, first_row: int, bundle_sha256: str) -> tuple[pa.Table, pa.Table]:
@@ -41,6 +43,7 @@ def part_rows(table: pa.Table, task_name: str, first_row: int, bundle_sha256: st
     return table.filter(pa.array(reason_N == "")), pa.table(errors, schema=ERROR_SCHEMA)
 
 
+
 def column_errors(values: pa.ChunkedArray, column: Column) -> list[tuple[str, np.ndarray]]:
     """(reason, (N,) where) of one text column."""
     found = []
@@ -53,6 +56,7 @@ def column_errors(values: pa.ChunkedArray, column: Column) -> list[tuple[str, np
         longer = pc.greater(pc.utf8_length(values), column.max_chars).fill_null(False).to_numpy()
         found.append((f"{column.name} has over {column.max_chars:,} characters", longer))
     return found
+
 
 
 def repeats(row_ids: pa.ChunkedArray) -> np.ndarray:

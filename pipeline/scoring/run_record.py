@@ -4,14 +4,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.commit import Root, judged_tasks, last_record, read_manifest
 from pipeline.errors import DamagedInputError
 from pipeline.evaluation.score_reference import Profile, add_profile, read_reference
 from pipeline.registry.version_files import FetchedVersion
-from pipeline.score_drift import drift_rows
-from pipeline.score_facts import profiles_of
-from pipeline.score_outcome import Outcome
-from pipeline.score_units import Unit
+from pipeline.scoring.drift import drift_rows
+from pipeline.scoring.label_store import Root, judged_tasks, last_record, read_manifest
+from pipeline.scoring.unit_manifest import profiles_of
+from pipeline.scoring.unit_result import Outcome
+from pipeline.scoring.work_units import Unit
 
 
 def run_record(
@@ -65,9 +65,11 @@ def run_record(
     }
 
 
+
 def counts(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Rows in, labels and errors of a partition."""
     return {"rows_in": manifest["input"]["rows"], "labels": manifest["rows"], "errors": manifest.get("error_rows", 0)}
+
 
 
 def counts_by_task(manifests: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
@@ -80,26 +82,3 @@ def counts_by_task(manifests: Sequence[Mapping[str, Any]]) -> dict[str, dict[str
             for name, value in counts(manifest).items():
                 of_task[name] += value // len(tasks) if name == "labels" else value
     return found
-
-
-def spent_lines(record: Mapping[str, Any], num_actors: int) -> list[str]:
-    """What a run's time and tokens went into, for people; nothing where nothing was judged."""
-    spent, seconds = record["spent"], record["seconds"]
-    if not spent["tokens_in"]:
-        return []
-    computed = f"{spent['tokens_computed'] / spent['tokens_in']:.2f} of {spent['tokens_in']:,} tokens were computed"
-    busy = f"{spent['model_s'] / (seconds * num_actors):.0%} of the time in the model, starting included"
-    return [f"{computed}; {busy}; arithmetic at {record['matmul_efficiency'] or 0:.0%} of a measured matmul"]
-
-
-def drift_lines(record: dict[str, Any], warn: float) -> list[str]:
-    """What of a run's scores is spread otherwise than before, for people."""
-    told = {"against_last_run": "the last run", "against_test_rows": "the version's test rows"}
-    lines = []
-    for against, shown in told.items():
-        for one in record["drift"][against]:
-            if one["psi"] >= warn:
-                rates = ", ".join(f"{before:.0%} -> {now:.0%}" for before, now in zip(one["label_rates_before"], one["label_rates"], strict=True))
-                moved = f"scores of {one['task']}, {one['market']}, moved against {shown}"
-                lines.append(f"{moved}: stability index {one['psi']:.2f}; label rates {rates}")
-    return lines
