@@ -22,9 +22,9 @@ from pipeline.registry.promotion_log import champions, read_promotions
 from pipeline.registry.version_files import fetch_version
 from pipeline.registry.version_predictors import champion_version, judge_of
 from pipeline.storage.filesystem import write_bytes
-from validation.drift import compare
-from validation.drift_view import as_text
-from validation.profile import build_tally, read_profile
+from validation.drift.comparison import compare
+from validation.drift.profile import build_tally, read_profile
+from validation.drift.rendering import as_text
 
 TRAINING = ("loss", "valid_macro_pr_auc", "valid_macro_log_loss", "learning_rate")
 

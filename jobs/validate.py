@@ -9,12 +9,12 @@ from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.logs import Console
 from pipeline.storage.filesystem import write_json
-from validation.drift import compare
-from validation.drift_view import as_text, plot_drift
-from validation.gate import validate
-from validation.leakage import find_leakage
-from validation.profile import build_tally, read_profile, write_profile
-from validation.report import check_report, summary_table
+from validation.drift.comparison import compare
+from validation.drift.profile import build_tally, read_profile, write_profile
+from validation.drift.rendering import as_text, plot_drift
+from validation.gate.report import check_report, summary_table
+from validation.gate.runner import validate
+from validation.leakage.report import find_leakage
 
 
 def run_validate(config: RunConfig, console: Console) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def gate_and_split(data_dir: Path, out_dir: Path) -> None:
     """The gate, and the side of every accepted row."""
     from pipeline.config.splits import SplitConfig
     from pipeline.data.splits import split_rows
-    from validation.gate import validate
+    from validation.gate.runner import validate
 
     report = validate(data_dir, tasks(), out_dir / "validation", out_dir / "accepted")
     assert report.passed, report.failures[:3]
@@ -71,7 +71,7 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
     from pipeline.config.splits import SplitConfig
     from pipeline.data.splits import normalise_query, split_rows
     from pipeline.schema import TEXT_COLUMNS
-    from validation.expectations import build_suite
+    from validation.gate.expectations import build_suite
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
@@ -106,8 +106,8 @@ def look_at_rows(data_dir: Path, out_dir: Path) -> None:
     """Leakage, and the profile that drift is told by."""
     from pipeline.config.splits import SplitConfig
     from pipeline.data.reader import data_digest, find_partitions
-    from validation.leakage import find_leakage
-    from validation.profile import build_tally, write_profile
+    from validation.drift.profile import build_tally, write_profile
+    from validation.leakage.report import find_leakage
 
     partitions = find_partitions(data_dir, tasks())
     find_leakage(partitions, tasks(), SplitConfig())

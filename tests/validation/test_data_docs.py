@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from validation.data_docs import MAX_SHOWN_CHARS, readable
+from validation.gate.data_docs import MAX_SHOWN_CHARS, readable
 
 
 @pytest.mark.parametrize(("value", "shown"), [

@@ -14,12 +14,11 @@ from pipeline.config.gates import Script
 from pipeline.data.synthetic.marketplace import build_marketplace
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.schema import ROW_SCHEMA
-from validation import words
-from validation.divergence import divergence
-from validation.drift import Thresholds, compare
-from validation.drift_view import as_text, plot_drift
-from validation.profile import MAX_NAMED, OTHERS, Tally, build_tally, read_profile, write_profile
-from validation.scripts import NO_LETTERS, SCRIPTS, main_scripts
+from validation.drift.comparison import Thresholds, compare, divergence
+from validation.drift.profile import MAX_NAMED, OTHERS, Tally, build_tally, read_profile, write_profile
+from validation.drift.rendering import as_text, plot_drift
+from validation.text import words
+from validation.text.scripts import NO_LETTERS, SCRIPTS, main_scripts
 
 NUM_ROWS = 6_000  # a task
 NUM_REPLICAS = 6  # pairs of marketplaces that differ by chance only; the rate in drift.py is over more

@@ -9,15 +9,7 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.schema import COLUMNS, ROW_SCHEMA
-from validation.expectations import (
-    VISIBLE,
-    build_checks,
-    build_frame,
-    build_schema_frame,
-    build_schema_suite,
-    build_suite,
-    failing_rows,
-)
+from validation.gate.expectations import VISIBLE, build_checks, build_frame, build_schema_frame, build_schema_suite, build_suite, failing_rows
 
 
 def _planted(column, *values):

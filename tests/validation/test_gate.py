@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from places import ROOT
 
-import validation.gate
-import validation.partition
-import validation.together
+import validation.gate.cross_file_checks
+import validation.gate.file_checks
+import validation.gate.runner
 from models.files import file_sha256
 from pipeline.config.gates import GateConfig
 from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
 from pipeline.schema import ROW_SCHEMA
-from validation.data_docs import DataDocs
-from validation.gate import validate
-from validation.partition import PartitionJob, judge_partition
-from validation.report import check_report, summary_table
+from validation.gate.data_docs import DataDocs
+from validation.gate.file_checks import PartitionJob, judge_partition
+from validation.gate.report import check_report, summary_table
+from validation.gate.runner import validate
 
 NAN, INF = float("nan"), float("inf")
 STRICT = GateConfig(max_quarantined_share=0.0, max_reason_share=0.0)
@@ -303,8 +303,8 @@ def test_file_without_a_bad_row_is_accepted_byte_for_byte(tmp_path, judge, build
 
 def test_only_new_and_changed_files_are_read_again(tmp_path, task, build_table, write_rows, monkeypatch):
     read = []
-    whole = validation.partition.read_and_judge
-    monkeypatch.setattr(validation.partition, "read_and_judge", lambda job, *rest: read.append(job.relative) or whole(job, *rest))
+    whole = validation.gate.file_checks.read_and_judge
+    monkeypatch.setattr(validation.gate.file_checks, "read_and_judge", lambda job, *rest: read.append(job.relative) or whole(job, *rest))
     for tables, expected in (
         ([build_table("a"), build_table("b")], ["part-0", "part-1"]),
         ([build_table("a"), build_table("b")], []),
@@ -323,14 +323,14 @@ def test_only_new_and_changed_files_are_read_again(tmp_path, task, build_table, 
 
 
 def test_equal_files_judged_at_the_same_time_are_read_once(tmp_path, task, build_table, write_rows, monkeypatch):
-    read, whole = [], validation.partition.read_and_judge
+    read, whole = [], validation.gate.file_checks.read_and_judge
 
     def slowly(job, *rest):
         read.append(job.relative)
         threading.Event().wait(0.2)
         return whole(job, *rest)
 
-    monkeypatch.setattr(validation.partition, "read_and_judge", slowly)
+    monkeypatch.setattr(validation.gate.file_checks, "read_and_judge", slowly)
     files = sorted(write_rows({"query-ad": [build_table()] * 2}).rglob("*.parquet"))
     jobs = [PartitionJob(path, path.name, task, True, tmp_path / "work") for path in files]
     with ThreadPoolExecutor(2) as pool:
@@ -343,7 +343,7 @@ def test_equal_files_judged_at_the_same_time_are_read_once(tmp_path, task, build
 def test_file_that_changes_while_it_is_judged_is_not_accepted(tmp_path, task, build_table, write_rows, monkeypatch):
     data = write_rows({"query-ad": [build_table()]})
     path = next(data.rglob("*.parquet"))
-    for module, name in ((validation.partition, "read_and_judge"), (validation.gate, "find_repeats")):
+    for module, name in ((validation.gate.file_checks, "read_and_judge"), (validation.gate.runner, "find_repeats")):
         with monkeypatch.context() as patched:
             original = getattr(module, name)
 
@@ -365,7 +365,7 @@ def test_damage_is_looked_at_again_the_next_time_under_its_own_name(tmp_path, ju
         raise DamagedInputError(f"{path} is damaged (read error); write it again from its source")
 
     with monkeypatch.context() as patched:
-        patched.setattr(validation.partition, "read_batches", fails)
+        patched.setattr(validation.gate.file_checks, "read_batches", fails)
         report = judge(build_table(), build_table())
         assert report.damaged == ("task=query-ad/part-0.parquet", "task=query-ad/part-1.parquet")
         assert all(f"part-{i}.parquet is damaged" in report.failures[i] for i in (0, 1))
@@ -386,7 +386,7 @@ def test_buckets_of_hashes_change_nothing(tmp_path, task, other_task, build_tabl
     root = write_rows({"query-ad": tables, "keyword": tables[:2]})
     found = []
     for bucket_rows in (4_000_000, 5, 1):
-        monkeypatch.setattr(validation.together, "BUCKET_ROWS", bucket_rows)
+        monkeypatch.setattr(validation.gate.cross_file_checks, "BUCKET_ROWS", bucket_rows)
         config = LENIENT.model_copy(update={"label_conflicts": "majority"})
         validate(root, [task, other_task], tmp_path / "out", tmp_path / "accepted", config=config)
         found.append((tmp_path / "out" / "report.json").read_bytes())
@@ -434,7 +434,7 @@ def test_ray_tasks_on_two_workers_give_the_same_report_byte_for_byte(tmp_path, t
         "import ray\n"
         "from pipeline.config.run.gates import GateConfig\n"
         "from pipeline.config.run.tasks import Task\n"
-        "from validation.gate import validate\n"
+        "from validation.gate.runner.runner import validate\n"
         "root, out, workers = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])\n"
         "if workers:\n"
         "    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)\n"
@@ -455,7 +455,7 @@ def test_ray_tasks_on_two_workers_give_the_same_report_byte_for_byte(tmp_path, t
 
 def test_great_expectations_and_the_masks_count_the_same_rows(task, build_table):
     """Every planted fault, counted by both on the same rows."""
-    from validation.expectations import build_checks, build_frame, build_suite, failing_rows
+    from validation.gate.expectations import build_checks, build_frame, build_suite, failing_rows
 
     table = pa.concat_tables([build_table(f"f{i}r", **{column: values}) for i, (column, values, _, _) in enumerate(BAD_VALUES)])
     import great_expectations as gx
@@ -501,7 +501,7 @@ def test_stdout_stays_empty(capsys, judge, build_table):
 
 
 def test_great_expectations_and_row_masks_that_disagree_refuse_the_data(monkeypatch, judge, build_table):
-    monkeypatch.setattr(validation.gate, "failing_rows", lambda check, table: [])
+    monkeypatch.setattr(validation.gate.runner, "failing_rows", lambda check, table: [])
     report = judge(build_table(weight=[NAN, 1, 1, 1, 1, 1]), config=LENIENT)
     assert not report.passed
     assert "weight_range is broken for Great Expectations and kept for the row masks" in report.failures[0]

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from validation import hashing
-from validation.hashing import hash_column
+from validation.text import hashing
+from validation.text.hashing import hash_column
 
 NEAR = [
     "a", "b", "ab", "ba", "a" * 8, "a" * 9, "a" * 16, "aaaaaaab", "baaaaaaa", "0" * 7, "0" * 8, "\0", "\0\0", "a\0", "12345678abcdefgh",

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.splits import normalise_query
-from validation import text_bytes
-from validation.text_bytes import holds_nul, is_unlike_plain, normalise_texts
+from validation.text import text_bytes
+from validation.text.text_bytes import holds_nul, is_unlike_plain, normalise_texts
 
 TEXTS = ["", None, "red shoes", " red", "red ", "red  shoes", "a", " ", "tab\there", "Größe", "ＡＢ", "a\x7fb", "~!", "a\nb", "x" * 300 + "  y", "é"]
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from validation.text_bytes import text_bytes
+from validation.text.text_bytes import text_bytes
 
 WORDS_AT_ONCE = 1 << 15  # what fits the processor's cache: four times as fast as a whole batch at once
+
 _PLACE = np.uint64(0x9E3779B97F4A7C15)
+
 _SPREAD = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+
 
 
 def hash_column(texts: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A hash of the UTF-8 bytes of each text (N,), the same on every little-endian machine; 0 for null and for empty text."""
     chunks = texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
     return np.concatenate([np.zeros(0, dtype=np.uint64), *(_hash_array(chunk) for chunk in chunks)])
+
 
 
 def mix(value_W: np.ndarray) -> np.ndarray:
@@ -28,6 +32,7 @@ def mix(value_W: np.ndarray) -> np.ndarray:
         value_W *= factor
     value_W ^= value_W >> np.uint64(31)
     return value_W
+
 
 
 def _hash_array(texts: pa.Array) -> np.ndarray:
@@ -47,6 +52,7 @@ def _hash_array(texts: pa.Array) -> np.ndarray:
         hash_N[part] = _hash_texts(words_W, start_N[part], length_N[part], num_N[part])
         begin = end
     return hash_N
+
 
 
 def _hash_texts(words_W: np.ndarray, start_N: np.ndarray, length_N: np.ndarray, num_N: np.ndarray) -> np.ndarray:

@@ -23,9 +23,13 @@ _BLOCKS: dict[str, str] = {
     "han": "3400-4DBF 4E00-9FFF F900-FAFF 20000-323AF",
     "other": "530-58F 700-74F 780-89F E80-10FF 1200-1C7F A800-A95F A980-ABFF 10000-1BCAF",
 }
+
 NO_LETTERS = "none"  # digits, punctuation, pictures, or nothing
+
 SCRIPTS: tuple[str, ...] = (NO_LETTERS, *_BLOCKS)
+
 MIXED_COLUMNS = ("query", "ad_title")  # whose scripts a task may restrict
+
 
 
 @cache
@@ -39,6 +43,7 @@ def _script_of_code() -> np.ndarray:
     return table
 
 
+
 def main_scripts(texts: pa.Array) -> np.ndarray:
     """The index into SCRIPTS of the script that most letters of each text belong to (N,); null has none."""
     ascii_N = pc.string_is_ascii(texts).fill_null(True).to_numpy(zero_copy_only=False)
@@ -49,10 +54,12 @@ def main_scripts(texts: pa.Array) -> np.ndarray:
     return script_N
 
 
+
 def count_foreign(table: pa.Table, scripts: Sequence[str]) -> dict[str, int]:
     """Texts of each of MIXED_COLUMNS that are mostly in another script; a text without letters is in any."""
     welcome = [SCRIPTS.index(name) for name in (NO_LETTERS, *scripts)]
     return {name: int((~np.isin(main_scripts(table[name].combine_chunks()), welcome)).sum()) for name in MIXED_COLUMNS}
+
 
 
 def _scripts_by_letter(texts: list[str]) -> np.ndarray:

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.storage.filesystem import replacing
-from validation.drift import ALL_TASKS, DriftReport, FeatureDrift
+from validation.drift.comparison import ALL_TASKS, DriftReport, FeatureDrift
 
 MAX_TASKS = 8  # columns beside "all"; those that moved most
+
 NUM_DETAILS = 8
+
 _MARKS = {"steady": " ", "noise": "~", "empty": "-", "look": "?", "drift": "!"}
+
 _COLOURS = {"steady": "#e4ede4", "noise": "#dcdcdc", "empty": "#a9a9a9", "look": "#f6d77a", "drift": "#dd6b55"}
+
 
 
 def as_text(report: DriftReport) -> str:
@@ -31,12 +35,15 @@ def as_text(report: DriftReport) -> str:
     return "\n".join([*lines, *map(sentence, report.moved()[:NUM_DETAILS])])
 
 
+
 def _short(task: str) -> str:
     return task if len(task) <= 12 else f"{task[:11]}…"
 
 
+
 def _cell(found: FeatureDrift | None) -> str:
     return " " * 14 if found is None else f" {'' if found.psi is None else format(found.psi, '.3f'):>12}{_MARKS[found.verdict]}"
+
 
 
 def sentence(found: FeatureDrift) -> str:
@@ -47,6 +54,7 @@ def sentence(found: FeatureDrift) -> str:
     return f"{where}: PSI {found.psi:.3f}, KL {found.kl:.3f}; " + ", ".join(f"{name} {then:.1%} -> {now:.1%}" for name, then, now in found.changes)
 
 
+
 def _grid(report: DriftReport) -> tuple[dict[tuple[str, str], FeatureDrift], list[str], list[str]]:
     """Cells by feature and task, and the features and tasks in the order they are shown."""
     cells = {(found.feature, found.task): found for found in report.features}
@@ -54,6 +62,7 @@ def _grid(report: DriftReport) -> tuple[dict[tuple[str, str], FeatureDrift], lis
     farthest = {task: max([found.psi or 0 for found in report.features if found.task == task], default=0.0) for task in report.reference_rows}
     shown = set(sorted(farthest, key=lambda task: (-farthest[task], task))[:MAX_TASKS])
     return cells, features, [ALL_TASKS, *(task for task in report.reference_rows if task in shown)]
+
 
 
 def plot_drift(report: DriftReport, path: Path) -> None:
@@ -74,6 +83,7 @@ def plot_drift(report: DriftReport, path: Path) -> None:
         canvas.print_png(file, metadata={"Software": None})
 
 
+
 def _draw_table(axes, cells: dict[tuple[str, str], FeatureDrift], features: list[str], tasks: list[str]) -> None:  # type: ignore[no-untyped-def]
     from matplotlib.patches import Patch, Rectangle
 
@@ -92,6 +102,7 @@ def _draw_table(axes, cells: dict[tuple[str, str], FeatureDrift], features: list
     words = {"steady": "steady", "noise": "within chance", "look": "look", "drift": "drift", "empty": "one side empty"}
     axes.legend(handles=[Patch(color=_COLOURS[verdict], label=label) for verdict, label in words.items()], ncols=5, frameon=False, fontsize=8,
                 loc="upper center", bbox_to_anchor=(0.5, -0.01), handlelength=1, columnspacing=1)
+
 
 
 def _draw_details(axes, moved: list[FeatureDrift]) -> None:  # type: ignore[no-untyped-def]

@@ -19,10 +19,11 @@ from pipeline.data.reader import open_partition
 from pipeline.data.writer import ROWS_PER_GROUP
 from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.filesystem import publish_dir, remove_tree, temporary_beside
-from validation.partition import PartitionVerdict, check_unchanged, read_batches
-from validation.row_scan import REASON_SCHEMA, nullable, repair_text
+from validation.gate.file_checks import PartitionVerdict, check_unchanged, read_batches
+from validation.gate.row_checks import REASON_SCHEMA, nullable, repair_text
 
 QUARANTINE_SCHEMA = pa.schema([pa.field("row", pa.int64()), pa.field("reasons", pa.list_(pa.string())), *nullable(ROW_SCHEMA)])
+
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class FileParting:
     repeated: dict[str, np.ndarray]
     quarantine_path: Path
     accepted_path: Path | None  # none where nothing is accepted
+
 
 
 class PartedRows:
@@ -80,6 +82,7 @@ class PartedRows:
         publish_dir(self._staged[folder], folder)
 
 
+
 def part_rows(parting: FileParting) -> int:
     """The rows of one file with a reason into quarantine, the others into the accepted file: a copy where there is no reason. The number accepted."""
     verdict = parting.verdict
@@ -99,6 +102,7 @@ def part_rows(parting: FileParting) -> int:
     return num_accepted
 
 
+
 def row_reasons(verdict: PartitionVerdict, repeated: dict[str, np.ndarray]) -> pa.Table:
     """The rows of a file that are set aside, rising, and why each is: REASON_SCHEMA."""
     tables = [REASON_SCHEMA.empty_table()]
@@ -108,6 +112,7 @@ def row_reasons(verdict: PartitionVerdict, repeated: dict[str, np.ndarray]) -> p
         reasons = pa.ListArray.from_arrays(np.arange(len(row_R) + 1, dtype=np.int32), pa.array([reason]).take(np.zeros(len(row_R), dtype=np.int64)))
         tables.append(pa.table([pa.array(row_R), reasons], schema=REASON_SCHEMA))
     return pa.concat_tables(tables).sort_by("row")
+
 
 
 def separate(path: Path, reasons: pa.Table, quarantine_path: Path, accepted_path: Path | None) -> None:
@@ -127,6 +132,7 @@ def separate(path: Path, reasons: pa.Table, quarantine_path: Path, accepted_path
                 accepted = table.filter(pa.array(keep_M)) if last > first else table
                 good.write_table(pa.table(accepted.columns, schema=ROW_SCHEMA), row_group_size=ROWS_PER_GROUP)
             start += table.num_rows
+
 
 
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

@@ -15,16 +15,20 @@ import pyarrow as pa
 
 from pipeline.config.tasks import Task
 from pipeline.schema import COLUMNS, ROW_SCHEMA, TEXT_COLUMNS
-from validation.data_docs import NUM_EXAMPLES
-from validation.expectations import Check, build_checks, failing_rows
-from validation.hashing import hash_column
-from validation.scripts import count_foreign
-from validation.text_bytes import normalise_texts
+from validation.gate.data_docs import NUM_EXAMPLES
+from validation.gate.expectations import Check, build_checks, failing_rows
+from validation.text.hashing import hash_column
+from validation.text.scripts import count_foreign
+from validation.text.text_bytes import normalise_texts
 
 SAMPLE_ROWS = 2_000  # rows of a file that Great Expectations sees; all rows of smaller files
+
 NOT_UTF8 = "not_utf8"  # reason of a row with bytes that are no text; the other reasons are the names of checks
+
 KEY_SCHEMA = pa.schema([("row_id_hash", pa.uint64()), ("pair_hash", pa.uint64()), ("label", pa.int32())])
+
 REASON_SCHEMA = pa.schema([("row", pa.int64()), ("reasons", pa.list_(pa.string()))])
+
 
 
 class RowScan:
@@ -88,9 +92,11 @@ class RowScan:
         return pa.concat_tables([table.cast(nullable(ROW_SCHEMA)) for table in (ROW_SCHEMA.empty_table(), *self._head, *self._offenders)])
 
 
+
 def nullable(schema: pa.Schema) -> pa.Schema:
     """The schema with null allowed everywhere, as bad rows need it."""
     return pa.schema([pa.field(f.name, f.type) for f in schema])
+
 
 
 def repair_text(table: pa.Table) -> tuple[pa.Table, np.ndarray]:
@@ -109,6 +115,7 @@ def repair_text(table: pa.Table) -> tuple[pa.Table, np.ndarray]:
             undecoded_M |= np.array([value is not None and (text or "").encode() != value for value, text in pairs], dtype=bool)
             table = table.set_column(index, column.name, pa.array(texts, pa.string()))
     return table, undecoded_M
+
 
 
 def hash_pairs(table: pa.Table) -> np.ndarray:

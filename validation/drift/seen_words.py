@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from validation.scripts import SCRIPTS, main_scripts
-from validation.words import hash_texts
+from validation.text.scripts import SCRIPTS, main_scripts
+from validation.text.words import hash_texts
 
 NUM_BUCKETS = 64  # a script's words are spread over these by hash
+
 NUM_SEEN = 1 << 15  # bits of the map of words seen
+
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class SeenWords:
         return {script: (unknown.get(script, 0), count) for script, count in every.items()}
 
 
+
 def word_buckets(words: Mapping[str, int]) -> dict[str, list[int]]:
     """Occurrences by the script of the word and the bucket its hash falls in."""
     names = pa.array(list(words), pa.string())
@@ -44,10 +47,12 @@ def word_buckets(words: Mapping[str, int]) -> dict[str, list[int]]:
     return {script: counts[i].tolist() for i, script in sorted(enumerate(SCRIPTS), key=lambda pair: pair[1]) if counts[i].any()}
 
 
+
 def _by_script(words: pa.Array, count_V: np.ndarray) -> dict[str, int]:
     """The counts of words summed by script, zeros left out."""
     sums = np.bincount(main_scripts(words), weights=count_V, minlength=len(SCRIPTS)).astype(np.int64)
     return {script: int(n) for script, n in sorted(zip(SCRIPTS, sums, strict=True)) if n}
+
 
 
 def see_words(by_task: list[Counter[str]]) -> SeenWords:

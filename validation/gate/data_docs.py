@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_SHOWN_CHARS = 80  # of one value in a page or a message: enough to recognise a row, where the text may have 1 MB
+
 NUM_EXAMPLES = 3  # failing rows shown for a check
 
 _RESULT_FORMAT = {"result_format": "SUMMARY", "partial_unexpected_count": NUM_EXAMPLES, "unexpected_index_column_names": ["row_id"]}
@@ -47,8 +48,11 @@ td,th{border:1px solid #ddd;padding:.3rem .7rem;text-align:left;vertical-align:t
 @media (prefers-color-scheme:dark){body{background:#181818;color:#ddd}a{color:#7ab7ff}
 th,.alert,.badge{background:#2a2a2a}td,th{border-color:#444}}
 """
+
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
 _HEAD = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{_STYLE}</style>'
+
 
 
 def readable(value: Any) -> str:
@@ -60,8 +64,10 @@ def readable(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+
 def _clip(text: str) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}… ({len(text):,} characters)"
+
 
 
 def _inert(value: Any) -> Any:
@@ -73,12 +79,14 @@ def _inert(value: Any) -> Any:
     return [_inert(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What Great Expectations prints goes to stderr: stdout belongs to the command's json line."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
 
 
 class DataDocs:

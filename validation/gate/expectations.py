@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.tasks import Task
 from pipeline.schema import COLUMNS, ROW_SCHEMA, Column
-from validation.text_bytes import holds_nul
+from validation.text.text_bytes import holds_nul
 
 if TYPE_CHECKING:
     import great_expectations as gx
@@ -32,10 +32,13 @@ VISIBLE = (
     r"[^\x00-\x20\x7f-\xa0\xad"
     "\u115f\u1160\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufeff\uffa0]"
 )
+
 NUL = "\x00"
+
 PLAIN_STARTS = pa.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"))
 
 Mask = Callable[[pa.ChunkedArray], pa.ChunkedArray]
+
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,12 @@ class Check:
     failing: Mask | None = None  # rows that break the promise; None where no single row does
 
 
+
 _COLUMNS_CHECK = Check(
     "columns", "", f"hold exactly the columns {', '.join(ROW_SCHEMA.names)}, in this order",
     "ExpectTableColumnsToMatchOrderedList", {"column_list": ROW_SCHEMA.names},
 )
+
 
 
 def build_checks(task: Task, judged: bool = True) -> tuple[Check, ...]:
@@ -67,6 +72,7 @@ def build_checks(task: Task, judged: bool = True) -> tuple[Check, ...]:
         checks += _text_checks(column) if column.type == pa.string() else [_range_check(column, task)]
     unique = "be unique among the files of the task"
     return (*checks, Check("row_id_unique", "row_id", unique, "ExpectColumnValuesToBeUnique", {}, _repeated))
+
 
 
 def _text_checks(column: Column) -> list[Check]:
@@ -84,6 +90,7 @@ def _text_checks(column: Column) -> list[Check]:
     return checks
 
 
+
 def _range_check(column: Column, task: Task) -> Check:
     # Both ends, always: a range open above lets infinity through.
     low, high = column.minimum, len(task.labels) - 1 if column.name == "label" else column.maximum
@@ -92,14 +99,17 @@ def _range_check(column: Column, task: Task) -> Check:
                  {"min_value": low, "max_value": high}, partial(_outside, low=low, high=high))
 
 
+
 def _longer(values: pa.ChunkedArray, max_chars: int) -> pa.ChunkedArray:
     if (pc.max(pc.binary_length(values)).as_py() or 0) <= max_chars:  # no text has more characters than bytes
         return _nowhere(values)
     return pc.greater(pc.utf8_length(values), max_chars)
 
 
+
 def _nowhere(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(np.zeros(len(values), dtype=bool))])
+
 
 
 def _blank(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -111,8 +121,10 @@ def _blank(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(blank_N)])
 
 
+
 def _holds_nul(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.match_substring(values, NUL) if any(holds_nul(chunk) for chunk in values.chunks) else _nowhere(values)
+
 
 
 def _outside(values: pa.ChunkedArray, low: float, high: float) -> pa.ChunkedArray:
@@ -120,14 +132,17 @@ def _outside(values: pa.ChunkedArray, low: float, high: float) -> pa.ChunkedArra
     return pc.invert(pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high)))
 
 
+
 def _repeated(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.is_in(values, value_set=repeated_values(values))
+
 
 
 def repeated_values(values: pa.ChunkedArray) -> pa.Array:
     """The distinct values that occur more than once; null is no value."""
     counts = pc.value_counts(values.drop_null())
     return counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+
 
 
 def failing_rows(check: Check, table: pa.Table) -> np.ndarray:
@@ -137,9 +152,11 @@ def failing_rows(check: Check, table: pa.Table) -> np.ndarray:
     return np.flatnonzero(check.failing(table[check.column]).fill_null(False).to_numpy())
 
 
+
 def build_suite(task: Task, judged: bool = True) -> gx.ExpectationSuite:
     """The Great Expectations suite of `task`, for frames of `build_frame`; each expectation's meta holds the name of its check."""
     return build_check_suite(task.name, build_checks(task, judged))
+
 
 
 def build_schema_suite(name: str, found: Sequence[str]) -> gx.ExpectationSuite:
@@ -147,6 +164,7 @@ def build_schema_suite(name: str, found: Sequence[str]) -> gx.ExpectationSuite:
     types = [Check(f"{c.name}_type", c.name, f"be of type {c.type}", "ExpectColumnValuesToBeInSet", {"value_set": [str(c.type)]})
              for c in COLUMNS if found.count(c.name) == 1]
     return build_check_suite(name, (_COLUMNS_CHECK, *types))
+
 
 
 def build_check_suite(name: str, checks: Sequence[Check]) -> gx.ExpectationSuite:
@@ -162,12 +180,14 @@ def build_check_suite(name: str, checks: Sequence[Check]) -> gx.ExpectationSuite
     return gx.ExpectationSuite(name=name, expectations=expectations)
 
 
+
 def build_frame(table: pa.Table) -> pd.DataFrame:
     """Contract rows as pandas sees them with nothing lost: in Arrow types NaN stays a value, where numpy types would make it a
     null, which every range check skips."""
     import pandas as pd
 
     return table.to_pandas(types_mapper=pd.ArrowDtype)
+
 
 
 def build_schema_frame(schema: pa.Schema) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from pipeline.schema import SCHEMA_VERSION
 MAX_LISTED_FAILURES = 10  # in an error message; the report holds them all
 
 
+
 @dataclass(frozen=True)
 class FileRecord:
     """One parquet file that was judged."""
@@ -21,6 +22,7 @@ class FileRecord:
     rows: int  # read
     accepted: int
     sha256: str
+
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class TaskRecord:
     reasons: Mapping[str, int]  # rows by reason; a row may have several
     label_counts: Mapping[str, int]  # of the rows read, by label name
     conflicting_pairs: int
+
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class ValidationReport:
         return {name: record.read for name, record in self.tasks.items()}
 
 
+
 def check_report(report: ValidationReport) -> None:
     """DataRefusedError, or DamagedInputError where a file is damaged, naming what is wrong, where the Data Docs are and what to do; nothing if
     the report passed."""
@@ -75,6 +79,7 @@ def check_report(report: ValidationReport) -> None:
         f"the data in {report.data_dir} are refused:", *listed,
         f"Data Docs: {report.data_docs}", "correct or remove these rows at their source and run `relevance validate` again",
     ]))  # fmt: skip
+
 
 
 def summary_table(report: ValidationReport) -> str:

@@ -21,19 +21,27 @@ import pyarrow.compute as pc
 
 from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.data.splits import normalise_query, split_rows
-from validation.hashing import mix
-from validation.text_bytes import text_bytes
-from validation.words import fold_texts, hash_texts, shown
+from validation.text.hashing import mix
+from validation.text.text_bytes import text_bytes
+from validation.text.words import fold_texts, hash_texts, shown
 
 KINDS = ("same", "spelling", "word_order", "one_word")
+
 MIN_WORDS = 3
+
 TAKEN_UP_AT_ONCE = 1 << 16
+
 MAX_QUERIES = 500_000  # compared at once: about 700 MB
+
 NUM_EXAMPLES = 5
+
 _LETTERS = mix(np.arange(1, 257, dtype=np.uint64))  # a number for each byte
+
 _TRAIN, _VALID, _TEST = (1 << SPLITS.index(side) for side in ("train", "valid", "test"))
+
 # What a query must not meet. A pair that spans two splits is counted on the later side.
 _LEAKS = {_TRAIN: 0, _VALID: _TRAIN, _TEST: _TRAIN | _VALID}
+
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class NearQueries:
     num_valid: int  # valid queries with a counterpart in train
     share_of_test: float
     examples: tuple[tuple[str, str, str, str], ...]  # query, its split, counterpart, its split
+
 
 
 class DrawnQueries:
@@ -80,11 +89,13 @@ class DrawnQueries:
             self._known = self._drawn(self._known)
 
 
+
 def letter_keys(queries: pa.Array) -> np.ndarray:
     """A uniform 64-bit number for each query, equal for those made of the same letters and digits, folded (Q,)."""
     start_Q, byte_C = text_bytes(pc.replace_substring(fold_texts(queries), " ", ""))
     sum_C = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_LETTERS[byte_C])])
     return mix(sum_C[start_Q[1:]] - sum_C[start_Q[:-1]])
+
 
 
 def find_near_queries(raw_queries: pa.Array, config: SplitConfig) -> tuple[dict[str, int], tuple[NearQueries, ...]]:
@@ -109,9 +120,11 @@ def find_near_queries(raw_queries: pa.Array, config: SplitConfig) -> tuple[dict[
     return counts, tuple(found)
 
 
+
 def _lowest_bit(sides: np.ndarray) -> np.ndarray:
     """One split of those that a broken split gave a query."""
     return sides & (~sides + np.uint8(1))
+
 
 
 def _signatures(queries: pa.Array) -> Iterable[tuple[np.ndarray, np.ndarray]]:
@@ -136,6 +149,7 @@ def _signatures(queries: pa.Array) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     yield np.concatenate([sum_Q[long_Q], without_W]), np.concatenate([number_Q[long_Q], query_W[long_W]])
 
 
+
 def _meets(signature_E: np.ndarray, query_E: np.ndarray, own_Q: np.ndarray) -> np.ndarray:
     """Whether each query shares a signature with one of a split it must not meet (Q,)."""
     order_E = np.argsort(signature_E, kind="stable")
@@ -149,9 +163,11 @@ def _meets(signature_E: np.ndarray, query_E: np.ndarray, own_Q: np.ndarray) -> n
     return (met_Q & forbidden[own_Q]) != 0
 
 
+
 def _summary(kind: str, leak_Q: np.ndarray, own_Q: np.ndarray, counts: dict[str, int], examples: list[tuple[str, str, str, str]]) -> NearQueries:
     num_test, num_valid = (int((leak_Q & (own_Q == bit)).sum()) for bit in (_TEST, _VALID))
     return NearQueries(kind, num_test, num_valid, num_test / max(counts["test"], 1), tuple(examples))
+
 
 
 def _examples(
@@ -165,6 +181,7 @@ def _examples(
         others = query_E[alike_E & ((own_Q[query_E] & _LEAKS[int(own_Q[query])]) != 0)]
         found.append(_example(queries, own_Q, query, others.min(), own_Q[others.min()]))
     return found
+
 
 
 def _example(queries: pa.Array, own_Q: np.ndarray, query: int, other: int, other_side: int) -> tuple[str, str, str, str]:

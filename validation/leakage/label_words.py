@@ -21,11 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.tasks import Task
-from validation.words import Source, drawn, drawn_share, fold_texts, hash_texts, read_batches, shown, split_words
+from validation.text.words import Source, drawn, drawn_share, fold_texts, hash_texts, read_batches, shown, split_words
 
 NUM_EXAMPLES = 3
+
 MAX_WORDS = 1 << 21  # distinct words counted at once in a column; beyond it those in the fewest rows are dropped, and counted anew if they return
+
 _CUES = "label|grade|graded|rating|rated|relevance|relevant|judgement|judgment|judged|verdict|score|target|gold|truth|class"
+
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class WordRule:
     min_share: float = 0.95  # share of these rows that carry one label: lower bound for a word, the share itself for a mark
     min_gap: float = 0.2  # distance of that share from the label's share in the task
     max_false_discovery: float = 0.001  # Benjamini-Hochberg level
+
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class LabelWord:
     base_share: float  # of the label in the task
     p_value: float  # of the G-test, corrected
     row_ids: tuple[str, ...]
+
 
 
 @dataclass
@@ -85,6 +90,7 @@ class _Counts:
         self.new = []
 
 
+
 @dataclass
 class _Suspect:
     """A word that passed the tests, and where it was met on the second reading."""
@@ -93,6 +99,7 @@ class _Suspect:
     word: str = ""
     queries: set[str] = field(default_factory=set)
     row_ids: list[str] = field(default_factory=list)
+
 
 
 def find_label_words(source: Source, task: Task, rule: WordRule) -> tuple[LabelWord, ...]:
@@ -119,6 +126,7 @@ def find_label_words(source: Source, task: Task, rule: WordRule) -> tuple[LabelW
     return tuple(sorted(found, key=lambda word: (-word.num_rows, word.column, word.word)))
 
 
+
 def _judged(source: Source, columns: tuple[str, ...], num_labels: int) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """Drawn rows with a label on the scale, and the labels (N,)."""
     share = drawn_share(source)
@@ -128,6 +136,7 @@ def _judged(source: Source, columns: tuple[str, ...], num_labels: int) -> Iterat
         rows = batch.filter(on_scale.fill_null(False))
         if rows.num_rows:
             yield rows, rows["label"].to_numpy(zero_copy_only=False)
+
 
 
 def _words_and_marks(texts: pa.Array, task: Task) -> tuple[np.ndarray, pa.DictionaryArray]:
@@ -147,9 +156,11 @@ def _words_and_marks(texts: pa.Array, task: Task) -> tuple[np.ndarray, pa.Dictio
     return np.concatenate([row_P, np.flatnonzero(marked.to_numpy(zero_copy_only=False))]), every.dictionary_encode()
 
 
+
 def _marks(task: Task) -> list[str]:
     values = [*fold_texts(pa.array(task.labels)).to_pylist(), *map(str, range(len(task.labels) + 1))]
     return [f"{cue}={value}" for cue in _CUES.split("|") for value in values]
+
 
 
 def _distinct_pairs(row_P: np.ndarray, words: pa.DictionaryArray) -> tuple[np.ndarray, np.ndarray]:
@@ -157,6 +168,7 @@ def _distinct_pairs(row_P: np.ndarray, words: pa.DictionaryArray) -> tuple[np.nd
     num_words = max(len(words.dictionary), 1)
     pairs = np.unique(row_P.astype(np.int64) * num_words + words.indices.to_numpy())
     return pairs % num_words, pairs // num_words
+
 
 
 def _suspects(
@@ -182,10 +194,12 @@ def _suspects(
     return suspects, p_values
 
 
+
 def _wilson_lower_bound(share_V: np.ndarray, rows_V: np.ndarray, z: float = 2.326) -> np.ndarray:
     """What the true share exceeds with a confidence of 99 % (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927)."""
     spread = z * np.sqrt(share_V * (1 - share_V) / rows_V + (z / (2 * rows_V)) ** 2)
     return (share_V + z * z / (2 * rows_V) - spread) / (1 + z * z / rows_V)
+
 
 
 def _g_test(count_VL: np.ndarray, base_L: np.ndarray) -> np.ndarray:
@@ -200,12 +214,14 @@ def _g_test(count_VL: np.ndarray, base_L: np.ndarray) -> np.ndarray:
     return chi2.sf(g_V, max(np.count_nonzero(base_L) - 1, 1))
 
 
+
 def _benjamini_hochberg(p_V: np.ndarray) -> np.ndarray:
     """Corrected p-values: the smallest false discovery rate at which each would be called."""
     order = np.argsort(p_V)[::-1]
     corrected = np.empty_like(p_V)
     corrected[order] = np.minimum.accumulate(p_V[order] * len(p_V) / np.arange(len(p_V), 0, -1))
     return np.minimum(corrected, 1)
+
 
 
 def _meet_again(source: Source, task: Task, suspects: dict[str, dict[int, _Suspect]]) -> None:
@@ -224,6 +240,7 @@ def _meet_again(source: Source, task: Task, suspects: dict[str, dict[int, _Suspe
                     suspect.queries.add(batch["query"][int(row)].as_py())
                     if len(suspect.row_ids) < NUM_EXAMPLES:
                         suspect.row_ids.append(batch["row_id"][int(row)].as_py())
+
 
 
 def _label_word(task: Task, column: str, counts: _Counts, suspect: _Suspect, base_L: np.ndarray, p_value: float) -> LabelWord:

@@ -18,9 +18,9 @@ from typing import Any
 
 from pipeline.config.splits import SplitConfig
 from pipeline.config.tasks import Task, check_known_task
-from validation.label_words import LabelWord, WordRule, find_label_words
-from validation.near_queries import DrawnQueries, NearQueries, find_near_queries
-from validation.words import Source, read_batches
+from validation.leakage.label_words import LabelWord, WordRule, find_label_words
+from validation.leakage.near_queries import DrawnQueries, NearQueries, find_near_queries
+from validation.text.words import Source, read_batches
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class LeakageReport:
         for word in self.label_words:
             yield (f"task={word.task}: {word.share:.0%} of {word.num_rows:,} rows with {word.word!r} in {word.column} are {word.label} "
                    f"({word.base_share:.0%} of all rows are), such as {', '.join(word.row_ids)}; if the word was put there by the judging, remove it")
+
 
 
 def find_leakage(sources: Mapping[str, Source], tasks: Sequence[Task], config: SplitConfig, rule: WordRule | None = None) -> LeakageReport:

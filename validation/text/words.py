@@ -14,18 +14,23 @@ import pyarrow.compute as pc
 
 from pipeline.data.reader import naming_damage, open_partition
 from pipeline.errors import DamagedInputError
-from validation.hashing import hash_column
+from validation.text.hashing import hash_column
 
 BATCH_ROWS = 32_768
+
 MAX_TEXT_ROWS = 200_000  # rows of a task whose words are looked at; shares of words are then known to a thousandth
+
 MAX_CHARS = 4_096  # a text is looked at so far; models read less, and one page may hold a megabyte
 
 _ACCENTS = "[\u0300-\u036f]+"  # of Latin, Greek and Cyrillic; the marks of other scripts make other words
+
 _GAP = r"[^\p{L}\p{M}\p{N}]+"
+
 # Chinese and Japanese put no space between words: each character counts as one.
 _UNSPACED = r"([\p{Han}\p{Hiragana}\p{Katakana}]\p{M}*)"
 
 Source: TypeAlias = "pa.Table | Sequence[Path]"
+
 
 
 def read_batches(source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -47,6 +52,7 @@ def read_batches(source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBa
                     yield batch.select(list(columns))
 
 
+
 def drawn_share(source: Source) -> float:
     """The share of rows whose words are looked at."""
     if isinstance(source, pa.Table):
@@ -58,9 +64,11 @@ def drawn_share(source: Source) -> float:
     return min(1.0, MAX_TEXT_ROWS / max(num_rows, 1))
 
 
+
 def drawn(batch: pa.RecordBatch, share: float) -> pa.RecordBatch:
     """About that share of the rows, by the hash of row_id: the same ones however they lie in files."""
     return batch if share >= 1 else batch.filter(pa.array(hash_column(batch["row_id"]) < np.uint64(int(share * 2**64))))
+
 
 
 def fold_texts(texts: pa.Array) -> pa.Array:
@@ -71,9 +79,11 @@ def fold_texts(texts: pa.Array) -> pa.Array:
     return pc.ascii_trim_whitespace(folded)
 
 
+
 def _taken_apart(text: str) -> str:
     text = text[:MAX_CHARS]
     return text.lower() if text.isascii() else unicodedata.normalize("NFKD", text).casefold()
+
 
 
 def split_words(folded: pa.Array) -> tuple[np.ndarray, pa.DictionaryArray]:
@@ -85,10 +95,12 @@ def split_words(folded: pa.Array) -> tuple[np.ndarray, pa.DictionaryArray]:
     return row_P[real_P.to_numpy(zero_copy_only=False)], flat.filter(real_P).dictionary_encode()
 
 
+
 def hash_texts(texts: pa.Array) -> np.ndarray:
     """64 bits of blake2b for each text, the same on every machine."""
     digests = b"".join(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts.to_pylist())
     return np.frombuffer(digests, dtype="<u8")
+
 
 
 def shown(text: str) -> str:

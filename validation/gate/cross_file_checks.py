@@ -15,11 +15,14 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from validation.partition import PartitionVerdict
+from validation.gate.file_checks import PartitionVerdict
 
 BUCKET_ROWS = 1_000_000  # compared at once: about 60 MB
+
 REPEATED_ID, REPEATED_PAIR, CONFLICT = "row_id_repeated", "pair_repeated", "labels_conflict"
+
 ConflictPolicy = Literal["drop", "majority", "keep"]
+
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Repeats:
     rows: list[dict[str, np.ndarray]]  # (F,)
     conflicting_pairs: dict[str, int]
     conflicting_rows: dict[str, int]
+
 
 
 def find_repeats(verdicts: Sequence[PartitionVerdict], policy: ConflictPolicy) -> Repeats:
@@ -61,6 +65,7 @@ def find_repeats(verdicts: Sequence[PartitionVerdict], policy: ConflictPolicy) -
     return Repeats(arrays, dict(pairs), dict(rows))
 
 
+
 def kept_labels(labels: np.ndarray, policy: ConflictPolicy) -> set[int]:
     """The labels of a conflicting pair that stay."""
     values, counts = np.unique(labels, return_counts=True)
@@ -71,12 +76,14 @@ def kept_labels(labels: np.ndarray, policy: ConflictPolicy) -> set[int]:
     return set()
 
 
+
 def bad_rows(verdict: PartitionVerdict) -> np.ndarray:
     """Whether each row of a file is bad by itself (N,)."""
     bad_N = np.zeros(verdict.rows, dtype=bool)
     if verdict.bad_rows:
         bad_N[pq.read_table(Path(verdict.folder) / "reasons.parquet", columns=["row"])["row"].to_numpy()] = True
     return bad_N
+
 
 
 class Bucket:
@@ -110,6 +117,7 @@ class Bucket:
             gone[file][rows] = True
 
 
+
 def buckets(verdicts: Sequence[PartitionVerdict], gone: Sequence[np.ndarray], column: str, salt: Sequence[int] | None = None) -> Iterator[Bucket]:
     """The rows that are not gone and share their hash in `column`, bucket by bucket; `salt` keeps the hashes of files apart whose numbers differ."""
     num_buckets = max(1, -(-sum(v.rows for v in verdicts) // BUCKET_ROWS))
@@ -134,6 +142,7 @@ def buckets(verdicts: Sequence[PartitionVerdict], gone: Sequence[np.ndarray], co
             if len(shared):
                 sharing = np.flatnonzero(shared[np.minimum(np.searchsorted(shared, hash_M), len(shared) - 1)] == hash_M)
                 yield Bucket(hash_M[sharing], *(other[sharing] for other in others))
+
 
 
 def shared_values(value_M: np.ndarray) -> np.ndarray:

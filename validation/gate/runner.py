@@ -22,19 +22,21 @@ from pipeline.config.tasks import Task
 from pipeline.data.parallel_map import map_in_order
 from pipeline.data.reader import find_partitions
 from pipeline.storage.filesystem import json_sha256, publish_dir, remove_tree, temporary_beside, write_json
-from validation.data_docs import DataDocs, readable
-from validation.expectations import build_checks, build_frame, build_schema_frame, build_schema_suite, build_suite, failing_rows
-from validation.partition import PartitionJob, PartitionVerdict, judge_partition
-from validation.quarantine import PartedRows
-from validation.report import FileRecord, TaskRecord, ValidationReport
-from validation.script_mix import build_mix_frame, build_mix_suite, foreign_share, mix_sentences
-from validation.scripts import MIXED_COLUMNS
-from validation.together import CONFLICT, REPEATED_ID, REPEATED_PAIR, Repeats, find_repeats
+from validation.gate.cross_file_checks import CONFLICT, REPEATED_ID, REPEATED_PAIR, Repeats, find_repeats
+from validation.gate.data_docs import DataDocs, readable
+from validation.gate.expectations import build_checks, build_frame, build_schema_frame, build_schema_suite, build_suite, failing_rows
+from validation.gate.file_checks import PartitionJob, PartitionVerdict, judge_partition
+from validation.gate.quarantine import PartedRows
+from validation.gate.report import FileRecord, TaskRecord, ValidationReport
+from validation.gate.script_checks import build_mix_frame, build_mix_suite, foreign_share, mix_sentences
+from validation.text.scripts import MIXED_COLUMNS
 
 Progress = Callable[[str, int, int], None]  # file just read, files read so far, files in all
 
 FRAME_ROWS = 20_000  # rows of a task that Great Expectations sees
+
 HARMLESS = {REPEATED_PAIR}  # kept once: nothing is lost, so it refuses nothing
+
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Judged:
     def of_task(self, task: Task) -> list[tuple[PartitionVerdict, dict[str, np.ndarray]]]:
         """The task's files, each with its rows set aside for what other files hold."""
         return [(v, rows) for v, rows in zip(self.verdicts, self.repeats.rows, strict=True) if v.task == task.name]
+
 
 
 def validate(
@@ -101,6 +104,7 @@ def validate(
     return report
 
 
+
 def remove_old_partitions(folder: Path, verdicts: Sequence[PartitionVerdict]) -> None:
     """Forget files that are no longer there."""
     used = {Path(verdict.folder).name for verdict in verdicts}
@@ -108,6 +112,7 @@ def remove_old_partitions(folder: Path, verdicts: Sequence[PartitionVerdict]) ->
         if path.is_dir() and path.name not in used and not path.name.startswith("."):
             remove_tree(path)
             (folder / f".{path.name}.lock").unlink(missing_ok=True)
+
 
 
 def task_record(task: Task, found: Judged) -> TaskRecord:
@@ -125,6 +130,7 @@ def task_record(task: Task, found: Judged) -> TaskRecord:
         labels.update(dict(zip(task.labels, verdict.label_counts, strict=True)))
     counts = {name: labels[name] for name in task.labels}
     return TaskRecord(read, read - aside, aside, dict(sorted(reasons.items())), counts, found.repeats.conflicting_pairs.get(task.name, 0))
+
 
 
 def told(task: Task, found: Judged, record: TaskRecord, config: GateConfig, judged: bool) -> tuple[list[str], list[str]]:
@@ -154,6 +160,7 @@ def told(task: Task, found: Judged, record: TaskRecord, config: GateConfig, judg
     return failures, warnings
 
 
+
 def row_sentences(task: Task, found: Judged, judged: bool) -> Iterator[tuple[str, str]]:
     """(reason, sentence) for each file and reason of rows set aside."""
     promises = {check.name: (check.column, check.promise) for check in build_checks(task, judged)}
@@ -172,6 +179,7 @@ def row_sentences(task: Task, found: Judged, judged: bool) -> Iterator[tuple[str
         for reason, rows in repeated.items():
             first = ", ".join(f"{row:,}" for row in rows[:3].tolist())
             yield reason, f"{verdict.relative}: {words[reason]}; {len(rows):,} of {verdict.rows:,} rows repeat another: row {first}"
+
 
 
 def judge_by_expectations(
@@ -203,6 +211,7 @@ def judge_by_expectations(
     return disagreements
 
 
+
 def read_samples(files: Sequence[PartitionVerdict]) -> pa.Table | None:
     """Rows of some files, those with bad rows first; None if no file was read."""
     tables: list[pa.Table] = []
@@ -213,6 +222,7 @@ def read_samples(files: Sequence[PartitionVerdict]) -> pa.Table | None:
     return pa.concat_tables(tables).slice(0, FRAME_ROWS) if tables else None
 
 
+
 def compare(task: Task, judged: bool, sample: pa.Table, docs: DataDocs) -> list[str]:
     """Great Expectations and the row masks on the same rows: a sentence for each check on which they differ."""
     verdict = docs.judge(build_suite(task, judged), build_frame(sample))
@@ -221,11 +231,13 @@ def compare(task: Task, judged: bool, sample: pa.Table, docs: DataDocs) -> list[
     return contradictions(task, verdict, kept)
 
 
+
 def compare_mix(task: Task, config: GateConfig, files: Sequence[PartitionVerdict], docs: DataDocs) -> list[str]:
     """The same for the scripts of whole files."""
     scripts, max_share = config.scripts[task.name], config.max_foreign_share
     verdict = docs.judge(build_mix_suite(task.name, scripts, max_share), build_mix_frame(files))
     return contradictions(task, verdict, {f"{name}_scripts": all(foreign_share(v, name) <= max_share for v in files) for name in MIXED_COLUMNS})
+
 
 
 def contradictions(task: Task, verdict: Mapping[str, bool], kept: Mapping[str, bool]) -> list[str]:

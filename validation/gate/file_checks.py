@@ -19,11 +19,14 @@ from pipeline.data.reader import naming_damage, open_partition
 from pipeline.errors import DamagedInputError, RetryableError
 from pipeline.schema import COLUMNS, ROW_SCHEMA, schema_difference
 from pipeline.storage.filesystem import json_sha256, read_json, remove_tree, temporary_beside, write_json
-from validation.row_scan import KEY_SCHEMA, REASON_SCHEMA, RowScan
+from validation.gate.row_checks import KEY_SCHEMA, REASON_SCHEMA, RowScan
 
 GATE_VERSION = 5  # changes when the same file would be judged otherwise
+
 BATCH_ROWS = 65_536
+
 BATCH_BYTES = 128 * 2**20  # of texts as they lie in the file, before compression
+
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class PartitionJob:
     judged: bool  # whether each row must carry a label
     work_dir: Path
     scripts: tuple[str, ...] = ()  # that its texts are expected in; none: any
+
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class PartitionVerdict:
     differences: list[str] = field(default_factory=list)  # from the contract's schema
     schema: list[list[str]] = field(default_factory=list)  # name and type of each column, where it differs
     stamp: tuple[int, ...] = ()  # the file's, when it was hashed
+
 
 
 def judge_partition(job: PartitionJob) -> PartitionVerdict:
@@ -90,10 +95,12 @@ def judge_partition(job: PartitionJob) -> PartitionVerdict:
     return PartitionVerdict(**{**kept, "relative": job.relative, "folder": str(folder), "stamp": stamp})
 
 
+
 def file_stamp(path: Path) -> tuple[int, ...]:
     """What changes with a file's content."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
+
 
 
 def check_unchanged(path: Path, stamp: Sequence[int]) -> None:
@@ -106,6 +113,7 @@ def check_unchanged(path: Path, stamp: Sequence[int]) -> None:
         raise RetryableError(f"{path} was changed while it was judged; run the same command again when nothing writes to it")
 
 
+
 def is_whole(folder: Path) -> bool:
     """Whether a verdict is there with all that belongs to it: after a power cut files may be cut short."""
     try:
@@ -113,6 +121,7 @@ def is_whole(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, DamagedInputError):
         return False
+
 
 
 def read_and_judge(job: PartitionJob, sha256: str, folder: Path) -> PartitionVerdict:
@@ -143,6 +152,7 @@ def read_and_judge(job: PartitionJob, sha256: str, folder: Path) -> PartitionVer
         **verdict, rows=scan.num_rows, bad_rows=scan.num_bad, failing=scan.failing, examples=scan.examples,
         label_counts=[int(count) for count in scan.label_counts], foreign=dict(scan.foreign),
     )  # fmt: skip
+
 
 
 def read_batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.Table]:

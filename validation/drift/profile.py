@@ -21,21 +21,30 @@ import pyarrow.compute as pc
 from pipeline.errors import DamagedInputError
 from pipeline.schema import COLUMNS, MAX_LABELS, TEXT_COLUMNS
 from pipeline.storage.filesystem import canonical_json, read_json, write_bytes
-from validation.hashing import hash_column
-from validation.scripts import SCRIPTS, main_scripts
-from validation.seen_words import SeenWords, see_words, word_buckets
-from validation.words import Source, drawn, drawn_share, fold_texts, read_batches, shown, split_words
+from validation.drift.seen_words import SeenWords, see_words, word_buckets
+from validation.text.hashing import hash_column
+from validation.text.scripts import SCRIPTS, main_scripts
+from validation.text.words import Source, drawn, drawn_share, fold_texts, read_batches, shown, split_words
 
 PROFILE_VERSION = 1
+
 NULLABLE_TEXTS: tuple[str, ...] = tuple(c.name for c in COLUMNS if c.nullable and c.name in TEXT_COLUMNS)
+
 # Lower ends of the length bins, in characters: each length up to 11, then eight bins an octave. Coarser ones are made of these when two are compared.
 LENGTH_EDGES = np.unique([0, *(round(2 ** (k / 8)) for k in range(161))])
+
 MAX_MARKETS = 100_000  # counted
+
 MAX_NAMED = 64  # markets kept by name; the rest are "(other)"
+
 OTHERS = "(other)"
+
 MAX_WORD_CHARS = 24  # of a word kept by name
+
 _TOP_WORDS = 1_000  # kept by name over all tasks and columns; with the rest this keeps the file below 200 kB for 8 tasks and 5 scripts
+
 _REGISTERS = 512  # of the count of distinct queries: HyperLogLog, standard error 1.04 / sqrt(512) = 5 %
+
 
 
 @dataclass
@@ -62,6 +71,7 @@ class ColumnTally:
         self.nulls += other.nulls
         for mine, more in ((self.lengths, other.lengths), (self.scripts, other.scripts), (self.words, other.words)):
             mine.update(more)  # type: ignore[arg-type]
+
 
 
 @dataclass
@@ -114,6 +124,7 @@ class TaskTally:
         return round(_REGISTERS * float(np.log(_REGISTERS / empty)) if empty and raw <= 2.5 * _REGISTERS else raw)
 
 
+
 @dataclass
 class Tally:
     """Counts of a data set, by task."""
@@ -132,6 +143,7 @@ class Tally:
                        {name: see_words([task.columns[name].words for task in self.tasks.values()]) for name in TEXT_COLUMNS})
 
 
+
 @dataclass(frozen=True)
 class ColumnProfile:
     """What is kept of one text column of one task."""
@@ -141,6 +153,7 @@ class ColumnProfile:
     scripts: Mapping[str, int]
     word_buckets: Mapping[str, list[int]]  # by script of the word: occurrences by hash bucket
     top_words: Mapping[str, int]
+
 
 
 @dataclass(frozen=True)
@@ -155,6 +168,7 @@ class TaskProfile:
     columns: Mapping[str, ColumnProfile]
 
 
+
 @dataclass(frozen=True)
 class Profile:
     """The reference profile of a data set, by task; what holds for all is a sum over tasks."""
@@ -167,6 +181,7 @@ class Profile:
         return {"profile_version": PROFILE_VERSION, **asdict(self)}
 
 
+
 def build_tally(sources: Mapping[str, Source]) -> Tally:
     """Count the rows of each task, a table or its parquet files. DamagedInputError: a file is not whole."""
     tally = Tally()
@@ -177,9 +192,11 @@ def build_tally(sources: Mapping[str, Source]) -> Tally:
     return tally
 
 
+
 def write_profile(path: Path, profile: Profile, data_digest: str) -> None:
     """Replace `path` by the profile's json, with the digest of the data it is of (`pipeline.data.reader.data_digest`)."""
     write_bytes(path, f"{canonical_json({**profile.as_json(), 'data_digest': data_digest})}\n".encode())
+
 
 
 def read_profile(path: Path) -> Profile:
@@ -195,6 +212,7 @@ def read_profile(path: Path) -> Profile:
         raise DamagedInputError(f"{path} is not a data profile ({error}); profile the reference data again") from error
 
 
+
 def _task_profile(task: TaskTally, num_top: int, max_markets: int) -> TaskProfile:
     columns = {}
     for name, column in task.columns.items():
@@ -204,6 +222,7 @@ def _task_profile(task: TaskTally, num_top: int, max_markets: int) -> TaskProfil
     markets = _most_common(task.markets)
     named = dict(sorted(markets[:max_markets])) | ({OTHERS: sum(n for _, n in markets[max_markets:])} if len(markets) > max_markets else {})
     return TaskProfile(task.rows, task.text_rows, task.num_queries(), dict(sorted(task.labels.items())), named, columns)
+
 
 
 def _most_common(counts: Counter[str]) -> list[tuple[str, int]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from validation.expectations import Check, build_check_suite
-from validation.partition import PartitionVerdict
-from validation.scripts import MIXED_COLUMNS
+from validation.gate.expectations import Check, build_check_suite
+from validation.gate.file_checks import PartitionVerdict
+from validation.text.scripts import MIXED_COLUMNS
 
 if TYPE_CHECKING:
     import great_expectations as gx
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 MIN_FOREIGN = 10  # texts; fewer tell nothing of a file
 
 
+
 def foreign_share(verdict: PartitionVerdict, column: str) -> float:
     """The share of a file's texts in other scripts than its task's; 0 where there are too few to tell."""
     foreign = verdict.foreign.get(column, 0)
     return foreign / verdict.rows if foreign >= MIN_FOREIGN else 0.0
+
 
 
 def build_mix_checks(scripts: Sequence[str], max_share: float) -> tuple[Check, ...]:
@@ -32,9 +34,11 @@ def build_mix_checks(scripts: Sequence[str], max_share: float) -> tuple[Check, .
     return tuple(Check(f"{name}_scripts", f"{name}_foreign_share", promise, "ExpectColumnValuesToBeBetween", between) for name in MIXED_COLUMNS)
 
 
+
 def build_mix_suite(task_name: str, scripts: Sequence[str], max_share: float) -> gx.ExpectationSuite:
     """The suite for a frame of `build_mix_frame`. No task can be called this: + is outside the name rule."""
     return build_check_suite(f"{task_name}+scripts", build_mix_checks(scripts, max_share))
+
 
 
 def build_mix_frame(verdicts: Sequence[PartitionVerdict]) -> pd.DataFrame:
@@ -43,6 +47,7 @@ def build_mix_frame(verdicts: Sequence[PartitionVerdict]) -> pd.DataFrame:
 
     shares = {f"{name}_foreign_share": [foreign_share(verdict, name) for verdict in verdicts] for name in MIXED_COLUMNS}
     return pd.DataFrame({"row_id": [v.relative for v in verdicts], "rows": [v.rows for v in verdicts], **shares})
+
 
 
 def mix_sentences(verdicts: Sequence[PartitionVerdict], scripts: Sequence[str], max_share: float) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Profile accepted rows and compare profiles."""

@@ -1,0 +1,1 @@
+"""Decide which rows may be used."""

@@ -1,0 +1,1 @@
+"""Bytes, words, scripts and hashes of texts."""
