@@ -1,13 +1,12 @@
 """The `relevance` command. Commands import what they run when they run it, so that --help answers at once."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from jobs.cli_versions import versions
-from jobs.command import ConfigOption, SetOption, execute, guarded
 from jobs.environment import end_on_sigterm, prepare_environment
+from jobs.execution import ConfigOption, SetOption, execute, guarded
 
 app = typer.Typer(
     name="relevance",
@@ -20,24 +19,29 @@ app = typer.Typer(
 AddressOption = Annotated[
     str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, as http://head:8265.", show_default=False)
 ]
+
 SUBMITTED = ("score", "train", "run")
+
 SOURCE_KINDS = ("esci", "chorus", "wands", "qadsm", "table")
+
 
 
 @app.command()
 def demo(overrides: SetOption = None) -> None:
     """Run the whole path on made-up ads with embedded defaults, in ./runs/demo."""
-    from jobs.demo import DEMO_CONFIG, run_demo
+    from jobs.commands.demo import DEMO_CONFIG, run_demo
 
     execute(DEMO_CONFIG, overrides, run_demo)
+
 
 
 @app.command()
 def run(config: ConfigOption, overrides: SetOption = None) -> None:
     """Run the whole path of a config: data, validation, training, evaluation, registry, promotion, scoring."""
-    from jobs.run import run_all
+    from jobs.commands.run import run_all
 
     execute(config, overrides, run_all)
+
 
 
 @app.command()
@@ -48,9 +52,10 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Of every random draw.")] = 17,
 ) -> None:
     """Write the made-up ads marketplace as contract rows."""
-    from jobs.sources import sample as write_sample
+    from jobs.commands.data import sample as write_sample
 
     guarded(lambda console: write_sample(out_dir, rows_per_task, unlabelled_rows_per_task, seed, console))
+
 
 
 @app.command(name="import")
@@ -69,26 +74,29 @@ def import_(
             raise typer.BadParameter(f"{kind} takes none; it is for {of_kind}", param_hint=option)
     if kind == "table" and mapping is None:
         raise typer.BadParameter("a table needs one: which of its columns is the query, the title, the label", param_hint="--mapping")
-    from jobs.sources import import_source
+    from jobs.commands.data import import_source
 
     guarded(lambda console: import_source(kind, path, out_dir, console, mapping, language))
+
 
 
 @app.command()
 def validate(config: ConfigOption, overrides: SetOption = None) -> None:
     """Judge the config's rows with Great Expectations; exit 1 when they are refused."""
-    from jobs.validate import run_validate
+    from jobs.commands.validate import run_validate
 
     execute(config, overrides, run_validate)
+
 
 
 @app.command()
 def train(config: ConfigOption, overrides: SetOption = None) -> None:
     """Validate the rows, then train on Ray workers with DeepSpeed; ends with a model bundle."""
-    from jobs.train import run_train
-    from jobs.validate import run_validate
+    from jobs.commands.train import run_train
+    from jobs.commands.validate import run_validate
 
     execute(config, overrides, lambda c, console: {**run_validate(c, console), **run_train(c, console)})
+
 
 
 @app.command()
@@ -100,13 +108,13 @@ def evaluate(
 ) -> None:
     """Calibrate and measure the trained model; with --version: compare it with the champion by the gate's rules, exit 1 when it is refused."""
     if version is not None:
-        from jobs.compare import run_gate
+        from jobs.commands.gate import run_gate
 
         execute(config, overrides, lambda c, console: run_gate(c, str(version), against or "champion", console))
         return
     if against is not None:
         raise typer.BadParameter("it needs --version, the one to judge", param_hint="--against")
-    from jobs.evaluate import evaluation_table, run_evaluate
+    from jobs.commands.evaluate import evaluation_table, run_evaluate
 
     def stage(c: Any, console: Any) -> dict[str, Any]:
         result = run_evaluate(c, console)
@@ -115,6 +123,7 @@ def evaluate(
         return {**result, "macro_pr_auc": figures["macro_pr_auc"]["model"]["value"]}
 
     execute(config, overrides, stage)
+
 
 
 @app.command()
@@ -129,7 +138,7 @@ def score(
     """Label every pair that the champion has not labelled yet, each exactly once, or once for every task."""
     if until is not None and logical_date is None:
         raise typer.BadParameter("it needs --logical-date, the day to begin with", param_hint="--until")
-    from jobs.score import dates_between, read_date, run_backfill, run_plan, run_score
+    from jobs.commands.score import dates_between, read_date, run_backfill, run_plan, run_score
 
     def stage(c: Any, console: Any) -> dict[str, Any]:
         if dry_run:
@@ -140,6 +149,7 @@ def score(
         return run_score(c, console, logical_date and read_date(logical_date).isoformat(), all_tasks)
 
     execute(config, overrides, stage, locked=not dry_run)
+
 
 
 @app.command()
@@ -167,7 +177,7 @@ def submit(
     words = [command, *(word for name, day in dates.items() if day is not None for word in (name, day)), *["--all-tasks"] * all_tasks]
 
     def work(console: Any) -> dict[str, Any]:
-        from jobs.ray_jobs import run_submit
+        from jobs.commands.submit import run_submit
         from jobs.submit_paths import check_paths
         from pipeline.config.loading import build_config, read_settings
 
@@ -179,12 +189,14 @@ def submit(
     guarded(work)
 
 
+
 @app.command()
 def logs(job: Annotated[str, typer.Argument(help="A job, as submit and status name it.", show_default=False)], address: AddressOption) -> None:
     """Print what a submitted job says, to its end, and end as it ends."""
-    from jobs.ray_jobs import run_logs
+    from jobs.commands.submit import run_logs
 
     guarded(lambda console: run_logs(job, console, address))
+
 
 
 @app.command()
@@ -194,16 +206,18 @@ def status(
 ) -> None:
     """List the runs of a folder: state, step, rate, time left, best evaluation."""
     if address is not None:
-        from jobs.ray_jobs import list_jobs
+        from jobs.commands.submit import list_jobs
 
         guarded(lambda console: list_jobs(str(address), console))
         return
-    from jobs.status import run_status
+    from jobs.commands.status import run_status
 
     guarded(lambda console: run_status(runs_dir, console))
 
 
+
 app.add_typer(versions)
+
 
 
 def main() -> None:
@@ -216,5 +230,99 @@ def main() -> None:
         raise SystemExit(3) from None
 
 
+
 if __name__ == "__main__":
     main()
+
+versions = typer.Typer()
+
+
+
+@versions.command()
+def register(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Register the evaluated model in MLflow as challenger."""
+    from jobs.commands.versions import run_register
+
+    execute(config, overrides, run_register)
+
+
+
+@versions.command()
+def promote(
+    config: ConfigOption,
+    version: Annotated[str, typer.Option("--version", help="Registered version to promote.", show_default=False)],
+    override: Annotated[bool, typer.Option("--override", help="Promote it whatever the gate said; needs --reason.")] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why, for the record.", show_default=False)] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Make a version champion if the gate let it pass, or the first one if it beats the lexical floor; exit 1 when it does not."""
+    if override != (reason is not None):
+        raise typer.BadParameter("--override and --reason go together", param_hint="--override")
+    from jobs.commands.versions import run_promote
+
+    execute(config, overrides, lambda c, console: run_promote(c, version, console, reason), locked=False)
+
+
+
+@versions.command()
+def rollback(
+    config: ConfigOption,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.", show_default=False)],
+    overrides: SetOption = None,
+) -> None:
+    """Make the champion before this one champion again."""
+    from jobs.commands.versions import run_rollback
+
+    execute(config, overrides, lambda c, console: run_rollback(c, reason, console), locked=False)
+
+
+
+@versions.command()
+def history(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Print every promotion and rollback: who, when, why, figures."""
+    from jobs.commands.versions import run_history
+
+    execute(config, overrides, run_history, locked=False)
+
+
+
+@versions.command()
+def compare(
+    config: ConfigOption,
+    version: Annotated[str, typer.Argument(help="A registered version.", show_default=False)],
+    other: Annotated[str, typer.Argument(help="Another one.", show_default=False)],
+    overrides: SetOption = None,
+) -> None:
+    """Measure two versions on the same test rows and print their differences."""
+    from jobs.commands.gate import run_compare
+
+    execute(config, overrides, lambda c, console: run_compare(c, version, other, console))
+
+
+
+@versions.command()
+def report(
+    config: ConfigOption,
+    version: Annotated[str | None, typer.Option("--version", help="Registered version; the champion if not given.", show_default=False)] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write one self-contained HTML page about a version: verdict, figures, curves, slices, drift, its surest errors."""
+    from jobs.commands.report import run_report
+
+    execute(config, overrides, lambda c, console: run_report(c, version, console))
+
+
+
+@versions.command()
+def export(
+    config: ConfigOption,
+    task: Annotated[str, typer.Option("--task", help="Task to export.", show_default=False)],
+    export_format: Annotated[Literal["peft", "merged"], typer.Option("--format", help="peft: a LoRA adapter. merged: full weights.")] = "peft",
+    version: Annotated[str | None, typer.Option("--version", help="Registered version; the champion if not given.", show_default=False)] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write; below the run's folder if not given.", show_default=False)] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Write one task of a version as a PEFT LoRA adapter or as a plain model, for other tools to load."""
+    from jobs.commands.export import run_export
+
+    execute(config, overrides, lambda c, console: run_export(c, task, export_format, version, out_dir, console))

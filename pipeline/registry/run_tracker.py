@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jobs.console import Console
 from pipeline.config.run import RunConfig
 from pipeline.errors import RelevanceError
-from pipeline.logs import Console
 from pipeline.registry.mlflow_client import experiment_id, find_run, mlflow_client, told_errors
 from pipeline.registry.provenance import environment
 from pipeline.storage.filesystem import canonical_json, read_json

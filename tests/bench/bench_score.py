@@ -35,13 +35,13 @@ class Bench:
         import pyarrow.parquet as pq
         import torch
 
-        from jobs.sources import import_source
+        from jobs.commands.data import import_source
+        from jobs.console import Console
         from models.inference.merging import merge_task
         from models.serialization.bundle import write_bundle
         from pipeline.config.loading import read_config
         from pipeline.data.reader import find_partitions, read_partition
         from pipeline.inference.predictor import describe, fresh_judge
-        from pipeline.logs import Console
 
         torch.set_num_threads(THREADS)
         self.root = root

@@ -50,9 +50,9 @@ def write_conflicting(esci_us: Path, judged: Path) -> None:
 
 def encode_relevance(mix: str, folder: Path) -> None:
     """Import, validate and encode a mix of relevance tasks into `folder`."""
-    from jobs.sources import bring_in
+    from jobs.commands.data import bring_in
+    from jobs.console import Console
     from pipeline.config.loading import build_config
-    from pipeline.logs import Console
 
     work_dir = folder / "work"
     settings = {**yaml.safe_load(ESCI_CONFIG.read_text()), "name": "agreeing", "data": {}, "work_dir": str(work_dir)}

@@ -31,8 +31,8 @@ def read_run(run_dir: Path, **training: Any) -> Any:
 
 def prepare(run_dir: Path) -> None:
     """Import, validate and encode, as a run does before it trains."""
-    from jobs.sources import bring_in
-    from pipeline.logs import Console
+    from jobs.commands.data import bring_in
+    from jobs.console import Console
 
     config = read_run(run_dir)
     bring_in(config, Console(err=sys.stderr))
@@ -41,11 +41,11 @@ def prepare(run_dir: Path) -> None:
 
 def validate_and_encode(config: Any) -> Path:
     """The folder of the run's encoded rows."""
-    from jobs.validate import run_validate
+    from jobs.commands.validate import run_validate
+    from jobs.console import Console
     from models.backbone import resolve_folder
     from pipeline.data.reader import find_partitions
     from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
-    from pipeline.logs import Console
 
     run_validate(config, Console(err=sys.stderr))
     partitions = find_partitions(config.accepted_dir, config.tasks)

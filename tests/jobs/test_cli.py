@@ -131,9 +131,9 @@ def test_a_language_names_a_qadsm_file_that_does_not_say_it(tmp_path: Path) -> N
 
 
 def test_sources_of_a_config_are_brought_in_with_the_labels_of_their_tasks(tmp_path: Path) -> None:
-    from jobs.sources import bring_in
+    from jobs.commands.data import bring_in
+    from jobs.console import Console
     from pipeline.config.loading import build_config
-    from pipeline.logs import Console
 
     (tmp_path / "x.jsonl").write_text('{"q": "a", "t": "b", "g": "yes"}\n{"q": "a", "t": "c", "g": "no"}\n')
     block = {"kind": "table", "path": str(tmp_path / "x.jsonl"), "task": "two", "labels": {"yes": "good", "no": "bad"}}

@@ -14,7 +14,7 @@ from commands import last_json, relevance
 from planted import planted_rows, write_rows
 from servers import guarded_s3_server
 
-from jobs.score import check_outcomes
+from jobs.commands.score import check_outcomes
 from pipeline.errors import RelevanceError, RetryableError
 from pipeline.scoring.label_store import read_published
 from pipeline.scoring.unit_result import Outcome

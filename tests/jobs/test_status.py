@@ -13,11 +13,11 @@ import pytest
 from filelock import FileLock
 from places import ROOT
 
-from jobs import score_live
-from jobs.command import LOCK_WAIT_S
-from jobs.status import run_status, training_status
+from jobs import score_progress as score_live
+from jobs.commands.status import run_status, training_status
+from jobs.console import Console
+from jobs.execution import LOCK_WAIT_S
 from pipeline.errors import ConfigError
-from pipeline.logs import Console
 from pipeline.scoring.actor import Outcome
 from pipeline.scoring.work_units import Unit
 
@@ -101,7 +101,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_looking_does_not_keep_a_command_from_starting(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one", [])
-    look = f"from pathlib import Path\nfrom jobs.status import is_locked\nprint(1, flush=True)\nwhile True: is_locked(Path({str(run / '.lock')!r}))"
+    look = f"from pathlib import Path\nfrom jobs.commands.status import is_locked\nprint(1, flush=True)\nwhile True: is_locked(Path({str(run / '.lock')!r}))"
     looking = subprocess.Popen([sys.executable, "-c", look], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert looking.stdout is not None and looking.stdout.readline() == b"1\n"

@@ -17,11 +17,11 @@ from commands import RELEVANCE, last_json, relevance
 from planted import planted_config, planted_rows, write_config, write_rows
 from servers import free_port, wait_for_port
 
-from jobs.ray_jobs import job_stem, submit_job
+from jobs.commands.submit import job_stem, submit_job
+from jobs.console import Console
 from jobs.submit_paths import check_paths
 from pipeline.config.loading import build_config, read_config, read_settings
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.logs import Console
 
 TOKEN = "0123456789abcdef" * 2
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -187,7 +187,7 @@ def test_a_job_that_runs_or_succeeded_is_not_submitted_twice(
 def test_a_cluster_that_has_just_been_started_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str, times: int, passes: bool
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("jobs.ray_jobs.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("jobs.commands.submit.time.sleep", lambda seconds: None)
     config, refusals = read_config(write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere"))), [refusal] * times
 
     class Starting(Jobs):
@@ -203,7 +203,7 @@ def test_a_cluster_that_has_just_been_started_is_waited_for(
 
 
 def test_a_cluster_that_never_has_an_agent_is_said_to_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.ray_jobs.AGENT_WAIT_S", -1.0)
+    monkeypatch.setattr("jobs.commands.submit.AGENT_WAIT_S", -1.0)
     config = read_config(write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere")))
 
     class Agentless(Jobs):
@@ -227,8 +227,8 @@ def test_a_job_s_name_follows_from_all_that_the_command_is_given(tmp_path: Path)
 def test_what_score_is_given_goes_into_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
-    from jobs import ray_jobs
     from jobs.cli import app
+    from jobs.commands import submit as ray_jobs
 
     submitted: list[list[str]] = []
     monkeypatch.setattr(ray_jobs, "run_submit", lambda config, console, words, *_: submitted.append(words) or {})

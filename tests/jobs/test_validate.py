@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from planted import planted_config, write_config, write_planted
 
-from jobs.validate import run_validate
+from jobs.commands.validate import run_validate
+from jobs.console import Console
 from pipeline.config.loading import read_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.logs import Console
 from pipeline.registry.model_versions import check_profile
 from pipeline.registry.model_versions import version_files as fetched
 from pipeline.registry.version_files import FetchedVersion

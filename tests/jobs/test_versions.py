@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import last_json, relevance
 
-from jobs.register import check_not_left
+from jobs.commands.versions import check_not_left
 from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.config.loading import read_config
 from pipeline.config.run import RunConfig

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.evaluate import evaluation_table
+from jobs.commands.evaluate import evaluation_table
 from pipeline.config.tasks import Task
 from pipeline.evaluation.runner import TaskScores, lexical_probability, summary
 from pipeline.evaluation.task_metrics import Said, Truth

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from pipeline import logs
-from pipeline.logs import Console, LateLine
+from jobs import console as logs
+from jobs.console import Console, LateLine
 
 NOISY = """
 import ctypes, logging, os, subprocess, sys, warnings
 from pathlib import Path
-from pipeline.logs import Console, third_parties_in
+from jobs.console import Console, third_parties_in
 
 print("before on stdout")
 ctypes.CDLL(None).puts(b"before from C")
@@ -43,7 +43,7 @@ NOISES = (
 RAISING = """
 import sys
 from pathlib import Path
-from pipeline.logs import third_parties_in
+from jobs.console import third_parties_in
 try:
     with third_parties_in(Path(sys.argv[1])) as console:
         print("noise")

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from planted import planted_config, planted_rows, write_rows
 
-from jobs.score import dates_between
+from jobs.commands.score import dates_between
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from planted import planted_config, write_planted
 
+from jobs.console import Console
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
-from pipeline.logs import Console
 from pipeline.registry.mlflow_client import mlflow_client
 from pipeline.registry.model_versions import run_tracker as tracking
 from pipeline.registry.run_tracker import RunTracker

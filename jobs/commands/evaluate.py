@@ -2,14 +2,17 @@
 
 from typing import Any
 
+from jobs.console import Console, LateLine, aligned
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.runner import run_evaluation
-from pipeline.logs import Console, LateLine, aligned
 
 HEADINGS = ("task", "rows", "system", "AUC", "PR-AUC", "95 % interval", "defects", "macro F1", "ECE")
+
 SHOWN = ("roc_auc", "pr_auc", "defect_pr_auc", "macro_f1", "calibration_error")
+
 NAMES = {"model": "model", "lexical": "lexical floor", "untrained": "untrained"}
+
 
 
 def run_evaluate(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -22,6 +25,7 @@ def run_evaluate(config: RunConfig, console: Console) -> dict[str, Any]:
     if evaluation["not_measured"]:
         console.say(f"  not measured, for want of both relevant and irrelevant test rows: {', '.join(evaluation['not_measured'])}")
     return {"bundle": str(config.run_dir / "bundle"), "evaluation": str(config.run_dir / "evaluation.json"), "figures": evaluation}
+
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> str:

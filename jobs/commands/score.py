@@ -6,11 +6,11 @@ from datetime import date, timedelta
 from typing import Any
 
 from jobs.cluster import no_node_for, ray_cluster
-from jobs.score_live import ScoringLive, live_path
+from jobs.console import Console
+from jobs.score_progress import ScoringLive, live_path
 from jobs.score_summary import drift_lines, spent_lines
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
-from pipeline.logs import Console
 from pipeline.registry.version_files import FetchedVersion, resolve_champion
 from pipeline.scoring.label_store import newest_records, put_record, sweep_orphans
 from pipeline.scoring.ray_pipeline import scored_units
@@ -21,8 +21,11 @@ from pipeline.storage.lease import Lease
 from pipeline.storage.object_store import open_store
 
 SHOWN_ERRORS = 5
+
 SHOWN_UNITS = 20
+
 SUMMARY = ("units_scored", "units_already_published", "rows_scored", "rows_reused", "rows_in", "labels", "errors")
+
 
 
 def run_score(config: RunConfig, console: Console, logical_date: str | None = None, all_tasks: bool = False) -> dict[str, Any]:
@@ -51,10 +54,12 @@ def run_score(config: RunConfig, console: Console, logical_date: str | None = No
     return {"scores": scores.place, "run": kept, **{name: record[name] for name in SUMMARY}}
 
 
+
 def new_run_name() -> str:
     """In the order of time, also of runs within one second."""
     now_ns = time.time_ns()
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now_ns // 10**9))}-{now_ns % 10**9:09d}"
+
 
 
 def run_backfill(config: RunConfig, console: Console, first: str, last: str, all_tasks: bool = False) -> dict[str, Any]:
@@ -66,6 +71,7 @@ def run_backfill(config: RunConfig, console: Console, first: str, last: str, all
         runs[day] = run_score(config, console, day, all_tasks)
     totals = {name: sum(run[name] for run in runs.values()) for name in SUMMARY}
     return {"scores": str(config.scores_place), "dates": {day: run["run"] for day, run in runs.items()}, **totals}
+
 
 
 def run_plan(config: RunConfig, console: Console, days: Sequence[str | None], all_tasks: bool = False) -> dict[str, Any]:
@@ -87,6 +93,7 @@ def run_plan(config: RunConfig, console: Console, days: Sequence[str | None], al
     return {**summary, "estimated_s": round(rows / rate) if rate else None}
 
 
+
 def rows_per_s(config: RunConfig, all_tasks: bool) -> float | None:
     """The pace of the last run that judged something, for all tasks or for one."""
     for record in newest_records(config.scores_place):
@@ -94,6 +101,7 @@ def rows_per_s(config: RunConfig, all_tasks: bool) -> float | None:
         if judged and record.get("all_tasks", False) == all_tasks:
             return float(judged / record["seconds"])
     return None
+
 
 
 def dates_between(first: str, last: str) -> Iterator[str]:
@@ -105,6 +113,7 @@ def dates_between(first: str, last: str) -> Iterator[str]:
         yield (start + timedelta(days=number)).isoformat()
 
 
+
 def read_date(text: str) -> date:
     """ConfigError: it is no date, or written another way, which would be another folder."""
     try:
@@ -114,6 +123,7 @@ def read_date(text: str) -> date:
     if found is None or found.isoformat() != text:
         raise ConfigError(f"{text!r} is no date; write it as 2026-01-31")
     return found
+
 
 
 def score_units(
@@ -138,6 +148,7 @@ def score_units(
             live.unit_done(outcome)
             lease.check()
         return live.done
+
 
 
 def check_outcomes(outcomes: list[Outcome]) -> None:

@@ -13,22 +13,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jobs.console import Console
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
-from pipeline.logs import Console
 from pipeline.storage.filesystem import json_sha256
 
 PREFIX = "relevance-"
+
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+
 POLL_S = 2.0
+
 ANSWER_S = 60.0  # that a request may take
+
 AGENT_WAIT_S = 30.0  # for a process that takes jobs, on a cluster that has just been started
+
 NO_AGENT = (
     "the cluster's head node has no agent that takes jobs: it may still be starting, or another Ray on that machine has its port, "
     "which the head's dashboard_agent.log then says; run the same command again, or start the head with another --dashboard-agent-listen-port"
 )
+
 KINDS = {kind.exit_code: kind for kind in (RelevanceError, ConfigError, RetryableError, DamagedInputError)}
+
 HEADINGS = ("job", "state", "started", "took")
+
 
 
 def run_submit(config: RunConfig, console: Console, command: list[str], address: str, again: bool, wait: bool) -> dict[str, Any]:
@@ -40,6 +48,7 @@ def run_submit(config: RunConfig, console: Console, command: list[str], address:
     with asking(address) as client:
         name = submit_job(client, config, command, again, console)
         return follow(client, name, console) if wait else {"job": name, "state": str(client.get_job_status(name))}
+
 
 
 def submit_job(client: Any, config: RunConfig, command: list[str], again: bool, console: Console) -> str:
@@ -74,6 +83,7 @@ def submit_job(client: Any, config: RunConfig, command: list[str], again: bool, 
     return name
 
 
+
 def when_there_is_an_agent(submit: Callable[..., Any], **job: Any) -> None:
     """Submit a job. A cluster that has just been started answers before it has a process that takes jobs, and says so.
     RetryableError: it has none after AGENT_WAIT_S."""
@@ -90,10 +100,12 @@ def when_there_is_an_agent(submit: Callable[..., Any], **job: Any) -> None:
         time.sleep(1)
 
 
+
 def job_stem(config: RunConfig, command: list[str]) -> str:
     """A job's id but for its number: the command, the run, and a digest of all that the command is given."""
     digest = json_sha256({"command": command, "config": config.model_dump(mode="json")})
     return f"{PREFIX}{command[0]}-{config.name}-{digest[:12]}"
+
 
 
 def write_config(path: Path, config: RunConfig) -> None:
@@ -103,12 +115,14 @@ def write_config(path: Path, config: RunConfig) -> None:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
+
 def run_logs(job: str, console: Console, address: str) -> dict[str, Any]:
     """Print what a job says, to its end. Errors: as of `run_submit`."""
     with asking(address) as client:
         if job not in {one.submission_id for one in client.list_jobs()}:
             raise ConfigError(f"{address} has no job {job}; `relevance status --address {address}` lists them")
         return follow(client, job, console)
+
 
 
 def follow(client: Any, job: str, console: Console) -> dict[str, Any]:
@@ -132,6 +146,7 @@ def follow(client: Any, job: str, console: Console) -> dict[str, Any]:
     raise kind(f"{job} {str(info.status).lower()} {ended}; its output is above, submit the same command to try anew")
 
 
+
 def list_jobs(address: str, console: Console) -> dict[str, Any]:
     """Print a line for each of our jobs, the newest first. Errors: as of `run_submit`."""
     with asking(address) as client:
@@ -141,14 +156,17 @@ def list_jobs(address: str, console: Console) -> dict[str, Any]:
     return {"jobs": found}
 
 
+
 def seconds_of(job: Any) -> float:
     """That a job took, or has taken so far."""
     return (job.end_time / 1000 if job.end_time else time.time()) - job.start_time / 1000
 
 
+
 def started(at_s: float) -> str:
     """A point in time, in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at_s))
+
 
 
 @contextlib.contextmanager

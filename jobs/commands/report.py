@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from jobs.console import Console
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions
 from pipeline.evaluation.bootstrap import Interval, interval
@@ -15,7 +16,6 @@ from pipeline.evaluation.evaluation_rows import judged_test_rows
 from pipeline.evaluation.html_report import TaskReport, VersionReport, report_page
 from pipeline.evaluation.task_metrics import measured, measured_slices
 from pipeline.inference.predictor import Judge
-from pipeline.logs import Console
 from pipeline.registry.mlflow_client import metric_history, mlflow_client
 from pipeline.registry.model_versions import check_version, read_verdict
 from pipeline.registry.promotion_log import champions, read_promotions
@@ -27,6 +27,7 @@ from validation.drift.profile import build_tally, read_profile
 from validation.drift.rendering import as_text
 
 TRAINING = ("loss", "valid_macro_pr_auc", "valid_macro_log_loss", "learning_rate")
+
 
 
 def run_report(config: RunConfig, version: str | None, console: Console) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def run_report(config: RunConfig, version: str | None, console: Console) -> dict
     return {"version": version, "against": against, "report": str(path)}
 
 
+
 def standing(client: Any, model: str, line: Sequence[str], version: str) -> str:
     """What the version is now. `line`: the champions that stand behind each other, the one of now last."""
     if line[-1:] == [version]:
@@ -64,10 +66,12 @@ def standing(client: Any, model: str, line: Sequence[str], version: str) -> str:
     return "challenger" if str(challenger) == version else "neither champion nor challenger"
 
 
+
 def facts_of(record: Any) -> dict[str, str]:
     """What the registry says the version is made of."""
     names = ("bundle_sha256", "data_digest", "fingerprint", "backbone_digest", "code_version")
     return {name.replace("_", " "): record.tags[name] for name in names if name in record.tags} | {"MLflow run": str(record.run_id)}
+
 
 
 def drift_of(config: RunConfig, version: str) -> str:
@@ -76,6 +80,7 @@ def drift_of(config: RunConfig, version: str) -> str:
     if not profile.is_file():
         return "The version carries no profile of its training rows."
     return as_text(compare(read_profile(profile), build_tally(find_partitions(config.accepted_dir, config.tasks))))
+
 
 
 def task_reports(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.logs import Progress
+from jobs.console import Progress
 from pipeline.scoring.metrics import ScoringGauges
 from pipeline.scoring.unit_result import Outcome
 from pipeline.scoring.work_units import Unit
@@ -63,9 +63,11 @@ class ScoringLive:
         }
 
 
+
 def live_path(run_dir: Path) -> Path:
     """Where a run's scoring tells how far it is."""
     return run_dir / "scoring" / "live.json"
+
 
 
 def read_live(run_dir: Path) -> dict[str, Any] | None:

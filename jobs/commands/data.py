@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.console import Console
 from pipeline.config.run import RunConfig
 from pipeline.config.sources import ChorusSource, EsciSource, QadsmSource, SampleSource, Source, TableSource, WandsSource
-from pipeline.logs import Console
 
 if TYPE_CHECKING:
     from pipeline.data.importers.importer import ImportCounts
     from pipeline.data.writer import OnRows
+
 
 
 def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
     return {"judged": str(config.judged_dir)}
 
 
+
 def sample(out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, seed: int, console: Console) -> dict[str, Any]:
     """Write the made-up ads marketplace."""
     from pipeline.data.synthetic.marketplace import build_marketplace, write_marketplace
@@ -35,11 +37,13 @@ def sample(out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, see
     return {"judged": str(out_dir / "judged"), "unlabelled": str(out_dir / "unlabelled"), "rows": rows}
 
 
+
 def import_source(
     kind: str, path: Path, out_dir: Path, console: Console, mapping: Path | None = None, language: str | None = None
 ) -> dict[str, Any]:
     """Import one outside source into contract rows; `mapping` is of a table, `language` of qadsm."""
     return tell_counts(import_rows(build_source(kind, path, mapping, language), out_dir, console), path, out_dir, console)
+
 
 
 def build_source(kind: str, path: Path, mapping: Path | None, language: str | None) -> Source:
@@ -55,10 +59,12 @@ def build_source(kind: str, path: Path, mapping: Path | None, language: str | No
     return EsciSource(kind="esci", path=path) if kind == "esci" else ChorusSource(kind="chorus", path=path)
 
 
+
 def import_rows(source: Source, out_dir: Path, console: Console, label_names: tuple[str, ...] | None = None) -> "ImportCounts":
     """Import one source; `label_names` are those of a table's task where they are known."""
     with console.progress("import", None, "rows") as progress:
         return import_by_kind(source, out_dir, label_names, progress.update)
+
 
 
 def import_by_kind(source: Source, out_dir: Path, label_names: tuple[str, ...] | None, on_rows: "OnRows") -> "ImportCounts":
@@ -79,6 +85,7 @@ def import_by_kind(source: Source, out_dir: Path, label_names: tuple[str, ...] |
         return import_esci(source.path, out_dir, on_rows)
     assert isinstance(source, ChorusSource), source
     return import_chorus(source.path, out_dir, on_rows)
+
 
 
 def tell_counts(counts: "ImportCounts", path: Path, out_dir: Path, console: Console) -> dict[str, Any]:

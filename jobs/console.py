@@ -12,6 +12,7 @@ from typing import IO, Any
 LINE_EVERY_S = 5.0  # between progress lines where stderr is no terminal
 
 
+
 class Console:
     """The command's own voice. Keeps its streams when the process's own are turned to a log file."""
 
@@ -43,10 +44,12 @@ class Console:
             progress.finish()
 
 
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines, their columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
 
 
 class Progress:
@@ -87,6 +90,7 @@ class Progress:
         print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", file=self.console.err, flush=True)
 
 
+
 class LateLine:
     """A progress line that opens at its first news, usually none done of so many, and closes when all is: no news, no line."""
 
@@ -102,6 +106,7 @@ class LateLine:
         self.line.update(done)
         if done >= total:
             self.line.finish()
+
 
 
 @contextlib.contextmanager
@@ -124,6 +129,7 @@ def third_parties_in(log_path: Path) -> Iterator[Console]:
         os.close(log)
         for stream in streams:
             stream.close()
+
 
 
 def flush_streams() -> None:

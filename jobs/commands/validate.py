@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster import given_cluster
+from jobs.console import Console
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.logs import Console
 from pipeline.storage.filesystem import write_json
 from validation.drift.comparison import compare
 from validation.drift.profile import build_tally, read_profile, write_profile
@@ -34,6 +34,7 @@ def run_validate(config: RunConfig, console: Console) -> dict[str, Any]:
     return {"data_digest": digest, "data_docs": str(report.data_docs), "rows": {name: task.accepted for name, task in report.tasks.items()}}
 
 
+
 def look_at_accepted(config: RunConfig, partitions: dict[str, list[Path]], digest: str, console: Console) -> None:
     """Tell of leakage across the splits and of drift from the reference profile; both are told, not refused. Writes leakage.json and
     profile.json, and where there is a reference drift.json and drift.png, beside the gate's report. ConfigError: no such reference."""
@@ -50,6 +51,7 @@ def look_at_accepted(config: RunConfig, partitions: dict[str, list[Path]], diges
     write_json(config.validation_dir / "drift.json", drift.as_json())
     plot_drift(drift, config.validation_dir / "drift.png")
     console.say(as_text(drift))
+
 
 
 def find_reference(config: RunConfig, console: Console) -> Path | None:

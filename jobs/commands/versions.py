@@ -2,15 +2,16 @@
 
 from typing import Any
 
+from jobs.console import Console
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, GateRefusedError
-from pipeline.logs import Console
 from pipeline.registry.mlflow_client import mlflow_client
 from pipeline.registry.model_versions import check_registered, check_version, read_verdict, register_version
 from pipeline.registry.promotion_log import promote, read_promotions, roll_back, rolled_back
 from pipeline.storage.filesystem import read_json
 
 HISTORY = ("number", "at", "by", "kind", "version", "instead of", "macro PR-AUC", "why")
+
 
 
 def run_register(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def run_register(config: RunConfig, console: Console) -> dict[str, Any]:
     version = register_version(config, config.run_dir / "bundle", read_json(evaluation_path))
     console.say(f"  {config.registry.model} version {version} is challenger")
     return {"model": config.registry.model, "version": version, "alias": "challenger", "tracking_uri": config.tracking_uri}
+
 
 
 def run_promote(config: RunConfig, version: str, console: Console, override: str | None = None) -> dict[str, Any]:
@@ -35,12 +37,14 @@ def run_promote(config: RunConfig, version: str, console: Console, override: str
     return {"model": config.registry.model, "version": record["version"], "alias": "champion", "promotion": record["number"]}
 
 
+
 def check_not_left(config: RunConfig, version: str) -> None:
     """GateRefusedError: the version was champion and was rolled back from; what nobody types must not undo that."""
     left = rolled_back(read_promotions(config), version)
     if left is not None:
         why = f"version {version} was rolled back from on {left['at']} by {left['by']} ({left['override']})"
         raise GateRefusedError(f"{why}; `relevance promote --version {version}` makes it champion again, if that is wanted")
+
 
 
 def run_rollback(config: RunConfig, reason: str, console: Console) -> dict[str, Any]:
@@ -51,11 +55,13 @@ def run_rollback(config: RunConfig, reason: str, console: Console) -> dict[str, 
     return {"model": config.registry.model, "version": record["version"], "alias": "champion", "promotion": record["number"]}
 
 
+
 def run_history(config: RunConfig, console: Console) -> dict[str, Any]:
     """Print the promotion log, oldest first."""
     log = read_promotions(config)
     console.table([HISTORY, *(history_row(record) for record in log)])
     return {"model": config.registry.model, "promotions": log}
+
 
 
 def history_row(record: dict[str, Any]) -> tuple[str, ...]:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from jobs.console import Console, aligned
 from pipeline.config.run import RunConfig
 from pipeline.errors import GateRefusedError
 from pipeline.evaluation.behavioral_tests import run_cases
 from pipeline.evaluation.comparison import Comparison, compare_judges
 from pipeline.evaluation.evaluation_rows import judged_test_rows
-from pipeline.logs import Console, aligned
 from pipeline.registry.mlflow_client import mlflow_client
 from pipeline.registry.model_versions import check_version, data_passed, write_verdict
 from pipeline.registry.promotion_gate import Verdict, judge_version

@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from jobs.run import run_all
+from jobs.commands.run import run_all
+from jobs.console import Console
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import read_split
 from pipeline.data.synthetic.marketplace import NOISE_RATE, ceiling
-from pipeline.logs import Console
 from pipeline.scoring.label_store import read_published
 
 DEMO_CONFIG = Path(__file__).with_name("configs") / "demo.yaml"
+
 
 
 def run_demo(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def run_demo(config: RunConfig, console: Console) -> dict[str, Any]:
     return result
 
 
+
 def ceilings(config: RunConfig) -> str:
     """The PR-AUC that knowing every true grade would reach on the test rows, whose labels carry the annotators' noise."""
     import pyarrow.parquet as pq
@@ -36,12 +38,14 @@ def ceilings(config: RunConfig) -> str:
     return f"  ceiling set by {NOISE_RATE:.0%} annotator noise: macro PR-AUC {sum(reached.values()) / len(reached):.3f} ({listed})"
 
 
+
 def example_rows(scores_dir: Path) -> str:
     """Five published labels."""
     rows = read_published(scores_dir)
     step = max(1, rows.num_rows // 5)
     shown = [rows.slice(i * step, 1).to_pylist()[0] for i in range(min(5, rows.num_rows))]
     return "\n".join(f"  {r['row_id']:<32} {r['task']:<20} p {r['probability']:.3f}  {r['label_name']:<12} {r['decision']}" for r in shown)
+
 
 
 def next_commands(config: RunConfig) -> str:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from jobs.console import Console
 from pipeline.config.run import RunConfig
-from pipeline.logs import Console
 from pipeline.registry.exports import ExportFormat, export_task
 from pipeline.registry.version_files import fetch_version, resolve_champion
 

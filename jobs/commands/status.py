@@ -5,13 +5,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.score_live import read_live
+from jobs.console import Console
+from jobs.score_progress import read_live
 from pipeline.errors import ConfigError
-from pipeline.logs import Console
 from pipeline.training.event_log import read_line
 
 HEADINGS = ("run", "state", "step", "steps/s", "left", "best macro PR-AUC", "last step")
+
 RATE_STEPS = 50  # newest steps that the rate is taken over
+
 
 
 def run_status(runs_dir: Path, console: Console) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def run_status(runs_dir: Path, console: Console) -> dict[str, Any]:
     if not found:
         console.say(f"no run in {runs_dir} yet; a run is a folder that a relevance command has worked in")
     return {"runs": found}
+
 
 
 def training_status(run_dir: Path) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def training_status(run_dir: Path) -> dict[str, Any]:
     }
 
 
+
 def state_of(run_dir: Path, has_steps: bool) -> str:
     """training, scoring: under way. working: a command that does something else. interrupted: the same command goes on. trained: there is a bundle.
     stopped: there were steps, and nothing is left of them. new: none of these."""
@@ -56,6 +60,7 @@ def state_of(run_dir: Path, has_steps: bool) -> str:
     if interrupted:
         return "interrupted"
     return "trained" if (run_dir / "trained").is_dir() else "stopped" if has_steps else "new"
+
 
 
 def is_locked(path: Path) -> bool:
@@ -70,9 +75,11 @@ def is_locked(path: Path) -> bool:
         return False
 
 
+
 def live_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a live file."""
     return list(filter(None, map(read_line, path.read_text(encoding="utf-8", errors="replace").split("\n")))) if path.is_file() else []
+
 
 
 def rate_of(steps: list[dict[str, Any]]) -> float | None:
@@ -80,6 +87,7 @@ def rate_of(steps: list[dict[str, Any]]) -> float | None:
     newest = steps[-RATE_STEPS:]
     seconds = newest[-1]["at_s"] - newest[0]["at_s"] if newest else 0.0
     return (len(newest) - 1) / seconds if seconds > 0 else None
+
 
 
 def best_of(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -93,6 +101,7 @@ def best_of(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     return best
 
 
+
 def shown(status: dict[str, Any]) -> tuple[str, ...]:
     """One run as cells."""
     if status["scoring"]:
@@ -104,6 +113,7 @@ def shown(status: dict[str, Any]) -> tuple[str, ...]:
     return status["run"], status["state"], step, rate, span(status["left_s"]) if status["left_s"] is not None else "", best, ago
 
 
+
 def shown_scoring(run: str, scoring: dict[str, Any]) -> tuple[str, ...]:
     """A scoring that is under way, as cells."""
     failed = f", {scoring['units_failed']:,} failed" if scoring["units_failed"] else ""
@@ -111,6 +121,7 @@ def shown_scoring(run: str, scoring: dict[str, Any]) -> tuple[str, ...]:
     left = span(scoring["left_s"]) if scoring["left_s"] is not None else ""
     by_task = ", ".join(f"{task} {count:,}" for task, count in sorted(scoring["labels"].items()))
     return run, "scoring", units, f"{scoring['pairs_per_s']:.1f} pairs", left, by_task, f"{span(time.time() - scoring['at_s'])} ago"
+
 
 
 def span(seconds: float) -> str:

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from jobs.compare import gate_against_champion
-from jobs.evaluate import evaluation_table, run_evaluate
-from jobs.register import check_not_left, run_promote, run_register
-from jobs.score import run_score
-from jobs.sources import bring_in
-from jobs.train import run_train
-from jobs.validate import run_validate
+from jobs.commands.data import bring_in
+from jobs.commands.evaluate import evaluation_table, run_evaluate
+from jobs.commands.gate import gate_against_champion
+from jobs.commands.score import run_score
+from jobs.commands.train import run_train
+from jobs.commands.validate import run_validate
+from jobs.commands.versions import check_not_left, run_promote, run_register
+from jobs.console import Console
 from pipeline.config.run import RunConfig
-from pipeline.logs import Console
 from pipeline.scoring.work_units import on_date
 
 

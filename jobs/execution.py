@@ -12,9 +12,13 @@ import typer
 from jobs.environment import end_on_sigterm
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML config of the run.", show_default=False)]
+
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, as in optimizer.learning_rate=1e-4. Repeatable.")]
+
 LOCK_WAIT_S = 0.5  # `relevance status` looks at locks
+
 Stage = Callable[[Any, Any], dict[str, Any]]
+
 
 
 def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked: bool = True) -> None:
@@ -25,8 +29,8 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked
     def with_config(console: Any) -> dict[str, Any]:
         from filelock import FileLock, Timeout
 
+        from jobs.console import third_parties_in
         from pipeline.config.loading import read_config
-        from pipeline.logs import third_parties_in
         from pipeline.registry.mlflow_client import told_errors
 
         config = read_config(config_path, overrides or [])
@@ -44,10 +48,11 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked
     guarded(with_config)
 
 
+
 def guarded(work: Callable[[Any], dict[str, Any]]) -> None:
     """Run `work`, print its result as the last line of stdout, turn errors into a sentence and an exit code."""
+    from jobs.console import Console
     from pipeline.errors import RelevanceError
-    from pipeline.logs import Console
 
     console = Console()
     end_on_sigterm()
