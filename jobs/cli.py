@@ -216,29 +216,7 @@ def status(
 
 
 
-app.add_typer(versions)
-
-
-
-def main() -> None:
-    """Entry point of the `relevance` command."""
-    prepare_environment()
-    end_on_sigterm()
-    try:
-        app()
-    except KeyboardInterrupt:  # before the command's own work began
-        raise SystemExit(3) from None
-
-
-
-if __name__ == "__main__":
-    main()
-
-versions = typer.Typer()
-
-
-
-@versions.command()
+@app.command()
 def register(config: ConfigOption, overrides: SetOption = None) -> None:
     """Register the evaluated model in MLflow as challenger."""
     from jobs.commands.versions import run_register
@@ -247,7 +225,7 @@ def register(config: ConfigOption, overrides: SetOption = None) -> None:
 
 
 
-@versions.command()
+@app.command()
 def promote(
     config: ConfigOption,
     version: Annotated[str, typer.Option("--version", help="Registered version to promote.", show_default=False)],
@@ -264,7 +242,7 @@ def promote(
 
 
 
-@versions.command()
+@app.command()
 def rollback(
     config: ConfigOption,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the record.", show_default=False)],
@@ -277,7 +255,7 @@ def rollback(
 
 
 
-@versions.command()
+@app.command()
 def history(config: ConfigOption, overrides: SetOption = None) -> None:
     """Print every promotion and rollback: who, when, why, figures."""
     from jobs.commands.versions import run_history
@@ -286,7 +264,7 @@ def history(config: ConfigOption, overrides: SetOption = None) -> None:
 
 
 
-@versions.command()
+@app.command()
 def compare(
     config: ConfigOption,
     version: Annotated[str, typer.Argument(help="A registered version.", show_default=False)],
@@ -300,7 +278,7 @@ def compare(
 
 
 
-@versions.command()
+@app.command()
 def report(
     config: ConfigOption,
     version: Annotated[str | None, typer.Option("--version", help="Registered version; the champion if not given.", show_default=False)] = None,
@@ -313,7 +291,7 @@ def report(
 
 
 
-@versions.command()
+@app.command()
 def export(
     config: ConfigOption,
     task: Annotated[str, typer.Option("--task", help="Task to export.", show_default=False)],
@@ -326,3 +304,18 @@ def export(
     from jobs.commands.export import run_export
 
     execute(config, overrides, lambda c, console: run_export(c, task, export_format, version, out_dir, console))
+
+
+def main() -> None:
+    """Entry point of the `relevance` command."""
+    prepare_environment()
+    end_on_sigterm()
+    try:
+        app()
+    except KeyboardInterrupt:  # before the command's own work began
+        raise SystemExit(3) from None
+
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from pipeline.data.reader import read_split
 from pipeline.data.synthetic.marketplace import NOISE_RATE, ceiling
 from pipeline.scoring.label_store import read_published
 
-DEMO_CONFIG = Path(__file__).with_name("configs") / "demo.yaml"
+DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 

@@ -25,7 +25,7 @@ def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
     trainable, total = planned_parameters(config)
     share = f"{100 * trainable / total:.4f}"
     console.say(f"  {config.adapter.method}: trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}")
-    tracker = RunTracker(config, plan.fingerprint, plan.data_digest, console)
+    tracker = RunTracker(config, plan.fingerprint, plan.data_digest, console.say)
     watch = StepWatch(console, tracker)
     console.say(f"  starting {training.num_workers} workers (ZeRO stage {config.deepspeed.zero_stage}) ...")
     status = "FAILED"

@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
 
 def code_version() -> str:
     """The package's version and, where it runs from a checkout, the commit."""
-    version, root = importlib.metadata.version("ads-relevance"), Path(__file__).parents[1]
+    version, root = importlib.metadata.version("ads-relevance"), Path(__file__).parents[2]
     if not (root / ".git").exists():
         return version
     asked = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jobs.console import Console
 from pipeline.config.run import RunConfig
 from pipeline.errors import RelevanceError
 from pipeline.registry.mlflow_client import experiment_id, find_run, mlflow_client, told_errors
@@ -29,8 +28,8 @@ class RunTracker:
     this machine. A store that does not answer is told of, and asked again every RETRY_EVERY_S seconds and at the end: it then gets what it missed,
     the last MAX_WAITING figures of it. A store that takes no files gets the rest."""
 
-    def __init__(self, config: RunConfig, fingerprint: str, data_digest: str, console: Console) -> None:
-        self.config, self.fingerprint, self.data_digest, self.console = config, fingerprint, data_digest, console
+    def __init__(self, config: RunConfig, fingerprint: str, data_digest: str, say: Callable[[str], None]) -> None:
+        self.config, self.fingerprint, self.data_digest, self.say = config, fingerprint, data_digest, say
         self.waiting: list[Any] = []
         self.sent_s = time.monotonic()
         self.failed_s: float | None = None  # when the store did not answer last; None: it does
@@ -103,11 +102,11 @@ class RunTracker:
         except Exception as error:
             if self.failed_s is None:
                 told = str(error) if isinstance(error, RelevanceError) else f"MLflow stopped answering ({type(error).__name__})"
-                self.console.say(f"  {told}. Training goes on without it")
+                self.say(f"  {told}. Training goes on without it")
             self.failed_s = time.monotonic()
             return
         if self.failed_s is not None:
-            self.console.say("  MLflow answers again and has the figures that it missed")
+            self.say("  MLflow answers again and has the figures that it missed")
             self.failed_s = None
 
     def _open_run(self) -> str:
@@ -141,7 +140,7 @@ class RunTracker:
             self.client.log_dict(self.run_id, environment(), "environment.json")
             self.client.log_dict(self.run_id, verdict, "data_gate.json")
         except Exception as error:
-            self.console.say(f"  MLflow takes no files ({type(error).__name__}); the run has no config, environment and verdict of the data")
+            self.say(f"  MLflow takes no files ({type(error).__name__}); the run has no config, environment and verdict of the data")
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _watch_system(self) -> Any:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TextIO
 
-from pipeline.runtime import watchdog_process as guard
+from pipeline.runtime import watchdog_process
 
 GRACE_S = 5.0  # that a process has to end itself, and tell where it was, before its guard kills it
 
@@ -27,11 +27,11 @@ class Watch:
     def alive(self) -> None:
         """Wind up the clock."""
         faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=self.file)
-        self._tell_guard(guard.WATCHED)
+        self._tell_guard(watchdog_process.WATCHED)
 
     def __enter__(self) -> "Watch":
         if self.guard is None:
-            command = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(self.timeout_s + GRACE_S)]
+            command = [sys.executable, "-I", "-S", watchdog_process.__file__, str(os.getpid()), str(self.timeout_s + GRACE_S)]
             self.guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self.file, stderr=self.file, bufsize=0)
             assert self.guard.stdin is not None
             os.set_blocking(self.guard.stdin.fileno(), False)  # a guard that is stopped itself must not stop the work
@@ -40,7 +40,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()
-        self._tell_guard(guard.UNWATCHED)
+        self._tell_guard(watchdog_process.UNWATCHED)
 
     def _tell_guard(self, sign: bytes) -> None:
         assert self.guard is not None and self.guard.stdin is not None

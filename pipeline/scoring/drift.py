@@ -5,20 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.psi import psi
 from pipeline.evaluation.score_reference import Profile
 
 MIN_ROWS = 100  # on both sides; an index of fewer rows is mostly chance
 
 WHOLE = "all markets"
-
-
-
-def stability_index(counts: list[int], reference: list[int]) -> float:
-    """PSI: the sum of (p - q) ln(p / q) over bins, half a row added to each so that none is empty. Below .1 is taken for stable, above .25 for
-    moved, by the custom of credit scoring."""
-    p, q = (np.asarray(one, dtype=float) + 0.5 for one in (counts, reference))
-    p, q = p / p.sum(), q / q.sum()
-    return float(np.sum((p - q) * np.log(p / q)))
 
 
 
@@ -32,7 +24,7 @@ def drift_rows(profiles: Mapping[str, Profile], reference: Mapping[str, Profile]
                 continue
             rates, before = (np.asarray(one["labels"]) / sum(one["labels"]) for one in (now, then))
             found.append({
-                "task": task, "market": market, "rows": sum(now["labels"]), "psi": stability_index(now["probability"], then["probability"]),
+                "task": task, "market": market, "rows": sum(now["labels"]), "psi": psi(then["probability"], now["probability"]),
                 "label_rates": rates.tolist(), "label_rates_before": before.tolist(),
             })  # fmt: skip
     return found

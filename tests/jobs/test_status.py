@@ -101,7 +101,13 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_looking_does_not_keep_a_command_from_starting(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one", [])
-    look = f"from pathlib import Path\nfrom jobs.commands.status import is_locked\nprint(1, flush=True)\nwhile True: is_locked(Path({str(run / '.lock')!r}))"
+    look = f"""
+from pathlib import Path
+from jobs.commands.status import is_locked
+print(1, flush=True)
+while True:
+    is_locked(Path({str(run / ".lock")!r}))
+"""
     looking = subprocess.Popen([sys.executable, "-c", look], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert looking.stdout is not None and looking.stdout.readline() == b"1\n"

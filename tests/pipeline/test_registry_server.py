@@ -176,7 +176,7 @@ def test_nobody_there_is_told_with_what_to_do(world: World, impatient: None) -> 
 def test_a_training_goes_on_where_the_store_does_not_answer_from_its_start(world: World, impatient: None, capsys: Any) -> None:
     from jobs.console import Console
 
-    tracker = RunTracker(world.config("http://127.0.0.1:9", "absent"), "f" * 64, "digest", Console())
+    tracker = RunTracker(world.config("http://127.0.0.1:9", "absent"), "f" * 64, "digest", Console().say)
     tracker.log_step(STEP)
     tracker.send()
     tracker.finish("FINISHED")

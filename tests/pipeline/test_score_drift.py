@@ -12,6 +12,7 @@ from planted import planted_config, planted_rows
 from jobs.score_summary import drift_lines
 from pipeline.config.loading import build_config
 from pipeline.errors import DamagedInputError
+from pipeline.evaluation.psi import psi
 from pipeline.evaluation.score_reference import BINS, add_profile, build_reference, canary_difference, profile_of, read_reference
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.inference.predictor import Judge, fresh_judge
@@ -19,7 +20,7 @@ from pipeline.inference.probabilities import judge_rows
 from pipeline.registry.version_files import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.actor import Outcome
-from pipeline.scoring.drift import MIN_ROWS, WHOLE, drift_rows, stability_index
+from pipeline.scoring.drift import MIN_ROWS, WHOLE, drift_rows
 from pipeline.scoring.label_store import publish_partition
 from pipeline.scoring.run_record import run_record
 from pipeline.scoring.work_units import Unit
@@ -35,8 +36,8 @@ def profile(probability_N: np.ndarray, market: str = "us") -> Any:
 def test_the_index_is_the_sum_over_bins_of_its_definition() -> None:
     counts, reference = [30, 50, 20], [40, 40, 20]
     p, q = ([(one + 0.5) / (100 + 1.5) for one in side] for side in (counts, reference))
-    assert stability_index(counts, reference) == pytest.approx(sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True)))
-    assert stability_index(counts, counts) == 0 and stability_index([9, 0, 0], [0, 0, 9]) > 1
+    assert psi(reference, counts) == pytest.approx(sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True)))
+    assert psi(counts, counts) == 0 and psi([0, 0, 9], [9, 0, 0]) > 1
 
 
 def test_a_profile_counts_every_row_in_its_market_and_bin() -> None:

@@ -43,7 +43,7 @@ def run(config: RunConfig) -> Any:
     patch.setattr(tracking, "SYSTEM_EVERY_S", 0.2)
     ids = []
     for number in (1, 2):
-        tracker = RunTracker(config, "f" * 64, "digest", Console(err=io.StringIO()))
+        tracker = RunTracker(config, "f" * 64, "digest", Console(err=io.StringIO()).say)
         tracker.log_step(STEP | {"step": number})
         tracker.log_evaluation(EVALUATION | {"evaluated_after": number})
         time.sleep(1.5)
@@ -93,7 +93,7 @@ def test_a_store_without_room_for_files_still_gets_the_steps(config: RunConfig, 
 
     monkeypatch.setattr("mlflow.MlflowClient.log_dict", no_artifacts)
     said = io.StringIO()
-    tracker = RunTracker(config, "d" * 64, "digest", Console(err=said))
+    tracker = RunTracker(config, "d" * 64, "digest", Console(err=said).say)
     tracker.log_step(STEP)
     tracker.finish("FINISHED")
     run = mlflow_client(config).get_run(tracker.run_id)
@@ -103,7 +103,7 @@ def test_a_store_without_room_for_files_still_gets_the_steps(config: RunConfig, 
 
 def test_a_store_that_fails_later_is_told_once_and_training_goes_on(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
-    tracker = RunTracker(config, "e" * 64, "digest", Console(err=said))
+    tracker = RunTracker(config, "e" * 64, "digest", Console(err=said).say)
 
     def broken(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
@@ -126,7 +126,7 @@ def test_a_store_that_was_away_gets_what_it_missed(config: RunConfig, monkeypatc
             raise OSError("away")
 
         away.setattr("mlflow.MlflowClient.search_experiments", broken)
-        tracker = RunTracker(config, "c" * 64, "digest", Console(err=said))
+        tracker = RunTracker(config, "c" * 64, "digest", Console(err=said).say)
         tracker.log_step(STEP)
         assert tracker.run_id is None
     for number in (2, 3):
@@ -153,7 +153,7 @@ def test_what_waits_for_a_store_is_bounded_and_the_store_is_not_asked_at_every_s
         raise OSError("away")
 
     monkeypatch.setattr("mlflow.MlflowClient.search_experiments", broken)
-    tracker = RunTracker(config, "b" * 64, "digest", Console(err=io.StringIO()))
+    tracker = RunTracker(config, "b" * 64, "digest", Console(err=io.StringIO()).say)
     for number in range(20):
         tracker.log_step(STEP | {"step": number})
     assert len(asked) == 1 and len(tracker.waiting) == 30 and tracker.waiting[-1].step == 19

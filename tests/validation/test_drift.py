@@ -14,7 +14,8 @@ from pipeline.config.gates import Script
 from pipeline.data.synthetic.marketplace import build_marketplace
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.schema import ROW_SCHEMA
-from validation.drift.comparison import Thresholds, compare, divergence
+from validation.drift.comparison import Thresholds, compare
+from validation.drift.divergence import divergence
 from validation.drift.profile import MAX_NAMED, OTHERS, Tally, build_tally, read_profile, write_profile
 from validation.drift.rendering import as_text, plot_drift
 from validation.text import words
