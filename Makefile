@@ -30,14 +30,14 @@ test-failures: $(VENV)/installed-test
 	$(BIN)/pytest tests/failures -m "failures or not failures"
 
 bench: $(VENV)/installed-test
-	$(BIN)/python tests/bench/bench_data.py
-	$(BIN)/python tests/bench/bench_adapters.py
-	$(BIN)/python tests/bench/bench_packing.py
-	$(BIN)/python tests/bench/bench_rank_shares.py
-	$(BIN)/python tests/bench/bench_train.py
-	$(BIN)/python tests/bench/bench_zero_memory.py
-	$(BIN)/python tests/bench/bench_bootstrap.py
-	$(BIN)/python tests/bench/bench_score.py
+	$(BIN)/python -m tests.bench.bench_data
+	$(BIN)/python -m tests.bench.bench_adapters
+	$(BIN)/python -m tests.bench.bench_packing
+	$(BIN)/python -m tests.bench.bench_rank_shares
+	$(BIN)/python -m tests.bench.bench_train
+	$(BIN)/python -m tests.bench.bench_zero_memory
+	$(BIN)/python -m tests.bench.bench_bootstrap
+	$(BIN)/python -m tests.bench.bench_score
 
 # torch first: asked for by name it would come with gigabytes of CUDA packages
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -1,13 +1,11 @@
 """Every test: no hub, quiet libraries, few threads, and the repository as the place commands are run from."""
 
 import os
-import sys
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,7 +18,7 @@ prepare_environment()
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: a random two-layer Llama with its tokenizer."""
-    from tiny import write_tiny_llama
+    from tests.support.tiny import write_tiny_llama
 
     return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
 
@@ -28,10 +26,22 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """The address of a server that speaks S3, with the bucket labels, where clients look for it."""
-    from servers import s3_server
+    from tests.support.servers import s3_server
 
     with s3_server("labels") as address, pytest.MonkeyPatch.context() as patched:
         settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
         for name, value in settings.items():
             patched.setenv(f"AWS_{name}", value)
         yield address
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+    """(root, config, the finished `relevance run`)."""
+    from tests.support.commands import relevance
+    from tests.support.planted import planted_config, write_config, write_planted
+
+    root = tmp_path_factory.mktemp("run")
+    write_planted(root)
+    config = write_config(root / "planted.yaml", planted_config(root, str(tiny_llama)))
+    return root, config, relevance("run", "--config", str(config), cwd=root)

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from places import ROOT
+from tests.support.places import ROOT
 
 PACKAGES = ("models", "pipeline", "validation", "jobs")
 # A room may import the rooms above it, and modules of its own. Names are modules, or packages with all their modules.

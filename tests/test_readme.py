@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from places import ROOT
 
 from jobs.cli import app
 from pipeline.config.sources import TableSource
 from pipeline.config.tasks import Task
 from pipeline.schema import COLUMNS
+from tests.support.places import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
 

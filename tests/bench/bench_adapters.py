@@ -1,4 +1,4 @@
-"""What adapters cost: `python tests/bench/bench_adapters.py [--repeats N] [--threads N] [--quick]`.
+"""What adapters cost: `python -m tests.bench.bench_adapters [--repeats N] [--threads N] [--quick]`.
 
 Prints tables, and as its last line one JSON object of ratios, first over second. Times are medians over rounds in which the sides take
 turns; a ratio is one of medians, and the span in brackets is that of the rounds' own ratios.
@@ -14,34 +14,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from published import PublishedMTLLoRALinear
-from sides import (
-    adapted_model,
-    base_model,
-    closest_rank,
-    judge,
-    judge_all_tasks,
-    judge_batches,
-    judge_task_by_task,
-    kept_bytes,
-    peft_model,
-    published_model,
-    train,
-)
-from timing import (
-    SEED,
-    Batch,
-    about,
-    build_batch,
-    build_batches,
-    machine,
-    mib,
-    pair_lengths,
-    print_comparison,
-    print_table,
-    saved_bytes,
-    time_in_turn,
-)
 from torch import nn
 
 from jobs.environment import prepare_environment
@@ -65,6 +37,34 @@ from models.config import (
 )
 from models.inference.merging import MergedModel, merge_task
 from models.relevance import RelevanceModel
+from tests.bench.support.published import PublishedMTLLoRALinear
+from tests.bench.support.sides import (
+    adapted_model,
+    base_model,
+    closest_rank,
+    judge,
+    judge_all_tasks,
+    judge_batches,
+    judge_task_by_task,
+    kept_bytes,
+    peft_model,
+    published_model,
+    train,
+)
+from tests.bench.support.timing import (
+    SEED,
+    Batch,
+    about,
+    build_batch,
+    build_batches,
+    machine,
+    mib,
+    pair_lengths,
+    print_comparison,
+    print_table,
+    saved_bytes,
+    time_in_turn,
+)
 
 NUM_TASKS = 4  # unless a table says otherwise
 METHODS: dict[str, AdapterConfig] = {

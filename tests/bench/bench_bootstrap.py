@@ -1,4 +1,4 @@
-"""What an interval costs: `python tests/bench/bench_bootstrap.py [--rows N]`. Made-up scores of a task with three labels and ten rows a query.
+"""What an interval costs: `python -m tests.bench.bench_bootstrap [--rows N]`. Made-up scores of a task with three labels and ten rows a query.
 
 Ours: every figure of an evaluation, 1,000 draws of the queries. The other side: a loop over draws with scikit-learn's roc_auc_score,
 average_precision_score, brier_score_loss and log_loss alone, on fewer draws and multiplied up. The last line of stdout is one json object.

@@ -1,4 +1,4 @@
-"""How fast and in how much memory data pass: `python tests/bench/bench_data.py [--rows N] [--large N] [--repeats N]`.
+"""How fast and in how much memory data pass: `python -m tests.bench.bench_data [--rows N] [--large N] [--repeats N]`.
 
 The gate beside a plain copy and beside the same job in pandas and Great Expectations, in turn, medians; and every stage that rows go through
 before training, once on N rows and once on ten times as many. Prints a table, and as its last line one JSON object, whose peaks are those of the
@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from made_up_rows import ROWS_PER_FILE, write_made_up
+from tests.bench.support.made_up_rows import ROWS_PER_FILE, write_made_up
+from tests.support.places import ROOT
 
 TASKS = ("one", "two")
 LABELS = ("bad", "fair", "good")
@@ -137,7 +138,7 @@ SIDES = COMPARED | STAGES
 
 def run_side(side: str, data_dir: Path) -> dict[str, float]:
     """Seconds and peak memory in MB of one side in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--side", side, "--data", str(data_dir)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tests.bench.bench_data", "--side", side, "--data", str(data_dir)], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"{side} failed: {done.stderr[-2000:]}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

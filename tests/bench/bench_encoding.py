@@ -1,4 +1,4 @@
-"""Rows a second of the encoded cache, in this process and as Ray tasks: python tests/bench/bench_encoding.py [rows] [workers]."""
+"""Rows a second of the encoded cache, in this process and as Ray tasks: python -m tests.bench.bench_encoding [rows] [workers]."""
 
 import sys
 import tempfile
@@ -9,18 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from models.backbone import resolve_folder  # noqa: E402
-from models.config import BackboneConfig  # noqa: E402
-from pipeline.config.encoding import EncodeConfig  # noqa: E402
-from pipeline.config.splits import SplitConfig  # noqa: E402
-from pipeline.config.tasks import Task  # noqa: E402
-from pipeline.data.reader import find_partitions  # noqa: E402
-from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded  # noqa: E402
-from pipeline.encoding.encoded_dataset import read_encoded  # noqa: E402
-from pipeline.schema import ROW_SCHEMA  # noqa: E402
+from models.backbone import resolve_folder
+from models.config import BackboneConfig
+from pipeline.config.encoding import EncodeConfig
+from pipeline.config.splits import SplitConfig
+from pipeline.config.tasks import Task
+from pipeline.data.reader import find_partitions
+from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
+from pipeline.encoding.encoded_dataset import read_encoded
+from pipeline.schema import ROW_SCHEMA
+from tests.support.places import ROOT
 
 TASK = Task(name="a", labels=("bad", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}, {ad_description}\nRelevant?")
 

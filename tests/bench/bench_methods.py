@@ -1,8 +1,8 @@
 """Adapter methods beside each other, on a GPU or, slowly, without one: what their trained models are worth.
 
-    python tests/bench/bench_methods.py prepare DIR                  # encode the real data of ../shared/data
-    python tests/bench/bench_methods.py train DIR [--processes N]    # each method at each rate with one seed, at its best rate with the others
-    python tests/bench/bench_methods.py table DIR                    # the tables
+    python -m tests.bench.bench_methods prepare DIR                  # encode the real data of ../shared/data
+    python -m tests.bench.bench_methods train DIR [--processes N]    # each method at each rate with one seed, at its best rate with the others
+    python -m tests.bench.bench_methods table DIR                    # the tables
 
 All methods have about as many trained numbers, and see the same rows in the same steps (bare loop: no Ray, no DeepSpeed; the batches, model, loss and
 optimizer of `relevance train`, all rows weighing the same, and the weights of the last step). The rate is chosen on the valid split with the first
@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from method_mixes import MIXES, ROOT, SHARED_DATA, encode_commonsense, encode_relevance
 
-sys.path.insert(0, str(ROOT))
 from models.config import AdapterConfig, HydraLoRAConfig, LoRAConfig, MoELoRAConfig, MTLLoRAConfig, MultiLoRAConfig, PerTaskLoRAConfig
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.encoding.batches import EncodedRows, collate, length_batches
 from pipeline.encoding.encoded_dataset import read_encoded
+from tests.bench.support.method_mixes import MIXES, encode_commonsense, encode_relevance
+from tests.support.places import ROOT, SHARED_DATA
 
 SEEDS, RATES = (17, 18, 19), (1e-3, 2e-3, 4e-3)
 EPOCHS = {"agreeing": 2.0, "conflicting": 2.0, "commonsense": 1.0}

@@ -1,4 +1,4 @@
-"""How much of a GPU training uses: `python tests/bench/bench_mfu.py [--steps N]`. Needs a GPU of 40 GB and more; torch, transformers and pydantic do.
+"""How much of a GPU training uses: `python -m tests.bench.bench_mfu [--steps N]`. Needs a GPU of 40 GB and more; torch, transformers and pydantic do.
 
 A Llama of 1.2 billion numbers (16 layers of width 2048) with random bfloat16 weights and MTL-LoRA on q, k, v, o, four tasks, rows of 64 tokens as
 query-ad pairs have, forward, backward and AdamW on one GPU; MFU is what frozen matrices ask for, 4 operations a number and token, over a measured
@@ -18,7 +18,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models.backbone import Backbone
 from models.config import BackboneConfig, LoRAConfig, ModelConfig, MTLLoRAConfig
 from models.losses import row_losses

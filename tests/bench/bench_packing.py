@@ -1,4 +1,4 @@
-"""What it saves to train on rows that lie end to end: `python tests/bench/bench_packing.py [--rounds N] [--compiled]`.
+"""What it saves to train on rows that lie end to end: `python -m tests.bench.bench_packing [--rounds N] [--compiled]`.
 
 SmolLM2-135M with MTL-LoRA adapters for four tasks, two threads, forward and backward of one batch: padded rows; packed ones; and packed ones with
 what their tasks' rows begin with once for each task. Sides in turn, ratios of medians. Rows have the lengths of judged pairs (the real ones of
@@ -11,8 +11,6 @@ import json
 
 import numpy as np
 import torch
-from sides import adapted_model
-from timing import SEED, machine, pair_lengths, print_table, time_in_turn
 
 from models.backbone import load_backbone
 from models.config import BackboneConfig, MTLLoRAConfig
@@ -20,6 +18,8 @@ from models.packing import pack
 from models.relevance import RelevanceModel
 from models.training.compilation import compile_layers
 from pipeline.encoding.batches import pad_rows
+from tests.bench.support.sides import adapted_model
+from tests.bench.support.timing import SEED, machine, pair_lengths, print_table, time_in_turn
 
 TASKS = 4
 SHIPPED = 10  # tokens of the shipped template before the first field

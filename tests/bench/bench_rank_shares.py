@@ -1,4 +1,4 @@
-"""What dealing a batch's rows to ranks by their tasks saves: `python tests/bench/bench_rank_shares.py`.
+"""What dealing a batch's rows to ranks by their tasks saves: `python -m tests.bench.bench_rank_shares`.
 
 Packed rows with the lengths of judged pairs (the real ones of ../shared/data where there are any, else made-up ones), shared out to four tasks at
 random, like ones in a batch, behind instructions of the shipped template's length and of 80 tokens. Counts the tokens of the rank that has most,
@@ -10,12 +10,12 @@ import json
 import time
 
 import numpy as np
-from timing import SEED, pair_lengths, print_table
 
 from models.backbone import resolve_folder
 from models.config import BackboneConfig
 from pipeline.training.rank_balancing import deal_by_length, deal_by_task, tokens_of_ranks
 from pipeline.training.sampler import Sampler
+from tests.bench.support.timing import SEED, pair_lengths, print_table
 
 TASKS, SHIPPED, BATCHES = 4, 10, 50
 CASES = [(2, 8, SHIPPED), (2, 32, SHIPPED), (4, 128, SHIPPED), (8, 512, SHIPPED), (32, 1024, SHIPPED), (2, 8, 80), (4, 128, 80)]

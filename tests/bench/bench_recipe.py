@@ -1,4 +1,4 @@
-"""What a recipe is worth: `python tests/bench/bench_recipe.py --work-dir DIR [--only NAME]... [--epochs N]`. Needs the real pairs of ../shared/data.
+"""What a recipe is worth: `python -m tests.bench.bench_recipe --work-dir DIR [--only NAME]... [--epochs N]`. Needs the real pairs of ../shared/data.
 
 Each recipe is trained and measured by the commands a user types, on one of two mixes of tasks. "agreeing": the four tasks of jobs/configs/esci.yaml.
 "conflicting": the ESCI pairs of one market asked three times with the same text, whether exact, whether a substitute, whether a complement, so that
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from method_mixes import ESCI_CONFIG, ROOT, SHARED_DATA, conflicting_settings, write_conflicting
+
+from tests.bench.support.method_mixes import ESCI_CONFIG, conflicting_settings, write_conflicting
+from tests.support.places import ROOT, SHARED_DATA
 
 RELEVANCE = str(Path(sys.executable).with_name("relevance"))
 LORA = "adapter={method: lora, rank: 15, lora_alpha: 30}"  # 1.73 M numbers beside MTL-LoRA's 1.70 M

@@ -1,4 +1,4 @@
-"""How fast scoring is beside what people use: `python tests/bench/bench_score.py [--pairs N] [--rounds N] [--no-memory]`. Needs the real pairs of
+"""How fast scoring is beside what people use: `python -m tests.bench.bench_score [--pairs N] [--rounds N] [--no-memory]`. Needs the real pairs of
 ../shared/data.
 
 SmolLM2-135M in its own precision with MTL-LoRA adapters and a head of random numbers, the real electronics pairs, two threads, sides in turn,
@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED_DATA = ROOT.parent / "shared" / "data"
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from tests.support.places import ROOT, SHARED_DATA
+
 TASK, THREADS, BATCH_ROWS = "electronics", 2, 32
 MEMORY_ROWS = (100_000, 1_000_000)
 
@@ -148,7 +147,7 @@ def classifier_of(merged: Any) -> Any:
 
 def peak_mb(num_rows: int, root: Path) -> float:
     """Peak memory of a process that scores so many rows with a tiny model."""
-    done = subprocess.run([sys.executable, __file__, "--memory-of", str(num_rows), "--root", str(root)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tests.bench.bench_score", "--memory-of", str(num_rows), "--root", str(root)], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
     return float(done.stdout.splitlines()[-1])
@@ -158,8 +157,6 @@ def score_made_up(num_rows: int, root: Path) -> float:
     """Score made-up rows with a tiny model in this process; its peak memory in MB."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from planted import planted_config, planted_rows
-    from tiny import write_tiny_llama
 
     from models.serialization.bundle import write_bundle
     from pipeline.config.loading import build_config
@@ -169,6 +166,8 @@ def score_made_up(num_rows: int, root: Path) -> float:
     from pipeline.scoring.actor import UnitScorer
     from pipeline.scoring.ray_pipeline import actor_settings
     from pipeline.scoring.work_units import plan_units
+    from tests.support.planted import planted_config, planted_rows
+    from tests.support.tiny import write_tiny_llama
 
     config = build_config({**planted_config(root, str(write_tiny_llama(root / "tiny"))), "encode": {"max_tokens": 64}}, "the bench")
     some = pa.Table.from_pylist(planted_rows("two", 5_000, 1, labelled=False), ROW_SCHEMA)

@@ -1,4 +1,4 @@
-"""How fast training is beside what people use: `python tests/bench/bench_train.py [--steps N] [--rounds N] [--batch-rows N] [--only SIDE ..]`. Needs
+"""How fast training is beside what people use: `python -m tests.bench.bench_train [--steps N] [--rounds N] [--batch-rows N] [--only SIDE ..]`. Needs
 the real pairs of ../shared/data.
 
 SmolLM2-135M in its own precision, batches of 8 real pairs, the same rows on every side, two threads or one GPU, sides in turn, each in processes of
@@ -19,8 +19,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from plain_sides import bare, hugging_face, in_two_processes
-from train_sides import ROOT, SPENT, Figures, ours, prepare
+from tests.bench.support.plain_sides import bare, hugging_face, in_two_processes
+from tests.bench.support.train_sides import SPENT, Figures, ours, prepare
+from tests.support.places import ROOT, SHARED_DATA
 
 SIDES: dict[str, Callable[[Path, int], Figures]] = {
     "ours": lambda run_dir, steps: ours(run_dir, steps, 1, compiled=False),
@@ -48,12 +49,11 @@ RATIOS = {
     "two_workers_over_bare_loop": ("ours, compiled, 2 workers", "bare loop, compiled, 2 workers"),
     "two_workers_over_hf_trainer_of_one": ("ours, compiled, 2 workers", "HF Trainer, default"),
 }
-SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def run_side(side: str, run_dir: Path, steps: int, batch_rows: int) -> Figures:
     """One side in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, "--run-dir", str(run_dir), "--steps", str(steps)]
+    command = [sys.executable, "-m", "tests.bench.bench_train", "--side", side, "--run-dir", str(run_dir), "--steps", str(steps)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "BENCH_BATCH_ROWS": str(batch_rows)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""What each of two workers holds under each ZeRO stage: `python tests/bench/bench_zero_memory.py [--source BACKBONE]`.
+"""What each of two workers holds under each ZeRO stage: `python -m tests.bench.bench_zero_memory [--source BACKBONE]`.
 
 Bytes of the model's numbers and of the optimizer's (moments, and the flat copies it steps on) on each rank after two steps, counted, not sampled.
 """
@@ -8,11 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 WORLD_SIZE = 2
 CASES: dict[str, dict[str, Any]] = {
     **{f"ZeRO {stage}": {"zero_stage": stage} for stage in (0, 1, 2, 3)},
@@ -77,9 +74,9 @@ def main() -> None:
     if arguments.rank is not None:
         be_rank(arguments.rank, arguments.port, arguments.source)
         return
-    from servers import free_port
+    from tests.support.servers import free_port
 
-    command = [sys.executable, __file__, "--source", arguments.source, "--port", str(free_port())]
+    command = [sys.executable, "-m", "tests.bench.bench_zero_memory", "--source", arguments.source, "--port", str(free_port())]
     ranks = [subprocess.Popen([*command, "--rank", str(r)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for r in range(WORLD_SIZE)]
     outputs = [rank.communicate()[0] for rank in ranks]
     lines = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]

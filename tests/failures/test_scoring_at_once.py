@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from champion import write_champion
-from commands import RELEVANCE
-from planted import planted_rows, write_rows
 
 from pipeline.scoring.label_store import read_published, read_run
+from tests.support.champion import write_champion
+from tests.support.commands import RELEVANCE
+from tests.support.planted import planted_rows, write_rows
 
 UNITS, ROWS = 6, 40
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scorer
-from planted import VERDICTS, planted_config, planted_rows, write_rows
 
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.inference.predictor import describe, fresh_judge
 from pipeline.scoring.label_store import read_manifests, read_published, sweep_orphans
 from pipeline.scoring.work_units import plan_units
+from tests.failures.support import scorer
+from tests.support.places import ROOT
+from tests.support.planted import VERDICTS, planted_config, planted_rows, write_rows
 
 ROWS, PARTS = 5, 4  # rows of a unit, units of a task
 
@@ -40,8 +41,8 @@ class Scoring:
         facts = describe(judge, build_config(self.plain, "test"), {"fingerprint": "f" * 64})
         self.bundle_sha256 = write_bundle(root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder)
         (root / "config.json").write_text(json.dumps(self.plain))
-        command = [sys.executable, str(Path(scorer.__file__)), str(root / "config.json"), str(root / "bundle"), self.bundle_sha256]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", scorer.__name__, str(root / "config.json"), str(root / "bundle"), self.bundle_sha256]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
     def config(self, name: str) -> RunConfig:
         return build_config({**self.plain, "work_dir": str(self.root / name)}, "test")

@@ -8,12 +8,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from patches import write_patch
-from places import ROOT
-from planted import planted_rows, write_rows
-from scoring_world import ROWS, World
 
 from pipeline.scoring.label_store import read_published
+from tests.support.patches import write_patch
+from tests.support.places import ROOT
+from tests.support.planted import planted_rows, write_rows
+from tests.support.scoring_world import ROWS, World
 
 UNITS, NODES = 8, 2
 

@@ -15,10 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from patches import write_patch
-from places import ROOT
-from planted import planted_rows, write_rows
-from scoring_world import ROWS, World
 
 from pipeline.evaluation.score_reference import build_reference
 from pipeline.inference import labels as scores
@@ -28,6 +24,10 @@ from pipeline.scoring.actor import Outcome
 from pipeline.scoring.attempts import MAX_ATTEMPTS, Attempts, Starts
 from pipeline.scoring.label_store import read_errors, read_manifests, read_published
 from pipeline.storage.filesystem import write_json
+from tests.support.patches import write_patch
+from tests.support.places import ROOT
+from tests.support.planted import planted_rows, write_rows
+from tests.support.scoring_world import ROWS, World
 
 
 def by_kind(outcomes: list[Outcome]) -> dict[str, Outcome]:

@@ -9,8 +9,6 @@ from random import Random
 from typing import Any
 
 import pytest
-import ranks
-from planted import planted_config, write_planted
 from safetensors.torch import load_file
 
 from models.backbone import resolve_folder
@@ -26,6 +24,8 @@ from pipeline.inference.calibration import label_probabilities
 from pipeline.inference.predictor import load_judge
 from pipeline.training.checkpoint import check_checkpoint
 from pipeline.training.worker_setup import build_sampler
+from tests.failures.support import ranks
+from tests.support.planted import planted_config, write_planted
 
 STEPS = 20  # of 12 an epoch
 GOLDEN = Path(__file__).parents[1] / "golden" / "training_losses.json"

@@ -13,12 +13,12 @@ from typing import Any
 
 import psutil
 import pytest
-from commands import RELEVANCE
-from patches import write_patch
-from planted import planted_config, write_config, write_planted
 
 from pipeline.runtime.watchdog import GRACE_S
 from pipeline.training.checkpoint import newest_checkpoint
+from tests.support.commands import RELEVANCE
+from tests.support.patches import write_patch
+from tests.support.planted import planted_config, write_config, write_planted
 
 TIMEOUT_S = 240
 

@@ -1,7 +1,7 @@
 """The results of a run of the planted rows, for comparing two versions of the code.
 
-    python tests/golden/results.py --write before.json      at one commit
-    python tests/golden/results.py --against before.json    at another one, on the same machine: equal to the last bit, or exit 1
+    python -m tests.golden.results --write before.json      at one commit
+    python -m tests.golden.results --against before.json    at another one, on the same machine: equal to the last bit, or exit 1
 
 It runs the installed `relevance` command in one fixed folder, since recorded files hold paths. `test_results.py` compares the same
 results with `results.json` on any machine, within a tolerance.
@@ -73,9 +73,8 @@ def without_volatile(value: Any) -> Any:
 
 def run_planted() -> dict[str, Any]:
     """Run the planted rows in FOLDER and return their results."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from planted import planted_config, write_config, write_planted
-    from tiny import write_tiny_llama
+    from tests.support.planted import planted_config, write_config, write_planted
+    from tests.support.tiny import write_tiny_llama
 
     shutil.rmtree(FOLDER, ignore_errors=True)
     write_planted(FOLDER)

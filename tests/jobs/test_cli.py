@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
-from places import ROOT
-from planted import planted_config, planted_rows, write_config, write_planted, write_rows
 
 from jobs.cli import app
 from pipeline.schema import ROW_SCHEMA
+from tests.support.places import ROOT
+from tests.support.planted import planted_config, planted_rows, write_config, write_planted, write_rows
 
 COMMANDS = {
     "demo": {"--set"},

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from places import ROOT
 
 from jobs.cluster import check_gpus, no_node_for
 from pipeline.errors import ConfigError
+from tests.support.places import ROOT
 
 
 def test_gpus_that_a_machine_has_not_are_an_error_of_the_config_and_not_waited_for() -> None:

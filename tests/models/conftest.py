@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_trunks import WORDS, tiny_bert, tiny_llama, write_model
 
 from models.backbone import Backbone, load_backbone
 from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
 from models.relevance import RelevanceModel, build_model
+from tests.support.tiny_trunks import WORDS, tiny_bert, tiny_llama, write_model
 
 torch.set_num_threads(1)
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_trunks import WORDS, tiny_llama, write_tokenizer
 
 from models.backbone import BackboneUnavailableError, choose_dtype, empty_trunk, folder_digest, load_backbone, load_tokenizer, resolve_folder
 from models.config import BackboneConfig
 from models.files import file_sha256
+from tests.support.tiny_trunks import WORDS, tiny_llama, write_tokenizer
 
 
 def config_of(source: Path | str, cache_dir: Path | str = "unused", dtype: Any = "float32") -> BackboneConfig:

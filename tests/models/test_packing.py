@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_trunks import WORDS, tiny_llama, write_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.backbone import load_backbone
@@ -31,6 +30,7 @@ from models.packing import FromRows, OfBeginnings, ToRows, attend_in_products, a
 from models.relevance import RelevanceModel, build_model
 from models.training.compilation import compile_layers
 from models.training.flat_parameters import FlatModel
+from tests.support.tiny_trunks import WORDS, tiny_llama, write_model
 
 FreshModel = Callable[..., RelevanceModel]
 TASK_B = np.array([1, 0, 1, 2, 1, 0])

@@ -13,6 +13,7 @@ from models.adapters.injection import adapted_layers
 from models.backbone import Backbone, load_tokenizer
 from models.relevance import HEAD_SCALE, RelevanceModel
 from models.serialization.bundle import read_bundle, write_bundle
+from tests.support.places import ROOT
 
 FreshModel = Callable[..., RelevanceModel]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -266,7 +267,7 @@ print("width", backbone.width, backbone.answer_direction().shape[0])
 
 
 def test_models_import_and_load_without_the_rest_of_the_stack(llama_dir: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     command = [sys.executable, "-c", BLOCKED_IMPORT, str(llama_dir)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]

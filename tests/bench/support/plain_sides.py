@@ -1,0 +1,153 @@
+"""The other sides of bench_train.py: a bare loop over our model and batches, and Hugging Face's Trainer, on the rows of our steps.
+
+Each is called in a process of its own, or in one of two, which share each batch. On a GPU where there is one.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bench.support.train_sides import BATCH_ROWS, WARM_STEPS, Figures, encoded_rows, read_run
+
+LORA_RANK = 15  # 1.73 M parameters beside MTL-LoRA's 1.70 M
+
+
+def in_two_processes(side: Callable[..., Figures], *arguments: Any) -> Figures:
+    """A side of two workers, with the variables that torchrun would give them; what the first of them tells, its own padding among it."""
+    import torch
+
+    from tests.support.servers import free_port
+
+    with tempfile.TemporaryDirectory() as name:
+        torch.multiprocessing.spawn(one_of_two, (free_port(), Path(name) / "figures.json", side, arguments), nprocs=2)
+        figures: Figures = json.loads((Path(name) / "figures.json").read_text())
+        return figures
+
+
+def one_of_two(rank: int, port: int, told: Path, side: Callable[..., Figures], arguments: tuple[Any, ...]) -> None:
+    """One of the two processes."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in numbers.items()}})
+    figures = side(*arguments)
+    if rank == 0:
+        told.write_text(json.dumps(figures))
+
+
+def place() -> tuple[int, int]:
+    """This process's rank, and how many share each batch."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def add_up_gradients(trained: list[Any]) -> None:
+    """Sum them over all ranks, in one exchange."""
+    import torch
+
+    flat = torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in trained])
+    torch.distributed.all_reduce(flat)
+    for one, gradient in zip(trained, flat.split([one.numel() for one in trained]), strict=True):
+        one.grad = gradient.view_as(one)
+
+
+def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
+    """Our model and batches in a loop of plain torch."""
+    import torch
+
+    from models.losses import row_losses, task_sums
+    from models.training.compilation import compile_layers
+    from pipeline.encoding.batches import collate
+    from pipeline.inference.predictor import fresh_judge
+    from pipeline.runtime.timing import wait_for
+    from pipeline.training.head_init import start_heads
+    from pipeline.training.optimizer import build_optimizer
+    from pipeline.training.packing_probe import packed_beginnings
+    from pipeline.training.worker_setup import build_sampler
+
+    rank, world_size = place()
+    torch.set_num_threads(2 // world_size)
+    if world_size > 1:
+        torch.distributed.init_process_group("gloo")
+    device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
+    config, encoded = read_run(run_dir), encoded_rows(run_dir)
+    sampler = build_sampler(config, encoded)
+    judge = fresh_judge(config, device)
+    beginning_T = packed_beginnings(config, judge, encoded)
+    start_heads(judge, encoded, beginning_T, rank, world_size)
+    if compiled:
+        compile_layers(judge.model)
+    judge.model.train()
+    optimizer = build_optimizer(judge.model, config.optimizer)
+    relevant_from_T = torch.tensor([task.relevant_from for task in config.tasks], device=device)
+    trained = list(judge.model.trainable_state().values())
+    times, tokens = [time.perf_counter()], [0, 0]
+    for step in range(steps):
+        batch = collate(encoded, sampler.rank_rows(step, rank, world_size, beginning_T), len(config.tasks), judge.pad_id, beginning_T).to(device)
+        logits_BC = judge.model(*batch.inputs)
+        loss_B = row_losses(logits_BC, batch.label_B, relevant_from_T[batch.task_B])
+        loss_T, _ = task_sums(loss_B, batch.weight_B, batch.task_B, len(config.tasks))
+        (loss_T.sum() / len(sampler.global_rows(step))).backward()
+        if world_size > 1:
+            add_up_gradients(trained)
+        torch.nn.utils.clip_grad_norm_(trained, config.optimizer.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+        wait_for(device)
+        times.append(time.perf_counter())
+        tokens = [tokens[0] + batch.num_padding, tokens[1] + batch.input_ids_BS.numel()]
+    return {"pairs_per_s": (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS]), "padding": tokens[0] / tokens[1]}
+
+
+def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
+    """transformers' Trainer over the very rows of our steps."""
+    import numpy as np
+    import torch
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    from models.backbone import choose_dtype, resolve_folder
+    from pipeline.runtime.timing import wait_for
+    from pipeline.training.worker_setup import build_sampler
+
+    _, world_size = place()
+    torch.set_num_threads(2 // world_size)
+    config, encoded = read_run(run_dir), encoded_rows(run_dir)
+    sampler = build_sampler(config, encoded)
+    folder = resolve_folder(config.backbone)
+    rows = np.concatenate([sampler.global_rows(step) for step in range(steps)]).tolist()
+    items = [{"input_ids": encoded.ids[encoded.starts[row] : encoded.starts[row + 1]].tolist(), "labels": int(encoded.label_N[row])} for row in rows]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    dtype = choose_dtype(config.backbone.dtype)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=4, dtype=dtype, pad_token_id=tokenizer.pad_token_id)
+    targets = list(config.adapter.target_modules)
+    lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=targets)
+    model = get_peft_model(model, lora)
+    collate, tokens, times = DataCollatorWithPadding(tokenizer), [0, 0], []
+
+    def counted(examples: list[dict[str, Any]]) -> Any:
+        batch = collate(examples)
+        tokens[0] += sum(len(example["input_ids"]) for example in examples)
+        tokens[1] += batch["input_ids"].numel()
+        return batch
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            wait_for(model.device)
+            times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as out_dir:
+        strategy = {"train_sampling_strategy": "group_by_length"} if grouped else {}
+        if world_size > 1:
+            strategy["ddp_backend"] = "gloo"
+        arguments = TrainingArguments(
+            out_dir, per_device_train_batch_size=BATCH_ROWS // world_size, max_steps=steps, report_to=[], save_strategy="no", logging_strategy="no",
+            use_cpu=not torch.cuda.is_available(), disable_tqdm=True, learning_rate=5e-4, seed=17, **strategy,
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=items, data_collator=counted, callbacks=[Clock()])
+        trainer.train()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    pairs_per_s = (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS - 1])
+    return {"pairs_per_s": pairs_per_s, "padding": 1 - tokens[0] / tokens[1], "trained": trained}

@@ -1,0 +1,360 @@
+"""Rows are encoded once: what training reads from the cache is what the encoder gives, and a cache is right, rebuilt, or not there."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from models.backbone import load_backbone, load_tokenizer
+from models.config import BackboneConfig
+from models.serialization.bundle import write_bundle
+from pipeline.config.encoding import EncodeConfig
+from pipeline.config.splits import SPLITS, SplitConfig
+from pipeline.config.tasks import Task
+from pipeline.data.reader import find_partitions, read_split
+from pipeline.encoding import encoded_cache
+from pipeline.encoding.batches import EncodedRows, encode_rows
+from pipeline.encoding.encoded_cache import EncodingPlan, encoding_key, publish_encoded, tokenizer_sha256
+from pipeline.encoding.encoded_dataset import read_encoded
+from pipeline.encoding.encoder import Encoder
+from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
+from pipeline.schema import ROW_SCHEMA
+from tests.support.planted import planted_rows
+
+TASKS = tuple(
+    Task(name=name, labels=("bad", "fair", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}, {ad_description}\n")
+    for name in ("two", "absent", "three")
+)
+SPLIT = SplitConfig(valid_share=0.2, test_share=0.3)
+ENCODE = EncodeConfig(max_tokens=64)
+
+
+def write_judged(root: Path) -> Path:
+    """Two tasks, several files and row groups, rows without label or with a weight, a partition without a row."""
+    for task, counts in {"three": [70, 0, 31], "two": [50]}.items():
+        for part, count in enumerate(counts):
+            rows = planted_rows(task, count, part)
+            for number, row in enumerate(rows):
+                row["label"] = None if number % 11 == 5 else row["label"]
+                row["weight"] = number / 4 if number % 3 == 0 else None
+                row["ad_description"] = "é" * number if number % 2 else None
+            path = root / f"task={task}" / f"part-{part}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), path, row_group_size=16)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of our own."""
+    return Path(shutil.copytree(tiny_llama, tmp_path_factory.mktemp("tokenizer") / "llama"))
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    return write_judged(tmp_path / "judged")
+
+
+@pytest.fixture
+def plan(judged: Path, tokenizer_dir: Path) -> EncodingPlan:
+    return EncodingPlan(find_partitions(judged, TASKS), SPLIT, TASKS, ENCODE, tokenizer_dir)
+
+
+def unheard(done: int, total: int) -> None:
+    """Progress nobody follows."""
+
+
+def refuse(done: int, total: int) -> None:
+    raise AssertionError("rows were encoded again")
+
+
+def assert_same(one: EncodedRows, other: EncodedRows) -> None:
+    for name in ("ids", "starts", "task_N", "label_N", "weight_N"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs), name
+    assert one.row_id_N.equals(other.row_id_N) and one.query_N.equals(other.query_N)
+
+
+@pytest.mark.parametrize("rows_at_once", [5, encoded_cache.ROWS_AT_ONCE])
+def test_cached_rows_are_those_the_encoder_gives_field_by_field(
+    plan: EncodingPlan, judged: Path, tmp_path: Path, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoded_cache, "ROWS_AT_ONCE", rows_at_once)
+    folder = publish_encoded(plan, tmp_path, unheard)
+    encoder = Encoder(load_tokenizer(plan.tokenizer_dir), TASKS, ENCODE)
+    for side in SPLITS:
+        expected = encode_rows(read_split(judged, TASKS, SPLIT, side), TASKS, encoder)
+        assert set(expected.task_N.tolist()) == {0, 2} and len(set(expected.weight_N.tolist())) > 3
+        assert_same(read_encoded(folder, side, TASKS), expected)
+
+
+def test_progress_counts_every_row_from_none_on(plan: EncodingPlan, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    publish_encoded(plan, tmp_path, lambda *news: seen.append(news))
+    assert seen[0] == (0, 151) and seen[-1] == (151, 151) and seen == sorted(seen) and len(seen) > 8
+
+
+def test_texts_of_few_rows_are_in_memory_at_a_time(plan: EncodingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = Encoder.encode
+    monkeypatch.setattr(encoded_cache, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(Encoder, "encode", lambda self, table, name: sizes.append(table.num_rows) or real(self, table, name))
+    publish_encoded(plan, tmp_path, unheard)
+    assert max(sizes) == 7 and sum(sizes) > 100
+
+
+def test_encoded_rows_are_used_again(plan: EncodingPlan, tmp_path: Path) -> None:
+    folder = publish_encoded(plan, tmp_path, unheard)
+    assert publish_encoded(plan, tmp_path, refuse) == folder
+
+
+def test_a_side_without_rows_reads_as_none(plan: EncodingPlan, judged: Path, tmp_path: Path) -> None:
+    rare = SplitConfig(valid_share=1e-9, test_share=0.3)
+    folder = publish_encoded(replace(plan, split=rare), tmp_path, unheard)
+    none, some = (read_encoded(folder, side, TASKS) for side in ("valid", "test"))
+    assert len(none) == 0 and none.starts.tolist() == [0] and len(none.ids) == 0 and none.row_id_N.to_pylist() == []
+    for name in ("ids", "starts", "task_N", "label_N", "weight_N"):
+        assert getattr(none, name).dtype == getattr(some, name).dtype, name
+    assert len(some) > 20
+
+
+def test_tasks_that_are_not_encoded_are_left_out(plan: EncodingPlan, tmp_path: Path) -> None:
+    folder = publish_encoded(replace(plan, tasks=TASKS[:2]), tmp_path, unheard)
+    assert set(read_encoded(folder, "train", TASKS).task_N.tolist()) == {0}
+
+
+def changed_task(plan: EncodingPlan, **fields: Any) -> EncodingPlan:
+    return replace(plan, tasks=(plan.tasks[0].model_copy(update=fields), *plan.tasks[1:]))
+
+
+def other_tokenizer(plan: EncodingPlan, tmp_path: Path, name: str, content: str) -> EncodingPlan:
+    folder = Path(shutil.copytree(plan.tokenizer_dir, tmp_path / "other"))
+    (folder / name).write_text(content)
+    return replace(plan, tokenizer_dir=folder)
+
+
+def altered_row(plan: EncodingPlan, tmp_path: Path) -> EncodingPlan:
+    path = plan.partitions["two"][0]
+    table = pq.read_table(path, partitioning=None)
+    pq.write_table(table.set_column(1, ROW_SCHEMA.field("query"), pa.array(["other", *table["query"].to_pylist()[1:]])), path)
+    return plan
+
+
+def exchanged_files(plan: EncodingPlan, tmp_path: Path) -> EncodingPlan:
+    first, second = plan.partitions["three"][0], plan.partitions["three"][2]
+    content = first.read_bytes(), second.read_bytes()
+    first.write_bytes(content[1])
+    second.write_bytes(content[0])
+    return plan
+
+
+MOVES: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
+    "template": lambda plan, _: changed_task(plan, template="{query} {ad_title}!"),
+    "limits": lambda plan, _: replace(plan, encode=EncodeConfig(max_tokens=63)),
+    "split": lambda plan, _: replace(plan, split=SplitConfig(valid_share=0.2, test_share=0.31)),
+    "tokenizer": lambda plan, tmp_path: other_tokenizer(plan, tmp_path, "tokenizer.json", "{}"),
+    "tokenizer's settings": lambda plan, tmp_path: other_tokenizer(plan, tmp_path, "special_tokens_map.json", "{}"),
+    "data": altered_row,
+    "order of the data": exchanged_files,
+    "tasks": lambda plan, _: replace(plan, tasks=TASKS[:1]),
+}
+STAYS: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
+    "nothing": lambda plan, _: plan,
+    "labels": lambda plan, _: changed_task(plan, labels=("a", "b", "c"), relevant_from=2, sampling_weight=3.0, target_precision=0.5),
+    "a task without rows": lambda plan, _: replace(plan, tasks=(TASKS[0], TASKS[2])),
+    "order of the tasks": lambda plan, _: replace(plan, tasks=TASKS[::-1]),
+    "weights beside the tokenizer": lambda plan, tmp_path: other_tokenizer(plan, tmp_path, "config.json", "{}"),
+    "place of the data": lambda plan, tmp_path: replace(plan, partitions=find_partitions(write_judged(tmp_path / "elsewhere"), TASKS)),
+}
+
+
+@pytest.mark.parametrize("change", MOVES)
+def test_the_key_moves_with_what_the_rows_follow_from(plan: EncodingPlan, tmp_path: Path, change: str) -> None:
+    before = encoding_key(plan)
+    assert encoding_key(MOVES[change](plan, tmp_path)) != before
+
+
+@pytest.mark.parametrize("change", STAYS)
+def test_the_key_moves_with_nothing_else(plan: EncodingPlan, tmp_path: Path, change: str) -> None:
+    before = encoding_key(plan)
+    assert encoding_key(STAYS[change](plan, tmp_path)) == before
+
+
+def test_the_key_moves_with_the_encoder_s_version(plan: EncodingPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = encoding_key(plan)
+    monkeypatch.setattr(encoded_cache, "ENCODER_VERSION", "next")
+    assert encoding_key(plan) != before
+
+
+def test_evaluation_finds_what_training_encoded_though_its_tokenizer_lies_in_the_bundle(plan: EncodingPlan, tmp_path: Path) -> None:
+    backbone = load_backbone(BackboneConfig(source=str(plan.tokenizer_dir), dtype="float32"))
+    write_bundle(tmp_path / "bundle", {}, {}, backbone.folder)
+    assert tokenizer_sha256(tmp_path / "bundle" / "tokenizer") == tokenizer_sha256(backbone.folder)
+    assert encoding_key(replace(plan, tokenizer_dir=tmp_path / "bundle" / "tokenizer")) == encoding_key(plan)
+
+
+def test_older_keys_of_the_run_are_removed_after_a_build_and_only_then(plan: EncodingPlan, tmp_path: Path) -> None:
+    old = publish_encoded(plan, tmp_path, unheard)
+    (old.parent / f".{old.name}.0.tmp").mkdir()
+    broken = changed_task(plan, template="word " * 60 + "{query}{ad_title}")
+    with pytest.raises(ConfigError, match="over half of encode.max_tokens"):
+        publish_encoded(broken, tmp_path, unheard)
+    assert publish_encoded(plan, tmp_path, refuse) == old
+    new = publish_encoded(replace(plan, encode=EncodeConfig(max_tokens=65)), tmp_path, unheard)
+    assert sorted(path.name for path in new.parent.iterdir()) == sorted([".lock", new.name])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def flip(path: Path, seed: int) -> None:
+    data = bytearray(path.read_bytes())
+    bit = random.Random(seed).randrange(len(data) * 8)
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "deleted": lambda path: path.unlink(),
+    "another task's": lambda path: shutil.copy(path.with_name("train-three.parquet"), path),
+    **{f"bit {seed} flipped": lambda path, seed=seed: flip(path, seed) for seed in range(8)},  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("name", ["train-two.parquet", "manifest.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_refused_by_its_reader_and_rebuilt(plan: EncodingPlan, tmp_path: Path, damage: str, name: str) -> None:
+    folder = publish_encoded(plan, tmp_path, unheard)
+    before = content(folder)
+    DAMAGES[damage](folder / name)
+    with pytest.raises(DamagedInputError, match=name):
+        read_encoded(folder, "train", TASKS)
+    seen: list[int] = []
+    assert publish_encoded(plan, tmp_path, lambda done, _: seen.append(done)) == folder
+    assert seen and content(folder) == before
+
+
+def test_a_build_that_fails_leaves_nothing_visible(plan: EncodingPlan, tmp_path: Path) -> None:
+    def fail(done: int, total: int) -> None:
+        if done > 40:
+            raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        publish_encoded(plan, tmp_path, fail)
+    assert [path.name for path in (tmp_path / "cache" / "encoded").iterdir()] == [".lock"]
+
+
+def build_and_die(plan: EncodingPlan, run_dir: Path, done_rows: int) -> None:
+    def die(done: int, total: int) -> None:
+        if done > done_rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    publish_encoded(plan, run_dir, die)
+
+
+def test_a_killed_build_leaves_nothing_visible_and_the_next_clears_it_away(plan: EncodingPlan, tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=build_and_die, args=(plan, tmp_path, 40))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    root = tmp_path / "cache" / "encoded"
+    left = [path.name for path in root.iterdir()]
+    assert len(left) == 2 and all(name.startswith(".") for name in left)
+    folder = publish_encoded(plan, tmp_path, unheard)
+    assert sorted(path.name for path in root.iterdir()) == sorted([".lock", folder.name])
+
+
+def build_and_tell(plan: EncodingPlan, run_dir: Path, told: Any) -> None:
+    news: list[int] = []
+    folder = publish_encoded(plan, run_dir, lambda done, _: news.append(done))
+    told.put((folder, len(read_encoded(folder, "train", TASKS)), bool(news)))
+
+
+def test_of_processes_that_build_at_once_one_does_and_all_read_the_same(plan: EncodingPlan, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    processes = [context.Process(target=build_and_tell, args=(plan, tmp_path, told)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    outcomes = [told.get(timeout=240) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert len({outcome[:2] for outcome in outcomes}) == 1
+    assert [outcome[2] for outcome in outcomes].count(True) == 1
+
+
+def test_rows_that_change_while_they_are_encoded_are_not_published(plan: EncodingPlan, tmp_path: Path) -> None:
+    def meddle(done: int, total: int) -> None:
+        if done == total:
+            altered_row(plan, tmp_path)
+
+    with pytest.raises(RetryableError, match="changed while they were encoded"):
+        publish_encoded(plan, tmp_path, meddle)
+    assert [path.name for path in (tmp_path / "cache" / "encoded").iterdir()] == [".lock"]
+
+
+def write_foreign(path: Path) -> None:
+    pq.write_table(pa.table({"row_id": ["a"], "query": ["b"]}), path)
+
+
+def write_invalid_text(path: Path) -> None:
+    table = pa.Table.from_pylist(planted_rows("two", 4, 9), schema=ROW_SCHEMA)
+    broken = pa.array([b"ok", b"\xff\xfe", b"ok", b"ok"]).cast(pa.string(), safe=False)
+    pq.write_table(table.set_column(1, ROW_SCHEMA.field("query"), broken), path)
+
+
+REFUSALS: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-30]), DamagedInputError, "is not whole parquet"),
+    "foreign": (write_foreign, DataRefusedError, "does not follow the row contract"),
+    "not UTF-8": (write_invalid_text, DamagedInputError, "is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_bad_partition_is_refused_with_its_path(plan: EncodingPlan, tmp_path: Path, case: str) -> None:
+    spoil, kind, message = REFUSALS[case]
+    path = plan.partitions["two"][0]
+    spoil(path)
+    with pytest.raises(kind, match=f"{path} {message}"):
+        publish_encoded(plan, tmp_path, unheard)
+
+
+def test_a_tokenizer_that_does_not_load_is_told_as_such(plan: EncodingPlan, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        publish_encoded(other_tokenizer(plan, tmp_path, "tokenizer.json", "{"), tmp_path, unheard)
+
+
+@pytest.fixture
+def ray_of_two() -> Iterator[None]:
+    """Ray with two workers, on this machine."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("ray_of_two")
+def test_ray_s_workers_write_the_bytes_one_process_writes_and_their_errors_come_out_as_raised(plan: EncodingPlan, tmp_path: Path) -> None:
+    import ray
+
+    folder = publish_encoded(plan, tmp_path / "many", unheard)
+    write_invalid_text(plan.partitions["two"][0])
+    with pytest.raises(DamagedInputError, match=f"^{plan.partitions['two'][0]} is damaged"):
+        publish_encoded(plan, tmp_path / "refused", unheard)
+    ray.shutdown()
+    write_judged(plan.partitions["two"][0].parents[1])
+    assert content(publish_encoded(plan, tmp_path / "one", unheard)) == content(folder)

@@ -1,0 +1,228 @@
+"""A trained judge comes back from its bundle bit for bit, or is refused; its logits depend on the row alone."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.files import bytes_sha256
+from models.serialization.bundle import encode_json, write_bundle
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
+from pipeline.encoding.batches import EncodedRows
+from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.inference.calibration import Calibration
+from pipeline.inference.predictor import Judge, describe, fresh_judge, load_judge
+from pipeline.schema import ROW_SCHEMA
+from tests.support.planted import planted_config, planted_rows
+
+WORDY = {"name": "two", "labels": ["bad", "good"], "relevant_from": 1, "template": "Is this a good ad? {ad_title} for {query}"}
+CALIBRATION = {"two": Calibration(temperature=1.7, relevant_at=0.8, irrelevant_below=1 / 3), "three": Calibration(relevant_at=0.1)}
+
+
+@pytest.fixture(scope="module")
+def backbone_dir(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama of our own."""
+    torch.set_num_threads(1)
+    return Path(shutil.copytree(tiny_llama, tmp_path_factory.mktemp("backbone") / "llama"))
+
+
+@pytest.fixture(scope="module")
+def config(backbone_dir: Path) -> RunConfig:
+    return build_config(planted_config(Path("/nowhere"), str(backbone_dir)), "test")
+
+
+@pytest.fixture(scope="module")
+def judge(config: RunConfig) -> Judge:
+    """A judge as after training: every trained tensor moved, calibrated."""
+    fresh = fresh_judge(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in fresh.model.trainable_state().values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return replace(fresh, calibration=CALIBRATION)
+
+
+@pytest.fixture(scope="module")
+def encoded(judge: Judge) -> EncodedRows:
+    """Rows of both tasks, of many lengths."""
+    return judge.encode({task: rows_of(task) for task in ("two", "three")})
+
+
+def rows_of(task: str, count: int = 30) -> pa.Table:
+    rows = planted_rows(task, count, seed=3)
+    for number, row in enumerate(rows):
+        row["ad_title"] *= 1 + number % 4
+    return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+
+
+def write_judge(folder: Path, judge: Judge, config: RunConfig) -> str:
+    return write_bundle(folder, describe(judge, config, {"fingerprint": "f"}), judge.model.trainable_state(), judge.backbone.folder)
+
+
+@pytest.fixture
+def bundle_dir(tmp_path: Path, judge: Judge, config: RunConfig) -> Path:
+    write_judge(tmp_path / "bundle", judge, config)
+    return tmp_path / "bundle"
+
+
+def test_a_judge_out_of_its_bundle_gives_the_same_logits_and_keeps_all_it_knew(bundle_dir: Path, judge: Judge, encoded: EncodedRows) -> None:
+    loaded, bundle = load_judge(bundle_dir)
+    again = loaded.encode({task: rows_of(task) for task in ("two", "three")})
+    assert np.array_equal(again.ids, encoded.ids) and np.array_equal(again.starts, encoded.starts)
+    assert np.array_equal(loaded.logits(again, 512), judge.logits(encoded, 512))
+    assert (loaded.tasks, loaded.calibration, loaded.encoder.config) == (judge.tasks, CALIBRATION, judge.encoder.config)
+    assert not loaded.model.training
+    assert bundle.description["training"] == {"fingerprint": "f"}
+
+
+def test_training_moved_the_logits_that_are_compared_here(config: RunConfig, judge: Judge, encoded: EncodedRows) -> None:
+    ours, fresh = judge.logits(encoded, 512), fresh_judge(config).logits(encoded, 512)
+    real = np.isfinite(ours)
+    assert np.abs(ours[real] - fresh[real]).mean() > 0.1
+    assert len(np.unique(np.round(ours[real], 4))) > real.sum() * 0.9
+
+
+def test_logits_of_labels_that_a_task_lacks_are_minus_infinity(judge: Judge, encoded: EncodedRows) -> None:
+    logits_NC = judge.logits(encoded, 512)
+    assert logits_NC.shape == (60, 3)
+    assert np.array_equal(np.isneginf(logits_NC), (encoded.task_N == 0)[:, None] & (np.arange(3) == 2)[None, :])
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 300, 4_096, 1_000_000])
+def test_logits_follow_the_order_of_the_rows_whatever_the_batches(judge: Judge, encoded: EncodedRows, batch_tokens: int) -> None:
+    alone = np.concatenate([judge.logits(one_row(encoded, row), 1) for row in range(len(encoded))])
+    together = judge.logits(encoded, batch_tokens)
+    real = np.isfinite(alone)
+    assert np.array_equal(real, np.isfinite(together))
+    assert np.abs(alone[real] - together[real]).max() < 1e-5
+
+
+def one_row(encoded: EncodedRows, row: int) -> EncodedRows:
+    ids = encoded.ids[encoded.starts[row] : encoded.starts[row + 1]]
+    rest = {name: getattr(encoded, name)[row : row + 1] for name in ("task_N", "label_N", "weight_N", "row_id_N", "query_N")}
+    return EncodedRows(ids=ids, starts=np.array([0, len(ids)]), **rest)
+
+
+def test_every_row_is_told_once_before_it_is_judged(judge: Judge, encoded: EncodedRows) -> None:
+    told: list[np.ndarray] = []
+    judge.logits(encoded, 300, told.append)
+    assert sorted(np.concatenate(told).tolist()) == list(range(len(encoded))) and len(told) > 3
+
+
+def test_a_bundle_has_one_sha256_for_one_content(tmp_path: Path, judge: Judge, config: RunConfig) -> None:
+    one, two = (write_judge(tmp_path / name, judge, config) for name in ("one", "two"))
+    other = write_judge(tmp_path / "other", replace(judge, calibration={**CALIBRATION, "two": Calibration()}), config)
+    assert one == two != other
+    assert load_judge(tmp_path / "one", expected_sha256=two)[1].sha256 == one
+    with pytest.raises(DamagedInputError, match="the registry recorded"):
+        load_judge(tmp_path / "other", expected_sha256=one)
+
+
+@pytest.mark.parametrize("changed", ["weights", "tokenizer"])
+def test_another_backbone_than_the_one_trained_on_is_refused(bundle_dir: Path, backbone_dir: Path, changed: str) -> None:
+    path = backbone_dir / ("model.safetensors" if changed == "weights" else "tokenizer_config.json")
+    original = path.read_bytes()
+    try:
+        if changed == "weights":
+            tensors = load_file(path)
+            tensors["model.norm.weight"] += 1e-3
+            save_file(tensors, path, metadata={"format": "pt"})
+        else:
+            path.write_text(json.dumps({**json.loads(original), "added": 1}))
+        with pytest.raises(DamagedInputError, match=r"has digest .{12}, .* was trained on .{12}") as caught:
+            load_judge(bundle_dir)
+        assert caught.value.exit_code == 4
+    finally:
+        path.write_bytes(original)
+    load_judge(bundle_dir)
+
+
+def test_a_backbone_that_is_not_here_is_a_matter_of_the_config(bundle_dir: Path, backbone_dir: Path) -> None:
+    away = backbone_dir.rename(backbone_dir.with_name("away"))
+    try:
+        with pytest.raises(ConfigError, match="holds no config.json"):
+            load_judge(bundle_dir)
+    finally:
+        away.rename(backbone_dir)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+
+
+ALTERATIONS: dict[str, Callable[[Path], Any]] = {
+    "weights": lambda folder: flip_a_byte(folder / "weights.safetensors"),
+    "description": lambda folder: flip_a_byte(folder / "bundle.json"),
+    "tokenizer": lambda folder: flip_a_byte(folder / "tokenizer" / "tokenizer.json"),
+    "weights gone": lambda folder: (folder / "weights.safetensors").unlink(),
+    "manifest gone": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest cut": lambda folder: (folder / "manifest.json").write_bytes((folder / "manifest.json").read_bytes()[:-9]),
+    "file more": lambda folder: (folder / "extra.json").write_text("{}"),
+    "gone": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("alteration", ALTERATIONS)
+def test_an_altered_bundle_is_refused_as_damaged_input(bundle_dir: Path, alteration: str) -> None:
+    ALTERATIONS[alteration](bundle_dir)
+    with pytest.raises(DamagedInputError) as caught:
+        load_judge(bundle_dir)
+    assert str(bundle_dir) in str(caught.value)
+
+
+def rewrite_description(bundle_dir: Path, **changes: Any) -> None:
+    """Change a bundle's description and make its hashes right again, as another version of this code would write it."""
+    about = json.loads((bundle_dir / "bundle.json").read_bytes()) | changes
+    (bundle_dir / "bundle.json").write_bytes(encode_json(about))
+    manifest = json.loads((bundle_dir / "manifest.json").read_bytes())
+    manifest["files"]["bundle.json"] = bytes_sha256((bundle_dir / "bundle.json").read_bytes())
+    (bundle_dir / "manifest.json").write_bytes(encode_json(manifest))
+
+
+def test_a_rewritten_description_is_read(bundle_dir: Path) -> None:
+    rewrite_description(bundle_dir, calibration={"two": {"temperature": 3.0}, "three": {}})
+    assert load_judge(bundle_dir)[0].calibration["two"].temperature == 3.0
+
+
+def test_a_bundle_of_another_encoder_is_refused(bundle_dir: Path) -> None:
+    rewrite_description(bundle_dir, encoder_version="0")
+    with pytest.raises(DamagedInputError, match="was made with encoder version 0, this code has"):
+        load_judge(bundle_dir)
+
+
+def test_weights_of_another_shape_than_described_are_refused(bundle_dir: Path) -> None:
+    adapter = json.loads((bundle_dir / "bundle.json").read_bytes())["adapter"]
+    rewrite_description(bundle_dir, adapter={**adapter, "rank": adapter["rank"] + 1})
+    with pytest.raises(DamagedInputError, match="these weights are of another model"):
+        load_judge(bundle_dir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": {"source": "/no/such/model"}}, "holds no config.json"),
+        ({"adapter": {"target_modules": ["no_proj"]}}, "names 'no_proj', which is no linear of this backbone; its linears: .*q_proj"),
+        ({"encode": {"max_tokens": 16}, "tasks": [WORDY]}, "over half of encode.max_tokens = 16; shorten it"),
+    ],
+)
+def test_a_config_that_does_not_fit_its_backbone_is_refused_before_training(config: RunConfig, changes: dict[str, Any], message: str) -> None:
+    wrong = build_config({**config.model_dump(mode="json"), **changes}, "test")
+    with pytest.raises(ConfigError, match=message):
+        fresh_judge(wrong)
+
+
+def test_fresh_judges_of_one_seed_are_equal(config: RunConfig, encoded: EncodedRows) -> None:
+    one, two = (fresh_judge(config) for _ in range(2))
+    assert np.array_equal(one.logits(encoded, 512), two.logits(encoded, 512))
+    assert all(torch.equal(t, two.model.trainable_state()[name]) for name, t in one.model.trainable_state().items())

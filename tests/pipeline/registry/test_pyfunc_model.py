@@ -1,0 +1,162 @@
+"""The registered model answers frames: one row for each pair, in order, or a sentence that says what is wrong with the frame."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from models.serialization.bundle import write_bundle
+from pipeline.config.loading import build_config
+from pipeline.inference.calibration import Calibration, Thresholds
+from pipeline.inference.predictor import describe, fresh_judge
+from pipeline.registry.pyfunc_model import OUTPUTS, RelevanceModelCode, check_frame, contract_rows, input_example, signature
+from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
+from tests.support.planted import planted_config, planted_rows
+
+LABELS = {"two": ["bad", "good"], "three": ["bad", "fair", "good"]}
+
+
+@pytest.fixture(scope="module")
+def bundle_dir(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    config = build_config(planted_config(Path("/nowhere"), str(tiny_llama)), "test")
+    judge = fresh_judge(config)
+    judge.calibration.update(two=Calibration(relevant_at=0.5, irrelevant_below=0.5), three=Calibration(temperature=2.0))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in judge.model.trainable_state().values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    folder = tmp_path_factory.mktemp("pyfunc") / "bundle"
+    write_bundle(folder, describe(judge, config, {}), judge.model.trainable_state(), judge.backbone.folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(bundle_dir: Path) -> RelevanceModelCode:
+    code = RelevanceModelCode()
+    code.load_context(SimpleNamespace(artifacts={"bundle": str(bundle_dir)}))
+    return code
+
+
+def pairs(count: int = 24) -> pd.DataFrame:
+    """Pairs of both tasks in turn, under an index of its own order."""
+    rows = {task: planted_rows(task, count, seed=4) for task in LABELS}
+    mixed = [{"task": task, **rows[task][n]} for n in range(count // 2) for task in LABELS]
+    index = np.random.default_rng(0).permutation(count) * 10
+    return pd.DataFrame(mixed, index=index)[["task", *TEXT_COLUMNS]]
+
+
+def test_predictions_keep_the_order_of_the_pairs_though_tasks_are_mixed(model: RelevanceModelCode) -> None:
+    frame = pairs()
+    judged = model.predict(None, frame)
+    assert judged.index.tolist() == frame.index.tolist()
+    assert judged.columns.tolist() == [name for name, _ in OUTPUTS]
+    alone = pd.concat([model.predict(None, frame.iloc[[n]]) for n in range(len(frame))])
+    assert judged["probability"].nunique() > 20
+    assert judged["probability"].tolist() == pytest.approx(alone["probability"].tolist(), abs=1e-5)
+    assert judged["label_name"].tolist() == alone["label_name"].tolist()
+
+
+def test_answers_agree_with_each_other(model: RelevanceModelCode) -> None:
+    frame = pairs()
+    judged = model.predict(None, frame)
+    for task, (_, row) in zip(frame["task"], judged.iterrows(), strict=True):
+        assert row["label_name"] == LABELS[task][row["label"]]
+        assert 0 <= row["probability"] <= 1 and 0 <= row["expected_grade"] <= len(LABELS[task]) - 1
+        if task == "two":
+            assert row["decision"] == ("relevant" if row["probability"] >= 0.5 else "irrelevant")
+            assert row["expected_grade"] == pytest.approx(row["probability"])
+        else:
+            assert row["decision"] == "abstain"
+    assert set(judged["decision"]) == {"relevant", "irrelevant", "abstain"}
+
+
+def test_texts_that_are_left_out_read_as_null(model: RelevanceModelCode) -> None:
+    frame = pairs()
+    bare = frame[["ad_title", "query", "task"]]
+    assert model.predict(None, bare).equals(model.predict(None, frame))
+    nan = frame.assign(ad_keyword=np.nan, landing_page=None)
+    assert model.predict(None, nan).equals(model.predict(None, frame))
+
+
+def test_columns_that_are_not_of_a_pair_change_nothing(model: RelevanceModelCode) -> None:
+    frame = pairs()
+    assert model.predict(None, frame.assign(row_id="x", label=7, colour="red")).equals(model.predict(None, frame))
+
+
+def test_a_market_with_thresholds_of_its_own_is_decided_by_them(model: RelevanceModelCode) -> None:
+    frame, judge = pairs(), model.judge
+    never = Thresholds(relevant_at=None, irrelevant_below=None)
+    of_markets = {name: one.model_copy(update={"markets": {"de": never}}) for name, one in judge.calibration.items()}
+    model.judge = replace(judge, calibration=of_markets)
+    try:
+        decisions = model.predict(None, frame.assign(market=["de", "de", None, "us"] * 6))["decision"].tolist()
+    finally:
+        model.judge = judge
+    anywhere = model.predict(None, frame)["decision"].tolist()
+    of_de = [number % 4 < 2 for number in range(len(frame))]
+    assert decisions == ["abstain" if there else decision for there, decision in zip(of_de, anywhere, strict=True)]
+    assert {decision for there, decision in zip(of_de, anywhere, strict=True) if there} > {"abstain"}
+
+
+def test_no_pairs_have_no_answers_under_the_same_names(model: RelevanceModelCode) -> None:
+    judged = model.predict(None, pairs().iloc[:0])
+    assert len(judged) == 0 and judged.columns.tolist() == [name for name, _ in OUTPUTS]
+
+
+def test_the_example_that_is_registered_is_answered(model: RelevanceModelCode) -> None:
+    assert len(model.predict(None, input_example("two"))) == 1
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones(model: RelevanceModelCode) -> None:
+    with pytest.raises(ValueError, match="task 'tow' in the input is not configured; configured: two, three"):
+        model.predict(None, pairs().assign(task="tow"))
+
+
+WRONG_FRAMES: list[tuple[Any, str]] = [
+    (lambda f: f.drop(columns="query"), "the input lacks query; it needs task, query, ad_title and takes query, ad_title, ad_description"),
+    (lambda f: f.drop(columns=["task", "ad_title"]), "the input lacks task, ad_title;"),
+    (lambda f: f.assign(query=[None, *f["query"][1:]]), "query must not be null; leave such rows out"),
+    (lambda f: f.assign(task=np.nan, ad_title=None), "task, ad_title must not be null"),
+    (lambda f: f.set_index(np.zeros(len(f), int)), r"index repeats; call reset_index\(drop=True\) first"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_FRAMES, ids=[message[:20] for _, message in WRONG_FRAMES])
+def test_a_frame_that_cannot_be_judged_is_refused_with_its_reason(model: RelevanceModelCode, change: Any, message: str) -> None:
+    check_frame(pairs())
+    with pytest.raises(ValueError, match=message):
+        check_frame(change(pairs()))
+    with pytest.raises(ValueError, match=message):
+        model.predict(None, change(pairs()))
+
+
+def test_a_frame_becomes_contract_rows_without_labels() -> None:
+    table = contract_rows(pd.DataFrame({"query": ["a", "b"], "ad_title": ["t", 7], "ad_keyword": [None, "k"]}))
+    assert table.schema.names == ROW_SCHEMA.names and table.schema.types == ROW_SCHEMA.types
+    assert table.column("ad_title").to_pylist() == ["t", "7"]
+    assert table.column("ad_keyword").to_pylist() == [None, "k"]
+    assert table.column("landing_page").null_count == table.column("label").null_count == 2
+
+
+def test_the_signature_requires_what_check_frame_requires() -> None:
+    inputs = {column.name: column.required for column in signature().inputs}
+    assert inputs == {name: name in ("task", "query", "ad_title") for name in ("task", *TEXT_COLUMNS, "market")}
+    assert [column.name for column in signature().outputs] == [name for name, _ in OUTPUTS]
+
+
+def test_an_altered_bundle_is_not_served(bundle_dir: Path) -> None:
+    path = bundle_dir / "bundle.json"
+    original = path.read_bytes()
+    try:
+        path.write_bytes(original + os.linesep.encode())
+        with pytest.raises(Exception, match="does not match its sha256"):
+            RelevanceModelCode().load_context(SimpleNamespace(artifacts={"bundle": str(bundle_dir)}))
+    finally:
+        path.write_bytes(original)

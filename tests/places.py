@@ -1,6 +1,0 @@
-"""Where things lie that tests read."""
-
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
