@@ -1,4 +1,6 @@
-"""What people see: progress on stderr with rate and time left, one json line on stdout, third-party chatter in a file."""
+"""What people see: progress on stderr with rate and time left, one json line on stdout, third-party chatter
+in a file.
+"""
 
 import contextlib
 import ctypes
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 LINE_EVERY_S = 5.0  # between progress lines where stderr is no terminal
-
 
 
 class Console:
@@ -35,8 +36,9 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, unit: str, already: int = 0) -> Iterator["Progress"]:
-        """A live line: done of total, rate, time left; of a stream without end in sight, done and rate. `already` were done earlier and do
-        not count towards the rate."""
+        """A live line: done of total, rate, time left; of a stream without end in sight, done and rate.
+        `already` were done earlier and do not count towards the rate.
+        """
         progress = Progress(self, what, total, unit, already)
         try:
             yield progress
@@ -44,12 +46,12 @@ class Console:
             progress.finish()
 
 
-
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines, their columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 class Progress:
@@ -87,12 +89,18 @@ class Progress:
         else:
             left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "time left unknown"
             text = f"  {self.what} {self.done:,}/{self.total:,} {self.unit}  {rate:.1f}/s  {left}  {note}".rstrip()
-        print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", file=self.console.err, flush=True)
-
+        print(
+            f"\r\x1b[K{text}" if self.live else text,
+            end="" if self.live else "\n",
+            file=self.console.err,
+            flush=True,
+        )
 
 
 class LateLine:
-    """A progress line that opens at its first news, usually none done of so many, and closes when all is: no news, no line."""
+    """A progress line that opens at its first news, usually none done of so many, and closes when all is: no
+    news, no line.
+    """
 
     def __init__(self, console: Console, what: str, unit: str) -> None:
         self.console, self.what, self.unit = console, what, unit
@@ -108,10 +116,11 @@ class LateLine:
             self.line.finish()
 
 
-
 @contextlib.contextmanager
 def third_parties_in(log_path: Path) -> Iterator[Console]:
-    """Turn the process's stdout and stderr, C level and child processes included, to a log file; yield a console on the real ones."""
+    """Turn the process's stdout and stderr, C level and child processes included, to a log file; yield a
+    console on the real ones.
+    """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     flush_streams()
     kept = os.dup(1), os.dup(2)
@@ -131,9 +140,10 @@ def third_parties_in(log_path: Path) -> Iterator[Console]:
             stream.close()
 
 
-
 def flush_streams() -> None:
-    """Empty Python's buffers and C's, or what they hold would come out where stdout points later, after a command's last line."""
+    """Empty Python's buffers and C's, or what they hold would come out where stdout points later, after a
+    command's last line.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     ctypes.CDLL(None).fflush(None)

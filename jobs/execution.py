@@ -13,17 +13,20 @@ from jobs.environment import end_on_sigterm
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML config of the run.", show_default=False)]
 
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, as in optimizer.learning_rate=1e-4. Repeatable.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting, as in optimizer.learning_rate=1e-4. Repeatable."),
+]
 
 LOCK_WAIT_S = 0.5  # `relevance status` looks at locks
 
 Stage = Callable[[Any, Any], dict[str, Any]]
 
 
-
 def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked: bool = True) -> None:
-    """Run one stage, third-party output in the run's log file, and with `locked` alone in the run's folder: what only changes which version is
-    champion must not wait for a training."""
+    """Run one stage, third-party output in the run's log file, and with `locked` alone in the run's folder:
+    what only changes which version is champion must not wait for a training.
+    """
     from pipeline.errors import RetryableError
 
     def with_config(console: Any) -> dict[str, Any]:
@@ -36,9 +39,15 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked
         config = read_config(config_path, overrides or [])
         config.run_dir.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(config.run_dir / ".lock", timeout=LOCK_WAIT_S) if locked else contextlib.nullcontext():
+            with (
+                FileLock(config.run_dir / ".lock", timeout=LOCK_WAIT_S)
+                if locked
+                else contextlib.nullcontext()
+            ):
                 log_path = config.run_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}.log"
-                console.say(f"run {config.name}: writing to {config.run_dir}, libraries' output to {log_path}")
+                console.say(
+                    f"run {config.name}: writing to {config.run_dir}, libraries' output to {log_path}"
+                )
                 with third_parties_in(log_path) as inner, told_errors(config):
                     return stage(config, inner)
         except Timeout as error:
@@ -48,9 +57,10 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked
     guarded(with_config)
 
 
-
 def guarded(work: Callable[[Any], dict[str, Any]]) -> None:
-    """Run `work`, print its result as the last line of stdout, turn errors into a sentence and an exit code."""
+    """Run `work`, print its result as the last line of stdout, turn errors into a sentence and an exit
+    code.
+    """
     from jobs.console import Console
     from pipeline.errors import RelevanceError
 
@@ -65,5 +75,8 @@ def guarded(work: Callable[[Any], dict[str, Any]]) -> None:
         console.say("error: interrupted; run the same command again, it goes on from where it was")
         raise typer.Exit(3) from error
     except OSError as error:
-        console.say(f"error: {error}; free space or permissions are the usual causes; nothing half-written is visible, run again")
+        console.say(
+            f"error: {error}; free space or permissions are the usual causes; nothing half-written is "
+            "visible, run again"
+        )
         raise typer.Exit(3) from error

@@ -63,11 +63,9 @@ class ScoringLive:
         }
 
 
-
 def live_path(run_dir: Path) -> Path:
     """Where a run's scoring tells how far it is."""
     return run_dir / "scoring" / "live.json"
-
 
 
 def read_live(run_dir: Path) -> dict[str, Any] | None:

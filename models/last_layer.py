@@ -1,7 +1,8 @@
 """The last layer of a packed pass, for the tokens that are read.
 
-Of what the last layer makes, nothing but the state of each row's last token is read. Keys and values come of all tokens; queries, what follows
-attention and the feed-forward part take token by token, so here they get the tokens that are read, and give zeros for the others.
+Of what the last layer makes, nothing but the state of each row's last token is read. Keys and values come of
+all tokens; queries, what follows attention and the feed-forward part take token by token, so here they get
+the tokens that are read, and give zeros for the others.
 
 Shape legend: B rows, N tokens of a pass, D width in, O width out.
 """
@@ -26,16 +27,19 @@ class ReadInFlight(TasksInFlight):
         self.num_tokens = 0  # of the pass
 
 
-
 class ReadTokens:
-    """Hooks on a trunk's last layer, for passes that `begin` told of; in all others the layer is as it was."""
+    """Hooks on a trunk's last layer, for passes that `begin` told of; in all others the layer is as it
+    was.
+    """
 
     def __init__(self, layer: nn.Module, routing: TaskRouting) -> None:
         self.routing = routing
         self.modules = [module for name, module in layer.named_modules() if TOKEN_BY_TOKEN.fullmatch(name)]
         self.adapted = [adapted for module in self.modules for adapted in adapted_layers(module).values()]
         self.handles: list[Any] = [module.register_forward_pre_hook(self._gather) for module in self.modules]
-        self.handles += [module.register_forward_hook(self._scatter, always_call=True) for module in self.modules]
+        self.handles += [
+            module.register_forward_hook(self._scatter, always_call=True) for module in self.modules
+        ]
 
     def remove(self) -> None:
         """The layer as it was."""
@@ -73,5 +77,5 @@ class ReadTokens:
         return (whole, *others) if isinstance(output, tuple) else whole
 
 
-
-TOKEN_BY_TOKEN = re.compile(r"mlp|\w+\.(q_proj|o_proj)")  # as most of transformers' decoders name them; under other names they take all tokens
+# as most of transformers' decoders name them; under other names they take all tokens
+TOKEN_BY_TOKEN = re.compile(r"mlp|\w+\.(q_proj|o_proj)")

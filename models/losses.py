@@ -8,9 +8,11 @@ from torch.nn import functional
 
 
 def row_losses(logits_BC: torch.Tensor, label_B: torch.Tensor, relevant_from_B: torch.Tensor) -> torch.Tensor:
-    """Loss of each row (B,) in float32: cross entropy over the task's labels plus that of relevant against irrelevant.
+    """Loss of each row (B,) in float32: cross entropy over the task's labels plus that of relevant against
+    irrelevant.
 
-    The second term makes the split that decisions are made on count as much as the fine grades. Logits of -inf weigh nothing.
+    The second term makes the split that decisions are made on count as much as the fine grades. Logits of
+    -inf weigh nothing.
     """
     logits_BC = logits_BC.float()
     grade_B = functional.cross_entropy(logits_BC, label_B, reduction="none")
@@ -22,7 +24,9 @@ def row_losses(logits_BC: torch.Tensor, label_B: torch.Tensor, relevant_from_B: 
     return grade_B + side_B
 
 
-def task_sums(value_B: torch.Tensor, weight_B: torch.Tensor, task_B: torch.Tensor, num_tasks: int) -> tuple[torch.Tensor, torch.Tensor]:
+def task_sums(
+    value_B: torch.Tensor, weight_B: torch.Tensor, task_B: torch.Tensor, num_tasks: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Per task: the weighted sum of `value_B` and the sum of weights, both (T,)."""
     zeros_T = torch.zeros(num_tasks, dtype=value_B.dtype, device=value_B.device)
     return zeros_T.index_add(0, task_B, value_B * weight_B), zeros_T.index_add(0, task_B, weight_B)

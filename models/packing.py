@@ -1,12 +1,15 @@
-"""Rows of a batch laid end to end, for training: no padding goes through the trunk, and what a task's rows begin with goes through it once.
+"""Rows of a batch laid end to end, for training: no padding goes through the trunk, and what a task's rows
+begin with goes through it once.
 
-All tokens of a pass are one long row of length N. All of a decoder but attention takes token by token, so it never meets padding; attention gets
-the rows, taken out of the long one and padded for as long as it lasts. Beginnings are rows of their own behind the batch's rows, which keep what
-follows: a row attends to the keys and values that the layer has just made of its beginning, and then to its own. What comes out is what the whole
-rows give, with its gradient.
+All tokens of a pass are one long row of length N. All of a decoder but attention takes token by token, so it
+never meets padding; attention gets the rows, taken out of the long one and padded for as long as it lasts.
+Beginnings are rows of their own behind the batch's rows, which keep what follows: a row attends to the keys
+and values that the layer has just made of its beginning, and then to its own. What comes out is what the
+whole rows give, with its gradient.
 
-Shape legend: B rows of the batch without their beginnings, G beginnings, R either of them, S tokens of the longest row, P tokens of the longest
-beginning, M tokens of all rows, L of all beginnings, each once, N = M + L, T tasks, D width, H heads, K of them for keys, E width of a head.
+Shape legend: B rows of the batch without their beginnings, G beginnings, R either of them, S tokens of the
+longest row, P tokens of the longest beginning, M tokens of all rows, L of all beginnings, each once, N = M +
+L, T tasks, D width, H heads, K of them for keys, E width of a head.
 """
 
 import sys
@@ -32,8 +35,12 @@ class PackedRows(NamedTuple):
     last_B: torch.Tensor  # the last token of each row
 
 
-def pack(id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.ndarray) -> tuple[torch.Tensor, PackedRows]:
-    """Token ids (1, N) and where they belong, of rows whose first `length_T` tokens are the same in all of a task; each has at least one more."""
+def pack(
+    id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.ndarray
+) -> tuple[torch.Tensor, PackedRows]:
+    """Token ids (1, N) and where they belong, of rows whose first `length_T` tokens are the same in all of a
+    task; each has at least one more.
+    """
     tasks, first_row = np.unique(task_B, return_index=True)
     tasks, first_row = tasks[length_T[tasks] > 0], first_row[length_T[tasks] > 0]
     skip_B = length_T[task_B]
@@ -43,7 +50,8 @@ def pack(id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.ndarra
     within_M, token_BS, place_M = laid_in_rows(tail_B)
     within_L, token_GP, place_L = laid_in_rows(length_T[tasks])
     if len(tasks) == 1:
-        token_GP = np.repeat(token_GP, 2, axis=0)  # torch.compile has code of its own for one of anything; nobody looks at the second
+        # torch.compile has code of its own for one of anything; nobody looks at the second
+        token_GP = np.repeat(token_GP, 2, axis=0)
     places = (
         np.concatenate([np.repeat(task_B, tail_B), np.repeat(tasks, length_T[tasks])])[None],
         np.concatenate([within_M + np.repeat(skip_B, tail_B), within_L])[None],
@@ -55,11 +63,15 @@ def pack(id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.ndarra
         skip_B,
         np.cumsum(tail_B) - 1,
     )
-    return torch.from_numpy(np.concatenate(pieces).astype(np.int64))[None], PackedRows(*map(torch.from_numpy, places))
+    return torch.from_numpy(np.concatenate(pieces).astype(np.int64))[None], PackedRows(
+        *map(torch.from_numpy, places)
+    )
 
 
 def laid_in_rows(length_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of rows that lie end to end: where each token is in its row, the tokens of each row (R, S), and where each token is among these."""
+    """Of rows that lie end to end: where each token is in its row, the tokens of each row (R, S), and where
+    each token is among these.
+    """
     start_R = np.cumsum(length_R) - length_R
     width = int(length_R.max(initial=0))
     row_N = np.repeat(np.arange(len(length_R)), length_R)
@@ -69,10 +81,20 @@ def laid_in_rows(length_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def last_token_states(trunk: Any, ids_1N: torch.Tensor, rows: PackedRows) -> torch.Tensor:
-    """A decoder's last states (B, 1, D) of the last token of each row. `attend_row_by_row` must have been called on it."""
+    """A decoder's last states (B, 1, D) of the last token of each row. `attend_row_by_row` must have been
+    called on it.
+    """
     dtype = trunk.get_input_embeddings().weight.dtype
-    mask = torch.zeros(1, dtype=dtype, device=ids_1N.device).masked_fill(~attended(rows), torch.finfo(dtype).min)
-    states_1ND = trunk(input_ids=ids_1N, attention_mask=mask, position_ids=rows.position_1N, packed_rows=rows, use_cache=False).last_hidden_state
+    mask = torch.zeros(1, dtype=dtype, device=ids_1N.device).masked_fill(
+        ~attended(rows), torch.finfo(dtype).min
+    )
+    states_1ND = trunk(
+        input_ids=ids_1N,
+        attention_mask=mask,
+        position_ids=rows.position_1N,
+        packed_rows=rows,
+        use_cache=False,
+    ).last_hidden_state
     return states_1ND[0, rows.last_B].unsqueeze(1)
 
 
@@ -82,11 +104,15 @@ def attended(rows: PackedRows) -> torch.Tensor:
     device = rows.token_BS.device
     before_BP = torch.arange(longest, device=device) < rows.num_before_B[:, None]
     causal_SS = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    return torch.cat([before_BP[:, None].expand(-1, width, -1), causal_SS.expand(num_rows, -1, -1)], dim=2)[:, None]
+    return torch.cat([before_BP[:, None].expand(-1, width, -1), causal_SS.expand(num_rows, -1, -1)], dim=2)[
+        :, None
+    ]
 
 
 def attend_row_by_row(trunk: Any) -> None:
-    """Have the trunk's attention take `packed_rows` where it is given them; all else stays. ValueError: its attention cannot be had so."""
+    """Have the trunk's attention take `packed_rows` where it is given them; all else stays. ValueError: its
+    attention cannot be had so.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     kind, model = trunk.config._attn_implementation, type(trunk)
@@ -99,7 +125,10 @@ def attend_row_by_row(trunk: Any) -> None:
         name = f"{kind} {model.__name__}{ROW_BY_ROW}"  # each architecture has its own
         attend = sys.modules[model.__module__].eager_attention_forward
     else:
-        raise ValueError(f"{model.__name__} has {kind} attention, which does not come as a function of queries, keys and values")
+        raise ValueError(
+            f"{model.__name__} has {kind} attention, which does not come as a function of queries, keys "
+            "and values"
+        )
     AttentionInterface.register(name, RowByRow(attend, fused=kind == "sdpa"))
     AttentionMaskInterface.register(name, AttentionMaskInterface()[kind])
     trunk.set_attn_implementation(name)
@@ -113,47 +142,83 @@ def attend_as_before(trunk: Any) -> None:
 
 
 class RowByRow:
-    """One of transformers' attention functions, for rows that lie end to end too. The fused one is written out for short rows: it is slow at them."""
+    """One of transformers' attention functions, for rows that lie end to end too. The fused one is written
+    out for short rows: it is slow at them.
+    """
 
     def __init__(self, attend: Callable[..., Any], fused: bool) -> None:
         self.attend = attend
         self.fused = fused
 
     def __call__(
-        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None,
-        packed_rows: PackedRows | None = None, **options: Any,
-    ) -> tuple[torch.Tensor, Any]:  # fmt: skip
-        """Queries, keys and values (1, H, N, E), or as the function has them -> (1, N, H, E), and its weights where it gives any."""
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        packed_rows: PackedRows | None = None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, Any]:
+        """Queries, keys and values (1, H, N, E), or as the function has them -> (1, N, H, E), and its weights
+        where it gives any.
+        """
         if packed_rows is None:
             return self.attend(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
         assert mask is not None, "packed rows come with a mask"
         num_own, longest = len(packed_rows.place_M), packed_rows.token_GP.shape[1]
         states_NHE = [states[0].transpose(0, 1) for states in (query, key, value)]
-        queries, keys, values = (ToRows.apply(states[:num_own], packed_rows.token_BS, packed_rows.place_M) for states in states_NHE)
+        queries, keys, values = (
+            ToRows.apply(states[:num_own], packed_rows.token_BS, packed_rows.place_M) for states in states_NHE
+        )
         beginnings = []
         if longest:
-            begun = [ToRows.apply(states[num_own:], packed_rows.token_GP, packed_rows.place_L) for states in states_NHE]
-            keys, values = (behind_beginning(own, of, packed_rows.beginning_B) for own, of in zip((keys, values), begun[1:], strict=True))
-            causal = torch.full((longest, longest), torch.finfo(mask.dtype).min, dtype=mask.dtype, device=mask.device).triu(1)[None, None]
-            beginnings = [FromRows.apply(self._attended(module, begun, causal, options), packed_rows.token_GP, packed_rows.place_L)]
-        own = FromRows.apply(self._attended(module, (queries, keys, values), mask, options), packed_rows.token_BS, packed_rows.place_M)
+            begun = [
+                ToRows.apply(states[num_own:], packed_rows.token_GP, packed_rows.place_L)
+                for states in states_NHE
+            ]
+            keys, values = (
+                behind_beginning(own, of, packed_rows.beginning_B)
+                for own, of in zip((keys, values), begun[1:], strict=True)
+            )
+            causal = torch.full(
+                (longest, longest), torch.finfo(mask.dtype).min, dtype=mask.dtype, device=mask.device
+            ).triu(1)[None, None]
+            beginnings = [
+                FromRows.apply(
+                    self._attended(module, begun, causal, options), packed_rows.token_GP, packed_rows.place_L
+                )
+            ]
+        own = FromRows.apply(
+            self._attended(module, (queries, keys, values), mask, options),
+            packed_rows.token_BS,
+            packed_rows.place_M,
+        )
         return torch.cat([own, *beginnings]).unsqueeze(0), None
 
-    def _attended(self, module: Any, states: Sequence[torch.Tensor], mask: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    def _attended(
+        self, module: Any, states: Sequence[torch.Tensor], mask: torch.Tensor, options: dict[str, Any]
+    ) -> torch.Tensor:
         """Queries, keys and values (R, S, H, E) -> (R, S, H, E)."""
         query, key, value = (one.transpose(1, 2) for one in states)
         if self.fused and key.shape[2] <= SHORT:
-            return attend_in_products(query, key, value, mask, options.get("scaling"), options.get("dropout", 0.0))
+            return attend_in_products(
+                query, key, value, mask, options.get("scaling"), options.get("dropout", 0.0)
+            )
         return self.attend(module, query, key, value, mask, **options)[0]  # type: ignore[no-any-return]
 
 
-def behind_beginning(own_BSHE: torch.Tensor, begun_GPHE: torch.Tensor, beginning_B: torch.Tensor) -> torch.Tensor:
+def behind_beginning(
+    own_BSHE: torch.Tensor, begun_GPHE: torch.Tensor, beginning_B: torch.Tensor
+) -> torch.Tensor:
     """Each row's states behind those of its beginning (B, P + S, H, E)."""
     return torch.cat([OfBeginnings.apply(begun_GPHE, beginning_B), own_BSHE], dim=1)
 
 
 class OfBeginnings(torch.autograd.Function):
-    """(G, ..) -> (B, ..): what each row begins with. The gradient is summed by a product: in fixed order on a GPU, and in no loop on a CPU."""
+    """(G, ..) -> (B, ..): what each row begins with. The gradient is summed by a product: in fixed order on a
+    GPU, and in no loop on a CPU.
+    """
 
     @staticmethod
     def forward(begun: torch.Tensor, beginning_B: torch.Tensor) -> torch.Tensor:
@@ -174,10 +239,16 @@ class OfBeginnings(torch.autograd.Function):
 
 
 def attend_in_products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None = None, dropout: float = 0.0
-) -> torch.Tensor:  # fmt: skip
-    """What torch's fused attention gives, of queries (R, H, S, E), keys and values (R, K, P + S, E) and a mask to add, as (R, S, H, E): the queries
-    that share a key in one product, without a copy of it for each."""
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """What torch's fused attention gives, of queries (R, H, S, E), keys and values (R, K, P + S, E) and a
+    mask to add, as (R, S, H, E): the queries that share a key in one product, without a copy of it for each.
+    """
     of_a_key, (length, width) = (key.shape[1], -1), query.shape[2:]
     scores = (query.unflatten(1, of_a_key).flatten(2, 3) @ key.transpose(2, 3)).unflatten(2, (-1, length))
     weights = (scores * (width**-0.5 if scaling is None else scaling) + mask[:, :, None]).softmax(-1)
@@ -186,8 +257,9 @@ def attend_in_products(
 
 
 class ToRows(torch.autograd.Function):
-    """(N, ..) -> (R, S, ..). What comes back for places beyond a row's end is taken for zero, as attention gives it: so the gradient needs no sum,
-    whose order could vary."""
+    """(N, ..) -> (R, S, ..). What comes back for places beyond a row's end is taken for zero, as attention
+    gives it: so the gradient needs no sum, whose order could vary.
+    """
 
     @staticmethod
     def forward(states: torch.Tensor, token_RS: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
@@ -223,4 +295,6 @@ class FromRows(torch.autograd.Function):
 
 
 ROW_BY_ROW = ", row by row"
-SHORT = 256  # tokens, beyond which weights of attention that are written out would be a good part of what is kept for the backward pass
+# tokens, beyond which weights of attention that are written out would be a good part of what is kept for the
+# backward pass
+SHORT = 256

@@ -1,6 +1,7 @@
 """The relevance model: a frozen trunk with adapters, pooled, with one head a task.
 
-Shape legend: B rows, S tokens, P tokens of all rows laid end to end, D width, T tasks, C labels of the finest task.
+Shape legend: B rows, S tokens, P tokens of all rows laid end to end, D width, T tasks, C labels of the finest
+task.
 """
 
 from collections.abc import Iterator
@@ -32,18 +33,28 @@ class RelevanceModel(nn.Module):
         self.read_tokens: ReadTokens | None = None  # where it takes `packed`
 
     def forward(
-        self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, packed: PackedRows | None = None
-    ) -> torch.Tensor:  # fmt: skip
-        """Token ids padded on the right, their mask (1 real, 0 padding), task ids -> logits (B, C); -inf beyond a task's labels.
+        self,
+        input_ids_BS: torch.Tensor,
+        mask_BS: torch.Tensor,
+        task_B: torch.Tensor,
+        packed: PackedRows | None = None,
+    ) -> torch.Tensor:
+        """Token ids padded on the right, their mask (1 real, 0 padding), task ids -> logits (B, C); -inf
+        beyond a task's labels.
 
-        With `packed`, which `take_packed` allows, the ids are those (1, N) of `packing.pack`, and the mask is (B, 1), of the rows' last tokens.
-        Task ids are not checked here: on a GPU that would wait for the device. Check them where rows are collated.
+        With `packed`, which `take_packed` allows, the ids are those (1, N) of `packing.pack`, and the mask is
+        (B, 1), of the rows' last tokens. Task ids are not checked here: on a GPU that would wait for the
+        device. Check them where rows are collated.
         """
         return self.heads(self.pooled(input_ids_BS, mask_BS, task_B, packed), task_B)
 
     def pooled(
-        self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, packed: PackedRows | None = None
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        input_ids_BS: torch.Tensor,
+        mask_BS: torch.Tensor,
+        task_B: torch.Tensor,
+        packed: PackedRows | None = None,
+    ) -> torch.Tensor:
         """What the heads read (B, D)."""
         with self.tasks(task_B if packed is None else packed.task_1N):
             if packed is None:
@@ -55,7 +66,9 @@ class RelevanceModel(nn.Module):
         return pool(hidden_BSD, mask_BS, self.pooling)
 
     def take_packed(self) -> None:
-        """Have `forward` take `packed` rows too. Call it before `compile_layers`. ValueError: the trunk's attention cannot be had so."""
+        """Have `forward` take `packed` rows too. Call it before `compile_layers`. ValueError: the trunk's
+        attention cannot be had so.
+        """
         attend_row_by_row(self.trunk)
         if self.read_tokens is None:
             self.read_tokens = ReadTokens(transformer_layers(self.trunk)[1][-1], self.routing)
@@ -75,17 +88,28 @@ class RelevanceModel(nn.Module):
             yield
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass instead of keeping its states, with the task ids of its own forward pass."""
+        """Recompute each layer in the backward pass instead of keeping its states, with the task ids of its
+        own forward pass.
+        """
         trunk: Any = self.trunk
-        trunk.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": self.routing.checkpoint_contexts})
+        trunk.gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": self.routing.checkpoint_contexts}
+        )
 
     def trainable_state(self) -> dict[str, nn.Parameter]:
         """The trained tensors by name: adapters and heads, never the backbone."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The trained tensors by what they are: projections, transforms, mixtures, heads; groups without a tensor are left out."""
-        groups: dict[str, list[nn.Parameter]] = {"projections": [], "transforms": [], "mixtures": [], "heads": list(self.heads.parameters())}
+        """The trained tensors by what they are: projections, transforms, mixtures, heads; groups without a
+        tensor are left out.
+        """
+        groups: dict[str, list[nn.Parameter]] = {
+            "projections": [],
+            "transforms": [],
+            "mixtures": [],
+            "heads": list(self.heads.parameters()),
+        }
         for layer in adapted_layers(self).values():
             for name, parameter in layer.named_parameters(recurse=False):
                 groups[layer.GROUPS[name]].append(parameter)
@@ -113,7 +137,6 @@ class RelevanceModel(nn.Module):
         return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
 
 
-
 def build_model(config: ModelConfig, backbone: Backbone, seed: int) -> RelevanceModel:
     """A fresh model on a loaded backbone, whose trunk it takes over. The same seed gives the same numbers."""
     routing = inject(backbone.trunk, config.adapter, len(config.num_labels_T), seed)
@@ -126,7 +149,6 @@ def build_model(config: ModelConfig, backbone: Backbone, seed: int) -> Relevance
         with torch.no_grad():
             heads.weight_KD.normal_(0.0, backbone.width**-0.5, generator=generator)
     return RelevanceModel(backbone.trunk, heads, routing, backbone.pooling).eval()
-
 
 
 HEAD_SCALE = 3.0  # logits from worst to best label span this many times the yes-minus-no logit

@@ -1,9 +1,14 @@
-"""Errors a user meets. A message says what, where and what next; the class decides the exit code of the command."""
+"""Errors a user meets. A message says what, where and what next; the class decides the exit code of the
+command.
+"""
 
 
 def last_line(error: BaseException) -> str:
     """A short name for an error of a library."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
+    return (
+        f"{type(error).__name__}: "
+        f"{str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
+    )
 
 
 class RelevanceError(Exception):

@@ -1,4 +1,6 @@
-"""The row contract: the only definition of a judged or unjudged query-ad pair. Suites, readers and docs are generated from it."""
+"""The row contract: the only definition of a judged or unjudged query-ad pair. Suites, readers and docs are
+generated from it.
+"""
 
 from dataclasses import dataclass
 
@@ -9,7 +11,9 @@ SCHEMA_VERSION = "2"  # 2: official_split and subset
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a row: its Arrow type, whether null is a value, the bounds of its values, and what it means."""
+    """One column of a row: its Arrow type, whether null is a value, the bounds of its values, and what it
+    means.
+    """
 
     name: str
     type: pa.DataType
@@ -28,11 +32,33 @@ COLUMNS: tuple[Column, ...] = (
     Column("ad_title", pa.string(), False, "headline of the ad or product", max_chars=16_384),
     Column("ad_description", pa.string(), True, "body text", max_chars=1_048_576),
     Column("ad_keyword", pa.string(), True, "keyword the advertiser bid on", max_chars=4_096),
-    Column("landing_page", pa.string(), True, "text or address of the page behind the ad", max_chars=1_048_576),
+    Column(
+        "landing_page", pa.string(), True, "text or address of the page behind the ad", max_chars=1_048_576
+    ),
     Column("market", pa.string(), False, "slice such as us", max_chars=63),
-    Column("label", pa.int32(), True, "index into the task's label names, worst first; null means to be scored", minimum=0, maximum=MAX_LABELS - 1),
-    Column("weight", pa.float32(), True, "weight of the row in the loss; null means 1", minimum=0.0, maximum=1_000.0),
-    Column("official_split", pa.string(), True, "the source's own split such as train, for comparison; this project splits by query", max_chars=63),
+    Column(
+        "label",
+        pa.int32(),
+        True,
+        "index into the task's label names, worst first; null means to be scored",
+        minimum=0,
+        maximum=MAX_LABELS - 1,
+    ),
+    Column(
+        "weight",
+        pa.float32(),
+        True,
+        "weight of the row in the loss; null means 1",
+        minimum=0.0,
+        maximum=1_000.0,
+    ),
+    Column(
+        "official_split",
+        pa.string(),
+        True,
+        "the source's own split such as train, for comparison; this project splits by query",
+        max_chars=63,
+    ),
     Column("subset", pa.string(), True, "part of the source such as small or large", max_chars=63),
 )
 
@@ -43,15 +69,18 @@ AD_COLUMNS: tuple[str, ...] = TEXT_COLUMNS[1:]
 
 
 def schema_difference(found: pa.Schema) -> list[str]:
-    """What separates `found` from the contract, one sentence a difference; empty when they agree. Nullability is not compared:
-    parquet writers rarely keep it, and the not-null checks look at the values."""
+    """What separates `found` from the contract, one sentence a difference; empty when they agree. Nullability
+    is not compared: parquet writers rarely keep it, and the not-null checks look at the values.
+    """
     differences = [f"column {c.name} is missing" for c in COLUMNS if c.name not in found.names]
     known = {c.name: c for c in COLUMNS}
     for field in found:
         if field.name not in known:
             differences.append(f"column {field.name} is not in the contract")
         elif field.type != known[field.name].type:
-            differences.append(f"column {field.name} is {field.type}, the contract says {known[field.name].type}")
+            differences.append(
+                f"column {field.name} is {field.type}, the contract says {known[field.name].type}"
+            )
     if not differences and found.names != ROW_SCHEMA.names:
         differences.append(f"columns are in the order {found.names}, the contract says {ROW_SCHEMA.names}")
     return differences

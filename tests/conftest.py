@@ -29,14 +29,21 @@ def s3() -> Iterator[str]:
     from tests.support.servers import s3_server
 
     with s3_server("labels") as address, pytest.MonkeyPatch.context() as patched:
-        settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
+        settings = {
+            "ENDPOINT_URL": address,
+            "ACCESS_KEY_ID": "key",
+            "SECRET_ACCESS_KEY": "secret",
+            "REGION": "us-east-1",
+        }
         for name, value in settings.items():
             patched.setenv(f"AWS_{name}", value)
         yield address
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path
+) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
     """(root, config, the finished `relevance run`)."""
     from tests.support.commands import relevance
     from tests.support.planted import planted_config, write_config, write_planted

@@ -1,4 +1,5 @@
-"""The rules of the house: the order of rooms, the sizes of files and functions, where heavy libraries are imported.
+"""The rules of the house: the order of rooms, the sizes of files and functions, where heavy libraries are
+imported.
 
 Each rule is one test that lists every offender.
 """
@@ -11,7 +12,8 @@ from pathlib import Path
 from tests.support.places import ROOT
 
 PACKAGES = ("models", "pipeline", "validation", "jobs")
-# A room may import the rooms above it, and modules of its own. Names are modules, or packages with all their modules.
+# A room may import the rooms above it, and modules of its own. Names are modules, or packages with all their
+# modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("models.files", "models.config", "models.backbone", "models.heads", "models.losses", "models.packing"),
     ("models.adapters",),
@@ -41,7 +43,14 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("jobs.cli",),
 )
 # validation judges data: of pipeline it may know the rows, their config and their files
-VALIDATION_KNOWS = ("pipeline.errors", "pipeline.schema", "pipeline.names", "pipeline.config", "pipeline.storage", "pipeline.data")
+VALIDATION_KNOWS = (
+    "pipeline.errors",
+    "pipeline.schema",
+    "pipeline.names",
+    "pipeline.config",
+    "pipeline.storage",
+    "pipeline.data",
+)
 VALIDATION_SHARES = {"pipeline.evaluation.psi"}  # one PSI for data drift and score drift
 HEAVY = {"ray", "mlflow", "great_expectations", "deepspeed", "transformers"}
 # MLflow runs these itself, where it is loaded already
@@ -83,7 +92,9 @@ def room_of(module: str) -> int | None:
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Yield the functions and methods of a file."""
-    yield from (node for node in ast.walk(SOURCES[path]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    yield from (
+        node for node in ast.walk(SOURCES[path]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
 
 
 def test_every_module_has_a_room() -> None:
@@ -105,7 +116,9 @@ def test_validation_knows_nothing_of_training_registry_and_scoring() -> None:
     offenders = []
     for module, path in MODULES.items():
         if module.startswith("validation."):
-            taken = {name for name in imported_modules(SOURCES[path]) if name.startswith("pipeline.")} - VALIDATION_SHARES
+            taken = {
+                name for name in imported_modules(SOURCES[path]) if name.startswith("pipeline.")
+            } - VALIDATION_SHARES
             offenders += [f"{module} -> {name}" for name in taken if not name.startswith(VALIDATION_KNOWS)]
     assert offenders == []
 
@@ -129,7 +142,9 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
     offenders = []
     for path in PRODUCT:
         if str(path.relative_to(ROOT)) not in IMPORTED_WITH_MLFLOW:
-            top_level = ast.Module([n for n in SOURCES[path].body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+            top_level = ast.Module(
+                [n for n in SOURCES[path].body if isinstance(n, ast.Import | ast.ImportFrom)], []
+            )
             heavy = {module.split(".")[0] for module in imported_modules(top_level)} & HEAVY
             offenders += [f"{name_of(path)}: {name}" for name in heavy]
     assert offenders == []
@@ -137,7 +152,9 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
 
 def test_files_have_at_most_400_lines() -> None:
     lines = {path: path.read_text().count("\n") for path in SOURCES}
-    assert [f"{path.relative_to(ROOT)}: {count}" for path, count in lines.items() if count > MAX_FILE_LINES] == []
+    assert [
+        f"{path.relative_to(ROOT)}: {count}" for path, count in lines.items() if count > MAX_FILE_LINES
+    ] == []
 
 
 def test_functions_have_at_most_60_lines() -> None:
@@ -154,18 +171,26 @@ def test_functions_take_at_most_six_parameters() -> None:
     offenders = []
     for path in PRODUCT:
         for node in functions(path):
-            taken = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
+            taken = [
+                a.arg
+                for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                if a.arg not in ("self", "cls")
+            ]
             if len(taken) > MAX_PARAMETERS and path != ROOT / "jobs" / "cli.py":
                 offenders.append(f"{path.relative_to(ROOT)}: {node.name}: {len(taken)}")
     assert offenders == []
 
 
 def test_there_is_no_other_folder_than_the_design_names() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     folders = {name.split("/")[0] for name in tracked if "/" in name and not name.startswith(".")}
     assert folders <= {*PACKAGES, "infra", "tests"}
 
 
 def test_nothing_unpickles() -> None:
     banned = ("torch.load(", "import pickle", "cloudpickle")
-    assert [f"{name_of(path)}: {word}" for path in PRODUCT for word in banned if word in path.read_text()] == []
+    assert [
+        f"{name_of(path)}: {word}" for path in PRODUCT for word in banned if word in path.read_text()
+    ] == []

@@ -53,7 +53,9 @@ def test_the_task_block_in_the_readme_is_a_task() -> None:
 def test_the_mapping_in_the_readme_is_one() -> None:
     block = re.search(r"```yaml\n(task:.*?)```", TEXT, re.DOTALL)
     assert block
-    source = TableSource.model_validate({"kind": "table", "path": "clicks.csv", **yaml.safe_load(block.group(1))})
+    source = TableSource.model_validate(
+        {"kind": "table", "path": "clicks.csv", **yaml.safe_load(block.group(1))}
+    )
     assert source.label_indices(None) == {"perfect": 2, "fair": 1, "bad": 0}
 
 

@@ -1,16 +1,25 @@
-"""Bring in the rows that a config names: `relevance sample`, `relevance import`, and the first stage of `relevance run`."""
+"""Bring in the rows that a config names: `relevance sample`, `relevance import`, and the first stage of
+`relevance run`.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.console import Console
 from pipeline.config.run import RunConfig
-from pipeline.config.sources import ChorusSource, EsciSource, QadsmSource, SampleSource, Source, TableSource, WandsSource
+from pipeline.config.sources import (
+    ChorusSource,
+    EsciSource,
+    QadsmSource,
+    SampleSource,
+    Source,
+    TableSource,
+    WandsSource,
+)
 
 if TYPE_CHECKING:
     from pipeline.data.importers.importer import ImportCounts
     from pipeline.data.writer import OnRows
-
 
 
 def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -18,15 +27,27 @@ def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
     labels = {task.name: task.labels for task in config.tasks}
     for source in config.sources:
         if isinstance(source, SampleSource):
-            sample(config.run_dir / "data", source.rows_per_task, source.unlabelled_rows_per_task, config.seed, console)
+            sample(
+                config.run_dir / "data",
+                source.rows_per_task,
+                source.unlabelled_rows_per_task,
+                config.seed,
+                console,
+            )
         else:
             names = labels[source.task] if isinstance(source, TableSource) else None
-            tell_counts(import_rows(source, config.judged_dir, console, names), source.path, config.judged_dir, console)
+            tell_counts(
+                import_rows(source, config.judged_dir, console, names),
+                source.path,
+                config.judged_dir,
+                console,
+            )
     return {"judged": str(config.judged_dir)}
 
 
-
-def sample(out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, seed: int, console: Console) -> dict[str, Any]:
+def sample(
+    out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, seed: int, console: Console
+) -> dict[str, Any]:
     """Write the made-up ads marketplace."""
     from pipeline.data.synthetic.marketplace import build_marketplace, write_marketplace
 
@@ -37,13 +58,18 @@ def sample(out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, see
     return {"judged": str(out_dir / "judged"), "unlabelled": str(out_dir / "unlabelled"), "rows": rows}
 
 
-
 def import_source(
-    kind: str, path: Path, out_dir: Path, console: Console, mapping: Path | None = None, language: str | None = None
+    kind: str,
+    path: Path,
+    out_dir: Path,
+    console: Console,
+    mapping: Path | None = None,
+    language: str | None = None,
 ) -> dict[str, Any]:
     """Import one outside source into contract rows; `mapping` is of a table, `language` of qadsm."""
-    return tell_counts(import_rows(build_source(kind, path, mapping, language), out_dir, console), path, out_dir, console)
-
+    return tell_counts(
+        import_rows(build_source(kind, path, mapping, language), out_dir, console), path, out_dir, console
+    )
 
 
 def build_source(kind: str, path: Path, mapping: Path | None, language: str | None) -> Source:
@@ -59,15 +85,17 @@ def build_source(kind: str, path: Path, mapping: Path | None, language: str | No
     return EsciSource(kind="esci", path=path) if kind == "esci" else ChorusSource(kind="chorus", path=path)
 
 
-
-def import_rows(source: Source, out_dir: Path, console: Console, label_names: tuple[str, ...] | None = None) -> "ImportCounts":
+def import_rows(
+    source: Source, out_dir: Path, console: Console, label_names: tuple[str, ...] | None = None
+) -> "ImportCounts":
     """Import one source; `label_names` are those of a table's task where they are known."""
     with console.progress("import", None, "rows") as progress:
         return import_by_kind(source, out_dir, label_names, progress.update)
 
 
-
-def import_by_kind(source: Source, out_dir: Path, label_names: tuple[str, ...] | None, on_rows: "OnRows") -> "ImportCounts":
+def import_by_kind(
+    source: Source, out_dir: Path, label_names: tuple[str, ...] | None, on_rows: "OnRows"
+) -> "ImportCounts":
     """What the import of a source's kind makes of it."""
     from pipeline.data.importers.chorus import import_chorus
     from pipeline.data.importers.esci import import_esci
@@ -87,10 +115,12 @@ def import_by_kind(source: Source, out_dir: Path, label_names: tuple[str, ...] |
     return import_chorus(source.path, out_dir, on_rows)
 
 
-
 def tell_counts(counts: "ImportCounts", path: Path, out_dir: Path, console: Console) -> dict[str, Any]:
     """Say what became of every judgement; the same as plain values."""
-    console.say(f"  imported {sum(counts.rows.values()):,} judged pairs from {path}: " + ", ".join(f"{t} {n:,}" for t, n in counts.rows.items()))
+    console.say(
+        f"  imported {sum(counts.rows.values()):,} judged pairs from {path}: "
+        + ", ".join(f"{t} {n:,}" for t, n in counts.rows.items())
+    )
     if counts.quarantined:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.quarantined.items())
         console.say(f"  left out, with line and reason in {out_dir / 'quarantine'}: {reasons}")

@@ -14,7 +14,6 @@ SHOWN = ("roc_auc", "pr_auc", "defect_pr_auc", "macro_f1", "calibration_error")
 NAMES = {"model": "model", "lexical": "lexical floor", "untrained": "untrained"}
 
 
-
 def run_evaluate(config: RunConfig, console: Console) -> dict[str, Any]:
     """Evaluate the trained bundle of the run; ConfigError if there is none."""
     trained_dir = config.run_dir / "trained"
@@ -23,9 +22,15 @@ def run_evaluate(config: RunConfig, console: Console) -> dict[str, Any]:
     encoding, judging = LateLine(console, "encode", "rows"), LateLine(console, "evaluate", "pairs")
     evaluation = run_evaluation(config, trained_dir, encoding.update, judging.update)
     if evaluation["not_measured"]:
-        console.say(f"  not measured, for want of both relevant and irrelevant test rows: {', '.join(evaluation['not_measured'])}")
-    return {"bundle": str(config.run_dir / "bundle"), "evaluation": str(config.run_dir / "evaluation.json"), "figures": evaluation}
-
+        console.say(
+            "  not measured, for want of both relevant and irrelevant test rows: "
+            f"{', '.join(evaluation['not_measured'])}"
+        )
+    return {
+        "bundle": str(config.run_dir / "bundle"),
+        "evaluation": str(config.run_dir / "evaluation.json"),
+        "figures": evaluation,
+    }
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> str:
@@ -40,11 +45,29 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
             rows.append((*first, shown, *told[:2], span, *told[2:]))
     for system, shown in NAMES.items():
         f = evaluation["macro_pr_auc"][system]
-        rows.append(("macro" if system == "model" else "", "", shown, "", f"{f['value']:.3f}", f"{f['low']:.3f} to {f['high']:.3f}", "", "", ""))
+        rows.append(
+            (
+                "macro" if system == "model" else "",
+                "",
+                shown,
+                "",
+                f"{f['value']:.3f}",
+                f"{f['low']:.3f} to {f['high']:.3f}",
+                "",
+                "",
+                "",
+            )
+        )
     lines = [f"  {line}" for line in aligned(rows)]
     lead = evaluation["model_minus_lexical_macro_pr_auc"]
-    lines.append(f"  model minus lexical floor, macro PR-AUC: {lead['value']:+.3f} (95 % interval {lead['low']:+.3f} to {lead['high']:+.3f})")
+    lines.append(
+        f"  model minus lexical floor, macro PR-AUC: {lead['value']:+.3f} (95 % interval "
+        f"{lead['low']:+.3f} to {lead['high']:+.3f})"
+    )
     alone = evaluation.get("single_task")
     if alone:
-        lines.append(f"  PR-AUC over runs of one task ({', '.join(alone['runs'].values())}): {alone['mean_relative_gain']:+.1%} on the mean")
+        lines.append(
+            f"  PR-AUC over runs of one task ({', '.join(alone['runs'].values())}): "
+            f"{alone['mean_relative_gain']:+.1%} on the mean"
+        )
     return "\n".join([lines[0], "  " + "-" * (len(lines[0]) - 2), *lines[1:]])

@@ -29,31 +29,46 @@ from validation.drift.rendering import as_text
 TRAINING = ("loss", "valid_macro_pr_auc", "valid_macro_log_loss", "learning_rate")
 
 
-
 def run_report(config: RunConfig, version: str | None, console: Console) -> dict[str, Any]:
-    """Judge the test rows with a version, the champion if none is named, write <run>/reports/version-<n>.html and log it to the version's run."""
+    """Judge the test rows with a version, the champion if none is named, write <run>/reports/version-<n>.html
+    and log it to the version's run.
+    """
     version = version or champion_version(config)
     client = mlflow_client(config)
     record = check_version(client, config.registry.model, version)
     line = [promoted["version"] for promoted in champions(read_promotions(config))]
-    against = next((one for one in reversed(line) if one != version), None)  # the champion or, beside that, the one before
+    # the champion or, beside that, the one before
+    against = next((one for one in reversed(line) if one != version), None)
     tables = judged_test_rows(config)
     judge, other = judge_of(config, version), judge_of(config, against) if against else None
-    console.say(f"  judging {sum(map(len, tables.values())):,} test rows{f' twice, by version {against} too' if against else ''} ...")
+    console.say(
+        f"  judging {sum(map(len, tables.values())):,} test "
+        f"rows{f' twice, by version {against} too' if against else ''} ..."
+    )
     tasks, macro = task_reports(judge, other, tables, config)
     if "difference" in macro:
         macro[f"macro PR-AUC minus that of version {against}"] = macro.pop("difference")
     training = {name: metric_history(client, record.run_id, name) for name in TRAINING}
     stands = standing(client, config.registry.model, line, version)
     verdict, drift = read_verdict(client, record), drift_of(config, version)
-    report = VersionReport(config.registry.model, version, stands, against, facts_of(record), verdict, macro, tasks, training, drift)
+    report = VersionReport(
+        config.registry.model,
+        version,
+        stands,
+        against,
+        facts_of(record),
+        verdict,
+        macro,
+        tasks,
+        training,
+        drift,
+    )
     path = config.run_dir / "reports" / f"version-{version}.html"
     path.parent.mkdir(exist_ok=True)
     write_bytes(path, report_page(report).encode("utf-8"))
     client.log_artifact(record.run_id, str(path), "reports")
     console.say(f"  the report of version {version}: {path}")
     return {"version": version, "against": against, "report": str(path)}
-
 
 
 def standing(client: Any, model: str, line: Sequence[str], version: str) -> str:
@@ -66,12 +81,12 @@ def standing(client: Any, model: str, line: Sequence[str], version: str) -> str:
     return "challenger" if str(challenger) == version else "neither champion nor challenger"
 
 
-
 def facts_of(record: Any) -> dict[str, str]:
     """What the registry says the version is made of."""
     names = ("bundle_sha256", "data_digest", "fingerprint", "backbone_digest", "code_version")
-    return {name.replace("_", " "): record.tags[name] for name in names if name in record.tags} | {"MLflow run": str(record.run_id)}
-
+    return {name.replace("_", " "): record.tags[name] for name in names if name in record.tags} | {
+        "MLflow run": str(record.run_id)
+    }
 
 
 def drift_of(config: RunConfig, version: str) -> str:
@@ -79,8 +94,9 @@ def drift_of(config: RunConfig, version: str) -> str:
     profile = fetch_version(config, version).profile_path
     if not profile.is_file():
         return "The version carries no profile of its training rows."
-    return as_text(compare(read_profile(profile), build_tally(find_partitions(config.accepted_dir, config.tasks))))
-
+    return as_text(
+        compare(read_profile(profile), build_tally(find_partitions(config.accepted_dir, config.tasks)))
+    )
 
 
 def task_reports(
@@ -103,7 +119,11 @@ def task_reports(
             difference = differences(figures, of_task, other_figures, of_other)
             one = replace(one, other_said=other_said, other_figures=other_figures, difference=difference)
         tasks.append(one)
-    macro = {"macro PR-AUC": interval(float(np.mean([one.figures["pr_auc"].value for one in tasks])), np.mean(draws, axis=0))}
+    macro = {
+        "macro PR-AUC": interval(
+            float(np.mean([one.figures["pr_auc"].value for one in tasks])), np.mean(draws, axis=0)
+        )
+    }
     if gap_draws:
         values = [one.difference["pr_auc"].value for one in tasks if one.difference]
         macro["difference"] = interval(float(np.mean(values)), np.mean(gap_draws, axis=0))

@@ -15,7 +15,9 @@ from pipeline.scoring.work_units import on_date
 
 
 def run_all(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Rows in, labels out. A stage that was finished before, of the same config and data, is not done again."""
+    """Rows in, labels out. A stage that was finished before, of the same config and data, is not done
+    again.
+    """
     on_date(config, None)  # or scoring would be refused after all else
     console.say("1/7 data")
     bring_in(config, console)
@@ -36,4 +38,13 @@ def run_all(config: RunConfig, console: Console) -> dict[str, Any]:
     scored = run_score(config, console)
     console.result(evaluation_table(figures))
     macro = figures["macro_pr_auc"]["model"]["value"]
-    return {"name": config.name, **validated, **trained, **evaluated, **registered, **promoted, **scored, "macro_pr_auc": macro}
+    return {
+        "name": config.name,
+        **validated,
+        **trained,
+        **evaluated,
+        **registered,
+        **promoted,
+        **scored,
+        "macro_pr_auc": macro,
+    }

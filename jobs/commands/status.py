@@ -15,11 +15,12 @@ HEADINGS = ("run", "state", "step", "steps/s", "left", "best macro PR-AUC", "las
 RATE_STEPS = 50  # newest steps that the rate is taken over
 
 
-
 def run_status(runs_dir: Path, console: Console) -> dict[str, Any]:
     """Print a line a run; ConfigError if there is no such folder. Returns the same as json."""
     if not runs_dir.is_dir():
-        raise ConfigError(f"{runs_dir} does not exist; name the work_dir of your runs, or start one: relevance demo")
+        raise ConfigError(
+            f"{runs_dir} does not exist; name the work_dir of your runs, or start one: relevance demo"
+        )
     found = [training_status(path) for path in sorted(runs_dir.iterdir()) if (path / ".lock").is_file()]
     console.table([HEADINGS, *map(shown, found)])
     if not found:
@@ -27,14 +28,18 @@ def run_status(runs_dir: Path, console: Console) -> dict[str, Any]:
     return {"runs": found}
 
 
-
 def training_status(run_dir: Path) -> dict[str, Any]:
-    """State, steps, rate (steps a second), seconds left and best evaluation of one run's training; None for what is not known."""
+    """State, steps, rate (steps a second), seconds left and best evaluation of one run's training; None for
+    what is not known.
+    """
     lines = live_lines(run_dir / "training" / "live.jsonl")
     steps = [line for line in lines if "step" in line]
     starts = [index for index, line in enumerate(lines) if "starts_after" in line]
     last = steps[-1] if steps else None
-    state, rate = state_of(run_dir, last is not None), rate_of([line for line in lines[starts[-1] if starts else 0 :] if "step" in line])
+    state, rate = (
+        state_of(run_dir, last is not None),
+        rate_of([line for line in lines[starts[-1] if starts else 0 :] if "step" in line]),
+    )
     working = state == "training" and last is not None and rate is not None
     return {
         "run": run_dir.name,
@@ -49,10 +54,11 @@ def training_status(run_dir: Path) -> dict[str, Any]:
     }
 
 
-
 def state_of(run_dir: Path, has_steps: bool) -> str:
-    """training, scoring: under way. working: a command that does something else. interrupted: the same command goes on. trained: there is a bundle.
-    stopped: there were steps, and nothing is left of them. new: none of these."""
+    """training, scoring: under way. working: a command that does something else. interrupted: the same
+    command goes on. trained: there is a bundle. stopped: there were steps, and nothing is left of them. new:
+    none of these.
+    """
     interrupted = any((run_dir / "training" / "checkpoints").glob("step-*"))
     if is_locked(run_dir / ".lock"):
         under_way = [part for part in ("training", "scoring") if is_locked(run_dir / part / "active")]
@@ -62,9 +68,10 @@ def state_of(run_dir: Path, has_steps: bool) -> str:
     return "trained" if (run_dir / "trained").is_dir() else "stopped" if has_steps else "new"
 
 
-
 def is_locked(path: Path) -> bool:
-    """Whether a command holds a lock. It is asked for to share and given back at once: commands that start meanwhile wait for it a moment."""
+    """Whether a command holds a lock. It is asked for to share and given back at once: commands that start
+    meanwhile wait for it a moment.
+    """
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -75,11 +82,13 @@ def is_locked(path: Path) -> bool:
         return False
 
 
-
 def live_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a live file."""
-    return list(filter(None, map(read_line, path.read_text(encoding="utf-8", errors="replace").split("\n")))) if path.is_file() else []
-
+    return (
+        list(filter(None, map(read_line, path.read_text(encoding="utf-8", errors="replace").split("\n"))))
+        if path.is_file()
+        else []
+    )
 
 
 def rate_of(steps: list[dict[str, Any]]) -> float | None:
@@ -87,7 +96,6 @@ def rate_of(steps: list[dict[str, Any]]) -> float | None:
     newest = steps[-RATE_STEPS:]
     seconds = newest[-1]["at_s"] - newest[0]["at_s"] if newest else 0.0
     return (len(newest) - 1) / seconds if seconds > 0 else None
-
 
 
 def best_of(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -101,17 +109,27 @@ def best_of(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     return best
 
 
-
 def shown(status: dict[str, Any]) -> tuple[str, ...]:
     """One run as cells."""
     if status["scoring"]:
         return shown_scoring(status["run"], status["scoring"])
     step = f"{status['step']:,}/{status['num_steps']:,}" if status["step"] else ""
     rate = f"{status['steps_per_s']:.2f}" if status["steps_per_s"] else ""
-    best = f"{status['best']['macro_pr_auc']:.3f} after step {status['best']['step']:,}" if status["best"] else ""
+    best = (
+        f"{status['best']['macro_pr_auc']:.3f} after step {status['best']['step']:,}"
+        if status["best"]
+        else ""
+    )
     ago = f"{span(time.time() - status['last_step_at_s'])} ago" if status["last_step_at_s"] else ""
-    return status["run"], status["state"], step, rate, span(status["left_s"]) if status["left_s"] is not None else "", best, ago
-
+    return (
+        status["run"],
+        status["state"],
+        step,
+        rate,
+        span(status["left_s"]) if status["left_s"] is not None else "",
+        best,
+        ago,
+    )
 
 
 def shown_scoring(run: str, scoring: dict[str, Any]) -> tuple[str, ...]:
@@ -120,8 +138,15 @@ def shown_scoring(run: str, scoring: dict[str, Any]) -> tuple[str, ...]:
     units = f"{scoring['units_done']:,}/{scoring['units']:,} units{failed}"
     left = span(scoring["left_s"]) if scoring["left_s"] is not None else ""
     by_task = ", ".join(f"{task} {count:,}" for task, count in sorted(scoring["labels"].items()))
-    return run, "scoring", units, f"{scoring['pairs_per_s']:.1f} pairs", left, by_task, f"{span(time.time() - scoring['at_s'])} ago"
-
+    return (
+        run,
+        "scoring",
+        units,
+        f"{scoring['pairs_per_s']:.1f} pairs",
+        left,
+        by_task,
+        f"{span(time.time() - scoring['at_s'])} ago",
+    )
 
 
 def span(seconds: float) -> str:

@@ -14,23 +14,34 @@ from pipeline.training.worker import StoppedError
 
 
 def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Train, or use the finished training of this very config and data; returns the trained bundle's folder."""
+    """Train, or use the finished training of this very config and data; returns the trained bundle's
+    folder.
+    """
     training = config.training
     plan = plan_training(config)
     if plan.is_finished():
         drop_checkpoints(plan)
         console.say(f"  this very training was finished before: {plan.bundle_dir}")
-        return {"trained": str(plan.bundle_dir), "mlflow_run": close_run(config, plan.fingerprint), "steps": 0}
+        return {
+            "trained": str(plan.bundle_dir),
+            "mlflow_run": close_run(config, plan.fingerprint),
+            "steps": 0,
+        }
     open_checkpoints(plan, console.say)
     trainable, total = planned_parameters(config)
     share = f"{100 * trainable / total:.4f}"
-    console.say(f"  {config.adapter.method}: trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}")
+    console.say(
+        f"  {config.adapter.method}: trainable params: {trainable:,} || all params: {total:,} || "
+        f"trainable%: {share}"
+    )
     tracker = RunTracker(config, plan.fingerprint, plan.data_digest, console.say)
     watch = StepWatch(console, tracker)
     console.say(f"  starting {training.num_workers} workers (ZeRO stage {config.deepspeed.zero_stage}) ...")
     status = "FAILED"
     try:
-        with ray_cluster(training.num_workers * training.threads_per_worker, training.num_workers * training.use_gpu):
+        with ray_cluster(
+            training.num_workers * training.threads_per_worker, training.num_workers * training.use_gpu
+        ):
             encoding = LateLine(console, "encode", "rows")
             run_training(plan, encoding.update, watch.seen, console.say)
         status = "FINISHED"

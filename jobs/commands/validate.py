@@ -18,26 +18,42 @@ from validation.leakage.report import find_leakage
 
 
 def run_validate(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Judge the judged rows and accept the good ones; DataRefusedError when too many are bad. Report and pages are written either way."""
+    """Judge the judged rows and accept the good ones; DataRefusedError when too many are bad. Report and
+    pages are written either way.
+    """
     partitions = find_partitions(config.judged_dir, config.tasks)
-    with given_cluster(), console.progress("validate", sum(map(len, partitions.values())), "files") as progress:
+    with (
+        given_cluster(),
+        console.progress("validate", sum(map(len, partitions.values())), "files") as progress,
+    ):
         report = validate(
-            config.judged_dir, config.tasks, config.validation_dir, config.accepted_dir, config=config.gate,
+            config.judged_dir,
+            config.tasks,
+            config.validation_dir,
+            config.accepted_dir,
+            config=config.gate,
             progress=lambda _, done, __: progress.update(done),
-        )  # fmt: skip
+        )
     console.say(summary_table(report))
     console.say(f"  the data {'pass' if report.passed else 'do NOT pass'}; Data Docs: {report.data_docs}")
     check_report(report)
     accepted = find_partitions(config.accepted_dir, config.tasks)
     digest = data_digest(accepted)
     look_at_accepted(config, accepted, digest, console)
-    return {"data_digest": digest, "data_docs": str(report.data_docs), "rows": {name: task.accepted for name, task in report.tasks.items()}}
+    return {
+        "data_digest": digest,
+        "data_docs": str(report.data_docs),
+        "rows": {name: task.accepted for name, task in report.tasks.items()},
+    }
 
 
-
-def look_at_accepted(config: RunConfig, partitions: dict[str, list[Path]], digest: str, console: Console) -> None:
-    """Tell of leakage across the splits and of drift from the reference profile; both are told, not refused. Writes leakage.json and
-    profile.json, and where there is a reference drift.json and drift.png, beside the gate's report. ConfigError: no such reference."""
+def look_at_accepted(
+    config: RunConfig, partitions: dict[str, list[Path]], digest: str, console: Console
+) -> None:
+    """Tell of leakage across the splits and of drift from the reference profile; both are told, not refused.
+    Writes leakage.json and profile.json, and where there is a reference drift.json and drift.png, beside the
+    gate's report. ConfigError: no such reference.
+    """
     leakage = find_leakage(partitions, config.tasks, config.split)
     write_json(config.validation_dir / "leakage.json", leakage.as_json())
     for sentence in leakage.sentences():
@@ -53,12 +69,16 @@ def look_at_accepted(config: RunConfig, partitions: dict[str, list[Path]], diges
     console.say(as_text(drift))
 
 
-
 def find_reference(config: RunConfig, console: Console) -> Path | None:
-    """The profile that gate.reference_profile names; None where there is none to be had. ConfigError: the file does not exist."""
+    """The profile that gate.reference_profile names; None where there is none to be had. ConfigError: the
+    file does not exist.
+    """
     reference = config.gate.reference_profile
     if isinstance(reference, Path) and not reference.is_file():
-        raise ConfigError(f"gate.reference_profile {reference} does not exist; name the validation/profile.json of a run, champion, or leave it out")
+        raise ConfigError(
+            f"gate.reference_profile {reference} does not exist; name the validation/profile.json of a "
+            "run, champion, or leave it out"
+        )
     if reference != "champion":
         return reference
     from pipeline.registry.version_files import find_champion
@@ -69,7 +89,11 @@ def find_reference(config: RunConfig, console: Console) -> Path | None:
         console.say(f"  drift was not looked at: {error}")
         return None
     if champion is None or not champion.profile_path.is_file():
-        has = f"version {champion.version} was registered without a profile" if champion else f"model {config.registry.model} has no champion yet"
+        has = (
+            f"version {champion.version} was registered without a profile"
+            if champion
+            else f"model {config.registry.model} has no champion yet"
+        )
         console.say(f"  drift was not looked at: {has}")
         return None
     console.say(f"  compared with the data of version {champion.version}, the champion:")

@@ -1,7 +1,7 @@
 """What all adapter methods are: a frozen linear, and beside it a product of low rank.
 
-Shape legend: D width in, O width out, X and K widths of the low-rank space below and above what a method does there. `..` stands for
-(rows, tokens) or any shape before the width.
+Shape legend: D width in, O width out, X and K widths of the low-rank space below and above what a method does
+there. `..` stands for (rows, tokens) or any shape before the width.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,11 @@ class NotMergeableError(ValueError):
 
 
 class AdaptedLinear(nn.Module):
-    """y = base(x) + product_scale * up(low_rank(down x)). A method gives `down_XD`, `low_rank`, `up_OK`, `parameter_count` and `fold`.
+    """y = base(x) + product_scale * up(low_rank(down x)). A method gives `down_XD`, `low_rank`, `up_OK`,
+    `parameter_count` and `fold`.
 
-    Parameters are float32 whatever the base's dtype (near 1 a bfloat16 step is 0.004, so a rate of 1e-4 would never move a transform);
-    products run in the dtype of the inputs.
+    Parameters are float32 whatever the base's dtype (near 1 a bfloat16 step is 0.004, so a rate of 1e-4 would
+    never move a transform); products run in the dtype of the inputs.
     """
 
     TASK_DEPENDENT: ClassVar[bool]  # whether the output depends on the row's task
@@ -60,7 +61,9 @@ class AdaptedLinear(nn.Module):
 
     @classmethod
     def prepare(cls, layers: Sequence[Any], routing: TaskRouting) -> list[tuple[Any, Any]]:
-        """Layers of this method, each with what it takes of a pass with the ids in flight, where that is made for all of them at once."""
+        """Layers of this method, each with what it takes of a pass with the ids in flight, where that is made
+        for all of them at once.
+        """
         return []
 
     @staticmethod
@@ -69,11 +72,15 @@ class AdaptedLinear(nn.Module):
         raise NotImplementedError
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The plain LoRA pair this layer is for one task, lossless: down (K, D) and up (O, K), the scale inside up. NotMergeableError."""
+        """The plain LoRA pair this layer is for one task, lossless: down (K, D) and up (O, K), the scale
+        inside up. NotMergeableError.
+        """
         raise NotImplementedError
 
     def merged_weight(self, task_index: int) -> torch.Tensor:
-        """(O, D) in float32 at least: the one weight this layer is for a task, from the pristine base weight. NotMergeableError."""
+        """(O, D) in float32 at least: the one weight this layer is for a task, from the pristine base weight.
+        NotMergeableError.
+        """
         down_KD, up_OK = self.fold(task_index)
         weight_OD = self.base.weight
         wide = torch.promote_types(weight_OD.dtype, torch.float32)

@@ -10,7 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.adapters.adapted_linear import AdaptedLinear, NotMergeableError, ParameterGroup, add_product, uniform
+from models.adapters.adapted_linear import (
+    AdaptedLinear,
+    NotMergeableError,
+    ParameterGroup,
+    add_product,
+    uniform,
+)
 from models.adapters.routing import TaskRouting
 from models.config import HydraLoRAConfig
 
@@ -19,11 +25,22 @@ class HydraLoRALinear(AdaptedLinear):
     """Up-projections mixed token by token; the task plays no part."""
 
     TASK_DEPENDENT = False
-    GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_RD": "projections", "up_ONR": "projections", "router_ND": "mixtures"}
+    GROUPS: ClassVar[dict[str, ParameterGroup]] = {
+        "down_RD": "projections",
+        "up_ONR": "projections",
+        "router_ND": "mixtures",
+    }
 
-    def __init__(self, base: nn.Linear, num_tasks: int, config: HydraLoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        num_tasks: int,
+        config: HydraLoRAConfig,
+        routing: TaskRouting,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__(base, config, routing)
-        R, N, D, O = config.rank, config.num_up_projections, base.in_features, base.out_features  # noqa: E741
+        R, N, D, O = config.rank, config.num_up_projections, base.in_features, base.out_features
         self.down_RD = nn.Parameter(uniform((R, D), 1 / math.sqrt(D), generator))
         self.up_ONR = nn.Parameter(torch.zeros(O, N, R))
         self.router_ND = nn.Parameter(uniform((N, D), 1 / math.sqrt(D), generator))
@@ -44,4 +61,7 @@ class HydraLoRALinear(AdaptedLinear):
         return config.rank * width_in + n * config.rank * width_out + n * width_in
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotMergeableError("hydra_lora mixes its up-projections anew for each token, so no weight stands for a task; keep the adapter apart")
+        raise NotMergeableError(
+            "hydra_lora mixes its up-projections anew for each token, so no weight stands for a task; "
+            "keep the adapter apart"
+        )

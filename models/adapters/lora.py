@@ -20,9 +20,18 @@ class LoRALinear(AdaptedLinear):
     TASK_DEPENDENT = False
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_RD": "projections", "up_OR": "projections"}
 
-    def __init__(self, base: nn.Linear, num_tasks: int, config: LoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        num_tasks: int,
+        config: LoRAConfig,
+        routing: TaskRouting,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__(base, config, routing)
-        self.down_RD = nn.Parameter(uniform((config.rank, base.in_features), 1 / math.sqrt(base.in_features), generator))
+        self.down_RD = nn.Parameter(
+            uniform((config.rank, base.in_features), 1 / math.sqrt(base.in_features), generator)
+        )
         self.up_OR = nn.Parameter(torch.zeros(base.out_features, config.rank))
 
     def down_XD(self) -> torch.Tensor:

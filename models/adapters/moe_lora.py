@@ -1,9 +1,11 @@
-"""MOELoRA (Liu et al., SIGIR 2024, arXiv 2310.18339):  y = W x + s sum_e softmax(G v_t)_e B_e A_e x, each expert of rank r / E
+"""MOELoRA (Liu et al., SIGIR 2024, arXiv 2310.18339):  y = W x + s sum_e softmax(G v_t)_e B_e A_e x, each
+expert of rank r / E
 
-Shape legend: D width in, O width out, R rank of all experts together, E experts, V width of a task's embedding, T tasks.
+Shape legend: D width in, O width out, R rank of all experts together, E experts, V width of a task's
+embedding, T tasks.
 
-The gate reads the task alone, so it scales coordinates in rank space and all experts are one dense product. The published code
-embeds one task more than there are; that row, which nothing trains, is left out.
+The gate reads the task alone, so it scales coordinates in rank space and all experts are one dense product.
+The published code embeds one task more than there are; that row, which nothing trains, is left out.
 """
 
 from typing import ClassVar
@@ -22,12 +24,28 @@ class MoELoRALinear(AdaptedLinear):
 
     TASK_DEPENDENT = True
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {
-        "down_RD": "projections", "up_OR": "projections", "task_TV": "mixtures", "gate_EV": "mixtures",
-    }  # fmt: skip
+        "down_RD": "projections",
+        "up_OR": "projections",
+        "task_TV": "mixtures",
+        "gate_EV": "mixtures",
+    }
 
-    def __init__(self, base: nn.Linear, num_tasks: int, config: MoELoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        num_tasks: int,
+        config: MoELoRAConfig,
+        routing: TaskRouting,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__(base, config, routing)
-        R, E, V, D, O = config.rank, config.num_experts, config.task_embedding_width, base.in_features, base.out_features  # noqa: E741
+        R, E, V, D, O = (
+            config.rank,
+            config.num_experts,
+            config.task_embedding_width,
+            base.in_features,
+            base.out_features,
+        )
         self.down_RD = nn.Parameter(torch.randn(R, D, generator=generator) * 0.01)
         self.up_OR = nn.Parameter(torch.zeros(O, R))
         self.task_TV = nn.Parameter(torch.randn(num_tasks, V, generator=generator))
@@ -50,7 +68,10 @@ class MoELoRALinear(AdaptedLinear):
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: MoELoRAConfig) -> int:
         """r (D + O) + T v + v E"""
-        return config.rank * (width_in + width_out) + (num_tasks + config.num_experts) * config.task_embedding_width
+        return (
+            config.rank * (width_in + width_out)
+            + (num_tasks + config.num_experts) * config.task_embedding_width
+        )
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rank R: the gate's weights go into the up-projections."""

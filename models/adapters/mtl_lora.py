@@ -1,11 +1,15 @@
-"""MTL-LoRA (Yang et al., AAAI 2025, doi 10.1609/aaai.v39i20.35509):  y = W x + s [sum_i softmax(w_t/tau)_i B_i] Lambda_t A x
+"""MTL-LoRA (Yang et al., AAAI 2025, doi 10.1609/aaai.v39i20.35509):  y = W x + s [sum_i softmax(w_t/tau)_i
+B_i] Lambda_t A x
 
-Shape legend: L layers, B rows, S tokens, D width in, O width out, R rank, N up-projections, T tasks, K = N * R.
+Shape legend: L layers, B rows, S tokens, D width in, O width out, R rank, N up-projections, T tasks, K = N *
+R.
 
-The batch may mix tasks. Mixing the up-projections themselves would build one (O, R) matrix a row; instead a task's transform and its
-shares make one (K, R) matrix, each row's point in rank space goes through its task's matrix, and all up-projections are applied in one
-dense product. Two dense products a layer whatever the number of tasks, no sorting, no loop; only (K, R) is gathered per row. Where a row's tokens are
-of several tasks, a token's R numbers are put in its task's place among T * R, and one more dense product does what the matrices would.
+The batch may mix tasks. Mixing the up-projections themselves would build one (O, R) matrix a row; instead a
+task's transform and its shares make one (K, R) matrix, each row's point in rank space goes through its task's
+matrix, and all up-projections are applied in one dense product. Two dense products a layer whatever the
+number of tasks, no sorting, no loop; only (K, R) is gathered per row. Where a row's tokens are of several
+tasks, a token's R numbers are put in its task's place among T * R, and one more dense product does what the
+matrices would.
 """
 
 import math
@@ -29,7 +33,9 @@ class TokenSpread(NamedTuple):
 
 
 class TaskSpread(NamedTuple):
-    """What a layer takes where each token takes its task's part by itself: made for all layers at once, these parts would not fit."""
+    """What a layer takes where each token takes its task's part by itself: made for all layers at once, these
+    parts would not fit.
+    """
 
     spread: torch.Tensor  # (T, R, K) or (T, N, R)
 
@@ -37,22 +43,34 @@ class TaskSpread(NamedTuple):
 class MTLLoRALinear(AdaptedLinear):
     """A frozen linear with an MTL-LoRA adapter beside it. Identity at the start: the up-projections are zero.
 
-    The mixture logits start random, because equal ones would give all up-projections equal gradients for ever.
+    The mixture logits start random, because equal ones would give all up-projections equal gradients for
+    ever.
     """
 
     TASK_DEPENDENT = True
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {
-        "down_RD": "projections", "transform": "transforms", "up_ONR": "projections", "mix_TN": "mixtures",
-    }  # fmt: skip
+        "down_RD": "projections",
+        "transform": "transforms",
+        "up_ONR": "projections",
+        "mix_TN": "mixtures",
+    }
 
-    def __init__(self, base: nn.Linear, num_tasks: int, config: MTLLoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        num_tasks: int,
+        config: MTLLoRAConfig,
+        routing: TaskRouting,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__(base, config, routing)
         self.product_scale = 1.0  # the scale is in the shares
-        R, N, T, D, O = config.rank, config.num_up_projections, num_tasks, base.in_features, base.out_features  # noqa: E741
+        R, N, T, D, O = config.rank, config.num_up_projections, num_tasks, base.in_features, base.out_features
         self.down_RD = nn.Parameter(uniform((R, D), 1 / math.sqrt(D), generator))
         identity = torch.eye(R) if config.transform == "full" else torch.ones(R)
         self.transform = nn.Parameter(identity.repeat(T, *[1] * identity.dim()))  # (T, R, R) or (T, R)
-        self.up_ONR = nn.Parameter(torch.zeros(O, N, R))  # in this order the dense product reads it without a copy
+        # in this order the dense product reads it without a copy
+        self.up_ONR = nn.Parameter(torch.zeros(O, N, R))
         self.mix_TN = nn.Parameter(uniform((T, N), 1 / math.sqrt(N), generator))
 
     def down_XD(self) -> torch.Tensor:
@@ -61,14 +79,19 @@ class MTLLoRALinear(AdaptedLinear):
     def low_rank(self, u: torch.Tensor) -> torch.Tensor:
         self.routing.check(u)
         spread = self.prepared if self.prepared is not None else spreads([self], self.routing)[0]
-        between = u.dim() - 1 - self.routing.current().dim()  # dimensions of u after those of the ids, its width left out
+        # dimensions of u after those of the ids, its width left out
+        between = u.dim() - 1 - self.routing.current().dim()
         if isinstance(spread, TokenSpread):
-            return functional.linear((u.unsqueeze(-2) * spread.own.to(u.dtype)).flatten(-2), spread.spread_KTR.to(u.dtype))
+            return functional.linear(
+                (u.unsqueeze(-2) * spread.own.to(u.dtype)).flatten(-2), spread.spread_KTR.to(u.dtype)
+            )
         if isinstance(spread, TaskSpread):
             spread = self.routing.gather(spread.spread.flatten(1)).unflatten(-1, spread.spread.shape[1:])
         spread = spread.to(u.dtype)
         if self.transform.dim() == 2:
-            return (u.unsqueeze(-2) * spread.view(*spread.shape[:-2], *[1] * between, *spread.shape[-2:])).flatten(-2)
+            return (
+                u.unsqueeze(-2) * spread.view(*spread.shape[:-2], *[1] * between, *spread.shape[-2:])
+            ).flatten(-2)
         if between == 0:
             return torch.matmul(u.unsqueeze(-2), spread).squeeze(-2)
         if u.dim() == 3:  # the usual case, in one operation where matmul would make several
@@ -80,7 +103,9 @@ class MTLLoRALinear(AdaptedLinear):
         alike: dict[tuple[Any, ...], list[Any]] = {}
         for layer in layers:
             factors = (layer.scale, layer.config.mixture_temperature)
-            alike.setdefault((layer.mix_TN.shape, layer.transform.shape, layer.base.weight.dtype, *factors), []).append(layer)
+            alike.setdefault(
+                (layer.mix_TN.shape, layer.transform.shape, layer.base.weight.dtype, *factors), []
+            ).append(layer)
         return [pair for group in alike.values() for pair in zip(group, spreads(group, routing), strict=True)]
 
     def up_OK(self) -> torch.Tensor:
@@ -111,9 +136,12 @@ def shares(mix_TN: torch.Tensor, config: MTLLoRAConfig) -> torch.Tensor:
 
 
 def spreads(layers: Sequence[MTLLoRALinear], routing: TaskRouting) -> list[Any]:
-    """What `low_rank` takes of each of L layers of one shape for the ids in flight: the (R, K) matrix of each row's task, or its (N, R) scales. Made
-    for all layers at once: layer by layer these small operations take a processor longer to launch than a GPU to do. They stay for the pass: B L K R
-    numbers in float32 and once more in the trunk's dtype, 6 MB for 64 rows of SmolLM2 at rank 8 and 3 GB for 256 rows of 224 linears at rank 64."""
+    """What `low_rank` takes of each of L layers of one shape for the ids in flight: the (R, K) matrix of each
+    row's task, or its (N, R) scales. Made for all layers at once: layer by layer these small operations take
+    a processor longer to launch than a GPU to do. They stay for the pass: B L K R numbers in float32 and once
+    more in the trunk's dtype, 6 MB for 64 rows of SmolLM2 at rank 8 and 3 GB for 256 rows of 224 linears at
+    rank 64.
+    """
     task, dtype = routing.current(), layers[0].base.weight.dtype
     share_LTN = shares(torch.stack([layer.mix_TN for layer in layers]), layers[0].config) * layers[0].scale
     transform = torch.stack([layer.transform for layer in layers])  # (L, T, R, R) or (L, T, R)
@@ -122,11 +150,20 @@ def spreads(layers: Sequence[MTLLoRALinear], routing: TaskRouting) -> list[Any]:
         spread = share_LTN.unsqueeze(-1) * transform.unsqueeze(2)  # (L, T, N, R)
     else:
         spread_LTKR = (share_LTN[..., None, None] * transform.unsqueeze(2)).flatten(2, 3)
-        if task.dim() > 1 and num_tasks <= spread_LTKR.shape[2]:  # T <= K: fewer numbers than a matrix for each token
+        # T <= K: fewer numbers than a matrix for each token
+        if task.dim() > 1 and num_tasks <= spread_LTKR.shape[2]:
             own = routing.own_task(num_tasks, dtype)
-            return [TokenSpread(own, spread_KTR) for spread_KTR in spread_LTKR.transpose(1, 2).flatten(2).to(dtype).unbind(0)]
+            return [
+                TokenSpread(own, spread_KTR)
+                for spread_KTR in spread_LTKR.transpose(1, 2).flatten(2).to(dtype).unbind(0)
+            ]
         spread = spread_LTKR.transpose(2, 3)
     if task.dim() > 1:
         return [TaskSpread(of_layer) for of_layer in spread.unbind(0)]
     # gathered before it is cast: gradients of rows are summed in this dtype, and bfloat16 loses count at 256
-    return list(routing.gather(spread.transpose(0, 1).flatten(1)).to(dtype).unflatten(-1, (len(layers), *spread.shape[2:])).unbind(1))
+    return list(
+        routing.gather(spread.transpose(0, 1).flatten(1))
+        .to(dtype)
+        .unflatten(-1, (len(layers), *spread.shape[2:]))
+        .unbind(1)
+    )

@@ -6,8 +6,9 @@
 Shape legend: B rows, S tokens, D width in, O width out, R shared rank, Q rank of a task's own pair, T tasks,
 X all rows and tokens.
 
-Here a row is on its task's stream, and W sees that stream. `MTLoRAStreamLinear` is the layer as the paper uses it in a vision
-transformer: one shared stream and T task streams side by side, W applied to the shared one alone.
+Here a row is on its task's stream, and W sees that stream. `MTLoRAStreamLinear` is the layer as the paper
+uses it in a vision transformer: one shared stream and T task streams side by side, W applied to the shared
+one alone.
 """
 
 import math
@@ -27,12 +28,22 @@ class MTLoRALinear(AdaptedLinear):
 
     TASK_DEPENDENT = True
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {
-        "down_RD": "projections", "up_OR": "projections", "down_TQD": "projections", "up_OTQ": "projections",
-    }  # fmt: skip
+        "down_RD": "projections",
+        "up_OR": "projections",
+        "down_TQD": "projections",
+        "up_OTQ": "projections",
+    }
 
-    def __init__(self, base: nn.Linear, num_tasks: int, config: MTLoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        num_tasks: int,
+        config: MTLoRAConfig,
+        routing: TaskRouting,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__(base, config, routing)
-        R, Q, T, D, O = config.rank, config.task_rank, num_tasks, base.in_features, base.out_features  # noqa: E741
+        R, Q, T, D, O = config.rank, config.task_rank, num_tasks, base.in_features, base.out_features
         if config.mode == "matrixv2":
             self.down_RD = nn.Parameter(uniform((R, D), 1 / math.sqrt(D), generator))
             self.up_OR = nn.Parameter(torch.zeros(O, R))

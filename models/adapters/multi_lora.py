@@ -15,15 +15,28 @@ from models.config import MultiLoRAConfig
 
 
 class MultiLoRALinear(AdaptedLinear):
-    """Several pairs for all tasks. Both projections start random and the output scales c at zero, so no pair starts like another."""
+    """Several pairs for all tasks. Both projections start random and the output scales c at zero, so no pair
+    starts like another.
+    """
 
     TASK_DEPENDENT = False
     CASTS_PROJECTIONS = False  # scaled first
-    GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_NRD": "projections", "up_ONR": "projections", "gain_ON": "transforms"}
+    GROUPS: ClassVar[dict[str, ParameterGroup]] = {
+        "down_NRD": "projections",
+        "up_ONR": "projections",
+        "gain_ON": "transforms",
+    }
 
-    def __init__(self, base: nn.Linear, num_tasks: int, config: MultiLoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        num_tasks: int,
+        config: MultiLoRAConfig,
+        routing: TaskRouting,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__(base, config, routing)
-        R, N, D, O = config.rank, config.num_pairs, base.in_features, base.out_features  # noqa: E741
+        R, N, D, O = config.rank, config.num_pairs, base.in_features, base.out_features
         self.down_NRD = nn.Parameter(uniform((N, R, D), 1 / math.sqrt(D), generator))
         self.up_ONR = nn.Parameter(uniform((O, N, R), 1 / math.sqrt(R), generator))
         self.gain_ON = nn.Parameter(torch.zeros(O, N))

@@ -2,8 +2,8 @@
 
 Shape legend: D width in, O width out, R rank, T tasks, K = T * R.
 
-All tasks' pairs are applied as one dense product, with the coordinates of other tasks set to zero: exact for any mix of tasks, rows or
-tokens, at the price of T times LoRA's products.
+All tasks' pairs are applied as one dense product, with the coordinates of other tasks set to zero: exact for
+any mix of tasks, rows or tokens, at the price of T times LoRA's products.
 """
 
 import math
@@ -23,9 +23,16 @@ class PerTaskLoRALinear(AdaptedLinear):
     TASK_DEPENDENT = True
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_TRD": "projections", "up_OTR": "projections"}
 
-    def __init__(self, base: nn.Linear, num_tasks: int, config: PerTaskLoRAConfig, routing: TaskRouting, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        base: nn.Linear,
+        num_tasks: int,
+        config: PerTaskLoRAConfig,
+        routing: TaskRouting,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__(base, config, routing)
-        R, T, D, O = config.rank, num_tasks, base.in_features, base.out_features  # noqa: E741
+        R, T, D, O = config.rank, num_tasks, base.in_features, base.out_features
         self.down_TRD = nn.Parameter(uniform((T, R, D), 1 / math.sqrt(D), generator))
         self.up_OTR = nn.Parameter(torch.zeros(O, T, R))
 
@@ -48,7 +55,9 @@ class PerTaskLoRALinear(AdaptedLinear):
 
 
 def own_coordinates(u: torch.Tensor, rank: int, routing: TaskRouting) -> torch.Tensor:
-    """(.., T*R) -> (.., T*R): the coordinates under each row's own down-projection, zero in the places of other tasks."""
+    """(.., T*R) -> (.., T*R): the coordinates under each row's own down-projection, zero in the places of
+    other tasks.
+    """
     routing.check(u)
     num_tasks = u.shape[-1] // rank
     own = routing.own_task(num_tasks, u.dtype)

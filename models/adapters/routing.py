@@ -17,13 +17,16 @@ class TaskShapeError(ValueError):
 
 
 class TasksInFlight:
-    """Sets a routing's ids while entered, and what layers prepared for them. It can be entered again and again: a kept graph is recomputed at each
-    backward pass, and takes what was prepared outside of it as it was."""
+    """Sets a routing's ids while entered, and what layers prepared for them. It can be entered again and
+    again: a kept graph is recomputed at each backward pass, and takes what was prepared outside of it as it
+    was.
+    """
 
     def __init__(self, routing: "TaskRouting", task: torch.Tensor | None) -> None:
         self.routing, self.task = routing, task
         self.prepared: list[tuple[nn.Module, Any]] = []
-        self.read: TasksInFlight | None = None  # of the tokens that are read, where the last layer takes these alone (`models.last_layer`)
+        # of the tokens that are read, where the last layer takes these alone (`models.last_layer`)
+        self.read: TasksInFlight | None = None
         self.before: list[tuple[TasksInFlight | None, torch.Tensor | None]] = []
 
     def __enter__(self) -> "TasksInFlight":
@@ -46,7 +49,9 @@ class TasksInFlight:
         methods: dict[Any, list[Any]] = {}
         for layer in layers:
             methods.setdefault(type(layer), []).append(layer)
-        self.prepared = [pair for method, mine in methods.items() for pair in method.prepare(mine, self.routing)]
+        self.prepared = [
+            pair for method, mine in methods.items() for pair in method.prepare(mine, self.routing)
+        ]
         self._hand_out()
 
     def _take_back(self) -> None:
@@ -54,14 +59,17 @@ class TasksInFlight:
             layer.__dict__["prepared"] = None
 
     def _hand_out(self) -> None:
-        # past nn.Module's own setting, which takes twenty times as long: this happens for each layer, and for all of them where one is recomputed
+        # past nn.Module's own setting, which takes twenty times as long: this happens for each layer, and for
+        # all of them where one is recomputed
         for layer, prepared in self.prepared:
             layer.__dict__["prepared"] = prepared
 
 
 class TaskRouting:
-    """The task ids of the batch in flight, shared by a model and all its adapted layers. Set for one forward pass, never longer:
-    a layer that runs with ids of another batch would compute something else without a word."""
+    """The task ids of the batch in flight, shared by a model and all its adapted layers. Set for one forward
+    pass, never longer: a layer that runs with ids of another batch would compute something else without a
+    word.
+    """
 
     def __init__(self) -> None:
         self.task: torch.Tensor | None = None
@@ -75,32 +83,42 @@ class TaskRouting:
         """The ids in flight; RuntimeError outside a forward pass of the model."""
         if self.task is None:
             raise RuntimeError(
-                "an adapted layer ran without task ids, which RelevanceModel.forward sets; call the model, and enable gradient checkpointing"
+                "an adapted layer ran without task ids, which RelevanceModel.forward sets; call the "
+                "model, and enable gradient checkpointing"
                 " with RelevanceModel.enable_gradient_checkpointing, which keeps the ids of each forward pass"
             )
         return self.task
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """For torch's `checkpoint(context_fn=...)`: the recomputation sees the ids of its own forward pass, however many ran since."""
+        """For torch's `checkpoint(context_fn=...)`: the recomputation sees the ids of its own forward pass,
+        however many ran since.
+        """
         return nullcontext(), self.in_flight or self.tasks(self.task)
 
     def check(self, x: torch.Tensor) -> None:
-        """TaskShapeError: `x` has not the rows of the ids, as inside a mixture of experts that flattens its tokens."""
+        """TaskShapeError: `x` has not the rows of the ids, as inside a mixture of experts that flattens its
+        tokens.
+        """
         task = self.current()
         if x.shape[: task.dim()] != task.shape or x.dim() == task.dim():
             raise TaskShapeError(
-                f"an adapted layer got {tuple(x.shape)} with task ids of {tuple(task.shape)}: it takes (rows, .., width);"
+                f"an adapted layer got {tuple(x.shape)} with task ids of {tuple(task.shape)}: it "
+                "takes (rows, .., width);"
                 " leave it out of adapter.target_modules, or name it in adapter.exclude_modules"
             )
 
     def gather(self, value_TF: torch.Tensor) -> torch.Tensor:
-        """Each row's line of `value_TF`, in its dtype: (B, F) for rows, (B, S, F) for tokens. Cast it afterwards: gradients of rows and tokens
-        are summed in this dtype, and bfloat16 loses count at 256."""
-        # an embedding's backward is a dense sum in fixed order; that of plain indexing adds in any order on a GPU
+        """Each row's line of `value_TF`, in its dtype: (B, F) for rows, (B, S, F) for tokens. Cast it
+        afterwards: gradients of rows and tokens are summed in this dtype, and bfloat16 loses count at 256.
+        """
+        # an embedding's backward is a dense sum in fixed order; that of plain indexing adds in any order on a
+        # GPU
         return functional.embedding(self.current(), value_TF)
 
     def gather_like(self, value_TF: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """`gather` in the dtype of `x`, with dimensions of size 1 so that it multiplies `x`'s tokens. TaskShapeError: as `check` says."""
+        """`gather` in the dtype of `x`, with dimensions of size 1 so that it multiplies `x`'s tokens.
+        TaskShapeError: as `check` says.
+        """
         self.check(x)
         rows = self.gather(value_TF).to(x.dtype)
         return rows.view(*rows.shape[:-1], *[1] * (x.dim() - rows.dim()), rows.shape[-1])

@@ -25,16 +25,19 @@ class MergedModel(nn.Module):
 
     def forward(self, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
         """Token ids padded on the right, their mask (1 real, 0 padding) -> logits (B, C)."""
-        return self.head(pool(trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling), mask_BS, self.pooling))
-
+        return self.head(
+            pool(trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling), mask_BS, self.pooling)
+        )
 
 
 @torch.no_grad()
 def merge_task(model: RelevanceModel, task_index: int) -> MergedModel:
-    """The model of one task. `model` stays as it is: what adapters do not touch is shared, not copied, and merged weights are computed
-    in float32 from the pristine base weights and rounded to their dtype once, so tasks can be merged in turn for ever.
+    """The model of one task. `model` stays as it is: what adapters do not touch is shared, not copied, and
+    merged weights are computed in float32 from the pristine base weights and rounded to their dtype once, so
+    tasks can be merged in turn for ever.
 
-    NotMergeableError: the method has no weight for a task. ValueError: no such task, or a weight is not finite.
+    NotMergeableError: the method has no weight for a task. ValueError: no such task, or a weight is not
+    finite.
     """
     check_task(model, task_index)
     shared = [*model.trunk.parameters(), *model.trunk.buffers()]
@@ -42,20 +45,23 @@ def merge_task(model: RelevanceModel, task_index: int) -> MergedModel:
     for name, layer in adapted_layers(model.trunk).items():
         weight_OD = layer.merged_weight(task_index).to(layer.base.weight.dtype)
         if not torch.isfinite(weight_OD).all():
-            raise ValueError(f"the merged weight of {name} is not finite; the adapter's numbers are damaged or too large for {weight_OD.dtype}")
+            raise ValueError(
+                f"the merged weight of {name} is not finite; the adapter's numbers are damaged or too "
+                f"large for {weight_OD.dtype}"
+            )
         replaced[id(layer)] = plain_linear(weight_OD, layer.base.bias)
     # deepcopy takes what stands in its memo for the copy of a thing
     trunk = copy.deepcopy(model.trunk, replaced)
     return MergedModel(trunk.requires_grad_(False).eval(), task_head(model, task_index), model.pooling).eval()
 
 
-
 def check_task(model: RelevanceModel, task_index: int) -> None:
     """ValueError: the model has no such task."""
     num_tasks = len(model.heads.num_labels_T)
     if not 0 <= task_index < num_tasks:
-        raise ValueError(f"task {task_index} is none of this model's, which counts them from 0 to {num_tasks - 1}")
-
+        raise ValueError(
+            f"task {task_index} is none of this model's, which counts them from 0 to {num_tasks - 1}"
+        )
 
 
 def plain_linear(weight_OD: torch.Tensor, bias_O: torch.Tensor | None) -> nn.Linear:
@@ -67,8 +73,9 @@ def plain_linear(weight_OD: torch.Tensor, bias_O: torch.Tensor | None) -> nn.Lin
     return linear
 
 
-
 def task_head(model: RelevanceModel, task_index: int) -> nn.Linear:
     """The head of one task by itself."""
     rows = model.heads.label_rows(task_index)
-    return plain_linear(model.heads.weight_KD.detach()[rows].clone(), model.heads.bias_K.detach()[rows].clone())
+    return plain_linear(
+        model.heads.weight_KD.detach()[rows].clone(), model.heads.bias_K.detach()[rows].clone()
+    )

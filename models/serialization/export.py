@@ -1,7 +1,8 @@
 """One task of a model in other tools' formats: a PEFT LoRA adapter, or full weights without any adapter.
 
-Decoders are written as transformers' sequence classification of their family, whose `score` is the task's head; encoders, for which
-no such class pools as ours, as the bare trunk with the head in a file of its own. Each folder's README.md says how to load it.
+Decoders are written as transformers' sequence classification of their family, whose `score` is the task's
+head; encoders, for which no such class pools as ours, as the bare trunk with the head in a file of its own.
+Each folder's README.md says how to load it.
 
 Shape legend: B rows, S tokens, D width, K rank, O width out, C labels of the task.
 """
@@ -24,7 +25,6 @@ from models.serialization.bundle import encode_json
 HEAD_FILE = "head.safetensors"
 
 
-
 @dataclass(frozen=True)
 class ExportTask:
     """One task of a model, and what whoever loads it must know."""
@@ -37,12 +37,12 @@ class ExportTask:
     pad_id: int  # fills the padding and ends no row: the last other token is what decoders pool
 
 
-
 def export_peft(task: ExportTask, folder: Path) -> None:
-    """Write adapter_model.safetensors, adapter_config.json and README.md into `folder`, for `peft.PeftModel.from_pretrained`.
+    """Write adapter_model.safetensors, adapter_config.json and README.md into `folder`, for
+    `peft.PeftModel.from_pretrained`.
 
-    Pairs of lower rank are filled up with zeros, since not every server reads ranks layer by layer; the factor is inside lora_B.
-    NotMergeableError: the method is no LoRA for a task. ValueError: no such task.
+    Pairs of lower rank are filled up with zeros, since not every server reads ranks layer by layer; the
+    factor is inside lora_B. NotMergeableError: the method is no LoRA for a task. ValueError: no such task.
     """
     model, task_index = task.model, task.index
     check_task(model, task_index)
@@ -52,10 +52,14 @@ def export_peft(task: ExportTask, folder: Path) -> None:
     prefix = "base_model.model." + trunk_prefix(model)
     tensors: dict[str, torch.Tensor] = {}
     for name, (down_KD, up_OK) in pairs.items():
-        tensors[f"{prefix}{name}.lora_A.weight"] = torch.nn.functional.pad(down_KD, (0, 0, 0, rank - down_KD.shape[0]))
+        tensors[f"{prefix}{name}.lora_A.weight"] = torch.nn.functional.pad(
+            down_KD, (0, 0, 0, rank - down_KD.shape[0])
+        )
         tensors[f"{prefix}{name}.lora_B.weight"] = torch.nn.functional.pad(up_OK, (0, rank - up_OK.shape[1]))
     magnitudes = {name: layer.magnitude_O for name, layer in layers.items() if isinstance(layer, DoRALinear)}
-    tensors |= {f"{prefix}{name}.lora_magnitude_vector": magnitude_O for name, magnitude_O in magnitudes.items()}
+    tensors |= {
+        f"{prefix}{name}.lora_magnitude_vector": magnitude_O for name, magnitude_O in magnitudes.items()
+    }
     head = task_head(model, task_index).state_dict()
     if model.pooling == "last":
         tensors |= {f"base_model.model.score.{name}": tensor for name, tensor in head.items()}
@@ -66,9 +70,9 @@ def export_peft(task: ExportTask, folder: Path) -> None:
     (folder / "README.md").write_text(readme(task, "peft"), encoding="utf-8")
 
 
-
 def export_merged(task: ExportTask, folder: Path) -> None:
-    """Write config.json, model.safetensors and README.md into `folder`: the task's model with its adapters in the weights.
+    """Write config.json, model.safetensors and README.md into `folder`: the task's model with its adapters in
+    the weights.
 
     NotMergeableError, ValueError: as `merge_task` says.
     """
@@ -83,7 +87,9 @@ def export_merged(task: ExportTask, folder: Path) -> None:
     write_tensors(folder / "model.safetensors", tensors)
     trunk: Any = model.trunk
     config = type(trunk.config).from_dict(trunk.config.to_dict())
-    config.architectures = [(sequence_class(model) if model.pooling == "last" else type(model.trunk)).__name__]
+    config.architectures = [
+        (sequence_class(model) if model.pooling == "last" else type(model.trunk)).__name__
+    ]
     config.id2label = dict(enumerate(task.label_names))
     config.label2id = {name: index for index, name in enumerate(task.label_names)}
     config.pad_token_id = task.pad_id
@@ -91,13 +97,13 @@ def export_merged(task: ExportTask, folder: Path) -> None:
     (folder / "README.md").write_text(readme(task, "merged"), encoding="utf-8")
 
 
-
 def peft_pair(layer: AdaptedLinear, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(K, D) and (O, K): the layer as PEFT's lora_A and lora_B of scaling 1. DoRA's pair turns directions; its magnitudes go beside it."""
+    """(K, D) and (O, K): the layer as PEFT's lora_A and lora_B of scaling 1. DoRA's pair turns directions;
+    its magnitudes go beside it.
+    """
     if isinstance(layer, DoRALinear):
         return layer.down_RD, layer.up_OR * layer.scale
     return layer.fold(task_index)
-
 
 
 def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
@@ -122,22 +128,23 @@ def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
     }
 
 
-
 def peft_targets(model: RelevanceModel) -> list[str]:
     """The adapted linears by the end of their names where that says exactly them, by full names otherwise."""
     adapted = set(adapted_layers(model.trunk))
-    linears = {name.removesuffix(".base") for name, module in model.trunk.named_modules() if isinstance(module, torch.nn.Linear)}
+    linears = {
+        name.removesuffix(".base")
+        for name, module in model.trunk.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
     ends = sorted({name.rpartition(".")[2] for name in adapted})
     if {name for name in linears if name.rpartition(".")[2] in ends} == adapted:
         return ends
     return sorted(trunk_prefix(model) + name for name in adapted)
 
 
-
 def trunk_prefix(model: RelevanceModel) -> str:
     """Where the trunk lies in the class that the export is for."""
     return f"{sequence_class(model).base_model_prefix}." if model.pooling == "last" else ""
-
 
 
 def sequence_class(model: RelevanceModel) -> Any:
@@ -146,18 +153,23 @@ def sequence_class(model: RelevanceModel) -> Any:
 
     trunk: Any = model.trunk
     if type(trunk.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise ValueError(f"transformers has no sequence classification for {trunk.config.model_type}; this backbone cannot be exported")
+        raise ValueError(
+            f"transformers has no sequence classification for {trunk.config.model_type}; this backbone "
+            "cannot be exported"
+        )
     return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(trunk.config)]
-
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """safetensors that transformers and peft read."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        path,
+        metadata={"format": "pt"},
+    )
 
 
-
-DECODER_PEFT = '''import torch
+DECODER_PEFT = """import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
@@ -167,54 +179,70 @@ base = AutoModelForSequenceClassification.from_pretrained(
 base.score.bias = torch.nn.Parameter(torch.zeros({num_labels}))  # the class has a head without one
 model = PeftModel.from_pretrained(base, folder).eval()
 logits = model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, {num_labels})
-'''
+"""
 
-DECODER_MERGED = '''import torch
+DECODER_MERGED = """import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 model.score.bias = torch.nn.Parameter(load_file(f"{{folder}}/model.safetensors")["score.bias"])  # the class has a head without one
 logits = model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, {num_labels})
-'''
+"""
 
-ENCODER_LOGITS = '''head = load_file(f"{{folder}}/head.safetensors")
+ENCODER_LOGITS = """head = load_file(f"{{folder}}/head.safetensors")
 states = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 mask = attention_mask.unsqueeze(-1).float()
 logits = (states * mask).sum(1) / mask.sum(1) @ head["weight"].T + head["bias"]  # (B, {num_labels})
-'''
+"""
 
-ENCODER_PEFT = '''import torch
+ENCODER_PEFT = (
+    """import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 model = PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}, revision={revision!r}, dtype=torch.float32), folder).eval()
-''' + ENCODER_LOGITS
+"""
+    + ENCODER_LOGITS
+)
 
-ENCODER_MERGED = '''import torch
+ENCODER_MERGED = (
+    """import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-''' + ENCODER_LOGITS
-
-LOADING = {("last", "peft"): DECODER_PEFT, ("last", "merged"): DECODER_MERGED, ("mean", "peft"): ENCODER_PEFT, ("mean", "merged"): ENCODER_MERGED}
-
-BIAS_WARNING = (
-    "**The head has a bias, and transformers' class has none: without the line that sets `score.bias` every probability is wrong.**\n\n"
+"""
+    + ENCODER_LOGITS
 )
 
+LOADING = {
+    ("last", "peft"): DECODER_PEFT,
+    ("last", "merged"): DECODER_MERGED,
+    ("mean", "peft"): ENCODER_PEFT,
+    ("mean", "merged"): ENCODER_MERGED,
+}
+
+BIAS_WARNING = (
+    "**The head has a bias, and transformers' class has none: without the line that sets "
+    "`score.bias` every probability is wrong.**\n\n"
+)
 
 
 def readme(task: ExportTask, export_format: str) -> str:
     """How to load the folder, for people."""
     pooling, num_labels = task.model.pooling, len(task.label_names)
-    code = LOADING[pooling, export_format].format(base=task.base_source, revision=task.base_revision, num_labels=num_labels, pad_id=task.pad_id)
+    code = LOADING[pooling, export_format].format(
+        base=task.base_source, revision=task.base_revision, num_labels=num_labels, pad_id=task.pad_id
+    )
     what = "A LoRA adapter and a head" if export_format == "peft" else "A model"
     return (
-        f"# {what} for one task of query-ad relevance\n\nBase model: `{task.base_source}`. Labels, worst first: {', '.join(task.label_names)}.\n"
-        f"Pad on the right with token {task.pad_id}. relevance.json, where there is one, holds the text template, its limits and the calibration,\n"
-        f"which was fitted to the model with its adapters apart.\n\n{BIAS_WARNING if pooling == 'last' else ''}"
+        f"# {what} for one task of query-ad relevance\n\nBase model: `{task.base_source}`. Labels, "
+        f"worst first: {', '.join(task.label_names)}.\n"
+        f"Pad on the right with token {task.pad_id}. relevance.json, where there is one, holds the "
+        "text template, its limits and the calibration,\n"
+        "which was fitted to the model with its adapters "
+        f"apart.\n\n{BIAS_WARNING if pooling == 'last' else ''}"
         f'```python\nfolder = "."\n{code}```\n'
     )

@@ -1,9 +1,10 @@
 """Weights of the official MTL-LoRA code (github.com/pUmpKin-Co/MTL-LoRA) in our layers.
 
-Its checkpoints hold the tensors alone: alpha, tau and the targets must be given as they were in training, in the adapter's config.
-The official code also gives linears that have no bias a random frozen one and does not save it, so what such a checkpoint was trained with
-beside these tensors is lost: on a Llama the logits differ from those of its training, here as in the official code after a reload.
-They are pickles: read them with torch.load and `weights_only=True`.
+Its checkpoints hold the tensors alone: alpha, tau and the targets must be given as they were in training, in
+the adapter's config. The official code also gives linears that have no bias a random frozen one and does not
+save it, so what such a checkpoint was trained with beside these tensors is lost: on a Llama the logits differ
+from those of its training, here as in the official code after a reload. They are pickles: read them with
+torch.load and `weights_only=True`.
 
 Shape legend: D width in, O width out, R rank, N up-projections, T tasks.
 """
@@ -25,17 +26,26 @@ CONVERSIONS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 }
 
 
-
 @torch.no_grad()
 def load_official(model: RelevanceModel, tensors: dict[str, torch.Tensor]) -> None:
-    """Set the adapters of an `mtl_lora` model from official tensors, such as `model.layers.0.self_attn.q_proj.lora_A`; heads stay.
+    """Set the adapters of an `mtl_lora` model from official tensors, such as
+    `model.layers.0.self_attn.q_proj.lora_A`; heads stay.
 
     ValueError names what is missing, unknown or of another shape; then nothing is set.
     """
-    layers = {name: layer for name, layer in adapted_layers(model.trunk).items() if isinstance(layer, MTLLoRALinear)}
+    layers = {
+        name: layer for name, layer in adapted_layers(model.trunk).items() if isinstance(layer, MTLLoRALinear)
+    }
     if not layers:
-        raise ValueError("this model has no mtl_lora layers to put the official weights into; set adapter.method to mtl_lora")
-    wanted = {f"{name}.{theirs}": (layer, ours) for name, layer in layers.items() for theirs, (ours, _) in CONVERSIONS.items()}
+        raise ValueError(
+            "this model has no mtl_lora layers to put the official weights into; set adapter.method to "
+            "mtl_lora"
+        )
+    wanted = {
+        f"{name}.{theirs}": (layer, ours)
+        for name, layer in layers.items()
+        for theirs, (ours, _) in CONVERSIONS.items()
+    }
     found: dict[str, torch.Tensor] = {}
     problems = []
     for full_name, tensor in tensors.items():
@@ -46,7 +56,10 @@ def load_official(model: RelevanceModel, tensors: dict[str, torch.Tensor]) -> No
         layer, ours = wanted[name]
         found[name] = CONVERSIONS[name.rpartition(".")[2]][1](tensor)
         if found[name].shape != layer.get_parameter(ours).shape:
-            problems.append(f"{full_name} is {tuple(tensor.shape)}, the model's {ours} is {tuple(layer.get_parameter(ours).shape)}")
+            problems.append(
+                f"{full_name} is {tuple(tensor.shape)}, the model's {ours} is "
+                f"{tuple(layer.get_parameter(ours).shape)}"
+            )
     problems += [f"{name} is missing" for name in wanted if name not in found]
     if problems:
         raise ValueError(f"this checkpoint is of another model or config: {'; '.join(problems[:5])}")

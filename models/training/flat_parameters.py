@@ -1,7 +1,8 @@
 """Trained tensors laid end to end, for training.
 
-A step over hundreds of small tensors is held up by what an engine and an optimizer do for each of them: hooks, buckets, launches. Here each group of
-the optimizer is one flat parameter, and the layers get views of it. What is computed is the same.
+A step over hundreds of small tensors is held up by what an engine and an optimizer do for each of them:
+hooks, buckets, launches. Here each group of the optimizer is one flat parameter, and the layers get views of
+it. What is computed is the same.
 """
 
 from dataclasses import dataclass
@@ -34,10 +35,11 @@ class Slot:
         return flat.narrow(0, self.start, self.count).view(self.shape)
 
 
-
 class FlatModel(nn.Module):
-    """A relevance model in training: the flat parameters are its only trained ones, under the names of their groups. The model's own tensors are
-    views from here on, set anew in each forward pass, as an engine may move the parameters between passes."""
+    """A relevance model in training: the flat parameters are its only trained ones, under the names of their
+    groups. The model's own tensors are views from here on, set anew in each forward pass, as an engine may
+    move the parameters between passes.
+    """
 
     def __init__(self, model: RelevanceModel) -> None:
         super().__init__()
@@ -48,16 +50,30 @@ class FlatModel(nn.Module):
             self.slots[group], start = [], 0
             for parameter in parameters:
                 module_name, _, attribute = names[id(parameter)].rpartition(".")
-                self.slots[group].append(Slot(names[id(parameter)], model.get_submodule(module_name), attribute, parameter.shape, start))
+                self.slots[group].append(
+                    Slot(
+                        names[id(parameter)],
+                        model.get_submodule(module_name),
+                        attribute,
+                        parameter.shape,
+                        start,
+                    )
+                )
                 start += parameter.numel()
-            self.register_parameter(group, nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters])))
+            self.register_parameter(
+                group, nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+            )
         for slots in self.slots.values():
             for slot in slots:
                 delattr(slot.module, slot.attribute)
         # where all products take projections in one dtype, they are cast in one piece
         layers = adapted_layers(model).values()
         dtypes = {layer.base.weight.dtype for layer in layers}
-        self.cast = {"projections": dtypes.pop()} if len(dtypes) == 1 and all(layer.CASTS_PROJECTIONS for layer in layers) else {}
+        self.cast = (
+            {"projections": dtypes.pop()}
+            if len(dtypes) == 1 and all(layer.CASTS_PROJECTIONS for layer in layers)
+            else {}
+        )
         self.set_views()
 
     def forward(self, *args: Any) -> torch.Tensor:

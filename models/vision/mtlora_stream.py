@@ -1,4 +1,5 @@
-"""MTLoRA's layer with streams (Agiza et al., CVPR 2024, arXiv 2403.20320): one shared stream and T task streams side by side.
+"""MTLoRA's layer with streams (Agiza et al., CVPR 2024, arXiv 2403.20320): one shared stream and T task
+streams side by side.
 
 Shape legend: B rows, S tokens, D width in, O width out, R shared rank, Q rank of a task's own pair, T tasks.
 """
@@ -14,11 +15,15 @@ from models.config import MTLoRAConfig
 
 
 class MTLoRAStreamLinear(nn.Module):
-    """The layer with its streams side by side: a shared one, and T of tasks. `num_tasks` 0 gives a task-agnostic layer."""
+    """The layer with its streams side by side: a shared one, and T of tasks. `num_tasks` 0 gives a
+    task-agnostic layer.
+    """
 
-    def __init__(self, base: nn.Linear, num_tasks: int, config: MTLoRAConfig, generator: torch.Generator) -> None:
+    def __init__(
+        self, base: nn.Linear, num_tasks: int, config: MTLoRAConfig, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        R, Q, T, D, O = config.rank, config.task_rank, num_tasks, base.in_features, base.out_features  # noqa: E741
+        R, Q, T, D, O = config.rank, config.task_rank, num_tasks, base.in_features, base.out_features
         self.base = base.requires_grad_(False)
         self.config = config
         self.num_tasks = num_tasks
@@ -31,19 +36,37 @@ class MTLoRAStreamLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The shared stream alone: (.., D) -> (.., O)."""
-        return add_product(self.base(x), functional.linear(self.dropout(x), self.down_RD.to(x.dtype)), self.up_OR, self.config.shared_scale)
+        return add_product(
+            self.base(x),
+            functional.linear(self.dropout(x), self.down_RD.to(x.dtype)),
+            self.up_OR,
+            self.config.shared_scale,
+        )
 
-    def streams(self, x: torch.Tensor, x_tasks: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shared (.., D) and task streams (T, .., D) -> (.., O) and (T, .., O). Without task streams all tasks start from the shared one."""
+    def streams(
+        self, x: torch.Tensor, x_tasks: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shared (.., D) and task streams (T, .., D) -> (.., O) and (T, .., O). Without task streams all
+        tasks start from the shared one.
+        """
         frozen, dropped = self.base(x), self.dropout(x)
-        shared = add_product(frozen, functional.linear(dropped, self.down_RD.to(x.dtype)), self.up_OR, self.config.shared_scale)
+        shared = add_product(
+            frozen, functional.linear(dropped, self.down_RD.to(x.dtype)), self.up_OR, self.config.shared_scale
+        )
         start = shared if self.config.mode == "matrixv2" else frozen
         down_TQD, up_TQO = self.down_TQD.to(x.dtype), self.up_TOQ.to(x.dtype).transpose(1, 2)
         if x_tasks is None:  # one product for all tasks, and no copy of the shared stream for each
-            low_TXQ = functional.linear(dropped, down_TQD.flatten(0, 1)).view(-1, *down_TQD.shape[:2]).transpose(0, 1)
-        else:  # the published code leaves dropout out here, so that in a block it is on the first task pair alone
+            low_TXQ = (
+                functional.linear(dropped, down_TQD.flatten(0, 1))
+                .view(-1, *down_TQD.shape[:2])
+                .transpose(0, 1)
+            )
+        # the published code leaves dropout out here, so that in a block it is on the first task pair alone
+        else:
             low_TXQ = torch.bmm(self.dropout(x_tasks).flatten(1, -2), down_TQD.transpose(1, 2))
-        tasks_TXO = torch.baddbmm(start.flatten(0, -2).unsqueeze(0), low_TXQ, up_TQO, alpha=self.config.task_scale)
+        tasks_TXO = torch.baddbmm(
+            start.flatten(0, -2).unsqueeze(0), low_TXQ, up_TQO, alpha=self.config.task_scale
+        )
         return shared, tasks_TXO.view(self.num_tasks, *start.shape)
 
     @staticmethod

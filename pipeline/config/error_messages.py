@@ -10,12 +10,14 @@ from pydantic import BaseModel
 
 from pipeline.errors import ConfigError
 
-TAGS = {"sources": ("kind", 2), "adapter": ("method", 1)}  # settings that come in kinds: what names the kind, and its place in pydantic's path
-
+# settings that come in kinds: what names the kind, and its place in pydantic's path
+TAGS = {"sources": ("kind", 2), "adapter": ("method", 1)}
 
 
 def read_yaml_mapping(path: Path, what: str, absent: str, wanted: str) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError calling the file `what`: not there (`absent` says what to do), not readable, or not `wanted`."""
+    """The mapping in a YAML file; ConfigError calling the file `what`: not there (`absent` says what to do),
+    not readable, or not `wanted`.
+    """
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -27,7 +29,6 @@ def read_yaml_mapping(path: Path, what: str, absent: str, wanted: str) -> dict[s
     return value
 
 
-
 def explain(problem: Any, root: Any) -> str:
     """One of pydantic's problems with a config of type `root`; an unknown key gets the nearest known one."""
     path, kind_name = without_kind(problem["loc"])
@@ -36,22 +37,34 @@ def explain(problem: Any, root: Any) -> str:
         parent = path[:-1]
         known = settings_under(parent, root, kind_name)
         near = difflib.get_close_matches(str(path[-1]), known, n=1)
-        hint = f"; did you mean {'.'.join([*map(str, parent), near[0]])}?" if near else f"; known here: {', '.join(known)}"
+        hint = (
+            f"; did you mean {'.'.join([*map(str, parent), near[0]])}?"
+            if near
+            else f"; known here: {', '.join(known)}"
+        )
         of_kind = f" of {kind_name}" if kind_name and path[:1] == ["adapter"] else ""
         if of_kind and str(path[-1]) in settings_under(parent, root):
-            hint += f"; another method takes it: set the block whole, as in --set 'adapter={{method: {kind_name}}}'"
+            hint += (
+                "; another method takes it: set the block whole, as in --set 'adapter={method: "
+                f"{kind_name}}}'"
+            )
         return f"{name} is not a setting{of_kind}{hint}"
     if problem["type"] == "missing":
         return f"{name} is required"
     if problem["type"] == "union_tag_invalid":
-        tag, given, known = problem["ctx"]["discriminator"].strip("'"), problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
+        tag, given, known = (
+            problem["ctx"]["discriminator"].strip("'"),
+            problem["ctx"]["tag"],
+            problem["ctx"]["expected_tags"].replace("'", ""),
+        )
         near = difflib.get_close_matches(given, known.split(", "), n=1)
-        return f"{name}.{tag} is {given!r}" + (f"; did you mean {near[0]}? known: {known}" if near else f"; known: {known}")
+        return f"{name}.{tag} is {given!r}" + (
+            f"; did you mean {near[0]}? known: {known}" if near else f"; known: {known}"
+        )
     shown = name and not isinstance(problem["input"], dict) and not field_types(type(problem["input"]))
     given = f" (given {problem['input']!r})" if shown else ""
     message = problem["msg"].removeprefix("Value error, ")
     return message + given if message.startswith(f"{name}.") or not name else f"{name}: {message}{given}"
-
 
 
 def without_kind(loc: Sequence[str | int]) -> tuple[list[str | int], str | None]:
@@ -60,7 +73,6 @@ def without_kind(loc: Sequence[str | int]) -> tuple[list[str | int], str | None]
     if len(loc) <= place:
         return list(loc), None
     return [*loc[:place], *loc[place + 1 :]], str(loc[place])
-
 
 
 def settings_under(path: Sequence[str | int], root: Any, kind_name: str | None = None) -> list[str]:
@@ -75,13 +87,15 @@ def settings_under(path: Sequence[str | int], root: Any, kind_name: str | None =
     return sorted({name for block in blocks for name in field_types(block)})
 
 
-
 def field_types(kind: Any) -> dict[str, Any]:
     """Field names and types of a pydantic model or a dataclass."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: field.annotation for name, field in kind.model_fields.items()}
-    return {name: field.type for name, field in getattr(kind, "__dataclass_fields__", {}).items() if field._field_type.name == "_FIELD"}
-
+    return {
+        name: field.type
+        for name, field in getattr(kind, "__dataclass_fields__", {}).items()
+        if field._field_type.name == "_FIELD"
+    }
 
 
 def blocks_in(annotation: Any) -> Iterator[Any]:

@@ -1,4 +1,6 @@
-"""What data a run is refused for, how much bad data it may set aside before, and what becomes of pairs that carry two labels."""
+"""What data a run is refused for, how much bad data it may set aside before, and what becomes of pairs that
+carry two labels.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,18 +9,23 @@ from pydantic import AfterValidator, Field, field_validator
 
 from pipeline.config.strict_model import Frozen
 
-Script = Literal["latin", "greek", "cyrillic", "hebrew", "arabic", "indic", "thai", "hangul", "kana", "han", "other"]
-
+Script = Literal[
+    "latin", "greek", "cyrillic", "hebrew", "arabic", "indic", "thai", "hangul", "kana", "han", "other"
+]
 
 
 class GateConfig(Frozen):
     """The data gate's settings."""
 
-    max_quarantined_share: float = Field(default=0.02, ge=0, lt=1)  # of a task's rows; more of them bad refuses the run
+    # of a task's rows; more of them bad refuses the run
+    max_quarantined_share: float = Field(default=0.02, ge=0, lt=1)
     max_reason_share: float = Field(default=0.01, ge=0, lt=1)  # of a task's rows, for one reason alone
-    scripts: dict[str, tuple[Script, ...]] = {}  # task -> writing systems its queries and titles are in; a task left out may use any
-    max_foreign_share: float = Field(default=0.05, ge=0, lt=1)  # of a file's queries or titles in other scripts
-    label_conflicts: Literal["drop", "majority", "keep"] = "keep"  # the same query and ad with unlike labels: none, the most common, all stay
+    # task -> writing systems its queries and titles are in; a task left out may use any
+    scripts: dict[str, tuple[Script, ...]] = {}
+    # of a file's queries or titles in other scripts
+    max_foreign_share: float = Field(default=0.05, ge=0, lt=1)
+    # the same query and ad with unlike labels: none, the most common, all stay
+    label_conflicts: Literal["drop", "majority", "keep"] = "keep"
     # what to tell drift from: the data the champion was trained on, or the profile.json of a run
     reference_profile: Literal["champion"] | Annotated[Path, AfterValidator(Path.absolute)] | None = None
 
@@ -31,23 +38,39 @@ class GateConfig(Frozen):
         return scripts
 
 
+CaseName = Literal[
+    "upper case",
+    "word order",
+    "white space",
+    "forged tokens",
+    "injected order",
+    "negation",
+    "brand swap",
+    "another ad",
+]
 
-CaseName = Literal["upper case", "word order", "white space", "forged tokens", "injected order", "negation", "brand swap", "another ad"]
-
-# how far, on the mean of a task's rows, a case of pipeline/evaluation/behavioral_tests.py may move the probability, or lift it
+# how far, on the mean of a task's rows, a case of pipeline/evaluation/behavioral_tests.py may move the
+# probability, or lift it
 TOLERANCES: dict[CaseName, float] = {
-    "upper case": 0.15, "word order": 0.15, "white space": 0.05, "forged tokens": 0.1, "injected order": 0.1, "negation": 0.05,
-    "brand swap": 0.02, "another ad": 0.05,
-}  # fmt: skip
-
+    "upper case": 0.15,
+    "word order": 0.15,
+    "white space": 0.05,
+    "forged tokens": 0.1,
+    "injected order": 0.1,
+    "negation": 0.05,
+    "brand swap": 0.02,
+    "another ad": 0.05,
+}
 
 
 class PromotionConfig(Frozen):
     """How much worse than the champion a version may be, and where it must be better."""
 
-    task_margin: float = Field(default=0.05, ge=0)  # PR-AUC a task may lose: the low end of its difference's interval must lie above minus this
+    # PR-AUC a task may lose: the low end of its difference's interval must lie above minus this
+    task_margin: float = Field(default=0.05, ge=0)
     min_macro_gain: float = 0.0  # macro PR-AUC the version must gain
     calibration_margin: float = Field(default=0.02, ge=0)  # calibration error a task may gain
-    slice_margin: float = Field(default=0.1, ge=0)  # PR-AUC a slice may lose: the high end of its difference's interval must lie above minus this
+    # PR-AUC a slice may lose: the high end of its difference's interval must lie above minus this
+    slice_margin: float = Field(default=0.1, ge=0)
     min_speed_ratio: float = Field(default=0.8, gt=0)  # rows a second over the champion's
     tolerances: dict[CaseName, float] = {}  # of behavioural cases; one that is left out has TOLERANCES

@@ -14,18 +14,20 @@ from pipeline.errors import ConfigError
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config in a YAML file with `a.b=value` overrides applied. ConfigError says which setting, where, and what it may be."""
+    """The config in a YAML file with `a.b=value` overrides applied. ConfigError says which setting, where,
+    and what it may be.
+    """
     return build_config(read_settings(path, overrides), str(path))
-
 
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The plain settings of a config, as they were written and overridden, not checked yet."""
-    value = read_yaml_mapping(path, "config", "copy jobs/configs/demo.yaml and change it", "of settings, such as `name: demo`")
+    value = read_yaml_mapping(
+        path, "config", "copy jobs/configs/demo.yaml and change it", "of settings, such as `name: demo`"
+    )
     for override in overrides:
         apply_override(value, override)
     return value
-
 
 
 def build_config(value: dict[str, Any], where: str) -> RunConfig:
@@ -36,9 +38,12 @@ def build_config(value: dict[str, Any], where: str) -> RunConfig:
         problems = error.errors()
         # a list whose items are all wrong is reported as too short as well
         inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
-        told = [explain(problem, RunConfig) for problem in problems if not (problem["type"] == "too_short" and problem["loc"] in inner)]
+        told = [
+            explain(problem, RunConfig)
+            for problem in problems
+            if not (problem["type"] == "too_short" and problem["loc"] in inner)
+        ]
         raise ConfigError(f"{where}: " + "; ".join(told)) from error
-
 
 
 def build_adapter(value: dict[str, Any]) -> AdapterConfig:
@@ -47,12 +52,15 @@ def build_adapter(value: dict[str, Any]) -> AdapterConfig:
     return adapter
 
 
-
 def apply_override(value: dict[str, Any], override: str) -> None:
-    """Set `a.b=value` (YAML on the right) in nested settings; list items by number, as in tasks.0.template=..."""
+    """Set `a.b=value` (YAML on the right) in nested settings; list items by number, as in
+    tasks.0.template=...
+    """
     path, separator, text = override.partition("=")
     if not separator or not path:
-        raise ConfigError(f"--set {override!r} is not of the form setting=value, such as optimizer.learning_rate=1e-4")
+        raise ConfigError(
+            f"--set {override!r} is not of the form setting=value, such as optimizer.learning_rate=1e-4"
+        )
     *parents, last = path.split(".")
     target: Any = value
     try:

@@ -19,23 +19,20 @@ from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingC
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
-
 def with_method(value: Any) -> Any:
     """Settings of an adapter with the method they are of: MTL-LoRA's, where none is named."""
     return {"method": "mtl_lora", **value} if isinstance(value, dict) else value
 
 
-
 Adapter = Annotated[AnyAdapterConfig, Field(discriminator="method"), BeforeValidator(with_method)]
-
 
 
 class DataConfig(Frozen):
     """Where rows lie: task=<name>/*.parquet below each folder."""
 
     judged: AbsolutePath | None = None  # rows with labels; default: data/judged in the work folder
-    to_score: Place | None = None  # rows to be scored, {date} in it: the logical date; default: data/unlabelled in the work folder
-
+    # rows to be scored, {date} in it: the logical date; default: data/unlabelled in the work folder
+    to_score: Place | None = None
 
 
 class RegistryConfig(Frozen):
@@ -44,16 +41,18 @@ class RegistryConfig(Frozen):
     model: Annotated[str, AfterValidator(lambda name: checked_name(name, "model"))]  # registered model's name
     tracking_uri: str | None = None  # default: sqlite in the work folder
     promotions: AbsolutePath | None = None  # the promotion log; default: in the work folder
-    use_fetched_champion: bool = True  # where the registry does not answer and the champion's files are on this machine
-
+    # where the registry does not answer and the champion's files are on this machine
+    use_fetched_champion: bool = True
 
 
 class RunConfig(Frozen):
     """Everything `relevance` needs to know about one run."""
 
-    name: Annotated[str, AfterValidator(lambda name: checked_name(name, "run"))]  # names the run's folder and its MLflow run
+    # names the run's folder and its MLflow run
+    name: Annotated[str, AfterValidator(lambda name: checked_name(name, "run"))]
     seed: int = Field(default=17, ge=0, lt=2**32)  # of every random draw
-    work_dir: AbsolutePath = Field(default=Path("runs"), validate_default=True)  # the run writes into work_dir/name
+    # the run writes into work_dir/name
+    work_dir: AbsolutePath = Field(default=Path("runs"), validate_default=True)
     sources: tuple[Source, ...] = ()  # rows to bring in first; empty: data.judged is there already
     data: DataConfig = DataConfig()
     gate: GateConfig = GateConfig()
@@ -79,7 +78,10 @@ class RunConfig(Frozen):
     @model_validator(mode="after")
     def _compiled_layers_stay_whole(self) -> "RunConfig":
         if self.training.compile_layers and self.deepspeed.zero_stage == 3:
-            raise ValueError("training.compile_layers needs deepspeed.zero_stage 0, 1 or 2: at 3 parameters come and go under the compiled code")
+            raise ValueError(
+                "training.compile_layers needs deepspeed.zero_stage 0, 1 or 2: at 3 parameters come and "
+                "go under the compiled code"
+            )
         return self
 
     @model_validator(mode="after")
@@ -92,7 +94,10 @@ class RunConfig(Frozen):
         names = [task.name for task in self.tasks]
         unknown = [name for name in self.gate.scripts if name not in names]
         if unknown:
-            raise ValueError(f"gate.scripts names task {unknown[0]!r}, which is not configured; configured: {', '.join(names)}")
+            raise ValueError(
+                f"gate.scripts names task {unknown[0]!r}, which is not configured; configured: "
+                f"{', '.join(names)}"
+            )
         return self
 
     @property

@@ -11,7 +11,6 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
-
 class SplitConfig(Frozen):
     """Shares of the query space; what is left of 1 trains."""
 

@@ -1,4 +1,6 @@
-"""A relevance task: its name, its grading scale and the text the model reads. A new task is one block of config and no code."""
+"""A relevance task: its name, its grading scale and the text the model reads. A new task is one block of
+config and no code.
+"""
 
 from collections.abc import Sequence
 from string import Formatter
@@ -34,23 +36,35 @@ class Task(Frozen):
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels of task {self.name} repeat a name")
         if not 1 <= self.relevant_from < len(self.labels):
-            raise ValueError(f"relevant_from of task {self.name} must lie in 1..{len(self.labels) - 1}: some label must be irrelevant, some relevant")
+            raise ValueError(
+                f"relevant_from of task {self.name} must lie in 1..{len(self.labels) - 1}: some label "
+                "must be irrelevant, some relevant"
+            )
         parsed = list(Formatter().parse(self.template))
         if any(spec or conversion for _, _, spec, conversion in parsed):
-            raise ValueError(f"template of task {self.name} formats a column; name it plainly, such as {{query}}")
+            raise ValueError(
+                f"template of task {self.name} formats a column; name it plainly, such as {{query}}"
+            )
         fields = [name for _, name, _, _ in parsed if name is not None]
         unknown = sorted(set(fields) - set(TEXT_COLUMNS))
         if unknown:
-            raise ValueError(f"template of task {self.name} names {', '.join(unknown)}; columns a template may use: {', '.join(TEXT_COLUMNS)}")
+            raise ValueError(
+                f"template of task {self.name} names {', '.join(unknown)}; columns a template may use: "
+                f"{', '.join(TEXT_COLUMNS)}"
+            )
         if fields.count("query") != 1 or len(fields) != len(set(fields)) or len(fields) < 2:
-            raise ValueError(f"template of task {self.name} must name {{query}} once and at least one column of the ad, each once")
+            raise ValueError(
+                f"template of task {self.name} must name {{query}} once and at least one column of the "
+                "ad, each once"
+            )
         return self
 
     @property
     def ad_columns(self) -> tuple[str, ...]:
         """The ad's columns the template reads, in the order it reads them."""
-        return tuple(name for _, name, _, _ in Formatter().parse(self.template) if name not in (None, "query"))
-
+        return tuple(
+            name for _, name, _, _ in Formatter().parse(self.template) if name not in (None, "query")
+        )
 
 
 def check_known_task(name: str, tasks: Sequence[Task], where: str) -> Task:
@@ -58,4 +72,6 @@ def check_known_task(name: str, tasks: Sequence[Task], where: str) -> Task:
     for task in tasks:
         if task.name == name:
             return task
-    raise ConfigError(f"task {name!r} in {where} is not configured; configured: {', '.join(t.name for t in tasks)}")
+    raise ConfigError(
+        f"task {name!r} in {where} is not configured; configured: {', '.join(t.name for t in tasks)}"
+    )

@@ -13,15 +13,19 @@ Item = TypeVar("Item")
 
 Result = TypeVar("Result")
 
-ITEMS_A_CPU = 2  # handed out at a time, so that a CPU has the next when it is done with one; bounds the results that wait in memory
+# handed out at a time, so that a CPU has the next when it is done with one; bounds the results that wait in
+# memory
+ITEMS_A_CPU = 2
 
 MAX_THREADS = 4  # bounds the items in memory
 
 
-
-def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: bool = False) -> Iterator[Result]:
-    """Results in the order of the items, however many work on them. `function` is a module's own, as Ray sends it by name; where there is no
-    Ray, `threads` says whether it gains from them: whether it spends its time in Arrow and numpy, which leave other threads running.
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: bool = False
+) -> Iterator[Result]:
+    """Results in the order of the items, however many work on them. `function` is a module's own, as Ray
+    sends it by name; where there is no Ray, `threads` says whether it gains from them: whether it spends its
+    time in Arrow and numpy, which leave other threads running.
 
     RelevanceErrors come out as they were raised. RetryableError: a worker died, several times over.
     """
@@ -34,14 +38,12 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], thre
         yield from map(function, items)
 
 
-
 def _map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     pool = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
     try:
         yield from pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)
-
 
 
 def _map_on_ray(ray: Any, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -60,7 +62,6 @@ def _map_on_ray(ray: Any, function: Callable[[Item], Result], items: Iterable[It
             ray.cancel(reference)
 
 
-
 def result_of(ray: Any, reference: Any) -> Any:
     """What a task returned."""
     try:
@@ -70,4 +71,6 @@ def result_of(ray: Any, reference: Any) -> Any:
             raise error.cause from error
         raise
     except ray.exceptions.RayError as error:
-        raise RetryableError(f"a Ray worker was lost ({type(error).__name__}); run the same command again") from error
+        raise RetryableError(
+            f"a Ray worker was lost ({type(error).__name__}); run the same command again"
+        ) from error

@@ -19,18 +19,20 @@ ROWS_PER_GROUP = 65_536  # rows a reader must hold at once: about 100 MB of prod
 
 BYTES_PER_GROUP = 128 * 2**20  # of Arrow memory: where texts are long, a row group ends before it is full
 
-ROWS_PER_PARTITION = 16 * ROWS_PER_GROUP  # scoring commits partition by partition: this many rows are lost with a machine at most
+# scoring commits partition by partition: this many rows are lost with a machine at most
+ROWS_PER_PARTITION = 16 * ROWS_PER_GROUP
 
 OnRows = Callable[[int], None]  # rows taken up so far
 
 _ORDER = [("query", "ascending"), ("row_id", "ascending")]
 
 
-
 def build_contract_rows(table: pa.Table) -> pa.Table:
-    """`table` in exactly ROW_SCHEMA: columns ordered and cast, nullable columns that are absent filled with null.
+    """`table` in exactly ROW_SCHEMA: columns ordered and cast, nullable columns that are absent filled with
+    null.
 
-    DataRefusedError: a required column is absent or holds null, a column is not in the contract, or a value does not fit its type.
+    DataRefusedError: a required column is absent or holds null, a column is not in the contract, or a value
+    does not fit its type.
     """
     missing = [c.name for c in COLUMNS if c.name not in table.column_names and not c.nullable]
     unknown = [name for name in table.column_names if name not in ROW_SCHEMA.names]
@@ -39,28 +41,37 @@ def build_contract_rows(table: pa.Table) -> pa.Table:
         raise DataRefusedError(f"rows do not follow the row contract: {difference}; see pipeline/schema.py")
     columns = []
     for column in COLUMNS:
-        values = table[column.name] if column.name in table.column_names else pa.nulls(table.num_rows, column.type)
+        values = (
+            table[column.name] if column.name in table.column_names else pa.nulls(table.num_rows, column.type)
+        )
         if values.null_count and not column.nullable:
             nulls = f"holds {values.null_count} nulls"
-            raise DataRefusedError(f"column {column.name} {nulls}; the row contract wants a value in every row")
+            raise DataRefusedError(
+                f"column {column.name} {nulls}; the row contract wants a value in every row"
+            )
         try:
             columns.append(pc.cast(values, column.type))
         except (pa.ArrowException, ValueError) as error:
-            raise DataRefusedError(f"column {column.name} does not fit {column.type} ({error}); see pipeline/schema.py") from error
+            raise DataRefusedError(
+                f"column {column.name} does not fit {column.type} ({error}); see pipeline/schema.py"
+            ) from error
     rows = pa.table(columns, schema=ROW_SCHEMA)
     try:
         rows.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise DataRefusedError(f"rows hold text that is not UTF-8 ({error}); clean it before it is written") from error
+        raise DataRefusedError(
+            f"rows hold text that is not UTF-8 ({error}); clean it before it is written"
+        ) from error
     return rows
 
 
-
 def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
-    """Replace the parquet file `path` by the rows of `tables` in their order, one table in memory at a time; the number of rows written.
+    """Replace the parquet file `path` by the rows of `tables` in their order, one table in memory at a time;
+    the number of rows written.
 
-    zstd, a checksum on every page, and the same bytes for the same tables. Readers see the old file or the new one, never a part;
-    when `tables` raises, the old file stays. DataRefusedError as `build_contract_rows`.
+    zstd, a checksum on every page, and the same bytes for the same tables. Readers see the old file or the
+    new one, never a part; when `tables` raises, the old file stays. DataRefusedError as
+    `build_contract_rows`.
     """
     num_rows = 0
     with replacing(path) as file, _open_writer(file) as writer:
@@ -70,20 +81,20 @@ def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
     return num_rows
 
 
-
 def write_partition(table: pa.Table, path: Path) -> None:
     """Replace the parquet file `path` by the rows of `table`; see `write_tables`."""
     write_tables((table,), path)
 
 
-
 class StagedRows:
-    """Rows of any number of tasks on their way into a data folder: written beside it, visible together when `publish` is called.
+    """Rows of any number of tasks on their way into a data folder: written beside it, visible together when
+    `publish` is called.
 
-    Rows become task=<name>/<stem>-<n>.parquet of ROWS_PER_PARTITION rows. Each row group of ROWS_PER_GROUP rows (fewer where texts are
-    long) is sorted by query, then row_id; the groups lie in the order the rows came, so only a task that fits one group is sorted as
-    a whole. Memory holds one row group a task, whatever the number of rows. The same rows in the same order give the same bytes.
-    As a context: what was not published is gone when it ends. ConfigError: `out_dir` is a file, or a name breaks the name rule.
+    Rows become task=<name>/<stem>-<n>.parquet of ROWS_PER_PARTITION rows. Each row group of ROWS_PER_GROUP
+    rows (fewer where texts are long) is sorted by query, then row_id; the groups lie in the order the rows
+    came, so only a task that fits one group is sorted as a whole. Memory holds one row group a task, whatever
+    the number of rows. The same rows in the same order give the same bytes. As a context: what was not
+    published is gone when it ends. ConfigError: `out_dir` is a file, or a name breaks the name rule.
     """
 
     def __init__(self, out_dir: Path, stem: str = "part", on_rows: OnRows | None = None) -> None:
@@ -121,13 +132,15 @@ class StagedRows:
     def publish(self, extras: Sequence[str] = ()) -> dict[str, int]:
         """Put the staged rows in place of those of the same stem, task by task; the number of rows by task.
 
-        A task without rows gets no file; tasks not named and files of other stems stay. `extras` are further files, by their path
-        in both folders: moved if staged, removed if not. The catalogue is written last.
+        A task without rows gets no file; tasks not named and files of other stems stay. `extras` are further
+        files, by their path in both folders: moved if staged, removed if not. The catalogue is written last.
         """
         num_rows = {task: writer.finish() for task, writer in self._writers.items()}
         with catalogue_lock(self.out_dir):
             read_catalogue(self.out_dir)  # a damaged one is found out before rows change
-            partitions = [describe_partition(self.dir, path) for path in sorted(self.dir.glob("task=*/*.parquet"))]
+            partitions = [
+                describe_partition(self.dir, path) for path in sorted(self.dir.glob("task=*/*.parquet"))
+            ]
             for folder in sorted(self.dir.glob("task=*")):
                 self._replace_folder(folder, self.out_dir / folder.name)
             for name in extras:
@@ -142,10 +155,12 @@ class StagedRows:
         for name in sorted(names):
             (staged / name).replace(final / name)
         for path in final.glob(f"{self.stem}-*.parquet"):
-            if path.name.removeprefix(f"{self.stem}-").removesuffix(".parquet").isdigit() and path.name not in names:
+            if (
+                path.name.removeprefix(f"{self.stem}-").removesuffix(".parquet").isdigit()
+                and path.name not in names
+            ):
                 path.unlink()
         sync_dir(final)
-
 
 
 class _TaskWriter:
@@ -154,7 +169,9 @@ class _TaskWriter:
     def __init__(self, folder: Path, stem: str) -> None:
         self.folder, self._stem = folder, stem
         self._waiting: list[pa.Table] = []
-        self._num_waiting = self._bytes_waiting = self._num_partitions = self._rows_in_partition = self._num_rows = 0
+        self._num_waiting = self._bytes_waiting = self._num_partitions = self._rows_in_partition = (
+            self._num_rows
+        ) = 0
         self._file: IO[bytes] | None = None
         self._writer: pq.ParquetWriter | None = None
 
@@ -202,11 +219,16 @@ class _TaskWriter:
         self._num_rows += rows.num_rows
 
 
-
 def _open_writer(file: IO[bytes], sorted_groups: bool = False) -> pq.ParquetWriter:
     order = pq.SortingColumn.from_ordering(ROW_SCHEMA, _ORDER) if sorted_groups else None
-    return pq.ParquetWriter(file, ROW_SCHEMA, compression="zstd", write_page_checksum=True, write_statistics=True, sorting_columns=order)
-
+    return pq.ParquetWriter(
+        file,
+        ROW_SCHEMA,
+        compression="zstd",
+        write_page_checksum=True,
+        write_statistics=True,
+        sorting_columns=order,
+    )
 
 
 def _replace_file(staged: Path, final: Path) -> None:

@@ -1,6 +1,8 @@
-"""The judged rows of a run, tokenised once: row groups in parallel, published as a folder of pipeline/encoding/encoded_dataset.py.
+"""The judged rows of a run, tokenised once: row groups in parallel, published as a folder of
+pipeline/encoding/encoded_dataset.py.
 
-The key follows from all that decides the rows and their ids, so a folder of that name is right or damaged, never stale.
+The key follows from all that decides the rows and their ids, so a folder of that name is right or damaged,
+never stale.
 """
 
 import contextlib
@@ -34,7 +36,6 @@ ROWS_AT_ONCE = 8_192  # whose texts and id lists are Python objects at a time
 OnProgress = Callable[[int, int], None]  # rows done, rows in all
 
 
-
 @dataclass(frozen=True)
 class EncodingPlan:
     """What is to be encoded, and how."""
@@ -49,7 +50,6 @@ class EncodingPlan:
     def encoded_partitions(self) -> dict[str, list[Path]]:
         """The partitions of `tasks`."""
         return {task.name: self.partitions[task.name] for task in self.tasks if task.name in self.partitions}
-
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class RowGroup:
     tokenizer_sha256: str
 
 
-
 def publish_encoded(plan: EncodingPlan, run_dir: Path, on_progress: OnProgress) -> Path:
-    """The folder of the plan's encoded rows. Built unless it is there whole; then older ones of the run are removed.
+    """The folder of the plan's encoded rows. Built unless it is there whole; then older ones of the run are
+    removed.
 
     A killed build leaves nothing visible. Of two processes one builds and the other waits for it.
-    DamagedInputError, DataRefusedError: a partition is not whole or not of the contract. ConfigError: the tokenizer or a template is unfit.
-    RetryableError: a worker died, or the rows changed meanwhile.
+    DamagedInputError, DataRefusedError: a partition is not whole or not of the contract. ConfigError: the
+    tokenizer or a template is unfit. RetryableError: a worker died, or the rows changed meanwhile.
     """
     from filelock import FileLock
 
@@ -87,7 +87,10 @@ def publish_encoded(plan: EncodingPlan, run_dir: Path, on_progress: OnProgress) 
         try:
             write_encoded(plan, staged, on_progress)
             if encoding_key(plan) != key:
-                raise RetryableError("the judged rows or the tokenizer changed while they were encoded; run the same command again")
+                raise RetryableError(
+                    "the judged rows or the tokenizer changed while they were encoded; run the same "
+                    "command again"
+                )
             publish_dir(staged, root / key)
         finally:
             remove_tree(staged)
@@ -96,27 +99,30 @@ def publish_encoded(plan: EncodingPlan, run_dir: Path, on_progress: OnProgress) 
     return root / key
 
 
-
 def encoding_key(plan: EncodingPlan) -> str:
     """Hex sha256 of all that the encoded rows and their order follow from."""
-    return json_sha256({
-        "format": FORMAT,
-        # the files in the order they are read, which `data_digest` leaves open
-        "data": {name: [file_sha256(path) for path in paths] for name, paths in plan.encoded_partitions.items()},
-        "split": plan.split.model_dump(mode="json"),
-        "templates": {task.name: task.template for task in plan.tasks if task.name in plan.partitions},
-        "encode": plan.encode.model_dump(mode="json"),
-        "encoder_version": ENCODER_VERSION,
-        "tokenizer": tokenizer_sha256(plan.tokenizer_dir),
-        "libraries": {name: version(name) for name in ("tokenizers", "transformers")},
-    })  # fmt: skip
-
+    return json_sha256(
+        {
+            "format": FORMAT,
+            # the files in the order they are read, which `data_digest` leaves open
+            "data": {
+                name: [file_sha256(path) for path in paths] for name, paths in plan.encoded_partitions.items()
+            },
+            "split": plan.split.model_dump(mode="json"),
+            "templates": {task.name: task.template for task in plan.tasks if task.name in plan.partitions},
+            "encode": plan.encode.model_dump(mode="json"),
+            "encoder_version": ENCODER_VERSION,
+            "tokenizer": tokenizer_sha256(plan.tokenizer_dir),
+            "libraries": {name: version(name) for name in ("tokenizers", "transformers")},
+        }
+    )
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """Hex sha256 over the names and contents of a tokenizer's files: the same for a backbone's folder and for a bundle's copy."""
+    """Hex sha256 over the names and contents of a tokenizer's files: the same for a backbone's folder and for
+    a bundle's copy.
+    """
     return json_sha256({path.name: file_sha256(path) for path in folder.iterdir() if is_tokenizer_file(path)})
-
 
 
 def write_encoded(plan: EncodingPlan, staged: Path, on_progress: OnProgress) -> None:
@@ -126,20 +132,23 @@ def write_encoded(plan: EncodingPlan, staged: Path, on_progress: OnProgress) -> 
     for path in filter(is_tokenizer_file, plan.tokenizer_dir.iterdir()):
         shutil.copyfile(path, tokenizer_dir / path.name)
     digest = tokenizer_sha256(tokenizer_dir)
-    load_encoder(tokenizer_dir, digest, plan.tasks, plan.encode)  # so that an unfit template is told before any worker is busy
+    # so that an unfit template is told before any worker is busy
+    load_encoder(tokenizer_dir, digest, plan.tasks, plan.encode)
     groups = list(row_groups(plan, tokenizer_dir, digest))
     done, total = 0, sum(group.num_rows for group in groups)
     on_progress(done, total)
     names = {(task, side): encoded_name(task, side) for task in plan.encoded_partitions for side in SPLITS}
     with contextlib.ExitStack() as stack:
-        writers = {pair: stack.enter_context(pq.ParquetWriter(staged / name, ENCODED_SCHEMA)) for pair, name in names.items()}
+        writers = {
+            pair: stack.enter_context(pq.ParquetWriter(staged / name, ENCODED_SCHEMA))
+            for pair, name in names.items()
+        }
         for group, tables in zip(groups, map_in_order(encode_row_group, groups), strict=True):
             for side, table in tables.items():
                 writers[group.task_name, side].write_table(table)
             done += group.num_rows
             on_progress(done, total)
     write_manifest(staged)
-
 
 
 def row_groups(plan: EncodingPlan, tokenizer_dir: Path, digest: str) -> Iterator[RowGroup]:
@@ -150,12 +159,15 @@ def row_groups(plan: EncodingPlan, tokenizer_dir: Path, digest: str) -> Iterator
                 check_schema(file, path)
                 counts = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
             for index, num_rows in enumerate(counts):
-                yield RowGroup(name, path, index, num_rows, plan.split, plan.tasks, plan.encode, tokenizer_dir, digest)
-
+                yield RowGroup(
+                    name, path, index, num_rows, plan.split, plan.tasks, plan.encode, tokenizer_dir, digest
+                )
 
 
 def encode_row_group(group: RowGroup) -> dict[Split, pa.Table]:
-    """The judged rows of one row group by side (ENCODED_SCHEMA), in their order; sides without a row are left out."""
+    """The judged rows of one row group by side (ENCODED_SCHEMA), in their order; sides without a row are left
+    out.
+    """
     encoder = load_encoder(group.tokenizer_dir, group.tokenizer_sha256, group.tasks, group.encode)
     template = next(task for task in group.tasks if task.name == group.task_name)
     columns = ["row_id", "query", *template.ad_columns, "label", "weight"]
@@ -173,19 +185,26 @@ def encode_row_group(group: RowGroup) -> dict[Split, pa.Table]:
     return {side: table for side, table in whole.items() if table.num_rows}
 
 
-
 def encoded_table(encoder: Encoder, rows: pa.Table, task_name: str) -> pa.Table:
     """Contract rows of one task as rows of ENCODED_SCHEMA."""
     ids = pa.array(encoder.encode(rows, task_name), pa.list_(pa.int32()))
     weight = rows.column("weight").fill_null(1.0)
-    columns = [rows.column("row_id"), rows.column("query"), ids, pc.list_value_length(ids), rows.column("label"), weight]
+    columns = [
+        rows.column("row_id"),
+        rows.column("query"),
+        ids,
+        pc.list_value_length(ids),
+        rows.column("label"),
+        weight,
+    ]
     return pa.table(columns, schema=ENCODED_SCHEMA)
-
 
 
 @lru_cache(maxsize=1)  # a worker process encodes many row groups with one tokenizer
 def load_encoder(tokenizer_dir: Path, digest: str, tasks: Sequence[Task], config: EncodeConfig) -> Encoder:
-    """The encoder of a tokenizer's folder; ConfigError if they do not fit together. `digest` tells two contents of one folder apart."""
+    """The encoder of a tokenizer's folder; ConfigError if they do not fit together. `digest` tells two
+    contents of one folder apart.
+    """
     try:
         return Encoder(load_tokenizer(tokenizer_dir), tasks, config)
     except (ValueError, OSError) as error:

@@ -25,21 +25,25 @@ FORMAT = 1  # of the folder; changes when an older reader would misread it
 
 MANIFEST = "manifest.json"
 
-ENCODED_SCHEMA = pa.schema([
-    pa.field("row_id", pa.string(), False), pa.field("query", pa.string(), False), pa.field("ids", pa.list_(pa.int32()), False),
-    pa.field("length", pa.int32(), False), pa.field("label", pa.int32(), False), pa.field("weight", pa.float32(), False),
-])  # fmt: skip
+ENCODED_SCHEMA = pa.schema(
+    [
+        pa.field("row_id", pa.string(), False),
+        pa.field("query", pa.string(), False),
+        pa.field("ids", pa.list_(pa.int32()), False),
+        pa.field("length", pa.int32(), False),
+        pa.field("label", pa.int32(), False),
+        pa.field("weight", pa.float32(), False),
+    ]
+)
 
 FACTS = [name for name in ENCODED_SCHEMA.names if name != "ids"]
 
 ENCODE_ANEW = "run the same command again: it encodes the rows anew"
 
 
-
 def encoded_name(task_name: str, side: Split) -> str:
     """The file of one task's rows of one side."""
     return f"{side}-{task_name}.parquet"
-
 
 
 def read_encoded(folder: Path, side: Split, tasks: Sequence[Task]) -> EncodedRows:
@@ -65,12 +69,10 @@ def read_encoded(folder: Path, side: Split, tasks: Sequence[Task]) -> EncodedRow
     )
 
 
-
 def read_facts(path: Path) -> pa.Table:
     """All but the ids."""
     with pq.ParquetFile(path, memory_map=True) as file:
         return file.read(columns=FACTS)
-
 
 
 def read_ids(paths: Sequence[Path], num_tokens: int) -> np.ndarray:
@@ -87,12 +89,14 @@ def read_ids(paths: Sequence[Path], num_tokens: int) -> np.ndarray:
     return ids
 
 
-
 def write_manifest(folder: Path) -> None:
     """List every file of a finished folder."""
-    files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {
+        str(path.relative_to(folder)): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     write_json(folder / MANIFEST, {"files": files, "sha256": json_sha256(files)})
-
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
@@ -106,14 +110,12 @@ def read_manifest(folder: Path) -> dict[str, str]:
     raise DamagedInputError(f"{folder / MANIFEST} was altered; {ENCODE_ANEW}")
 
 
-
 def check_file(folder: Path, name: str, listed: dict[str, str]) -> Path:
     """The file's path; DamagedInputError if it is absent or other bytes than the manifest lists."""
     path = folder / name
     if not path.is_file() or file_sha256(path) != listed[name]:
         raise DamagedInputError(f"{path} is absent or damaged; {ENCODE_ANEW}")
     return path
-
 
 
 def is_whole(folder: Path) -> bool:

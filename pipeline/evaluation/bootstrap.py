@@ -1,4 +1,5 @@
-"""How sure a figure is: queries are drawn again with replacement, so that the rows of one query rise and fall together.
+"""How sure a figure is: queries are drawn again with replacement, so that the rows of one query rise and fall
+together.
 
 Shape legend: N rows, Q queries, D draws.
 """
@@ -10,10 +11,10 @@ import numpy as np
 
 NUM_DRAWS = 1_000  # behind an interval
 
-BLOCK_WEIGHTS = 2_000_000  # weights in memory at a time: the figures of a block need some ten times their room
+# weights in memory at a time: the figures of a block need some ten times their room
+BLOCK_WEIGHTS = 2_000_000
 
 Figures = Mapping[str, np.ndarray]  # by name, one value a draw (D,)
-
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Interval:
     high: float
 
 
-
 class QueryDraws:
-    """Draws of the queries of N rows. The same rows and seed give the same draws, so that two systems can be compared draw by draw."""
+    """Draws of the queries of N rows. The same rows and seed give the same draws, so that two systems can be
+    compared draw by draw.
+    """
 
     def __init__(self, query_N: np.ndarray, seed: int, num_draws: int = NUM_DRAWS) -> None:
         _, self.query_index_N = np.unique(query_N, return_inverse=True)
@@ -42,7 +44,9 @@ class QueryDraws:
             count = min(size, self.num_draws - start)
             drawn = random.integers(0, self.num_queries, (count, self.num_queries))
             drawn += self.num_queries * np.arange(count)[:, None]
-            counts_DQ = np.bincount(drawn.ravel(), minlength=count * self.num_queries).reshape(count, self.num_queries)
+            counts_DQ = np.bincount(drawn.ravel(), minlength=count * self.num_queries).reshape(
+                count, self.num_queries
+            )
             yield counts_DQ[:, self.query_index_N].astype(np.float64)
 
     def of(self, figures: Callable[[np.ndarray], Figures]) -> dict[str, np.ndarray]:
@@ -51,8 +55,9 @@ class QueryDraws:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-
 def interval(value: float, draw_D: np.ndarray) -> Interval:
     """The middle 95 % of the draws; draws that have no value are left out."""
-    low, high = np.nanquantile(draw_D, [0.025, 0.975]) if np.isfinite(draw_D).any() else (float("nan"), float("nan"))
+    low, high = (
+        np.nanquantile(draw_D, [0.025, 0.975]) if np.isfinite(draw_D).any() else (float("nan"), float("nan"))
+    )
     return Interval(float(value), float(low), float(high))

@@ -13,11 +13,17 @@ from pipeline.errors import DataRefusedError
 def judged_test_rows(config: RunConfig) -> Mapping[str, pa.Table]:
     """Test rows of the tasks that have both classes there. DataRefusedError: none has."""
     tables = read_split(config.accepted_dir, config.tasks, config.split, "test")
-    found = {task.name: tables[task.name] for task in config.tasks if task.name in tables and has_both(tables[task.name], task)}
+    found = {
+        task.name: tables[task.name]
+        for task in config.tasks
+        if task.name in tables and has_both(tables[task.name], task)
+    }
     if not found:
-        raise DataRefusedError("no task has both relevant and irrelevant rows in the test split; add queries or raise split.test_share")
+        raise DataRefusedError(
+            "no task has both relevant and irrelevant rows in the test split; add queries or raise "
+            "split.test_share"
+        )
     return found
-
 
 
 def has_both(table: pa.Table, task: Task) -> bool:

@@ -1,6 +1,7 @@
 """The floor every model must beat: gradient-boosted trees on lexical features, one model a task.
 
-Shapes: B rows, F features, V hashed terms. Needs no training of text encoders, no GPU and no network; seconds for thousands of rows.
+Shapes: B rows, F features, V hashed terms. Needs no training of text encoders, no GPU and no network; seconds
+for thousands of rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.feature_extraction.text import TfidfTransformer
 
-# Runs of letters or digits; kana and ideographs one by one, as Chinese and Japanese put no space between words.
+# Runs of letters or digits; kana and ideographs one by one, as Chinese and Japanese put no space between
+# words.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 
 _WORD = re.compile(rf"[^\W_{_CJK}]+|[{_CJK}]")
@@ -28,32 +30,34 @@ _MAX_TEXT_CHARS = 2_000  # what a query can match stands early in an ad; the res
 _HASHED_TERMS = 2**18
 
 
-
 def _normalise(text: str | None) -> str:
     return " ".join(unicodedata.normalize("NFKC", (text or "")[:_MAX_TEXT_CHARS]).casefold().split())
-
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-
 def _term_counts(text: list[str], unit: str) -> csr_matrix:
-    """(B, V) counts of words, or of runs of 2 to 5 characters inside a word. Hashed: texts without one term need no special case."""
+    """(B, V) counts of words, or of runs of 2 to 5 characters inside a word. Hashed: texts without one term
+    need no special case.
+    """
     from sklearn.feature_extraction.text import HashingVectorizer
 
     by_unit: dict[str, dict[str, Any]] = {
         "word": {"analyzer": _words},
         "character": {"analyzer": "char_wb", "ngram_range": (2, 5)},
     }
-    vectorizer = HashingVectorizer(n_features=_HASHED_TERMS, norm=None, alternate_sign=False, lowercase=False, **by_unit[unit])
+    vectorizer = HashingVectorizer(
+        n_features=_HASHED_TERMS, norm=None, alternate_sign=False, lowercase=False, **by_unit[unit]
+    )
     return vectorizer.transform(text)
 
 
-
 def _overlap(query: str, text: str) -> tuple[float, ...]:
-    """Six numbers of one pair: shares of the words found in the other side, their Jaccard index, phrase match, last word, length."""
+    """Six numbers of one pair: shares of the words found in the other side, their Jaccard index, phrase
+    match, last word, length.
+    """
     query_words, text_words = _words(query), _words(text)
     query_set, text_set = set(query_words), set(text_words)
     num_common = len(query_set & text_set)
@@ -67,10 +71,11 @@ def _overlap(query: str, text: str) -> tuple[float, ...]:
     )
 
 
-
 @dataclass(frozen=True)
 class LexicalBaseline:
-    """Trees over lexical features of a query and the text columns of an ad. Build with `fit`, read with `probability`."""
+    """Trees over lexical features of a query and the text columns of an ad. Build with `fit`, read with
+    `probability`.
+    """
 
     columns: tuple[str, ...]
     idf: Mapping[str, TfidfTransformer]
@@ -78,20 +83,32 @@ class LexicalBaseline:
     constant: float  # the answer where training saw one class only
 
     @classmethod
-    def fit(cls, query: Sequence[str], ads: Mapping[str, Sequence[str]], relevant: np.ndarray, seed: int = 0) -> LexicalBaseline:
-        """Fit on B rows: `ads` maps each text column (title, description, ...) to B texts, `relevant` is (B,) bool. ValueError if uneven."""
+    def fit(
+        cls, query: Sequence[str], ads: Mapping[str, Sequence[str]], relevant: np.ndarray, seed: int = 0
+    ) -> LexicalBaseline:
+        """Fit on B rows: `ads` maps each text column (title, description, ...) to B texts, `relevant` is (B,)
+        bool. ValueError if uneven.
+        """
         from sklearn.ensemble import HistGradientBoostingClassifier
         from sklearn.feature_extraction.text import TfidfTransformer
 
         columns, relevant = tuple(sorted(ads)), np.asarray(relevant, dtype=bool)
-        sizes = {"query": len(query), "relevant": len(relevant)} | {column: len(ads[column]) for column in columns}
+        sizes = {"query": len(query), "relevant": len(relevant)} | {
+            column: len(ads[column]) for column in columns
+        }
         if len(set(sizes.values())) != 1 or not len(query) or not columns:
-            raise ValueError(f"the baseline needs one or more rows and an equal number in each column; got {sizes}")
+            raise ValueError(
+                f"the baseline needs one or more rows and an equal number in each column; got {sizes}"
+            )
         if relevant.all() or not relevant.any():
             return cls(columns, {}, None, float(relevant[0]))
-        text = [_normalise(value) for values in (query, *(ads[column] for column in columns)) for value in values]
+        text = [
+            _normalise(value) for values in (query, *(ads[column] for column in columns)) for value in values
+        ]
         idf = {unit: TfidfTransformer().fit(_term_counts(text, unit)) for unit in ("word", "character")}
-        trees = HistGradientBoostingClassifier(learning_rate=0.05, max_iter=150, max_leaf_nodes=15, l2_regularization=1.0, random_state=seed)
+        trees = HistGradientBoostingClassifier(
+            learning_rate=0.05, max_iter=150, max_leaf_nodes=15, l2_regularization=1.0, random_state=seed
+        )
         fitted = cls(columns, idf, trees, float(relevant.mean()))
         trees.fit(fitted._features(query, ads), relevant)
         return fitted
@@ -106,9 +123,14 @@ class LexicalBaseline:
         return self.trees.predict_proba(self._features(query, ads))[:, 1].astype(np.float64)
 
     def _features(self, query: Sequence[str], ads: Mapping[str, Sequence[str]]) -> np.ndarray:
-        """(B, F) float64: two cosines and six overlap numbers a column, and the length of the query in words and characters."""
+        """(B, F) float64: two cosines and six overlap numbers a column, and the length of the query in words
+        and characters.
+        """
         queries = [_normalise(value) for value in query]
-        features: list[Any] = [[float(len(_words(value))) for value in queries], [float(len(value)) for value in queries]]
+        features: list[Any] = [
+            [float(len(_words(value))) for value in queries],
+            [float(len(value)) for value in queries],
+        ]
         query_terms = {unit: idf.transform(_term_counts(queries, unit)) for unit, idf in self.idf.items()}
         for column in self.columns:
             text = [_normalise(value) for value in ads[column]]

@@ -4,10 +4,10 @@ For smoothed shares p of the reference and q of the current counts over B catego
 
     PSI = sum (q - p) ln(q / p)        KL = sum q ln(q / p), in nats
 
-PSI is the symmetric sum of two KL divergences (S. Kullback and R. A. Leibler, Ann. Math. Stat. 22, 1951). 0.1 to look and 0.25 for
-drift are the credit industry's rule (N. Siddiqi, Credit Risk Scorecards, 2006), blind to the number of rows: by chance alone PSI is
-about chi-square with B - 1 degrees of freedom times 1 / n + 1 / m (B. Yurdakul, Statistical Properties of Population Stability Index,
-2018).
+PSI is the symmetric sum of two KL divergences (S. Kullback and R. A. Leibler, Ann. Math. Stat. 22, 1951). 0.1
+to look and 0.25 for drift are the credit industry's rule (N. Siddiqi, Credit Risk Scorecards, 2006), blind to
+the number of rows: by chance alone PSI is about chi-square with B - 1 degrees of freedom times 1 / n + 1 / m
+(B. Yurdakul, Statistical Properties of Population Stability Index, 2018).
 
 Shape legend: B categories.
 """

@@ -1,5 +1,5 @@
-"""What goes with a version to tell, where it is scored with, whether it still says the same: canary rows with their probabilities, and how
-probabilities and labels were spread over the test rows.
+"""What goes with a version to tell, where it is scored with, whether it still says the same: canary rows with
+their probabilities, and how probabilities and labels were spread over the test rows.
 
 Shape legend: N rows, C labels of the task.
 """
@@ -28,12 +28,17 @@ FORMAT = 1
 Profile = dict[str, dict[str, list[int]]]  # market -> probability and labels -> counts
 
 
-
 def build_reference(
-    judge: Judge, bundle_sha256: str, tables: Mapping[str, pa.Table], probabilities: Mapping[str, np.ndarray], batch_tokens: int
-) -> dict[str, Any]:  # fmt: skip
-    """The reference of a bundle, json, from rows of each task and what the judge said of them, label probabilities (N, C) by task. The canary
-    rows are judged again by themselves, as they will be: bfloat16 differs with the rows beside them."""
+    judge: Judge,
+    bundle_sha256: str,
+    tables: Mapping[str, pa.Table],
+    probabilities: Mapping[str, np.ndarray],
+    batch_tokens: int,
+) -> dict[str, Any]:
+    """The reference of a bundle, json, from rows of each task and what the judge said of them, label
+    probabilities (N, C) by task. The canary rows are judged again by themselves, as they will be: bfloat16
+    differs with the rows beside them.
+    """
     canaries, profiles = {}, {}
     for task in judge.tasks:
         if task.name not in probabilities:
@@ -43,22 +48,28 @@ def build_reference(
         canary_N = relevance_probability(judge_rows(judge, rows, task, batch_tokens), task)
         canaries[task.name] = {"rows": rows.to_pylist(), "probability": canary_N.tolist()}
         probability_N, label_N = relevance_probability(probability_NC, task), probability_NC.argmax(axis=1)
-        profiles[task.name] = profile_of(probability_N, label_N, table.column("market").to_pylist(), len(task.labels))
+        profiles[task.name] = profile_of(
+            probability_N, label_N, table.column("market").to_pylist(), len(task.labels)
+        )
     return {"format": FORMAT, "bundle_sha256": bundle_sha256, "canaries": canaries, "profiles": profiles}
-
 
 
 def read_reference(path: Path, bundle_sha256: str) -> dict[str, Any]:
     """The reference of a bundle. DamagedInputError: the file is another's, or none."""
     reference = read_json(path)
     if reference.get("format") != FORMAT or reference.get("bundle_sha256") != bundle_sha256:
-        raise DamagedInputError(f"{path} is not the reference of bundle {bundle_sha256[:12]}; register that bundle again")
+        raise DamagedInputError(
+            f"{path} is not the reference of bundle {bundle_sha256[:12]}; register that bundle again"
+        )
     return dict(reference)
 
 
-
-def canary_difference(judge: Judge, reference: Mapping[str, Any], batch_tokens: int, all_tasks: AllTasksJudge | None = None) -> float:
-    """How far the judge's probabilities of the canary rows are from those of the reference, at most. `all_tasks`: it judges, in the judge's place."""
+def canary_difference(
+    judge: Judge, reference: Mapping[str, Any], batch_tokens: int, all_tasks: AllTasksJudge | None = None
+) -> float:
+    """How far the judge's probabilities of the canary rows are from those of the reference, at most.
+    `all_tasks`: it judges, in the judge's place.
+    """
     largest = 0.0
     for task in judge.tasks:
         canary = reference["canaries"].get(task.name)
@@ -71,8 +82,9 @@ def canary_difference(judge: Judge, reference: Mapping[str, Any], batch_tokens: 
     return largest
 
 
-
-def profile_of(probability_N: np.ndarray, label_N: np.ndarray, markets: list[str | None], num_labels: int) -> Profile:
+def profile_of(
+    probability_N: np.ndarray, label_N: np.ndarray, markets: list[str | None], num_labels: int
+) -> Profile:
     """How probabilities and labels are spread, market by market."""
     market_N = np.array([market or "" for market in markets], dtype=object)
     found: Profile = {}
@@ -80,10 +92,10 @@ def profile_of(probability_N: np.ndarray, label_N: np.ndarray, markets: list[str
         mine = market_N == market
         bins = np.minimum((probability_N[mine] * BINS).astype(int), BINS - 1)
         found[market] = {
-            "probability": np.bincount(bins, minlength=BINS).tolist(), "labels": np.bincount(label_N[mine], minlength=num_labels).tolist(),
-        }  # fmt: skip
+            "probability": np.bincount(bins, minlength=BINS).tolist(),
+            "labels": np.bincount(label_N[mine], minlength=num_labels).tolist(),
+        }
     return found
-
 
 
 def add_profile(total: Profile, more: Mapping[str, Mapping[str, list[int]]]) -> None:

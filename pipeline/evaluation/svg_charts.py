@@ -14,10 +14,14 @@ COLOURS = ("#2563c9", "#c2571a", "#2e8540", "#8a3fa8", "#8a6d00", "#0f7c86")  # 
 Line = tuple[str, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # name, x, y
 
 
-
-def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], diagonal: bool = False, unit: bool = True) -> str:
+def line_chart(
+    title: str, x_name: str, y_name: str, lines: Sequence[Line], diagonal: bool = False, unit: bool = True
+) -> str:
     """Lines over common axes; with `unit` both go from 0 to 1. A name and a class a line, for the legend."""
-    xs, ys = np.concatenate([np.asarray(line[1], float) for line in lines]), np.concatenate([np.asarray(line[2], float) for line in lines])
+    xs, ys = (
+        np.concatenate([np.asarray(line[1], float) for line in lines]),
+        np.concatenate([np.asarray(line[2], float) for line in lines]),
+    )
     x_low, x_high = (0.0, 1.0) if unit else limits(xs)
     y_low, y_high = (0.0, 1.0) if unit else limits(ys)
 
@@ -25,24 +29,41 @@ def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], diag
         across = MARGIN + (x - x_low) / (x_high - x_low) * (WIDTH - 2 * MARGIN)
         return f"{across:.1f},{HEIGHT - MARGIN - (y - y_low) / (y_high - y_low) * (HEIGHT - 2 * MARGIN):.1f}"
 
-    drawn = [f'<polyline class="diagonal" points="{place(x_low, y_low)} {place(x_high, y_high)}"/>'] if diagonal else []
+    drawn = (
+        [f'<polyline class="diagonal" points="{place(x_low, y_low)} {place(x_high, y_high)}"/>']
+        if diagonal
+        else []
+    )
     legend = []
     for order, (name, line_x, line_y) in enumerate(lines):
         chosen = thinned(len(line_x))
         points = " ".join(place(float(line_x[i]), float(line_y[i])) for i in chosen)
         drawn.append(f'<polyline class="line{order % 6}" points="{points}"/>')
         legend.append(f'<tspan class="text{order % 6}" dx="8">{escape(name)}</tspan>')
-    frame = f'<rect class="frame" x="{MARGIN}" y="{MARGIN}" width="{WIDTH - 2 * MARGIN}" height="{HEIGHT - 2 * MARGIN}"/>'
+    frame = (
+        f'<rect class="frame" x="{MARGIN}" y="{MARGIN}" width="{WIDTH - 2 * MARGIN}" '
+        f'height="{HEIGHT - 2 * MARGIN}"/>'
+    )
     ticks = [
-        (MARGIN, HEIGHT - MARGIN + 14, "start", number(x_low)), (WIDTH - MARGIN, HEIGHT - MARGIN + 14, "end", number(x_high)),
-        (MARGIN - 4, HEIGHT - MARGIN, "end", number(y_low)), (MARGIN - 4, MARGIN + 8, "end", number(y_high)),
-    ]  # fmt: skip
+        (MARGIN, HEIGHT - MARGIN + 14, "start", number(x_low)),
+        (WIDTH - MARGIN, HEIGHT - MARGIN + 14, "end", number(x_high)),
+        (MARGIN - 4, HEIGHT - MARGIN, "end", number(y_low)),
+        (MARGIN - 4, MARGIN + 8, "end", number(y_high)),
+    ]
     texts = [f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>' for x, y, anchor, text in ticks]
     texts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_name)}</text>')
-    texts.append(f'<text x="12" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 12 {HEIGHT / 2})">{escape(y_name)}</text>')
-    texts.append(f'<text class="title" x="{MARGIN}" y="14">{escape(title)}</text><text x="{MARGIN - 8}" y="30">{"".join(legend)}</text>')
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{frame}{"".join(drawn)}{"".join(texts)}</svg>'
-
+    texts.append(
+        f'<text x="12" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 12 '
+        f'{HEIGHT / 2})">{escape(y_name)}</text>'
+    )
+    texts.append(
+        f'<text class="title" x="{MARGIN}" y="14">{escape(title)}</text><text x="{MARGIN - 8}" '
+        f'y="30">{"".join(legend)}</text>'
+    )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}">{frame}{"".join(drawn)}{"".join(texts)}</svg>'
+    )
 
 
 def limits(values: np.ndarray) -> tuple[float, float]:
@@ -51,17 +72,14 @@ def limits(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-
 def thinned(count: int) -> list[int]:
     """Positions of the points that are drawn, both ends among them."""
     return sorted(set(np.linspace(0, count - 1, min(count, CURVE_POINTS)).astype(int).tolist()))
 
 
-
 def number(value: float) -> str:
     """A tick's text."""
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
-
 
 
 def confusion_table(confusion_CC: np.ndarray, labels: Sequence[str]) -> str:
@@ -70,16 +88,27 @@ def confusion_table(confusion_CC: np.ndarray, labels: Sequence[str]) -> str:
     rows = []
     for label, counts in zip(labels, confusion_CC, strict=True):
         total = max(1.0, float(counts.sum()))
-        cells = "".join(f'<td style="--share:{count / total:.2f}" class="shaded">{count:,.0f}</td>' for count in counts)
+        cells = "".join(
+            f'<td style="--share:{count / total:.2f}" class="shaded">{count:,.0f}</td>' for count in counts
+        )
         rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
-    return f'<table class="confusion"><thead><tr><th>true \\ decided</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-
+    return (
+        '<table class="confusion"><thead><tr><th>true \\ '
+        f"decided</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 def standalone(svg: str) -> str:
     """A chart as a file of its own, in fixed colours."""
-    colours = "".join(f".line{n}{{stroke:{colour}}}.text{n}{{fill:{colour}}}" for n, colour in enumerate(COLOURS))
-    shapes = "text{font:10px sans-serif}polyline{fill:none;stroke-width:1.6}.frame{fill:none;stroke:#ccc}.diagonal{stroke:#888}"
+    colours = "".join(
+        f".line{n}{{stroke:{colour}}}.text{n}{{fill:{colour}}}" for n, colour in enumerate(COLOURS)
+    )
+    shapes = (
+        "text{font:10px "
+        "sans-serif}polyline{fill:none;stroke-width:1.6}.frame{fill:none;stroke:#ccc}.diagonal{stroke:#888}"
+    )
     style = f"<style>{shapes}{colours}</style>"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{2 * HEIGHT}"'
-    return svg.replace("<svg", head, 1).replace(">", f'>{style}<rect width="100%" height="100%" fill="#fff"/>', 1)
+    return svg.replace("<svg", head, 1).replace(
+        ">", f'>{style}<rect width="100%" height="100%" fill="#fff"/>', 1
+    )

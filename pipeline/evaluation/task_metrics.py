@@ -11,10 +11,15 @@ import numpy as np
 
 from pipeline.config.tasks import Task
 from pipeline.evaluation.bootstrap import Interval, QueryDraws, interval
-from pipeline.evaluation.metrics import calibration_figures, decision_figures, label_figures, ndcg, ranking_figures
+from pipeline.evaluation.metrics import (
+    calibration_figures,
+    decision_figures,
+    label_figures,
+    ndcg,
+    ranking_figures,
+)
 
 SLICE_ROWS = 20  # a slice of fewer rows is counted and not measured
-
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,6 @@ class Said:
     probability_N: np.ndarray  # of being relevant
     label_probability_NC: np.ndarray | None = None
     decision_N: np.ndarray | None = None
-
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,6 @@ class Truth:
         return Truth(self.task, self.query_N[chosen_N], self.label_N[chosen_N], {})
 
 
-
 def figures_of(truth: Truth, said: Said) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """All figures as a function of weights (D, N)."""
 
@@ -54,7 +57,9 @@ def figures_of(truth: Truth, said: Said) -> Callable[[np.ndarray], dict[str, np.
         found = ranking_figures(said.probability_N, truth.positive_N, weight_DN)
         found |= calibration_figures(said.probability_N, truth.positive_N, weight_DN)
         if said.label_probability_NC is not None:
-            labels = label_figures(said.label_probability_NC.argmax(1), truth.label_N, len(truth.task.labels), weight_DN)
+            labels = label_figures(
+                said.label_probability_NC.argmax(1), truth.label_N, len(truth.task.labels), weight_DN
+            )
             found |= {named(name, truth.task): value_D for name, value_D in labels.items()}
             grade_N = said.label_probability_NC @ np.arange(said.label_probability_NC.shape[1])
             found |= ndcg(grade_N, truth.label_N, truth.query_N, weight_DN)
@@ -65,12 +70,10 @@ def figures_of(truth: Truth, said: Said) -> Callable[[np.ndarray], dict[str, np.
     return figures
 
 
-
 def named(figure: str, task: Task) -> str:
     """f1_2 as f1_<name of label 2>."""
     head, _, index = figure.rpartition("_")
     return f"f1_{task.labels[int(index)]}" if head == "f1" and index.isdigit() else figure
-
 
 
 def measured(truth: Truth, said: Said, seed: int) -> tuple[dict[str, Interval], dict[str, np.ndarray]]:
@@ -81,7 +84,6 @@ def measured(truth: Truth, said: Said, seed: int) -> tuple[dict[str, Interval], 
     return {name: interval(float(value[name][0]), draws[name]) for name in value}, draws
 
 
-
 def measured_slices(truth: Truth, said: Said, seed: int) -> list[dict[str, Any]]:
     """Each slice: way of cutting, name, rows, relevant rows, and its figures if it has rows enough."""
     found = []
@@ -89,7 +91,12 @@ def measured_slices(truth: Truth, said: Said, seed: int) -> list[dict[str, Any]]
         for name in sorted(set(name_N.tolist())):
             chosen_N = name_N == name
             part = truth.rows(chosen_N)
-            about = {"by": by, "slice": name, "rows": int(chosen_N.sum()), "relevant": int(part.positive_N.sum())}
+            about = {
+                "by": by,
+                "slice": name,
+                "rows": int(chosen_N.sum()),
+                "relevant": int(part.positive_N.sum()),
+            }
             if about["rows"] >= SLICE_ROWS:
                 intervals, _ = measured(part, rows_of(said, chosen_N), seed)
                 about["figures"] = as_json(intervals)
@@ -97,14 +104,19 @@ def measured_slices(truth: Truth, said: Said, seed: int) -> list[dict[str, Any]]
     return found
 
 
-
 def rows_of(said: Said, chosen_N: np.ndarray) -> Said:
     """What was said of some of the rows."""
     labels, decisions = said.label_probability_NC, said.decision_N
-    return Said(said.probability_N[chosen_N], None if labels is None else labels[chosen_N], None if decisions is None else decisions[chosen_N])
-
+    return Said(
+        said.probability_N[chosen_N],
+        None if labels is None else labels[chosen_N],
+        None if decisions is None else decisions[chosen_N],
+    )
 
 
 def as_json(intervals: Mapping[str, Interval]) -> dict[str, Any]:
     """Figures by name; null where one is not defined."""
-    return {name: {key: value if np.isfinite(value) else None for key, value in asdict(one).items()} for name, one in intervals.items()}
+    return {
+        name: {key: value if np.isfinite(value) else None for key, value in asdict(one).items()}
+        for name, one in intervals.items()
+    }

@@ -11,7 +11,6 @@ from pipeline.config.tasks import Task
 HASH_BYTES = 16
 
 
-
 @dataclass(frozen=True)
 class Known:
     """Rows of one task with their scores, in the order of their hashes."""
@@ -30,16 +29,21 @@ class Known:
         return np.where(found_N, place_N, -1)
 
 
-
 NOTHING_KNOWN = Known(np.zeros(0, f"S{HASH_BYTES}"), np.zeros(0), np.zeros(0, np.int32), np.zeros(0))
 
 
-
 def input_hashes(table: pa.Table, task: Task) -> np.ndarray:
-    """A hash of what the task's template reads of each row (N,): rows with one hash get one score from one model."""
+    """A hash of what the task's template reads of each row (N,): rows with one hash get one score from one
+    model.
+    """
     texts = [table.column(name).to_pylist() for name in ("query", *task.ad_columns)]
-    return np.array([hashlib.blake2b(repr(row).encode(), digest_size=HASH_BYTES).digest() for row in zip(*texts, strict=True)], f"S{HASH_BYTES}")
-
+    return np.array(
+        [
+            hashlib.blake2b(repr(row).encode(), digest_size=HASH_BYTES).digest()
+            for row in zip(*texts, strict=True)
+        ],
+        f"S{HASH_BYTES}",
+    )
 
 
 def hashes_as_arrow(hash_N: np.ndarray) -> pa.Array:
@@ -47,8 +51,14 @@ def hashes_as_arrow(hash_N: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(HASH_BYTES), len(hash_N), [None, pa.py_buffer(hash_N.tobytes())])
 
 
-
 def hashes_as_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of hashes, none of them null, as `input_hashes` has them; without a Python object for each of millions."""
+    """A column of hashes, none of them null, as `input_hashes` has them; without a Python object for each of
+    millions.
+    """
     chunks = [chunk for chunk in column.chunks if len(chunk)]
-    return np.concatenate([np.frombuffer(chunk.buffers()[1], f"S{HASH_BYTES}")[chunk.offset : chunk.offset + len(chunk)] for chunk in chunks])
+    return np.concatenate(
+        [
+            np.frombuffer(chunk.buffers()[1], f"S{HASH_BYTES}")[chunk.offset : chunk.offset + len(chunk)]
+            for chunk in chunks
+        ]
+    )

@@ -1,4 +1,5 @@
-"""A model ready to judge rows: weights, encoder and calibration together. Evaluation, scoring and MLflow all use this one path.
+"""A model ready to judge rows: weights, encoder and calibration together. Evaluation, scoring and MLflow all
+use this one path.
 
 Shape legend: N rows, C labels of the finest task.
 """
@@ -31,7 +32,6 @@ from pipeline.inference.task_predictor import Spent, TaskJudge
 BUNDLE_FORMAT = 2  # of bundle.json; changes when an older reader would misread it
 
 
-
 @dataclass(frozen=True)
 class Judge:
     """Judges contract rows of its tasks."""
@@ -48,15 +48,21 @@ class Judge:
         """Token ids of the rows of each task."""
         return encode_rows(tables, self.tasks, self.encoder)
 
-    def logits(self, encoded: EncodedRows, batch_tokens: int, on_rows: OnRows = lambda rows: None) -> np.ndarray:
-        """(N, C) float64 in the order of `encoded`, -inf beyond a task's labels. The model's weights must stay as they are from the first call on.
+    def logits(
+        self, encoded: EncodedRows, batch_tokens: int, on_rows: OnRows = lambda rows: None
+    ) -> np.ndarray:
+        """(N, C) float64 in the order of `encoded`, -inf beyond a task's labels. The model's weights must
+        stay as they are from the first call on.
 
-        `on_rows` gets the numbers of rows that are about to be judged, each row once."""
+        `on_rows` gets the numbers of rows that are about to be judged, each row once.
+        """
         logits_NC = np.full((len(encoded), max(len(task.labels) for task in self.tasks)), -np.inf)
         for index in np.unique(encoded.task_N).tolist():
             mine = np.flatnonzero(encoded.task_N == index)
             id_lists = [encoded.ids_of(row) for row in mine]
-            of_task = self.of_task(index).logits(id_lists, batch_tokens, lambda rows, mine=mine: on_rows(mine[rows]))  # type: ignore[misc]
+            of_task = self.of_task(index).logits(
+                id_lists, batch_tokens, lambda rows, mine=mine: on_rows(mine[rows])
+            )  # type: ignore[misc]
             logits_NC[mine, : of_task.shape[1]] = of_task
         return logits_NC
 
@@ -76,21 +82,31 @@ class Judge:
         return self.encoder.tokenizer.pad_token_id or 0
 
 
-
 def fresh_judge(config: RunConfig, device: torch.device | None = None) -> Judge:
-    """An untrained judge of the config's shapes: adapters are the identity, heads start from the language model's yes and no.
+    """An untrained judge of the config's shapes: adapters are the identity, heads start from the language
+    model's yes and no.
 
     ConfigError: the backbone is not to be had, or a target module or template does not fit it.
     """
     try:
         backbone = load_backbone(config.backbone)
-        model = build_model(ModelConfig(config.backbone, config.adapter, tuple(len(t.labels) for t in config.tasks)), backbone, config.seed)
+        model = build_model(
+            ModelConfig(config.backbone, config.adapter, tuple(len(t.labels) for t in config.tasks)),
+            backbone,
+            config.seed,
+        )
         encoder = Encoder(load_tokenizer(backbone.folder), config.tasks, config.encode)
     except (BackboneUnavailableError, ValueError) as error:
         raise ConfigError(str(error)) from error
     device = device or torch.device("cpu")
-    return Judge(model.to(device), encoder, config.tasks, {t.name: Calibration() for t in config.tasks}, backbone, device)
-
+    return Judge(
+        model.to(device),
+        encoder,
+        config.tasks,
+        {t.name: Calibration() for t in config.tasks},
+        backbone,
+        device,
+    )
 
 
 def describe(judge: Judge, config: RunConfig, training: dict[str, Any]) -> dict[str, Any]:
@@ -109,17 +125,20 @@ def describe(judge: Judge, config: RunConfig, training: dict[str, Any]) -> dict[
         },
         "seed": config.seed,
         "split": config.split.model_dump(mode="json"),
-        "calibration": {name: calibration.model_dump(mode="json") for name, calibration in judge.calibration.items()},
+        "calibration": {
+            name: calibration.model_dump(mode="json") for name, calibration in judge.calibration.items()
+        },
         "training": training,
     }
 
 
-
-def load_judge(folder: Path, expected_sha256: str | None = None, device: torch.device | None = None) -> tuple[Judge, Bundle]:
+def load_judge(
+    folder: Path, expected_sha256: str | None = None, device: torch.device | None = None
+) -> tuple[Judge, Bundle]:
     """The judge in a bundle folder, verified file by file.
 
-    DamagedInputError: the bundle is not whole or not the expected one, or this machine's backbone has another digest than the one it was
-    trained on. ConfigError: the backbone is not to be had here.
+    DamagedInputError: the bundle is not whole or not the expected one, or this machine's backbone has another
+    digest than the one it was trained on. ConfigError: the backbone is not to be had here.
     """
     try:
         bundle = read_bundle(folder, expected_sha256)
@@ -127,18 +146,28 @@ def load_judge(folder: Path, expected_sha256: str | None = None, device: torch.d
         raise DamagedInputError(str(error)) from error
     about = bundle.description
     if about.get("format") != BUNDLE_FORMAT:
-        raise DamagedInputError(f"{folder} has format {about.get('format')}, this code reads {BUNDLE_FORMAT}; train again")
+        raise DamagedInputError(
+            f"{folder} has format {about.get('format')}, this code reads {BUNDLE_FORMAT}; train again"
+        )
     if about.get("encoder_version") != ENCODER_VERSION:
         other = about.get("encoder_version")
-        raise DamagedInputError(f"{folder} was made with encoder version {other}, this code has {ENCODER_VERSION}; train again")
+        raise DamagedInputError(
+            f"{folder} was made with encoder version {other}, this code has {ENCODER_VERSION}; train again"
+        )
     tasks = TypeAdapter(tuple[Task, ...]).validate_python(about["tasks"])
-    digest, backbone_fields = about["backbone"]["digest"], {k: v for k, v in about["backbone"].items() if k != "digest"}
+    digest, backbone_fields = (
+        about["backbone"]["digest"],
+        {k: v for k, v in about["backbone"].items() if k != "digest"},
+    )
     config = BackboneConfig(**backbone_fields)
     try:
         adapter = build_adapter(about["adapter"])
         backbone = load_backbone(config)
         if backbone.digest != digest:
-            raise DamagedInputError(f"backbone {config.source} here has digest {backbone.digest[:12]}, {folder} was trained on {digest[:12]}")
+            raise DamagedInputError(
+                f"backbone {config.source} here has digest {backbone.digest[:12]}, {folder} was trained "
+                f"on {digest[:12]}"
+            )
         model = build_model(ModelConfig(config, adapter, label_counts(tasks)), backbone, about["seed"])
         model.load_trainable_state(bundle.tensors)
     except BackboneUnavailableError as error:
@@ -149,7 +178,6 @@ def load_judge(folder: Path, expected_sha256: str | None = None, device: torch.d
     encoder = Encoder(load_tokenizer(bundle.tokenizer_dir), tasks, EncodeConfig(**about["encode"]))
     calibration = {name: Calibration(**fields) for name, fields in about["calibration"].items()}
     return Judge(model.to(device).eval(), encoder, tasks, calibration, backbone, device), bundle
-
 
 
 def label_counts(tasks: Sequence[Task]) -> tuple[int, ...]:

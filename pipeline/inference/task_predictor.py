@@ -1,4 +1,5 @@
-"""Rows of one task through the model at the least cost: adapters merged into the weights, equal rows once, equal beginnings once.
+"""Rows of one task through the model at the least cost: adapters merged into the weights, equal rows once,
+equal beginnings once.
 
 Shape legend: N rows, U rows that differ, B rows of a batch, S tokens, C labels of the task.
 """
@@ -24,12 +25,15 @@ from pipeline.runtime.timing import DeviceClock
 
 FULL_ENOUGH = 0.125  # of the token budget; smaller passes cost more a token than padding does
 
-ROOM_BEHIND = 4  # token budgets that a batch's rows may take with the beginnings they lie behind, which cost memory and little time
+# token budgets that a batch's rows may take with the beginnings they lie behind, which cost memory and little
+# time
+ROOM_BEHIND = 4
 
-CLOSE_LOGITS = 0.1  # of their length; bfloat16 differs by some hundredths with the order of sums, a model that lost what it read by about 1
+# of their length; bfloat16 differs by some hundredths with the order of sums, a model that lost what it read
+# by about 1
+CLOSE_LOGITS = 0.1
 
 OnMembers = Callable[[Sequence[int]], None]  # as OnRows, with numbers among the rows that differ
-
 
 
 @dataclass
@@ -46,7 +50,6 @@ class Spent:
         return self.tokens_computed / max(1, self.tokens_in)
 
 
-
 class TaskJudge:
     """One task of a model whose weights stay as they are from here on."""
 
@@ -58,11 +61,16 @@ class TaskJudge:
             self.merged: MergedModel | None = merge_task(model, task_index)
         except NotMergeableError:  # the method has no weight for a task
             self.merged = None
-        self.shares_beginnings: bool | None = None if self.merged is not None and model.pooling == "last" else False  # None: not tried yet
+        # None: not tried yet
+        self.shares_beginnings: bool | None = (
+            None if self.merged is not None and model.pooling == "last" else False
+        )
 
     @torch.inference_mode()
     def logits(self, id_lists: Sequence[np.ndarray], batch_tokens: int, on_rows: OnRows) -> np.ndarray:
-        """(N, C) float64 of rows of token ids, whatever the batches they come in. `batch_tokens`: of one pass, padding included."""
+        """(N, C) float64 of rows of token ids, whatever the batches they come in. `batch_tokens`: of one
+        pass, padding included.
+        """
         self.clock.restart()  # a call before may have ended in an error
         self.spent.tokens_in += sum(map(len, id_lists))
         ids_U, first_N = distinct(id_lists)
@@ -71,7 +79,8 @@ class TaskJudge:
         def tell(rows: Sequence[int]) -> None:
             on_rows(np.concatenate([rows_of_U[u] for u in rows]))
 
-        judged = list(self._judged(ids_U, batch_tokens, tell))  # and fetched at the end: a GPU is not waited for between passes
+        # and fetched at the end: a GPU is not waited for between passes
+        judged = list(self._judged(ids_U, batch_tokens, tell))
         logits_UC = np.zeros((len(ids_U), self.num_labels))
         if judged:
             rows, of_rows = zip(*judged, strict=True)
@@ -79,12 +88,18 @@ class TaskJudge:
         self.spent.model_s += self.clock.seconds()
         return logits_UC[first_N]
 
-    def _judged(self, ids_U: list[np.ndarray], batch_tokens: int, tell: OnMembers) -> Iterator[tuple[Any, torch.Tensor]]:
+    def _judged(
+        self, ids_U: list[np.ndarray], batch_tokens: int, tell: OnMembers
+    ) -> Iterator[tuple[Any, torch.Tensor]]:
         """(row numbers, their logits), batch by batch."""
         longest_2 = sorted(ids_U, key=len)[-2:]
         if self.shares_beginnings is None and len(longest_2) == 2 and len(longest_2[0]) > 1:
             self.shares_beginnings = self._reads_in_parts(longest_2)
-        if not self.shares_beginnings or len(ids_U) < 2 or 2 * len(longest_2[-1]) > attention_window(self.model.trunk):
+        if (
+            not self.shares_beginnings
+            or len(ids_U) < 2
+            or 2 * len(longest_2[-1]) > attention_window(self.model.trunk)
+        ):
             for part in length_batches(np.array([len(ids) for ids in ids_U]), batch_tokens, FULL_ENOUGH):
                 tell(part.tolist())
                 yield part, self._whole([ids_U[row] for row in part])
@@ -108,7 +123,13 @@ class TaskJudge:
             yield [groups[position] for position in part]
 
     def _judge_groups(
-        self, ids_U: list[np.ndarray], groups: list[Group], start: Prefixes | None, common: int, batch_tokens: int, tell: OnMembers
+        self,
+        ids_U: list[np.ndarray],
+        groups: list[Group],
+        start: Prefixes | None,
+        common: int,
+        batch_tokens: int,
+        tell: OnMembers,
     ) -> Iterator[tuple[Any, torch.Tensor]]:
         """Read the groups' beginnings, then what follows them."""
         members = [(row, number) for number, group in enumerate(groups) for row in group.rows]
@@ -122,11 +143,15 @@ class TaskJudge:
             yield rows, self._behind([tails[i] for i in part], beginnings, [members[i][1] for i in part])
 
     def _reads_in_parts(self, ids_2: list[np.ndarray]) -> bool:
-        """Whether two rows get the same logits when each is read in two parts: not every architecture keeps what it has read, or takes positions."""
+        """Whether two rows get the same logits when each is read in two parts: not every architecture keeps
+        what it has read, or takes positions.
+        """
         trunk: Any = self.model.trunk
-        if "position_ids" not in inspect.signature(trunk.forward).parameters:  # it would count the padding between the parts
+        # it would count the padding between the parts
+        if "position_ids" not in inspect.signature(trunk.forward).parameters:
             return False
-        cuts = [max(1, len(ids) // share) for ids, share in zip(ids_2, (2, 3), strict=True)]  # unlike lengths, so that there is padding to look past
+        # unlike lengths, so that there is padding to look past
+        cuts = [max(1, len(ids) // share) for ids, share in zip(ids_2, (2, 3), strict=True)]
         try:
             heads = self._read([ids[:cut] for ids, cut in zip(ids_2, cuts, strict=True)], None)
             parted = self._behind([ids[cut:] for ids, cut in zip(ids_2, cuts, strict=True)], heads, [0, 1])
@@ -143,7 +168,9 @@ class TaskJudge:
             task_B = torch.full((len(id_lists),), self.task_index, device=self.device)
             return self.model(ids_BS, mask_BS, task_B)[:, : self.num_labels]
 
-    def _behind(self, tails: Sequence[np.ndarray], prefixes: Prefixes, numbers: Sequence[int]) -> torch.Tensor:
+    def _behind(
+        self, tails: Sequence[np.ndarray], prefixes: Prefixes, numbers: Sequence[int]
+    ) -> torch.Tensor:
         assert self.merged is not None
         ids_BS, mask_BS = self._padded(tails)
         number_B = to_device(torch.tensor(numbers), self.device)
@@ -164,12 +191,14 @@ class TaskJudge:
         return to_device(ids_BS, self.device), to_device(mask_BS, self.device)
 
 
-
 def attention_window(trunk: Any) -> float:
-    """Tokens that the model's layers look back at least, and so keep; its cache would drop what is padded beyond them."""
+    """Tokens that the model's layers look back at least, and so keep; its cache would drop what is padded
+    beyond them.
+    """
     config = trunk.config.get_text_config(decoder=True)
-    return min(getattr(config, name, None) or float("inf") for name in ("sliding_window", "attention_chunk_size"))
-
+    return min(
+        getattr(config, name, None) or float("inf") for name in ("sliding_window", "attention_chunk_size")
+    )
 
 
 def are_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:

@@ -18,7 +18,6 @@ class RuleVerdict:
     reason: str
 
 
-
 @dataclass(frozen=True)
 class Verdict:
     """All rules' answers on one version against one champion."""
@@ -37,27 +36,45 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"version": self.version, "against": self.against, "passed": self.passed, "rules": [asdict(rule) for rule in self.rules]}
-
+        return {
+            "version": self.version,
+            "against": self.against,
+            "passed": self.passed,
+            "rules": [asdict(rule) for rule in self.rules],
+        }
 
 
 def judge_version(
-    version: str, against: str, comparison: Comparison, cases: Sequence[CaseResult], data_passed: bool, config: PromotionConfig
+    version: str,
+    against: str,
+    comparison: Comparison,
+    cases: Sequence[CaseResult],
+    data_passed: bool,
+    config: PromotionConfig,
 ) -> Verdict:
     """Every rule on what was measured."""
     rules = (
-        data_rule(data_passed), coverage_rule(comparison), task_rule(comparison, config), macro_rule(comparison, config),
-        calibration_rule(comparison, config), slice_rule(comparison, config), speed_rule(comparison, config), behaviour_rule(cases),
-    )  # fmt: skip
+        data_rule(data_passed),
+        coverage_rule(comparison),
+        task_rule(comparison, config),
+        macro_rule(comparison, config),
+        calibration_rule(comparison, config),
+        slice_rule(comparison, config),
+        speed_rule(comparison, config),
+        behaviour_rule(cases),
+    )
     return Verdict(version, against, rules)
-
 
 
 def data_rule(passed: bool) -> RuleVerdict:
     """The rows passed the data gate."""
-    refused = "the rows that the version was trained on or those of now did not pass it; see its tag data_gate and validation/report.json"
-    return RuleVerdict("data gate", passed, "the version's rows and those of now passed it" if passed else refused)
-
+    refused = (
+        "the rows that the version was trained on or those of now did not pass it; see its tag data_gate "
+        "and validation/report.json"
+    )
+    return RuleVerdict(
+        "data gate", passed, "the version's rows and those of now passed it" if passed else refused
+    )
 
 
 def coverage_rule(comparison: Comparison) -> RuleVerdict:
@@ -68,24 +85,34 @@ def coverage_rule(comparison: Comparison) -> RuleVerdict:
     return RuleVerdict("every task of the champion", not missing, reason)
 
 
-
 def task_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     """No task is worse by more than the margin, as far as the rows can tell."""
-    worse = {n: t.difference["pr_auc"] for n, t in comparison.tasks.items() if not t.difference["pr_auc"].low > -config.task_margin}
-    told = "; ".join(f"{name} {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" for name, gap in worse.items())
+    worse = {
+        n: t.difference["pr_auc"]
+        for n, t in comparison.tasks.items()
+        if not t.difference["pr_auc"].low > -config.task_margin
+    }
+    told = "; ".join(
+        f"{name} {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" for name, gap in worse.items()
+    )
     margin = f"promotion.task_margin {config.task_margin}"
-    reason = f"the interval of PR-AUC's difference goes below minus {margin}: {told}" if worse else f"no task loses more PR-AUC than {margin}"
+    reason = (
+        f"the interval of PR-AUC's difference goes below minus {margin}: {told}"
+        if worse
+        else f"no task loses more PR-AUC than {margin}"
+    )
     return RuleVerdict("non-inferior on every task", not worse, reason)
-
 
 
 def macro_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     """The mean over tasks is better."""
     gap = comparison.macro_pr_auc
     passed = gap.value > config.min_macro_gain
-    reason = f"macro PR-AUC {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], asked for more than {config.min_macro_gain:+.3f}"
+    reason = (
+        f"macro PR-AUC {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], asked for more than "
+        f"{config.min_macro_gain:+.3f}"
+    )
     return RuleVerdict("better on macro PR-AUC", passed, reason)
-
 
 
 def calibration_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
@@ -94,28 +121,45 @@ def calibration_rule(comparison: Comparison, config: PromotionConfig) -> RuleVer
     worse = {name: gap.value for name, gap in gaps.items() if not gap.value <= config.calibration_margin}
     told = ", ".join(f"{name} {value:+.3f}" for name, value in worse.items())
     margin = f"promotion.calibration_margin {config.calibration_margin}"
-    reason = f"calibration error {told}, more than {margin}" if worse else f"no task's calibration error grew by more than {margin}"
+    reason = (
+        f"calibration error {told}, more than {margin}"
+        if worse
+        else f"no task's calibration error grew by more than {margin}"
+    )
     return RuleVerdict("calibration no worse", not worse, reason)
-
 
 
 def slice_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     """No part of the rows is clearly worse by more than the margin."""
-    fallen = [(name, one) for name, task in comparison.tasks.items() for one in task.slices if not one["difference"]["high"] >= -config.slice_margin]
-    told = "; ".join(f"{name}, {one['by']} {one['slice']}: {one['difference']['value']:+.3f} on {one['rows']} rows" for name, one in fallen[:5])
-    return RuleVerdict("no slice collapsed", not fallen, told or f"no slice loses more PR-AUC than {config.slice_margin} for certain")
-
+    fallen = [
+        (name, one)
+        for name, task in comparison.tasks.items()
+        for one in task.slices
+        if not one["difference"]["high"] >= -config.slice_margin
+    ]
+    told = "; ".join(
+        f"{name}, {one['by']} {one['slice']}: {one['difference']['value']:+.3f} on {one['rows']} rows"
+        for name, one in fallen[:5]
+    )
+    return RuleVerdict(
+        "no slice collapsed",
+        not fallen,
+        told or f"no slice loses more PR-AUC than {config.slice_margin} for certain",
+    )
 
 
 def speed_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     """Scoring does not get much slower."""
-    reason = f"{comparison.speed_ratio:.2f} of the champion's rows a second, asked for {config.min_speed_ratio}"
+    reason = (
+        f"{comparison.speed_ratio:.2f} of the champion's rows a second, asked for {config.min_speed_ratio}"
+    )
     return RuleVerdict("throughput", comparison.speed_ratio >= config.min_speed_ratio, reason)
-
 
 
 def behaviour_rule(cases: Sequence[CaseResult]) -> RuleVerdict:
     """Texts changed in ways that should not matter, or should."""
     failed = [case for case in cases if not case.passed]
-    told = "; ".join(f"{case.task}, {case.case}: {case.value:.3f}, at most {case.at_most} ({case.told})" for case in failed)
+    told = "; ".join(
+        f"{case.task}, {case.case}: {case.value:.3f}, at most {case.at_most} ({case.told})" for case in failed
+    )
     return RuleVerdict("behaviour", not failed, told or f"all {len(cases)} cases within their tolerances")

@@ -11,10 +11,15 @@ from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 
 REQUIRED = ("task", "query", "ad_title")
 
-OUTPUTS = (("probability", "double"), ("label", "long"), ("label_name", "string"), ("expected_grade", "double"), ("decision", "string"))
+OUTPUTS = (
+    ("probability", "double"),
+    ("label", "long"),
+    ("label_name", "string"),
+    ("expected_grade", "double"),
+    ("decision", "string"),
+)
 
 BATCH_TOKENS = 4096
-
 
 
 def signature() -> Any:
@@ -22,17 +27,23 @@ def signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
-    inputs: Any = [ColSpec("string", name, required=name in REQUIRED) for name in ("task", *TEXT_COLUMNS, "market")]
+    inputs: Any = [
+        ColSpec("string", name, required=name in REQUIRED) for name in ("task", *TEXT_COLUMNS, "market")
+    ]
     outputs: Any = [ColSpec(kind, name) for name, kind in OUTPUTS]
     return ModelSignature(Schema(inputs), Schema(outputs))
 
 
-
 def input_example(task: str) -> pd.DataFrame:
     """One made-up pair."""
-    texts = {"query": "red running shoes", "ad_title": "Running shoes, red, size 9", "ad_description": None, "ad_keyword": None, "landing_page": None}
+    texts = {
+        "query": "red running shoes",
+        "ad_title": "Running shoes, red, size 9",
+        "ad_description": None,
+        "ad_keyword": None,
+        "landing_page": None,
+    }
     return pd.DataFrame([{"task": task, **texts}]).astype("object")
-
 
 
 class InputError(MlflowException, ValueError):  # type: ignore[misc]
@@ -40,7 +51,6 @@ class InputError(MlflowException, ValueError):  # type: ignore[misc]
 
     def __init__(self, message: str) -> None:
         super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
-
 
 
 class RelevanceModelCode(PythonModel):  # type: ignore[misc]
@@ -53,8 +63,12 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
 
         self.judge, self.bundle = load_judge(Path(context.artifacts["bundle"]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One output row for each input row, in order. InputError: a column is missing, a required text is null, a task is unknown."""
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """One output row for each input row, in order. InputError: a column is missing, a required text is
+        null, a task is unknown.
+        """
         from pipeline.config.tasks import check_known_task
         from pipeline.errors import ConfigError
         from pipeline.inference.labels import score_rows
@@ -73,12 +87,14 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
         return pd.concat(parts).loc[model_input.index]
 
 
-
 def check_frame(frame: pd.DataFrame) -> None:
     """InputError naming the columns that are missing or hold nulls where a text is required."""
     missing = [name for name in REQUIRED if name not in frame.columns]
     if missing:
-        raise InputError(f"the input lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)} and takes {', '.join((*TEXT_COLUMNS, 'market'))}")
+        raise InputError(
+            f"the input lacks {', '.join(missing)}; it needs {', '.join(REQUIRED)} and takes "
+            f"{', '.join((*TEXT_COLUMNS, 'market'))}"
+        )
     empty = [name for name in REQUIRED if frame[name].isna().any()]
     if empty:
         raise InputError(f"{', '.join(empty)} must not be null; leave such rows out")
@@ -86,15 +102,22 @@ def check_frame(frame: pd.DataFrame) -> None:
         raise InputError("the frame's index repeats; call reset_index(drop=True) first")
 
 
-
 def contract_rows(frame: pd.DataFrame) -> pa.Table:
     """The frame's texts as contract rows."""
-    texts = {name: [None if pd.isna(v) else str(v) for v in frame[name]] if name in frame else [None] * len(frame) for name in TEXT_COLUMNS}
+    texts = {
+        name: [None if pd.isna(v) else str(v) for v in frame[name]] if name in frame else [None] * len(frame)
+        for name in TEXT_COLUMNS
+    }
     given = {**texts, "row_id": [str(i) for i in range(len(frame))], "market": markets(frame)}
-    return pa.table({field.name: pa.array(given.get(field.name, [None] * len(frame)), field.type) for field in ROW_SCHEMA})
-
+    return pa.table(
+        {field.name: pa.array(given.get(field.name, [None] * len(frame)), field.type) for field in ROW_SCHEMA}
+    )
 
 
 def markets(frame: pd.DataFrame) -> list[str]:
     """The market of each row; one without has the thresholds of the whole task."""
-    return ["" if pd.isna(value) else str(value) for value in frame["market"]] if "market" in frame else [""] * len(frame)
+    return (
+        ["" if pd.isna(value) else str(value) for value in frame["market"]]
+        if "market" in frame
+        else [""] * len(frame)
+    )

@@ -11,9 +11,11 @@ from pipeline.registry.mlflow_client import experiment_id, find_run, mlflow_clie
 from pipeline.registry.provenance import environment
 from pipeline.storage.filesystem import canonical_json, read_json
 
-SEND_EVERY_S = 2.0  # steps are sent in groups: a request a step would cost more than the step of a small model
+# steps are sent in groups: a request a step would cost more than the step of a small model
+SEND_EVERY_S = 2.0
 
-RETRY_EVERY_S = 600.0  # a store that is away holds up what people see of the training for as long as its answer is waited for
+# a store that is away holds up what people see of the training for as long as its answer is waited for
+RETRY_EVERY_S = 600.0
 
 MAX_WAITING = 200_000  # figures that are kept for it: some thousand steps
 
@@ -22,13 +24,16 @@ SYSTEM_EVERY_S = 10.0  # between looks at the driver's machine
 MAX_PARAM_CHARS = 6000  # of a value that MLflow takes
 
 
-
 class RunTracker:
-    """Sends one training to MLflow: parameters, config, environment and the data's verdict at its start, then steps, evaluations and the load of
-    this machine. A store that does not answer is told of, and asked again every RETRY_EVERY_S seconds and at the end: it then gets what it missed,
-    the last MAX_WAITING figures of it. A store that takes no files gets the rest."""
+    """Sends one training to MLflow: parameters, config, environment and the data's verdict at its start, then
+    steps, evaluations and the load of this machine. A store that does not answer is told of, and asked again
+    every RETRY_EVERY_S seconds and at the end: it then gets what it missed, the last MAX_WAITING figures of
+    it. A store that takes no files gets the rest.
+    """
 
-    def __init__(self, config: RunConfig, fingerprint: str, data_digest: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: RunConfig, fingerprint: str, data_digest: str, say: Callable[[str], None]
+    ) -> None:
         self.config, self.fingerprint, self.data_digest, self.say = config, fingerprint, data_digest, say
         self.waiting: list[Any] = []
         self.sent_s = time.monotonic()
@@ -41,7 +46,10 @@ class RunTracker:
 
     def log_step(self, line: dict[str, Any]) -> None:
         """Queue one step's losses, rates and speed; send when it is time."""
-        values = {name: line[name] for name in ("loss", "learning_rate", "rows_per_s", "tokens_per_s", "gradient_norm", "mfu")}
+        values = {
+            name: line[name]
+            for name in ("loss", "learning_rate", "rows_per_s", "tokens_per_s", "gradient_norm", "mfu")
+        }
         values |= {f"seconds_{name}": seconds for name, seconds in line["seconds"].items()}
         values |= {f"loss_{name}": loss for name, loss in line["task_losses"].items()}
         values |= {f"gradient_norm_{name}": norm for name, norm in line["group_gradient_norms"].items()}
@@ -49,7 +57,11 @@ class RunTracker:
 
     def log_evaluation(self, line: dict[str, Any]) -> None:
         """Queue an evaluation on the valid split."""
-        values = {f"valid_{name}_{task}": figures[name] for task, figures in line["tasks"].items() for name in ("pr_auc", "roc_auc", "log_loss")}
+        values = {
+            f"valid_{name}_{task}": figures[name]
+            for task, figures in line["tasks"].items()
+            for name in ("pr_auc", "roc_auc", "log_loss")
+        }
         values |= {f"valid_{name}": line[name] for name in ("macro_pr_auc", "macro_log_loss") if name in line}
         self._queue(values, line["evaluated_after"])
 
@@ -101,7 +113,11 @@ class RunTracker:
             work()
         except Exception as error:
             if self.failed_s is None:
-                told = str(error) if isinstance(error, RelevanceError) else f"MLflow stopped answering ({type(error).__name__})"
+                told = (
+                    str(error)
+                    if isinstance(error, RelevanceError)
+                    else f"MLflow stopped answering ({type(error).__name__})"
+                )
                 self.say(f"  {told}. Training goes on without it")
             self.failed_s = time.monotonic()
             return
@@ -140,7 +156,10 @@ class RunTracker:
             self.client.log_dict(self.run_id, environment(), "environment.json")
             self.client.log_dict(self.run_id, verdict, "data_gate.json")
         except Exception as error:
-            self.say(f"  MLflow takes no files ({type(error).__name__}); the run has no config, environment and verdict of the data")
+            self.say(
+                f"  MLflow takes no files ({type(error).__name__}); the run has no config, environment "
+                "and verdict of the data"
+            )
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _watch_system(self) -> Any:
@@ -149,7 +168,6 @@ class RunTracker:
         monitor = SystemMetricsMonitor(self.run_id, sampling_interval=SYSTEM_EVERY_S, resume_logging=True)
         monitor.start()
         return monitor
-
 
 
 def leaves(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
@@ -161,9 +179,10 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
         yield where, value if isinstance(value, str) else canonical_json(value)
 
 
-
 def close_run(config: RunConfig, fingerprint: str) -> str | None:
-    """The run of a finished training, closed if its command was killed before it could; None where the store knows none or does not answer."""
+    """The run of a finished training, closed if its command was killed before it could; None where the store
+    knows none or does not answer.
+    """
     with contextlib.suppress(RelevanceError), told_errors(config):
         client = mlflow_client(config)
         run_id = find_run(client, config, fingerprint)

@@ -27,9 +27,10 @@ class FetchedVersion:
 
     @property
     def reference_path(self) -> Path:
-        """Canary rows and how its scores were spread; a version registered by an older release, or of a bundle that was not evaluated, has none."""
+        """Canary rows and how its scores were spread; a version registered by an older release, or of a
+        bundle that was not evaluated, has none.
+        """
         return self.bundle_dir.parent / "score_reference.json"
-
 
 
 def resolve_champion(config: RunConfig) -> FetchedVersion:
@@ -38,7 +39,6 @@ def resolve_champion(config: RunConfig) -> FetchedVersion:
     if champion is None:
         raise ConfigError(f"model {config.registry.model} has no champion; run `relevance promote` first")
     return champion
-
 
 
 def find_champion(config: RunConfig) -> FetchedVersion | None:
@@ -56,10 +56,10 @@ def find_champion(config: RunConfig) -> FetchedVersion | None:
         if here and config.registry.use_fetched_champion:  # the log says which it is: nothing is wanting
             return replace(fetch_bundle(config, version, sha256), registry_away=str(error))
         champion = f"version {version} of {config.registry.model}, the champion by the promotion log"
-        kind = ConfigError if getattr(error.__cause__, "error_code", "") in NOT_THERE else RetryableError  # it answers, and is another registry
+        # it answers, and is another registry
+        kind = ConfigError if getattr(error.__cause__, "error_code", "") in NOT_THERE else RetryableError
         wanting = "is not used without it (registry.use_fetched_champion)" if here else "is not here yet"
         raise kind(f"{champion}, {wanting}, and {error}") from error
-
 
 
 def fetch_version(config: RunConfig, version: str) -> FetchedVersion:
@@ -67,7 +67,6 @@ def fetch_version(config: RunConfig, version: str) -> FetchedVersion:
     record = check_version(mlflow_client(config), config.registry.model, version)
     check_registered(record)
     return fetch_bundle(config, str(record.version), record.tags["bundle_sha256"])
-
 
 
 def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion:
@@ -82,14 +81,17 @@ def fetch_bundle(config: RunConfig, version: str, sha256: str) -> FetchedVersion
         staged = temporary_beside(fetched)
         try:
             staged.mkdir()
-            mlflow.artifacts.download_artifacts(f"models:/{config.registry.model}/{version}", dst_path=str(staged))
+            mlflow.artifacts.download_artifacts(
+                f"models:/{config.registry.model}/{version}", dst_path=str(staged)
+            )
             publish_dir(staged, fetched)
         finally:
             remove_tree(staged)
     if not bundle_dir.is_dir():
-        raise DamagedInputError(f"version {version} of {config.registry.model} holds no bundle; register its bundle again")
+        raise DamagedInputError(
+            f"version {version} of {config.registry.model} holds no bundle; register its bundle again"
+        )
     return FetchedVersion(version, bundle_dir, sha256)
-
 
 
 def fetched_dir(config: RunConfig, version: str, sha256: str) -> Path:

@@ -14,7 +14,6 @@ ROUNDS = 5  # after one that warms up
 ENOUGH_S = 0.5
 
 
-
 @contextlib.contextmanager
 def clock(seconds: dict[str, float], what: str) -> Iterator[None]:
     """Add the time spent inside to what `seconds` says of `what`."""
@@ -23,9 +22,10 @@ def clock(seconds: dict[str, float], what: str) -> Iterator[None]:
     seconds[what] = seconds.get(what, 0.0) + time.monotonic() - started_s
 
 
-
 class DeviceClock:
-    """The time that a device spends on what is done inside; a GPU, which works on while Python goes on, is not waited for until it is asked."""
+    """The time that a device spends on what is done inside; a GPU, which works on while Python goes on, is
+    not waited for until it is asked.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -55,10 +55,11 @@ class DeviceClock:
         return float(sum(a.elapsed_time(b) / 1000 if self.device.type == "cuda" else b - a for a, b in pairs))
 
 
-
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product on this worker's threads or GPU, measured: the fastest of a few, as others may
-    work beside it, or the first one where it takes long, as in a precision that the processor does not know."""
+    """Floating-point operations a second of a large matrix product on this worker's threads or GPU, measured:
+    the fastest of a few, as others may work beside it, or the first one where it takes long, as in a
+    precision that the processor does not know.
+    """
     size = MATRIX * (8 if device.type == "cuda" else 1)
     one, other = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     seconds: list[float] = []
@@ -69,7 +70,6 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         wait_for(device)
         seconds.append(time.perf_counter() - started_s)
     return 2 * size**3 / min(seconds)
-
 
 
 def wait_for(device: torch.device) -> None:

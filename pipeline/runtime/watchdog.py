@@ -1,4 +1,6 @@
-"""A watch over one working process: where it gets no further it ends itself, so that it is started again, and leaves where it was stuck."""
+"""A watch over one working process: where it gets no further it ends itself, so that it is started again, and
+leaves where it was stuck.
+"""
 
 import contextlib
 import faulthandler
@@ -12,12 +14,13 @@ from pipeline.runtime import watchdog_process
 GRACE_S = 5.0  # that a process has to end itself, and tell where it was, before its guard kills it
 
 
-
 class Watch:
-    """While inside, `alive` must be called every `timeout_s` seconds, or the process ends with a stack of each of its threads in `file`.
+    """While inside, `alive` must be called every `timeout_s` seconds, or the process ends with a stack of
+    each of its threads in `file`.
 
-    The clock is faulthandler's thread, which needs no GIL, so that a hang in a library's C code is noticed too. A process has one such clock. A
-    process that does not even run, as it was stopped, is killed GRACE_S later by a guard in a process of its own, which says so in `file`.
+    The clock is faulthandler's thread, which needs no GIL, so that a hang in a library's C code is noticed
+    too. A process has one such clock. A process that does not even run, as it was stopped, is killed GRACE_S
+    later by a guard in a process of its own, which says so in `file`.
     """
 
     def __init__(self, file: TextIO, timeout_s: float) -> None:
@@ -31,10 +34,20 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         if self.guard is None:
-            command = [sys.executable, "-I", "-S", watchdog_process.__file__, str(os.getpid()), str(self.timeout_s + GRACE_S)]
-            self.guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self.file, stderr=self.file, bufsize=0)
+            command = [
+                sys.executable,
+                "-I",
+                "-S",
+                watchdog_process.__file__,
+                str(os.getpid()),
+                str(self.timeout_s + GRACE_S),
+            ]
+            self.guard = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=self.file, stderr=self.file, bufsize=0
+            )
             assert self.guard.stdin is not None
-            os.set_blocking(self.guard.stdin.fileno(), False)  # a guard that is stopped itself must not stop the work
+            # a guard that is stopped itself must not stop the work
+            os.set_blocking(self.guard.stdin.fileno(), False)
         self.alive()
         return self
 
@@ -44,5 +57,6 @@ class Watch:
 
     def _tell_guard(self, sign: bytes) -> None:
         assert self.guard is not None and self.guard.stdin is not None
-        with contextlib.suppress(OSError):  # it is gone, or has not read for long: the clock in this process goes on
+        # it is gone, or has not read for long: the clock in this process goes on
+        with contextlib.suppress(OSError):
             self.guard.stdin.write(sign)

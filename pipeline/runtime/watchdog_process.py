@@ -1,7 +1,9 @@
-"""Ends a process that gives no sign of life, from a process of its own: `python guard.py PID TIMEOUT_S`, with what `Watch` writes on stdin.
+"""Ends a process that gives no sign of life, from a process of its own: `python guard.py PID TIMEOUT_S`, with
+what `Watch` writes on stdin.
 
-A process that was stopped (SIGSTOP, a debugger, a frozen node that thawed in part) cannot end itself, whatever clock it has. Imports nothing but the
-standard library's smallest parts, so that it starts in an instant and takes a few megabytes.
+A process that was stopped (SIGSTOP, a debugger, a frozen node that thawed in part) cannot end itself,
+whatever clock it has. Imports nothing but the standard library's smallest parts, so that it starts in an
+instant and takes a few megabytes.
 """
 
 import os
@@ -12,9 +14,10 @@ import sys
 WATCHED, UNWATCHED = b"1", b"0"  # a sign of life, and that none will come for now
 
 
-
 def guard(pid: int, timeout_s: float) -> None:
-    """Follow the parent process `pid` until it is gone, or kill it if it is watched and silent for `timeout_s` seconds."""
+    """Follow the parent process `pid` until it is gone, or kill it if it is watched and silent for
+    `timeout_s` seconds.
+    """
     watched = False
     while True:
         ready, _, _ = select.select([0], [], [], timeout_s)
@@ -25,10 +28,15 @@ def guard(pid: int, timeout_s: float) -> None:
             watched = signs.endswith(WATCHED)
         elif watched:
             # told first: who sees the process gone may look at once
-            print(f"process {pid} gave no sign of life for {timeout_s:g} s, as one that was stopped does, and was killed", flush=True)
+            print(
+                (
+                    f"process {pid} gave no sign of life for {timeout_s:g} s, as one that was stopped does, "
+                    "and was killed"
+                ),
+                flush=True,
+            )
             os.kill(pid, signal.SIGKILL)
             return
-
 
 
 if __name__ == "__main__":

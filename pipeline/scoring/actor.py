@@ -1,7 +1,8 @@
 """The batch scoring job: Ray Data hands units to actors, each actor judges and publishes whole units.
 
-What goes wrong with a unit stays with it. An actor that dies, or gets no further and ends itself, is started again and takes up its unit again, up to
-MAX_ATTEMPTS times in all; then the unit is told as failed, with the rows that were being judged, and the others go on.
+What goes wrong with a unit stays with it. An actor that dies, or gets no further and ends itself, is started
+again and takes up its unit again, up to MAX_ATTEMPTS times in all; then the unit is told as failed, with the
+rows that were being judged, and the others go on.
 """
 
 import json
@@ -32,27 +33,36 @@ from pipeline.storage.object_store import open_store
 
 
 def check_start(starts: Starts, num_actors: int, device: Any) -> None:
-    """RelevanceError: an actor had better not load its model: too many in a row ended over it, and Ray would go on starting them. ConfigError: there
-    is no such device here."""
+    """RelevanceError: an actor had better not load its model: too many in a row ended over it, and Ray would
+    go on starting them. ConfigError: there is no such device here.
+    """
     import torch
 
     if starts.number() >= MAX_ATTEMPTS * num_actors:
-        raise RelevanceError(f"the process ended or got no further while it loaded the model, {starts.number()} times; see Ray's logs, memory first")
+        raise RelevanceError(
+            f"the process ended or got no further while it loaded the model, {starts.number()} times; see "
+            "Ray's logs, memory first"
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("scoring.use_gpu is set, and torch finds no GPU here; install a torch with CUDA on this node, or set it to false")
-
+        raise ConfigError(
+            "scoring.use_gpu is set, and torch finds no GPU here; install a torch with CUDA on this "
+            "node, or set it to false"
+        )
 
 
 def lost_device(error: Exception) -> bool:
-    """Whether a GPU is of no more use to this process, as after an illegal access; not where only its memory was too small."""
+    """Whether a GPU is of no more use to this process, as after an illegal access; not where only its memory
+    was too small.
+    """
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 
-
 class UnitScorer:
-    """A Ray Data actor: holds one verified model, scores one unit a call. Each call returns what became of the unit."""
+    """A Ray Data actor: holds one verified model, scores one unit a call. Each call returns what became of
+    the unit.
+    """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         """`settings`: of `actor_settings`."""
@@ -75,11 +85,14 @@ class UnitScorer:
             try:
                 check_start(starts, settings["num_actors"], device)
                 starts.begin()
-                self.judge, self.bundle = load_judge(Path(settings["bundle_dir"]), settings["bundle_sha256"], device)
+                self.judge, self.bundle = load_judge(
+                    Path(settings["bundle_dir"]), settings["bundle_sha256"], device
+                )
                 starts.done()
                 self.refusal = self._check_canaries(None)
                 self.token_s = seconds_at_peak(self.judge.model, device, self.judge.backbone.dtype)
-            except RelevanceError as error:  # an actor that does not start is started again and tells nobody why
+            # an actor that does not start is started again and tells nobody why
+            except RelevanceError as error:
                 self.refusal = f"nothing was published from here: {error}"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -87,16 +100,23 @@ class UnitScorer:
         return {"outcome": [json.dumps(asdict(self.outcome(unit))) for unit in units]}
 
     def _check_canaries(self, all_tasks: AllTasksJudge | None) -> str:
-        """Why nothing may be published from here; empty: it may. Each actor checks for itself, as machines differ."""
+        """Why nothing may be published from here; empty: it may. Each actor checks for itself, as machines
+        differ.
+        """
         if self.settings["reference"] is None:
             return ""
         reference = read_reference(Path(self.settings["reference"]), self.bundle.sha256)
         found = canary_difference(self.judge, reference, self.settings["batch_tokens"], all_tasks)
         if found <= self.settings["canary_tolerance"]:
             return ""
-        moved = f"canary rows are judged otherwise here than when the version was evaluated: by up to {found:.4f}"
+        moved = (
+            f"canary rows are judged otherwise here than when the version was evaluated: by up to {found:.4f}"
+        )
         limit = f"more than scoring.canary_tolerance {self.settings['canary_tolerance']}"
-        return f"{moved}, {limit}; nothing was published from here. Compare the software and the hardware of both"
+        return (
+            f"{moved}, {limit}; nothing was published from here. Compare the software and the hardware of "
+            "both"
+        )
 
     def outcome(self, unit: Unit) -> Outcome:
         """Score one unit. No error of a unit's own comes out: it is the outcome."""
@@ -111,20 +131,37 @@ class UnitScorer:
             return Outcome(unit.partition, unit.path, error=f"{unit.path}: {error}")
         except Exception as error:
             if lost_device(error):
-                os._exit(1)  # nothing that this process is given would succeed; the one after it takes up the unit again
-            return Outcome(unit.partition, unit.path, error=f"{unit.path}: {type(error).__name__}: {error}, {attempts.in_hand()}")
+                # nothing that this process is given would succeed; the one after it takes up the unit again
+                os._exit(1)
+            return Outcome(
+                unit.partition,
+                unit.path,
+                error=f"{unit.path}: {type(error).__name__}: {error}, {attempts.in_hand()}",
+            )
 
     def _unless_done(self, unit: Unit, attempts: Attempts) -> Outcome:
-        """Begin an attempt, unless the unit is published, by an actor that was lost before it could tell or another scorer, or had its attempts."""
+        """Begin an attempt, unless the unit is published, by an actor that was lost before it could tell or
+        another scorer, or had its attempts.
+        """
         if is_published(self.scores, unit.partition):
             manifest = read_manifest(self.scores, unit.partition)
-            return Outcome(unit.partition, unit.path, manifest["rows"], manifest.get("error_rows", 0), tasks=tuple(judged_tasks(manifest)))
+            return Outcome(
+                unit.partition,
+                unit.path,
+                manifest["rows"],
+                manifest.get("error_rows", 0),
+                tasks=tuple(judged_tasks(manifest)),
+            )
         if attempts.number() >= MAX_ATTEMPTS:
-            why = f"the process that scored it ended or got no further {MAX_ATTEMPTS} times, the last time {attempts.in_hand()}"
+            why = (
+                f"the process that scored it ended or got no further {MAX_ATTEMPTS} times, the last time "
+                f"{attempts.in_hand()}"
+            )
             raise RelevanceError(f"{why}; take these rows out or see the worker's log")
         with self.watch:
             for name in [task.name for task in self.judge.tasks] if unit.all_tasks else [unit.task]:
-                self.cache.of_task(name, self.watch.alive)  # before the attempt, which is about the unit's own rows
+                # before the attempt, which is about the unit's own rows
+                self.cache.of_task(name, self.watch.alive)
             attempts.begin()
             return self._score(unit, attempts)
 
@@ -147,9 +184,17 @@ class UnitScorer:
             attempts.take(rows, row_ids.take(pa.array(rows)).to_pylist())
 
         def score(rows: pa.Table, on_rows: OnRows) -> pa.Table:
-            given = self.settings["batch_tokens"], self.settings["model_version"], self.bundle.sha256, on_rows, not again
+            given = (
+                self.settings["batch_tokens"],
+                self.settings["model_version"],
+                self.bundle.sha256,
+                on_rows,
+                not again,
+            )
             if all_tasks is not None:
-                return score_all_tasks(all_tasks, rows, *given, {one.name: self.cache.of_task(one.name) for one in tasks})
+                return score_all_tasks(
+                    all_tasks, rows, *given, {one.name: self.cache.of_task(one.name) for one in tasks}
+                )
             return score_rows(self.judge, rows, task, *given, self.cache.of_task(task.name))
 
         def spent() -> dict[str, Any]:
@@ -169,18 +214,38 @@ class UnitScorer:
                 attempts.begin()
                 return self._score(unit, attempts)
             raise
-        facts = label_facts(unit, tasks, whole.num_rows, scored, markets, self.settings["model_version"], self.bundle.sha256)
-        assert scored.num_rows == len(tasks) * (whole.num_rows - errors.num_rows), "rows in are labels and errors together, of each task"
+        facts = label_facts(
+            unit, tasks, whole.num_rows, scored, markets, self.settings["model_version"], self.bundle.sha256
+        )
+        assert scored.num_rows == len(tasks) * (whole.num_rows - errors.num_rows), (
+            "rows in are labels and errors together, of each task"
+        )
         publish_partition(self.scores, unit.partition, scored, facts, errors)
         took = {name: value - before[name] for name, value in spent().items()}
-        reused, at_peak_s, names = int((~judged_N).sum()), took["tokens_computed"] * self.token_s, tuple(one.name for one in tasks)
-        return Outcome(unit.partition, unit.path, scored.num_rows, errors.num_rows, reused, at_peak_s=at_peak_s, tasks=names, **took)
+        reused, at_peak_s, names = (
+            int((~judged_N).sum()),
+            took["tokens_computed"] * self.token_s,
+            tuple(one.name for one in tasks),
+        )
+        return Outcome(
+            unit.partition,
+            unit.path,
+            scored.num_rows,
+            errors.num_rows,
+            reused,
+            at_peak_s=at_peak_s,
+            tasks=names,
+            **took,
+        )
 
     def _judge_of_all(self) -> AllTasksJudge:
-        """Made for the first unit that is judged for all tasks. RelevanceError: it judges canary rows otherwise than they were."""
+        """Made for the first unit that is judged for all tasks. RelevanceError: it judges canary rows
+        otherwise than they were.
+        """
         if self.all_tasks is None:
             made = AllTasksJudge(self.judge)
-            refusal = self._check_canaries(made) if made.one_pass is not False else ""  # task by task they were judged already
+            # task by task they were judged already
+            refusal = self._check_canaries(made) if made.one_pass is not False else ""
             if refusal:
                 raise RelevanceError(refusal)
             self.all_tasks = made

@@ -1,4 +1,6 @@
-"""What an actor has begun, noted beside the run for the actor that comes after it: its start, and its units."""
+"""What an actor has begun, noted beside the run for the actor that comes after it: its start, and its
+units.
+"""
 
 import json
 import time
@@ -14,7 +16,6 @@ MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is without end
 KEEP_S = 7 * 24 * 3600.0  # notes of a run that failed, for who looks into it
 
 SHOWN_ROWS = 5  # row ids in a message
-
 
 
 class Starts:
@@ -38,7 +39,6 @@ class Starts:
     def done(self) -> None:
         """One came through."""
         self.path.unlink(missing_ok=True)
-
 
 
 class Attempts:
@@ -81,7 +81,6 @@ class Attempts:
             return "before any row was judged"
         more = f" and {len(row_ids) - SHOWN_ROWS} more" if len(row_ids) > SHOWN_ROWS else ""
         return f"while it judged rows {', '.join(row_ids[:SHOWN_ROWS])}{more}"
-
 
 
 def sweep_attempts(root: Path) -> None:

@@ -1,4 +1,6 @@
-"""The files a scoring run takes its rows from, in a folder or a bucket, and that each stays what it was when the run was planned."""
+"""The files a scoring run takes its rows from, in a folder or a bucket, and that each stays what it was when
+the run was planned.
+"""
 
 import contextlib
 import functools
@@ -21,7 +23,6 @@ PREFIX, SUFFIX = "task=", ".parquet"
 FOOTERS = 8  # that are read at a time
 
 
-
 @dataclass(frozen=True)
 class InputFile:
     """One file of a task."""
@@ -31,7 +32,6 @@ class InputFile:
     digest: str  # of its content: a sha256, or what a bucket knows it by
 
 
-
 def find_inputs(place: Path | str, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
     """The files of each task, sorted. Errors: those of `find_partitions`, and the store's."""
     if is_bucket(place):
@@ -39,10 +39,12 @@ def find_inputs(place: Path | str, tasks: Sequence[Task]) -> dict[str, list[Inpu
     root = Path(place)
     found = find_partitions(root, tasks)
     return {
-        task: [InputFile(str(path), str(path.relative_to(root)), sha256_of(path, state_of(path))) for path in paths]
+        task: [
+            InputFile(str(path), str(path.relative_to(root)), sha256_of(path, state_of(path)))
+            for path in paths
+        ]
         for task, paths in found.items()
-    }  # fmt: skip
-
+    }
 
 
 def find_objects(bucket: Bucket, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
@@ -52,22 +54,29 @@ def find_objects(bucket: Bucket, tasks: Sequence[Task]) -> dict[str, list[InputF
         folder, _, name = entry.key.rpartition("/")
         if folder.startswith(PREFIX) and "/" not in folder and name.endswith(SUFFIX) and not entry.hidden:
             task = check_known_task(folder.removeprefix(PREFIX), tasks, bucket.place).name
-            found.setdefault(task, []).append(InputFile(f"{bucket.place}/{entry.key}", entry.key, f"{entry.version} {entry.size}"))
+            found.setdefault(task, []).append(
+                InputFile(f"{bucket.place}/{entry.key}", entry.key, f"{entry.version} {entry.size}")
+            )
     if not found:
-        raise DataRefusedError(f"{bucket.place} holds no task=<name>/*.parquet; upload rows that `relevance import` or `relevance sample` wrote")
+        raise DataRefusedError(
+            f"{bucket.place} holds no task=<name>/*.parquet; upload rows that `relevance import` or "
+            "`relevance sample` wrote"
+        )
     return found
 
 
-
 def count_rows(files: Sequence[InputFile]) -> list[int]:
-    """Rows of each file by its footer, several files at a time: a bucket takes as long to answer for one as for ten."""
+    """Rows of each file by its footer, several files at a time: a bucket takes as long to answer for one as
+    for ten.
+    """
     with ThreadPoolExecutor(FOOTERS) as pool:
         return list(pool.map(rows_of, files))
 
 
-
 def rows_of(file: InputFile) -> int:
-    """Rows of a file; 0 where it cannot be read, which is told where its unit is scored, so that the others are scored all the same."""
+    """Rows of a file; 0 where it cannot be read, which is told where its unit is scored, so that the others
+    are scored all the same.
+    """
     try:
         with open_input(file.path, file.digest) as opened:
             return int(opened.metadata.num_rows)
@@ -75,10 +84,11 @@ def rows_of(file: InputFile) -> int:
         return 0
 
 
-
 @contextlib.contextmanager
 def open_input(path: str, digest: str) -> Iterator[pq.ParquetFile]:
-    """The open file. RetryableError: it is another than it was, before it is opened or before it is closed. DamagedInputError: not whole parquet."""
+    """The open file. RetryableError: it is another than it was, before it is opened or before it is closed.
+    DamagedInputError: not whole parquet.
+    """
     if is_bucket(path):
         with open_object(path, digest) as file:
             yield file
@@ -93,7 +103,6 @@ def open_input(path: str, digest: str) -> Iterator[pq.ParquetFile]:
         raise changed(path)
 
 
-
 @contextlib.contextmanager
 def open_object(url: str, digest: str) -> Iterator[pq.ParquetFile]:
     """The same in a bucket, which is asked for this very version each time."""
@@ -106,11 +115,11 @@ def open_object(url: str, digest: str) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-
 def changed(path: str) -> RetryableError:
     """Of a file that is no longer what was planned."""
-    return RetryableError(f"{path} changed while it was scored; nothing of it is published, run the same command again")
-
+    return RetryableError(
+        f"{path} changed while it was scored; nothing of it is published, run the same command again"
+    )
 
 
 def state_of(path: Path) -> tuple[int, ...] | None:
@@ -119,7 +128,6 @@ def state_of(path: Path) -> tuple[int, ...] | None:
         return None
     state = path.stat()
     return state.st_ino, state.st_size, state.st_mtime_ns
-
 
 
 @functools.lru_cache(maxsize=10_000)

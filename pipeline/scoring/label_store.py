@@ -1,5 +1,5 @@
-"""Publishing scores so that a reader never sees a part: files staged and synced first, a manifest put in place last, if absent. In a folder or a
-bucket; `root` is either's place.
+"""Publishing scores so that a reader never sees a part: files staged and synced first, a manifest put in
+place last, if absent. In a folder or a bucket; `root` is either's place.
 
     <root>/data/<partition>/<attempt>.parquet     labels, written first; nobody reads them yet
     <root>/errors/<partition>/<attempt>.parquet   rows that got no label, where there are any
@@ -35,17 +35,30 @@ KINDS = {"files": "data", "error_files": "errors"}  # what a manifest calls them
 ORPHAN_S = 24 * 3600.0  # no scorer works on one partition for so long
 
 
-
 def partition_id(
-    task: str, input_path: str, input_sha256: str, bundle_sha256: str, encoder_version: str, part: tuple[int, int] | None = None,
+    task: str,
+    input_path: str,
+    input_sha256: str,
+    bundle_sha256: str,
+    encoder_version: str,
+    part: tuple[int, int] | None = None,
     ways: Sequence[str] = (),
-) -> str:  # fmt: skip
-    """The id of the output of one input file, or of a range of its rows (first, one behind the last), under one model: the task's name and 24 hex
-    digits. `ways` of scoring that give other labels than the plain one, by name."""
-    made_of = {"task": task, "path": input_path, "input": input_sha256, "bundle": bundle_sha256, "encoder": encoder_version}
-    digest = json_sha256(made_of | ({"rows": list(part)} if part else {}) | ({"ways": sorted(ways)} if ways else {}))
+) -> str:
+    """The id of the output of one input file, or of a range of its rows (first, one behind the last), under
+    one model: the task's name and 24 hex digits. `ways` of scoring that give other labels than the plain one,
+    by name.
+    """
+    made_of = {
+        "task": task,
+        "path": input_path,
+        "input": input_sha256,
+        "bundle": bundle_sha256,
+        "encoder": encoder_version,
+    }
+    digest = json_sha256(
+        made_of | ({"rows": list(part)} if part else {}) | ({"ways": sorted(ways)} if ways else {})
+    )
     return f"{task[:38]}-{digest[:24]}"
-
 
 
 def is_published(root: Root, partition: str) -> bool:
@@ -53,11 +66,14 @@ def is_published(root: Root, partition: str) -> bool:
     return open_store(root).exists(manifest_key(partition))
 
 
-
 def published_partitions(root: Root) -> set[str]:
-    """The partitions whose manifests are in place now, by one listing: a store would be asked for thousands of them one by one."""
-    return {key.removeprefix("manifests/").removesuffix(".json") for key in json_keys(open_store(root), "manifests")}
-
+    """The partitions whose manifests are in place now, by one listing: a store would be asked for thousands
+    of them one by one.
+    """
+    return {
+        key.removeprefix("manifests/").removesuffix(".json")
+        for key in json_keys(open_store(root), "manifests")
+    }
 
 
 def manifest_key(partition: str) -> str:
@@ -65,16 +81,23 @@ def manifest_key(partition: str) -> str:
     return f"manifests/{check_name(partition, 'partition')}.json"
 
 
-
-def publish_partition(root: Root, partition: str, table: pa.Table, facts: dict[str, Any], errors: pa.Table | None = None) -> bool:
-    """Publish the labels of one partition and the rows that got none. True: this call did; False: it was published already, and this call left
-    nothing."""
+def publish_partition(
+    root: Root, partition: str, table: pa.Table, facts: dict[str, Any], errors: pa.Table | None = None
+) -> bool:
+    """Publish the labels of one partition and the rows that got none. True: this call did; False: it was
+    published already, and this call left nothing.
+    """
     store, key, attempt = open_store(root), manifest_key(partition), uuid.uuid4().hex
     kinds = {"files": table} | ({"error_files": errors} if errors is not None and errors.num_rows else {})
     staged = {kind: f"{KINDS[kind]}/{partition}/{attempt}.parquet" for kind in kinds}
     manifest: dict[str, Any] = {}
     try:
-        manifest = {**facts, "partition": partition, "rows": table.num_rows, "error_rows": errors.num_rows if errors else 0}
+        manifest = {
+            **facts,
+            "partition": partition,
+            "rows": table.num_rows,
+            "error_rows": errors.num_rows if errors else 0,
+        }
         for kind, rows in kinds.items():
             content = parquet_bytes(rows)
             store.put(staged[kind], content)
@@ -85,14 +108,15 @@ def publish_partition(root: Root, partition: str, table: pa.Table, facts: dict[s
         raise
     try:
         published = store.put_if_absent(key, canonical_json(manifest).encode())
-    except OSError:  # a disk says no for good; after any other end the manifest may still appear, and what it names must be there
+    # a disk says no for good; after any other end the manifest may still appear, and what it names must be
+    # there
+    except OSError:
         if not (store.exists(key) and attempt in store.get(key).decode()):
             remove(store, staged.values())
         raise
     if not published:
         remove(store, staged.values())
     return published
-
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -102,18 +126,15 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return file.getvalue()
 
 
-
 def remove(store: Store, keys: Iterable[str]) -> None:
     """Delete keys."""
     for key in keys:
         store.delete(key)
 
 
-
 def json_keys(store: Store, folder: str) -> list[str]:
     """Keys of whole json contents in a folder, sorted."""
     return [entry.key for entry in store.list(folder) if entry.key.endswith(".json") and not entry.hidden]
-
 
 
 def parse_json(store: Store, key: str) -> dict[str, Any]:
@@ -123,14 +144,16 @@ def parse_json(store: Store, key: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DamagedInputError(f"{store.place}/{key} is gone; score its input again") from error
     except ValueError as error:
-        raise DamagedInputError(f"{store.place}/{key} is not whole json ({error}); delete it and score again") from error
-
+        raise DamagedInputError(
+            f"{store.place}/{key} is not whole json ({error}); delete it and score again"
+        ) from error
 
 
 def judged_tasks(manifest: Mapping[str, Any]) -> list[str]:
-    """The tasks that each row of a partition has a label of: its own, or those that it was judged for together."""
+    """The tasks that each row of a partition has a label of: its own, or those that it was judged for
+    together.
+    """
     return list(manifest.get("tasks") or [manifest["task"]])
-
 
 
 def read_manifests(root: Root, bundle_sha256: str | None = None) -> list[dict[str, Any]]:
@@ -140,23 +163,21 @@ def read_manifests(root: Root, bundle_sha256: str | None = None) -> list[dict[st
     return [one for one in found if bundle_sha256 is None or one["bundle_sha256"] == bundle_sha256]
 
 
-
 def read_manifest(root: Root, partition: str) -> dict[str, Any]:
     """One published manifest. DamagedInputError: it is gone or not whole."""
     return parse_json(open_store(root), manifest_key(partition))
 
 
-
 def read_published(root: Root, bundle_sha256: str | None = None) -> pa.Table:
-    """The score rows that manifests name, of one model or of all. DamagedInputError: a named file is missing or altered."""
+    """The score rows that manifests name, of one model or of all. DamagedInputError: a named file is missing
+    or altered.
+    """
     return read_rows(root, read_manifests(root, bundle_sha256), "files", SCORE_SCHEMA)
-
 
 
 def read_errors(root: Root, bundle_sha256: str | None = None) -> pa.Table:
     """The rows that got no label, with their reasons. DamagedInputError: as above."""
     return read_rows(root, read_manifests(root, bundle_sha256), "error_files", ERROR_SCHEMA)
-
 
 
 def put_record(root: Root, record: dict[str, Any]) -> str:
@@ -166,7 +187,6 @@ def put_record(root: Root, record: dict[str, Any]) -> str:
     return f"{store.place}/{key}"
 
 
-
 def newest_records(root: Root) -> Iterator[dict[str, Any]]:
     """The records of runs of the job, the last one first, each read when it is asked for."""
     store = open_store(root)
@@ -174,22 +194,30 @@ def newest_records(root: Root) -> Iterator[dict[str, Any]]:
         yield parse_json(store, key)
 
 
-
 def accepted_records(root: Root) -> Iterator[dict[str, Any]]:
     """The same of runs that were accepted: no unit failed, and their scores were spread as they may be."""
     return (record for record in newest_records(root) if record["accepted"])
 
 
-
 def last_record(root: Root, all_tasks: bool | None = None) -> dict[str, Any] | None:
-    """The record of the last run that was accepted. `all_tasks`: of those that judged rows for all tasks, or of those that did not."""
-    return next((one for one in accepted_records(root) if all_tasks is None or one.get("all_tasks", False) == all_tasks), None)
-
+    """The record of the last run that was accepted. `all_tasks`: of those that judged rows for all tasks, or
+    of those that did not.
+    """
+    return next(
+        (
+            one
+            for one in accepted_records(root)
+            if all_tasks is None or one.get("all_tasks", False) == all_tasks
+        ),
+        None,
+    )
 
 
 def read_run(root: Root, run: str | None = None) -> pa.Table:
-    """The score rows of one run of the job, the last accepted one if none is named: of the inputs and under the model that it had, whether it scored
-    them or found them scored. ConfigError: there is no such run. DamagedInputError: as above."""
+    """The score rows of one run of the job, the last accepted one if none is named: of the inputs and under
+    the model that it had, whether it scored them or found them scored. ConfigError: there is no such run.
+    DamagedInputError: as above.
+    """
     store = open_store(root)
     if run:
         keys = json_keys(store, "runs")
@@ -202,8 +230,9 @@ def read_run(root: Root, run: str | None = None) -> pa.Table:
         if last is None:
             raise ConfigError(f"{store.place} has no accepted run yet")
         record = last
-    return read_rows(store, [read_manifest(store, partition) for partition in record["partitions"]], "files", SCORE_SCHEMA)
-
+    return read_rows(
+        store, [read_manifest(store, partition) for partition in record["partitions"]], "files", SCORE_SCHEMA
+    )
 
 
 def read_rows(root: Root, manifests: list[dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
@@ -214,10 +243,11 @@ def read_rows(root: Root, manifests: list[dict[str, Any]], kind: str, schema: pa
             content = unaltered(store, entry)
             if content is None:
                 remedy = f"delete manifests/{manifest['partition']}.json and score again"
-                raise DamagedInputError(f"{store.place}/{entry['path']} is missing or does not match its manifest; {remedy}")
+                raise DamagedInputError(
+                    f"{store.place}/{entry['path']} is missing or does not match its manifest; {remedy}"
+                )
             tables.append(pq.read_table(pa.BufferReader(content)))
     return pa.concat_tables(tables, promote_options="default") if tables else schema.empty_table()
-
 
 
 def unaltered(store: Store, file: Mapping[str, Any]) -> bytes | None:
@@ -229,13 +259,15 @@ def unaltered(store: Store, file: Mapping[str, Any]) -> bytes | None:
     return content if bytes_sha256(content) == file["sha256"] else None
 
 
-
 def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
-    """Remove files that no manifest names and nobody wrote to for so long: what killed scorers left. Returns how many."""
+    """Remove files that no manifest names and nobody wrote to for so long: what killed scorers left. Returns
+    how many.
+    """
     store, before_s = open_store(root), time.time() - older_than_s
     entries = [entry for kind in KINDS.values() for entry in store.list(kind)]
     old = [entry.key for entry in entries if entry.modified_s < before_s]
-    # manifests are looked at after the files were found: one that was published in between names what it needs
+    # manifests are looked at after the files were found: one that was published in between names what it
+    # needs
     published = set(json_keys(store, "manifests")) if old else set()
     attempts: dict[str, set[str]] = {}  # by partition
     for entry in entries:
@@ -244,12 +276,14 @@ def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
     for key in old:
         partition = key.split("/")[1]
         manifest = f"manifests/{partition}.json"
-        # the only attempt at a published partition is the one its manifest names; reading all manifests ever written would take hours
-        if manifest not in published or (len(attempts[partition]) > 1 and key not in named_files(parse_json(store, manifest))):
+        # the only attempt at a published partition is the one its manifest names; reading all manifests ever
+        # written would take hours
+        if manifest not in published or (
+            len(attempts[partition]) > 1 and key not in named_files(parse_json(store, manifest))
+        ):
             orphans.append(key)
     remove(store, orphans)
     return len(orphans)
-
 
 
 def named_files(manifest: dict[str, Any]) -> set[str]:

@@ -37,7 +37,6 @@ def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Pat
     }
 
 
-
 def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion) -> Iterator[Outcome]:
     """Each unit's outcome as it comes. Ray must be running."""
     from ray.exceptions import RayError
@@ -53,15 +52,20 @@ def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion)
                 del left[outcome.partition]
                 failed = failed or bool(outcome.error)
                 yield outcome
-        except RayError as error:  # one actor that is lost at the wrong moment ends a whole pipeline of Ray Data
+        # one actor that is lost at the wrong moment ends a whole pipeline of Ray Data
+        except RayError as error:
             lost = last_line(error)
         if not left:
             break
     for unit in left.values():
-        yield Outcome(unit.partition, unit.path, error=f"{unit.path}: Ray lost its actors {MAX_ATTEMPTS} times ({lost})", retry=True)
+        yield Outcome(
+            unit.partition,
+            unit.path,
+            error=f"{unit.path}: Ray lost its actors {MAX_ATTEMPTS} times ({lost})",
+            retry=True,
+        )
     if not failed and not left:  # or it tells where actors were stuck
         remove_tree(attempts_dir)
-
 
 
 def ray_outcomes(config: RunConfig, units: list[Unit], settings: dict[str, Any]) -> Iterator[Outcome]:
@@ -77,7 +81,8 @@ def ray_outcomes(config: RunConfig, units: list[Unit], settings: dict[str, Any])
         compute=ray.data.ActorPoolStrategy(size=min(scoring.num_actors, len(units))),
         num_cpus=scoring.threads_per_actor,
         num_gpus=1 if scoring.use_gpu else 0,
-        # our own notes end a unit's attempts; Ray's must not end before: it may count the death of an actor and its absence after it
+        # our own notes end a unit's attempts; Ray's must not end before: it may count the death of an actor
+        # and its absence after it
         max_restarts=MAX_ATTEMPTS * len(units),
         max_task_retries=4 * MAX_ATTEMPTS,
     )

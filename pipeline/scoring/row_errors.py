@@ -1,4 +1,5 @@
-"""Rows that cannot be scored, each with its reason: they are published beside the labels, so that rows in are labels and errors together.
+"""Rows that cannot be scored, each with its reason: they are published beside the labels, so that rows in are
+labels and errors together.
 
 Shape legend: N rows.
 """
@@ -22,9 +23,11 @@ ERROR_SCHEMA = pa.schema(
 )
 
 
-
-def part_rows(table: pa.Table, task_name: str, first_row: int, bundle_sha256: str) -> tuple[pa.Table, pa.Table]:
-    """(rows to score, errors in ERROR_SCHEMA) of contract rows of one task; `first_row` is the first one's number in its file.
+def part_rows(
+    table: pa.Table, task_name: str, first_row: int, bundle_sha256: str
+) -> tuple[pa.Table, pa.Table]:
+    """(rows to score, errors in ERROR_SCHEMA) of contract rows of one task; `first_row` is the first one's
+    number in its file.
 
     Labels and weights are not looked at: scoring has no use for them.
     """
@@ -37,11 +40,13 @@ def part_rows(table: pa.Table, task_name: str, first_row: int, bundle_sha256: st
     reason_N[repeated_N & (reason_N == "")] = "row_id repeats"
     bad = np.flatnonzero(reason_N != "")
     errors = {
-        "row_id": table.column("row_id").take(pa.array(bad)), "row": bad + first_row, "task": [task_name] * len(bad),
-        "reason": reason_N[bad].tolist(), "bundle_sha256": [bundle_sha256] * len(bad),
-    }  # fmt: skip
+        "row_id": table.column("row_id").take(pa.array(bad)),
+        "row": bad + first_row,
+        "task": [task_name] * len(bad),
+        "reason": reason_N[bad].tolist(),
+        "bundle_sha256": [bundle_sha256] * len(bad),
+    }
     return table.filter(pa.array(reason_N == "")), pa.table(errors, schema=ERROR_SCHEMA)
-
 
 
 def column_errors(values: pa.ChunkedArray, column: Column) -> list[tuple[str, np.ndarray]]:
@@ -51,12 +56,13 @@ def column_errors(values: pa.ChunkedArray, column: Column) -> list[tuple[str, np
         found.append((f"{column.name} is null", pc.is_null(values).to_numpy()))
     if column.name in MUST_SHOW:
         shown = pc.utf8_trim_whitespace(values)
-        found.append((f"{column.name} is blank", pc.equal(pc.utf8_length(shown), 0).fill_null(False).to_numpy()))
+        found.append(
+            (f"{column.name} is blank", pc.equal(pc.utf8_length(shown), 0).fill_null(False).to_numpy())
+        )
     if column.max_chars is not None:
         longer = pc.greater(pc.utf8_length(values), column.max_chars).fill_null(False).to_numpy()
         found.append((f"{column.name} has over {column.max_chars:,} characters", longer))
     return found
-
 
 
 def repeats(row_ids: pa.ChunkedArray) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""What one run of the scoring job leaves behind: which partitions it stands for, and that every row in became a label or an error."""
+"""What one run of the scoring job leaves behind: which partitions it stands for, and that every row in became
+a label or an error.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,21 +17,38 @@ from pipeline.scoring.work_units import Unit
 
 
 def run_record(
-    root: Root, run: str, champion: FetchedVersion, units: Sequence[Unit], outcomes: Sequence[Outcome], started_s: float, refuse: float | None
-) -> dict[str, Any]:  # fmt: skip
-    """The run's record, json. `units`: all that it stands for; `outcomes`: of those that it scored itself; `refuse`: the stability index from
-    which on the run is not accepted.
+    root: Root,
+    run: str,
+    champion: FetchedVersion,
+    units: Sequence[Unit],
+    outcomes: Sequence[Outcome],
+    started_s: float,
+    refuse: float | None,
+) -> dict[str, Any]:
+    """The run's record, json. `units`: all that it stands for; `outcomes`: of those that it scored itself;
+    `refuse`: the stability index from which on the run is not accepted.
 
     DamagedInputError: a published partition's labels and errors are not as many as its rows in.
     """
-    reference = read_reference(champion.reference_path, champion.bundle_sha256) if champion.reference_path.is_file() else None
+    reference = (
+        read_reference(champion.reference_path, champion.bundle_sha256)
+        if champion.reference_path.is_file()
+        else None
+    )
     failed = {one.partition: one for one in outcomes if one.error}
     manifests = [read_manifest(root, unit.partition) for unit in units if unit.partition not in failed]
     for manifest in manifests:
-        if manifest["rows"] != len(judged_tasks(manifest)) * (manifest["input"]["rows"] - manifest.get("error_rows", 0)):
+        if manifest["rows"] != len(judged_tasks(manifest)) * (
+            manifest["input"]["rows"] - manifest.get("error_rows", 0)
+        ):
             remedy = f"delete manifests/{manifest['partition']}.json and score again"
-            raise DamagedInputError(f"partition {manifest['partition']} has other rows than labels and errors together; {remedy}")
-    spent = {name: sum(getattr(one, name) for one in outcomes) for name in ("tokens_in", "tokens_computed", "model_s", "at_peak_s")}
+            raise DamagedInputError(
+                f"partition {manifest['partition']} has other rows than labels and errors together; {remedy}"
+            )
+    spent = {
+        name: sum(getattr(one, name) for one in outcomes)
+        for name in ("tokens_in", "tokens_computed", "model_s", "at_peak_s")
+    }
     profiles: dict[str, Profile] = {}
     for manifest in manifests:
         for task, profile in profiles_of(manifest).items():
@@ -50,10 +69,15 @@ def run_record(
         "all_tasks": all_tasks,
         "units_scored": len(outcomes) - len(failed),
         "units_already_published": len(units) - len(outcomes),
-        "units_failed": [{"partition": one.partition, "path": one.path, "error": one.error} for one in failed.values()],
+        "units_failed": [
+            {"partition": one.partition, "path": one.path, "error": one.error} for one in failed.values()
+        ],
         "rows_scored": sum(one.rows for one in outcomes),
         "rows_reused": sum(one.reused for one in outcomes),
-        **{name: sum(counts(manifest)[name] for manifest in manifests) for name in ("rows_in", "labels", "errors")},
+        **{
+            name: sum(counts(manifest)[name] for manifest in manifests)
+            for name in ("rows_in", "labels", "errors")
+        },
         "tasks": counts_by_task(manifests),
         "spent": spent,
         "matmul_efficiency": spent["at_peak_s"] / spent["model_s"] if spent["model_s"] else None,
@@ -65,15 +89,19 @@ def run_record(
     }
 
 
-
 def counts(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Rows in, labels and errors of a partition."""
-    return {"rows_in": manifest["input"]["rows"], "labels": manifest["rows"], "errors": manifest.get("error_rows", 0)}
-
+    return {
+        "rows_in": manifest["input"]["rows"],
+        "labels": manifest["rows"],
+        "errors": manifest.get("error_rows", 0),
+    }
 
 
 def counts_by_task(manifests: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """The same of each task that rows were judged for, over partitions: a row that was judged for all tasks is a row in, and an error, of each."""
+    """The same of each task that rows were judged for, over partitions: a row that was judged for all tasks
+    is a row in, and an error, of each.
+    """
     found: dict[str, dict[str, int]] = {}
     for manifest in manifests:
         tasks = judged_tasks(manifest)

@@ -1,4 +1,5 @@
-"""Scores of texts that the same model was asked about in the runs before: a pair that is scored every day, or every few days, is judged once.
+"""Scores of texts that the same model was asked about in the runs before: a pair that is scored every day, or
+every few days, is judged once.
 
 Shape legend: N rows, M rows known.
 """
@@ -28,10 +29,10 @@ MANIFESTS = 8  # that are read at a time
 KEPT = ("input_hash", "probability", "label", "expected_grade")
 
 
-
 def cached_files(root: Root, bundle_sha256: str) -> dict[str, list[dict[str, Any]]]:
-    """The label files of each task in the last accepted runs of the same model; newest runs first, until there are MAX_ROWS labels. Labels that an
-    earlier release scored in int8 are left out."""
+    """The label files of each task in the last accepted runs of the same model; newest runs first, until
+    there are MAX_ROWS labels. Labels that an earlier release scored in int8 are left out.
+    """
     files: dict[str, list[dict[str, Any]]] = {}
     rows = 0
     for manifest in known_manifests(root, bundle_sha256):
@@ -45,7 +46,6 @@ def cached_files(root: Root, bundle_sha256: str) -> dict[str, list[dict[str, Any
     return files
 
 
-
 def known_manifests(root: Root, bundle_sha256: str) -> Iterator[dict[str, Any]]:
     """Those of the last MAX_RUNS accepted runs that were of a model, each once, newest runs first."""
     seen: set[str] = set()
@@ -56,9 +56,10 @@ def known_manifests(root: Root, bundle_sha256: str) -> Iterator[dict[str, Any]]:
                 seen.update(record["partitions"])
 
 
-
 def manifests_of(root: Root, partitions: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Their manifests, several read at a time. One that is damaged, or was removed to have its input scored again, is passed over."""
+    """Their manifests, several read at a time. One that is damaged, or was removed to have its input scored
+    again, is passed over.
+    """
 
     def read(partition: str) -> dict[str, Any] | None:
         with contextlib.suppress(DamagedInputError):
@@ -69,7 +70,6 @@ def manifests_of(root: Root, partitions: Sequence[str]) -> Iterator[dict[str, An
         yield from filter(None, pool.map(read, partitions))
 
 
-
 class ScoreCache:
     """What an actor knows, read when a task is first asked for."""
 
@@ -78,10 +78,13 @@ class ScoreCache:
         self.known: dict[str, Known] = {}
 
     def of_task(self, task: str, on_file: Callable[[], None] = lambda: None) -> Known:
-        """The task's rows. A file that is gone, altered, out of reach, or of a release without hashes is passed over: its rows are judged again.
-        `on_file` is called before each one that is read."""
+        """The task's rows. A file that is gone, altered, out of reach, or of a release without hashes is
+        passed over: its rows are judged again. `on_file` is called before each one that is read.
+        """
         if task not in self.known:
-            self.known[task] = known_rows(filter(None, (self._read(file, task, on_file) for file in self.files.get(task, ()))))
+            self.known[task] = known_rows(
+                filter(None, (self._read(file, task, on_file) for file in self.files.get(task, ())))
+            )
         return self.known[task]
 
     def _read(self, file: Mapping[str, Any], task: str, on_file: Callable[[], None]) -> pa.Table | None:
@@ -95,8 +98,8 @@ class ScoreCache:
         opened = pq.ParquetFile(pa.BufferReader(content))
         if not set(KEPT) <= set(opened.schema_arrow.names):
             return None
-        return opened.read(columns=[*KEPT, "task"]).filter(pc.field("task") == task)  # a file may hold labels of all tasks
-
+        # a file may hold labels of all tasks
+        return opened.read(columns=[*KEPT, "task"]).filter(pc.field("task") == task)
 
 
 def known_rows(tables: Iterable[pa.Table]) -> Known:

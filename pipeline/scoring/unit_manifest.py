@@ -12,11 +12,19 @@ from pipeline.scoring.work_units import Unit
 
 
 def label_facts(
-    unit: Unit, tasks: Sequence[Task], num_rows: int, scored: pa.Table, markets: list[str | None], model_version: str, bundle_sha256: str
-) -> dict[str, Any]:  # fmt: skip
-    """The facts of a unit of `num_rows` rows. `scored`: its labels, those of one task after those of another; `markets`: of each row that has some.
+    unit: Unit,
+    tasks: Sequence[Task],
+    num_rows: int,
+    scored: pa.Table,
+    markets: list[str | None],
+    model_version: str,
+    bundle_sha256: str,
+) -> dict[str, Any]:
+    """The facts of a unit of `num_rows` rows. `scored`: its labels, those of one task after those of another;
+    `markets`: of each row that has some.
 
-    `task` is whose folder the rows lie in. Those that were judged for all tasks have `tasks` and `profiles` by task; others `profile`, of that one.
+    `task` is whose folder the rows lie in. Those that were judged for all tasks have `tasks` and `profiles`
+    by task; others `profile`, of that one.
     """
     profiles = {}
     for number, task in enumerate(tasks):
@@ -29,11 +37,18 @@ def label_facts(
         "model_version": model_version,
         "bundle_sha256": bundle_sha256,
         "encoder_version": ENCODER_VERSION,
-        **({"tasks": list(profiles), "profiles": profiles} if unit.all_tasks else {"profile": profiles[unit.task]}),
+        **(
+            {"tasks": list(profiles), "profiles": profiles}
+            if unit.all_tasks
+            else {"profile": profiles[unit.task]}
+        ),
     }
-
 
 
 def profiles_of(manifest: Mapping[str, Any]) -> dict[str, Profile]:
     """How a partition's scores are spread, by task."""
-    return dict(manifest["profiles"]) if "profiles" in manifest else {manifest["task"]: manifest.get("profile", {})}
+    return (
+        dict(manifest["profiles"])
+        if "profiles" in manifest
+        else {manifest["task"]: manifest.get("profile", {})}
+    )

@@ -18,14 +18,14 @@ class Outcome:
     tokens_in: int = 0
     tokens_computed: int = 0
     model_s: float = 0.0
-    at_peak_s: float = 0.0  # that the tokens computed would take if the machine did nothing but large matrix products
+    # that the tokens computed would take if the machine did nothing but large matrix products
+    at_peak_s: float = 0.0
     tasks: tuple[str, ...] = ()  # that each row got a label of, where any did
 
     @property
     def rows(self) -> int:
         """That got their labels."""
         return self.labels // max(1, len(self.tasks))
-
 
 
 def read_outcome(fields: dict[str, Any]) -> Outcome:

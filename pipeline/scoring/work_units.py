@@ -20,8 +20,8 @@ DATE = "{date}"
 
 ALL_TASKS = "all-tasks"  # the way of scoring, in partition ids
 
-UNIT_ROWS = 50_000  # a file of more is taken in parts of so many; fixed, as parts of other sizes would label rows twice
-
+# a file of more is taken in parts of so many; fixed, as parts of other sizes would label rows twice
+UNIT_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,33 @@ class Unit:
     all_tasks: bool = False  # whether its rows are judged for every task of the model; else for its own
 
 
-
 def on_date(config: RunConfig, date: str | None) -> RunConfig:
-    """The config with the logical date where data.to_score has {date}. ConfigError: there is no date to put there, or no place for it."""
+    """The config with the logical date where data.to_score has {date}. ConfigError: there is no date to put
+    there, or no place for it.
+    """
     place = str(config.to_score_place)
     if date is None and DATE in place:
-        raise ConfigError(f"data.to_score {place} has {DATE} in it; say which with `relevance score --logical-date`, as 2026-01-31")
+        raise ConfigError(
+            f"data.to_score {place} has {DATE} in it; say which with `relevance score --logical-date`, as "
+            "2026-01-31"
+        )
     if date is not None and DATE not in place:
-        raise ConfigError(f"data.to_score {place} has no {DATE} for the logical date; put it where the folders of days differ, or name no date")
+        raise ConfigError(
+            f"data.to_score {place} has no {DATE} for the logical date; put it where the folders of days "
+            "differ, or name no date"
+        )
     if date is None:
         return config
     there = place.replace(DATE, date)
     return config.model_copy(update={"data": config.data.model_copy(update={"to_score": as_place(there)})})
 
 
-
-def plan_units(config: RunConfig, bundle_sha256: str, all_tasks: bool = False) -> tuple[list[Unit], list[Unit]]:
-    """(units still to score, those published before), in a fixed order: task by task. Who takes up a unit sees whether it was published
-    since."""
+def plan_units(
+    config: RunConfig, bundle_sha256: str, all_tasks: bool = False
+) -> tuple[list[Unit], list[Unit]]:
+    """(units still to score, those published before), in a fixed order: task by task. Who takes up a unit
+    sees whether it was published since.
+    """
     done, ways = published_partitions(config.scores_place), [ALL_TASKS] if all_tasks else []
     to_do: list[Unit] = []
     published: list[Unit] = []
@@ -64,16 +73,22 @@ def plan_units(config: RunConfig, bundle_sha256: str, all_tasks: bool = False) -
             whole = partition_id(*of_file, ways=ways) in done  # as releases did that knew no parts
             for part in [None] if whole else parts_of(num_rows):
                 partition = partition_id(*of_file, part, ways)
-                unit = Unit(task, file.path, file.digest, partition, part, part[1] - part[0] if part else num_rows, all_tasks)
+                unit = Unit(
+                    task,
+                    file.path,
+                    file.digest,
+                    partition,
+                    part,
+                    part[1] - part[0] if part else num_rows,
+                    all_tasks,
+                )
                 (published if whole or (part and partition in done) else to_do).append(unit)
     return to_do, published
-
 
 
 def unit_of_fields(fields: dict[str, Any]) -> Unit:
     """A unit out of json, which knows no tuples."""
     return Unit(**{**fields, "part": tuple(fields["part"]) if fields["part"] else None})
-
 
 
 def parts_of(num_rows: int) -> list[tuple[int, int] | None]:
@@ -83,15 +98,16 @@ def parts_of(num_rows: int) -> list[tuple[int, int] | None]:
     return [(first, min(first + UNIT_ROWS, num_rows)) for first in range(0, num_rows, UNIT_ROWS)]
 
 
-
 def read_unit(unit: Unit) -> tuple[pa.Table, int]:
     """(its rows in the contract's schema, the number of the first one in its file).
 
-    DamagedInputError, DataRefusedError: as `read_partition` says. RetryableError: the file is another than when the units were planned.
+    DamagedInputError, DataRefusedError: as `read_partition` says. RetryableError: the file is another than
+    when the units were planned.
     """
     with open_input(unit.path, unit.digest) as file:
         check_schema(file, unit.path)
-        if unit.part is None and file.metadata.num_rows > UNIT_ROWS:  # it could not be read when the units were planned
+        # it could not be read when the units were planned
+        if unit.part is None and file.metadata.num_rows > UNIT_ROWS:
             raise changed(unit.path)
         first, last = unit.part or (0, file.metadata.num_rows)
         with naming_damage(unit.path):
@@ -100,10 +116,11 @@ def read_unit(unit: Unit) -> tuple[pa.Table, int]:
     return pa.table(table.columns, names=ROW_SCHEMA.names), first
 
 
-
 def read_range(file: pq.ParquetFile, first: int, last: int) -> pa.Table:
     """Rows `first` to before `last`, in bounded memory whatever the sizes of row groups."""
-    starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))])
+    starts = np.cumsum(
+        [0, *(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))]
+    )
     groups = [group for group in range(len(starts) - 1) if starts[group] < last and starts[group + 1] > first]
     at, kept = int(starts[groups[0]]) if groups else 0, []
     for batch in file.iter_batches(UNIT_ROWS, row_groups=groups) if groups else ():

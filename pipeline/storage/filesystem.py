@@ -18,11 +18,12 @@ def safe_join(root: Path, *parts: str) -> Path:
         # twice: after a link that leads to itself, a first pass drops `..` but leaves later links unfollowed
         path = root.joinpath(*parts).resolve().resolve()
     except (ValueError, RuntimeError) as error:  # a NUL, a link that leads to itself
-        raise ConfigError(f"path {'/'.join(parts)!r} below {root} is no path ({error}); use a path inside it") from error
+        raise ConfigError(
+            f"path {'/'.join(parts)!r} below {root} is no path ({error}); use a path inside it"
+        ) from error
     if not path.is_relative_to(root.resolve()):
         raise ConfigError(f"path {'/'.join(parts)!r} leads out of {root}; use a path inside it")
     return path
-
 
 
 def canonical_json(value: Any) -> str:
@@ -30,11 +31,9 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-
 def json_sha256(value: Any) -> str:
     """Hex sha256 of the canonical json of `value`."""
     return bytes_sha256(canonical_json(value).encode())
-
 
 
 def sync_dir(path: Path) -> None:
@@ -46,12 +45,10 @@ def sync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
-
 def temporary_beside(path: Path) -> Path:
     """A fresh hidden name in the folder of `path`, on the same file system, so that a rename is atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
-
 
 
 @contextlib.contextmanager
@@ -64,7 +61,6 @@ def naming_file(path: Path) -> Iterator[None]:
         raise
 
 
-
 @contextlib.contextmanager
 def synced(path: Path) -> Iterator[IO[bytes]]:
     """A new file to write, whose content is on the disk when it is left."""
@@ -74,10 +70,11 @@ def synced(path: Path) -> Iterator[IO[bytes]]:
         os.fsync(file.fileno())
 
 
-
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file to write in the place of `path`: readers see the old file or the new one, never a part; an error leaves the old one."""
+    """A new file to write in the place of `path`: readers see the old file or the new one, never a part; an
+    error leaves the old one.
+    """
     temporary = temporary_beside(path)
     try:
         with synced(temporary) as file:
@@ -88,16 +85,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-
 def put_if_absent(path: Path, content: bytes) -> bool:
-    """Create `path` whole with `content`; False and nothing changed if it exists. Of several at once exactly one gets True."""
+    """Create `path` whole with `content`; False and nothing changed if it exists. Of several at once exactly
+    one gets True.
+    """
     temporary = temporary_beside(path)
     try:
         with synced(temporary) as file:
             file.write(content)
         os.link(temporary, path)
     except FileExistsError:
-        # over a network file system a link that was made may be asked for again, its first answer lost: then it is there twice
+        # over a network file system a link that was made may be asked for again, its first answer lost: then
+        # it is there twice
         if temporary.stat().st_nlink < 2:
             return False
     finally:
@@ -106,12 +105,10 @@ def put_if_absent(path: Path, content: bytes) -> bool:
     return True
 
 
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, whole or not at all."""
     with replacing(path) as file:
         file.write(content)
-
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -119,14 +116,14 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-
 def read_json(path: Path) -> Any:
     """The json value in `path`; DamagedInputError if it is not whole json."""
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise DamagedInputError(f"{path} is not whole json ({error}); delete it and run the command that writes it again") from error
-
+        raise DamagedInputError(
+            f"{path} is not whole json ({error}); delete it and run the command that writes it again"
+        ) from error
 
 
 def publish_dir(staged: Path, final: Path) -> None:
@@ -144,7 +141,6 @@ def publish_dir(staged: Path, final: Path) -> None:
     else:
         staged.rename(final)
     sync_dir(final.parent)
-
 
 
 def remove_tree(path: Path) -> None:

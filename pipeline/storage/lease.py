@@ -1,4 +1,5 @@
-"""Who works at a place, for scorers on several machines: told in a file there that its holder renews, and that runs out with it.
+"""Who works at a place, for scorers on several machines: told in a file there that its holder renews, and
+that runs out with it.
 
     lease/<number>.json     who holds it and until when; the highest number counts, and each is put there by one alone
 A lease keeps two scorers from doing the same work twice. It is not what keeps labels single: publishing is, whoever holds the lease.
@@ -30,7 +31,6 @@ FOLDER = "lease"
 KEY = re.compile(rf"{FOLDER}/(\d{{8}})\.json")
 
 
-
 @dataclass(frozen=True)
 class Holding:
     """What a lease's file says."""
@@ -53,7 +53,6 @@ class Holding:
             return False
 
 
-
 class Lease:
     """Held while it is entered. RetryableError on entering: another holds it, and renews it."""
 
@@ -71,9 +70,15 @@ class Lease:
                 continue
             if told is None:
                 told = held
-                self.say(f"  {held.host}, process {held.pid}, scores into {self.store.place}; waiting to see whether it still does")
+                self.say(
+                    f"  {held.host}, process {held.pid}, scores into {self.store.place}; waiting to see "
+                    "whether it still does"
+                )
             elif held != told:
-                raise RetryableError(f"{held.host}, process {held.pid}, scores into {self.store.place}; wait for it and run the same command again")
+                raise RetryableError(
+                    f"{held.host}, process {held.pid}, scores into {self.store.place}; wait for it and "
+                    "run the same command again"
+                )
             time.sleep(self.lasts_s / RENEWALS / 10)
         self._renewing.start()
         return self
@@ -82,13 +87,17 @@ class Lease:
         self._over.set()
         self._renewing.join()
         if not self.lost:
-            with contextlib.suppress(OSError, RelevanceError):  # the store is away: it runs out by itself, and what the run ends with is what counts
+            # the store is away: it runs out by itself, and what the run ends with is what counts
+            with contextlib.suppress(OSError, RelevanceError):
                 self._put(0.0)
 
     def check(self) -> None:
         """RetryableError: it ran out, as where the store was away for long, and another took it."""
         if self.lost:
-            raise RetryableError(f"another took over the scoring into {self.store.place}; run the same command again when it is through")
+            raise RetryableError(
+                f"another took over the scoring into {self.store.place}; run the same command again when "
+                "it is through"
+            )
 
     def _newest(self) -> tuple[int, Holding | None]:
         """The highest number, and what it says; (0, None): there is none."""
@@ -102,7 +111,9 @@ class Lease:
             return self._newest()
         except (ValueError, TypeError) as error:
             remedy = "see that nobody scores there, then delete it"
-            raise DamagedInputError(f"{self.store.place}/{key} says nothing of a lease ({error}); {remedy}") from error
+            raise DamagedInputError(
+                f"{self.store.place}/{key} says nothing of a lease ({error}); {remedy}"
+            ) from error
 
     def _taken(self) -> bool:
         """Whether it is ours now."""
@@ -116,7 +127,10 @@ class Lease:
             self.store.delete(key_of(self.number))
             return False
         if self.store.put_if_absent(key_of(self.number), b"{}"):
-            told = f"{self.store.place} replaces what is there though it is asked not to, so two scorers would label rows twice"
+            told = (
+                f"{self.store.place} replaces what is there though it is asked not to, so two scorers "
+                "would label rows twice"
+            )
             raise ConfigError(f"{told}; use a store that keeps to If-None-Match")
         self.store.delete(key_of(number - 1))
         return True
@@ -135,16 +149,20 @@ class Lease:
         self.store.put(key_of(self.number), self._content(until_s))
 
     def _content(self, until_s: float) -> bytes:
-        me = Holding(socket.gethostname(), this_machine(), os.getpid(), psutil.Process().create_time(), until_s)
+        me = Holding(
+            socket.gethostname(), this_machine(), os.getpid(), psutil.Process().create_time(), until_s
+        )
         return canonical_json(asdict(me)).encode()
-
 
 
 def this_machine() -> str:
     """Differs between containers and after a restart, where host names do not."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{boot.read_text().strip()}-{Path('/proc/self/ns/pid').stat().st_ino}" if boot.is_file() else socket.gethostname()
-
+    return (
+        f"{boot.read_text().strip()}-{Path('/proc/self/ns/pid').stat().st_ino}"
+        if boot.is_file()
+        else socket.gethostname()
+    )
 
 
 def key_of(number: int) -> str:

@@ -28,7 +28,6 @@ PIECE = 16 * 2**20  # bytes of one request, so that a slow line answers in time
 RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=90)}
 
 
-
 @dataclass(frozen=True)
 class Entry:
     """One key as a listing has it."""
@@ -44,9 +43,10 @@ class Entry:
         return self.key.rpartition("/")[2].startswith(".")
 
 
-
 class Store(ABC):
-    """Contents by key, such as manifests/p.json. What is put is durable on return. OSError, RetryableError: the disk or the store does not do it."""
+    """Contents by key, such as manifests/p.json. What is put is durable on return. OSError, RetryableError:
+    the disk or the store does not do it.
+    """
 
     place: str
 
@@ -60,7 +60,9 @@ class Store(ABC):
 
     @abstractmethod
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        """False, and nothing changed: the key has other content. Of several at once with different contents exactly one gets True."""
+        """False, and nothing changed: the key has other content. Of several at once with different contents
+        exactly one gets True.
+        """
 
     @abstractmethod
     def exists(self, key: str) -> bool:
@@ -73,7 +75,6 @@ class Store(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the key if it is there."""
-
 
 
 class Folder(Store):
@@ -108,9 +109,10 @@ class Folder(Store):
         self._path(key).unlink(missing_ok=True)
 
 
-
 class Bucket(Store):
-    """A bucket, or a prefix in one: s3://bucket/prefix. Credentials, region and endpoint are those of the AWS_ variables or of the machine's role."""
+    """A bucket, or a prefix in one: s3://bucket/prefix. Credentials, region and endpoint are those of the
+    AWS_ variables or of the machine's role.
+    """
 
     def __init__(self, url: str) -> None:
         from obstore.exceptions import BaseError
@@ -133,9 +135,13 @@ class Bucket(Store):
         """Bytes of one version. RetryableError: the key has another by now, or none."""
         try:
             with asking(self.place, key):
-                return bytes(self._store.get(key, options={"if_match": version, "range": (start, end)}).bytes())
+                return bytes(
+                    self._store.get(key, options={"if_match": version, "range": (start, end)}).bytes()
+                )
         except FileNotFoundError as error:
-            raise RetryableError(f"{self.place}/{key} was removed while it was read; run the same command again") from error
+            raise RetryableError(
+                f"{self.place}/{key} was removed while it was read; run the same command again"
+            ) from error
 
     def put(self, key: str, content: bytes) -> None:
         with asking(self.place, key):
@@ -170,7 +176,6 @@ class Bucket(Store):
             self._store.delete(key)
 
 
-
 class StoredFile(io.RawIOBase):
     """One version of a bucket's object, for those who read files."""
 
@@ -193,11 +198,12 @@ class StoredFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         start, end = self._at, min(self._at + len(buffer), self._entry.size)
         while self._at < end:
-            content = self._bucket.get_range(self._entry.key, self._entry.version, self._at, min(end, self._at + PIECE))
+            content = self._bucket.get_range(
+                self._entry.key, self._entry.version, self._at, min(end, self._at + PIECE)
+            )
             buffer[self._at - start : self._at - start + len(content)] = content
             self._at += len(content)
         return max(0, end - start)
-
 
 
 def open_store(place: Path | str | Store) -> Store:
@@ -207,11 +213,12 @@ def open_store(place: Path | str | Store) -> Store:
     return open_bucket(str(place)) if is_bucket(place) else Folder(Path(place))
 
 
-
 def open_bucket(url: str) -> Bucket:
     """The bucket at a place, one for all who ask in a process: its client keeps connections open."""
-    return _opened(url.rstrip("/"), tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))))
-
+    return _opened(
+        url.rstrip("/"),
+        tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))),
+    )
 
 
 @functools.lru_cache(maxsize=32)

@@ -1,4 +1,5 @@
-"""Checkpoints of a training run: trained tensors, optimizer state and position, as safetensors and json, whole or absent.
+"""Checkpoints of a training run: trained tensors, optimizer state and position, as safetensors and json,
+whole or absent.
 
     <root>/step-00000200/   weights.safetensors  optimizer-<rank>.safetensors  best.safetensors (of the best evaluation so far, once there is one)
                             state.json  manifest.json (sha256 of the others, written last)
@@ -18,14 +19,20 @@ from safetensors.torch import load, save
 
 from models.files import file_sha256
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.storage.filesystem import publish_dir, read_json, remove_tree, synced, temporary_beside, write_json
+from pipeline.storage.filesystem import (
+    publish_dir,
+    read_json,
+    remove_tree,
+    synced,
+    temporary_beside,
+    write_json,
+)
 from pipeline.training.validation_loop import Best
 from pipeline.training.zero_state import load_optimizer_tensors, optimizer_tensors
 
 KEEP = 2  # newest checkpoints kept: one to use, one should it prove damaged
 
 WAIT_S = 600.0  # for the other ranks' parts, on storage that may be slow
-
 
 
 def gather_trainables(engine: Any) -> dict[str, torch.Tensor]:
@@ -39,16 +46,25 @@ def gather_trainables(engine: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in engine.module.cut_up(flats).items()}
 
 
-
 class CheckpointWriter:
-    """One rank's part in the checkpoints of one start of the workers. Every method but `wait` must be called by all ranks. As a context: when
-    an error ends it, what is being written is given up."""
+    """One rank's part in the checkpoints of one start of the workers. Every method but `wait` must be called
+    by all ranks. As a context: when an error ends it, what is being written is given up.
+    """
 
     def __init__(self, engine: Any, root: Path, rank: int, world_size: int, wait_s: float = WAIT_S) -> None:
         """`wait_s`: for the other ranks' parts."""
-        self.engine, self.root, self.rank, self.world_size, self.wait_s = engine, root, rank, world_size, wait_s
-        self.kept_step: int | None = None  # whose checkpoint is there or being written: it is not written twice, as ranks do so at their own pace
-        # one name for all ranks, and never that of an earlier start, whose unfinished parts may still lie there
+        self.engine, self.root, self.rank, self.world_size, self.wait_s = (
+            engine,
+            root,
+            rank,
+            world_size,
+            wait_s,
+        )
+        # whose checkpoint is there or being written: it is not written twice, as ranks do so at their own
+        # pace
+        self.kept_step: int | None = None
+        # one name for all ranks, and never that of an earlier start, whose unfinished parts may still lie
+        # there
         names = [uuid.uuid4().hex[:12]]
         torch.distributed.broadcast_object_list(names, src=0)
         self.attempt = names[0]
@@ -69,8 +85,9 @@ class CheckpointWriter:
         self._background.shutdown()
 
     def save(self, step: int, best: Best | None) -> None:
-        """Take down the state after `step` steps and begin to write it, unless that was done. OSError, RetryableError: the one before could not be
-        written."""
+        """Take down the state after `step` steps and begin to write it, unless that was done. OSError,
+        RetryableError: the one before could not be written.
+        """
         if step == self.kept_step:
             return
         self.wait()
@@ -82,7 +99,12 @@ class CheckpointWriter:
             if best:
                 parts["best.safetensors"] = best.tensors
         best_facts = best.facts() if best else None
-        state = {"step": step, "world_size": self.world_size, "frozen_dtype": frozen_dtype(self.engine), "best": best_facts}
+        state = {
+            "step": step,
+            "world_size": self.world_size,
+            "frozen_dtype": frozen_dtype(self.engine),
+            "best": best_facts,
+        }
         self._pending = self._background.submit(self._write, state, parts)
 
     def wait(self) -> None:
@@ -100,7 +122,9 @@ class CheckpointWriter:
         if self.rank == 0:
             write_json(staged / "state.json", state)
             self._wait_for([staged / f"optimizer-{rank}.safetensors" for rank in range(self.world_size)])
-            write_json(staged / "manifest.json", {path.name: file_sha256(path) for path in sorted(staged.iterdir())})
+            write_json(
+                staged / "manifest.json", {path.name: file_sha256(path) for path in sorted(staged.iterdir())}
+            )
             publish_dir(staged, self.root / name_of_step)
             for old in sorted(self.root.glob("step-*"))[:-KEEP]:
                 remove_tree(old)
@@ -110,19 +134,25 @@ class CheckpointWriter:
         deadline_s = time.monotonic() + self.wait_s
         while missing := [path.name for path in paths if not path.is_file()]:
             if self._given_up.is_set() or time.monotonic() > deadline_s:
-                raise RetryableError(f"{', '.join(missing)} of a checkpoint did not come; it was given up; run the same command again")
+                raise RetryableError(
+                    f"{', '.join(missing)} of a checkpoint did not come; it was given up; run the same "
+                    "command again"
+                )
             time.sleep(0.01)
-
 
 
 def frozen_dtype(engine: Any) -> str:
     """The precision of what is not trained."""
-    return next((str(p.dtype).removeprefix("torch.") for p in engine.module.parameters() if not p.requires_grad), "none")
-
+    return next(
+        (str(p.dtype).removeprefix("torch.") for p in engine.module.parameters() if not p.requires_grad),
+        "none",
+    )
 
 
 def write_part(path: Path, content: bytes) -> None:
-    """Let a file appear whole. The folder is not touched after that: rank 0 may rename it as soon as all parts are there."""
+    """Let a file appear whole. The folder is not touched after that: rank 0 may rename it as soon as all
+    parts are there.
+    """
     temporary = temporary_beside(path)
     try:
         with synced(temporary) as file:
@@ -133,9 +163,10 @@ def write_part(path: Path, content: bytes) -> None:
         raise
 
 
-
 def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
-    """(the newest whole checkpoint, what is wrong with newer ones). RetryableError: as `check_checkpoint` says."""
+    """(the newest whole checkpoint, what is wrong with newer ones). RetryableError: as `check_checkpoint`
+    says.
+    """
     problems = []
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
@@ -147,10 +178,10 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-
 def check_checkpoint(folder: Path) -> None:
-    """DamagedInputError naming the first file of a checkpoint that is missing or does not match its sha256. RetryableError: storage does not hand it
-    out, which says nothing of what it holds."""
+    """DamagedInputError naming the first file of a checkpoint that is missing or does not match its sha256.
+    RetryableError: storage does not hand it out, which says nothing of what it holds.
+    """
     try:
         listed = listed_files(folder)
         for name, digest in listed.items():
@@ -158,34 +189,50 @@ def check_checkpoint(folder: Path) -> None:
             if not path.is_file() or file_sha256(path) != digest:
                 raise DamagedInputError(f"{path} is missing or does not match its sha256")
     except OSError as error:
-        cure = "run the same command again or, if it stays so, move it away: the checkpoint before it is used then"
+        cure = (
+            "run the same command again or, if it stays so, move it away: the checkpoint before it is "
+            "used then"
+        )
         raise RetryableError(f"{folder} cannot be read ({error}); {cure}") from error
 
 
-
 def listed_files(folder: Path) -> dict[str, str]:
-    """The sha256 of each file that a checkpoint's manifest lists. DamagedInputError: there is no manifest, or none of a checkpoint."""
+    """The sha256 of each file that a checkpoint's manifest lists. DamagedInputError: there is no manifest, or
+    none of a checkpoint.
+    """
     if not (folder / "manifest.json").is_file():
         raise DamagedInputError(f"{folder} has no manifest.json")
     listed = read_json(folder / "manifest.json")
-    if not isinstance(listed, dict) or not {"weights.safetensors", "state.json", "optimizer-0.safetensors"} <= listed.keys():
+    if (
+        not isinstance(listed, dict)
+        or not {"weights.safetensors", "state.json", "optimizer-0.safetensors"} <= listed.keys()
+    ):
         raise DamagedInputError(f"{folder / 'manifest.json'} does not list a checkpoint's files")
     return listed
 
 
-
 def restore_checkpoint(engine: Any, folder: Path) -> tuple[int, Best | None]:
-    """Put a checkpoint's numbers into a freshly initialised engine; returns the steps already done and the best evaluation among them.
-    All ranks must call it. ConfigError: the frozen weights had another precision, as on a machine of another kind."""
+    """Put a checkpoint's numbers into a freshly initialised engine; returns the steps already done and the
+    best evaluation among them. All ranks must call it. ConfigError: the frozen weights had another precision,
+    as on a machine of another kind.
+    """
     from deepspeed.runtime.zero import GatheredParameters
 
     state = read_json(folder / "state.json")
     if state["frozen_dtype"] != frozen_dtype(engine):
         was, now = state["frozen_dtype"], frozen_dtype(engine)
-        raise ConfigError(f"{folder} was trained on {was} weights, here they are {now}; set backbone.dtype to {was} to go on")
+        raise ConfigError(
+            f"{folder} was trained on {was} weights, here they are {now}; set backbone.dtype to {was} to "
+            "go on"
+        )
     tensors = load((folder / "weights.safetensors").read_bytes())
     flats = engine.module.trainable_state()
-    with torch.no_grad(), GatheredParameters(list(flats.values()), modifier_rank=0, enabled=hasattr(next(iter(flats.values())), "ds_id")):
+    with (
+        torch.no_grad(),
+        GatheredParameters(
+            list(flats.values()), modifier_rank=0, enabled=hasattr(next(iter(flats.values())), "ds_id")
+        ),
+    ):
         for name, mine in engine.module.cut_up(flats).items():
             mine.copy_(tensors[name])
     if hasattr(engine.optimizer, "refresh_fp32_params"):
@@ -195,5 +242,9 @@ def restore_checkpoint(engine: Any, folder: Path) -> tuple[int, Best | None]:
         if name.startswith("optimizer-"):
             stored |= load((folder / name).read_bytes())
     load_optimizer_tensors(engine, stored)
-    best = Best(**state["best"], tensors=load((folder / "best.safetensors").read_bytes())) if state.get("best") else None
+    best = (
+        Best(**state["best"], tensors=load((folder / "best.safetensors").read_bytes()))
+        if state.get("best")
+        else None
+    )
     return int(state["step"]), best

@@ -15,7 +15,6 @@ from pipeline.training.step import StepDone, Worker
 OnLine = Callable[[dict[str, Any]], None]
 
 
-
 def read_line(text: str) -> dict[str, Any] | None:
     """A line; None where it is none, as a full disk or a power cut may leave it."""
     try:
@@ -25,10 +24,11 @@ def read_line(text: str) -> dict[str, Any] | None:
     return line if isinstance(line, dict) else None
 
 
-
 class LiveFollower:
-    """Calls back with each json line that the training writes, from a thread of its own, until closed. What goes wrong in a call goes to
-    stderr, and the lines after it are called back with all the same: a training does not hang on who looks on."""
+    """Calls back with each json line that the training writes, from a thread of its own, until closed. What
+    goes wrong in a call goes to stderr, and the lines after it are called back with all the same: a training
+    does not hang on who looks on.
+    """
 
     def __init__(self, path: Path, on_line: OnLine, every_s: float = 0.5) -> None:
         self.path, self.on_line, self.every_s = path, on_line, every_s
@@ -60,19 +60,24 @@ class LiveFollower:
                 self.closing.wait(self.every_s)
 
 
-
 def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]:
     """One step as people follow it. `step_s` it took in all."""
     rows = worker.sampler.global_rows(done.step)
     names = [task.name for task in worker.config.tasks]
     tokens = int(worker.encoded.length_N[rows].sum())
-    flops = (done.tokens_computed - done.num_padding) * worker.flops_per_token + len(rows) * worker.flops_per_row
+    flops = (done.tokens_computed - done.num_padding) * worker.flops_per_token + len(
+        rows
+    ) * worker.flops_per_row
     return {
         "step": done.step + 1,
         "num_steps": worker.num_steps,
         "rows": len(rows),
         "loss": float(done.loss_T.sum() / max(done.weight_T.sum(), 1e-12)),
-        "task_losses": {name: float(loss / weight) for name, loss, weight in zip(names, done.loss_T, done.weight_T, strict=True) if weight > 0},
+        "task_losses": {
+            name: float(loss / weight)
+            for name, loss, weight in zip(names, done.loss_T, done.weight_T, strict=True)
+            if weight > 0
+        },
         "learning_rate": worker.config.optimizer.learning_rate * done.rate_share,
         "rows_per_s": len(rows) / step_s,
         "tokens_per_s": tokens / step_s,
@@ -88,10 +93,13 @@ def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]
     }
 
 
-
 def append_live(path: Path, record: dict[str, Any]) -> None:
     """Add a json line to the file that the driver follows."""
     # a start before this one may have ended in the middle of a line
-    torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n") if "starts_after" in record else False
+    torn = (
+        path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        if "starts_after" in record
+        else False
+    )
     with naming_file(path), path.open("a", encoding="utf-8") as file:
         file.write("\n" * torn + json.dumps(record) + "\n")

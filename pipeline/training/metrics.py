@@ -12,9 +12,18 @@ class TrainingGauges:
     def __init__(self, run: str) -> None:
         self.step = metric("Gauge", run, "training_step", "Steps done.")
         self.step_seconds = metric("Gauge", run, "training_step_seconds", "Seconds of the last step.")
-        self.tokens_per_s = metric("Gauge", run, "training_tokens_per_second", "Tokens a second of the last step, padding left out.")
-        self.macro_pr_auc = metric("Gauge", run, "training_valid_macro_pr_auc", "Macro PR-AUC of the last evaluation on the valid split.")
-        self.restarts = metric("Counter", run, "training_restarts", "Times that lost workers were started again.")
+        self.tokens_per_s = metric(
+            "Gauge", run, "training_tokens_per_second", "Tokens a second of the last step, padding left out."
+        )
+        self.macro_pr_auc = metric(
+            "Gauge",
+            run,
+            "training_valid_macro_pr_auc",
+            "Macro PR-AUC of the last evaluation on the valid split.",
+        )
+        self.restarts = metric(
+            "Counter", run, "training_restarts", "Times that lost workers were started again."
+        )
 
     def watching(self, on_line: OnLine) -> OnLine:
         """`on_line`, with each line told to Ray first."""

@@ -10,9 +10,13 @@ from pipeline.config.training import OptimizerConfig
 
 
 def build_optimizer(model: RelevanceModel | FlatModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained tensors, one group for each kind of them. Each group carries its `name` and its `peak_rate`; decay never
-    pulls a transform away from the identity, nor a mixture or a head towards zero."""
-    rates = {"mixtures": config.mixture_learning_rate or config.learning_rate, "heads": config.head_learning_rate}
+    """AdamW over the trained tensors, one group for each kind of them. Each group carries its `name` and its
+    `peak_rate`; decay never pulls a transform away from the identity, nor a mixture or a head towards zero.
+    """
+    rates = {
+        "mixtures": config.mixture_learning_rate or config.learning_rate,
+        "heads": config.head_learning_rate,
+    }
     groups = [
         {
             "params": parameters,
@@ -27,13 +31,14 @@ def build_optimizer(model: RelevanceModel | FlatModel, config: OptimizerConfig) 
     return optimizer
 
 
-
 def hold_what_has_no_gradient(optimizer: torch.optim.Optimizer) -> None:
-    """Keep numbers whose gradient is exactly 0 as they are in a step: those of tasks that have no row in the batch.
+    """Keep numbers whose gradient is exactly 0 as they are in a step: those of tasks that have no row in the
+    batch.
 
-    Adam would move them on by the momentum of steps that did see the task. Their moments fade as Adam has it, so that a task that comes back
-    takes no larger step than others. Works on single numbers, so also on the flat parts that ZeRO makes of the parameters. Hooks, as
-    DeepSpeed takes torch's own AdamW but no subclass of it.
+    Adam would move them on by the momentum of steps that did see the task. Their moments fade as Adam has it,
+    so that a task that comes back takes no larger step than others. Works on single numbers, so also on the
+    flat parts that ZeRO makes of the parameters. Hooks, as DeepSpeed takes torch's own AdamW but no subclass
+    of it.
     """
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -51,9 +56,10 @@ def hold_what_has_no_gradient(optimizer: torch.optim.Optimizer) -> None:
     optimizer.register_step_post_hook(put_back)
 
 
-
 def rate_share(step: int, num_steps: int, warmup_share: float) -> float:
-    """The share of the peak rate at a step counted from 0: a linear rise, then a linear fall to nothing just after the last step."""
+    """The share of the peak rate at a step counted from 0: a linear rise, then a linear fall to nothing just
+    after the last step.
+    """
     warmup_steps = max(1, round(num_steps * warmup_share))
     if step < warmup_steps:
         return (step + 1) / warmup_steps

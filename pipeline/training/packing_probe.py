@@ -1,5 +1,5 @@
-"""Whether a training's rows go through the model packed, without padding, and what all rows of a task begin with, its template's instruction, which
-a packed pass takes once.
+"""Whether a training's rows go through the model packed, without padding, and what all rows of a task begin
+with, its template's instruction, which a packed pass takes once.
 
 Shape legend: T tasks.
 """
@@ -18,8 +18,9 @@ from pipeline.inference.task_predictor import are_close, attention_window
 
 
 def packed_beginnings(config: RunConfig, judge: Judge, encoded: EncodedRows) -> np.ndarray | None:
-    """Tokens (T,) that each task's rows begin with, where the judge's model gives packed rows the logits that it gives padded ones; None where it
-    does not, or it would not be faster."""
+    """Tokens (T,) that each task's rows begin with, where the judge's model gives packed rows the logits that
+    it gives padded ones; None where it does not, or it would not be faster.
+    """
     # a GPU waits for its next operation at these sizes, not for tokens; on one, packing has not been measured
     if judge.device.type == "cuda":
         return None
@@ -27,15 +28,18 @@ def packed_beginnings(config: RunConfig, judge: Judge, encoded: EncodedRows) -> 
     if judge.model.pooling != "last" or config.adapter.lora_dropout:
         return None
     trunk: Any = judge.model.trunk
-    if "position_ids" not in inspect.signature(trunk.forward).parameters or encoded.length_N.max() > attention_window(trunk):
+    if "position_ids" not in inspect.signature(
+        trunk.forward
+    ).parameters or encoded.length_N.max() > attention_window(trunk):
         return None
     length_T = beginning_lengths(encoded, len(judge.tasks))
     return length_T if tried(judge, encoded, length_T) else None
 
 
-
 def beginning_lengths(encoded: EncodedRows, num_tasks: int) -> np.ndarray:
-    """Tokens (T,) that all rows of each task begin with, at least one less than its shortest row has; 0 of a task without two rows."""
+    """Tokens (T,) that all rows of each task begin with, at least one less than its shortest row has; 0 of a
+    task without two rows.
+    """
     length_T, length_N = np.zeros(num_tasks, np.int64), encoded.length_N
     for task in range(num_tasks):
         mine = np.flatnonzero(encoded.task_N == task)
@@ -46,11 +50,11 @@ def beginning_lengths(encoded: EncodedRows, num_tasks: int) -> np.ndarray:
     return length_T
 
 
-
 @torch.no_grad()
 def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
-    """Whether the model, as it trains, gives rows packed the logits that it gives them padded, whatever lies before them. If so its attention is left
-    such that it takes them, else as it was."""
+    """Whether the model, as it trains, gives rows packed the logits that it gives them padded, whatever lies
+    before them. If so its attention is left such that it takes them, else as it was.
+    """
     rows, pad_id, model = rows_to_try(encoded, length_T), judge.pad_id, judge.model
     padded = collate(encoded, rows, len(length_T), pad_id).to(judge.device)
     packed = collate(encoded, rows, len(length_T), pad_id, length_T).to(judge.device)
@@ -63,9 +67,13 @@ def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
     try:
         expected_BC = model(*padded.inputs)
         model.take_packed()
-        again_BC, found_BC, behind_others_BC = (model(*batch.inputs) for batch in (padded, packed, behind_others))
+        again_BC, found_BC, behind_others_BC = (
+            model(*batch.inputs) for batch in (padded, packed, behind_others)
+        )
         real, dtype = expected_BC.isfinite(), judge.backbone.dtype
-        same = are_close(found_BC[real], expected_BC[real], dtype) and are_close(again_BC[real], expected_BC[real], dtype)
+        same = are_close(found_BC[real], expected_BC[real], dtype) and are_close(
+            again_BC[real], expected_BC[real], dtype
+        )
         apart = (behind_others_BC - found_BC)[1:][real[1:]].norm() <= APART * found_BC[1:][real[1:]].norm()
         good = bool(same and apart)
     except Exception:  # whatever an architecture makes of what it was not made for
@@ -77,10 +85,10 @@ def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
     return good
 
 
-
 def rows_to_try(encoded: EncodedRows, length_T: np.ndarray) -> np.ndarray:
-    """The longest row of one task and the shortest behind it, where the end of another shows most, and so of a second; of tasks with a beginning
-    where there are such."""
+    """The longest row of one task and the shortest behind it, where the end of another shows most, and so of
+    a second; of tasks with a beginning where there are such.
+    """
     tasks = np.unique(encoded.task_N)
     chosen = []
     for task in tasks[np.argsort(length_T[tasks] == 0, kind="stable")][:2]:
@@ -90,5 +98,6 @@ def rows_to_try(encoded: EncodedRows, length_T: np.ndarray) -> np.ndarray:
     return np.array(chosen)
 
 
-
-APART = 0.02  # of their length, that logits may differ by the row before them: in bfloat16 one in a hundred with the order of sums
+# of their length, that logits may differ by the row before them: in bfloat16 one in a hundred with the order
+# of sums
+APART = 0.02

@@ -17,17 +17,26 @@ from pipeline.storage.filesystem import json_sha256
 NO_NUMBERS = {"checkpoint_every_steps", "hang_timeout_s"}  # settings of training that no number follows from
 
 # and those that only rounding follows from
-SPREAD = {"num_workers", "threads_per_worker", "use_gpu", "micro_batch_tokens", "gradient_checkpointing", "compile_layers"}
+SPREAD = {
+    "num_workers",
+    "threads_per_worker",
+    "use_gpu",
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+    "compile_layers",
+}
 
-TOLD = {"data": "the digest of the accepted rows", "backbone_digest": "the digest of the backbone"}  # facts by what people call them
+# facts by what people call them
+TOLD = {"data": "the digest of the accepted rows", "backbone_digest": "the digest of the backbone"}
 
 BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "training", "optimizer")
 
 
-
 @dataclass(frozen=True)
 class TrainingPlan:
-    """One training. Two plans with equal facts are one training, however its work is spread over workers: their numbers differ by rounding."""
+    """One training. Two plans with equal facts are one training, however its work is spread over workers:
+    their numbers differ by rounding.
+    """
 
     config: RunConfig
     facts: dict[str, Any]  # all that the trained weights follow from, setting by setting
@@ -59,28 +68,32 @@ class TrainingPlan:
         return trained_fingerprint(self.bundle_dir) == self.fingerprint
 
 
-
 def plan_training(config: RunConfig) -> TrainingPlan:
-    """The training a config asks for on the accepted rows. ConfigError: the backbone is not to be had or lacks a target module."""
+    """The training a config asks for on the accepted rows. ConfigError: the backbone is not to be had or
+    lacks a target module.
+    """
     backbone = checked_backbone(config)
     plain = config.model_dump(mode="json")
     # what dropout draws depends on which rank has a row
     free = NO_NUMBERS if config.adapter.lora_dropout else NO_NUMBERS | SPREAD
     plain["training"] = {key: value for key, value in plain["training"].items() if key not in free}
     digest = data_digest(find_partitions(config.accepted_dir, config.tasks))
-    return TrainingPlan(config, {**{key: plain[key] for key in BLOCKS}, "data": digest, "backbone_digest": folder_digest(backbone)})
-
+    return TrainingPlan(
+        config,
+        {**{key: plain[key] for key in BLOCKS}, "data": digest, "backbone_digest": folder_digest(backbone)},
+    )
 
 
 def checked_backbone(config: RunConfig) -> Path:
-    """The backbone's folder; ConfigError if it is not to be had or lacks a target module, before any worker is started."""
+    """The backbone's folder; ConfigError if it is not to be had or lacks a target module, before any worker
+    is started.
+    """
     try:
         folder = resolve_folder(config.backbone)
         targets(empty_trunk(folder), config.adapter)
     except (BackboneUnavailableError, ValueError) as error:
         raise ConfigError(str(error)) from error
     return folder
-
 
 
 def planned_parameters(config: RunConfig) -> tuple[int, int]:
@@ -91,7 +104,6 @@ def planned_parameters(config: RunConfig) -> tuple[int, int]:
     return trainable, sum(parameter.numel() for parameter in trunk.parameters()) + trainable
 
 
-
 def trained_fingerprint(bundle_dir: Path) -> str | None:
     """The fingerprint of the training that wrote a bundle; None if there is no whole bundle."""
     try:
@@ -100,10 +112,13 @@ def trained_fingerprint(bundle_dir: Path) -> str | None:
         return None
 
 
-
 def changes(before: Any, now: Any, where: str = "") -> list[str]:
     """Each fact that differs, as sentences."""
     if isinstance(before, dict) and isinstance(now, dict):
-        return [text for key in sorted({*before, *now}) for text in changes(before.get(key), now.get(key), f"{where}.{key}" if where else key)]
+        return [
+            text
+            for key in sorted({*before, *now})
+            for text in changes(before.get(key), now.get(key), f"{where}.{key}" if where else key)
+        ]
     where = TOLD.get(where, where)
     return [] if before == now else [f"{where} was {json.dumps(before)}, is {json.dumps(now)}"]

@@ -10,7 +10,9 @@ from pipeline.training.plan import TrainingPlan, changes
 
 
 def open_checkpoints(plan: TrainingPlan, say: Callable[[str], None]) -> None:
-    """Make the folder of a training's checkpoints, or go on with the one that is there. ConfigError: it is another training's."""
+    """Make the folder of a training's checkpoints, or go on with the one that is there. ConfigError: it is
+    another training's.
+    """
     folder, of_training = plan.checkpoint_dir, plan.checkpoint_dir / "training.json"
     newest, problems = newest_checkpoint(folder)
     if newest is None:
@@ -23,10 +25,14 @@ def open_checkpoints(plan: TrainingPlan, say: Callable[[str], None]) -> None:
     try:
         changed = changes(read_json(of_training), plan.facts)
     except (OSError, DamagedInputError) as error:
-        raise ConfigError(f"{of_training} is gone or damaged, so these may be another training's checkpoints; remove {folder}") from error
+        raise ConfigError(
+            f"{of_training} is gone or damaged, so these may be another training's checkpoints; remove "
+            f"{folder}"
+        ) from error
     if changed:
         raise ConfigError(
-            f"{folder} holds an interrupted training that was other than this one: {'; '.join(changed[:8])}. Go back to its config to finish it,"
+            f"{folder} holds an interrupted training that was other than this one: "
+            f"{'; '.join(changed[:8])}. Go back to its config to finish it,"
             f" run under another name, or remove {folder} to start anew"
         )
     for problem in problems:
@@ -34,10 +40,10 @@ def open_checkpoints(plan: TrainingPlan, say: Callable[[str], None]) -> None:
     say(f"  going on from {newest.name}")
 
 
-
 def drop_checkpoints(plan: TrainingPlan) -> None:
-    """Remove what a finished training left: there is something if its command was killed just after the bundle was published. Checkpoints of
-    another training stay."""
+    """Remove what a finished training left: there is something if its command was killed just after the
+    bundle was published. Checkpoints of another training stay.
+    """
     with contextlib.suppress(OSError, DamagedInputError):
         if read_json(plan.checkpoint_dir / "training.json") == plan.facts:
             remove_tree(plan.checkpoint_dir)

@@ -1,6 +1,8 @@
-"""Which rows make up which batch: a pure function of (seed, epoch, step, rank, world size) and the rows, so that resuming is arithmetic.
+"""Which rows make up which batch: a pure function of (seed, epoch, step, rank, world size) and the rows, so
+that resuming is arithmetic.
 
-Every row comes exactly once an epoch (or its task's quota of times), batches mix tasks, and rows of a batch have like lengths.
+Every row comes exactly once an epoch (or its task's quota of times), batches mix tasks, and rows of a batch
+have like lengths.
 """
 
 from collections.abc import Sequence
@@ -11,8 +13,9 @@ import numpy as np
 
 from pipeline.training.rank_balancing import deal_by_length, deal_by_task
 
-POOL_BATCHES = 32  # batches whose rows are sorted by length together: enough to leave few pads, few enough to keep batches random
-
+# batches whose rows are sorted by length together: enough to leave few pads, few enough to keep batches
+# random
+POOL_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,6 @@ class BatchPlan:
         return self.rows[self.starts[index] : self.starts[index + 1]]
 
 
-
 class Sampler:
     """Row numbers of every micro-batch of a training run."""
 
@@ -45,16 +47,20 @@ class Sampler:
         seed: int,
         max_task_rows: int | None = None,
     ) -> None:
-        """`length_N` tokens and `task_N` task index of each row. A task's share of an epoch is proportional to
-        weight * rows^(1/temperature); temperature 1 with equal weights is every row once. Of a task that has more than `max_task_rows`
-        so many come an epoch, others each time, and its share is as if it had no more. A batch has `batch_rows` rows, the last
-        of an epoch maybe fewer. Batches do not depend on the number of ranks, so that a run can go on with another number."""
+        """`length_N` tokens and `task_N` task index of each row. A task's share of an epoch is proportional
+        to weight * rows^(1/temperature); temperature 1 with equal weights is every row once. Of a task that
+        has more than `max_task_rows` so many come an epoch, others each time, and its share is as if it had
+        no more. A batch has `batch_rows` rows, the last of an epoch maybe fewer. Batches do not depend on the
+        number of ranks, so that a run can go on with another number.
+        """
         self.length_N = length_N
         self.task_N = task_N
         self.batch_rows = batch_rows
         self.seed = seed
         rows_T = np.bincount(task_N, minlength=len(task_weight_T))
-        self.quota_T = epoch_quotas(np.minimum(rows_T, max_task_rows or len(task_N)), task_weight_T, temperature)
+        self.quota_T = epoch_quotas(
+            np.minimum(rows_T, max_task_rows or len(task_N)), task_weight_T, temperature
+        )
         self.plan = lru_cache(maxsize=2)(self._plan)
 
     @property
@@ -67,34 +73,54 @@ class Sampler:
         epoch, index = divmod(step, self.batches_per_epoch)
         return self.plan(epoch).batch(index)
 
-    def rank_rows(self, step: int, rank: int, world_size: int, beginning_T: np.ndarray | None = None) -> np.ndarray:
-        """The rows of that batch that fall to one rank, maybe none: so that none waits long. `beginning_T`: the tokens that each task's rows begin
-        with alike, where rows are packed and go through these once; None where they are padded."""
+    def rank_rows(
+        self, step: int, rank: int, world_size: int, beginning_T: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The rows of that batch that fall to one rank, maybe none: so that none waits long. `beginning_T`:
+        the tokens that each task's rows begin with alike, where rows are packed and go through these once;
+        None where they are padded.
+        """
         return self._rank_share(self.global_rows(step), rank, world_size, beginning_T)
 
     def micro_rows(
-        self, step: int, rank: int, world_size: int, token_budget: int | None, beginning_T: np.ndarray | None = None
-    ) -> list[np.ndarray]:  # fmt: skip
-        """One rank's rows of a step in the passes they are taken in, as many for every rank, maybe without a row. A pass has at most
-        `token_budget` tokens a rank with its padding, as far as one row does; without a budget there is one pass."""
+        self,
+        step: int,
+        rank: int,
+        world_size: int,
+        token_budget: int | None,
+        beginning_T: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """One rank's rows of a step in the passes they are taken in, as many for every rank, maybe without a
+        row. A pass has at most `token_budget` tokens a rank with its padding, as far as one row does; without
+        a budget there is one pass.
+        """
         if token_budget is None:
             return [self.rank_rows(step, rank, world_size, beginning_T)]
         rows = self.global_rows(step)
         parts = np.split(rows, pass_ends(self.length_N[rows], world_size, token_budget))
         return [self._rank_share(part, rank, world_size, beginning_T) for part in parts]
 
-    def _rank_share(self, rows: np.ndarray, rank: int, world_size: int, beginning_T: np.ndarray | None) -> np.ndarray:
+    def _rank_share(
+        self, rows: np.ndarray, rank: int, world_size: int, beginning_T: np.ndarray | None
+    ) -> np.ndarray:
         if beginning_T is None or world_size == 1:
             return rows[deal_by_length(len(rows), world_size)[rank]]
         return rows[deal_by_task(self.length_N[rows], self.task_N[rows], beginning_T, world_size)[rank]]
 
     def _plan(self, epoch: int) -> BatchPlan:
         random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        rows = np.concatenate([self._task_rows(task, quota, random) for task, quota in enumerate(self.quota_T)])
+        rows = np.concatenate(
+            [self._task_rows(task, quota, random) for task, quota in enumerate(self.quota_T)]
+        )
         random.shuffle(rows)
         pool = self.batch_rows * POOL_BATCHES
         # rows of one pool by length; the stable sort keeps the shuffle's order among equals
-        rows = np.concatenate([chunk[np.argsort(self.length_N[chunk], kind="stable")] for chunk in np.split(rows, range(pool, len(rows), pool))])
+        rows = np.concatenate(
+            [
+                chunk[np.argsort(self.length_N[chunk], kind="stable")]
+                for chunk in np.split(rows, range(pool, len(rows), pool))
+            ]
+        )
         starts = batch_starts(len(rows), self.batch_rows)
         order = random.permutation(len(starts) - 1)
         batches = [rows[starts[b] : starts[b + 1]] for b in order]
@@ -109,10 +135,13 @@ class Sampler:
         return np.concatenate(rounds)[:quota]
 
 
-
 def epoch_quotas(rows_T: np.ndarray, weight_T: Sequence[float], temperature: float) -> np.ndarray:
-    """Rows of each task in an epoch (T,): as many in all as there are rows, shared by weight * rows^(1/temperature)."""
-    share_T = np.where(rows_T > 0, np.asarray(weight_T) * np.power(rows_T.astype(np.float64), 1.0 / temperature), 0.0)
+    """Rows of each task in an epoch (T,): as many in all as there are rows, shared by weight *
+    rows^(1/temperature).
+    """
+    share_T = np.where(
+        rows_T > 0, np.asarray(weight_T) * np.power(rows_T.astype(np.float64), 1.0 / temperature), 0.0
+    )
     exact_T = share_T / share_T.sum() * rows_T.sum()
     quota_T = np.floor(exact_T + 1e-9).astype(np.int64)
     # the rows lost to rounding down go to the largest remainders, the first task winning ties
@@ -121,11 +150,9 @@ def epoch_quotas(rows_T: np.ndarray, weight_T: Sequence[float], temperature: flo
     return quota_T
 
 
-
 def batch_starts(num_rows: int, batch_rows: int) -> np.ndarray:
     """Where each batch starts, and the end."""
     return np.append(np.arange(0, num_rows, batch_rows), num_rows)
-
 
 
 def pass_ends(length_B: np.ndarray, world_size: int, token_budget: int) -> list[int]:

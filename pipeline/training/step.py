@@ -1,4 +1,5 @@
-"""One optimizer step of one rank: forward and backward of its rows in as many passes as fit, exact means over all ranks, and the step.
+"""One optimizer step of one rank: forward and backward of its rows in as many passes as fit, exact means over
+all ranks, and the step.
 
 Shape legend: B rows of a pass, T tasks.
 """
@@ -30,7 +31,6 @@ class TrainingDivergedError(RelevanceError):
     """A loss or a gradient was not finite; nothing was published."""
 
 
-
 @dataclass(frozen=True)
 class Worker:
     """One rank's share of a training run."""
@@ -46,11 +46,14 @@ class Worker:
     flops_per_row: int  # beside those of its tokens
     peak_flops_per_s: float  # of this rank
     watch: Watch
-    beginning_T: np.ndarray | None  # tokens that each task's rows begin with, for packed rows; None: rows are padded
+    # tokens that each task's rows begin with, for packed rows; None: rows are padded
+    beginning_T: np.ndarray | None
 
     @cached_property
     def relevant_from_T(self) -> torch.Tensor:
-        """The lowest relevant label of each task. Made once: to bring it to a GPU anew would wait for it in each pass."""
+        """The lowest relevant label of each task. Made once: to bring it to a GPU anew would wait for it in
+        each pass.
+        """
         return torch.tensor([task.relevant_from for task in self.config.tasks], device=self.judge.device)
 
     @property
@@ -59,11 +62,11 @@ class Worker:
         return max(1, round(self.config.training.epochs * self.sampler.batches_per_epoch))
 
 
-
 @dataclass
 class StepDone:
-    """What came of one step: sums over all ranks, and this rank's seconds by what its device spent them on; "backward" is with DeepSpeed's own
-    exchange of gradients, "communication" is what comes on top."""
+    """What came of one step: sums over all ranks, and this rank's seconds by what its device spent them on;
+    "backward" is with DeepSpeed's own exchange of gradients, "communication" is what comes on top.
+    """
 
     step: int
     rate_share: float
@@ -82,11 +85,13 @@ class StepDone:
         return self.clocks.setdefault(what, DeviceClock(self.device))
 
 
-
 def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
     """One optimizer step on the global batch of `step`, in as many passes as the token budget asks for."""
-    done = StepDone(step, rate_share(step, worker.num_steps, worker.config.optimizer.warmup_share), worker.judge.device)
-    # dropout is a function of the step, so that a resumed run drops what the uninterrupted one would have dropped
+    done = StepDone(
+        step, rate_share(step, worker.num_steps, worker.config.optimizer.warmup_share), worker.judge.device
+    )
+    # dropout is a function of the step, so that a resumed run drops what the uninterrupted one would have
+    # dropped
     torch.manual_seed(position_seed(worker.config.seed, step, worker.rank))
     for group in worker.engine.optimizer.param_groups:
         group["lr"] = group["peak_rate"] * done.rate_share
@@ -94,14 +99,17 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
         rows = worker.sampler.global_rows(step)
         budget = worker.config.training.micro_batch_tokens
         parts = worker.sampler.micro_rows(step, worker.rank, worker.world_size, budget, worker.beginning_T)
-    # DeepSpeed averages over ranks: times the world size over the batch's whole weight, that is the exact weighted mean over its rows
+    # DeepSpeed averages over ranks: times the world size over the batch's whole weight, that is the exact
+    # weighted mean over its rows
     scale = worker.world_size / max(float(worker.encoded.weight_N[rows].sum()), 1e-12)
     sums_2T = torch.zeros(2, len(worker.config.tasks), device=worker.judge.device)
     losses: list[tuple[np.ndarray, torch.Tensor]] = []
     for index, mine in enumerate(parts):
         worker.engine.set_gradient_accumulation_boundary(index + 1 == len(parts))
         # a rank without a row goes along with one that weighs nothing: the others wait for it in every pass
-        loss_T, weight_T = micro_step(worker, mine if len(mine) else rows[:1], scale if len(mine) else 0.0, done, losses)
+        loss_T, weight_T = micro_step(
+            worker, mine if len(mine) else rows[:1], scale if len(mine) else 0.0, done, losses
+        )
         sums_2T += torch.stack([loss_T, weight_T])
     with done.clock("communication"):
         counted = (stop, done.tokens_computed, done.num_padding, sum(map(len, parts)))
@@ -113,28 +121,44 @@ def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
     done.stop, done.tokens_computed, done.num_padding = stopping > 0, int(tokens), int(padding)
     sums = everything[:-4].reshape(2, -1)
     if not torch.isfinite(sums).all():
-        bad_rows = [row for mine, loss_B in losses for row in mine[~torch.isfinite(loss_B).cpu().numpy()].tolist()]
+        bad_rows = [
+            row for mine, loss_B in losses for row in mine[~torch.isfinite(loss_B).cpu().numpy()].tolist()
+        ]
         raise diverged(worker, step, "loss", gather_rows(bad_rows))
     with done.clock("communication"):
         done.group_norms = gradient_norms(worker.engine)
     if not all(math.isfinite(norm) for norm in done.group_norms.values()):
-        raise diverged(worker, step, "gradient of the " + ", ".join(n for n, norm in done.group_norms.items() if not math.isfinite(norm)), rows)
+        raise diverged(
+            worker,
+            step,
+            "gradient of the "
+            + ", ".join(n for n, norm in done.group_norms.items() if not math.isfinite(norm)),
+            rows,
+        )
     with done.clock("optimizer"):
         worker.engine.step()
-    done.seconds = {what: spent.seconds() for what, spent in done.clocks.items()}  # on a GPU this waits for the step
+    # on a GPU this waits for the step
+    done.seconds = {what: spent.seconds() for what, spent in done.clocks.items()}
     done.loss_T, done.weight_T = sums.cpu().double().numpy()
     return done
 
 
-
 def micro_step(
-    worker: Worker, mine: np.ndarray, scale: float, done: StepDone, losses: list[tuple[np.ndarray, torch.Tensor]]
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Forward and backward of some rows; their loss and weight sums per task, nothing with a `scale` of 0. The rows and the loss of each are added to
-    `losses`, on the device: to look at them here would wait for a GPU, which idles then while the next pass is prepared."""
+    worker: Worker,
+    mine: np.ndarray,
+    scale: float,
+    done: StepDone,
+    losses: list[tuple[np.ndarray, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward and backward of some rows; their loss and weight sums per task, nothing with a `scale` of 0.
+    The rows and the loss of each are added to `losses`, on the device: to look at them here would wait for a
+    GPU, which idles then while the next pass is prepared.
+    """
     worker.watch.alive()
     with done.clock("data"):
-        batch = collate(worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id, worker.beginning_T).to(worker.judge.device)
+        batch = collate(
+            worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id, worker.beginning_T
+        ).to(worker.judge.device)
         weight_B = batch.weight_B if scale else torch.zeros_like(batch.weight_B)
     with done.clock("forward"):
         try:
@@ -151,13 +175,11 @@ def micro_step(
     return loss_T.detach(), weight_T.detach()
 
 
-
 def any_rank(mine: bool, device: torch.device) -> bool:
     """Whether any rank says so. All ranks must call it."""
     said = torch.tensor(float(mine), device=device)
     torch.distributed.all_reduce(said)
     return bool(said > 0)
-
 
 
 def gather_rows(mine: list[int]) -> np.ndarray:
@@ -167,16 +189,16 @@ def gather_rows(mine: list[int]) -> np.ndarray:
     return np.asarray([row for rows in every for row in rows or ()], dtype=np.int64)
 
 
-
 def diverged(worker: Worker, step: int, what: str, rows: np.ndarray) -> TrainingDivergedError:
     """What to raise where a number is not finite, naming the tasks and the rows it came from."""
     names = ", ".join(worker.config.tasks[task].name for task in np.unique(worker.encoded.task_N[rows]))
     shown = ", ".join(worker.encoded.row_ids_of(rows[:8])) + (", ..." if len(rows) > 8 else "")
     return TrainingDivergedError(
-        f"the {what} of step {step + 1} is not finite (task {names}; rows {shown}); nothing was published. Look at these rows, or remove"
-        f" {worker.config.run_dir / 'training' / 'checkpoints'} and train anew with a lower optimizer.learning_rate"
+        f"the {what} of step {step + 1} is not finite (task {names}; rows {shown}); nothing was "
+        "published. Look at these rows, or remove"
+        f" {worker.config.run_dir / 'training' / 'checkpoints'} and train anew with a lower "
+        "optimizer.learning_rate"
     )
-
 
 
 def position_seed(seed: int, step: int, rank: int) -> int:

@@ -1,4 +1,6 @@
-"""What one training worker does. Ray starts it, DeepSpeed joins the workers' gradients, the sampler tells each its rows."""
+"""What one training worker does. Ray starts it, DeepSpeed joins the workers' gradients, the sampler tells
+each its rows.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from pipeline.inference.predictor import describe
 from pipeline.runtime.timing import clock
 from pipeline.runtime.watchdog import Watch
 from pipeline.storage.filesystem import remove_tree
-from pipeline.training.checkpoint import CheckpointWriter, gather_trainables, newest_checkpoint, restore_checkpoint
+from pipeline.training.checkpoint import (
+    CheckpointWriter,
+    gather_trainables,
+    newest_checkpoint,
+    restore_checkpoint,
+)
 from pipeline.training.event_log import append_live, live_record
 from pipeline.training.step import TrainingDivergedError, Worker, any_rank, train_step
 from pipeline.training.validation_loop import Best, Interim, better
@@ -29,10 +36,10 @@ class StoppedError(RetryableError):
     """The driver asked the workers to stop."""
 
 
-
 def train_worker(settings: dict[str, Any]) -> None:
-    """Entry point inside a Ray Train worker. `settings`: config (plain), fingerprint, data_digest, asked_at_s, and paths of what it reads
-    and writes."""
+    """Entry point inside a Ray Train worker. `settings`: config (plain), fingerprint, data_digest,
+    asked_at_s, and paths of what it reads and writes.
+    """
     import ray.train
     import ray.train.torch
 
@@ -45,21 +52,27 @@ def train_worker(settings: dict[str, Any]) -> None:
     with Watch(stuck, config.training.hang_timeout_s) as watch:
         with clock(seconds, "rows"):
             encoded = read_encoded(Path(settings["encoded_dir"]), "train", config.tasks)
-        worker = build_worker(config, encoded, rank, context.get_world_size(), ray.train.torch.get_device(), seconds, watch)
+        worker = build_worker(
+            config, encoded, rank, context.get_world_size(), ray.train.torch.get_device(), seconds, watch
+        )
         try:
             train(worker, settings, seconds)
         except ConnectionError:  # another worker is gone
             raise
         except OSError as error:
-            raise RetryableError(f"{error}; free space or permissions are the usual causes; then run the same command again") from error
+            raise RetryableError(
+                f"{error}; free space or permissions are the usual causes; then run the same command again"
+            ) from error
     ray.train.report({})
 
 
-
 def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -> None:
-    """All steps from the newest checkpoint on, then the bundle. StoppedError: the driver asked to stop; the state is kept.
-    `seconds` is what the start took."""
-    checkpoints, live_path, stop_path = (Path(settings[name]) for name in ("checkpoint_dir", "live_path", "stop_path"))
+    """All steps from the newest checkpoint on, then the bundle. StoppedError: the driver asked to stop; the
+    state is kept. `seconds` is what the start took.
+    """
+    checkpoints, live_path, stop_path = (
+        Path(settings[name]) for name in ("checkpoint_dir", "live_path", "stop_path")
+    )
     interim = Interim(worker, read_encoded(Path(settings["encoded_dir"]), "valid", worker.config.tasks))
 
     def asked() -> bool:
@@ -69,14 +82,23 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
         if worker.rank == 0:
             append_live(live_path, record)
 
-    wait_s = worker.config.training.hang_timeout_s / 2  # or the watch would take a rank that waits for another for one that hangs
+    # or the watch would take a rank that waits for another for one that hangs
+    wait_s = worker.config.training.hang_timeout_s / 2
     with CheckpointWriter(worker.engine, checkpoints, worker.rank, worker.world_size, wait_s) as writer:
         newest = agreed_checkpoint(checkpoints, worker.rank)
         worker.watch.alive()
         step, best = restore_checkpoint(worker.engine, newest) if newest else (0, None)
         starts_after = writer.kept_step = step
         shared = None if worker.beginning_T is None else worker.beginning_T.tolist()
-        tell({"starts_after": starts_after, "best": best.facts() if best else None, "tokens_shared": shared, "seconds": seconds, "at_s": time.time()})
+        tell(
+            {
+                "starts_after": starts_after,
+                "best": best.facts() if best else None,
+                "tokens_shared": shared,
+                "seconds": seconds,
+                "at_s": time.time(),
+            }
+        )
         if any_rank(asked(), worker.judge.device):
             raise stopped(step)
         worker.watch.alive()
@@ -93,11 +115,16 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
             started_s = time.monotonic()
             done = train_step(worker, step, stop=asked())
             record = live_record(worker, done, time.monotonic() - started_s)
-            if step == starts_after:  # what loading and compiling left is looked through once, and not between later steps again
+            # what loading and compiling left is looked through once, and not between later steps again
+            if step == starts_after:
                 gc.collect()
                 gc.freeze()
             step += 1
-            if step % worker.config.training.checkpoint_every_steps == 0 and step < worker.num_steps and not done.stop:
+            if (
+                step % worker.config.training.checkpoint_every_steps == 0
+                and step < worker.num_steps
+                and not done.stop
+            ):
                 with clock(record["seconds"], "checkpoint"):
                     writer.save(step, best)
             tell(record)
@@ -108,11 +135,12 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
     publish(worker, settings, step, best)
 
 
-
 def evaluate(
     worker: Worker, interim: Interim, step: int, best: Best | None, asked: Callable[[], bool]
-) -> tuple[Best | None, dict[str, Any] | None]:  # fmt: skip
-    """(the best evaluation with this one, this one's figures); no figures where `asked` says on some rank that it is to stop."""
+) -> tuple[Best | None, dict[str, Any] | None]:
+    """(the best evaluation with this one, this one's figures); no figures where `asked` says on some rank
+    that it is to stop.
+    """
     seconds: dict[str, float] = {}
     with clock(seconds, "evaluation"):
         figures = interim.evaluate(step, asked)
@@ -120,9 +148,10 @@ def evaluate(
             return best, None
         is_best = better(figures, best)
         if is_best:
-            best = Best(step, figures["macro_pr_auc"], figures["macro_log_loss"], gather_trainables(worker.engine))
+            best = Best(
+                step, figures["macro_pr_auc"], figures["macro_log_loss"], gather_trainables(worker.engine)
+            )
     return best, {**figures, "is_best": is_best, "seconds": seconds["evaluation"], "at_s": time.time()}
-
 
 
 def keep_and_stop(writer: CheckpointWriter, step: int, best: Best | None) -> NoReturn:
@@ -134,29 +163,43 @@ def keep_and_stop(writer: CheckpointWriter, step: int, best: Best | None) -> NoR
     raise stopped(step)
 
 
-
 def stopped(step: int) -> StoppedError:
     """The end of a training that was asked to stop."""
     kept = f", and its state after step {step} is kept" if step else " before its first step"
     return StoppedError(f"training was stopped as asked{kept}; run the same command again to go on")
 
 
-
 def publish(worker: Worker, settings: dict[str, Any], steps: int, best: Best | None) -> None:
-    """Write the bundle: the weights of the best evaluation, or the last ones where the valid split could tell nothing."""
+    """Write the bundle: the weights of the best evaluation, or the last ones where the valid split could tell
+    nothing.
+    """
     tensors = best.tensors if best else gather_trainables(worker.engine)
     if worker.rank == 0:
-        facts = {key: settings[key] for key in ("fingerprint", "data_digest")} | {"steps": steps, "rows": len(worker.encoded)}
-        facts |= {"trainable_parameters": sum(tensor.numel() for tensor in tensors.values()), "best": best.facts() if best else None}
+        facts = {key: settings[key] for key in ("fingerprint", "data_digest")} | {
+            "steps": steps,
+            "rows": len(worker.encoded),
+        }
+        facts |= {
+            "trainable_parameters": sum(tensor.numel() for tensor in tensors.values()),
+            "best": best.facts() if best else None,
+        }
         try:
-            write_bundle(Path(settings["bundle_dir"]), describe(worker.judge, worker.config, facts), tensors, worker.judge.backbone.folder)
+            write_bundle(
+                Path(settings["bundle_dir"]),
+                describe(worker.judge, worker.config, facts),
+                tensors,
+                worker.judge.backbone.folder,
+            )
         except BundleRefusedError as error:
-            raise TrainingDivergedError(f"{error}; lower optimizer.learning_rate; nothing was published") from error
-
+            raise TrainingDivergedError(
+                f"{error}; lower optimizer.learning_rate; nothing was published"
+            ) from error
 
 
 def agreed_checkpoint(root: Path, rank: int) -> Path | None:
-    """The newest whole checkpoint as rank 0 sees it: storage need not show all ranks the same at the same time."""
+    """The newest whole checkpoint as rank 0 sees it: storage need not show all ranks the same at the same
+    time.
+    """
     names: list[str | None] = [None]
     if rank == 0:
         newest, _ = newest_checkpoint(root)

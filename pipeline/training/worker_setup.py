@@ -24,10 +24,17 @@ from pipeline.training.step import Worker, any_rank
 
 
 def build_worker(
-    config: RunConfig, encoded: EncodedRows, rank: int, world_size: int, device: torch.device, seconds: dict[str, float], watch: Watch
-) -> Worker:  # fmt: skip
-    """Load the model and hand it to DeepSpeed. torch.distributed is initialised already. `seconds` is told what took how long; `watch` is entered,
-    and no part of this may take longer than it allows."""
+    config: RunConfig,
+    encoded: EncodedRows,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    seconds: dict[str, float],
+    watch: Watch,
+) -> Worker:
+    """Load the model and hand it to DeepSpeed. torch.distributed is initialised already. `seconds` is told
+    what took how long; `watch` is entered, and no part of this may take longer than it allows.
+    """
     if len(encoded) == 0:
         found = f"no row of {config.accepted_dir} falls into the train split"
         raise DataRefusedError(f"{found}; add rows or lower split.valid_share and split.test_share")
@@ -58,18 +65,24 @@ def build_worker(
     return Worker(config, judge, encoded, sampler, engine, rank, world_size, *flops, peak, watch, beginning_T)
 
 
-
 def check_compiler() -> None:
     """ConfigError if this worker has no C++ compiler."""
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         here = f"{socket.gethostname()} has neither g++ nor clang++"
-        raise ConfigError(f"training.compile_layers needs a C++ compiler and {here}; install one or set it to false")
-
+        raise ConfigError(
+            f"training.compile_layers needs a C++ compiler and {here}; install one or set it to false"
+        )
 
 
 def build_sampler(config: RunConfig, encoded: EncodedRows) -> Sampler:
     """The run's sampler."""
     weights, training = [task.sampling_weight for task in config.tasks], config.training
     return Sampler(
-        encoded.length_N, encoded.task_N, weights, training.batch_rows, training.task_temperature, config.seed, training.max_task_rows
-    )  # fmt: skip
+        encoded.length_N,
+        encoded.task_N,
+        weights,
+        training.batch_rows,
+        training.task_temperature,
+        config.seed,
+        training.max_task_rows,
+    )

@@ -1,7 +1,9 @@
-"""Adam's moments under every ZeRO stage, by the tensor they belong to: so that any number of ranks can take up what another number left.
+"""Adam's moments under every ZeRO stage, by the tensor they belong to: so that any number of ranks can take
+up what another number left.
 
-Each rank holds some fragments: a run of consecutive numbers of a flattened tensor, and the optimizer's state of just these. They come of the cuts
-that ZeRO makes through the model's flat parameters: none at 0, where every rank holds all, and into about equal parts at 1, 2 and 3.
+Each rank holds some fragments: a run of consecutive numbers of a flattened tensor, and the optimizer's state
+of just these. They come of the cuts that ZeRO makes through the model's flat parameters: none at 0, where
+every rank holds all, and into about equal parts at 1, 2 and 3.
 """
 
 from collections.abc import Iterator
@@ -13,16 +15,16 @@ import torch
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-
 @dataclass(frozen=True)
 class Cut:
-    """Where numbers start .. start + count of a flat parameter have their state: at `offset` of one of the optimizer's own tensors."""
+    """Where numbers start .. start + count of a flat parameter have their state: at `offset` of one of the
+    optimizer's own tensors.
+    """
 
     start: int
     count: int
     owner: torch.Tensor  # what torch's optimizer steps on
     offset: int
-
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class Fragment:
     offset: int
 
 
-
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """torch's optimizer inside DeepSpeed's: over this rank's flat partitions at ZeRO 1 to 3, over the parameters at 0."""
+    """torch's optimizer inside DeepSpeed's: over this rank's flat partitions at ZeRO 1 to 3, over the
+    parameters at 0.
+    """
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
-
 
 
 def fragments(engine: Any) -> Iterator[Fragment]:
@@ -50,8 +52,9 @@ def fragments(engine: Any) -> Iterator[Fragment]:
         for slot in engine.module.slots[group]:
             start, end = max(slot.start, cut.start), min(slot.start + slot.count, cut.start + cut.count)
             if start < end:
-                yield Fragment(slot.name, start - slot.start, end - start, cut.owner, cut.offset + start - cut.start)
-
+                yield Fragment(
+                    slot.name, start - slot.start, end - start, cut.owner, cut.offset + start - cut.start
+                )
 
 
 def cut_of(engine: Any, flat: Any) -> Cut:
@@ -66,14 +69,19 @@ def cut_of(engine: Any, flat: Any) -> Cut:
         if (mapping := flat._hp_mapping) is None:
             return Cut(0, 0, flat, 0)
         here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-        return Cut(here.start, here.numel, zero.single_partition_of_fp32_groups[mapping.param_group_index], there.start)
+        return Cut(
+            here.start,
+            here.numel,
+            zero.single_partition_of_fp32_groups[mapping.param_group_index],
+            there.start,
+        )
     return Cut(0, flat.numel(), flat, 0)
 
 
-
 def optimizer_tensors(engine: Any, rank: int) -> dict[str, torch.Tensor]:
-    """This rank's moments and step counts under names such as heads.weight_KD@0.exp_avg, 0 being where the fragment starts; of what all ranks
-    hold, rank 0 alone gives them."""
+    """This rank's moments and step counts under names such as heads.weight_KD@0.exp_avg, 0 being where the
+    fragment starts; of what all ranks hold, rank 0 alone gives them.
+    """
     tensors = {}
     of_all_ranks = {id(flat) for flat in engine.module.trainable_state().values()}
     for fragment in fragments(engine):
@@ -83,15 +91,20 @@ def optimizer_tensors(engine: Any, rank: int) -> dict[str, torch.Tensor]:
         for moment in MOMENTS:
             part = state[moment].flatten().narrow(0, fragment.offset, fragment.count)
             tensors[f"{fragment.name}@{fragment.start}.{moment}"] = part.detach().cpu().clone()
-        tensors[f"{fragment.name}@{fragment.start}.step"] = torch.as_tensor(state["step"]).detach().cpu().reshape(1).clone()
+        tensors[f"{fragment.name}@{fragment.start}.step"] = (
+            torch.as_tensor(state["step"]).detach().cpu().reshape(1).clone()
+        )
     return tensors
 
 
-
 def load_optimizer_tensors(engine: Any, stored: dict[str, torch.Tensor]) -> None:
-    """Give a fresh engine the state that `optimizer_tensors` of all ranks together tell, however many these were."""
+    """Give a fresh engine the state that `optimizer_tensors` of all ranks together tell, however many these
+    were.
+    """
     optimizer = inner_optimizer(engine)
-    whole = assemble({slot.name: slot.count for slots in engine.module.slots.values() for slot in slots}, stored)
+    whole = assemble(
+        {slot.name: slot.count for slots in engine.module.slots.values() for slot in slots}, stored
+    )
     for fragment in fragments(engine):
         state, found = optimizer.state[fragment.owner], whole.get(fragment.name)
         if found is None:
@@ -104,7 +117,6 @@ def load_optimizer_tensors(engine: Any, stored: dict[str, torch.Tensor]) -> None
         state["step"] = found["step"].clone().reshape(())
 
 
-
 def assemble(sizes: dict[str, int], stored: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """Fragments put together: tensor -> moment -> all its numbers."""
     whole: dict[str, dict[str, torch.Tensor]] = {}
@@ -114,6 +126,8 @@ def assemble(sizes: dict[str, int], stored: dict[str, torch.Tensor]) -> dict[str
         if moment == "step":
             whole.setdefault(name, {})["step"] = tensor
         else:
-            numbers = whole.setdefault(name, {}).setdefault(moment, torch.zeros(sizes[name], dtype=tensor.dtype))
+            numbers = whole.setdefault(name, {}).setdefault(
+                moment, torch.zeros(sizes[name], dtype=tensor.dtype)
+            )
             numbers.narrow(0, int(start), len(tensor)).copy_(tensor)
     return whole

@@ -1,7 +1,8 @@
 """What adapters cost: `python -m tests.bench.bench_adapters [--repeats N] [--threads N] [--quick]`.
 
-Prints tables, and as its last line one JSON object of ratios, first over second. Times are medians over rounds in which the sides take
-turns; a ratio is one of medians, and the span in brackets is that of the rounds' own ratios.
+Prints tables, and as its last line one JSON object of ratios, first over second. Times are medians over
+rounds in which the sides take turns; a ratio is one of medians, and the span in brackets is that of the
+rounds' own ratios.
 
 Shape legend: B rows, S tokens, D width, C labels, T tasks.
 """
@@ -107,8 +108,19 @@ def bench_training(backbone: Backbone, batches: Sequence[Batch], rounds: int) ->
         ]
         for name, model in models.items()
     ]
-    header = ["training", "trained in adapters", "ms", "over base", "over PEFT LoRA", "adapter's share", "MiB kept for backward", "over PEFT LoRA"]
-    print_table(f"Training (forward and backward), {backbone.dtype}, {about(batches)}, rounds: {rounds}", header, rows)
+    header = [
+        "training",
+        "trained in adapters",
+        "ms",
+        "over base",
+        "over PEFT LoRA",
+        "adapter's share",
+        "MiB kept for backward",
+        "over PEFT LoRA",
+    ]
+    print_table(
+        f"Training (forward and backward), {backbone.dtype}, {about(batches)}, rounds: {rounds}", header, rows
+    )
     return {
         "mtl_lora_over_peft_lora": timings.ratio(mtl, peft).of_medians,
         "t64_over_t4": timings.ratio(mtl_64, mtl).of_medians,
@@ -125,14 +137,24 @@ def bench_published(backbone: Backbone, batch: Batch, rounds: int) -> Ratios:
         published: published_model(backbone, METHODS["mtl_lora"], 8).train(),
     }
     with torch.no_grad():
-        torch.testing.assert_close(judge(models[published], batch), judge(models[ours], batch), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            judge(models[published], batch), judge(models[ours], batch), rtol=1e-4, atol=1e-4
+        )
     kept = {name: kept_bytes(model, [batch]) for name, model in models.items()}
-    timings = time_in_turn("published form", {name: partial(train, model, [batch]) for name, model in models.items()}, rounds)
-    caption = f"Training (forward and backward), {backbone.dtype}, {about([batch])}, T=8, rounds: {rounds}; equal outputs, computed two ways"
+    timings = time_in_turn(
+        "published form", {name: partial(train, model, [batch]) for name, model in models.items()}, rounds
+    )
+    caption = (
+        f"Training (forward and backward), {backbone.dtype}, {about([batch])}, T=8, rounds: {rounds}; "
+        "equal outputs, computed two ways"
+    )
     print_comparison(caption, timings, ours, kept)
     beyond = {name: timings.median_ms(name) - timings.median_ms("base alone") for name in (ours, published)}
     ratio = beyond[published] / beyond[ours]
-    print(f"  beyond the base alone: {ours} {beyond[ours]:.0f} ms, as published {beyond[published]:.0f} ms, {ratio:.2f} times as much")
+    print(
+        f"  beyond the base alone: {ours} {beyond[ours]:.0f} ms, as published {beyond[published]:.0f} ms, "
+        f"{ratio:.2f} times as much"
+    )
     return {"naive_over_mtl_lora": timings.ratio(published, ours).of_medians}
 
 
@@ -144,7 +166,12 @@ def bench_one_layer(rounds: int) -> None:
     base = nn.Linear(1024, 1024, bias=False).requires_grad_(False)
     mtl = MTLLoRALinear(base, 8, MTLLoRAConfig(), routing, generator)
     lora = LoRALinear(base, 8, LoRAConfig(rank=16), routing, generator)
-    layers = {"linear alone": base, "lora r=16": lora, "mtl_lora": mtl, "mtl_lora as published": PublishedMTLLoRALinear(mtl)}
+    layers = {
+        "linear alone": base,
+        "lora r=16": lora,
+        "mtl_lora": mtl,
+        "mtl_lora as published": PublishedMTLLoRALinear(mtl),
+    }
 
     def forward(layer: nn.Module) -> torch.Tensor:
         with routing.tasks(task_B):
@@ -156,8 +183,13 @@ def bench_one_layer(rounds: int) -> None:
         forward(layer).backward(gradient_BSD)
 
     kept = {name: saved_bytes(partial(forward, layer), layer.parameters()) for name, layer in layers.items()}
-    timings = time_in_turn("one layer", {name: partial(step, layer) for name, layer in layers.items()}, 4 * rounds)
-    caption = f"Forward and backward of one linear 1024 -> 1024, 64 rows x 64 tokens, T=8, float32, rounds: {4 * rounds}"
+    timings = time_in_turn(
+        "one layer", {name: partial(step, layer) for name, layer in layers.items()}, 4 * rounds
+    )
+    caption = (
+        "Forward and backward of one linear 1024 -> 1024, 64 rows x 64 tokens, T=8, float32, rounds: "
+        f"{4 * rounds}"
+    )
     print_comparison(caption, timings, "mtl_lora", kept)
 
 
@@ -166,26 +198,47 @@ def bench_judge_all(backbone: Backbone, batches: Sequence[Batch], rounds: int) -
     num_layers, num_tasks = len(transformer_layers(backbone.trunk)[1]), 6
     task_layers = min(4, num_layers - 1)
     sides: dict[str, Callable[[], object]] = {}
-    for method, adapter in (("mtl_lora", MTLLoRAConfig(task_layers=task_layers)), ("mtlora", MTLoRAConfig(task_layers=task_layers))):
+    for method, adapter in (
+        ("mtl_lora", MTLLoRAConfig(task_layers=task_layers)),
+        ("mtlora", MTLoRAConfig(task_layers=task_layers)),
+    ):
         model = adapted_model(backbone, adapter, num_tasks).eval()
-        one_pass, passes = partial(judge_all_tasks, model, batches), partial(judge_task_by_task, model, batches)
+        one_pass, passes = (
+            partial(judge_all_tasks, model, batches),
+            partial(judge_task_by_task, model, batches),
+        )
         torch.testing.assert_close(one_pass(), passes(), rtol=1e-4, atol=1e-4)
         sides |= {f"{method} judge_all": one_pass, f"{method} {num_tasks} passes": passes}
     timings = time_in_turn("judge_all", sides, rounds)
-    ratios = {method: timings.ratio(f"{method} judge_all", f"{method} {num_tasks} passes") for method in ("mtl_lora", "mtlora")}
+    ratios = {
+        method: timings.ratio(f"{method} judge_all", f"{method} {num_tasks} passes")
+        for method in ("mtl_lora", "mtlora")
+    }
     rows = [
-        [method, f"{timings.median_ms(f'{method} judge_all'):.0f}", f"{timings.median_ms(f'{method} {num_tasks} passes'):.0f}", str(ratio)]
+        [
+            method,
+            f"{timings.median_ms(f'{method} judge_all'):.0f}",
+            f"{timings.median_ms(f'{method} {num_tasks} passes'):.0f}",
+            str(ratio),
+        ]
         for method, ratio in ratios.items()
     ]
     by_layers = (num_layers - task_layers + num_tasks * task_layers) / (num_tasks * num_layers)
-    known = f"the last {task_layers} of {num_layers} layers know tasks (layers run: {by_layers:.3f} of the passes')"
-    caption = f"Judging {about(batches)} for all of {num_tasks} tasks, {known}, {backbone.dtype}, rounds: {rounds}"
+    known = (
+        f"the last {task_layers} of {num_layers} layers know tasks (layers run: {by_layers:.3f} of the "
+        "passes')"
+    )
+    caption = (
+        f"Judging {about(batches)} for all of {num_tasks} tasks, {known}, {backbone.dtype}, rounds: {rounds}"
+    )
     print_table(caption, ["judging", "ms judge_all", f"ms {num_tasks} passes", "ratio"], rows)
     return {"judge_all_over_passes": ratios["mtl_lora"].of_medians}
 
 
 def bench_inference(backbone: Backbone, batches: Sequence[Batch], rounds: int) -> Ratios:
-    """Scoring with every method, beside the weights and merged into them, and as two of them were published."""
+    """Scoring with every method, beside the weights and merged into them, and as two of them were
+    published.
+    """
     base = "base alone"
     models: dict[str, RelevanceModel | MergedModel] = {base: base_model(backbone, NUM_TASKS)}
     for method, adapter in METHODS.items():
@@ -199,10 +252,23 @@ def bench_inference(backbone: Backbone, batches: Sequence[Batch], rounds: int) -
         models[f"{method} as published"] = published_model(backbone, METHODS[method], NUM_TASKS)
     with torch.inference_mode():
         for method in ("mtl_lora", "moe_lora"):
-            ours, published = (judge(models[name].eval(), batches[0]) for name in (method, f"{method} as published"))
+            ours, published = (
+                judge(models[name].eval(), batches[0]) for name in (method, f"{method} as published")
+            )
             torch.testing.assert_close(published, ours, rtol=1e-4, atol=1e-4)
-    timings = time_in_turn("inference", {name: partial(judge_batches, model.eval(), batches) for name, model in models.items()}, rounds)
-    print_comparison(f"Inference, {about(batches)}, T={NUM_TASKS}, rank 8, moe_lora of 8 experts, {backbone.dtype}, rounds: {rounds}", timings, base)
+    timings = time_in_turn(
+        "inference",
+        {name: partial(judge_batches, model.eval(), batches) for name, model in models.items()},
+        rounds,
+    )
+    print_comparison(
+        (
+            f"Inference, {about(batches)}, T={NUM_TASKS}, rank 8, moe_lora of 8 experts, {backbone.dtype}, "
+            f"rounds: {rounds}"
+        ),
+        timings,
+        base,
+    )
     return {
         "mtl_lora_over_base_inference": timings.ratio("mtl_lora", base).of_medians,
         "moe_lora_over_mtl_lora_inference": timings.ratio("moe_lora", "mtl_lora").of_medians,
@@ -220,10 +286,19 @@ def timed_backbone(dtype: str, quick: bool) -> Backbone:
 
 def main() -> None:
     """Run all tables: about 13 minutes on two cores."""
-    parser = argparse.ArgumentParser(description="What adapters cost, against PEFT, the published code and the bare model")
-    parser.add_argument("--repeats", type=int, default=7, help="counted rounds of the first table; the others take three less, at least one")
+    parser = argparse.ArgumentParser(
+        description="What adapters cost, against PEFT, the published code and the bare model"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=7,
+        help="counted rounds of the first table; the others take three less, at least one",
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--quick", action="store_true", help="one round and two layers: whether it runs, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round and two layers: whether it runs, not how fast"
+    )
     arguments = parser.parse_args()
     prepare_environment()
     torch.set_num_threads(arguments.threads)
@@ -234,11 +309,22 @@ def main() -> None:
     lengths, pairs = pair_lengths(backbone.folder)
     vocab_size = backbone.trunk.config.vocab_size
     batches = build_batches(lengths, vocab_size)
-    print(f"{machine()}\nbackbone {backbone.folder.name}, {len(transformer_layers(backbone.trunk)[1])} layers; adapters on q, k, v and o of all")
-    print(f"lengths of {pairs}, mean {statistics.mean(lengths):.1f} tokens; batches are the middle ones of the shorter and the longer half")
-    print("adapters (PyPI) is left out: it pins transformers ~=4.57 and cannot be installed beside transformers 5")
+    print(
+        f"{machine()}\nbackbone {backbone.folder.name}, {len(transformer_layers(backbone.trunk)[1])} "
+        "layers; adapters on q, k, v and o of all"
+    )
+    print(
+        f"lengths of {pairs}, mean {statistics.mean(lengths):.1f} tokens; batches are the middle ones of "
+        "the shorter and the longer half"
+    )
+    print(
+        "adapters (PyPI) is left out: it pins transformers ~=4.57 and cannot be installed beside "
+        "transformers 5"
+    )
     ratios = bench_training(backbone, batches, rounds)
-    ratios |= bench_published(backbone, build_batch([64] * 64, vocab_size, torch.Generator().manual_seed(SEED)), fewer_rounds)
+    ratios |= bench_published(
+        backbone, build_batch([64] * 64, vocab_size, torch.Generator().manual_seed(SEED)), fewer_rounds
+    )
     bench_one_layer(fewer_rounds)
     ratios |= bench_judge_all(backbone, batches[-1:], fewer_rounds)
     ratios |= bench_inference(backbone, batches, fewer_rounds)

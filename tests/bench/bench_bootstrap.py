@@ -1,7 +1,9 @@
-"""What an interval costs: `python -m tests.bench.bench_bootstrap [--rows N]`. Made-up scores of a task with three labels and ten rows a query.
+"""What an interval costs: `python -m tests.bench.bench_bootstrap [--rows N]`. Made-up scores of a task with
+three labels and ten rows a query.
 
-Ours: every figure of an evaluation, 1,000 draws of the queries. The other side: a loop over draws with scikit-learn's roc_auc_score,
-average_precision_score, brier_score_loss and log_loss alone, on fewer draws and multiplied up. The last line of stdout is one json object.
+Ours: every figure of an evaluation, 1,000 draws of the queries. The other side: a loop over draws with
+scikit-learn's roc_auc_score, average_precision_score, brier_score_loss and log_loss alone, on fewer draws and
+multiplied up. The last line of stdout is one json object.
 """
 
 import argparse
@@ -25,9 +27,13 @@ def made_up(num_rows: int) -> tuple[Truth, Said]:
     logits_NC = random.normal(size=(num_rows, 3)) + np.eye(3)[label_N]
     probability_NC = np.exp(logits_NC) / np.exp(logits_NC).sum(axis=1, keepdims=True)
     probability_N = probability_NC[:, 1:].sum(axis=1)
-    task = Task(name="made-up", labels=("bad", "fair", "good"), relevant_from=1, template="{query} {ad_title}")
+    task = Task(
+        name="made-up", labels=("bad", "fair", "good"), relevant_from=1, template="{query} {ad_title}"
+    )
     query_N = np.arange(num_rows) // 10
-    return Truth(task, query_N, label_N, {}), Said(probability_N, probability_NC, np.where(probability_N > 0.8, "relevant", "abstain"))
+    return Truth(task, query_N, label_N, {}), Said(
+        probability_N, probability_NC, np.where(probability_N > 0.8, "relevant", "abstain")
+    )
 
 
 def looped(truth: Truth, said: Said) -> None:
@@ -37,7 +43,9 @@ def looped(truth: Truth, said: Said) -> None:
     random, positive_N = np.random.default_rng(0), truth.positive_N
     num_queries = int(truth.query_N.max()) + 1
     for _ in range(LOOPED_DRAWS):
-        weight_N = np.bincount(random.integers(0, num_queries, num_queries), minlength=num_queries)[truth.query_N]
+        weight_N = np.bincount(random.integers(0, num_queries, num_queries), minlength=num_queries)[
+            truth.query_N
+        ]
         for figure in (roc_auc_score, average_precision_score, brier_score_loss, log_loss):
             figure(positive_N, said.probability_N, sample_weight=weight_N)
 
@@ -56,8 +64,15 @@ def main() -> None:
         looped(truth, said)
         theirs_s.append((time.perf_counter() - started_s) * NUM_DRAWS / LOOPED_DRAWS)
     ours, theirs = float(np.median(ours_s)), float(np.median(theirs_s))
-    print(f"{len(figures)} figures, {len(truth.label_N):,} rows, {NUM_DRAWS:,} draws: {ours:.1f} s; scikit-learn, 4 figures: {theirs:.1f} s")
-    print(json.dumps({"bootstrap_seconds": round(ours, 2), "speed_over_scikit_learn_loop": round(theirs / ours, 2)}))
+    print(
+        f"{len(figures)} figures, {len(truth.label_N):,} rows, {NUM_DRAWS:,} draws: {ours:.1f} s; "
+        f"scikit-learn, 4 figures: {theirs:.1f} s"
+    )
+    print(
+        json.dumps(
+            {"bootstrap_seconds": round(ours, 2), "speed_over_scikit_learn_loop": round(theirs / ours, 2)}
+        )
+    )
 
 
 if __name__ == "__main__":

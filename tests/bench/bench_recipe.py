@@ -1,9 +1,12 @@
-"""What a recipe is worth: `python -m tests.bench.bench_recipe --work-dir DIR [--only NAME]... [--epochs N]`. Needs the real pairs of ../shared/data.
+"""What a recipe is worth: `python -m tests.bench.bench_recipe --work-dir DIR [--only NAME]... [--epochs N]`.
+Needs the real pairs of ../shared/data.
 
-Each recipe is trained and measured by the commands a user types, on one of two mixes of tasks. "agreeing": the four tasks of jobs/configs/esci.yaml.
-"conflicting": the ESCI pairs of one market asked three times with the same text, whether exact, whether a substitute, whether a complement, so that
-only the task id tells the questions apart. Prints a table with macro PR-AUC on the test rows and its interval clustered by query, and each recipe
-minus the first of its mix, draw by draw on the same queries; a recipe that was measured in DIR before is not trained again.
+Each recipe is trained and measured by the commands a user types, on one of two mixes of tasks. "agreeing":
+the four tasks of jobs/configs/esci.yaml. "conflicting": the ESCI pairs of one market asked three times with
+the same text, whether exact, whether a substitute, whether a complement, so that only the task id tells the
+questions apart. Prints a table with macro PR-AUC on the test rows and its interval clustered by query, and
+each recipe minus the first of its mix, draw by draw on the same queries; a recipe that was measured in DIR
+before is not trained again.
 """
 
 import argparse
@@ -27,7 +30,10 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "lora": ("agreeing", [LORA]),
     "mtl_lora-upper-half": ("agreeing", [f"adapter.layers_to_transform={list(range(15, 30))}"]),
     "mtl_lora-half-rate": ("agreeing", ["optimizer.learning_rate=5e-4", "optimizer.head_learning_rate=5e-4"]),
-    "mtl_lora-double-rate": ("agreeing", ["optimizer.learning_rate=2e-3", "optimizer.head_learning_rate=2e-3"]),
+    "mtl_lora-double-rate": (
+        "agreeing",
+        ["optimizer.learning_rate=2e-3", "optimizer.head_learning_rate=2e-3"],
+    ),
     "mtl_lora-rank-4": ("agreeing", ["adapter.rank=4", "adapter.lora_alpha=8"]),
     "mtl_lora-rank-16": ("agreeing", ["adapter.rank=16", "adapter.lora_alpha=32"]),
     "mtl_lora-one-up": ("agreeing", ["adapter.num_up_projections=1"]),
@@ -40,7 +46,10 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "mtl_lora-two-epochs": ("agreeing", ["training.epochs=2"]),
     "conflicting-mtl_lora": ("conflicting", []),
     "conflicting-lora": ("conflicting", [LORA]),
-    "conflicting-per_task_lora": ("conflicting", ["adapter={method: per_task_lora, rank: 5, lora_alpha: 10}"]),
+    "conflicting-per_task_lora": (
+        "conflicting",
+        ["adapter={method: per_task_lora, rank: 5, lora_alpha: 10}"],
+    ),
 }
 
 
@@ -66,10 +75,19 @@ def measure(name: str, work_dir: Path, epochs: float) -> dict[str, Any]:
     if not (run_dir / "seconds.json").is_file():
         mix, sets = RECIPES[name]
         config = conflicting_config(work_dir) if mix == "conflicting" else ESCI_CONFIG
-        sets = [f"name={run_name}", f"work_dir={work_dir}", f"training.epochs={epochs}", "training.compile_layers=true", *sets]
+        sets = [
+            f"name={run_name}",
+            f"work_dir={work_dir}",
+            f"training.epochs={epochs}",
+            "training.compile_layers=true",
+            *sets,
+        ]
         words = ["--config", str(config), *(word for one in sets for word in ("--set", one))]
         if mix == "agreeing":
-            for kind, path in (("esci", "esci_sample"), ("chorus", "chorus_electronics/query_product_ratings.tsv")):
+            for kind, path in (
+                ("esci", "esci_sample"),
+                ("chorus", "chorus_electronics/query_product_ratings.tsv"),
+            ):
                 relevance("import", kind, str(SHARED_DATA / path), str(run_dir / "data" / "judged"))
         started_s = time.time()
         relevance("train", *words)
@@ -81,7 +99,9 @@ def measure(name: str, work_dir: Path, epochs: float) -> dict[str, Any]:
 
 
 def differences(names: list[str], work_dir: Path, epochs: float) -> list[str]:
-    """Macro PR-AUC of each recipe of one mix minus that of the first, paired: every task's queries are drawn alike for both."""
+    """Macro PR-AUC of each recipe of one mix minus that of the first, paired: every task's queries are drawn
+    alike for both.
+    """
     from pipeline.config.loading import read_config
     from pipeline.data.reader import read_split
     from pipeline.evaluation.bootstrap import interval
@@ -96,10 +116,14 @@ def differences(names: list[str], work_dir: Path, epochs: float) -> list[str]:
     lines = []
     for name in names:
         judge, _ = load_judge(work_dir / f"recipe-{name}-{epochs:g}" / "bundle")
-        said[name] = {task: said_of(judge, tables[task], task, config.scoring.batch_tokens) for task in truths}
+        said[name] = {
+            task: said_of(judge, tables[task], task, config.scoring.batch_tokens) for task in truths
+        }
         if name == names[0]:
             continue
-        compared = [compare_task(truths[task], said[name][task], said[names[0]][task], config.seed) for task in truths]
+        compared = [
+            compare_task(truths[task], said[name][task], said[names[0]][task], config.seed) for task in truths
+        ]
         value = sum(one.difference["pr_auc"].value for one in compared) / len(compared)
         macro = interval(value, sum(one.difference_D for one in compared) / len(compared))
         lines.append(f"{name} minus {names[0]}: {macro.value:+.3f} [{macro.low:+.3f}, {macro.high:+.3f}]")
@@ -121,8 +145,16 @@ def main() -> None:
     for name in arguments.only or RECIPES:
         result = measure(name, work_dir, arguments.epochs)
         macro = result["macro_pr_auc"]["model"]
-        by_task = ", ".join(f"{task} {figures['model']['pr_auc']['value']:.3f}" for task, figures in result["tasks"].items())
-        print(f"| {name} | {macro['value']:.3f} | {macro['low']:.3f} to {macro['high']:.3f} | {by_task} | {result['seconds']:.0f} s |", flush=True)
+        by_task = ", ".join(
+            f"{task} {figures['model']['pr_auc']['value']:.3f}" for task, figures in result["tasks"].items()
+        )
+        print(
+            (
+                f"| {name} | {macro['value']:.3f} | {macro['low']:.3f} to {macro['high']:.3f} | {by_task} | "
+                f"{result['seconds']:.0f} s |"
+            ),
+            flush=True,
+        )
     for mix in ("agreeing", "conflicting"):
         names = [name for name in arguments.only or RECIPES if RECIPES[name][0] == mix]
         print("\n".join(differences(names, work_dir, arguments.epochs)) if len(names) > 1 else "", flush=True)

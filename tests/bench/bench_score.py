@@ -1,10 +1,11 @@
-"""How fast scoring is beside what people use: `python -m tests.bench.bench_score [--pairs N] [--rounds N] [--no-memory]`. Needs the real pairs of
-../shared/data.
+"""How fast scoring is beside what people use: `python -m tests.bench.bench_score [--pairs N] [--rounds N]
+[--no-memory]`. Needs the real pairs of ../shared/data.
 
-SmolLM2-135M in its own precision with MTL-LoRA adapters and a head of random numbers, the real electronics pairs, two threads, sides in turn,
-medians. Sides: ours, a unit from its parquet file to its published labels; transformers'
-pipeline over the same merged model, batches of 32; a hand-written loop over it, rows sorted by length, batches of 32. Then the peak memory of a
-scorer with a tiny model on 100,000 and on 1,000,000 made-up rows. Prints what each took, and as its last line one JSON object.
+SmolLM2-135M in its own precision with MTL-LoRA adapters and a head of random numbers, the real electronics
+pairs, two threads, sides in turn, medians. Sides: ours, a unit from its parquet file to its published labels;
+transformers' pipeline over the same merged model, batches of 32; a hand-written loop over it, rows sorted by
+length, batches of 32. Then the peak memory of a scorer with a tiny model on 100,000 and on 1,000,000 made-up
+rows. Prints what each took, and as its last line one JSON object.
 """
 
 import argparse
@@ -44,10 +45,21 @@ class Bench:
 
         torch.set_num_threads(THREADS)
         self.root = root
-        sets = (f"work_dir={root}", f"data.to_score={root / 'to_score'}", f"scoring.threads_per_actor={THREADS}")
+        sets = (
+            f"work_dir={root}",
+            f"data.to_score={root / 'to_score'}",
+            f"scoring.threads_per_actor={THREADS}",
+        )
         self.config = read_config(ROOT / "jobs" / "configs" / "esci.yaml", sets)
-        import_source("chorus", SHARED_DATA / "chorus_electronics" / "query_product_ratings.tsv", root / "rows", Console(err=sys.stderr))
-        whole = pa.concat_tables([read_partition(path) for path in find_partitions(root / "rows", self.config.tasks)[TASK]])
+        import_source(
+            "chorus",
+            SHARED_DATA / "chorus_electronics" / "query_product_ratings.tsv",
+            root / "rows",
+            Console(err=sys.stderr),
+        )
+        whole = pa.concat_tables(
+            [read_partition(path) for path in find_partitions(root / "rows", self.config.tasks)[TASK]]
+        )
         judge = fresh_judge(self.config)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -59,15 +71,25 @@ class Bench:
         id_lists = judge.encoder.encode(whole, TASK)
         texts = self.tokenizer.batch_decode(id_lists)
         # of the others, transformers would not get the tokens that we get
-        same = np.array([ids == again for ids, again in zip(id_lists, self.tokenizer(texts)["input_ids"], strict=True)])
+        same = np.array(
+            [ids == again for ids, again in zip(id_lists, self.tokenizer(texts)["input_ids"], strict=True)]
+        )
         by_ad = np.argsort(np.asarray(whole.column("ad_title").to_pylist(), dtype=object), kind="stable")
         chosen = np.array([row for row in by_ad if same[row]][:num_pairs])
         chosen = np.random.default_rng(1).permutation(chosen)
-        self.texts, self.row_ids = [texts[row] for row in chosen], whole.column("row_id").take(pa.array(chosen)).to_pylist()
+        self.texts, self.row_ids = (
+            [texts[row] for row in chosen],
+            whole.column("row_id").take(pa.array(chosen)).to_pylist(),
+        )
         path = root / "to_score" / f"task={TASK}" / "part-0.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(whole.take(pa.array(chosen)), path)
-        self.sha256 = write_bundle(root / "bundle", describe(judge, self.config, {}), judge.model.trainable_state(), judge.backbone.folder)
+        self.sha256 = write_bundle(
+            root / "bundle",
+            describe(judge, self.config, {}),
+            judge.model.trainable_state(),
+            judge.backbone.folder,
+        )
         self.classifier = classifier_of(merge_task(judge.model, index))
         print(f"{len(chosen)} pairs, {same.mean():.1%} of all have the same tokens on all sides", flush=True)
 
@@ -91,7 +113,10 @@ class Bench:
         seconds = time.perf_counter() - started_s
         assert not outcome.error, outcome.error
         table = read_published(run.run_dir / "scores")
-        said = dict(zip(table.column("row_id").to_pylist(), table.column("probability").to_pylist(), strict=True))  # of the warm rows twice
+        # of the warm rows twice
+        said = dict(
+            zip(table.column("row_id").to_pylist(), table.column("probability").to_pylist(), strict=True)
+        )
         return seconds, np.array([said[row_id] for row_id in self.row_ids]), outcome
 
     def _warm(self) -> Path:
@@ -100,21 +125,32 @@ class Bench:
 
         path = self.root / "warm.parquet"
         if not path.exists():
-            pq.write_table(pq.read_table(self.root / "to_score" / f"task={TASK}" / "part-0.parquet", partitioning=None).slice(0, 16), path)
+            pq.write_table(
+                pq.read_table(
+                    self.root / "to_score" / f"task={TASK}" / "part-0.parquet", partitioning=None
+                ).slice(0, 16),
+                path,
+            )
         return path
 
     def hf_pipeline(self) -> tuple[float, np.ndarray, None]:
         """transformers.pipeline, as its documentation has it."""
         from transformers import pipeline
 
-        classify = pipeline("text-classification", model=self.classifier, tokenizer=self.tokenizer, device="cpu")
+        classify = pipeline(
+            "text-classification", model=self.classifier, tokenizer=self.tokenizer, device="cpu"
+        )
         options = {"batch_size": BATCH_ROWS, "top_k": None, "function_to_apply": "softmax"}
         classify(self.texts[:16], **options)
         started_s = time.perf_counter()
         found = classify(self.texts, **options)
         seconds = time.perf_counter() - started_s
         by_label = [{one["label"]: one["score"] for one in row} for row in found]
-        return seconds, np.array([[row[f"LABEL_{label}"] for label in range(len(row))] for row in by_label]), None
+        return (
+            seconds,
+            np.array([[row[f"LABEL_{label}"] for label in range(len(row))] for row in by_label]),
+            None,
+        )
 
     def sorted_loop(self) -> tuple[float, np.ndarray, None]:
         """What one writes by hand."""
@@ -141,13 +177,20 @@ def classifier_of(merged: Any) -> Any:
     config.num_labels, config.pad_token_id = merged.head.out_features, config.pad_token_id or 0
     model = LlamaForSequenceClassification._from_config(config, dtype=next(merged.trunk.parameters()).dtype)
     model.model = merged.trunk
-    model.score.weight = type(model.score.weight)(merged.head.weight.to(model.score.weight.dtype), requires_grad=False)
+    model.score.weight = type(model.score.weight)(
+        merged.head.weight.to(model.score.weight.dtype), requires_grad=False
+    )
     return model.eval()
 
 
 def peak_mb(num_rows: int, root: Path) -> float:
     """Peak memory of a process that scores so many rows with a tiny model."""
-    done = subprocess.run([sys.executable, "-m", "tests.bench.bench_score", "--memory-of", str(num_rows), "--root", str(root)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.bench_score", "--memory-of", str(num_rows), "--root", str(root)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
     return float(done.stdout.splitlines()[-1])
@@ -169,7 +212,10 @@ def score_made_up(num_rows: int, root: Path) -> float:
     from tests.support.planted import planted_config, planted_rows
     from tests.support.tiny import write_tiny_llama
 
-    config = build_config({**planted_config(root, str(write_tiny_llama(root / "tiny"))), "encode": {"max_tokens": 64}}, "the bench")
+    config = build_config(
+        {**planted_config(root, str(write_tiny_llama(root / "tiny"))), "encode": {"max_tokens": 64}},
+        "the bench",
+    )
     some = pa.Table.from_pylist(planted_rows("two", 5_000, 1, labelled=False), ROW_SCHEMA)
     folder = root / "to_score" / "task=two"
     folder.mkdir(parents=True)
@@ -178,16 +224,22 @@ def score_made_up(num_rows: int, root: Path) -> float:
             ids = pa.array([f"row-{number}" for number in range(start, start + some.num_rows)])
             writer.write_table(some.set_column(0, ROW_SCHEMA.field("row_id"), ids).slice(0, num_rows - start))
     judge = fresh_judge(config)
-    sha256 = write_bundle(root / "bundle", describe(judge, config, {}), judge.model.trainable_state(), judge.backbone.folder)
+    sha256 = write_bundle(
+        root / "bundle", describe(judge, config, {}), judge.model.trainable_state(), judge.backbone.folder
+    )
     (config.run_dir / "scoring").mkdir(parents=True)
-    scorer = UnitScorer(actor_settings(config, FetchedVersion("1", root / "bundle", sha256), config.run_dir / "scoring"))
+    scorer = UnitScorer(
+        actor_settings(config, FetchedVersion("1", root / "bundle", sha256), config.run_dir / "scoring")
+    )
     units, _ = plan_units(config, sha256)
     print(f"{len(units)} units", file=sys.stderr)
     for unit in units:
         outcome = scorer.outcome(unit)
         assert not outcome.error, outcome.error
     # not getrusage: what it tells begins with what the parent process had
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -223,17 +275,25 @@ def main() -> None:
                     efficiencies.append(outcome.at_peak_s / outcome.model_s)
                     computed = outcome.tokens_computed / outcome.tokens_in
         (task,) = (task for task in bench.config.tasks if task.name == TASK)
-        relevant = {side: rows if rows.ndim == 1 else rows[:, task.relevant_from :].sum(axis=1) for side, rows in said.items()}
+        relevant = {
+            side: rows if rows.ndim == 1 else rows[:, task.relevant_from :].sum(axis=1)
+            for side, rows in said.items()
+        }
         median = {side: statistics.median(times) for side, times in seconds.items()}
         for side, took_s in median.items():
-            print(f"{side:12} {len(bench.texts) / took_s:7.2f} pairs/s  largest difference {np.abs(relevant[side] - relevant['ours']).max():.4f}")
+            print(
+                f"{side:12} {len(bench.texts) / took_s:7.2f} pairs/s  largest difference "
+                f"{np.abs(relevant[side] - relevant['ours']).max():.4f}"
+            )
         result = {
             "speed_over_hf_pipeline": round(median["HF pipeline"] / median["ours"], 3),
             "speed_over_sorted_loop": round(median["sorted loop"] / median["ours"], 3),
             "model_time_share": round(statistics.median(shares), 4),
             "tokens_computed_share": round(computed, 4),
             "matmul_efficiency": round(statistics.median(efficiencies), 4),
-            "max_probability_difference": round(max(float(np.abs(rows - relevant["ours"]).max()) for rows in relevant.values()), 5),
+            "max_probability_difference": round(
+                max(float(np.abs(rows - relevant["ours"]).max()) for rows in relevant.values()), 5
+            ),
         }
     if not arguments.no_memory:
         for rows, key in zip(MEMORY_ROWS, ("peak_mb_100k", "peak_mb_1m"), strict=True):

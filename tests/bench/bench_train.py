@@ -1,11 +1,13 @@
-"""How fast training is beside what people use: `python -m tests.bench.bench_train [--steps N] [--rounds N] [--batch-rows N] [--only SIDE ..]`. Needs
-the real pairs of ../shared/data.
+"""How fast training is beside what people use: `python -m tests.bench.bench_train [--steps N] [--rounds N]
+[--batch-rows N] [--only SIDE ..]`. Needs the real pairs of ../shared/data.
 
-SmolLM2-135M in its own precision, batches of 8 real pairs, the same rows on every side, two threads or one GPU, sides in turn, each in processes of
-its own, medians. Sides: our `relevance train` (Ray Train, DeepSpeed), with compiled layers and without; Hugging Face's Trainer with PEFT's LoRA of
-as many parameters on AutoModelForSequenceClassification, with its default padding and with batches grouped by length; a bare PyTorch loop over our
-model and our batches. All on one process of two threads, the compiled ones and the Trainer also on two workers of one thread that share each batch.
-Prints what each took, and as its last line one JSON object.
+SmolLM2-135M in its own precision, batches of 8 real pairs, the same rows on every side, two threads or one
+GPU, sides in turn, each in processes of its own, medians. Sides: our `relevance train` (Ray Train,
+DeepSpeed), with compiled layers and without; Hugging Face's Trainer with PEFT's LoRA of as many parameters on
+AutoModelForSequenceClassification, with its default padding and with batches grouped by length; a bare
+PyTorch loop over our model and our batches. All on one process of two threads, the compiled ones and the
+Trainer also on two workers of one thread that share each batch. Prints what each took, and as its last line
+one JSON object.
 """
 
 import argparse
@@ -33,8 +35,12 @@ SIDES: dict[str, Callable[[Path, int], Figures]] = {
     "HF Trainer, grouped": lambda run_dir, steps: hugging_face(run_dir, steps, True),
     "ours, compiled, 2 workers": lambda run_dir, steps: ours(run_dir, steps, 2, compiled=True),
     "bare loop, compiled, 2 workers": lambda run_dir, steps: in_two_processes(bare, run_dir, steps, True),
-    "HF Trainer, default, 2 workers": lambda run_dir, steps: in_two_processes(hugging_face, run_dir, steps, False),
-    "HF Trainer, grouped, 2 workers": lambda run_dir, steps: in_two_processes(hugging_face, run_dir, steps, True),
+    "HF Trainer, default, 2 workers": lambda run_dir, steps: in_two_processes(
+        hugging_face, run_dir, steps, False
+    ),
+    "HF Trainer, grouped, 2 workers": lambda run_dir, steps: in_two_processes(
+        hugging_face, run_dir, steps, True
+    ),
 }
 
 RATIOS = {
@@ -53,9 +59,24 @@ RATIOS = {
 
 def run_side(side: str, run_dir: Path, steps: int, batch_rows: int) -> Figures:
     """One side in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.bench_train", "--side", side, "--run-dir", str(run_dir), "--steps", str(steps)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.bench_train",
+        "--side",
+        side,
+        "--run-dir",
+        str(run_dir),
+        "--steps",
+        str(steps),
+    ]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "BENCH_BATCH_ROWS": str(batch_rows)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "HF_HUB_OFFLINE": "1",
+        "BENCH_BATCH_ROWS": str(batch_rows),
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{side} failed: {done.stderr[-3000:]}")
@@ -73,10 +94,19 @@ def possible_sides() -> list[str]:
 def main() -> None:
     """All sides in turn."""
     parser = argparse.ArgumentParser(description="Training beside what people use")
-    parser.add_argument("--steps", type=int, default=100, help="in 100 the Trainer pads as in a whole epoch; in 25 or 40 less")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="in 100 the Trainer pads as in a whole epoch; in 25 or 40 less"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-rows", type=int, default=8)
-    parser.add_argument("--only", nargs="+", choices=SIDES, default=possible_sides(), metavar="SIDE", help="of " + ", ".join(SIDES))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=SIDES,
+        default=possible_sides(),
+        metavar="SIDE",
+        help="of " + ", ".join(SIDES),
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -96,11 +126,18 @@ def main() -> None:
                 print(f"round {number + 1} of {arguments.rounds}: {side}", file=sys.stderr, flush=True)
                 figures.append(run_side(side, run_dir, arguments.steps, arguments.batch_rows))
                 print(f"    {figures[-1]['pairs_per_s']:.2f} pairs/s", file=sys.stderr, flush=True)
-    median = {side: {key: statistics.median(one[key] for one in figures) for key in figures[0]} for side, figures in seen.items()}
+    median = {
+        side: {key: statistics.median(one[key] for one in figures) for key in figures[0]}
+        for side, figures in seen.items()
+    }
     for side, figures in median.items():
         print_side(side, figures)
     speed = {side: figures["pairs_per_s"] for side, figures in median.items()}
-    result = {name: speed[one] / speed[other] for name, (one, other) in RATIOS.items() if {one, other} <= speed.keys()}
+    result = {
+        name: speed[one] / speed[other]
+        for name, (one, other) in RATIOS.items()
+        if {one, other} <= speed.keys()
+    }
     if "ours" in median:
         result["padding_share"] = median["ours"]["padding"]
     if "ours, saving" in median:
@@ -114,7 +151,11 @@ def print_side(side: str, figures: Figures) -> None:
     if "mfu" in figures:
         shares = ", ".join(f"{key} {figures[key]:.1%}" for key in SPENT)
         print(f"    a step: {shares}; {figures['tokens_per_s']:.0f} tokens/s, MFU {figures['mfu']:.1%}")
-        before = {key.removeprefix("before first step: "): value for key, value in figures.items() if key.startswith("before first step")}
+        before = {
+            key.removeprefix("before first step: "): value
+            for key, value in figures.items()
+            if key.startswith("before first step")
+        }
         listed = ", ".join(f"{key} {value:.1f}" for key, value in before.items())
         print(f"    {figures['first_step_s']:.1f} s to the end of the first step: {listed}")
 

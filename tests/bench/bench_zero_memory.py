@@ -1,6 +1,8 @@
-"""What each of two workers holds under each ZeRO stage: `python -m tests.bench.bench_zero_memory [--source BACKBONE]`.
+"""What each of two workers holds under each ZeRO stage: `python -m tests.bench.bench_zero_memory [--source
+BACKBONE]`.
 
-Bytes of the model's numbers and of the optimizer's (moments, and the flat copies it steps on) on each rank after two steps, counted, not sampled.
+Bytes of the model's numbers and of the optimizer's (moments, and the flat copies it steps on) on each rank
+after two steps, counted, not sampled.
 """
 
 import argparse
@@ -23,15 +25,25 @@ def held_bytes(engine: Any) -> dict[str, int]:
     mine = [p.ds_tensor if hasattr(p, "ds_id") else p.data for p in engine.module.parameters()]
     model = sum(tensor.nbytes for tensor in mine)  # by numbers: many tensors are views of one buffer
     optimizer = inner_optimizer(engine)
-    moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if hasattr(t, "nbytes"))
+    moments = sum(
+        t.nbytes for state in optimizer.state.values() for t in state.values() if hasattr(t, "nbytes")
+    )
     parameters = {id(p) for p in engine.module.parameters()}
-    copies = sum(p.nbytes for group in optimizer.param_groups for p in group["params"] if id(p) not in parameters)
+    copies = sum(
+        p.nbytes for group in optimizer.param_groups for p in group["params"] if id(p) not in parameters
+    )
     return {"model": model, "optimizer": moments + copies}
 
 
 def be_rank(rank: int, port: str, source: str) -> None:
     """Every case in turn; a json line each."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(WORLD_SIZE),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     import deepspeed
     import torch
 
@@ -48,12 +60,16 @@ def be_rank(rank: int, port: str, source: str) -> None:
     deepspeed.init_distributed("gloo")
     for name, settings in CASES.items():
         backbone = BackboneConfig(source=source)
-        model = FlatModel(build_model(ModelConfig(backbone, MTLLoRAConfig(), (4, 4, 4, 4)), load_backbone(backbone), seed=0))
+        model = FlatModel(
+            build_model(ModelConfig(backbone, MTLLoRAConfig(), (4, 4, 4, 4)), load_backbone(backbone), seed=0)
+        )
         training, optimizer = TrainingConfig(num_workers=WORLD_SIZE), OptimizerConfig()
         engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=list(model.trainable_state().values()), optimizer=build_optimizer(model, optimizer),
+            model=model,
+            model_parameters=list(model.trainable_state().values()),
+            optimizer=build_optimizer(model, optimizer),
             config=deepspeed_config(DeepSpeedConfig(**settings), training, optimizer),
-        )  # fmt: skip
+        )
         for _ in range(2):
             ids_BS = torch.ones(4, 8, dtype=torch.long)
             engine.backward(engine(ids_BS, ids_BS, torch.arange(4)).square().sum())
@@ -76,13 +92,28 @@ def main() -> None:
         return
     from tests.support.servers import free_port
 
-    command = [sys.executable, "-m", "tests.bench.bench_zero_memory", "--source", arguments.source, "--port", str(free_port())]
-    ranks = [subprocess.Popen([*command, "--rank", str(r)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for r in range(WORLD_SIZE)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.bench_zero_memory",
+        "--source",
+        arguments.source,
+        "--port",
+        str(free_port()),
+    ]
+    ranks = [
+        subprocess.Popen(
+            [*command, "--rank", str(r)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        for r in range(WORLD_SIZE)
+    ]
     outputs = [rank.communicate()[0] for rank in ranks]
     lines = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
     print("| | model, each rank | optimizer, each rank |\n|---|---|---|")
     for of_case in zip(*lines, strict=True):
-        cells = [" / ".join(f"{one[key] / 1e6:.1f}" for one in of_case) + " MB" for key in ("model", "optimizer")]
+        cells = [
+            " / ".join(f"{one[key] / 1e6:.1f}" for one in of_case) + " MB" for key in ("model", "optimizer")
+        ]
         print(f"| {of_case[0]['case']} | {cells[0]} | {cells[1]} |")
 
 

@@ -1,4 +1,6 @@
-"""What the failure tests saw, counted over all of them and printed as one JSON object when they are through."""
+"""What the failure tests saw, counted over all of them and printed as one JSON object when they are
+through.
+"""
 
 import json
 from collections.abc import Iterable
@@ -15,9 +17,19 @@ class Counts:
     def __init__(self) -> None:
         self.numbers: dict[str, float] = dict.fromkeys(
             (
-                "kills", "resumed", "max_loss_difference", "rows_duplicated", "rows_missing", "damaged", "detected",
-                "score_kills", "score_rows_duplicated", "score_rows_missing", "score_partial_views",
-            ), 0,  # fmt: skip
+                "kills",
+                "resumed",
+                "max_loss_difference",
+                "rows_duplicated",
+                "rows_missing",
+                "damaged",
+                "detected",
+                "score_kills",
+                "score_rows_duplicated",
+                "score_rows_missing",
+                "score_partial_views",
+            ),
+            0,
         )
 
     def add(self, name: str, number: int = 1) -> None:

@@ -1,5 +1,6 @@
-"""Promotions at the same time: one winner each, and aliases that say what the log says. MLflow is replaced by files, each alias last-writer-wins
-and slow, as its own are."""
+"""Promotions at the same time: one winner each, and aliases that say what the log says. MLflow is replaced by
+files, each alias last-writer-wins and slow, as its own are.
+"""
 
 import json
 import multiprocessing
@@ -25,7 +26,9 @@ class SlowAliases:
         self.folder = folder
 
     def get_registered_model(self, _: str) -> SimpleNamespace:
-        return SimpleNamespace(aliases={path.name: path.read_text() for path in self.folder.glob("*") if path.read_text()})
+        return SimpleNamespace(
+            aliases={path.name: path.read_text() for path in self.folder.glob("*") if path.read_text()}
+        )
 
     def set_registered_model_alias(self, _: str, alias: str, version: str) -> None:
         time.sleep(random.random() * 0.004)
@@ -65,11 +68,16 @@ def racer(number: int, root: str, barrier: Any, results: Any) -> None:
 
 
 @pytest.mark.parametrize("num_processes", [2, pytest.param(8, marks=pytest.mark.failures)])
-def test_of_promotions_at_the_same_time_exactly_one_wins_and_log_and_aliases_agree(tmp_path: Path, num_processes: int) -> None:
+def test_of_promotions_at_the_same_time_exactly_one_wins_and_log_and_aliases_agree(
+    tmp_path: Path, num_processes: int
+) -> None:
     for race in range(RACES):
         new_world(tmp_path / str(race))
     barrier, results = CONTEXT.Barrier(num_processes), CONTEXT.Queue()
-    racers = [CONTEXT.Process(target=racer, args=(number, str(tmp_path), barrier, results)) for number in range(num_processes)]
+    racers = [
+        CONTEXT.Process(target=racer, args=(number, str(tmp_path), barrier, results))
+        for number in range(num_processes)
+    ]
     for process in racers:
         process.start()
     told = [results.get(timeout=300) for _ in range(RACES * num_processes)]
@@ -81,10 +89,15 @@ def test_of_promotions_at_the_same_time_exactly_one_wins_and_log_and_aliases_agr
         winners = [version for number, version, outcome in told if number == race and outcome == "won"]
         log = read_promotions(config_of(folder))
         assert [record["version"] for record in log] == ["1", *winners] and len(winners) == 1
-        assert SlowAliases(folder / "aliases").get_registered_model("m").aliases == {"champion": winners[0], "previous_champion": "1"}
+        assert SlowAliases(folder / "aliases").get_registered_model("m").aliases == {
+            "champion": winners[0],
+            "previous_champion": "1",
+        }
 
 
-def test_a_promotion_killed_between_log_and_alias_is_repaired_at_the_next_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_promotion_killed_between_log_and_alias_is_repaired_at_the_next_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, client = new_world(tmp_path)
 
     class Killed(BaseException):
@@ -121,7 +134,9 @@ def test_without_the_gate_s_word_on_this_champion_nothing_is_promoted_but_by_an_
     assert client.get_registered_model("m").aliases["champion"] == "2"
 
 
-def test_a_rollback_goes_back_one_champion_each_time_and_a_first_one_has_none_to_go_back_to(tmp_path: Path) -> None:
+def test_a_rollback_goes_back_one_champion_each_time_and_a_first_one_has_none_to_go_back_to(
+    tmp_path: Path,
+) -> None:
     config, client = new_world(tmp_path)
     with pytest.raises(RelevanceError, match="no earlier champion to go back to"):
         roll_back(config, client, "bad")
@@ -135,9 +150,17 @@ def test_a_rollback_goes_back_one_champion_each_time_and_a_first_one_has_none_to
         roll_back(config, client, "still more")
     promote(config, client, "2", tags_of("2", "1"))  # it was not the model
     assert client.get_registered_model("m").aliases == {"champion": "2", "previous_champion": "1"}
-    kinds = [(record["kind"], record["version"], record["expected_champion"]) for record in read_promotions(config)]
+    kinds = [
+        (record["kind"], record["version"], record["expected_champion"]) for record in read_promotions(config)
+    ]
     rollbacks = [("rollback", "2", "3"), ("rollback", "1", "2")]
-    assert kinds == [("promotion", "1", None), ("promotion", "2", "1"), ("promotion", "3", "2"), *rollbacks, ("promotion", "2", "1")]
+    assert kinds == [
+        ("promotion", "1", None),
+        ("promotion", "2", "1"),
+        ("promotion", "3", "2"),
+        *rollbacks,
+        ("promotion", "2", "1"),
+    ]
     assert json.loads((config.promotions_dir / "000004.json").read_text())["override"] == "complaints"
 
 

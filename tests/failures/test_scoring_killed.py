@@ -1,4 +1,6 @@
-"""Scoring killed at every point where it changes the disk, and several at once: each row one label, and no reader ever sees part of a unit."""
+"""Scoring killed at every point where it changes the disk, and several at once: each row one label, and no
+reader ever sees part of a unit.
+"""
 
 import json
 import subprocess
@@ -39,17 +41,30 @@ class Scoring:
         self.plain = planted_config(root, str(tiny_llama))
         judge = fresh_judge(build_config(self.plain, "test"))
         facts = describe(judge, build_config(self.plain, "test"), {"fingerprint": "f" * 64})
-        self.bundle_sha256 = write_bundle(root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder)
+        self.bundle_sha256 = write_bundle(
+            root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder
+        )
         (root / "config.json").write_text(json.dumps(self.plain))
-        command = [sys.executable, "-m", scorer.__name__, str(root / "config.json"), str(root / "bundle"), self.bundle_sha256]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        command = [
+            sys.executable,
+            "-m",
+            scorer.__name__,
+            str(root / "config.json"),
+            str(root / "bundle"),
+            self.bundle_sha256,
+        ]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
 
     def config(self, name: str) -> RunConfig:
         return build_config({**self.plain, "work_dir": str(self.root / name)}, "test")
 
     def run(self, name: str, die_at: int | None = None, copies: int = 1) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"work_dir": str(self.root / name), "die_at": die_at, "copies": copies}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"work_dir": str(self.root / name), "die_at": die_at, "copies": copies}) + "\n"
+        )
         self.process.stdin.flush()
         return dict(json.loads(self.process.stdout.readline()))
 
@@ -74,7 +89,9 @@ def num_points(scoring: Scoring) -> int:
 
 
 class Reader:
-    """Looks at what is published all the time, as long as it is entered, and counts units of which it saw a part."""
+    """Looks at what is published all the time, as long as it is entered, and counts units of which it saw a
+    part.
+    """
 
     def __init__(self, scores: Path) -> None:
         self.scores, self.views, self.partial, self.over = scores, 0, 0, threading.Event()
@@ -82,7 +99,10 @@ class Reader:
 
     def _look(self) -> None:
         while not self.over.is_set():
-            rows = Counter(row_id.rpartition("-")[0] for row_id in read_published(self.scores).column("row_id").to_pylist())
+            rows = Counter(
+                row_id.rpartition("-")[0]
+                for row_id in read_published(self.scores).column("row_id").to_pylist()
+            )
             self.partial += sum(count != ROWS for count in rows.values())
             self.views += 1
 
@@ -98,11 +118,19 @@ class Reader:
 def check_whole(counts: Any, scoring: Scoring, name: str, reader: Reader) -> None:
     """Every row once; nothing is left to do."""
     rows = Counter(read_published(scoring.scores(name)).column("row_id").to_pylist())
-    twice, missing = sum(count - 1 for count in rows.values()), sum(row not in rows for row in scoring.expected)
+    twice, missing = (
+        sum(count - 1 for count in rows.values()),
+        sum(row not in rows for row in scoring.expected),
+    )
     counts.add("score_rows_duplicated", twice)
     counts.add("score_rows_missing", missing)
     counts.add("score_partial_views", reader.partial)
-    assert (twice, missing, reader.partial, len(rows)) == (0, 0, 0, len(scoring.expected)) and reader.views > 0
+    assert (twice, missing, reader.partial, len(rows)) == (
+        0,
+        0,
+        0,
+        len(scoring.expected),
+    ) and reader.views > 0
     to_do, published = plan_units(scoring.config(name), scoring.bundle_sha256)
     assert (len(to_do), len(published)) == (0, 2 * PARTS)
 
@@ -116,7 +144,12 @@ def kill_and_run_again(counts: Any, scoring: Scoring, point: int) -> None:
     check_whole(counts, scoring, name, reader)
     again = scoring.run(name)
     assert again == {"points": [0], "exits": [0]}, "a second run had something to do"
-    files = [path for kind in ("data", "errors", "manifests") for path in (scoring.scores(name) / kind).rglob("*") if path.is_file()]
+    files = [
+        path
+        for kind in ("data", "errors", "manifests")
+        for path in (scoring.scores(name) / kind).rglob("*")
+        if path.is_file()
+    ]
     named = len(read_manifests(scoring.scores(name)))
     assert len(files) <= 2 * named + 2  # what the killed one left: a file and its manifest at most
     sweep_orphans(scoring.scores(name), older_than_s=-1)
@@ -125,12 +158,16 @@ def kill_and_run_again(counts: Any, scoring: Scoring, point: int) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.07, 0.31, 0.52, 0.99])
-def test_a_killed_scorer_leaves_no_duplicate_and_no_missing_row(counts: Any, scoring: Scoring, num_points: int, share: float) -> None:
+def test_a_killed_scorer_leaves_no_duplicate_and_no_missing_row(
+    counts: Any, scoring: Scoring, num_points: int, share: float
+) -> None:
     kill_and_run_again(counts, scoring, int(share * num_points))
 
 
 @pytest.mark.failures
-def test_a_scorer_killed_at_any_point_at_all_leaves_no_duplicate_and_no_missing_row(counts: Any, scoring: Scoring, num_points: int) -> None:
+def test_a_scorer_killed_at_any_point_at_all_leaves_no_duplicate_and_no_missing_row(
+    counts: Any, scoring: Scoring, num_points: int
+) -> None:
     assert num_points >= 100
     for point in range(num_points):
         if not scoring.scores(f"killed-{point}").exists():

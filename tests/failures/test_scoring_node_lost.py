@@ -59,11 +59,21 @@ print("ERRORS " + json.dumps(errors))
 def test_of_a_node_that_is_lost_its_units_alone_are_scored_again(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
     for number in range(2, UNITS):
-        write_rows(planted_rows("two", ROWS, 10 + number, labelled=False), tmp_path / "to_score" / "task=two" / f"part-1{number}-good.parquet")
+        write_rows(
+            planted_rows("two", ROWS, 10 + number, labelled=False),
+            tmp_path / "to_score" / "task=two" / f"part-1{number}-good.parquet",
+        )
     plain = {**world.plain, "scoring": {**world.plain["scoring"], "num_actors": NODES, "hang_timeout_s": 60}}
     journal = tmp_path / "journal"
-    write_patch(tmp_path / "patch", "pipeline.inference.labels", "judge_rows", NOTING.format(journal=str(journal)))
-    command = [sys.executable, "-c", ON_NODES, json.dumps([plain, str(tmp_path / "bundle"), world.sha256, NODES])]
+    write_patch(
+        tmp_path / "patch", "pipeline.inference.labels", "judge_rows", NOTING.format(journal=str(journal))
+    )
+    command = [
+        sys.executable,
+        "-c",
+        ON_NODES,
+        json.dumps([plain, str(tmp_path / "bundle"), world.sha256, NODES]),
+    ]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'patch'}:{ROOT}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -72,4 +82,6 @@ def test_of_a_node_that_is_lost_its_units_alone_are_scored_again(tmp_path: Path,
     rows = Counter(read_published(world.scores_dir).column("row_id").to_pylist())
     assert len(rows) == UNITS * ROWS and set(rows.values()) == {1}
     begun = Counter(journal.read_text().split())
-    assert len(begun) == UNITS and sum(begun.values()) <= UNITS + 1, "the one that was being scored there, and no other"
+    assert len(begun) == UNITS and sum(begun.values()) <= UNITS + 1, (
+        "the one that was being scored there, and no other"
+    )

@@ -1,4 +1,6 @@
-"""The same numbers however the work is cut: passes, ranks, ZeRO stages, offload, interruptions. Tolerances stand beside what they are of."""
+"""The same numbers however the work is cut: passes, ranks, ZeRO stages, offload, interruptions. Tolerances
+stand beside what they are of.
+"""
 
 import json
 import os
@@ -29,7 +31,8 @@ from tests.support.planted import planted_config, write_planted
 
 STEPS = 20  # of 12 an epoch
 GOLDEN = Path(__file__).parents[1] / "golden" / "training_losses.json"
-# float32 sums in another order, carried through the steps of Adam, whose first ones divide by numbers as small as themselves
+# float32 sums in another order, carried through the steps of Adam, whose first ones divide by numbers as
+# small as themselves
 LOSS_TOLERANCE = 2e-4
 BFLOAT16_TOLERANCE = 2e-2
 
@@ -51,17 +54,29 @@ class World:
     encoded_dir: Path
     tasks: tuple[Task, ...]
 
-    def case(self, name: str, die_at: int | None = None, training: dict[str, Any] | None = None, **deepspeed: Any) -> dict[str, Any]:
+    def case(
+        self, name: str, die_at: int | None = None, training: dict[str, Any] | None = None, **deepspeed: Any
+    ) -> dict[str, Any]:
         """One training, in its own folder."""
         blocks: dict[str, Any] = {
-            "training": {"batch_rows": 16, "epochs": STEPS * 16 / 192, "checkpoint_every_steps": 3, **(training or {})},
+            "training": {
+                "batch_rows": 16,
+                "epochs": STEPS * 16 / 192,
+                "checkpoint_every_steps": 3,
+                **(training or {}),
+            },
             "deepspeed": deepspeed,
         }
         config = exact_config(self.root, self.source, **blocks)
         folder = self.root / name
         folder.mkdir(exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
-        paths = {"bundle_dir": "bundle", "checkpoint_dir": "checkpoints", "live_path": "live.jsonl", "stop_path": "stop"}
+        paths = {
+            "bundle_dir": "bundle",
+            "checkpoint_dir": "checkpoints",
+            "live_path": "live.jsonl",
+            "stop_path": "stop",
+        }
         settings = {key: str(folder / value) for key, value in paths.items()}
         settings |= {"fingerprint": "f", "data_digest": "d", "encoded_dir": str(self.encoded_dir)}
         return {"config": config, "settings": settings, "die_at": die_at}
@@ -78,7 +93,11 @@ class World:
         found: dict[int, dict[str, float]] = {}
         for line in self.lines(name):
             if "step" in line:
-                numbers = {"loss": line["loss"], "gradient_norm": line["gradient_norm"], **line["task_losses"]}
+                numbers = {
+                    "loss": line["loss"],
+                    "gradient_norm": line["gradient_norm"],
+                    **line["task_losses"],
+                }
                 assert found.setdefault(line["step"], numbers) == numbers or "other ranks" in name
                 found[line["step"]] = numbers
         return found
@@ -107,8 +126,16 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> World:
     root = tmp_path_factory.mktemp("exact")
     write_planted(root)
     config = build_config(exact_config(root, str(tiny_llama)), "planted")
-    plan = EncodingPlan(find_partitions(root / "judged", config.tasks), config.split, config.tasks, config.encode, resolve_folder(config.backbone))
-    return World(root, str(tiny_llama), publish_encoded(plan, root / "encoded", lambda _, __: None), config.tasks)
+    plan = EncodingPlan(
+        find_partitions(root / "judged", config.tasks),
+        config.split,
+        config.tasks,
+        config.encode,
+        resolve_folder(config.backbone),
+    )
+    return World(
+        root, str(tiny_llama), publish_encoded(plan, root / "encoded", lambda _, __: None), config.tasks
+    )
 
 
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -124,14 +151,28 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "zero-2 passes": ({"micro_batch_tokens": 256}, {"zero_stage": 2}),
     "zero-3 passes": ({"micro_batch_tokens": 256}, {"zero_stage": 3}),
     "zero-2 offload passes": ({"micro_batch_tokens": 256}, {"zero_stage": 2, "offload_optimizer": True}),
-    "zero-3 offload passes": ({"micro_batch_tokens": 256}, {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}),
+    "zero-3 offload passes": (
+        {"micro_batch_tokens": 256},
+        {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
+    ),
     "recomputed": ({"micro_batch_tokens": 128, "gradient_checkpointing": True}, {"zero_stage": 2}),
     "compiled": ({"micro_batch_tokens": 512, "compile_layers": True}, {"zero_stage": 2}),
 }
 
 
-LONGER = ["zero-1 offload", "zero-0 passes", "zero-1 passes", "zero-2 offload passes", "zero-3 offload passes", "compiled"]
-WAYS_BY_RANKS = {1: ["zero-0", "zero-2", "recomputed"], 2: [way for way in WAYS if way not in LONGER], 4: ["zero-2", "zero-3 passes"]}
+LONGER = [
+    "zero-1 offload",
+    "zero-0 passes",
+    "zero-1 passes",
+    "zero-2 offload passes",
+    "zero-3 offload passes",
+    "compiled",
+]
+WAYS_BY_RANKS = {
+    1: ["zero-0", "zero-2", "recomputed"],
+    2: [way for way in WAYS if way not in LONGER],
+    4: ["zero-2", "zero-3 passes"],
+}
 RUNS = [(way, world_size) for world_size, ways in WAYS_BY_RANKS.items() for way in ways]
 
 
@@ -162,14 +203,22 @@ def test_losses_of_the_other_ways_are_the_same_too(trained_longer: World, way: s
 
 
 @pytest.mark.parametrize(("way", "world_size"), RUNS)
-def test_losses_are_those_of_one_process_that_takes_each_step_at_once(trained: World, way: str, world_size: int) -> None:
+def test_losses_are_those_of_one_process_that_takes_each_step_at_once(
+    trained: World, way: str, world_size: int
+) -> None:
     expected, found = trained.losses("zero-0 on 1"), trained.losses(f"{way} on {world_size}")
     assert list(found) == list(range(1, STEPS + 1))
     for step, numbers in expected.items():
         assert found[step] == pytest.approx(numbers, rel=LOSS_TOLERANCE, abs=LOSS_TOLERANCE), step
-    one, other = (load_file(trained.root / name / "bundle" / "weights.safetensors") for name in ("zero-0 on 1", f"{way} on {world_size}"))
-    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 5e-3  # a step of 0.02 at most, of which Adam's sign may flip early
-    assert trained.probabilities(f"{way} on {world_size}") == pytest.approx(trained.probabilities("zero-0 on 1"), abs=2e-3)
+    one, other = (
+        load_file(trained.root / name / "bundle" / "weights.safetensors")
+        for name in ("zero-0 on 1", f"{way} on {world_size}")
+    )
+    # a step of 0.02 at most, of which Adam's sign may flip early
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 5e-3
+    assert trained.probabilities(f"{way} on {world_size}") == pytest.approx(
+        trained.probabilities("zero-0 on 1"), abs=2e-3
+    )
     assert trained.best(f"{way} on {world_size}") == pytest.approx(trained.best("zero-0 on 1"), abs=2e-3)
 
 
@@ -182,16 +231,23 @@ def test_in_bfloat16_too_two_ranks_lose_what_one_process_loses(trained: World) -
         trained.train(world_size, [case], name)
     one, two = (trained.losses(name) for name in ways)
     assert list(one) == list(two) == list(range(1, STEPS + 1))
-    # eight bits of mantissa; the first steps are nearer than the later ones, which carry what the first differed by
-    assert [two[step]["loss"] for step in two] == pytest.approx([numbers["loss"] for numbers in one.values()], rel=BFLOAT16_TOLERANCE)
+    # eight bits of mantissa; the first steps are nearer than the later ones, which carry what the first
+    # differed by
+    assert [two[step]["loss"] for step in two] == pytest.approx(
+        [numbers["loss"] for numbers in one.values()], rel=BFLOAT16_TOLERANCE
+    )
     assert trained.losses("zero-0 on 1")[1]["loss"] != one[1]["loss"]
 
 
 def test_the_bundle_is_the_best_evaluation_s_and_a_training_that_gets_no_better_ends(trained: World) -> None:
     # a rate that spoils what the first steps have learnt
-    case = trained.case("patience", die_at=6, training={"evaluate_every_steps": 2, "patience": 3, "epochs": 4}, zero_stage=2)
+    case = trained.case(
+        "patience", die_at=6, training={"evaluate_every_steps": 2, "patience": 3, "epochs": 4}, zero_stage=2
+    )
     case["config"]["optimizer"] = {"learning_rate": 0.5, "head_learning_rate": 0.5, "warmup_share": 0.2}
-    unbroken = trained.case("patience unbroken", training={"evaluate_every_steps": 2, "patience": 3, "epochs": 4}, zero_stage=2)
+    unbroken = trained.case(
+        "patience unbroken", training={"evaluate_every_steps": 2, "patience": 3, "epochs": 4}, zero_stage=2
+    )
     unbroken["config"]["optimizer"] = case["config"]["optimizer"]
     trained.train(2, [unbroken], "patience unbroken")
     evaluations = [line for line in trained.lines("patience unbroken") if "evaluated_after" in line]
@@ -199,12 +255,19 @@ def test_the_bundle_is_the_best_evaluation_s_and_a_training_that_gets_no_better_
     best = max(evaluations, key=lambda line: (line["macro_pr_auc"], -line["macro_log_loss"]))
     assert steps == list(range(2, best["evaluated_after"] + 7, 2)) and steps[-1] < 48
     about = read_bundle(trained.root / "patience unbroken" / "bundle").description["training"]
-    assert about["best"] == {"step": best["evaluated_after"], "macro_pr_auc": best["macro_pr_auc"], "log_loss": best["macro_log_loss"]}
+    assert about["best"] == {
+        "step": best["evaluated_after"],
+        "macro_pr_auc": best["macro_pr_auc"],
+        "log_loss": best["macro_log_loss"],
+    }
     assert about["steps"] == steps[-1]
     trained.train(2, [case], "patience, killed", KILLED)
     trained.train(2, [{**case, "die_at": None}], "patience, going on")
     assert trained.weights("patience") == trained.weights("patience unbroken")
-    assert read_bundle(trained.root / "patience" / "bundle").sha256 == read_bundle(trained.root / "patience unbroken" / "bundle").sha256
+    assert (
+        read_bundle(trained.root / "patience" / "bundle").sha256
+        == read_bundle(trained.root / "patience unbroken" / "bundle").sha256
+    )
 
 
 KILLED = -9
@@ -219,14 +282,21 @@ MORE_KILLED = [pytest.param(way, marks=pytest.mark.failures) for way in OTHER_WA
 
 
 @pytest.mark.parametrize("way", ["zero-3", *MORE_KILLED])
-def test_ranks_killed_while_a_checkpoint_is_written_go_on_to_the_same_bits(counts: Any, trained: World, way: str) -> None:
+def test_ranks_killed_while_a_checkpoint_is_written_go_on_to_the_same_bits(
+    counts: Any, trained: World, way: str
+) -> None:
     name, (training, deepspeed) = f"killed, {way}", WAYS[way]
-    trained.train(2, [trained.case(name, die_at=6, training=training, **deepspeed)], f"{name}, killed", KILLED)
+    trained.train(
+        2, [trained.case(name, die_at=6, training=training, **deepspeed)], f"{name}, killed", KILLED
+    )
     counts.add("kills")
-    assert whole_checkpoints(trained, name) in (["step-00000003"], ["step-00000003", "step-00000006"])  # the sixth may have been whole by then
+    # the sixth may have been whole by then
+    assert whole_checkpoints(trained, name) in (["step-00000003"], ["step-00000003", "step-00000006"])
     trained.train(2, [trained.case(name, training=training, **deepspeed)], f"{name}, going on")
     unbroken, found = trained.losses(f"{way} on 2"), trained.losses(name)
-    counts.compare([found[step]["loss"] for step in unbroken], [numbers["loss"] for numbers in unbroken.values()])
+    counts.compare(
+        [found[step]["loss"] for step in unbroken], [numbers["loss"] for numbers in unbroken.values()]
+    )
     assert found == unbroken
     assert trained.weights(name) == trained.weights(f"{way} on 2")
     assert not list((trained.root / name / "checkpoints").glob(".step-*"))
@@ -234,10 +304,20 @@ def test_ranks_killed_while_a_checkpoint_is_written_go_on_to_the_same_bits(count
 
 
 # (ranks, stage) before and after
-OTHERS = [((2, 2), (4, 2)), ((4, 3), (2, 1)), ((2, 2), (1, 2)), ((1, 3), (4, 3)), ((2, 0), (2, 3)), ((4, 1), (1, 0))]
+OTHERS = [
+    ((2, 2), (4, 2)),
+    ((4, 3), (2, 1)),
+    ((2, 2), (1, 2)),
+    ((1, 3), (4, 3)),
+    ((2, 0), (2, 3)),
+    ((4, 1), (1, 0)),
+]
 
 
-@pytest.mark.parametrize(("before", "after"), [OTHERS[0], *(pytest.param(*pair, marks=pytest.mark.failures) for pair in OTHERS[1:])])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [OTHERS[0], *(pytest.param(*pair, marks=pytest.mark.failures) for pair in OTHERS[1:])],
+)
 def test_another_number_of_ranks_or_another_stage_goes_on_where_the_first_was(
     counts: Any, trained: World, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
@@ -258,11 +338,16 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-MORE_DAMAGE = [pytest.param(name, marks=pytest.mark.failures) for name in ("weights.safetensors", "state.json", "manifest.json")]
+MORE_DAMAGE = [
+    pytest.param(name, marks=pytest.mark.failures)
+    for name in ("weights.safetensors", "state.json", "manifest.json")
+]
 
 
 @pytest.mark.parametrize("name", ["optimizer-1.safetensors", *MORE_DAMAGE])
-def test_a_damaged_newest_checkpoint_is_passed_over_and_the_bits_stay_the_same(counts: Any, trained: World, name: str) -> None:
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_bits_stay_the_same(
+    counts: Any, trained: World, name: str
+) -> None:
     run = f"damaged {name}"
     trained.train(2, [trained.case(run, die_at=9, zero_stage=2)], f"{run}, killed", KILLED)
     newest = trained.root / run / "checkpoints" / whole_checkpoints(trained, run)[-1]
@@ -287,7 +372,8 @@ def damage(random: Random, folder: Path) -> str:
         content[random.randrange(len(content))] ^= 1 << random.randrange(8)
         path.write_bytes(content)
     elif kind == "cut":
-        path.write_bytes(content[: random.randrange(len(content) - 1)])  # a line break at the end is none to miss
+        # a line break at the end is none to miss
+        path.write_bytes(content[: random.randrange(len(content) - 1)])
     elif kind == "gone":
         path.unlink()
     else:
@@ -299,7 +385,12 @@ def damage(random: Random, folder: Path) -> str:
 
 def test_a_hundred_random_damages_are_all_detected(counts: Any, trained: World, tmp_path: Path) -> None:
     # the best of steps 10 and before beside step 12 or 15: no two files are the same
-    trained.train(2, [trained.case("to damage", die_at=15, training={"evaluate_every_steps": 10}, zero_stage=2)], "to damage", KILLED)
+    trained.train(
+        2,
+        [trained.case("to damage", die_at=15, training={"evaluate_every_steps": 10}, zero_stage=2)],
+        "to damage",
+        KILLED,
+    )
     whole = trained.root / "to damage" / "checkpoints" / whole_checkpoints(trained, "to damage")[-1]
     check_checkpoint(whole)
     assert (whole / "best.safetensors").is_file()
@@ -315,11 +406,14 @@ def test_a_hundred_random_damages_are_all_detected(counts: Any, trained: World, 
         counts.add("detected")
 
 
-# asked to stop in what, and the steps that are kept then: none is begun after it was heard, and no evaluation is waited for
+# asked to stop in what, and the steps that are kept then: none is begun after it was heard, and no evaluation
+# is waited for
 STOPS = {
-    "before any step": (None, 0), "in a step": (("step", 7), 8),
-    "in an evaluation": (("evaluation", 12), 12), "in the last evaluation": (("evaluation", 20), 20),
-}  # fmt: skip
+    "before any step": (None, 0),
+    "in a step": (("step", 7), 8),
+    "in an evaluation": (("evaluation", 12), 12),
+    "in the last evaluation": (("evaluation", 20), 20),
+}
 
 
 OTHER_STOPS = [pytest.param(when, marks=pytest.mark.failures) for when in STOPS if when != "in an evaluation"]
@@ -332,7 +426,11 @@ def test_ranks_that_are_asked_to_stop_keep_their_state_and_say_so(trained: World
     if stop_in is None:
         Path(case["settings"]["stop_path"]).touch()
     said = trained.train(2, [{**case, "stop_in": stop_in}], f"{name}, asked", exit_code=1)
-    assert "training was stopped as asked" + (f", and its state after step {kept} is kept" if kept else " before its first step") in said
+    assert (
+        "training was stopped as asked"
+        + (f", and its state after step {kept} is kept" if kept else " before its first step")
+        in said
+    )
     assert whole_checkpoints(trained, name)[-1:] == ([f"step-{kept:08d}"] if kept else [])
     assert kept not in [line["evaluated_after"] for line in trained.lines(name) if "evaluated_after" in line]
     Path(case["settings"]["stop_path"]).unlink()
@@ -345,19 +443,28 @@ def test_ranks_that_are_asked_to_stop_keep_their_state_and_say_so(trained: World
 def test_the_token_budgets_of_the_ways_mean_one_two_and_four_passes(world: World) -> None:
     config = build_config(world.case("passes")["config"], "test")
     sampler = build_sampler(config, read_encoded(world.encoded_dir, "train", world.tasks))
-    passes = {budget: [len(sampler.micro_rows(step, 0, 2, budget)) for step in range(sampler.batches_per_epoch)] for budget in (None, 256, 128)}
+    passes = {
+        budget: [len(sampler.micro_rows(step, 0, 2, budget)) for step in range(sampler.batches_per_epoch)]
+        for budget in (None, 256, 128)
+    }
     assert set(passes[None]) == {1} and max(passes[256]) >= 2 and max(passes[128]) >= 4
 
 
 @pytest.mark.parametrize("passes", [True, pytest.param(False, marks=pytest.mark.failures)])
-def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(counts: Any, trained: World, passes: bool) -> None:
+def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(
+    counts: Any, trained: World, passes: bool
+) -> None:
     name, training = f"rows {passes}", {"micro_batch_tokens": 256} if passes else {}
-    trained.train(2, [trained.case(name, die_at=9, training=training, zero_stage=2)], f"{name}, killed", KILLED)
+    trained.train(
+        2, [trained.case(name, die_at=9, training=training, zero_stage=2)], f"{name}, killed", KILLED
+    )
     counts.add("kills")
     trained.train(2, [trained.case(name, training=training, zero_stage=2)], f"{name}, going on")
     seen: dict[tuple[int, int], list[int]] = {}
     for rank in (0, 1):
-        lines = [json.loads(line) for line in (trained.root / name / f"rows-{rank}.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (trained.root / name / f"rows-{rank}.jsonl").read_text().splitlines()
+        ]
         starts = [n for n, line in enumerate(lines) if n == 0 or line["step"] < lines[n - 1]["step"]]
         assert len(starts) == 2  # steps after the checkpoint were done twice
         again = lines[starts[1]]["step"]
@@ -373,7 +480,8 @@ def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(counts:
 
 
 def test_the_first_losses_are_those_written_down(trained: World) -> None:
-    # written by the lines below, with WRITE_GOLDEN=1; if this fails and nothing was meant to change, the arithmetic has
+    # written by the lines below, with WRITE_GOLDEN=1; if this fails and nothing was meant to change, the
+    # arithmetic has
     found = {step: numbers["loss"] for step, numbers in trained.losses("zero-2 on 1").items()}
     if os.environ.get("WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
@@ -384,7 +492,9 @@ def test_the_first_losses_are_those_written_down(trained: World) -> None:
 def packs_rows(world: World, way: str) -> bool:
     """Whether no step had padding, and some took rows' beginnings once."""
     steps = [line for line in world.lines(way) if "step" in line]
-    return not any(line["padding"] for line in steps) and any(line["tokens_computed"] < line["tokens"] for line in steps)
+    return not any(line["padding"] for line in steps) and any(
+        line["tokens_computed"] < line["tokens"] for line in steps
+    )
 
 
 @pytest.mark.parametrize("way", ["zero-2 on 1", "zero-2 on 2", "zero-3 on 2", "recomputed on 2"])
@@ -400,4 +510,6 @@ def test_compiled_passes_do_so_too(trained_longer: World) -> None:
 def test_two_trainings_of_one_config_are_equal_bit_for_bit(trained: World) -> None:
     trained.train(2, [trained.case("again", zero_stage=2)], "again")
     assert trained.losses("again") == trained.losses("zero-2 on 2")
-    assert file_sha256(trained.root / "again" / "bundle" / "manifest.json") == file_sha256(trained.root / "zero-2 on 2" / "bundle" / "manifest.json")
+    assert file_sha256(trained.root / "again" / "bundle" / "manifest.json") == file_sha256(
+        trained.root / "zero-2 on 2" / "bundle" / "manifest.json"
+    )

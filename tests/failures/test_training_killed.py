@@ -1,4 +1,6 @@
-"""`relevance train` under signals, as a user's machine sends them: the same command goes on, and every step's loss is what it would have been."""
+"""`relevance train` under signals, as a user's machine sends them: the same command goes on, and every step's
+loss is what it would have been.
+"""
 
 import contextlib
 import json
@@ -39,7 +41,14 @@ class Training:
         """The command, running."""
         words = [word for one in (f"work_dir={self.root / self.name}", *sets) for word in ("--set", one)]
         command = [*RELEVANCE, "train", "--config", str(self.config), *words]
-        return subprocess.Popen(command, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def finish(self, *sets: str) -> str:
         """The command to its end; what it said."""
@@ -49,7 +58,9 @@ class Training:
         return said
 
     def losses(self) -> dict[int, Any]:
-        """Losses by step of the command that ran last; a step done twice must have been the same both times."""
+        """Losses by step of the command that ran last; a step done twice must have been the same both
+        times.
+        """
         found: dict[int, Any] = {}
         for line in self.steps():
             numbers = (line["loss"], line["task_losses"], line["gradient_norm"])
@@ -78,8 +89,12 @@ class Training:
     def wait_for_step(self, process: subprocess.Popen[str], step: int) -> None:
         self.wait_until(process, lambda: any(line["step"] >= step for line in self.steps()))
 
-    def workers_at_step(self, process: subprocess.Popen[str], step: int, number: int = 2) -> list[psutil.Process]:
-        """The worker processes, as soon as the step is done: they are looked up before, as a step takes less time than that."""
+    def workers_at_step(
+        self, process: subprocess.Popen[str], step: int, number: int = 2
+    ) -> list[psutil.Process]:
+        """The worker processes, as soon as the step is done: they are looked up before, as a step takes less
+        time than that.
+        """
         self.wait_until(process, lambda: len(train_workers(process)) == number)
         workers = train_workers(process)
         self.wait_for_step(process, step)
@@ -87,14 +102,19 @@ class Training:
 
     def wait_for_save(self, process: subprocess.Popen[str], number: int) -> None:
         """Until the folder of the number-th checkpoint is being written."""
-        self.wait_until(process, lambda: list((self.dir / "training" / "checkpoints").glob(f".step-{10 * number:08d}.*.tmp")))
+        self.wait_until(
+            process,
+            lambda: list((self.dir / "training" / "checkpoints").glob(f".step-{10 * number:08d}.*.tmp")),
+        )
 
 
 Start = Callable[[str], Training]  # a training by name
 
 
 def kill_everything(process: subprocess.Popen[str]) -> None:
-    """The command and all it started: Ray's processes lead sessions of their own, and no other Ray on this machine may be hit."""
+    """The command and all it started: Ray's processes lead sessions of their own, and no other Ray on this
+    machine may be hit.
+    """
     for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
@@ -157,13 +177,28 @@ def check_same(counts: Any, training: Training, unbroken: Training, before: dict
     counts.add("resumed")
 
 
-POINTS = [("save", 2), *(pytest.param(kind, n, marks=pytest.mark.failures) for kind, n in [
-    ("step", 13), ("step", 1), ("step", 10), ("step", 11), ("step", 25), ("step", 35), ("save", 1), ("save", 3),
-])]  # fmt: skip
+POINTS = [
+    ("save", 2),
+    *(
+        pytest.param(kind, n, marks=pytest.mark.failures)
+        for kind, n in [
+            ("step", 13),
+            ("step", 1),
+            ("step", 10),
+            ("step", 11),
+            ("step", 25),
+            ("step", 35),
+            ("save", 1),
+            ("save", 3),
+        ]
+    ),
+]
 
 
 @pytest.mark.parametrize(("kind", "number"), POINTS)
-def test_everything_killed_at_once_goes_on_by_the_same_command(counts: Any, start: Start, unbroken: Training, kind: str, number: int) -> None:
+def test_everything_killed_at_once_goes_on_by_the_same_command(
+    counts: Any, start: Start, unbroken: Training, kind: str, number: int
+) -> None:
     training = start(f"everything-{kind}-{number}")
     process = training.start()
     (training.wait_for_step if kind == "step" else training.wait_for_save)(process, number)
@@ -179,13 +214,26 @@ def test_everything_killed_at_once_goes_on_by_the_same_command(counts: Any, star
     check_same(counts, training, unbroken, before)
 
 
-WORKER_POINTS = [("step", 17), *(pytest.param(kind, n, marks=pytest.mark.failures) for kind, n in [
-    ("step", 3), ("step", 12), ("step", 28), ("step", 33), ("save", 1), ("save", 2),
-])]  # fmt: skip
+WORKER_POINTS = [
+    ("step", 17),
+    *(
+        pytest.param(kind, n, marks=pytest.mark.failures)
+        for kind, n in [
+            ("step", 3),
+            ("step", 12),
+            ("step", 28),
+            ("step", 33),
+            ("save", 1),
+            ("save", 2),
+        ]
+    ),
+]
 
 
 @pytest.mark.parametrize(("kind", "number"), WORKER_POINTS)
-def test_a_worker_killed_is_replaced_within_the_command(counts: Any, start: Start, unbroken: Training, kind: str, number: int) -> None:
+def test_a_worker_killed_is_replaced_within_the_command(
+    counts: Any, start: Start, unbroken: Training, kind: str, number: int
+) -> None:
     training = start(f"worker-{kind}-{number}")
     process = training.start()
     workers = training.workers_at_step(process, 1)
@@ -199,7 +247,9 @@ def test_a_worker_killed_is_replaced_within_the_command(counts: Any, start: Star
 
 
 @pytest.mark.failures
-def test_ray_s_controller_killed_is_replaced_within_the_command(counts: Any, start: Start, unbroken: Training) -> None:
+def test_ray_s_controller_killed_is_replaced_within_the_command(
+    counts: Any, start: Start, unbroken: Training
+) -> None:
     training = start("controller")
     process = training.start()
     training.workers_at_step(process, 1)
@@ -214,7 +264,9 @@ def test_ray_s_controller_killed_is_replaced_within_the_command(counts: Any, sta
 
 
 @pytest.mark.failures
-def test_the_command_killed_alone_takes_its_workers_with_it_and_goes_on_when_typed_again(counts: Any, start: Start, unbroken: Training) -> None:
+def test_the_command_killed_alone_takes_its_workers_with_it_and_goes_on_when_typed_again(
+    counts: Any, start: Start, unbroken: Training
+) -> None:
     training = start("command")
     process = training.start()
     held, other = training.workers_at_step(process, 13)
@@ -222,7 +274,8 @@ def test_the_command_killed_alone_takes_its_workers_with_it_and_goes_on_when_typ
     process.kill()
     counts.add("kills")
     wait_until_gone(other)
-    with contextlib.suppress(psutil.NoSuchProcess):  # its guard kills one that is stopped, if the other took a while
+    # its guard kills one that is stopped, if the other took a while
+    with contextlib.suppress(psutil.NoSuchProcess):
         held.resume()
     wait_until_gone(held)
     before = training.losses()
@@ -286,7 +339,9 @@ def unbroken_alone(start: Start) -> Training:
 
 
 @pytest.mark.failures
-def test_a_single_worker_that_was_stopped_is_killed_and_started_again(counts: Any, start: Start, unbroken_alone: Training) -> None:
+def test_a_single_worker_that_was_stopped_is_killed_and_started_again(
+    counts: Any, start: Start, unbroken_alone: Training
+) -> None:
     training = start("stopped alone")
     process = training.start(*ALONE)
     (worker,) = training.workers_at_step(process, 12, number=1)
@@ -294,10 +349,15 @@ def test_a_single_worker_that_was_stopped_is_killed_and_started_again(counts: An
     started_s = time.monotonic()
     _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said
-    assert time.monotonic() - started_s < 10 + GRACE_S + 60, "in the stated time, and what a start of the workers takes"
+    assert time.monotonic() - started_s < 10 + GRACE_S + 60, (
+        "in the stated time, and what a start of the workers takes"
+    )
     assert "starting them again, 1 of 3" in said
     stuck = re.search(r"got no further for 10 s.*; where it was is in (.*)", said)
-    assert stuck is not None and f"process {worker.pid} gave no sign of life for 15 s" in Path(stuck.group(1)).read_text()
+    assert (
+        stuck is not None
+        and f"process {worker.pid} gave no sign of life for 15 s" in Path(stuck.group(1)).read_text()
+    )
     counts.add("kills")
     check_same(counts, training, unbroken_alone, {})
 
@@ -318,7 +378,12 @@ def instead_of(train_step):
 def test_a_single_worker_that_hangs_is_started_again_and_tells_where_it_was(
     start: Start, unbroken_alone: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_patch(tmp_path / "patch", "pipeline.training.worker", "train_step", HANGING.format(marker=str(tmp_path / "hung")))
+    write_patch(
+        tmp_path / "patch",
+        "pipeline.training.worker",
+        "train_step",
+        HANGING.format(marker=str(tmp_path / "hung")),
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "patch"))
     training = start("hanging alone")
     said = training.finish(*ALONE)
@@ -340,7 +405,9 @@ def test_sigterm_before_any_worker_is_started_ends_with_3_too(start: Start) -> N
 
 
 @pytest.mark.failures
-def test_an_interrupted_training_refuses_another_config_and_says_what_changed(counts: Any, start: Start, unbroken: Training) -> None:
+def test_an_interrupted_training_refuses_another_config_and_says_what_changed(
+    counts: Any, start: Start, unbroken: Training
+) -> None:
     training = start("changed")
     process = training.start()
     training.wait_for_step(process, 12)
@@ -366,14 +433,21 @@ def instead_of(gradient_norms):
 
 
 @pytest.mark.failures
-def test_a_gradient_that_is_not_finite_stops_before_the_step_is_taken(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_not_finite_stops_before_the_step_is_taken(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_patch(tmp_path / "patch", "pipeline.training.step", "gradient_norms", NO_GRADIENT)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "patch"))
     training = start("no gradient")
     process = training.start()
     _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1, said
-    assert re.search(r"the gradient of the heads of step 5 is not finite \(task .*two.*; rows (two|three)-1-\d+", said) is not None, said
+    assert (
+        re.search(
+            r"the gradient of the heads of step 5 is not finite \(task .*two.*; rows (two|three)-1-\d+", said
+        )
+        is not None
+    ), said
     assert len(training.steps()) == 4 and not (training.dir / "trained").exists()
 
 

@@ -3,8 +3,8 @@
     python -m tests.golden.results --write before.json      at one commit
     python -m tests.golden.results --against before.json    at another one, on the same machine: equal to the last bit, or exit 1
 
-It runs the installed `relevance` command in one fixed folder, since recorded files hold paths. `test_results.py` compares the same
-results with `results.json` on any machine, within a tolerance.
+It runs the installed `relevance` command in one fixed folder, since recorded files hold paths.
+`test_results.py` compares the same results with `results.json` on any machine, within a tolerance.
 """
 
 import argparse
@@ -24,7 +24,8 @@ VOLATILE = {"at", "by", "speed_ratio"}
 
 
 def collect_results(root: Path) -> dict[str, Any]:
-    """Return what `relevance run` of `planted_config(root, ..)` computed: losses, digests, labels, verdicts, log.
+    """Return what `relevance run` of `planted_config(root, ..)` computed: losses, digests, labels, verdicts,
+    log.
 
     The gate's verdict is that of `relevance evaluate --version 1`, which compares the champion with itself.
     """
@@ -34,14 +35,18 @@ def collect_results(root: Path) -> dict[str, Any]:
     log = sorted((run_dir / "promotions").rglob("*.json"))
     return {
         "losses": {str(line["step"]): line["loss"] for line in live if "step" in line},
-        "evaluations": {str(line["evaluated_after"]): line["macro_pr_auc"] for line in live if "evaluated_after" in line},
+        "evaluations": {
+            str(line["evaluated_after"]): line["macro_pr_auc"] for line in live if "evaluated_after" in line
+        },
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "bundle_sha256": hashlib.sha256((run_dir / "bundle" / "manifest.json").read_bytes()).hexdigest(),
         "labels": read_labels(run_dir / "scores"),
         "data_gate": without_volatile(json.loads((run_dir / "validation" / "report.json").read_text())),
         "evaluation": json.loads((run_dir / "evaluation.json").read_text()),
         "promotion_gate": read_verdict(run_dir / "gate" / "version-1-against-1.json"),
-        "promotion_log": [without_volatile(json.loads(path.read_text())) for path in log if not path.name.startswith(".")],
+        "promotion_log": [
+            without_volatile(json.loads(path.read_text())) for path in log if not path.name.startswith(".")
+        ],
     }
 
 
@@ -51,7 +56,9 @@ def read_labels(scores: Path) -> dict[str, list[Any]]:
     for manifest in sorted((scores / "manifests").glob("*.json")):
         for file in json.loads(manifest.read_text())["files"]:
             for row in pq.read_table(scores / file["path"]).to_pylist():
-                labels[row["row_id"]] = [row[name] for name in ("probability", "expected_grade", "label", "decision")]
+                labels[row["row_id"]] = [
+                    row[name] for name in ("probability", "expected_grade", "label", "decision")
+                ]
     return dict(sorted(labels.items()))
 
 
@@ -78,11 +85,19 @@ def run_planted() -> dict[str, Any]:
 
     shutil.rmtree(FOLDER, ignore_errors=True)
     write_planted(FOLDER)
-    config = write_config(FOLDER / "planted.yaml", planted_config(FOLDER, str(write_tiny_llama(FOLDER / "llama"))))
+    config = write_config(
+        FOLDER / "planted.yaml", planted_config(FOLDER, str(write_tiny_llama(FOLDER / "llama")))
+    )
     command = str(Path(sys.executable).with_name("relevance"))
-    subprocess.run([command, "run", "--config", str(config)], cwd=FOLDER, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [command, "run", "--config", str(config)], cwd=FOLDER, check=True, stdout=subprocess.DEVNULL
+    )
     # exit 1: the version is no better than itself
-    subprocess.run([command, "evaluate", "--config", str(config), "--version", "1"], cwd=FOLDER, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [command, "evaluate", "--config", str(config), "--version", "1"],
+        cwd=FOLDER,
+        stdout=subprocess.DEVNULL,
+    )
     return collect_results(FOLDER)
 
 
@@ -90,13 +105,19 @@ def differences(found: Any, expected: Any, where: str = "") -> list[str]:
     """Return the places where two JSON values differ."""
     if isinstance(found, dict) and isinstance(expected, dict):
         names = [*found, *(name for name in expected if name not in found)]
-        return [line for name in names for line in differences(found.get(name), expected.get(name), f"{where}.{name}")]
+        return [
+            line
+            for name in names
+            for line in differences(found.get(name), expected.get(name), f"{where}.{name}")
+        ]
     return [] if found == expected else [f"{where.removeprefix('.')}: {found!r}, expected {expected!r}"]
 
 
 def main() -> None:
     """Write the results of this commit, or compare them with those of another one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", type=Path)
     parser.add_argument("--against", type=Path)
     arguments = parser.parse_args()

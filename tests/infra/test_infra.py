@@ -1,4 +1,6 @@
-"""The promises of infra/: what it runs exists, fits the production config, and lets nobody in without a token or a password."""
+"""The promises of infra/: what it runs exists, fits the production config, and lets nobody in without a token
+or a password.
+"""
 
 import importlib
 import re
@@ -24,7 +26,8 @@ from tests.support.places import ROOT
 INFRA, CONFIG_PATH = ROOT / "infra", ROOT / "jobs" / "configs" / "production.yaml"
 MOUNTED_CONFIG = "/etc/relevance/production.yaml"
 FILES = [p for p in sorted(INFRA.rglob("*")) if p.is_file() and "secrets" not in p.parts]
-TEXTS = {str(p.relative_to(INFRA)): p.read_text().replace("\\\n", " ") for p in FILES}  # shell lines made whole
+# shell lines made whole
+TEXTS = {str(p.relative_to(INFRA)): p.read_text().replace("\\\n", " ") for p in FILES}
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OBJECTS = {p.name: yaml.safe_load(p.read_text()) for p in FILES if p.parent.name == "kuberay"}
@@ -32,22 +35,33 @@ RAY = {name: o for name, o in OBJECTS.items() if o["apiVersion"] == "ray.io/v1"}
 JOBS = {name: o["spec"].get("jobTemplate", o["spec"]) for name, o in RAY.items() if o["kind"] != "RayCluster"}
 CLUSTERS = {name: JOBS[name]["rayClusterSpec"] if name in JOBS else o["spec"] for name, o in RAY.items()}
 CRONJOB = yaml.safe_load((INFRA / "schedules" / "cronjob.yaml").read_text())
-STAGES = {m[1]: m[2] for m in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXTS["Dockerfile"], re.M | re.S)}
+STAGES = {
+    m[1]: m[2]
+    for m in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXTS["Dockerfile"], re.M | re.S)
+}
 TARGETS = ("cpu", "cuda", "mlflow")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
 COMMAND = re.compile(r"(?:^|\s)relevance ((?:submit )?[a-z]+(?: --[a-z]\S* [^\s`]+)*)", re.M)
-YESTERDAY = re.compile(r"\"\$\(date -u -d yesterday \+\\?%F\)\"|\{\{ ds \}\}")  # what a shell, or Airflow, puts a day in place of
+# what a shell, or Airflow, puts a day in place of
+YESTERDAY = re.compile(r"\"\$\(date -u -d yesterday \+\\?%F\)\"|\{\{ ds \}\}")
 ON_ONE_LINE = [re.sub(r"\n\s+(?=--)", " ", YESTERDAY.sub("2026-01-31", text)) for text in TEXTS.values()]
 COMMANDS = sorted({found for text in ON_ONE_LINE for found in COMMAND.findall(text)})
 
 
 def ray_pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
     """The templates of head and workers."""
-    return [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    return [
+        cluster["headGroupSpec"]["template"],
+        *(group["template"] for group in cluster["workerGroupSpecs"]),
+    ]
 
 
-PODS = [pytest.param(pod, id=f"{name}-{i}") for name, cluster in CLUSTERS.items() for i, pod in enumerate(ray_pods(cluster))]
+PODS = [
+    pytest.param(pod, id=f"{name}-{i}")
+    for name, cluster in CLUSTERS.items()
+    for i, pod in enumerate(ray_pods(cluster))
+]
 SUBMITTERS = [
     *(pytest.param(job["submitterPodTemplate"], id=f"{name}-submitter") for name, job in JOBS.items()),
     pytest.param(CRONJOB["spec"]["jobTemplate"]["spec"]["template"], id="cronjob"),
@@ -69,7 +83,10 @@ def words(service: dict[str, Any]) -> list[str]:
 def flags(service: dict[str, Any]) -> dict[str, str]:
     """Long options of a compose service that take a value."""
     given = shlex.split(" ".join(words(service)).replace("$$(", "$("))
-    pairs = [word.split("=") if "=" in word else [word, following] for word, following in zip(given, [*given[1:], ""], strict=True)]
+    pairs = [
+        word.split("=") if "=" in word else [word, following]
+        for word, following in zip(given, [*given[1:], ""], strict=True)
+    ]
     return {name: value for name, value in pairs if name.startswith("--")}
 
 
@@ -86,7 +103,9 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_in_infra_is_one_that_relevance_takes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_in_infra_is_one_that_relevance_takes(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://ray-head:8265")
     name, *options = shlex.split(command)
     context = typer.main.get_command(app).commands[name].make_context(name, options)
@@ -101,7 +120,9 @@ def test_jobs_train_and_score_and_the_standing_cluster_does_what_lies_between() 
         "rayjob-score.yaml": "score",
         "raycronjob-score.yaml": "score",
     }
-    assert {"evaluate", "register", "promote"} <= {found.split()[0] for found in COMMAND.findall(TEXTS["kuberay/raycluster.yaml"])}
+    assert {"evaluate", "register", "promote"} <= {
+        found.split()[0] for found in COMMAND.findall(TEXTS["kuberay/raycluster.yaml"])
+    }
     assert words(SERVICES["relevance"])[-4:] == ["relevance", "train", "--config", MOUNTED_CONFIG]
 
 
@@ -111,7 +132,9 @@ def test_the_config_lies_where_the_commands_look_for_it() -> None:
     assert (INFRA / source).resolve() == CONFIG_PATH == (INFRA / "kuberay" / generator["files"][0]).resolve()
     assert OBJECTS["kustomization.yaml"]["generatorOptions"]["disableNameSuffixHash"] is True
     for cluster in CLUSTERS.values():
-        assert mounted(cluster["headGroupSpec"]["template"], "/etc/relevance") == {"configMap": {"name": generator["name"]}}
+        assert mounted(cluster["headGroupSpec"]["template"], "/etc/relevance") == {
+            "configMap": {"name": generator["name"]}
+        }
 
 
 def test_all_that_the_config_reads_and_writes_is_on_storage_that_every_worker_sees() -> None:
@@ -139,7 +162,8 @@ def test_clusters_hold_every_process_that_the_config_asks_for() -> None:
         for cluster in CLUSTERS.values():
             places = 0  # a process lies in one pod
             for group in cluster["workerGroupSpecs"]:
-                limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]  # what KubeRay tells Ray
+                # what KubeRay tells Ray
+                limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
                 by_gpu = int(limits.get("nvidia.com/gpu", 0)) // gpus if gpus else processes
                 places += group["replicas"] * min(int(limits["cpu"]) // cpus, by_gpu)
             assert places >= processes
@@ -166,14 +190,20 @@ def test_compose_declares_all_that_its_services_use_and_uses_all_that_it_declare
 def test_kustomization_lists_all_that_stands_before_a_job_in_one_namespace() -> None:
     kustomization = OBJECTS["kustomization.yaml"]
     assert set(kustomization["resources"]) == set(OBJECTS) - set(RAY) - {"kustomization.yaml"}
-    named = {o["metadata"]["namespace"] for o in RAY.values()} | {OBJECTS["namespace.yaml"]["metadata"]["name"]}
+    named = {o["metadata"]["namespace"] for o in RAY.values()} | {
+        OBJECTS["namespace.yaml"]["metadata"]["name"]
+    }
     assert named == {kustomization["namespace"]}
 
 
 def test_dockerfile_copies_only_what_is_there_and_is_sent_to_the_builder() -> None:
     ignored = TEXTS["Dockerfile.dockerignore"].splitlines()
     sent = {line[1:].removesuffix("/**") for line in ignored if line.startswith("!")}
-    copied = {word for line in re.findall(r"^COPY (?!--from)(.*)$", TEXTS["Dockerfile"], re.M) for word in line.split()[:-1]}
+    copied = {
+        word
+        for line in re.findall(r"^COPY (?!--from)(.*)$", TEXTS["Dockerfile"], re.M)
+        for word in line.split()[:-1]
+    }
     assert "*" in ignored and copied == sent
     assert not sorted(name for name in copied if not (ROOT / name).exists())
     assert {package.split(".")[0] for package in PYPROJECT["tool"]["setuptools"]["packages"]} <= copied
@@ -186,16 +216,24 @@ def test_images_are_built_here_or_pinned() -> None:
     assert {c["image"] for pod in templates for c in pod["spec"]["containers"]} <= built
     assert {s["image"] for s in SERVICES.values()} - built == {"postgres:17-bookworm"}
     for service in (s for s in SERVICES.values() if "build" in s):
-        assert (INFRA / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == INFRA / "Dockerfile"
+        assert (
+            INFRA / service["build"]["context"] / service["build"]["dockerfile"]
+        ).resolve() == INFRA / "Dockerfile"
         assert service["image"].endswith(f"-{service['build']['target']}")
 
 
 def test_versions_are_those_of_the_constraints() -> None:
     dockerfile = TEXTS["Dockerfile"]
-    assert set(re.findall(r"torch==([\d.]+)", dockerfile)) == {PINS["torch"]} and "+cpu" in STAGES["libraries-cpu"]
+    assert (
+        set(re.findall(r"torch==([\d.]+)", dockerfile)) == {PINS["torch"]}
+        and "+cpu" in STAGES["libraries-cpu"]
+    )
     assert re.findall(r"mlflow\[auth]==([\d.]+)", dockerfile) == [PINS["mlflow"]]
     assert {cluster["rayVersion"] for cluster in CLUSTERS.values()} == {PINS["ray"]}
-    assert all("-c constraints.txt" in line or "--no-deps" in line for line in re.findall(r"pip install (.*)", dockerfile))
+    assert all(
+        "-c constraints.txt" in line or "--no-deps" in line
+        for line in re.findall(r"pip install (.*)", dockerfile)
+    )
     (python,) = re.findall(r"^FROM python:([\d.]+)", dockerfile, re.M)
     assert PYPROJECT["project"]["requires-python"].startswith(f">={python},")
 
@@ -207,14 +245,22 @@ def test_the_installed_version_knows_every_flag_that_infra_gives_it(call: str) -
     for word in subcommands:
         command = command.commands[word]
     known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
-    lines = [*TEXTS.values(), *(" ".join(words(service)).replace("\\\n", " ") for service in SERVICES.values())]
+    lines = [
+        *TEXTS.values(),
+        *(" ".join(words(service)).replace("\\\n", " ") for service in SERVICES.values()),
+    ]
     options = [found for line in lines for found in re.findall(rf"\b{call}\b(.*?)(?: -- |$)", line, re.M)]
     given = {flag for found in options for flag in re.findall(r"--[a-z-]+", found)}
     assert given and given <= known
 
 
 def test_the_ray_manifests_describe_one_cluster() -> None:
-    assert set(CLUSTERS) == {"raycluster.yaml", "rayjob-train.yaml", "rayjob-score.yaml", "raycronjob-score.yaml"}
+    assert set(CLUSTERS) == {
+        "raycluster.yaml",
+        "rayjob-train.yaml",
+        "rayjob-score.yaml",
+        "raycronjob-score.yaml",
+    }
     assert all(cluster == CLUSTERS["raycluster.yaml"] for cluster in CLUSTERS.values())
 
 
@@ -234,8 +280,12 @@ def dated(command: str) -> dict[str, Any]:
     return dict(typer.main.get_command(app).commands[name].make_context(name, options).params)
 
 
-def airflow_commands(monkeypatch: pytest.MonkeyPatch, exit_code: int) -> tuple[dict[str, Any], list[list[str]], list[Exception]]:
-    """(what the DAG is given, the commands that its task runs on 2026-01-31, what they raise), with stand-ins for Airflow's classes."""
+def airflow_commands(
+    monkeypatch: pytest.MonkeyPatch, exit_code: int
+) -> tuple[dict[str, Any], list[list[str]], list[Exception]]:
+    """(what the DAG is given, the commands that its task runs on 2026-01-31, what they raise), with stand-ins
+    for Airflow's classes.
+    """
     given: dict[str, Any] = {}
     ran: list[list[str]] = []
     raised: list[Exception] = []
@@ -253,29 +303,41 @@ def airflow_commands(monkeypatch: pytest.MonkeyPatch, exit_code: int) -> tuple[d
 
     def operator(python_callable: Any, op_kwargs: dict[str, str], task_id: str) -> None:
         try:
-            python_callable(**{name: value.replace("{{ ds }}", "2026-01-31") for name, value in op_kwargs.items()})
+            python_callable(
+                **{name: value.replace("{{ ds }}", "2026-01-31") for name, value in op_kwargs.items()}
+            )
         except Exception as error:
             raised.append(error)
 
     interval = lambda cron, timezone: (cron, timezone)  # noqa: E731
     contents = {
-        "airflow": {}, "airflow.sdk": {"DAG": Dag, "CronDataIntervalTimetable": interval}, "airflow.sdk.exceptions": errors,
-        "airflow.providers": {}, "airflow.providers.standard": {}, "airflow.providers.standard.operators": {},
+        "airflow": {},
+        "airflow.sdk": {"DAG": Dag, "CronDataIntervalTimetable": interval},
+        "airflow.sdk.exceptions": errors,
+        "airflow.providers": {},
+        "airflow.providers.standard": {},
+        "airflow.providers.standard.operators": {},
         "airflow.providers.standard.operators.python": {"PythonOperator": operator},
-    }  # fmt: skip
+    }
     for name, content in contents.items():
         module = types.ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(subprocess, "run", lambda command: ran.append(command) or types.SimpleNamespace(returncode=exit_code))
+    monkeypatch.setattr(
+        subprocess, "run", lambda command: ran.append(command) or types.SimpleNamespace(returncode=exit_code)
+    )
     exec(compile(TEXTS["schedules/airflow_dag.py"], "airflow_dag.py", "exec"), {"__name__": "dag"})
     return given, ran, raised
 
 
-def test_all_schedules_run_one_idempotent_command_for_the_day_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_all_schedules_run_one_idempotent_command_for_the_day_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     shell = subprocess.run
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://ray-head:8265")
-    (cron,) = [line for line in TEXTS["schedules/crontab"].splitlines() if re.match(r"[\d*]+( [\d*]+){4} ", line)]
+    (cron,) = [
+        line for line in TEXTS["schedules/crontab"].splitlines() if re.match(r"[\d*]+( [\d*]+){4} ", line)
+    ]
     _, airflow, _ = airflow_commands(monkeypatch, 0)
     lines = {
         "cron": cron.split(" ", 5)[5],
@@ -292,26 +354,43 @@ def test_all_schedules_run_one_idempotent_command_for_the_day_before(monkeypatch
     (tmp_path / "relevance").chmod(0o755)
     for kind in ("cron", "kubernetes", "kuberay"):
         line = lines[kind].replace("\\%", "%")  # as cron hands it on
-        done = shell(["/bin/sh", "-c", line], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True)
+        done = shell(
+            ["/bin/sh", "-c", line],
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         yesterday = datetime.now(UTC).date() - timedelta(days=1)
         assert f"data.to_score=/storage/rows/{{date}} --logical-date {yesterday}" in done.stdout, kind
-    assert "\\%F" in cron and all("\\%" not in line for kind, line in lines.items() if kind != "cron"), "% is special to cron alone"
+    assert "\\%F" in cron and all("\\%" not in line for kind, line in lines.items() if kind != "cron"), (
+        "% is special to cron alone"
+    )
 
 
-def test_schedules_are_daily_in_utc_one_run_at_a_time_and_retry_only_what_may_succeed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedules_are_daily_in_utc_one_run_at_a_time_and_retry_only_what_may_succeed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     given, _, raised = airflow_commands(monkeypatch, 3)
     assert type(raised[0]).__name__ == "AirflowException"
     for code in (1, 2, 4):
         assert type(airflow_commands(monkeypatch, code)[2][0]).__name__ == "AirflowFailException"
     spec, job = CRONJOB["spec"], CRONJOB["spec"]["jobTemplate"]["spec"]
     ray = OBJECTS["raycronjob-score.yaml"]["spec"]
-    assert given["schedule"] == ("15 3 * * *", "UTC") and {spec["schedule"], ray["schedule"]} == {"15 3 * * *"}
+    assert given["schedule"] == ("15 3 * * *", "UTC") and {spec["schedule"], ray["schedule"]} == {
+        "15 3 * * *"
+    }
     assert spec["timeZone"] == ray["timeZone"] == "Etc/UTC"
     assert given["max_active_runs"] == 1 and spec["concurrencyPolicy"] == "Forbid"
     (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "submit", "operator": "In", "values": [1, 2, 4]}}
+    assert rule == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": "submit", "operator": "In", "values": [1, 2, 4]},
+    }
     assert job["backoffLimit"] == given["default_args"]["retries"] == 3
-    assert JOBS["raycronjob-score.yaml"]["backoffLimit"] == 1, "it starts a cluster anew for what was refused, too"
+    assert JOBS["raycronjob-score.yaml"]["backoffLimit"] == 1, (
+        "it starts a cluster anew for what was refused, too"
+    )
     assert spec["startingDeadlineSeconds"] <= 20 * 3600, "or it would begin on another day"
 
 
@@ -319,10 +398,17 @@ def test_schedules_are_daily_in_utc_one_run_at_a_time_and_retry_only_what_may_su
 
 
 def test_ray_starts_nowhere_without_a_token() -> None:
-    with_ray = {name for name, service in SERVICES.items() if "ray" in words(service) or "ray start" in " ".join(words(service))}
+    with_ray = {
+        name
+        for name, service in SERVICES.items()
+        if "ray" in words(service) or "ray start" in " ".join(words(service))
+    }
     assert with_ray == {"ray-head", "relevance"}
     for name in with_ray:
-        assert SERVICES[name]["environment"] == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/run/secrets/ray-token"}
+        assert SERVICES[name]["environment"] == {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": "/run/secrets/ray-token",
+        }
     assert all(cluster["authOptions"] == {"mode": "token"} for cluster in CLUSTERS.values())
     assert re.search(r"^ENV .*\bRAY_AUTH_MODE=token\b", STAGES["runtime"], re.M)
 
@@ -331,8 +417,12 @@ def test_ports_are_published_on_loopback_alone_and_the_database_nowhere() -> Non
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"mlflow": ["127.0.0.1:5000:5000"], "ray-head": ["127.0.0.1:8265:8265"]}
     assert not {"network_mode", "privileged"} & {path[-1] for path, _ in leaves(SERVICES)}
-    assert SERVICES["postgres"]["networks"] == ["database"] and COMPOSE["networks"]["database"] == {"internal": True}
-    assert not {"hostPort", "hostNetwork", "serviceType", "enableIngress"} & {path[-1] for path, _ in leaves(RAY)}
+    assert SERVICES["postgres"]["networks"] == ["database"] and COMPOSE["networks"]["database"] == {
+        "internal": True
+    }
+    assert not {"hostPort", "hostNetwork", "serviceType", "enableIngress"} & {
+        path[-1] for path, _ in leaves(RAY)
+    }
 
 
 def test_mlflow_asks_for_an_account_and_answers_to_the_address_of_the_config() -> None:
@@ -341,37 +431,54 @@ def test_mlflow_asks_for_an_account_and_answers_to_the_address_of_the_config() -
     assert given["--app-name"] == "basic-auth" and "--disable-security-middleware" not in given
     assert host == f"mlflow:{given['--port']}"
     assert host in given["--allowed-hosts"].split(",") and "*" not in given["--allowed-hosts"]
-    assert f"database_uri = {given['--backend-store-uri']}" in rights and "default_permission = NO_PERMISSIONS" in rights
-    assert "--serve-artifacts" in given and f"mlartifacts:{given['--artifacts-destination']}" in SERVICES["mlflow"]["volumes"]
+    assert (
+        f"database_uri = {given['--backend-store-uri']}" in rights
+        and "default_permission = NO_PERMISSIONS" in rights
+    )
+    assert (
+        "--serve-artifacts" in given
+        and f"mlartifacts:{given['--artifacts-destination']}" in SERVICES["mlflow"]["volumes"]
+    )
 
 
 def test_no_secret_stands_in_a_file_or_in_the_environment_of_a_container() -> None:
     for where, text in TEXTS.items():
         assert not re.search(r"\b[0-9a-fA-F]{32,}\b|PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@", text), where
-        for name, value in re.findall(r"\b([A-Z_]*(?:PASSWORD|TOKEN|SECRET|KEY)[A-Z_]*)\s*[:=]\s*(\S+)", text):
+        for name, value in re.findall(
+            r"\b([A-Z_]*(?:PASSWORD|TOKEN|SECRET|KEY)[A-Z_]*)\s*[:=]\s*(\S+)", text
+        ):
             assert value.startswith(("/run/secrets/", '"$$(cat', "infra/secrets/")), f"{where}: {name}"
         for name, value in re.findall(r"^\s*(\w*password\w*)\s*[:=]\s*(\S+)", text, re.M):
             assert value == "{file:", f"{where}: {name}"
     assert "Secret" not in {o["kind"] for o in OBJECTS.values()}
-    assert not [path for path, _ in leaves(RAY) if {"env", "envFrom"} & set(path)]  # secrets come as files, RAY_AUTH_* from KubeRay
+    # secrets come as files, RAY_AUTH_* from KubeRay
+    assert not [path for path, _ in leaves(RAY) if {"env", "envFrom"} & set(path)]
     assert all(secret["file"].startswith("./secrets/") for secret in COMPOSE["secrets"].values())
     assert TEXTS[".gitignore"].split() == ["/secrets/"]
 
 
 @pytest.mark.parametrize("pod", PODS)
 def test_a_pod_reads_its_password_from_a_file_that_only_its_user_may_open(pod: dict[str, Any]) -> None:
-    assert mounted(pod, "/home/relevance/.mlflow") == {"secret": {"secretName": "mlflow-credentials", "defaultMode": 0o400}}
+    assert mounted(pod, "/home/relevance/.mlflow") == {
+        "secret": {"secretName": "mlflow-credentials", "defaultMode": 0o400}
+    }
 
 
 @pytest.mark.parametrize("pod", [*PODS, *SUBMITTERS])
 def test_a_pod_runs_as_the_ordinary_user_of_its_image_behind_the_network_policy(pod: dict[str, Any]) -> None:
     spec, policy = pod["spec"], OBJECTS["networkpolicy.yaml"]["spec"]
     user = f"{spec['securityContext']['runAsUser']}:{spec['securityContext']['runAsGroup']}"
-    assert all(re.findall(r"^USER (.*)$", STAGES[target], re.M) == [user] for target in TARGETS) and user.split(":")[0] != "0"
+    assert (
+        all(re.findall(r"^USER (.*)$", STAGES[target], re.M) == [user] for target in TARGETS)
+        and user.split(":")[0] != "0"
+    )
     assert spec["securityContext"]["runAsNonRoot"] is True and spec["automountServiceAccountToken"] is False
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in spec["containers"]:
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert all("podSelector" in peer for rule in policy["ingress"] for peer in rule["from"])
     assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()

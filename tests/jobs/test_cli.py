@@ -31,7 +31,17 @@ COMMANDS = {
     "compare": {"--config", "version", "other", "--set"},
     "report": {"--config", "--version", "--set"},
     "score": {"--config", "--logical-date", "--until", "--all-tasks", "--dry-run", "--set"},
-    "submit": {"command", "--config", "--address", "--logical-date", "--until", "--all-tasks", "--again", "--no-wait", "--set"},
+    "submit": {
+        "command",
+        "--config",
+        "--address",
+        "--logical-date",
+        "--until",
+        "--all-tasks",
+        "--again",
+        "--no-wait",
+        "--set",
+    },
     "logs": {"job", "--address"},
     "status": {"runs_dir", "--address"},
     "export": {"--config", "--task", "--format", "--version", "--out", "--set"},
@@ -47,7 +57,11 @@ def relevance(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
 def test_commands_and_flags_are_these() -> None:
     group: Any = typer.main.get_command(app)
     found = {
-        name: {max(p.opts, key=len) if p.param_type_name == "option" else p.name for p in command.params if p.name != "help"}
+        name: {
+            max(p.opts, key=len) if p.param_type_name == "option" else p.name
+            for p in command.params
+            if p.name != "help"
+        }
         for name, command in group.commands.items()
     }
     assert found == COMMANDS
@@ -71,7 +85,9 @@ try:
 except SystemExit:
     print(sorted(sys.modules))
 """
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()[-1]
     for module in ("torch", "ray", "mlflow", "pyarrow", "pydantic", "numpy", "transformers"):
         assert f"'{module}'" not in shown
 
@@ -94,7 +110,9 @@ def check_refused(result: subprocess.CompletedProcess[str], code: int, *words: s
 
 def test_unknown_setting_names_the_nearest_one(config: Path) -> None:
     result = relevance("train", "--config", str(config), "--set", "optimizer.learning_rat=1")
-    check_refused(result, 2, "optimizer.learning_rat is not a setting", "did you mean optimizer.learning_rate")
+    check_refused(
+        result, 2, "optimizer.learning_rat is not a setting", "did you mean optimizer.learning_rate"
+    )
 
 
 def test_missing_config_says_where_to_start(tmp_path: Path) -> None:
@@ -109,7 +127,9 @@ def test_unknown_command_and_source_are_usage_errors(tmp_path: Path) -> None:
 def test_a_table_comes_in_by_its_mapping_and_says_what_was_left_out(tmp_path: Path) -> None:
     lines = ["q,t,g", *(f"shoe {n},title,good" for n in range(9)), "shoe,title"]
     (tmp_path / "clicks.csv").write_text("\n".join(lines))
-    (tmp_path / "m.yaml").write_text("{task: ads, columns: {query: q, ad_title: t, label: g}, labels: {good: 1}, constants: {market: us}}")
+    (tmp_path / "m.yaml").write_text(
+        "{task: ads, columns: {query: q, ad_title: t, label: g}, labels: {good: 1}, constants: {market: us}}"
+    )
     arguments = ("import", "table", str(tmp_path / "clicks.csv"), str(tmp_path / "out"))
     result = relevance(*arguments, "--mapping", str(tmp_path / "m.yaml"))
     assert result.returncode == 0, result.stderr
@@ -120,14 +140,20 @@ def test_a_table_comes_in_by_its_mapping_and_says_what_was_left_out(tmp_path: Pa
     assert relevance(*arguments, "--mapping", str(tmp_path / "m.yaml"), "--language", "en").returncode == 2
     check_refused(relevance(*arguments, "--mapping", str(tmp_path / "no.yaml")), 2, "no.yaml does not exist")
     (tmp_path / "clicks.csv").write_text("q;t;g\n1;2;good\n")
-    check_refused(relevance(*arguments, "--mapping", str(tmp_path / "m.yaml")), 1, "has no column q, t, g, only q;t;g")
+    check_refused(
+        relevance(*arguments, "--mapping", str(tmp_path / "m.yaml")), 1, "has no column q, t, g, only q;t;g"
+    )
 
 
 def test_a_language_names_a_qadsm_file_that_does_not_say_it(tmp_path: Path) -> None:
     (tmp_path / "ads.tsv").write_text("shoe\tShoes\tCheap\tGood\n")
-    result = relevance("import", "qadsm", str(tmp_path / "ads.tsv"), str(tmp_path / "out"), "--language", "fr")
+    result = relevance(
+        "import", "qadsm", str(tmp_path / "ads.tsv"), str(tmp_path / "out"), "--language", "fr"
+    )
     assert json.loads(result.stdout)["rows"] == {"qadsm": 1}
-    check_refused(relevance("import", "qadsm", str(tmp_path / "ads.tsv"), str(tmp_path / "out")), 2, "--language en")
+    check_refused(
+        relevance("import", "qadsm", str(tmp_path / "ads.tsv"), str(tmp_path / "out")), 2, "--language en"
+    )
 
 
 def test_sources_of_a_config_are_brought_in_with_the_labels_of_their_tasks(tmp_path: Path) -> None:
@@ -136,7 +162,12 @@ def test_sources_of_a_config_are_brought_in_with_the_labels_of_their_tasks(tmp_p
     from pipeline.config.loading import build_config
 
     (tmp_path / "x.jsonl").write_text('{"q": "a", "t": "b", "g": "yes"}\n{"q": "a", "t": "c", "g": "no"}\n')
-    block = {"kind": "table", "path": str(tmp_path / "x.jsonl"), "task": "two", "labels": {"yes": "good", "no": "bad"}}
+    block = {
+        "kind": "table",
+        "path": str(tmp_path / "x.jsonl"),
+        "task": "two",
+        "labels": {"yes": "good", "no": "bad"},
+    }
     block |= {"columns": {"query": "q", "ad_title": "t", "label": "g"}, "constants": {"market": "us"}}
     told = bring_in(build_config(planted_config(tmp_path, "package:x", sources=[block]), "c.yaml"), Console())
     rows = pq.ParquetFile(Path(told["judged"]) / "task=two" / "x-0.parquet").read().to_pylist()
@@ -221,7 +252,9 @@ def test_a_second_command_on_a_run_in_use_is_told_to_wait(config: Path) -> None:
         check_refused(relevance("validate", "--config", str(config)), 3, "another relevance command")
 
 
-def test_ray_address_that_nobody_answers_is_worth_a_retry(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_address_that_nobody_answers_is_worth_a_retry(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     check_refused(relevance("train", "--config", str(config)), 3, "RAY_ADDRESS=127.0.0.1:1")
@@ -232,7 +265,9 @@ def test_registering_before_evaluating_says_what_comes_first(config: Path) -> No
 
 
 def test_sample_writes_rows_that_validate(tmp_path: Path) -> None:
-    result = relevance("sample", str(tmp_path / "ads"), "--rows-per-task", "50", "--unlabelled-rows-per-task", "10")
+    result = relevance(
+        "sample", str(tmp_path / "ads"), "--rows-per-task", "50", "--unlabelled-rows-per-task", "10"
+    )
     assert json.loads(result.stdout.splitlines()[-1])["rows"]["query-title"] == 50
     overrides = [f"data.judged={tmp_path / 'ads' / 'judged'}", f"work_dir={tmp_path}"]
     demo = str(ROOT / "jobs/configs/demo.yaml")

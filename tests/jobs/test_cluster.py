@@ -17,13 +17,17 @@ from tests.support.places import ROOT
 
 def test_gpus_that_a_machine_has_not_are_an_error_of_the_config_and_not_waited_for() -> None:
     check_gpus(2, 2)
-    with pytest.raises(ConfigError, match="use_gpu asks for 2 GPUs and this machine has 0; set use_gpu to false"):
+    with pytest.raises(
+        ConfigError, match="use_gpu asks for 2 GPUs and this machine has 0; set use_gpu to false"
+    ):
         check_gpus(0, 2)
 
 
 def test_a_cluster_whose_nodes_are_too_small_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     resources = [(True, {"CPU": 4.0}), (True, {"CPU": 2.0, "GPU": 1.0}), (False, {"CPU": 9.0})]
-    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": alive, "Resources": found} for alive, found in resources])
+    monkeypatch.setattr(
+        "ray.nodes", lambda: [{"Alive": alive, "Resources": found} for alive, found in resources]
+    )
     assert [no_node_for(*each) for each in ((4, 0), (2, 1), (4, 1), (9, 0))] == [False, False, True, True]
 
 
@@ -52,7 +56,16 @@ def ray_folder() -> Iterator[Path]:
 def test_a_cluster_that_somebody_else_has_started_on_this_machine_is_left_alone(ray_folder: Path) -> None:
     (ray_folder / "ray").mkdir()
     (ray_folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")  # as `ray start` leaves it
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": str(ray_folder)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "RAY_TMPDIR": str(ray_folder)
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) >= 3

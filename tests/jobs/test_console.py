@@ -37,8 +37,17 @@ print("after on stdout")
 print("after on stderr", file=sys.stderr)
 """
 NOISES = (
-    "print", "print to stderr", "descriptor 1", "descriptor 2", "logging", "warning", "child", "child to stderr", "from C", "without a line break",
-)  # fmt: skip
+    "print",
+    "print to stderr",
+    "descriptor 1",
+    "descriptor 2",
+    "logging",
+    "warning",
+    "child",
+    "child to stderr",
+    "from C",
+    "without a line break",
+)
 
 RAISING = """
 import sys
@@ -55,10 +64,18 @@ except ValueError as error:
 
 
 def run(script: str, *arguments: str) -> tuple[str, str]:
-    """(stdout, stderr) of a script in a process of its own, whose streams are pipes and buffered as they are for programs."""
+    """(stdout, stderr) of a script in a process of its own, whose streams are pipes and buffered as they are
+    for programs.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.run(
-        [sys.executable, "-c", script, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     return process.stdout, process.stderr
 
@@ -66,7 +83,12 @@ def run(script: str, *arguments: str) -> tuple[str, str]:
 def test_noise_of_every_level_goes_to_the_file_and_the_console_to_the_real_streams(tmp_path: Path) -> None:
     log_path = tmp_path / "logs" / "run.log"
     out, err = run(NOISY, str(log_path))
-    assert sorted(out.splitlines()) == ["after on stdout", "before from C", "before on stdout", "result for programs"]
+    assert sorted(out.splitlines()) == [
+        "after on stdout",
+        "before from C",
+        "before on stdout",
+        "result for programs",
+    ]
     assert out.splitlines()[-1] == "after on stdout"
     assert err.splitlines()[0] == "told to people" and err.splitlines()[-1] == "after on stderr"
     assert err.splitlines()[1].startswith("  train 10/10 steps") and len(err.splitlines()) == 3
@@ -140,7 +162,10 @@ def test_a_stream_without_end_in_sight_tells_done_and_rate(clock: Clock) -> None
 
 def test_an_error_closes_the_line_it_broke(clock: Clock) -> None:
     err = Terminal()
-    with pytest.raises(ValueError, match="broke"), Console(err=err, out=io.StringIO()).progress("train", 3, "steps"):
+    with (
+        pytest.raises(ValueError, match="broke"),
+        Console(err=err, out=io.StringIO()).progress("train", 3, "steps"),
+    ):
         raise ValueError("broke")
     assert err.getvalue().endswith("\n")
 

@@ -49,13 +49,21 @@ def fresh_backbone(trunk_dirs: dict[str, Path]) -> Callable[..., Backbone]:
 
 
 @pytest.fixture(scope="session")
-def fresh_model(fresh_backbone: Callable[..., Backbone], trunk_dirs: dict[str, Path]) -> Callable[..., RelevanceModel]:
+def fresh_model(
+    fresh_backbone: Callable[..., Backbone], trunk_dirs: dict[str, Path]
+) -> Callable[..., RelevanceModel]:
     """fresh_model(kind, seed, stir, method, ...settings of the adapter): three tasks of 2, 3 and 5 labels.
 
     `stir` sets every trained tensor to random numbers.
     """
 
-    def build(kind: str = "llama", seed: int = 0, stir: int | None = None, method: Any = MTLLoRAConfig, **adapter: Any) -> RelevanceModel:
+    def build(
+        kind: str = "llama",
+        seed: int = 0,
+        stir: int | None = None,
+        method: Any = MTLLoRAConfig,
+        **adapter: Any,
+    ) -> RelevanceModel:
         own = {"num_up_projections": 3} if method is MTLLoRAConfig else {}
         config = ModelConfig(
             backbone=BackboneConfig(source=str(trunk_dirs[kind]), dtype="float32"),

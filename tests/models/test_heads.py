@@ -36,7 +36,11 @@ def test_logits_beyond_a_tasks_labels_are_minus_infinity() -> None:
     logits_BC = build_heads()(random_states(3, 4), torch.tensor([0, 1, 2]))
     assert logits_BC.shape == (3, 5)
     assert torch.equal(logits_BC.isneginf().sum(dim=1), torch.tensor([3, 2, 0]))
-    assert logits_BC[0, :2].isfinite().all() and logits_BC[1, :3].isfinite().all() and logits_BC[2].isfinite().all()
+    assert (
+        logits_BC[0, :2].isfinite().all()
+        and logits_BC[1, :3].isfinite().all()
+        and logits_BC[2].isfinite().all()
+    )
 
 
 def test_softmax_over_all_columns_is_a_softmax_over_the_tasks_labels() -> None:
@@ -75,7 +79,10 @@ def test_heads_that_start_from_a_direction_have_no_favourite_where_it_says_nothi
 def test_heads_that_start_at_label_shares_have_their_logs_as_mean_logits() -> None:
     heads, pooled_BD = build_heads(), random_states(4, 4)
     before = {name: parameter.detach().clone() for name, parameter in heads.named_parameters()}
-    share_TC = torch.tensor([[0.9, 0.1, 0.0, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.15, 0.25]], dtype=torch.float64)
+    share_TC = torch.tensor(
+        [[0.9, 0.1, 0.0, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.15, 0.25]],
+        dtype=torch.float64,
+    )
     heads.start_at_label_shares(pooled_BD, TASK_B, share_TC)
     logits_BC = heads(pooled_BD, TASK_B)
     for task, count in ((0, 2), (2, 5)):

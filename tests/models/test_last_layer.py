@@ -1,5 +1,5 @@
-"""The last layer of a packed pass takes keys and values of all tokens, and the rest of those that are read alone. That logits and gradients stay is
-tested in test_packing.
+"""The last layer of a packed pass takes keys and values of all tokens, and the rest of those that are read
+alone. That logits and gradients stay is tested in test_packing.
 
 Shape legend: B rows, N tokens.
 """
@@ -31,11 +31,15 @@ def packed_pass(model: RelevanceModel) -> torch.Tensor:
 
 
 def padded_pass(model: RelevanceModel) -> torch.Tensor:
-    ids_BS = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(ids.astype(np.int64)) for ids in IDS], batch_first=True)
+    ids_BS = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(ids.astype(np.int64)) for ids in IDS], batch_first=True
+    )
     return model(ids_BS, (ids_BS > 0).long(), TASK_B)  # type: ignore[no-any-return]
 
 
-def tokens_taken(model: RelevanceModel, run: Callable[[RelevanceModel], torch.Tensor]) -> dict[str, list[int]]:
+def tokens_taken(
+    model: RelevanceModel, run: Callable[[RelevanceModel], torch.Tensor]
+) -> dict[str, list[int]]:
     """Tokens that each kind of linear took, layer by layer."""
     taken: dict[str, list[int]] = defaultdict(list)
 
@@ -43,7 +47,11 @@ def tokens_taken(model: RelevanceModel, run: Callable[[RelevanceModel], torch.Te
         return lambda linear, args: taken[kind].append(args[0].shape[:-1].numel())
 
     # below an adapter its frozen linear gets what the adapted one does
-    linears = [(name.removesuffix(".base").rpartition(".")[2], m) for name, m in model.trunk.named_modules() if isinstance(m, torch.nn.Linear)]
+    linears = [
+        (name.removesuffix(".base").rpartition(".")[2], m)
+        for name, m in model.trunk.named_modules()
+        if isinstance(m, torch.nn.Linear)
+    ]
     handles = [linear.register_forward_pre_hook(note(kind)) for kind, linear in linears]
     run(model)
     for handle in handles:
@@ -57,7 +65,9 @@ def test_all_tokens_go_through_keys_and_values_alone(fresh_model: FreshModel, ta
     model.take_packed()
     model.take_packed()  # twice is once
     of_all, of_read = [NUM_TOKENS, NUM_TOKENS], [NUM_TOKENS, len(IDS)]
-    assert tokens_taken(model, packed_pass) == {kind: of_all if kind in ("k_proj", "v_proj") else of_read for kind in LINEARS}
+    assert tokens_taken(model, packed_pass) == {
+        kind: of_all if kind in ("k_proj", "v_proj") else of_read for kind in LINEARS
+    }
     padded = dict.fromkeys(LINEARS, [15, 15])
     assert tokens_taken(model, padded_pass) == padded
     model.take_padded_only()
@@ -65,9 +75,13 @@ def test_all_tokens_go_through_keys_and_values_alone(fresh_model: FreshModel, ta
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("broken", ["layers.1.mlp", "layers.1.self_attn.o_proj.base", "layers.1.self_attn.k_proj", "norm"])
+@pytest.mark.parametrize(
+    "broken", ["layers.1.mlp", "layers.1.self_attn.o_proj.base", "layers.1.self_attn.k_proj", "norm"]
+)
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_pass_that_fails_leaves_the_next_ones_as_they_were(fresh_model: FreshModel, broken: str, error: type[BaseException]) -> None:
+def test_a_pass_that_fails_leaves_the_next_ones_as_they_were(
+    fresh_model: FreshModel, broken: str, error: type[BaseException]
+) -> None:
     model = fresh_model(stir=5, target_modules="all-linear")
     model.take_packed()
     with torch.no_grad():

@@ -17,7 +17,9 @@ def test_weighted_sums_per_task_equal_a_loop_over_rows() -> None:
         expected_sums[task] += value * weight
         expected_weights[task] += weight
     torch.testing.assert_close(sums_T, torch.tensor(expected_sums, dtype=torch.float64), rtol=1e-14, atol=0)
-    torch.testing.assert_close(weights_T, torch.tensor(expected_weights, dtype=torch.float64), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        weights_T, torch.tensor(expected_weights, dtype=torch.float64), rtol=1e-14, atol=0
+    )
 
 
 def test_absent_task_has_sum_and_weight_zero() -> None:
@@ -29,7 +31,9 @@ def test_sums_of_two_halves_add_up_to_the_sums_of_the_whole() -> None:
     value_B = torch.rand(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weight_B = torch.ones(6, dtype=torch.float64)
     whole = task_sums(value_B, weight_B, TASK_B, 3)
-    halves = [task_sums(value_B[part], weight_B[part], TASK_B[part], 3) for part in (slice(0, 2), slice(2, 6))]
+    halves = [
+        task_sums(value_B[part], weight_B[part], TASK_B[part], 3) for part in (slice(0, 2), slice(2, 6))
+    ]
     for index in (0, 1):
         torch.testing.assert_close(halves[0][index] + halves[1][index], whole[index], rtol=1e-14, atol=0)
 
@@ -46,11 +50,15 @@ LABEL_B = torch.tensor([1, 2, 0])
 RELEVANT_FROM_B = torch.tensor([1, 1, 1])
 
 
-def test_loss_of_a_row_is_cross_entropy_over_grades_plus_cross_entropy_of_relevant_against_irrelevant() -> None:
+def test_loss_of_a_row_is_cross_entropy_over_grades_plus_cross_entropy_of_relevant_against_irrelevant() -> (
+    None
+):
     logits_BC = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     label_B, relevant_from_B = torch.arange(40) % 5, torch.arange(40) // 5 % 4 + 1
     losses_B = row_losses(logits_BC, label_B, relevant_from_B)
-    for logits_C, label, relevant_from, loss in zip(logits_BC, label_B.tolist(), relevant_from_B.tolist(), losses_B, strict=True):
+    for logits_C, label, relevant_from, loss in zip(
+        logits_BC, label_B.tolist(), relevant_from_B.tolist(), losses_B, strict=True
+    ):
         share_C = logits_C.softmax(dim=0)
         relevant = share_C[relevant_from:].sum()
         of_its_side = relevant if label >= relevant_from else 1 - relevant

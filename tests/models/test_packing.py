@@ -41,13 +41,18 @@ def rows_of(length_T: list[int], tails: list[int], seed: int = 0) -> list[np.nda
     """A row of each of TASK_B: its task's beginning, and that many tokens more."""
     draw = np.random.default_rng(seed)
     beginning_T = [draw.integers(2, len(WORDS), length) for length in length_T]
-    rows = [np.concatenate([beginning_T[task], draw.integers(2, len(WORDS), tail)]) for task, tail in zip(TASK_B, tails, strict=True)]
+    rows = [
+        np.concatenate([beginning_T[task], draw.integers(2, len(WORDS), tail)])
+        for task, tail in zip(TASK_B, tails, strict=True)
+    ]
     return [row.astype(np.int32) for row in rows]
 
 
 def padded_logits(model: RelevanceModel, rows: list[np.ndarray]) -> torch.Tensor:
     length_B = torch.tensor([len(row) for row in rows])
-    ids_BS = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row.astype(np.int64)) for row in rows], batch_first=True)
+    ids_BS = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(row.astype(np.int64)) for row in rows], batch_first=True
+    )
     mask_BS = (torch.arange(ids_BS.shape[1]) < length_B[:, None]).long()
     return model(ids_BS, mask_BS, torch.from_numpy(TASK_B))  # type: ignore[no-any-return]
 
@@ -87,13 +92,19 @@ def check_against_padded(model: RelevanceModel, length_T: list[int]) -> None:
     found = packed_logits(model, rows, length_T)
     torch.testing.assert_close(found, expected, rtol=CLOSE, atol=CLOSE)
     for name, gradient in gradients(model, found).items():
-        assert (gradient - expected_gradients[name]).norm() <= 20 * CLOSE * expected_gradients[name].norm(), name
+        assert (gradient - expected_gradients[name]).norm() <= 20 * CLOSE * expected_gradients[name].norm(), (
+            name
+        )
         assert expected_gradients[name].norm() > 0, name
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("length_T", ALIKE, ids=["as long", "unlike", "one alone", "none", "longer than what follows"])
-def test_logits_and_gradients_are_those_of_padded_rows(fresh_model: FreshModel, method: str, length_T: list[int]) -> None:
+@pytest.mark.parametrize(
+    "length_T", ALIKE, ids=["as long", "unlike", "one alone", "none", "longer than what follows"]
+)
+def test_logits_and_gradients_are_those_of_padded_rows(
+    fresh_model: FreshModel, method: str, length_T: list[int]
+) -> None:
     check_against_padded(fresh_model(stir=5, **METHODS[method]), length_T)
 
 
@@ -118,11 +129,15 @@ def test_padded_rows_get_what_they_got_before(fresh_model: FreshModel) -> None:
         model.take_packed()  # twice is once
         assert torch.equal(padded_logits(model, rows), before)
         model.take_padded_only()
-        assert model.trunk.config._attn_implementation == "sdpa" and torch.equal(padded_logits(model, rows), before)
+        assert model.trunk.config._attn_implementation == "sdpa" and torch.equal(
+            padded_logits(model, rows), before
+        )
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
-def test_configs_that_are_written_know_nothing_of_it(fresh_model: FreshModel, tmp_path: Path, kind: str) -> None:
+def test_configs_that_are_written_know_nothing_of_it(
+    fresh_model: FreshModel, tmp_path: Path, kind: str
+) -> None:
     model = fresh_model()
     model.trunk.set_attn_implementation(kind)
     model.take_packed()
@@ -140,16 +155,22 @@ def test_attention_that_is_no_function_of_keys_is_told(fresh_model: FreshModel) 
 
 
 @settings(deadline=None, max_examples=25)
-@given(length_T=st.lists(st.integers(0, 20), min_size=3, max_size=3), tails=st.lists(st.integers(1, 9), min_size=6, max_size=6))
+@given(
+    length_T=st.lists(st.integers(0, 20), min_size=3, max_size=3),
+    tails=st.lists(st.integers(1, 9), min_size=6, max_size=6),
+)
 def test_any_lengths_will_do(fresh_model: FreshModel, length_T: list[int], tails: list[int]) -> None:
     model, rows = fresh_model(stir=5), rows_of(length_T, tails, seed=sum(tails))
     ids_1N, packed = pack(rows, TASK_B, np.array(length_T))
-    assert ids_1N.shape == packed.task_1N.shape == packed.position_1N.shape == (1, sum(tails) + sum(length_T))  # no padding
+    # no padding
+    assert ids_1N.shape == packed.task_1N.shape == packed.position_1N.shape == (1, sum(tails) + sum(length_T))
     assert int(packed.position_1N.max()) < max(map(len, rows))  # no position that a model may not have
     assert packed.token_BS.flatten()[packed.place_M].tolist() == list(range(sum(tails)))
     assert packed.token_GP.flatten()[packed.place_L].tolist() == list(range(sum(length_T)))
     with torch.no_grad():
-        torch.testing.assert_close(packed_logits(model, rows, length_T), padded_logits(model, rows), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            packed_logits(model, rows, length_T), padded_logits(model, rows), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_row_s_logits_do_not_depend_on_the_rows_beside_it(fresh_model: FreshModel) -> None:
@@ -160,26 +181,42 @@ def test_a_row_s_logits_do_not_depend_on_the_rows_beside_it(fresh_model: FreshMo
     assert torch.equal(one[:-1], two[:-1]) and not torch.equal(one[-1], two[-1])
 
 
-def test_layers_are_compiled_once_for_batches_of_any_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_compiled_once_for_batches_of_any_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forms, compile_module = CompileCounterWithBackend("aot_eager"), torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compile_module(module, backend=forms, **options))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **options: compile_module(module, backend=forms, **options)
+    )
     monkeypatch.setattr(torch.fx.experimental._config, "use_duck_shape", True)
     monkeypatch.setattr(torch._dynamo.config, "specialize_float", False)
     torch._dynamo.reset()
-    backbone = BackboneConfig(source=str(write_model(tmp_path / "llama", tiny_llama(tied=True, num_layers=3))), dtype="float32")
-    config = ModelConfig(backbone, MTLLoRAConfig(rank=4, target_modules=("q_proj", "v_proj")), num_labels_T=(2, 3, 5))
+    backbone = BackboneConfig(
+        source=str(write_model(tmp_path / "llama", tiny_llama(tied=True, num_layers=3))), dtype="float32"
+    )
+    config = ModelConfig(
+        backbone, MTLLoRAConfig(rank=4, target_modules=("q_proj", "v_proj")), num_labels_T=(2, 3, 5)
+    )
     model = FlatModel(build_model(config, load_backbone(backbone), seed=0))
     model.model.take_packed()
     compile_layers(model.model)
     # as many beginnings as up-projections, as many rows as a rank, a single beginning
     for tasks, tails in (([0, 1, 2, 1], [3, 1, 2, 5]), ([2, 0, 2, 0, 0], [2, 4, 6, 1, 1]), ([1, 1], [7, 2])):
         task_B, length_T = np.array(tasks), np.array([4, 6, 3])
-        ids_1N, packed = pack([np.arange(2, 2 + length_T[task] + tail) for task, tail in zip(tasks, tails, strict=True)], task_B, length_T)
-        model(ids_1N, torch.ones(len(tasks), 1, dtype=torch.long), torch.from_numpy(task_B), packed)[:, :2].sum().backward()
+        ids_1N, packed = pack(
+            [np.arange(2, 2 + length_T[task] + tail) for task, tail in zip(tasks, tails, strict=True)],
+            task_B,
+            length_T,
+        )
+        model(ids_1N, torch.ones(len(tasks), 1, dtype=torch.long), torch.from_numpy(task_B), packed)[
+            :, :2
+        ].sum().backward()
     assert forms.frame_count == 1
 
 
-def test_no_gradient_goes_below_the_layers_that_are_adapted_where_they_are_compiled(fresh_model: FreshModel) -> None:
+def test_no_gradient_goes_below_the_layers_that_are_adapted_where_they_are_compiled(
+    fresh_model: FreshModel,
+) -> None:
     asked = []
     for layers in (None, [1]):
         model = fresh_model(layers_to_transform=layers)
@@ -191,22 +228,38 @@ def test_no_gradient_goes_below_the_layers_that_are_adapted_where_they_are_compi
 @pytest.mark.parametrize("scaling", [None, 0.3])
 def test_attention_in_products_is_torch_s_own(scaling: float | None) -> None:
     torch.manual_seed(0)
-    query, key, value = (torch.randn(3, heads, length, 8, dtype=torch.float64, requires_grad=True) for heads, length in ((6, 5), (2, 7), (2, 7)))
-    mask = torch.zeros(3, 1, 5, 7, dtype=torch.float64).masked_fill(torch.rand(3, 1, 5, 7) < 0.4, torch.finfo(torch.float64).min)
+    query, key, value = (
+        torch.randn(3, heads, length, 8, dtype=torch.float64, requires_grad=True)
+        for heads, length in ((6, 5), (2, 7), (2, 7))
+    )
+    mask = torch.zeros(3, 1, 5, 7, dtype=torch.float64).masked_fill(
+        torch.rand(3, 1, 5, 7) < 0.4, torch.finfo(torch.float64).min
+    )
     mine = attend_in_products(query, key, value, mask, scaling).transpose(1, 2)
-    usual = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling, enable_gqa=True)
+    usual = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, mask, scale=scaling, enable_gqa=True
+    )
     torch.testing.assert_close(mine, usual)
     directions = torch.randn_like(usual)
-    grads = [torch.autograd.grad((states * directions).sum(), (query, key, value)) for states in (mine, usual)]
+    grads = [
+        torch.autograd.grad((states * directions).sum(), (query, key, value)) for states in (mine, usual)
+    ]
     torch.testing.assert_close(*grads)
-    assert not torch.equal(attend_in_products(query, key, value, mask, scaling, dropout=0.5).transpose(1, 2), mine)
+    assert not torch.equal(
+        attend_in_products(query, key, value, mask, scaling, dropout=0.5).transpose(1, 2), mine
+    )
 
 
-def test_rows_that_are_long_keep_fused_attention(fresh_model: FreshModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_are_long_keep_fused_attention(
+    fresh_model: FreshModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, rows = fresh_model(stir=6), rows_of([4, 6, 3], [3, 1, 2, 5, 2, 2])
     short = packed_logits(model, rows, [4, 6, 3])
     written_out = []
-    monkeypatch.setattr("models.packing.attend_in_products", lambda *states: written_out.append(states[1].shape[2]) or attend_in_products(*states))
+    monkeypatch.setattr(
+        "models.packing.attend_in_products",
+        lambda *states: written_out.append(states[1].shape[2]) or attend_in_products(*states),
+    )
     monkeypatch.setattr("models.packing.SHORT", 6)
     long = packed_logits(model, rows, [4, 6, 3])
     assert written_out and set(written_out) == {6}, "beginnings are short enough, rows behind them are not"
@@ -214,7 +267,10 @@ def test_rows_that_are_long_keep_fused_attention(fresh_model: FreshModel, monkey
 
 
 def test_what_rows_begin_with_gets_the_sum_of_their_gradients() -> None:
-    begun, beginning_B = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True), torch.tensor([2, 0, 2, 2])
+    begun, beginning_B = (
+        torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True),
+        torch.tensor([2, 0, 2, 2]),
+    )
     assert torch.equal(OfBeginnings.apply(begun, beginning_B), begun[beginning_B])
     assert torch.autograd.gradcheck(lambda states: OfBeginnings.apply(states, beginning_B), begun)
 
@@ -237,8 +293,14 @@ def test_rows_keep_what_follows_and_beginnings_lie_behind_them() -> None:
 
 
 def test_a_single_beginning_lies_there_twice() -> None:
-    _, packed = pack([np.array(row, np.int32) for row in ([7, 8, 1, 2], [7, 8, 3])], np.array([1, 1]), np.array([0, 2]))
-    assert packed.token_GP.tolist() == [[0, 1], [0, 1]] and packed.place_L.tolist() == [0, 1] and packed.beginning_B.tolist() == [0, 0]
+    _, packed = pack(
+        [np.array(row, np.int32) for row in ([7, 8, 1, 2], [7, 8, 3])], np.array([1, 1]), np.array([0, 2])
+    )
+    assert (
+        packed.token_GP.tolist() == [[0, 1], [0, 1]]
+        and packed.place_L.tolist() == [0, 1]
+        and packed.beginning_B.tolist() == [0, 0]
+    )
 
 
 def test_a_token_attends_to_its_own_beginning_and_to_its_row_up_to_itself() -> None:

@@ -20,7 +20,9 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 KINDS = ("llama", "bert")
 
 
-def stopped_logits(model: RelevanceModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+def stopped_logits(
+    model: RelevanceModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor
+) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(ids_BS, mask_BS, task_B)
 
@@ -32,7 +34,9 @@ def batch_gradients(model: RelevanceModel, batch: Batch) -> dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_finite_for_a_tasks_labels_and_minus_infinity_beyond(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
+def test_logits_are_finite_for_a_tasks_labels_and_minus_infinity_beyond(
+    fresh_model: FreshModel, batch: Batch, kind: str
+) -> None:
     logits_BC = stopped_logits(fresh_model(kind), *batch)
     count_B = torch.tensor([2, 3, 5])[batch[2]]
     within_BC = torch.arange(5)[None, :] < count_B[:, None]
@@ -51,7 +55,9 @@ def test_saved_tensors_in_a_fresh_model_give_the_same_logits_bit_for_bit(
     assert not torch.equal(stopped_logits(fresh, *batch), stopped_logits(trained, *batch))
     fresh.load_trainable_state(bundle.tensors)
     assert torch.equal(stopped_logits(fresh, *batch), stopped_logits(trained, *batch))
-    assert load_tokenizer(bundle.tokenizer_dir)("buy red shoes") == load_tokenizer(trunk_dirs[kind])("buy red shoes")
+    assert load_tokenizer(bundle.tokenizer_dir)("buy red shoes") == load_tokenizer(trunk_dirs[kind])(
+        "buy red shoes"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,7 +67,11 @@ def test_same_seed_gives_the_same_numbers_and_another_seed_others(fresh_model: F
     torch.manual_seed(2)
     same, other = fresh_model(kind, seed=3).trainable_state(), fresh_model(kind, seed=4).trainable_state()
     assert all(torch.equal(first[name], same[name]) for name in first)
-    random = {name for name in first if name.endswith(("down_RD", "mix_TN")) or (kind == "bert" and name == "heads.weight_KD")}
+    random = {
+        name
+        for name in first
+        if name.endswith(("down_RD", "mix_TN")) or (kind == "bert" and name == "heads.weight_KD")
+    }
     assert random and not any(torch.equal(first[name], other[name]) for name in random)
 
 
@@ -79,7 +89,9 @@ def test_trained_state_is_adapters_and_heads_and_nothing_of_the_trunk(fresh_mode
 def test_training_moves_every_trained_tensor_and_no_other(fresh_model: FreshModel, batch: Batch) -> None:
     model = fresh_model().train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0
+    )
     for _ in range(3):
         batch_gradients(model, batch)
         optimizer.step()
@@ -124,7 +136,9 @@ def test_weights_of_another_shape_are_refused_before_any_is_set(fresh_model: Fre
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_to_the_right_does_not_change_the_logits(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
+def test_padding_to_the_right_does_not_change_the_logits(
+    fresh_model: FreshModel, batch: Batch, kind: str
+) -> None:
     ids_BS, mask_BS, task_B = batch
     model = fresh_model(kind, stir=7)
     padded_ids_BS = functional.pad(ids_BS, (0, 9), value=5)
@@ -133,13 +147,17 @@ def test_padding_to_the_right_does_not_change_the_logits(fresh_model: FreshModel
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_row_gets_the_same_logits_alone_as_among_rows_of_other_tasks(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
+def test_row_gets_the_same_logits_alone_as_among_rows_of_other_tasks(
+    fresh_model: FreshModel, batch: Batch, kind: str
+) -> None:
     ids_BS, mask_BS, task_B = batch
     model = fresh_model(kind, stir=7)
     together = stopped_logits(model, *batch)
     for row in range(6):
         length = int(mask_BS[row].sum())
-        alone = stopped_logits(model, ids_BS[row : row + 1, :length], mask_BS[row : row + 1, :length], task_B[row : row + 1])
+        alone = stopped_logits(
+            model, ids_BS[row : row + 1, :length], mask_BS[row : row + 1, :length], task_B[row : row + 1]
+        )
         torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-6)
 
 
@@ -147,14 +165,17 @@ def test_same_row_is_judged_differently_by_different_tasks(fresh_model: FreshMod
     ids_BS, mask_BS, _ = batch
     model = fresh_model(stir=7)
     with torch.no_grad():
-        model.heads.weight_KD[2:4] = model.heads.weight_KD[:2]  # the heads agree, so the adapters alone can differ
+        # the heads agree, so the adapters alone can differ
+        model.heads.weight_KD[2:4] = model.heads.weight_KD[:2]
         model.heads.bias_K.zero_()
     one, other = (stopped_logits(model, ids_BS, mask_BS, torch.full((6,), task)) for task in (0, 1))
     assert (one[:, :2] - other[:, :2]).abs().min() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_checkpointing_gives_the_same_gradients(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(
+    fresh_model: FreshModel, batch: Batch, kind: str
+) -> None:
     model = fresh_model(kind, stir=7)
     model.eval()  # no dropout, so that two passes agree
     plain = batch_gradients(model, batch)
@@ -174,7 +195,9 @@ def recompute_layers(model: RelevanceModel) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_forward_passes_before_one_backward_are_recomputed_each_with_its_own_tasks(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
+def test_two_forward_passes_before_one_backward_are_recomputed_each_with_its_own_tasks(
+    fresh_model: FreshModel, batch: Batch, kind: str
+) -> None:
     ids_BS, mask_BS, task_B = batch
     model = fresh_model(kind, stir=7)
 
@@ -182,7 +205,11 @@ def test_two_forward_passes_before_one_backward_are_recomputed_each_with_its_own
         model.zero_grad()
         first, second = model(ids_BS, mask_BS, task_B), model(ids_BS, mask_BS, (task_B + 1) % 3)
         (first[:, :2].square().sum() + second[:, :2].pow(3).sum()).backward()
-        return {name: parameter.grad.clone() for name, parameter in model.trainable_state().items() if parameter.grad is not None}
+        return {
+            name: parameter.grad.clone()
+            for name, parameter in model.trainable_state().items()
+            if parameter.grad is not None
+        }
 
     plain = gradients_of_both()
     recompute_layers(model)
@@ -200,7 +227,13 @@ def test_kept_graph_can_be_recomputed_twice(fresh_model: FreshModel, batch: Batc
     for _ in range(2):
         model.zero_grad()
         loss.backward(retain_graph=True)
-        found.append({name: parameter.grad.clone() for name, parameter in model.trainable_state().items() if parameter.grad is not None})
+        found.append(
+            {
+                name: parameter.grad.clone()
+                for name, parameter in model.trainable_state().items()
+                if parameter.grad is not None
+            }
+        )
     assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
 
 
@@ -218,7 +251,9 @@ def count_layer_runs(model: RelevanceModel) -> dict[str, int]:
     return runs
 
 
-def test_folded_into_the_base_weights_a_task_answers_the_same_without_adapters(fresh_model: FreshModel, batch: Batch) -> None:
+def test_folded_into_the_base_weights_a_task_answers_the_same_without_adapters(
+    fresh_model: FreshModel, batch: Batch
+) -> None:
     ids_BS, mask_BS, _ = batch
     model, task_B = fresh_model(stir=7), torch.full((6,), 1)
     adapted = stopped_logits(model, ids_BS, mask_BS, task_B)
@@ -230,7 +265,9 @@ def test_folded_into_the_base_weights_a_task_answers_the_same_without_adapters(f
     torch.testing.assert_close(stopped_logits(model, ids_BS, mask_BS, task_B), adapted, rtol=1e-4, atol=1e-5)
 
 
-def test_fresh_decoder_scores_along_its_own_yes_and_no(fresh_model: FreshModel, fresh_backbone: Callable[..., Backbone], batch: Batch) -> None:
+def test_fresh_decoder_scores_along_its_own_yes_and_no(
+    fresh_model: FreshModel, fresh_backbone: Callable[..., Backbone], batch: Batch
+) -> None:
     ids_BS, mask_BS, task_B = batch
     backbone = fresh_backbone()
     with torch.no_grad():
@@ -238,13 +275,19 @@ def test_fresh_decoder_scores_along_its_own_yes_and_no(fresh_model: FreshModel, 
     last_BD = hidden_BSD[torch.arange(6), mask_BS.sum(dim=1) - 1]
     logits_BC = stopped_logits(fresh_model(), *batch)
     best_B = logits_BC.gather(1, torch.tensor([1, 2, 4])[task_B][:, None])[:, 0]
-    torch.testing.assert_close(best_B - logits_BC[:, 0], HEAD_SCALE * last_BD @ backbone.answer_direction(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        best_B - logits_BC[:, 0], HEAD_SCALE * last_BD @ backbone.answer_direction(), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_model_that_starts_at_label_shares_has_their_logs_as_mean_logits(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
+def test_model_that_starts_at_label_shares_has_their_logs_as_mean_logits(
+    fresh_model: FreshModel, batch: Batch, kind: str
+) -> None:
     model = fresh_model(kind, stir=7).eval()
-    share_TC = torch.tensor([[0.9, 0.1, 0.0, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.15, 0.25]])
+    share_TC = torch.tensor(
+        [[0.9, 0.1, 0.0, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.15, 0.25]]
+    )
     with torch.no_grad():
         model.heads.start_at_label_shares(model.pooled(*batch), batch[2], share_TC)
     logits_BC = stopped_logits(model, *batch)

@@ -21,7 +21,9 @@ threading.Thread(target=wait_and_replace, daemon=True).start()
 
 
 def write_patch(folder: Path, module: str, name: str, code: str) -> None:
-    """Every Python process with `folder` on its path gets, once it has imported `module`, what `instead_of(function)` of `code` returns in place of
-    its function `name`. `hold_still()` is at hand there, and os, pathlib and sys."""
+    """Every Python process with `folder` on its path gets, once it has imported `module`, what
+    `instead_of(function)` of `code` returns in place of its function `name`. `hold_still()` is at hand there,
+    and os, pathlib and sys.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(WAITING.format(module=module, name=name, code=code))

@@ -1,4 +1,6 @@
-"""Contract rows whose labels follow from a word that lexical overlap cannot see: a model learns them at once, the lexical floor never."""
+"""Contract rows whose labels follow from a word that lexical overlap cannot see: a model learns them at once,
+the lexical floor never.
+"""
 
 import random
 from pathlib import Path
@@ -10,8 +12,24 @@ import yaml
 
 from pipeline.schema import ROW_SCHEMA
 
-WORDS = ["red", "blue", "green", "shoes", "phone", "table", "lamp", "chair", "dress", "watch", "camera", "paper", "garden", "kettle"]
-VERDICTS = {"two": ("north", "south"), "three": ("north", "east", "south")}  # the last word of the title is the label
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "shoes",
+    "phone",
+    "table",
+    "lamp",
+    "chair",
+    "dress",
+    "watch",
+    "camera",
+    "paper",
+    "garden",
+    "kettle",
+]
+# the last word of the title is the label
+VERDICTS = {"two": ("north", "south"), "three": ("north", "east", "south")}
 
 
 def planted_rows(task: str, num_rows: int, seed: int, labelled: bool = True) -> list[dict[str, Any]]:
@@ -23,8 +41,22 @@ def planted_rows(task: str, num_rows: int, seed: int, labelled: bool = True) -> 
             query = " ".join(draw.sample(WORDS, 3)) + f" {number // 2}"
         label = draw.randrange(len(VERDICTS[task]))
         title = " ".join(draw.sample(WORDS, 3)) + " " + VERDICTS[task][label]
-        texts = {"query": query, "ad_title": title, "ad_description": None, "ad_keyword": None, "landing_page": None}
-        rows.append({"row_id": f"{task}-{seed}-{number}", **texts, "market": "us", "label": label if labelled else None, "weight": None})
+        texts = {
+            "query": query,
+            "ad_title": title,
+            "ad_description": None,
+            "ad_keyword": None,
+            "landing_page": None,
+        }
+        rows.append(
+            {
+                "row_id": f"{task}-{seed}-{number}",
+                **texts,
+                "market": "us",
+                "label": label if labelled else None,
+                "weight": None,
+            }
+        )
     return rows
 
 

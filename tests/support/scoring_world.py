@@ -21,20 +21,29 @@ class World:
     """A bundle, and units of which some hold a poison row."""
 
     def __init__(
-        self, root: Path, tiny_llama: Path, *poisons: str, prepare: Callable[[Judge], None] = lambda judge: None, **blocks: Any
-    ) -> None:  # fmt: skip
+        self,
+        root: Path,
+        tiny_llama: Path,
+        *poisons: str,
+        prepare: Callable[[Judge], None] = lambda judge: None,
+        **blocks: Any,
+    ) -> None:
         """`prepare`: what training and calibration would do to the judge; `blocks`: of the config."""
         for number, poison in enumerate(("", *poisons, "")):
             rows = planted_rows("two", ROWS, number, labelled=False)
             rows[2]["query"] += f" POISON {poison}" * bool(poison)
             write_rows(rows, root / "to_score" / "task=two" / f"part-{number}-{poison or 'good'}.parquet")
         self.root, scoring = root, blocks.pop("scoring", {})
-        self.plain = planted_config(root, str(tiny_llama), scoring={"threads_per_actor": 1, "hang_timeout_s": 8, **scoring}, **blocks)
+        self.plain = planted_config(
+            root, str(tiny_llama), scoring={"threads_per_actor": 1, "hang_timeout_s": 8, **scoring}, **blocks
+        )
         self.config: RunConfig = build_config(self.plain, "test")
         judge = fresh_judge(self.config)
         prepare(judge)
         facts = describe(judge, self.config, {"fingerprint": "f" * 64})
-        self.sha256 = write_bundle(root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder)
+        self.sha256 = write_bundle(
+            root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder
+        )
 
     @property
     def version(self) -> FetchedVersion:

@@ -1,4 +1,6 @@
-"""Real servers for tests: PostgreSQL and MLflow from installed programs, and a proxy that misbehaves in between."""
+"""Real servers for tests: PostgreSQL and MLflow from installed programs, and a proxy that misbehaves in
+between.
+"""
 
 import contextlib
 import http.client
@@ -31,8 +33,14 @@ def free_port() -> int:
 def postgres_programs() -> Path | None:
     """The folder of PostgreSQL's programs, where it is installed."""
     found = shutil.which("initdb")
-    places = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((place for place in places if (place / "initdb").is_file() and (place / "postgres").is_file()), None)
+    places = (
+        [Path(found).resolve().parent]
+        if found
+        else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    )
+    return next(
+        (place for place in places if (place / "initdb").is_file() and (place / "postgres").is_file()), None
+    )
 
 
 def unprivileged() -> dict[str, Any]:
@@ -53,11 +61,19 @@ def postgres_server(programs: Path) -> Iterator[str]:
         folder = f"{root}/data"
         words = [str(programs / "initdb"), "-D", folder, "-U", "mlflow", "--auth", "trust", "--no-sync"]
         subprocess.run(words, check=True, capture_output=True, cwd=root, **who)
-        settings = [f"port={port}", f"unix_socket_directories={root}", "listen_addresses=127.0.0.1", "fsync=off"]
+        settings = [
+            f"port={port}",
+            f"unix_socket_directories={root}",
+            "listen_addresses=127.0.0.1",
+            "fsync=off",
+        ]
         process = subprocess.Popen(
             [str(programs / "postgres"), "-D", folder, *(word for one in settings for word in ("-c", one))],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=root, **who,
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=root,
+            **who,
+        )
         try:
             wait_for_port(port, process)
             yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
@@ -77,9 +93,18 @@ def mlflow_server(folder: Path, backend: str, accounts: bool) -> Iterator[str]:
         words = ["--app-name", "basic-auth", *words]
         config = folder / "auth.ini"
         authorize = "mlflow.server.auth:authenticate_request_basic_auth"
-        lines = ["[mlflow]", "default_permission = NO_PERMISSIONS", f"database_uri = {backend}", "admin_username = admin"]
+        lines = [
+            "[mlflow]",
+            "default_permission = NO_PERMISSIONS",
+            f"database_uri = {backend}",
+            "admin_username = admin",
+        ]
         config.write_text("\n".join([*lines, f"authorization_function = {authorize}"]) + "\n")
-        environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD, "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32}
+        environment |= {
+            "MLFLOW_AUTH_CONFIG_PATH": str(config),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32,
+        }
     with (folder / "server.log").open("w") as log:
         command = [sys.executable, "-m", "mlflow", "server", *words]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -125,14 +150,21 @@ run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_bac
 
 @contextlib.contextmanager
 def s3_server(*buckets: str, unguarded: int | None = None) -> Iterator[str]:
-    """A server that speaks S3, with buckets; its address. It looks at who asks after so many requests, if any number is given."""
-    port, environment = free_port(), os.environ | ({} if unguarded is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(unguarded)})
+    """A server that speaks S3, with buckets; its address. It looks at who asks after so many requests, if any
+    number is given.
+    """
+    port, environment = (
+        free_port(),
+        os.environ | ({} if unguarded is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(unguarded)}),
+    )
     words = [sys.executable, "-c", S3_SERVER, str(port)]
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_port(port, process)
         for bucket in buckets:
-            urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT"), timeout=30)
+            urllib.request.urlopen(
+                urllib.request.Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT"), timeout=30
+            )
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
@@ -141,11 +173,18 @@ def s3_server(*buckets: str, unguarded: int | None = None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def guarded_s3_server() -> Iterator[tuple[str, str, str]]:
-    """A server that speaks S3, with the bucket labels, and looks at who asks; its address, and a key and its secret that may do nothing."""
+    """A server that speaks S3, with the bucket labels, and looks at who asks; its address, and a key and its
+    secret that may do nothing.
+    """
     import boto3
 
     with s3_server(unguarded=3) as address:
-        anybody = {"endpoint_url": address, "region_name": "us-east-1", "aws_access_key_id": "any", "aws_secret_access_key": "any"}
+        anybody = {
+            "endpoint_url": address,
+            "region_name": "us-east-1",
+            "aws_access_key_id": "any",
+            "aws_secret_access_key": "any",
+        }
         boto3.client("s3", **anybody).create_bucket(Bucket="labels")
         accounts = boto3.client("iam", **anybody)
         accounts.create_user(UserName="nobody")
@@ -154,14 +193,17 @@ def guarded_s3_server() -> Iterator[tuple[str, str, str]]:
 
 
 class Trouble:
-    """What goes wrong between a client and a server; set by the test. And what was asked, as (method, path)."""
+    """What goes wrong between a client and a server; set by the test. And what was asked, as (method,
+    path).
+    """
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.status: int | None = None  # answered in the place of the server
         self.content = b'{"error_code": "INTERNAL_ERROR", "message": "made up"}'  # with the status
         self.delay_s = 0.0  # before each answer
-        self.lose_answers_to = ""  # of requests whose path ends so, once each time it is set; the server does what was asked
+        # of requests whose path ends so, once each time it is set; the server does what was asked
+        self.lose_answers_to = ""
 
 
 @contextlib.contextmanager
@@ -181,7 +223,11 @@ def proxy(upstream: str, trouble: Trouble) -> Iterator[str]:
                 content = b"" if self.command == "HEAD" else trouble.content
                 return self.answer(trouble.status, content, {"Content-Type": "application/json"})
             connection = http.client.HTTPConnection(host, int(port), timeout=60)
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "content-length", "connection")}
+            headers = {
+                name: value
+                for name, value in self.headers.items()
+                if name.lower() not in ("host", "content-length", "connection")
+            }
             connection.request(self.command, self.path, body, headers)
             response = connection.getresponse()
             content = response.read()

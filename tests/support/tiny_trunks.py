@@ -7,7 +7,23 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-WORDS = ("[PAD]", "[UNK]", "yes", "Yes", "no", "No", "red", "blue", "running", "shoes", "boots", "cheap", "flight", "to", "oslo")
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "yes",
+    "Yes",
+    "no",
+    "No",
+    "red",
+    "blue",
+    "running",
+    "shoes",
+    "boots",
+    "cheap",
+    "flight",
+    "to",
+    "oslo",
+)
 
 
 def write_tokenizer(folder: Path, renamed: dict[str, str] | None = None) -> None:
@@ -15,18 +31,30 @@ def write_tokenizer(folder: Path, renamed: dict[str, str] | None = None) -> None
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({(renamed or {}).get(word, word): i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words = Tokenizer(
+        models.WordLevel(
+            {(renamed or {}).get(word, word): i for i, word in enumerate(WORDS)}, unk_token="[UNK]"
+        )
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
+        folder
+    )
 
 
 def write_model(folder: Path, model: Any) -> Path:
-    """config.json, model.safetensors and a tokenizer. save_pretrained would do, but imports deepspeed on the way."""
+    """config.json, model.safetensors and a tokenizer. save_pretrained would do, but imports deepspeed on the
+    way.
+    """
     folder.mkdir(parents=True)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     tied = model.config.tie_word_embeddings
-    state = {name: t.contiguous() for name, t in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    state = {
+        name: t.contiguous()
+        for name, t in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     write_tokenizer(folder)
     return folder
@@ -73,8 +101,17 @@ def tiny_opt() -> Any:
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(3)
-    shape = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32, "dropout": 0.0}
-    return OPTForCausalLM(OPTConfig(vocab_size=len(WORDS), max_position_embeddings=64, init_std=0.2, pad_token_id=0, **shape))
+    shape = {
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+        "dropout": 0.0,
+    }
+    return OPTForCausalLM(
+        OPTConfig(vocab_size=len(WORDS), max_position_embeddings=64, init_std=0.2, pad_token_id=0, **shape)
+    )
 
 
 def tiny_bloom() -> Any:
@@ -82,7 +119,11 @@ def tiny_bloom() -> Any:
     from transformers import BloomConfig, BloomForCausalLM
 
     torch.manual_seed(5)
-    return BloomForCausalLM(BloomConfig(vocab_size=len(WORDS), hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2, pad_token_id=0))
+    return BloomForCausalLM(
+        BloomConfig(
+            vocab_size=len(WORDS), hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2, pad_token_id=0
+        )
+    )
 
 
 def tiny_mistral() -> Any:
@@ -90,8 +131,18 @@ def tiny_mistral() -> Any:
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(4)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return MistralForCausalLM(MistralConfig(vocab_size=len(WORDS), sliding_window=12, initializer_range=0.2, pad_token_id=0, **shape))
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=len(WORDS), sliding_window=12, initializer_range=0.2, pad_token_id=0, **shape
+        )
+    )
 
 
 def tiny_mpt() -> Any:
@@ -99,7 +150,17 @@ def tiny_mpt() -> Any:
     from transformers import MptConfig, MptForCausalLM
 
     torch.manual_seed(6)
-    return MptForCausalLM(MptConfig(vocab_size=len(WORDS), d_model=32, n_heads=4, n_layers=2, max_seq_len=64, expansion_ratio=2, pad_token_id=0))
+    return MptForCausalLM(
+        MptConfig(
+            vocab_size=len(WORDS),
+            d_model=32,
+            n_heads=4,
+            n_layers=2,
+            max_seq_len=64,
+            expansion_ratio=2,
+            pad_token_id=0,
+        )
+    )
 
 
 def tiny_lfm2() -> Any:
@@ -109,7 +170,16 @@ def tiny_lfm2() -> Any:
     torch.manual_seed(7)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     kinds = ["conv", "full_attention", "conv", "conv", "full_attention"]
-    return Lfm2ForCausalLM(Lfm2Config(vocab_size=len(WORDS), num_hidden_layers=5, layer_types=kinds, initializer_range=0.2, pad_token_id=0, **shape))
+    return Lfm2ForCausalLM(
+        Lfm2Config(
+            vocab_size=len(WORDS),
+            num_hidden_layers=5,
+            layer_types=kinds,
+            initializer_range=0.2,
+            pad_token_id=0,
+            **shape,
+        )
+    )
 
 
 KINDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {  # a maker, and linears to adapt

@@ -1,4 +1,6 @@
-"""One of two ranks that train every adapter method at every ZeRO stage: `python -m tests.support.zero_worker RANK PORT TRUNK_DIR OUT_DIR`."""
+"""One of two ranks that train every adapter method at every ZeRO stage: `python -m tests.support.zero_worker
+RANK PORT TRUNK_DIR OUT_DIR`.
+"""
 
 import json
 import os
@@ -27,7 +29,13 @@ from models.training.flat_parameters import FlatModel
 from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig
 from pipeline.training.optimizer import build_optimizer
 
-OPTIMIZER = OptimizerConfig(learning_rate=1e-2, head_learning_rate=2e-2, mixture_learning_rate=3e-2, weight_decay=0.05, gradient_clipping=0.5)
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-2,
+    head_learning_rate=2e-2,
+    mixture_learning_rate=3e-2,
+    weight_decay=0.05,
+    gradient_clipping=0.5,
+)
 STEPS = 3
 STAGES = (0, 1, 2, 3)
 METHODS: dict[str, AdapterConfig] = {
@@ -73,8 +81,13 @@ def train_plainly(model: RelevanceModel) -> list[dict[str, float]]:
         set_rates(optimizer)
         optimizer.zero_grad()
         loss_of(model(*batch_of(step))).backward()
-        groups = {group["name"]: [p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups}
-        norms.append({name: float(torch.cat([g.flatten() for g in found]).norm()) for name, found in groups.items()})
+        groups = {
+            group["name"]: [p.grad for p in group["params"] if p.grad is not None]
+            for group in optimizer.param_groups
+        }
+        norms.append(
+            {name: float(torch.cat([g.flatten() for g in found]).norm()) for name, found in groups.items()}
+        )
         # DeepSpeed's clipping: by the norm of all gradients, with 1e-6 in the divisor
         torch.nn.utils.clip_grad_norm_(list(model.trainable_state().values()), OPTIMIZER.gradient_clipping)
         optimizer.step()
@@ -110,7 +123,8 @@ def train_with_deepspeed(model: FlatModel, stage: int, rank: int) -> dict[str, A
         seen["norms"].append(gradient_norms(engine))
         engine.step()
         seen["logits"].append(logits_BC[:, :2].tolist())
-        seen["global_norms"].append(float(engine.get_global_grad_norm()) if stage else None)  # DeepSpeed keeps none at stage 0
+        # DeepSpeed keeps none at stage 0
+        seen["global_norms"].append(float(engine.get_global_grad_norm()) if stage else None)
     seen["tensors"] = gather_trainables(engine)
     engine.destroy()
     return seen
@@ -119,7 +133,13 @@ def train_with_deepspeed(model: FlatModel, stage: int, rank: int) -> dict[str, A
 def main() -> None:
     """Write OUT_DIR/<method>-<stage>-<rank>.json, and the trained tensors as rank 0 gathers them."""
     rank, port, trunk_dir, out_dir = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     torch.set_num_threads(1)
     import deepspeed
     from safetensors.torch import save_file

@@ -18,7 +18,14 @@ def _build_table(prefix: str = "r", **columns: list[Any]) -> pa.Table:
     good: dict[str, list[Any]] = {
         "row_id": [f"{prefix}{i}" for i in range(NUM_ROWS)],
         "query": [f"running shoes {prefix}{i}" for i in range(NUM_ROWS)],
-        "ad_title": ["Trail runner", "Straßenschuh", "ランニングシューズ", "a", "Shoe <b>sale</b> & more", "🏃"],
+        "ad_title": [
+            "Trail runner",
+            "Straßenschuh",
+            "ランニングシューズ",
+            "a",
+            "Shoe <b>sale</b> & more",
+            "🏃",
+        ],
         "ad_description": ["light", None, "", "x\ny", "30% off", "\u200bzero"],
         "ad_keyword": ["shoes", None, None, None, None, None],
         "landing_page": [None, "https://example.com/a?b=1&c=2", None, None, None, None],
@@ -28,7 +35,9 @@ def _build_table(prefix: str = "r", **columns: list[Any]) -> pa.Table:
         "official_split": ["train", None, "test", "train", "dev", ""],
         "subset": [None, "small", "large", None, None, "x"],
     }
-    return pa.table({field.name: pa.array(columns.get(field.name, good[field.name]), field.type) for field in ROW_SCHEMA})
+    return pa.table(
+        {field.name: pa.array(columns.get(field.name, good[field.name]), field.type) for field in ROW_SCHEMA}
+    )
 
 
 @pytest.fixture(scope="session")
@@ -39,12 +48,16 @@ def build_table() -> Callable[..., pa.Table]:
 
 @pytest.fixture(scope="session")
 def task() -> Task:
-    return Task(name="query-ad", labels=("bad", "fair", "good"), relevant_from=1, template="{query} {ad_title}")
+    return Task(
+        name="query-ad", labels=("bad", "fair", "good"), relevant_from=1, template="{query} {ad_title}"
+    )
 
 
 @pytest.fixture(scope="session")
 def other_task() -> Task:
-    return Task(name="keyword", labels=("no", "yes", "very"), relevant_from=1, template="{query} {ad_keyword}")
+    return Task(
+        name="keyword", labels=("no", "yes", "very"), relevant_from=1, template="{query} {ad_keyword}"
+    )
 
 
 @pytest.fixture

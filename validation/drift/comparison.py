@@ -1,11 +1,14 @@
-"""Drift: how far a data set has moved from the reference that a model was trained on, by the figures of `divergence`.
+"""Drift: how far a data set has moved from the reference that a model was trained on, by the figures of
+`divergence`.
 
-Lengths are compared over the tenths of the reference. Words are compared within each script, so that a change of language shows as scripts alone.
-Over all tasks, the current rows are weighted to the reference's mix of tasks, so that a change of mix shows as task_mix alone.
+Lengths are compared over the tenths of the reference. Words are compared within each script, so that a change
+of language shows as scripts alone. Over all tasks, the current rows are weighted to the reference's mix of
+tasks, so that a change of mix shows as task_mix alone.
 
-False alarms measured, 40 pairs of made-up marketplaces that differ by their seed alone, 4 tasks of 1,000 rows and about 200 queries: none of 3,240
-features named look or drift (so below 0.1 % at 95 % confidence), though PSI by itself went up to 0.28 in query lengths and 0.39 in query words.
-The price: with 200 queries a change of words is only called from a PSI of about 1, with 2,000 from 0.1; the limit of unknown words was 0.03.
+False alarms measured, 40 pairs of made-up marketplaces that differ by their seed alone, 4 tasks of 1,000 rows
+and about 200 queries: none of 3,240 features named look or drift (so below 0.1 % at 95 % confidence), though
+PSI by itself went up to 0.28 in query lengths and 0.39 in query words. The price: with 200 queries a change
+of words is only called from a PSI of about 1, with 2,000 from 0.1; the limit of unknown words was 0.03.
 """
 
 from __future__ import annotations
@@ -32,7 +35,6 @@ Reader = Callable[[TaskProfile], Mapping[str, Counts]]
 Groups = Mapping[str, tuple[Counts, Counts]]  # by group: counts of the reference and of the current rows
 
 
-
 @dataclass(frozen=True)
 class Thresholds:
     """When a feature has moved."""
@@ -46,19 +48,20 @@ class Thresholds:
             raise ConfigError(f"thresholds of drift need 0 < look <= drift and 0 < chance < 1; given {self}")
 
 
-
 @dataclass(frozen=True)
 class FeatureDrift:
     """One feature of one task, or of all."""
 
     feature: str
     task: str
-    verdict: Verdict  # noise: PSI is above a threshold, and chance may do that with so few queries; empty: one side has nothing to compare
+    # noise: PSI is above a threshold, and chance may do that with so few queries; empty: one side has nothing
+    # to compare
+    verdict: Verdict
     psi: float | None
     kl: float | None
     chance_limit: float | None  # PSI that chance alone passes at the rate `Thresholds.chance`
-    changes: tuple[tuple[str, float, float], ...]  # categories that moved most: share of the reference, share of the current rows
-
+    # categories that moved most: share of the reference, share of the current rows
+    changes: tuple[tuple[str, float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,19 @@ class DriftReport:
         return sorted(found, key=lambda f: (-(f.psi if f.psi is not None else -1.0), f.feature, f.task))
 
 
-
 def compare(reference: Profile, current: Tally, thresholds: Thresholds | None = None) -> DriftReport:
-    """Every feature of every task, and of all tasks together. `reference` may come from a file; `current` is counted from rows."""
+    """Every feature of every task, and of all tasks together. `reference` may come from a file; `current` is
+    counted from rows.
+    """
     thresholds, now = thresholds or Thresholds(), current.profile(max_markets=sys.maxsize)
     names = sorted(set(reference.tasks) | set(now.tasks))
     rows = [{name: p.tasks[name].rows if name in p.tasks else 0 for name in names} for p in (reference, now)]
     common = [name for name in names if rows[0][name] and rows[1][name]]
-    weights = {name: (rows[0][name] / sum(rows[0][t] for t in common)) / (rows[1][name] / sum(rows[1][t] for t in common)) for name in common}
+    weights = {
+        name: (rows[0][name] / sum(rows[0][t] for t in common))
+        / (rows[1][name] / sum(rows[1][t] for t in common))
+        for name in common
+    }
     scale = [sum(p.tasks[t].num_queries for t in p.tasks) for p in (reference, now)]
     queries_of_all = _effective_queries(reference, now, common)
     found = [_judge("task_mix", ALL_TASKS, {"": (rows[0], rows[1])}, scale, thresholds)]
@@ -95,7 +103,15 @@ def compare(reference: Profile, current: Tally, thresholds: Thresholds | None = 
     def judge_all(feature: str, read: Reader, tasks: Sequence[str] = names) -> None:
         pairs = {name: _pair(reference.tasks.get(name), now.tasks.get(name), read) for name in tasks}
         if feature != "labels":  # the scales of tasks differ
-            found.append(_judge(feature, ALL_TASKS, _as_groups(feature, _sum({n: pairs[n] for n in common}, weights)), queries_of_all, thresholds))
+            found.append(
+                _judge(
+                    feature,
+                    ALL_TASKS,
+                    _as_groups(feature, _sum({n: pairs[n] for n in common}, weights)),
+                    queries_of_all,
+                    thresholds,
+                )
+            )
         for name, pair in pairs.items():
             queries = [p.tasks[name].num_queries if name in p.tasks else 0 for p in (reference, now)]
             found.append(_judge(feature, name, _as_groups(feature, pair), queries, thresholds))
@@ -105,7 +121,6 @@ def compare(reference: Profile, current: Tally, thresholds: Thresholds | None = 
     for column in TEXT_COLUMNS:
         found.append(_judge_unknown(column, reference, current, weights, queries_of_all, thresholds))
     return DriftReport(rows[0], rows[1], thresholds, tuple(f for f in found if f is not None))
-
 
 
 def _features() -> Iterator[tuple[str, Reader]]:
@@ -120,33 +135,31 @@ def _features() -> Iterator[tuple[str, Reader]]:
         yield f"words:{column}", partial(_words, column)
 
 
-
 def _nulls(column: str, task: TaskProfile) -> Mapping[str, Counts]:
     nulls = task.columns[column].nulls
     return {"": {"null": nulls, "text": task.text_rows - nulls}}
-
 
 
 def _lengths(column: str, task: TaskProfile) -> Mapping[str, Counts]:
     return {"": task.columns[column].lengths}
 
 
-
 def _scripts(column: str, task: TaskProfile) -> Mapping[str, Counts]:
     return {"": task.columns[column].scripts}
 
 
-
 def _words(column: str, task: TaskProfile) -> Mapping[str, Counts]:
     buckets = task.columns[column].word_buckets
-    return {script: {f"bucket {i}": count for i, count in enumerate(counts)} for script, counts in buckets.items()}
-
+    return {
+        script: {f"bucket {i}": count for i, count in enumerate(counts)} for script, counts in buckets.items()
+    }
 
 
 def _pair(reference: TaskProfile | None, current: TaskProfile | None, read: Reader) -> Groups:
     before, after = (read(task) if task else {} for task in (reference, current))
-    return {group: (before.get(group, {}), after.get(group, {})) for group in sorted(set(before) | set(after))}
-
+    return {
+        group: (before.get(group, {}), after.get(group, {})) for group in sorted(set(before) | set(after))
+    }
 
 
 def _sum(pairs: Mapping[str, Groups], weights: Mapping[str, float]) -> Groups:
@@ -161,41 +174,53 @@ def _sum(pairs: Mapping[str, Groups], weights: Mapping[str, float]) -> Groups:
     return total
 
 
-
 def _effective_queries(reference: Profile, now: Profile, common: Sequence[str]) -> list[float]:
-    """Queries of an unweighted draw as sure as the weighted sum over tasks: 1 / sum of squared weights over queries."""
+    """Queries of an unweighted draw as sure as the weighted sum over tasks: 1 / sum of squared weights over
+    queries.
+    """
     total = sum(reference.tasks[name].rows for name in common)
     shares = {name: reference.tasks[name].rows / total for name in common}
-    spreads = [sum(shares[name] ** 2 / max(p.tasks[name].num_queries, 1) for name in common) for p in (reference, now)]
+    spreads = [
+        sum(shares[name] ** 2 / max(p.tasks[name].num_queries, 1) for name in common)
+        for p in (reference, now)
+    ]
     return [1 / spread if spread else 0.0 for spread in spreads]
-
 
 
 def _as_groups(feature: str, groups: Groups) -> Groups:
     """Lengths in tenths of the reference; categories the reference keeps no name of, under one."""
     if feature.startswith("chars:"):
         return {group: in_tenths(*pair) for group, pair in groups.items()}
-    return {group: (before, under_others(before, after) if OTHERS in before else after) for group, (before, after) in groups.items()}
+    return {
+        group: (before, under_others(before, after) if OTHERS in before else after)
+        for group, (before, after) in groups.items()
+    }
 
 
-
-def _judge(feature: str, task: str, groups: Groups, queries: Sequence[float], thresholds: Thresholds) -> FeatureDrift | None:
-    """The verdict on one feature; None if neither side has anything. Groups count by their share of the reference."""
+def _judge(
+    feature: str, task: str, groups: Groups, queries: Sequence[float], thresholds: Thresholds
+) -> FeatureDrift | None:
+    """The verdict on one feature; None if neither side has anything. Groups count by their share of the
+    reference.
+    """
     totals = [[sum(pair[side].values()) for pair in groups.values()] for side in (0, 1)]
     if not sum(totals[0]) and not sum(totals[1]):
         return None
     both = {group: pair for group, pair in groups.items() if sum(pair[0].values()) and sum(pair[1].values())}
     if not both:
-        # nothing to compare: one side is empty, or words are of other scripts altogether, which the scripts tell
+        # nothing to compare: one side is empty, or words are of other scripts altogether, which the scripts
+        # tell
         verdict: Verdict = "steady" if sum(totals[0]) and sum(totals[1]) else "empty"
         return FeatureDrift(feature, task, verdict, None, None, None, ())
-    weight = {group: sum(pair[0].values()) / sum(sum(p[0].values()) for p in both.values()) for group, pair in both.items()}
+    weight = {
+        group: sum(pair[0].values()) / sum(sum(p[0].values()) for p in both.values())
+        for group, pair in both.items()
+    }
     parts = {group: divergence(*pair) for group, pair in both.items()}
     psi, kl = (float(sum(weight[group] * part[i] for group, part in parts.items())) for i in (0, 1))
     freedom = max(sum(part[2] - 1 for part in parts.values()), 1)
     limit = chance_limit(freedom, queries, thresholds.chance)
     return FeatureDrift(feature, task, _verdict(psi, limit, thresholds), psi, kl, limit, _changes(both))
-
 
 
 def _verdict(psi: float, limit: float, thresholds: Thresholds) -> Verdict:
@@ -204,7 +229,6 @@ def _verdict(psi: float, limit: float, thresholds: Thresholds) -> Verdict:
     if psi < limit:
         return "noise"
     return "drift" if psi >= thresholds.drift else "look"
-
 
 
 def _changes(groups: Groups) -> tuple[tuple[str, float, float], ...]:
@@ -219,11 +243,17 @@ def _changes(groups: Groups) -> tuple[tuple[str, float, float], ...]:
     return tuple(change for change in moved[:NUM_CHANGES] if change[1] != change[2])
 
 
-
 def _judge_unknown(
-    column: str, reference: Profile, current: Tally, weights: Mapping[str, float], queries: Sequence[float], thresholds: Thresholds
+    column: str,
+    reference: Profile,
+    current: Tally,
+    weights: Mapping[str, float],
+    queries: Sequence[float],
+    thresholds: Thresholds,
 ) -> FeatureDrift | None:
-    """Words the reference never held, beyond the share that fresh rows of the same kind would bring; fewer are no drift."""
+    """Words the reference never held, beyond the share that fresh rows of the same kind would bring; fewer
+    are no drift.
+    """
     seen = reference.seen_words[column]
     sums: dict[str, tuple[float, float]] = {}  # by script: unknown, all
     for name, weight in weights.items():
@@ -231,7 +261,8 @@ def _judge_unknown(
             before = sums.get(script, (0.0, 0.0))
             sums[script] = (before[0] + weight * unknown, before[1] + weight * every)
     groups: dict[str, tuple[Counts, Counts]] = {}
-    for script in sorted(set(sums) & set(seen.occurrences)):  # words of a script that is new are told by the scripts
+    # words of a script that is new are told by the scripts
+    for script in sorted(set(sums) & set(seen.occurrences)):
         (unknown_now, now), then = sums[script], seen.occurrences[script]
         expected = min(seen.once.get(script, 0) / then, unknown_now / now)
         known = {"unknown": expected * then, "known": (1 - expected) * then}

@@ -1,7 +1,7 @@
 """Distances of a feature's counts before and after, and what chance alone makes of them.
 
-A drift must pass the PSI's threshold and what chance passes (`pipeline.evaluation.psi`). Chance counts distinct queries, not rows, since rows
-of one query are alike.
+A drift must pass the PSI's threshold and what chance passes (`pipeline.evaluation.psi`). Chance counts
+distinct queries, not rows, since rows of one query are alike.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ Counts = Mapping[str, float]  # by category
 NUM_LENGTH_GROUPS = 10
 
 
-
 def divergence(before: Counts, after: Counts) -> tuple[float, float, int]:
     """PSI, KL(current || reference) and the number of categories that either side holds."""
     categories = sorted(c for c in set(before) | set(after) if before.get(c, 0) or after.get(c, 0))
     p, q = (np.array([side.get(c, 0) for c in categories], dtype=np.float64) for side in (before, after))
     return psi(p, q), kl_divergence(p, q), len(categories)
-
 
 
 def chance_limit(freedom: int, queries: Sequence[float], chance: float) -> float:
@@ -34,7 +32,6 @@ def chance_limit(freedom: int, queries: Sequence[float], chance: float) -> float
     return float(chi2.isf(chance, freedom) * sum(1 / max(n, 1) for n in queries))
 
 
-
 def in_tenths(before: Counts, after: Counts) -> tuple[Counts, Counts]:
     """Both sides over ranges that each hold about a tenth of the reference."""
     total, passed, starts = sum(before.values()), 0.0, [0]
@@ -42,7 +39,10 @@ def in_tenths(before: Counts, after: Counts) -> tuple[Counts, Counts]:
         if passed >= total * len(starts) / NUM_LENGTH_GROUPS:
             starts.append(int(edge))
         passed += before[edge]
-    names = [f"{start}-{end - 1} chars" if end else f"{start}+ chars" for start, end in zip(starts, [*starts[1:], 0], strict=True)]
+    names = [
+        f"{start}-{end - 1} chars" if end else f"{start}+ chars"
+        for start, end in zip(starts, [*starts[1:], 0], strict=True)
+    ]
     sides: list[dict[str, float]] = []
     for counts in (before, after):
         side = dict.fromkeys(names, 0.0)
@@ -52,8 +52,10 @@ def in_tenths(before: Counts, after: Counts) -> tuple[Counts, Counts]:
     return sides[0], sides[1]
 
 
-
 def under_others(before: Counts, after: Counts) -> Counts:
     """Categories that the reference keeps no name of, as one."""
     named = {category: count for category, count in after.items() if category in before}
-    return named | {OTHERS: named.get(OTHERS, 0) + sum(count for category, count in after.items() if category not in before)}
+    return named | {
+        OTHERS: named.get(OTHERS, 0)
+        + sum(count for category, count in after.items() if category not in before)
+    }

@@ -1,9 +1,10 @@
 """What a data set looks like, in a few kilobytes: the reference that later data are compared with (`drift`).
 
-A `Tally` counts rows as they stream by. Every part of it is a sum or a maximum, so tallies of parts merge to the tally of the whole, exactly and in
-any order. Rows, labels, markets and queries are counted of all rows, texts of at most MAX_TEXT_ROWS a task, so memory stays bounded. A `Profile` is
-what is kept of a tally: the same counts but for the words, of which the most frequent keep their names and all keep a place among hash buckets. The
-same rows give the same bytes.
+A `Tally` counts rows as they stream by. Every part of it is a sum or a maximum, so tallies of parts merge to
+the tally of the whole, exactly and in any order. Rows, labels, markets and queries are counted of all rows,
+texts of at most MAX_TEXT_ROWS a task, so memory stays bounded. A `Profile` is what is kept of a tally: the
+same counts but for the words, of which the most frequent keep their names and all keep a place among hash
+buckets. The same rows give the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ PROFILE_VERSION = 1
 
 NULLABLE_TEXTS: tuple[str, ...] = tuple(c.name for c in COLUMNS if c.nullable and c.name in TEXT_COLUMNS)
 
-# Lower ends of the length bins, in characters: each length up to 11, then eight bins an octave. Coarser ones are made of these when two are compared.
+# Lower ends of the length bins, in characters: each length up to 11, then eight bins an octave. Coarser ones
+# are made of these when two are compared.
 LENGTH_EDGES = np.unique([0, *(round(2 ** (k / 8)) for k in range(161))])
 
 MAX_MARKETS = 100_000  # counted
@@ -41,10 +43,11 @@ OTHERS = "(other)"
 
 MAX_WORD_CHARS = 24  # of a word kept by name
 
-_TOP_WORDS = 1_000  # kept by name over all tasks and columns; with the rest this keeps the file below 200 kB for 8 tasks and 5 scripts
+# kept by name over all tasks and columns; with the rest this keeps the file below 200 kB for 8 tasks and 5
+# scripts
+_TOP_WORDS = 1_000
 
 _REGISTERS = 512  # of the count of distinct queries: HyperLogLog, standard error 1.04 / sqrt(512) = 5 %
-
 
 
 @dataclass
@@ -52,7 +55,8 @@ class ColumnTally:
     """Counts of one text column of one task."""
 
     nulls: int = 0
-    lengths: Counter[int] = field(default_factory=Counter)  # texts by the lower end of their bin, in characters
+    # texts by the lower end of their bin, in characters
+    lengths: Counter[int] = field(default_factory=Counter)
     scripts: Counter[str] = field(default_factory=Counter)  # texts
     words: Counter[str] = field(default_factory=Counter)  # occurrences of each folded word
 
@@ -60,7 +64,12 @@ class ColumnTally:
         """Take up a column of a batch."""
         self.nulls += texts.null_count
         present = texts.drop_null()
-        edges = LENGTH_EDGES[np.searchsorted(LENGTH_EDGES, pc.utf8_length(present).to_numpy(zero_copy_only=False), side="right") - 1]
+        edges = LENGTH_EDGES[
+            np.searchsorted(
+                LENGTH_EDGES, pc.utf8_length(present).to_numpy(zero_copy_only=False), side="right"
+            )
+            - 1
+        ]
         self.lengths.update(edges.tolist())
         self.scripts.update(Counter(SCRIPTS[script] for script in main_scripts(present).tolist()))
         counts = pc.value_counts(split_words(fold_texts(present))[1].cast(pa.string()))
@@ -69,9 +78,12 @@ class ColumnTally:
     def merge(self, other: ColumnTally) -> None:
         """Take up the rows of another tally."""
         self.nulls += other.nulls
-        for mine, more in ((self.lengths, other.lengths), (self.scripts, other.scripts), (self.words, other.words)):
+        for mine, more in (
+            (self.lengths, other.lengths),
+            (self.scripts, other.scripts),
+            (self.words, other.words),
+        ):
             mine.update(more)  # type: ignore[arg-type]
-
 
 
 @dataclass
@@ -83,7 +95,9 @@ class TaskTally:
     labels: Counter[str] = field(default_factory=Counter)  # by index; rows without a label are in none
     markets: Counter[str] = field(default_factory=Counter)
     query_registers: np.ndarray = field(default_factory=lambda: np.zeros(_REGISTERS, dtype=np.uint8))
-    columns: dict[str, ColumnTally] = field(default_factory=lambda: {name: ColumnTally() for name in TEXT_COLUMNS})
+    columns: dict[str, ColumnTally] = field(
+        default_factory=lambda: {name: ColumnTally() for name in TEXT_COLUMNS}
+    )
 
     def add(self, batch: pa.RecordBatch, share: float = 1.0) -> None:
         """Take up a batch of contract rows, and the texts of a share of them."""
@@ -93,7 +107,8 @@ class TaskTally:
         self._count_markets(batch["market"])
         hashes = hash_column(batch["query"])
         hashes = hashes[hashes != 0]  # null
-        rank = (56 - np.ceil(np.log2(hashes // _REGISTERS + 1.0))).astype(np.uint8)  # leading zeros of the other 55 bits, and 1
+        # leading zeros of the other 55 bits, and 1
+        rank = (56 - np.ceil(np.log2(hashes // _REGISTERS + 1.0))).astype(np.uint8)
         np.maximum.at(self.query_registers, (hashes % _REGISTERS).astype(np.int64), rank)
         texts = drawn(batch, share)
         self.text_rows += texts.num_rows
@@ -103,9 +118,12 @@ class TaskTally:
     def _count_markets(self, markets: pa.Array) -> None:
         counts = pc.value_counts(markets.fill_null("(null)"))
         self.markets.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
-        if len(self.markets) > MAX_MARKETS:  # no market, whatever the column is called: the rare ones lose their names
+        # no market, whatever the column is called: the rare ones lose their names
+        if len(self.markets) > MAX_MARKETS:
             named = dict(_most_common(self.markets)[: MAX_MARKETS // 2])
-            self.markets = Counter(named | {OTHERS: self.markets.total() - sum(n for name, n in named.items() if name != OTHERS)})
+            self.markets = Counter(
+                named | {OTHERS: self.markets.total() - sum(n for name, n in named.items() if name != OTHERS)}
+            )
 
     def merge(self, other: TaskTally) -> None:
         """Take up the rows of another tally."""
@@ -118,11 +136,19 @@ class TaskTally:
             column.merge(other.columns[name])
 
     def num_queries(self) -> int:
-        """About how many distinct queries (P. Flajolet et al., HyperLogLog, 2007; linear counting where registers are empty)."""
+        """About how many distinct queries (P. Flajolet et al., HyperLogLog, 2007; linear counting where
+        registers are empty).
+        """
         empty = int((self.query_registers == 0).sum())
-        raw = 0.7213 / (1 + 1.079 / _REGISTERS) * _REGISTERS**2 / float((2.0 ** -self.query_registers.astype(np.float64)).sum())
-        return round(_REGISTERS * float(np.log(_REGISTERS / empty)) if empty and raw <= 2.5 * _REGISTERS else raw)
-
+        raw = (
+            0.7213
+            / (1 + 1.079 / _REGISTERS)
+            * _REGISTERS**2
+            / float((2.0 ** -self.query_registers.astype(np.float64)).sum())
+        )
+        return round(
+            _REGISTERS * float(np.log(_REGISTERS / empty)) if empty and raw <= 2.5 * _REGISTERS else raw
+        )
 
 
 @dataclass
@@ -139,9 +165,13 @@ class Tally:
     def profile(self, max_markets: int = MAX_NAMED) -> Profile:
         """What is kept of these counts."""
         num_top = max(5, _TOP_WORDS // (len(TEXT_COLUMNS) * max(len(self.tasks), 1)))
-        return Profile({name: _task_profile(task, num_top, max_markets) for name, task in sorted(self.tasks.items())},
-                       {name: see_words([task.columns[name].words for task in self.tasks.values()]) for name in TEXT_COLUMNS})
-
+        return Profile(
+            {name: _task_profile(task, num_top, max_markets) for name, task in sorted(self.tasks.items())},
+            {
+                name: see_words([task.columns[name].words for task in self.tasks.values()])
+                for name in TEXT_COLUMNS
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -153,7 +183,6 @@ class ColumnProfile:
     scripts: Mapping[str, int]
     word_buckets: Mapping[str, list[int]]  # by script of the word: occurrences by hash bucket
     top_words: Mapping[str, int]
-
 
 
 @dataclass(frozen=True)
@@ -168,7 +197,6 @@ class TaskProfile:
     columns: Mapping[str, ColumnProfile]
 
 
-
 @dataclass(frozen=True)
 class Profile:
     """The reference profile of a data set, by task; what holds for all is a sum over tasks."""
@@ -181,7 +209,6 @@ class Profile:
         return {"profile_version": PROFILE_VERSION, **asdict(self)}
 
 
-
 def build_tally(sources: Mapping[str, Source]) -> Tally:
     """Count the rows of each task, a table or its parquet files. DamagedInputError: a file is not whole."""
     tally = Tally()
@@ -192,11 +219,11 @@ def build_tally(sources: Mapping[str, Source]) -> Tally:
     return tally
 
 
-
 def write_profile(path: Path, profile: Profile, data_digest: str) -> None:
-    """Replace `path` by the profile's json, with the digest of the data it is of (`pipeline.data.reader.data_digest`)."""
+    """Replace `path` by the profile's json, with the digest of the data it is of
+    (`pipeline.data.reader.data_digest`).
+    """
     write_bytes(path, f"{canonical_json({**profile.as_json(), 'data_digest': data_digest})}\n".encode())
-
 
 
 def read_profile(path: Path) -> Profile:
@@ -204,13 +231,20 @@ def read_profile(path: Path) -> Profile:
     value = read_json(path)
     try:
         if value["profile_version"] != PROFILE_VERSION:
-            raise ValueError(f"profile_version is {value['profile_version']!r}, this program reads {PROFILE_VERSION}")
-        tasks = {name: TaskProfile(**{**task, "columns": {c: ColumnProfile(**column) for c, column in task["columns"].items()}})
-                 for name, task in value["tasks"].items()}
+            raise ValueError(
+                f"profile_version is {value['profile_version']!r}, this program reads {PROFILE_VERSION}"
+            )
+        tasks = {
+            name: TaskProfile(
+                **{**task, "columns": {c: ColumnProfile(**column) for c, column in task["columns"].items()}}
+            )
+            for name, task in value["tasks"].items()
+        }
         return Profile(tasks, {name: SeenWords(**seen) for name, seen in value["seen_words"].items()})
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise DamagedInputError(f"{path} is not a data profile ({error}); profile the reference data again") from error
-
+        raise DamagedInputError(
+            f"{path} is not a data profile ({error}); profile the reference data again"
+        ) from error
 
 
 def _task_profile(task: TaskTally, num_top: int, max_markets: int) -> TaskProfile:
@@ -218,11 +252,16 @@ def _task_profile(task: TaskTally, num_top: int, max_markets: int) -> TaskProfil
     for name, column in task.columns.items():
         lengths = {str(edge): column.lengths[edge] for edge in sorted(column.lengths)}
         top = {shown(word)[:MAX_WORD_CHARS]: count for word, count in _most_common(column.words)[:num_top]}
-        columns[name] = ColumnProfile(column.nulls, lengths, dict(sorted(column.scripts.items())), word_buckets(column.words), top)
+        columns[name] = ColumnProfile(
+            column.nulls, lengths, dict(sorted(column.scripts.items())), word_buckets(column.words), top
+        )
     markets = _most_common(task.markets)
-    named = dict(sorted(markets[:max_markets])) | ({OTHERS: sum(n for _, n in markets[max_markets:])} if len(markets) > max_markets else {})
-    return TaskProfile(task.rows, task.text_rows, task.num_queries(), dict(sorted(task.labels.items())), named, columns)
-
+    named = dict(sorted(markets[:max_markets])) | (
+        {OTHERS: sum(n for _, n in markets[max_markets:])} if len(markets) > max_markets else {}
+    )
+    return TaskProfile(
+        task.rows, task.text_rows, task.num_queries(), dict(sorted(task.labels.items())), named, columns
+    )
 
 
 def _most_common(counts: Counter[str]) -> list[tuple[str, int]]:

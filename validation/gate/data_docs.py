@@ -1,9 +1,10 @@
 """Great Expectations at work: one verdict a suite, and the Data Docs as pages that stand on their own.
 
-Great Expectations 1.24 writes data values into its pages unescaped (render/view/view.py has Jinja escape .html templates; its own
-end in .j2), loads scripts and styles from outside hosts, and draws the list on its index page by script. Ad text is written by
-strangers, and data rooms are often offline. So values are escaped before they are stored, pages keep no script and no outside
-address, a content security policy tells the browser so, and the index is a page of our own.
+Great Expectations 1.24 writes data values into its pages unescaped (render/view/view.py has Jinja escape
+.html templates; its own end in .j2), loads scripts and styles from outside hosts, and draws the list on its
+index page by script. Ad text is written by strangers, and data rooms are often offline. So values are escaped
+before they are stored, pages keep no script and no outside address, a content security policy tells the
+browser so, and the index is a page of our own.
 """
 
 from __future__ import annotations
@@ -24,16 +25,25 @@ if TYPE_CHECKING:
     import great_expectations as gx
     import pandas as pd
 
-MAX_SHOWN_CHARS = 80  # of one value in a page or a message: enough to recognise a row, where the text may have 1 MB
+# of one value in a page or a message: enough to recognise a row, where the text may have 1 MB
+MAX_SHOWN_CHARS = 80
 
 NUM_EXAMPLES = 3  # failing rows shown for a check
 
-_RESULT_FORMAT = {"result_format": "SUMMARY", "partial_unexpected_count": NUM_EXAMPLES, "unexpected_index_column_names": ["row_id"]}
+_RESULT_FORMAT = {
+    "result_format": "SUMMARY",
+    "partial_unexpected_count": NUM_EXAMPLES,
+    "unexpected_index_column_names": ["row_id"],
+}
 
 # Whatever runs or has an address elsewhere. No data can be in a match: values are escaped by then.
-_ACTIVE = re.compile(r'<script\b.*?</script>|<(?:link|img)\b[^>]*>|<footer\b.*?</footer>|\sonclick="[^"]*"|url\([^)]*\)', re.DOTALL)
+_ACTIVE = re.compile(
+    r'<script\b.*?</script>|<(?:link|img)\b[^>]*>|<footer\b.*?</footer>|\sonclick="[^"]*"|url\([^)]*\)',
+    re.DOTALL,
+)
 
-# Stands in for Bootstrap and Font Awesome as far as the pages use them. A folded section opens by its own link.
+# Stands in for Bootstrap and Font Awesome as far as the pages use them. A folded section opens by its own
+# link.
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#222}
 h1{font-size:1.5rem}h4,h5,h6{margin:.4rem 0}a{color:#05c}li{margin:.25rem 0}ol.breadcrumb,ul.nav{list-style:none;padding:0}
@@ -54,9 +64,10 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-
 _HEAD = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{_STYLE}</style>'
 
 
-
 def readable(value: Any) -> str:
-    """A value as messages and pages show it: short, on one line, text quoted with control and invisible characters spelled out."""
+    """A value as messages and pages show it: short, on one line, text quoted with control and invisible
+    characters spelled out.
+    """
     if value is None:
         return "null"
     if isinstance(value, str):
@@ -64,10 +75,8 @@ def readable(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-
 def _clip(text: str) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}… ({len(text):,} characters)"
-
 
 
 def _inert(value: Any) -> Any:
@@ -79,7 +88,6 @@ def _inert(value: Any) -> Any:
     return [_inert(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What Great Expectations prints goes to stderr: stdout belongs to the command's json line."""
@@ -88,16 +96,22 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-
 class DataDocs:
-    """Runs suites in a Great Expectations context that lives in memory, and writes its Data Docs into one folder."""
+    """Runs suites in a Great Expectations context that lives in memory, and writes its Data Docs into one
+    folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._verdicts: dict[str, dict[str, bool]] = {}
         store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)}
         index = {"class_name": "DefaultSiteIndexBuilder", "show_cta_footer": False}
-        site = {"class_name": "SiteBuilder", "show_how_to_buttons": False, "store_backend": store, "site_index_builder": index}
+        site = {
+            "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,
+            "store_backend": store,
+            "site_index_builder": index,
+        }
         with _quiet():
             import great_expectations as gx
             from great_expectations.data_context.types.base import (
@@ -107,23 +121,34 @@ class DataDocs:
             )
 
             in_memory = InMemoryStoreBackendDefaults(init_temp_docs_sites=False)
-            self._context = gx.get_context(mode="ephemeral", project_config=DataContextConfig(
-                store_backend_defaults=in_memory, data_docs_sites={"data_docs": site},
-                analytics_enabled=False, progress_bars=ProgressBarsConfig(globally=False),
-            ))
+            self._context = gx.get_context(
+                mode="ephemeral",
+                project_config=DataContextConfig(
+                    store_backend_defaults=in_memory,
+                    data_docs_sites={"data_docs": site},
+                    analytics_enabled=False,
+                    progress_bars=ProgressBarsConfig(globally=False),
+                ),
+            )
             self._source = self._context.data_sources.add_pandas("rows")
 
     def judge(self, suite: gx.ExpectationSuite, frame: pd.DataFrame) -> dict[str, bool]:
-        """Whether `frame` keeps each check of `suite`, by the check's name. The result is kept for the pages."""
+        """Whether `frame` keeps each check of `suite`, by the check's name. The result is kept for the
+        pages.
+        """
         import great_expectations as gx
         from great_expectations.core.run_identifier import RunIdentifier
 
         with _quiet():
             batch = self._source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("all")
-            definition = gx.ValidationDefinition(name=suite.name, data=batch, suite=self._context.suites.add(suite))
+            definition = gx.ValidationDefinition(
+                name=suite.name, data=batch, suite=self._context.suites.add(suite)
+            )
             self._context.validation_definitions.add(definition)
             run_id = RunIdentifier(run_name="gate", run_time=datetime.now(UTC))
-            result: Any = definition.run(batch_parameters={"dataframe": frame}, result_format=_RESULT_FORMAT, run_id=run_id)
+            result: Any = definition.run(
+                batch_parameters={"dataframe": frame}, result_format=_RESULT_FORMAT, run_id=run_id
+            )
         verdict = {one.expectation_config.meta["check"]: bool(one.success) for one in result.results}
         self._verdicts[suite.name] = verdict
         return verdict
@@ -135,7 +160,9 @@ class DataDocs:
             self._context.build_data_docs()
         remove_tree(self._folder / "static")
         for page in self._folder.rglob("*.html"):
-            page.write_text(_ACTIVE.sub("", page.read_text("utf-8")).replace("<head>", f"<head>{_HEAD}", 1), "utf-8")
+            page.write_text(
+                _ACTIVE.sub("", page.read_text("utf-8")).replace("<head>", f"<head>{_HEAD}", 1), "utf-8"
+            )
         (self._folder / "index.html").write_text(self._index(failures, notes), "utf-8")
 
     def _make_results_inert(self) -> None:
@@ -148,15 +175,26 @@ class DataDocs:
 
     def _index(self, failures: Sequence[str], notes: Sequence[str]) -> str:
         verdict = "refused" if failures else "accepted"
-        lines = [f'<!DOCTYPE html><html><head><meta charset="UTF-8">{_HEAD}<title>Data {verdict}</title></head><body>',
-                 f'<h1>Data <span class="{verdict}">{verdict}</span></h1>',
-                 "<table><tr><th>suite</th><th>checks passed</th><th>pages</th></tr>"]
+        lines = [
+            (
+                f'<!DOCTYPE html><html><head><meta charset="UTF-8">{_HEAD}<title>Data '
+                f"{verdict}</title></head><body>"
+            ),
+            f'<h1>Data <span class="{verdict}">{verdict}</span></h1>',
+            "<table><tr><th>suite</th><th>checks passed</th><th>pages</th></tr>",
+        ]
         for name, checks in self._verdicts.items():
             results = next(self._folder.glob(f"validations/{name}/**/*.html")).relative_to(self._folder)
             links = f'<a href="{results}">results</a> <a href="expectations/{name}.html">checks</a>'
-            lines.append(f"<tr><td>{name}</td><td>{sum(checks.values())} of {len(checks)}</td><td>{links}</td></tr>")
+            lines.append(
+                f"<tr><td>{name}</td><td>{sum(checks.values())} of {len(checks)}</td><td>{links}</td></tr>"
+            )
         lines.append("</table>")
         for title, texts in (("Refused because", failures), ("Worth knowing", notes)):
             if texts:
-                lines += [f"<h4>{title}</h4><ul>", *(f"<li>{html.escape(text)}</li>" for text in texts), "</ul>"]
+                lines += [
+                    f"<h4>{title}</h4><ul>",
+                    *(f"<li>{html.escape(text)}</li>" for text in texts),
+                    "</ul>",
+                ]
         return "\n".join([*lines, "</body></html>"])

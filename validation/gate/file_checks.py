@@ -1,4 +1,5 @@
-"""One parquet file against the row contract, in a stream: which rows are bad and why, and what other files must be compared with.
+"""One parquet file against the row contract, in a stream: which rows are bad and why, and what other files
+must be compared with.
 
 Shape legend: N rows of the file, M rows of a batch.
 """
@@ -28,7 +29,6 @@ BATCH_ROWS = 65_536
 BATCH_BYTES = 128 * 2**20  # of texts as they lie in the file, before compression
 
 
-
 @dataclass(frozen=True)
 class PartitionJob:
     """What judging one file needs; plain, so that it can travel to another machine."""
@@ -39,7 +39,6 @@ class PartitionJob:
     judged: bool  # whether each row must carry a label
     work_dir: Path
     scripts: tuple[str, ...] = ()  # that its texts are expected in; none: any
-
 
 
 @dataclass(frozen=True)
@@ -63,20 +62,29 @@ class PartitionVerdict:
     stamp: tuple[int, ...] = ()  # the file's, when it was hashed
 
 
-
 def judge_partition(job: PartitionJob) -> PartitionVerdict:
-    """The verdict on one file; found where the same bytes were judged before by the same rules. RetryableError: the file changes meanwhile."""
+    """The verdict on one file; found where the same bytes were judged before by the same rules.
+    RetryableError: the file changes meanwhile.
+    """
     from filelock import FileLock
 
     try:
         stamp = file_stamp(job.path)
         sha256 = file_sha256(job.path)
     except OSError as error:
-        return PartitionVerdict(job.relative, job.task.name, "", "", refused=f"cannot be read ({error})", damaged=True)
-    rules = {"task": job.task.model_dump(mode="json"), "judged": job.judged, "scripts": job.scripts, "columns": [c.name for c in COLUMNS]}
+        return PartitionVerdict(
+            job.relative, job.task.name, "", "", refused=f"cannot be read ({error})", damaged=True
+        )
+    rules = {
+        "task": job.task.model_dump(mode="json"),
+        "judged": job.judged,
+        "scripts": job.scripts,
+        "columns": [c.name for c in COLUMNS],
+    }
     folder = job.work_dir / json_sha256({"sha256": sha256, "gate": GATE_VERSION, **rules})[:32]
     job.work_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(job.work_dir / f".{folder.name}.lock"):  # a file of the same bytes may be judged beside this one
+    # a file of the same bytes may be judged beside this one
+    with FileLock(job.work_dir / f".{folder.name}.lock"):
         if not is_whole(folder):
             remove_tree(folder)
             staged = temporary_beside(folder)
@@ -86,7 +94,13 @@ def judge_partition(job: PartitionJob) -> PartitionVerdict:
                 check_unchanged(job.path, stamp)
                 if verdict.damaged:  # maybe the disk and not the file: looked at again the next time
                     return replace(verdict, stamp=stamp)
-                write_json(staged / "verdict.json", {**asdict(verdict), "sizes": {path.name: path.stat().st_size for path in staged.iterdir()}})
+                write_json(
+                    staged / "verdict.json",
+                    {
+                        **asdict(verdict),
+                        "sizes": {path.name: path.stat().st_size for path in staged.iterdir()},
+                    },
+                )
                 staged.rename(folder)
             finally:
                 remove_tree(staged)
@@ -95,12 +109,10 @@ def judge_partition(job: PartitionJob) -> PartitionVerdict:
     return PartitionVerdict(**{**kept, "relative": job.relative, "folder": str(folder), "stamp": stamp})
 
 
-
 def file_stamp(path: Path) -> tuple[int, ...]:
     """What changes with a file's content."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
-
 
 
 def check_unchanged(path: Path, stamp: Sequence[int]) -> None:
@@ -110,8 +122,9 @@ def check_unchanged(path: Path, stamp: Sequence[int]) -> None:
     except OSError:
         unchanged = False
     if not unchanged:
-        raise RetryableError(f"{path} was changed while it was judged; run the same command again when nothing writes to it")
-
+        raise RetryableError(
+            f"{path} was changed while it was judged; run the same command again when nothing writes to it"
+        )
 
 
 def is_whole(folder: Path) -> bool:
@@ -123,10 +136,14 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-
 def read_and_judge(job: PartitionJob, sha256: str, folder: Path) -> PartitionVerdict:
     """Judge every row of a file and write what the gate needs of it into `folder`."""
-    verdict: dict[str, Any] = {"relative": job.relative, "task": job.task.name, "sha256": sha256, "folder": ""}
+    verdict: dict[str, Any] = {
+        "relative": job.relative,
+        "task": job.task.name,
+        "sha256": sha256,
+        "folder": "",
+    }
     try:
         with open_partition(job.path) as file:
             schema = file.schema_arrow
@@ -134,7 +151,13 @@ def read_and_judge(job: PartitionJob, sha256: str, folder: Path) -> PartitionVer
             if differences:
                 types = [[f.name, str(f.type)] for f in schema]
                 rows = file.metadata.num_rows
-                return PartitionVerdict(**verdict, rows=rows, refused="; ".join(differences), differences=differences, schema=types)
+                return PartitionVerdict(
+                    **verdict,
+                    rows=rows,
+                    refused="; ".join(differences),
+                    differences=differences,
+                    schema=types,
+                )
             scan = RowScan(job.task, job.judged, job.scripts)
             with (
                 pq.ParquetWriter(folder / "keys.parquet", KEY_SCHEMA, compression="none") as keys,
@@ -149,14 +172,20 @@ def read_and_judge(job: PartitionJob, sha256: str, folder: Path) -> PartitionVer
         return PartitionVerdict(**verdict, refused=str(error), damaged=True)
     pq.write_table(scan.sample(), folder / "sample.parquet")
     return PartitionVerdict(
-        **verdict, rows=scan.num_rows, bad_rows=scan.num_bad, failing=scan.failing, examples=scan.examples,
-        label_counts=[int(count) for count in scan.label_counts], foreign=dict(scan.foreign),
-    )  # fmt: skip
-
+        **verdict,
+        rows=scan.num_rows,
+        bad_rows=scan.num_bad,
+        failing=scan.failing,
+        examples=scan.examples,
+        label_counts=[int(count) for count in scan.label_counts],
+        foreign=dict(scan.foreign),
+    )
 
 
 def read_batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.Table]:
-    """The file's rows, some at a time: fewer where texts are long. DamagedInputError: a page does not match its checksum, or cannot be decoded."""
+    """The file's rows, some at a time: fewer where texts are long. DamagedInputError: a page does not match
+    its checksum, or cannot be decoded.
+    """
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
     row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
     batch_rows = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(row_bytes, 1.0))))

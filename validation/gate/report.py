@@ -13,7 +13,6 @@ from pipeline.schema import SCHEMA_VERSION
 MAX_LISTED_FAILURES = 10  # in an error message; the report holds them all
 
 
-
 @dataclass(frozen=True)
 class FileRecord:
     """One parquet file that was judged."""
@@ -22,7 +21,6 @@ class FileRecord:
     rows: int  # read
     accepted: int
     sha256: str
-
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,6 @@ class TaskRecord:
     reasons: Mapping[str, int]  # rows by reason; a row may have several
     label_counts: Mapping[str, int]  # of the rows read, by label name
     conflicting_pairs: int
-
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,16 @@ class ValidationReport:
     warnings: tuple[str, ...]  # what was set aside, and what is worth knowing
 
     def as_json(self) -> dict[str, Any]:
-        """The report as a json value; the Data Docs' path is relative to the report, so that the folder can be moved."""
+        """The report as a json value; the Data Docs' path is relative to the report, so that the folder can
+        be moved.
+        """
         docs = f"{self.data_docs.parent.name}/{self.data_docs.name}"
-        return {"schema_version": SCHEMA_VERSION, **asdict(self), "data_dir": str(self.data_dir), "data_docs": docs}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **asdict(self),
+            "data_dir": str(self.data_dir),
+            "data_docs": docs,
+        }
 
     @property
     def rows(self) -> dict[str, int]:
@@ -64,10 +68,10 @@ class ValidationReport:
         return {name: record.read for name, record in self.tasks.items()}
 
 
-
 def check_report(report: ValidationReport) -> None:
-    """DataRefusedError, or DamagedInputError where a file is damaged, naming what is wrong, where the Data Docs are and what to do; nothing if
-    the report passed."""
+    """DataRefusedError, or DamagedInputError where a file is damaged, naming what is wrong, where the Data
+    Docs are and what to do; nothing if the report passed.
+    """
     if report.passed:
         return
     listed = [f"  - {failure}" for failure in report.failures[:MAX_LISTED_FAILURES]]
@@ -75,11 +79,16 @@ def check_report(report: ValidationReport) -> None:
     if num_unlisted:
         listed.append(f"  - and {num_unlisted} more, see {report.data_docs.parent.parent / 'report.json'}")
     refusal = DamagedInputError if report.damaged else DataRefusedError
-    raise refusal("\n".join([
-        f"the data in {report.data_dir} are refused:", *listed,
-        f"Data Docs: {report.data_docs}", "correct or remove these rows at their source and run `relevance validate` again",
-    ]))  # fmt: skip
-
+    raise refusal(
+        "\n".join(
+            [
+                f"the data in {report.data_dir} are refused:",
+                *listed,
+                f"Data Docs: {report.data_docs}",
+                "correct or remove these rows at their source and run `relevance validate` again",
+            ]
+        )
+    )
 
 
 def summary_table(report: ValidationReport) -> str:
@@ -88,6 +97,18 @@ def summary_table(report: ValidationReport) -> str:
     for name, task in report.tasks.items():
         common = sorted(task.reasons.items(), key=lambda item: (-item[1], item[0]))[:3]
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in common)
-        rows.append((name, f"{task.read:,}", f"{task.accepted:,}", f"{task.quarantined:,}", f"{task.conflicting_pairs:,}", reasons))
+        rows.append(
+            (
+                name,
+                f"{task.read:,}",
+                f"{task.accepted:,}",
+                f"{task.quarantined:,}",
+                f"{task.conflicting_pairs:,}",
+                reasons,
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

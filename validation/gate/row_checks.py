@@ -1,4 +1,5 @@
-"""The rows of one file as they go by: which are bad and why, what other files must be compared with, and a sample for Great Expectations.
+"""The rows of one file as they go by: which are bad and why, what other files must be compared with, and a
+sample for Great Expectations.
 
 Shape legend: M rows of a batch.
 """
@@ -23,19 +24,21 @@ from validation.text.text_bytes import normalise_texts
 
 SAMPLE_ROWS = 2_000  # rows of a file that Great Expectations sees; all rows of smaller files
 
-NOT_UTF8 = "not_utf8"  # reason of a row with bytes that are no text; the other reasons are the names of checks
+# reason of a row with bytes that are no text; the other reasons are the names of checks
+NOT_UTF8 = "not_utf8"
 
 KEY_SCHEMA = pa.schema([("row_id_hash", pa.uint64()), ("pair_hash", pa.uint64()), ("label", pa.int32())])
 
 REASON_SCHEMA = pa.schema([("row", pa.int64()), ("reasons", pa.list_(pa.string()))])
 
 
-
 class RowScan:
     """Counts and examples gathered while a file goes by."""
 
     def __init__(self, task: Task, judged: bool, scripts: Sequence[str]) -> None:
-        self.checks = [check for check in build_checks(task, judged) if check.failing and check.name != "row_id_unique"]
+        self.checks = [
+            check for check in build_checks(task, judged) if check.failing and check.name != "row_id_unique"
+        ]
         self.num_rows = self.num_bad = 0
         self.failing: dict[str, int] = {}
         self.examples: dict[str, list[list[Any]]] = {}
@@ -62,10 +65,15 @@ class RowScan:
         rows = [self.num_rows + row for row in bad]
         self.num_rows += table.num_rows
         self.num_bad += len(bad)
-        keys = pa.table([pa.array(hash_column(table["row_id"])), pa.array(hash_pairs(table)), pa.array(labels)], schema=KEY_SCHEMA)
+        keys = pa.table(
+            [pa.array(hash_column(table["row_id"])), pa.array(hash_pairs(table)), pa.array(labels)],
+            schema=KEY_SCHEMA,
+        )
         return keys, pa.table([rows, [reasons[row] for row in bad]], schema=REASON_SCHEMA)
 
-    def _note(self, table: pa.Table, check: Check | None, rows: np.ndarray, reasons: dict[int, list[str]]) -> None:
+    def _note(
+        self, table: pa.Table, check: Check | None, rows: np.ndarray, reasons: dict[int, list[str]]
+    ) -> None:
         name, column = (check.name, check.column) if check else (NOT_UTF8, "row_id")
         if not len(rows):
             return
@@ -89,14 +97,17 @@ class RowScan:
 
     def sample(self) -> pa.Table:
         """The first rows, and the bad ones among the others."""
-        return pa.concat_tables([table.cast(nullable(ROW_SCHEMA)) for table in (ROW_SCHEMA.empty_table(), *self._head, *self._offenders)])
-
+        return pa.concat_tables(
+            [
+                table.cast(nullable(ROW_SCHEMA))
+                for table in (ROW_SCHEMA.empty_table(), *self._head, *self._offenders)
+            ]
+        )
 
 
 def nullable(schema: pa.Schema) -> pa.Schema:
     """The schema with null allowed everywhere, as bad rows need it."""
     return pa.schema([pa.field(f.name, f.type) for f in schema])
-
 
 
 def repair_text(table: pa.Table) -> tuple[pa.Table, np.ndarray]:
@@ -112,10 +123,11 @@ def repair_text(table: pa.Table) -> tuple[pa.Table, np.ndarray]:
             raw: list[bytes | None] = table[column.name].cast(pa.binary()).to_pylist()
             texts = [None if value is None else value.decode("utf-8", "replace") for value in raw]
             pairs = zip(raw, texts, strict=True)
-            undecoded_M |= np.array([value is not None and (text or "").encode() != value for value, text in pairs], dtype=bool)
+            undecoded_M |= np.array(
+                [value is not None and (text or "").encode() != value for value, text in pairs], dtype=bool
+            )
             table = table.set_column(index, column.name, pa.array(texts, pa.string()))
     return table, undecoded_M
-
 
 
 def hash_pairs(table: pa.Table) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""The door of the pipeline: rows come in file by file; good ones go on, bad ones go to quarantine, a verdict with Data Docs comes out.
+"""The door of the pipeline: rows come in file by file; good ones go on, bad ones go to quarantine, a verdict
+with Data Docs comes out.
 
     <work>/partitions/<key>/   what was found in one file, kept by its sha256: a file is read again only when its bytes or the rules change
     <work>/quarantine/task=<name>/<file>.parquet   every row set aside, with its number in the file and its reasons
@@ -24,7 +25,14 @@ from pipeline.data.reader import find_partitions
 from pipeline.storage.filesystem import json_sha256, publish_dir, remove_tree, temporary_beside, write_json
 from validation.gate.cross_file_checks import CONFLICT, REPEATED_ID, REPEATED_PAIR, Repeats, find_repeats
 from validation.gate.data_docs import DataDocs, readable
-from validation.gate.expectations import build_checks, build_frame, build_schema_frame, build_schema_suite, build_suite, failing_rows
+from validation.gate.expectations import (
+    build_checks,
+    build_frame,
+    build_schema_frame,
+    build_schema_suite,
+    build_suite,
+    failing_rows,
+)
 from validation.gate.file_checks import PartitionJob, PartitionVerdict, judge_partition
 from validation.gate.quarantine import PartedRows
 from validation.gate.report import FileRecord, TaskRecord, ValidationReport
@@ -38,7 +46,6 @@ FRAME_ROWS = 20_000  # rows of a task that Great Expectations sees
 HARMLESS = {REPEATED_PAIR}  # kept once: nothing is lost, so it refuses nothing
 
 
-
 @dataclass(frozen=True)
 class Judged:
     """All verdicts of a data folder, and what the files show together."""
@@ -48,30 +55,46 @@ class Judged:
 
     def of_task(self, task: Task) -> list[tuple[PartitionVerdict, dict[str, np.ndarray]]]:
         """The task's files, each with its rows set aside for what other files hold."""
-        return [(v, rows) for v, rows in zip(self.verdicts, self.repeats.rows, strict=True) if v.task == task.name]
-
+        return [
+            (v, rows) for v, rows in zip(self.verdicts, self.repeats.rows, strict=True) if v.task == task.name
+        ]
 
 
 def validate(
-    data_dir: Path, tasks: Sequence[Task], out_dir: Path, accepted_dir: Path | None = None, judged: bool = True,
-    config: GateConfig | None = None, progress: Progress | None = None,
-) -> ValidationReport:  # fmt: skip
-    """Judge every file of `data_dir`; writes the folders that the module draws and, last, `out_dir`/report.json. Rows are accepted into
-    `accepted_dir` only if the data pass; what lay there before goes either way.
+    data_dir: Path,
+    tasks: Sequence[Task],
+    out_dir: Path,
+    accepted_dir: Path | None = None,
+    judged: bool = True,
+    config: GateConfig | None = None,
+    progress: Progress | None = None,
+) -> ValidationReport:
+    """Judge every file of `data_dir`; writes the folders that the module draws and, last,
+    `out_dir`/report.json. Rows are accepted into `accepted_dir` only if the data pass; what lay there before
+    goes either way.
 
     DataRefusedError: there is no file at all. ConfigError: no such folder or task.
     """
     config = config or GateConfig()
     partitions = find_partitions(data_dir, tasks)
-    (out_dir / "report.json").unlink(missing_ok=True)  # while the question is open, an older answer must not stand
+    # while the question is open, an older answer must not stand
+    (out_dir / "report.json").unlink(missing_ok=True)
     if accepted_dir is not None:
         remove_tree(accepted_dir)
     present = [task for task in tasks if task.name in partitions]
     work_dir = out_dir / "partitions"
     jobs = [
-        PartitionJob(path, path.relative_to(data_dir).as_posix(), task, judged, work_dir, config.scripts.get(task.name, ()))
-        for task in present for path in partitions[task.name]
-    ]  # fmt: skip
+        PartitionJob(
+            path,
+            path.relative_to(data_dir).as_posix(),
+            task,
+            judged,
+            work_dir,
+            config.scripts.get(task.name, ()),
+        )
+        for task in present
+        for path in partitions[task.name]
+    ]
     verdicts = []
     for verdict in map_in_order(judge_partition, jobs, threads=True):
         verdicts.append(verdict)
@@ -80,7 +103,14 @@ def validate(
     found = Judged(verdicts, find_repeats(verdicts, config.label_conflicts))
     remove_old_partitions(work_dir, verdicts)
     records = {task.name: task_record(task, found) for task in present}
-    failures, warnings = [], [f"task={t.name}: the task is configured, and {data_dir} holds no file of it" for t in tasks if t not in present]
+    failures, warnings = (
+        [],
+        [
+            f"task={t.name}: the task is configured, and {data_dir} holds no file of it"
+            for t in tasks
+            if t not in present
+        ],
+    )
     for task in present:
         refusals, notes = told(task, found, records[task.name], config, judged)
         failures += refusals
@@ -94,15 +124,23 @@ def validate(
         if wanted_dir is not None and not failures:
             parted.publish(wanted_dir)
     report = ValidationReport(
-        passed=not failures, judged=judged, data_dir=data_dir, data_docs=out_dir / "data_docs" / "index.html",
-        data_digest=json_sha256({task.name: sorted(v.sha256 for v, _ in found.of_task(task)) for task in present}),
-        damaged=tuple(v.relative for v in verdicts if v.damaged), tasks=records,
-        files=tuple(FileRecord(v.relative, v.rows, n, v.sha256) for v, n in zip(verdicts, accepted, strict=True)),
-        failures=tuple(failures), warnings=tuple(warnings),
-    )  # fmt: skip
+        passed=not failures,
+        judged=judged,
+        data_dir=data_dir,
+        data_docs=out_dir / "data_docs" / "index.html",
+        data_digest=json_sha256(
+            {task.name: sorted(v.sha256 for v, _ in found.of_task(task)) for task in present}
+        ),
+        damaged=tuple(v.relative for v in verdicts if v.damaged),
+        tasks=records,
+        files=tuple(
+            FileRecord(v.relative, v.rows, n, v.sha256) for v, n in zip(verdicts, accepted, strict=True)
+        ),
+        failures=tuple(failures),
+        warnings=tuple(warnings),
+    )
     write_json(out_dir / "report.json", report.as_json())
     return report
-
 
 
 def remove_old_partitions(folder: Path, verdicts: Sequence[PartitionVerdict]) -> None:
@@ -112,7 +150,6 @@ def remove_old_partitions(folder: Path, verdicts: Sequence[PartitionVerdict]) ->
         if path.is_dir() and path.name not in used and not path.name.startswith("."):
             remove_tree(path)
             (folder / f".{path.name}.lock").unlink(missing_ok=True)
-
 
 
 def task_record(task: Task, found: Judged) -> TaskRecord:
@@ -129,23 +166,38 @@ def task_record(task: Task, found: Judged) -> TaskRecord:
         reasons.update({reason: len(rows) for reason, rows in repeated.items()})
         labels.update(dict(zip(task.labels, verdict.label_counts, strict=True)))
     counts = {name: labels[name] for name in task.labels}
-    return TaskRecord(read, read - aside, aside, dict(sorted(reasons.items())), counts, found.repeats.conflicting_pairs.get(task.name, 0))
+    return TaskRecord(
+        read,
+        read - aside,
+        aside,
+        dict(sorted(reasons.items())),
+        counts,
+        found.repeats.conflicting_pairs.get(task.name, 0),
+    )
 
 
-
-def told(task: Task, found: Judged, record: TaskRecord, config: GateConfig, judged: bool) -> tuple[list[str], list[str]]:
+def told(
+    task: Task, found: Judged, record: TaskRecord, config: GateConfig, judged: bool
+) -> tuple[list[str], list[str]]:
     """(why the task's data are refused, what else is worth knowing)."""
     where = f"task={task.name}"
     failures = [f"{v.relative}: {v.refused}; no row was read" for v, _ in found.of_task(task) if v.refused]
     if not record.accepted and (record.read or not failures):
-        failures.append(f"{where}: the table must hold at least one good row; its files hold {record.read:,} rows, and all were set aside")
+        failures.append(
+            f"{where}: the table must hold at least one good row; its files hold {record.read:,} rows, "
+            "and all were set aside"
+        )
     if task.name in config.scripts:
-        failures += mix_sentences([v for v, _ in found.of_task(task)], config.scripts[task.name], config.max_foreign_share)
+        failures += mix_sentences(
+            [v for v, _ in found.of_task(task)], config.scripts[task.name], config.max_foreign_share
+        )
     serious = record.quarantined - sum(record.reasons.get(reason, 0) for reason in HARMLESS)
     too_many = serious > config.max_quarantined_share * record.read
     if too_many:
         bad = f"{serious:,} of {record.read:,} rows are bad"
-        failures.append(f"{where}: {bad}, more than gate.max_quarantined_share, {config.max_quarantined_share:.2%}")
+        failures.append(
+            f"{where}: {bad}, more than gate.max_quarantined_share, {config.max_quarantined_share:.2%}"
+        )
     warnings = []
     for reason, sentence in row_sentences(task, found, judged):
         over = too_many or record.reasons[reason] > config.max_reason_share * record.read
@@ -160,7 +212,6 @@ def told(task: Task, found: Judged, record: TaskRecord, config: GateConfig, judg
     return failures, warnings
 
 
-
 def row_sentences(task: Task, found: Judged, judged: bool) -> Iterator[tuple[str, str]]:
     """(reason, sentence) for each file and reason of rows set aside."""
     promises = {check.name: (check.column, check.promise) for check in build_checks(task, judged)}
@@ -168,9 +219,19 @@ def row_sentences(task: Task, found: Judged, judged: bool) -> Iterator[tuple[str
         for reason, number in sorted(verdict.failing.items()):
             column, promise = promises.get(reason, ("row_id", "stand in a row whose texts are all UTF-8"))
             examples = verdict.examples[reason]
-            shown = "; ".join(f"row {row:,} (row_id {readable(row_id)}) holds {readable(value)}" for row, row_id, value in examples)
+            shown = "; ".join(
+                f"row {row:,} (row_id {readable(row_id)}) holds {readable(value)}"
+                for row, row_id, value in examples
+            )
             more = "; ..." if number > len(examples) else ""
-            yield reason, f"{verdict.relative}: column {column} must {promise}; {number:,} of {verdict.rows:,} rows break this: {shown}{more}"
+            yield (
+                reason,
+                (
+                    f"{verdict.relative}: column {column} must {promise}; {number:,} of "
+                    f"{verdict.rows:,} rows "
+                    f"break this: {shown}{more}"
+                ),
+            )
         words = {
             REPEATED_ID: "column row_id must be unique among all files",
             REPEATED_PAIR: "a query and ad with equal labels are kept once",
@@ -178,14 +239,27 @@ def row_sentences(task: Task, found: Judged, judged: bool) -> Iterator[tuple[str
         }
         for reason, rows in repeated.items():
             first = ", ".join(f"{row:,}" for row in rows[:3].tolist())
-            yield reason, f"{verdict.relative}: {words[reason]}; {len(rows):,} of {verdict.rows:,} rows repeat another: row {first}"
-
+            yield (
+                reason,
+                (
+                    f"{verdict.relative}: {words[reason]}; {len(rows):,} of {verdict.rows:,} rows repeat "
+                    f"another: row {first}"
+                ),
+            )
 
 
 def judge_by_expectations(
-    out_dir: Path, tasks: Sequence[Task], found: Judged, config: GateConfig, judged: bool, failures: Sequence[str], warnings: Sequence[str]
+    out_dir: Path,
+    tasks: Sequence[Task],
+    found: Judged,
+    config: GateConfig,
+    judged: bool,
+    failures: Sequence[str],
+    warnings: Sequence[str],
 ) -> list[str]:
-    """Run the suites on samples that hold offending rows of every kind, and write the Data Docs. Returns what contradicts the row masks."""
+    """Run the suites on samples that hold offending rows of every kind, and write the Data Docs. Returns what
+    contradicts the row masks.
+    """
     staged = temporary_beside(out_dir / "data_docs")
     disagreements = []
     try:
@@ -203,13 +277,14 @@ def judge_by_expectations(
             if sample is not None:
                 disagreements += compare(task, judged, sample, docs)
             if sample is not None and task.name in config.scripts:
-                disagreements += compare_mix(task, config, [verdict for verdict in files if not verdict.refused], docs)
+                disagreements += compare_mix(
+                    task, config, [verdict for verdict in files if not verdict.refused], docs
+                )
         docs.write([*failures, *disagreements], warnings)
         publish_dir(staged, out_dir / "data_docs")
     finally:
         remove_tree(staged)
     return disagreements
-
 
 
 def read_samples(files: Sequence[PartitionVerdict]) -> pa.Table | None:
@@ -222,29 +297,43 @@ def read_samples(files: Sequence[PartitionVerdict]) -> pa.Table | None:
     return pa.concat_tables(tables).slice(0, FRAME_ROWS) if tables else None
 
 
-
 def compare(task: Task, judged: bool, sample: pa.Table, docs: DataDocs) -> list[str]:
-    """Great Expectations and the row masks on the same rows: a sentence for each check on which they differ."""
+    """Great Expectations and the row masks on the same rows: a sentence for each check on which they
+    differ.
+    """
     verdict = docs.judge(build_suite(task, judged), build_frame(sample))
     checks = build_checks(task, judged)
-    kept = {check.name: bool(sample.num_rows) if check.name == "row_count" else not len(failing_rows(check, sample)) for check in checks}
+    kept = {
+        check.name: bool(sample.num_rows)
+        if check.name == "row_count"
+        else not len(failing_rows(check, sample))
+        for check in checks
+    }
     return contradictions(task, verdict, kept)
 
 
-
-def compare_mix(task: Task, config: GateConfig, files: Sequence[PartitionVerdict], docs: DataDocs) -> list[str]:
+def compare_mix(
+    task: Task, config: GateConfig, files: Sequence[PartitionVerdict], docs: DataDocs
+) -> list[str]:
     """The same for the scripts of whole files."""
     scripts, max_share = config.scripts[task.name], config.max_foreign_share
     verdict = docs.judge(build_mix_suite(task.name, scripts, max_share), build_mix_frame(files))
-    return contradictions(task, verdict, {f"{name}_scripts": all(foreign_share(v, name) <= max_share for v in files) for name in MIXED_COLUMNS})
-
+    return contradictions(
+        task,
+        verdict,
+        {
+            f"{name}_scripts": all(foreign_share(v, name) <= max_share for v in files)
+            for name in MIXED_COLUMNS
+        },
+    )
 
 
 def contradictions(task: Task, verdict: Mapping[str, bool], kept: Mapping[str, bool]) -> list[str]:
     """A sentence for each check that Great Expectations' `verdict` and our own `kept` tell differently."""
     said = {True: "kept", False: "broken"}
     return [
-        f"task={task.name}: {name} is {said[verdict[name]]} for Great Expectations and {said[is_kept]} for the row masks; this is a defect of the"
+        f"task={task.name}: {name} is {said[verdict[name]]} for Great Expectations and "
+        f"{said[is_kept]} for the row masks; this is a defect of the"
         " pipeline, please report it"
         for name, is_kept in kept.items()
         if verdict[name] != is_kept

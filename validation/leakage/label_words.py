@@ -1,13 +1,17 @@
-"""Words that give a label away. Legend of array suffixes: V distinct words, P pairs of a row and a word, N rows, L labels.
+"""Words that give a label away. Legend of array suffixes: V distinct words, P pairs of a row and a word, N
+rows, L labels.
 
-A word is suspicious when the rows that hold it carry one label far more often than the task does, in size and beyond chance (`WordRule`): G-test of
-presence against label, two-sided, over all words of the task with Benjamini and Hochberg's correction (J. R. Stat. Soc. B 57, 1995); a share of one
-label that is far from its base rate, and so high that even its Wilson lower bound is, for judges are not of one mind about an honest word; and
-several queries, for rows of one query are judged alike. A mark is a cue such as "label" or "grade" followed by a label's name or number; it is
-counted as a word of its own, "grade=2", its share is taken as it is, and fewer rows suffice.
+A word is suspicious when the rows that hold it carry one label far more often than the task does, in size and
+beyond chance (`WordRule`): G-test of presence against label, two-sided, over all words of the task with
+Benjamini and Hochberg's correction (J. R. Stat. Soc. B 57, 1995); a share of one label that is far from its
+base rate, and so high that even its Wilson lower bound is, for judges are not of one mind about an honest
+word; and several queries, for rows of one query are judged alike. A mark is a cue such as "label" or "grade"
+followed by a label's name or number; it is counted as a word of its own, "grade=2", its share is taken as it
+is, and fewer rows suffice.
 
-An ordinary word may truly decide the label ("poster", where posters are never what was asked for). Statistics cannot tell it from a leak; a
-person can, so what is found is told and nothing is refused. How often that happens is stated in `leakage`.
+An ordinary word may truly decide the label ("poster", where posters are never what was asked for). Statistics
+cannot tell it from a leak; a person can, so what is found is told and nothing is refused. How often that
+happens is stated in `leakage`.
 """
 
 from __future__ import annotations
@@ -21,27 +25,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.tasks import Task
-from validation.text.words import Source, drawn, drawn_share, fold_texts, hash_texts, read_batches, shown, split_words
+from validation.text.words import (
+    Source,
+    drawn,
+    drawn_share,
+    fold_texts,
+    hash_texts,
+    read_batches,
+    shown,
+    split_words,
+)
 
 NUM_EXAMPLES = 3
 
-MAX_WORDS = 1 << 21  # distinct words counted at once in a column; beyond it those in the fewest rows are dropped, and counted anew if they return
+# distinct words counted at once in a column; beyond it those in the fewest rows are dropped, and counted anew
+# if they return
+MAX_WORDS = 1 << 21
 
 _CUES = "label|grade|graded|rating|rated|relevance|relevant|judgement|judgment|judged|verdict|score|target|gold|truth|class"
-
 
 
 @dataclass(frozen=True)
 class WordRule:
     """When a word is suspicious."""
 
-    min_rows: int = 100  # rows that hold the word; with fewer, even rows of one label leave the share's lower bound below 0.95
+    # rows that hold the word; with fewer, even rows of one label leave the share's lower bound below 0.95
+    min_rows: int = 100
     min_mark_rows: int = 5  # the same for a mark
     min_queries: int = 5  # distinct queries among these rows
-    min_share: float = 0.95  # share of these rows that carry one label: lower bound for a word, the share itself for a mark
+    # share of these rows that carry one label: lower bound for a word, the share itself for a mark
+    min_share: float = 0.95
     min_gap: float = 0.2  # distance of that share from the label's share in the task
     max_false_discovery: float = 0.001  # Benjamini-Hochberg level
-
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,6 @@ class LabelWord:
     base_share: float  # of the label in the task
     p_value: float  # of the G-test, corrected
     row_ids: tuple[str, ...]
-
 
 
 @dataclass
@@ -90,7 +104,6 @@ class _Counts:
         self.new = []
 
 
-
 @dataclass
 class _Suspect:
     """A word that passed the tests, and where it was met on the second reading."""
@@ -101,10 +114,10 @@ class _Suspect:
     row_ids: list[str] = field(default_factory=list)
 
 
-
 def find_label_words(source: Source, task: Task, rule: WordRule) -> tuple[LabelWord, ...]:
-    """The suspicious words of one task, the most frequent first, in at most MAX_TEXT_ROWS drawn rows. Reads `source` once, and again if a word
-    passed the tests."""
+    """The suspicious words of one task, the most frequent first, in at most MAX_TEXT_ROWS drawn rows. Reads
+    `source` once, and again if a word passed the tests.
+    """
     columns, num_labels = ("query", *task.ad_columns), len(task.labels)
     counts = {column: _Counts(num_labels) for column in columns}
     base_L = np.zeros(num_labels, np.int64)
@@ -113,7 +126,9 @@ def find_label_words(source: Source, task: Task, rule: WordRule) -> tuple[LabelW
         for column in columns:
             row_P, words = _words_and_marks(batch[column], task)
             code_P, row_P = _distinct_pairs(row_P, words)
-            table = np.bincount(code_P * num_labels + label_N[row_P], minlength=len(words.dictionary) * num_labels)
+            table = np.bincount(
+                code_P * num_labels + label_N[row_P], minlength=len(words.dictionary) * num_labels
+            )
             counts[column].add(hash_texts(words.dictionary), table.reshape(-1, num_labels))
     for column_counts in counts.values():
         column_counts.merge()
@@ -121,13 +136,18 @@ def find_label_words(source: Source, task: Task, rule: WordRule) -> tuple[LabelW
     suspects, p_values = _suspects(counts, base_L, mark_hashes, rule)
     if any(suspects.values()):
         _meet_again(source, task, suspects)
-    found = [_label_word(task, column, counts[column], suspect, base_L, p_values[column][suspect.index])
-             for column in columns for suspect in suspects[column].values() if len(suspect.queries) >= rule.min_queries]
+    found = [
+        _label_word(task, column, counts[column], suspect, base_L, p_values[column][suspect.index])
+        for column in columns
+        for suspect in suspects[column].values()
+        if len(suspect.queries) >= rule.min_queries
+    ]
     return tuple(sorted(found, key=lambda word: (-word.num_rows, word.column, word.word)))
 
 
-
-def _judged(source: Source, columns: tuple[str, ...], num_labels: int) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+def _judged(
+    source: Source, columns: tuple[str, ...], num_labels: int
+) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """Drawn rows with a label on the scale, and the labels (N,)."""
     share = drawn_share(source)
     for every in read_batches(source, ("row_id", *columns, "label")):
@@ -138,14 +158,15 @@ def _judged(source: Source, columns: tuple[str, ...], num_labels: int) -> Iterat
             yield rows, rows["label"].to_numpy(zero_copy_only=False)
 
 
-
 def _words_and_marks(texts: pa.Array, task: Task) -> tuple[np.ndarray, pa.DictionaryArray]:
     """The row (P,) and text (P,) of each word and mark."""
     folded = fold_texts(texts)
     row_P, words = split_words(folded)
     # numbers stand for labels too, counted from 0 or from 1
     values = [*(fold_texts(pa.array(task.labels)).to_pylist()), *map(str, range(len(task.labels) + 1))]
-    spelt = "|".join(re.escape(value).replace(r"\ ", " ") for value in sorted(filter(None, values), key=len, reverse=True))
+    spelt = "|".join(
+        re.escape(value).replace(r"\ ", " ") for value in sorted(filter(None, values), key=len, reverse=True)
+    )
     marks = pc.extract_regex(folded, rf"\b(?P<cue>{_CUES}) ?(?:is|was|as|of)? ?(?P<value>{spelt})\b")
     marked = pc.is_valid(marks)
     if not pc.any(marked).as_py():
@@ -153,14 +174,14 @@ def _words_and_marks(texts: pa.Array, task: Task) -> tuple[np.ndarray, pa.Dictio
     present = marks.filter(marked)
     mark = pc.binary_join_element_wise(present.field(0), present.field(1), "=")
     every = pa.concat_arrays([words.cast(pa.string()), mark.cast(pa.string())])
-    return np.concatenate([row_P, np.flatnonzero(marked.to_numpy(zero_copy_only=False))]), every.dictionary_encode()
-
+    return np.concatenate(
+        [row_P, np.flatnonzero(marked.to_numpy(zero_copy_only=False))]
+    ), every.dictionary_encode()
 
 
 def _marks(task: Task) -> list[str]:
     values = [*fold_texts(pa.array(task.labels)).to_pylist(), *map(str, range(len(task.labels) + 1))]
     return [f"{cue}={value}" for cue in _CUES.split("|") for value in values]
-
 
 
 def _distinct_pairs(row_P: np.ndarray, words: pa.DictionaryArray) -> tuple[np.ndarray, np.ndarray]:
@@ -170,13 +191,15 @@ def _distinct_pairs(row_P: np.ndarray, words: pa.DictionaryArray) -> tuple[np.nd
     return pairs % num_words, pairs // num_words
 
 
-
 def _suspects(
     counts: dict[str, _Counts], base_L: np.ndarray, mark_hashes: np.ndarray, rule: WordRule
 ) -> tuple[dict[str, dict[int, _Suspect]], dict[str, np.ndarray]]:
     """By column: suspects by the hash of their word, and the corrected p-value of every word (V,)."""
     mark_V = {column: np.isin(c.hash_V, mark_hashes) for column, c in counts.items()}
-    tested_V = {column: c.count_VL.sum(1) >= np.where(mark_V[column], rule.min_mark_rows, rule.min_rows) for column, c in counts.items()}
+    tested_V = {
+        column: c.count_VL.sum(1) >= np.where(mark_V[column], rule.min_mark_rows, rule.min_rows)
+        for column, c in counts.items()
+    }
     raw = [_g_test(c.count_VL[tested_V[column]], base_L) for column, c in counts.items()]
     corrected = np.split(_benjamini_hochberg(np.concatenate(raw)), np.cumsum([len(p) for p in raw])[:-1])
     suspects: dict[str, dict[int, _Suspect]] = {}
@@ -194,16 +217,16 @@ def _suspects(
     return suspects, p_values
 
 
-
 def _wilson_lower_bound(share_V: np.ndarray, rows_V: np.ndarray, z: float = 2.326) -> np.ndarray:
     """What the true share exceeds with a confidence of 99 % (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927)."""
     spread = z * np.sqrt(share_V * (1 - share_V) / rows_V + (z / (2 * rows_V)) ** 2)
     return (share_V + z * z / (2 * rows_V) - spread) / (1 + z * z / rows_V)
 
 
-
 def _g_test(count_VL: np.ndarray, base_L: np.ndarray) -> np.ndarray:
-    """p-values (V,) of presence against label: G = 2 sum O ln(O / E) over the 2 x L table, chi-square with L - 1 degrees of freedom."""
+    """p-values (V,) of presence against label: G = 2 sum O ln(O / E) over the 2 x L table, chi-square with L
+    - 1 degrees of freedom.
+    """
     from scipy.stats import chi2
 
     total, present_V = max(base_L.sum(), 1), count_VL.sum(1, keepdims=True)
@@ -214,14 +237,12 @@ def _g_test(count_VL: np.ndarray, base_L: np.ndarray) -> np.ndarray:
     return chi2.sf(g_V, max(np.count_nonzero(base_L) - 1, 1))
 
 
-
 def _benjamini_hochberg(p_V: np.ndarray) -> np.ndarray:
     """Corrected p-values: the smallest false discovery rate at which each would be called."""
     order = np.argsort(p_V)[::-1]
     corrected = np.empty_like(p_V)
     corrected[order] = np.minimum.accumulate(p_V[order] * len(p_V) / np.arange(len(p_V), 0, -1))
     return np.minimum(corrected, 1)
-
 
 
 def _meet_again(source: Source, task: Task, suspects: dict[str, dict[int, _Suspect]]) -> None:
@@ -242,9 +263,20 @@ def _meet_again(source: Source, task: Task, suspects: dict[str, dict[int, _Suspe
                         suspect.row_ids.append(batch["row_id"][int(row)].as_py())
 
 
-
-def _label_word(task: Task, column: str, counts: _Counts, suspect: _Suspect, base_L: np.ndarray, p_value: float) -> LabelWord:
+def _label_word(
+    task: Task, column: str, counts: _Counts, suspect: _Suspect, base_L: np.ndarray, p_value: float
+) -> LabelWord:
     count_L = counts.count_VL[suspect.index]
     label, num_rows = int(count_L.argmax()), int(count_L.sum())
-    return LabelWord(task.name, column, shown(suspect.word), task.labels[label], num_rows, len(suspect.queries), float(count_L[label] / num_rows),
-                     float(base_L[label] / base_L.sum()), float(p_value), tuple(suspect.row_ids))
+    return LabelWord(
+        task.name,
+        column,
+        shown(suspect.word),
+        task.labels[label],
+        num_rows,
+        len(suspect.queries),
+        float(count_L[label] / num_rows),
+        float(base_L[label] / base_L.sum()),
+        float(p_value),
+        tuple(suspect.row_ids),
+    )

@@ -1,13 +1,18 @@
-"""Queries of one split that nearly stand in another. Legend of array suffixes: Q distinct queries, E entries of a join.
+"""Queries of one split that nearly stand in another. Legend of array suffixes: Q distinct queries, E entries
+of a join.
 
-Each distinct query gets 64-bit signatures, and queries that share a signature are alike; nothing is compared pairwise:
+Each distinct query gets 64-bit signatures, and queries that share a signature are alike; nothing is compared
+pairwise:
 - same: the normalised query itself. The split makes this impossible; it is looked at all the same.
-- spelling: equal up to case, accents, punctuation and spacing. A gap between two digits stays, so that 1.5 is not 15.
+- spelling: equal up to case, accents, punctuation and spacing. A gap between two digits stays, so that 1.5 is
+  not 15.
 - word_order: the same words in another order; the signature is the sum of the words' hashes.
-- one_word: one word more, less or other. Signatures are the sum and, for each word, the sum without it. Only between queries of at least
-  three words: with fewer, all would be alike. Many honest neighbours are of this kind ("red running shoes", "blue running shoes"), the
-  more so the denser the data: read its share as how far the test resembles the training data, and only the kinds above as a leak.
-A query counts once, under the first kind it meets. Chinese, Japanese and Thai text without spaces is one word, so only the first two kinds see it.
+- one_word: one word more, less or other. Signatures are the sum and, for each word, the sum without it. Only
+  between queries of at least three words: with fewer, all would be alike. Many honest neighbours are of this
+  kind ("red running shoes", "blue running shoes"), the more so the denser the data: read its share as how far
+  the test resembles the training data, and only the kinds above as a leak.
+A query counts once, under the first kind it meets. Chinese, Japanese and Thai text without spaces is one
+word, so only the first two kinds see it.
 """
 
 from __future__ import annotations
@@ -43,7 +48,6 @@ _TRAIN, _VALID, _TEST = (1 << SPLITS.index(side) for side in ("train", "valid", 
 _LEAKS = {_TRAIN: 0, _VALID: _TRAIN, _TEST: _TRAIN | _VALID}
 
 
-
 @dataclass(frozen=True)
 class NearQueries:
     """Queries of one kind that have a counterpart in another split."""
@@ -55,10 +59,11 @@ class NearQueries:
     examples: tuple[tuple[str, str, str, str], ...]  # query, its split, counterpart, its split
 
 
-
 class DrawnQueries:
-    """The distinct queries of a stream; of more than MAX_QUERIES about that many, drawn by their letters: queries that differ in case, accents,
-    punctuation, spacing or the order of words have the same letters and are drawn together."""
+    """The distinct queries of a stream; of more than MAX_QUERIES about that many, drawn by their letters:
+    queries that differ in case, accents, punctuation, spacing or the order of words have the same letters and
+    are drawn together.
+    """
 
     def __init__(self) -> None:
         self._known, self._new, self._num_new = pa.array([], pa.string()), list[pa.Array](), 0
@@ -68,7 +73,8 @@ class DrawnQueries:
         """Take up queries that may be known; null is none."""
         self._new.append(self._drawn(pc.unique(queries.drop_null())))
         self._num_new += len(self._new[-1])
-        if self._num_new > max(len(self._known), TAKEN_UP_AT_ONCE):  # so rarely that each is looked up a constant number of times
+        # so rarely that each is looked up a constant number of times
+        if self._num_new > max(len(self._known), TAKEN_UP_AT_ONCE):
             self._take_up()
 
     def queries(self) -> tuple[pa.Array, float]:
@@ -85,21 +91,27 @@ class DrawnQueries:
         self._new, self._num_new = [], 0
         if len(self._known) > MAX_QUERIES:
             # below the next key, and not at it: queries of the same letters stay or go together
-            self._limit = np.uint64(max(int(np.partition(letter_keys(self._known), MAX_QUERIES)[MAX_QUERIES]) - 1, 0))
+            self._limit = np.uint64(
+                max(int(np.partition(letter_keys(self._known), MAX_QUERIES)[MAX_QUERIES]) - 1, 0)
+            )
             self._known = self._drawn(self._known)
 
 
-
 def letter_keys(queries: pa.Array) -> np.ndarray:
-    """A uniform 64-bit number for each query, equal for those made of the same letters and digits, folded (Q,)."""
+    """A uniform 64-bit number for each query, equal for those made of the same letters and digits, folded
+    (Q,).
+    """
     start_Q, byte_C = text_bytes(pc.replace_substring(fold_texts(queries), " ", ""))
     sum_C = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_LETTERS[byte_C])])
     return mix(sum_C[start_Q[1:]] - sum_C[start_Q[:-1]])
 
 
-
-def find_near_queries(raw_queries: pa.Array, config: SplitConfig) -> tuple[dict[str, int], tuple[NearQueries, ...]]:
-    """The number of distinct normalised queries of each split, and what of each kind leaks between them. `raw_queries` are distinct."""
+def find_near_queries(
+    raw_queries: pa.Array, config: SplitConfig
+) -> tuple[dict[str, int], tuple[NearQueries, ...]]:
+    """The number of distinct normalised queries of each split, and what of each kind leaks between them.
+    `raw_queries` are distinct.
+    """
     raw = raw_queries.to_pylist()
     normal = pa.array([normalise_query(query) for query in raw], pa.string())
     bit_of: dict[str, int] = {side: 1 << i for i, side in enumerate(SPLITS)}
@@ -110,15 +122,21 @@ def find_near_queries(raw_queries: pa.Array, config: SplitConfig) -> tuple[dict[
     queries, own_Q = codes.dictionary, _lowest_bit(side_Q)
     counts = {side: int((own_Q == bit).sum()) for side, bit in bit_of.items()}
     torn_Q = side_Q != own_Q
-    examples = [_example(queries, own_Q, q, q, int(_lowest_bit(side_Q ^ own_Q)[q])) for q in np.flatnonzero(torn_Q)[:NUM_EXAMPLES]]
-    found = [NearQueries("same", int(torn_Q.sum()), 0, int(torn_Q.sum()) / max(counts["test"], 1), tuple(examples))]
+    examples = [
+        _example(queries, own_Q, q, q, int(_lowest_bit(side_Q ^ own_Q)[q]))
+        for q in np.flatnonzero(torn_Q)[:NUM_EXAMPLES]
+    ]
+    found = [
+        NearQueries("same", int(torn_Q.sum()), 0, int(torn_Q.sum()) / max(counts["test"], 1), tuple(examples))
+    ]
     counted_Q = torn_Q
     for kind, (signature_E, query_E) in zip(KINDS[1:], _signatures(queries), strict=True):
         leak_Q = _meets(signature_E, query_E, own_Q) & ~counted_Q
-        found.append(_summary(kind, leak_Q, own_Q, counts, _examples(queries, own_Q, leak_Q, signature_E, query_E)))
+        found.append(
+            _summary(kind, leak_Q, own_Q, counts, _examples(queries, own_Q, leak_Q, signature_E, query_E))
+        )
         counted_Q = counted_Q | leak_Q
     return counts, tuple(found)
-
 
 
 def _lowest_bit(sides: np.ndarray) -> np.ndarray:
@@ -126,13 +144,14 @@ def _lowest_bit(sides: np.ndarray) -> np.ndarray:
     return sides & (~sides + np.uint8(1))
 
 
-
 def _signatures(queries: pa.Array) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     """For each kind but the first, signatures (E,) and the query each belongs to (E,)."""
     folded = fold_texts(queries)
-    folded = pc.if_else(pc.equal(folded, ""), queries, folded)  # nothing but signs or pictures: these are the query
+    # nothing but signs or pictures: these are the query
+    folded = pc.if_else(pc.equal(folded, ""), queries, folded)
     closed = pc.replace_substring_regex(folded, r"(\p{N}) (\p{N})", r"\1_\2")
-    closed = pc.replace_substring_regex(closed, r"(\p{N}) (\p{N})", r"\1_\2")  # of 1 2 3 the first pass sees one gap
+    # of 1 2 3 the first pass sees one gap
+    closed = pc.replace_substring_regex(closed, r"(\p{N}) (\p{N})", r"\1_\2")
     number_Q = np.arange(len(queries))
     yield hash_texts(pc.replace_substring(closed, " ", "")), number_Q
 
@@ -149,7 +168,6 @@ def _signatures(queries: pa.Array) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     yield np.concatenate([sum_Q[long_Q], without_W]), np.concatenate([number_Q[long_Q], query_W[long_W]])
 
 
-
 def _meets(signature_E: np.ndarray, query_E: np.ndarray, own_Q: np.ndarray) -> np.ndarray:
     """Whether each query shares a signature with one of a split it must not meet (Q,)."""
     order_E = np.argsort(signature_E, kind="stable")
@@ -163,18 +181,24 @@ def _meets(signature_E: np.ndarray, query_E: np.ndarray, own_Q: np.ndarray) -> n
     return (met_Q & forbidden[own_Q]) != 0
 
 
-
-def _summary(kind: str, leak_Q: np.ndarray, own_Q: np.ndarray, counts: dict[str, int], examples: list[tuple[str, str, str, str]]) -> NearQueries:
+def _summary(
+    kind: str,
+    leak_Q: np.ndarray,
+    own_Q: np.ndarray,
+    counts: dict[str, int],
+    examples: list[tuple[str, str, str, str]],
+) -> NearQueries:
     num_test, num_valid = (int((leak_Q & (own_Q == bit)).sum()) for bit in (_TEST, _VALID))
     return NearQueries(kind, num_test, num_valid, num_test / max(counts["test"], 1), tuple(examples))
-
 
 
 def _examples(
     queries: pa.Array, own_Q: np.ndarray, leak_Q: np.ndarray, signature_E: np.ndarray, query_E: np.ndarray
 ) -> list[tuple[str, str, str, str]]:
     """The first few leaking queries, test before valid, each with a counterpart."""
-    first = [*np.flatnonzero(leak_Q & (own_Q == _TEST)), *np.flatnonzero(leak_Q & (own_Q == _VALID))][:NUM_EXAMPLES]
+    first = [*np.flatnonzero(leak_Q & (own_Q == _TEST)), *np.flatnonzero(leak_Q & (own_Q == _VALID))][
+        :NUM_EXAMPLES
+    ]
     found = []
     for query in first:
         alike_E = np.isin(signature_E, signature_E[query_E == query])
@@ -183,7 +207,13 @@ def _examples(
     return found
 
 
-
-def _example(queries: pa.Array, own_Q: np.ndarray, query: int, other: int, other_side: int) -> tuple[str, str, str, str]:
+def _example(
+    queries: pa.Array, own_Q: np.ndarray, query: int, other: int, other_side: int
+) -> tuple[str, str, str, str]:
     sides = {1 << i: side for i, side in enumerate(SPLITS)}
-    return shown(queries[int(query)].as_py()), sides[int(own_Q[query])], shown(queries[int(other)].as_py()), sides[int(other_side)]
+    return (
+        shown(queries[int(query)].as_py()),
+        sides[int(own_Q[query])],
+        shown(queries[int(other)].as_py()),
+        sides[int(other_side)],
+    )

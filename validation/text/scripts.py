@@ -31,7 +31,6 @@ SCRIPTS: tuple[str, ...] = (NO_LETTERS, *_BLOCKS)
 MIXED_COLUMNS = ("query", "ad_title")  # whose scripts a task may restrict
 
 
-
 @cache
 def _script_of_code() -> np.ndarray:
     """The index into SCRIPTS of every code point."""
@@ -41,7 +40,6 @@ def _script_of_code() -> np.ndarray:
             first, last = (int(end, 16) for end in block.split("-"))
             table[first : last + 1] = index
     return table
-
 
 
 def main_scripts(texts: pa.Array) -> np.ndarray:
@@ -54,17 +52,20 @@ def main_scripts(texts: pa.Array) -> np.ndarray:
     return script_N
 
 
-
 def count_foreign(table: pa.Table, scripts: Sequence[str]) -> dict[str, int]:
     """Texts of each of MIXED_COLUMNS that are mostly in another script; a text without letters is in any."""
     welcome = [SCRIPTS.index(name) for name in (NO_LETTERS, *scripts)]
-    return {name: int((~np.isin(main_scripts(table[name].combine_chunks()), welcome)).sum()) for name in MIXED_COLUMNS}
-
+    return {
+        name: int((~np.isin(main_scripts(table[name].combine_chunks()), welcome)).sum())
+        for name in MIXED_COLUMNS
+    }
 
 
 def _scripts_by_letter(texts: list[str]) -> np.ndarray:
     code_C = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4")
     row_C = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-    count_NS = np.bincount(row_C * len(SCRIPTS) + _script_of_code()[code_C], minlength=len(texts) * len(SCRIPTS)).reshape(-1, len(SCRIPTS))
+    count_NS = np.bincount(
+        row_C * len(SCRIPTS) + _script_of_code()[code_C], minlength=len(texts) * len(SCRIPTS)
+    ).reshape(-1, len(SCRIPTS))
     count_NS[:, 0] = 0
     return count_NS.argmax(1)

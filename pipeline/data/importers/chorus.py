@@ -21,27 +21,29 @@ CHORUS_MARKET = "en"  # the source names no country; queries and products are En
 _COLUMNS = ("query", "docid", "final_rating", "title", "short_description", "supplier")
 
 
-
 def import_chorus(file: Path, out_dir: Path, on_rows: OnRows | None = None) -> ImportCounts:
-    """The ratings as rows; final_rating 0 to 3 is the label, the number of a (query, docid) judged again ends its row_id.
+    """The ratings as rows; final_rating 0 to 3 is the label, the number of a (query, docid) judged again ends
+    its row_id.
 
-    ConfigError: file absent. DamagedInputError: empty, cut off, or its header is no text. DataRefusedError: a column is missing, or as
-    `import_lines`. Memory holds an id for each of the 3,188 pairs.
+    ConfigError: file absent. DamagedInputError: empty, cut off, or its header is no text. DataRefusedError: a
+    column is missing, or as `import_lines`. Memory holds an id for each of the 3,188 pairs.
     """
     check_whole(check_file(file))
     with StagedRows(out_dir, on_rows=on_rows) as staged:
         return import_lines(Source("chorus", file, lambda: _numbered(file), _build_row), staged)
 
 
-
 def check_whole(path: Path) -> None:
-    """DamagedInputError if a file of text ends in the middle of a line: where the last column is long and unused, only this tells a cut in it."""
+    """DamagedInputError if a file of text ends in the middle of a line: where the last column is long and
+    unused, only this tells a cut in it.
+    """
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size_bytes - 1))
         if size_bytes and file.read() != b"\n":
-            raise DamagedInputError(f"{path} ends in the middle of a line; download it again, or end its last line if it is whole")
-
+            raise DamagedInputError(
+                f"{path} ends in the middle of a line; download it again, or end its last line if it is whole"
+            )
 
 
 def _numbered(file: Path) -> Iterator[Line]:
@@ -55,7 +57,6 @@ def _numbered(file: Path) -> Iterator[Line]:
             row_id = row_id if num_seen[row_id] == 1 else f"{row_id}-{num_seen[row_id]}"
             line = line._replace(fields={**line.fields, "row_id": row_id})
         yield line
-
 
 
 def _build_row(line: Line) -> tuple[str, Row]:

@@ -9,11 +9,9 @@ import numpy as np
 HASHES_AT_ONCE = 1_000_000  # hashes of 8 bytes compared at once: about 50 MB
 
 
-
 def row_id_hash(row_id: str) -> bytes:
     """8 bytes that stand for a row id."""
     return hashlib.blake2b(row_id.encode(), digest_size=8).digest()
-
 
 
 class RowIdHashes:
@@ -33,7 +31,9 @@ class RowIdHashes:
         self._file.write(b"".join(map(row_id_hash, row_ids)))
 
     def repeated(self) -> frozenset[bytes]:
-        """The hashes that occur more than once: those of all ids that repeat, and one in millions by accident."""
+        """The hashes that occur more than once: those of all ids that repeat, and one in millions by
+        accident.
+        """
         num_hashes = self._file.tell() // 8
         num_parts = -(-num_hashes // HASHES_AT_ONCE)
         found: set[bytes] = set()

@@ -1,8 +1,9 @@
 """From lines to contract rows: what every import shares.
 
-Each line of a source becomes one row, or one line of the quarantine with a reason: rows and quarantined lines add up to the lines read.
-Judgements of a query and product judged before are kept, and so are texts longer than the contract allows: the validation gate
-judges these. What becomes of the texts stands in pipeline/data/importers/text_cleaning.py. Memory is bounded whatever the size of a source.
+Each line of a source becomes one row, or one line of the quarantine with a reason: rows and quarantined lines
+add up to the lines read. Judgements of a query and product judged before are kept, and so are texts longer
+than the contract allows: the validation gate judges these. What becomes of the texts stands in
+pipeline/data/importers/text_cleaning.py. Memory is bounded whatever the size of a source.
 """
 
 from collections import Counter, defaultdict
@@ -31,8 +32,8 @@ Row = dict[str, Any]  # contract columns by name; columns left out are null
 
 RowBuilder = Callable[[Line], tuple[str, Row]]  # task and row of a line; BadLineError if it cannot be one
 
-EntryBuilder = Callable[[Line], tuple[str, str | None, str | None]]  # key and texts of a line for a Lookup; BadLineError as above
-
+# key and texts of a line for a Lookup; BadLineError as above
+EntryBuilder = Callable[[Line], tuple[str, str | None, str | None]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class ImportCounts:
 
     rows: Mapping[str, int]  # rows published, by task
     quarantined: Mapping[str, int]  # judgements left out, by reason; reasons that held for none are absent
-
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,49 @@ class Source:
     side_names: Sequence[str] = ()  # of files read by `read_side_file` before
 
 
-
 def import_lines(source: Source, staged: StagedRows) -> ImportCounts:
     """Publish the lines of a source as rows, and those that cannot be rows in its quarantine.
 
-    Of rows with the same id the first is kept; a second pass finds it where there are such. DataRefusedError: too many lines are bad
-    (pipeline/data/importers/rejects.py), or none can be used. Nothing is published then, nor after any other error.
+    Of rows with the same id the first is kept; a second pass finds it where there are such. DataRefusedError:
+    too many lines are bad (pipeline/data/importers/rejects.py), or none can be used. Nothing is published
+    then, nor after any other error.
     """
     quarantine, rows, repeated = _stage_rows(source, staged, frozenset())
     if len(repeated) > MAX_REPEATED_IDS:
-        raise DataRefusedError(f"{len(repeated):,} ids of {source.path} are used more than once; map a column that tells its lines apart")
+        raise DataRefusedError(
+            f"{len(repeated):,} ids of {source.path} are used more than once; map a column that tells its "
+            "lines apart"
+        )
     if repeated:
         staged.discard_rows()
         quarantine, rows, _ = _stage_rows(source, staged, repeated)
     quarantine.close()
     reasons = dict(sorted(quarantine.reasons.items()))
     if rows.total() + sum(reasons.values()) != quarantine.num_lines:
-        raise AssertionError(f"of {quarantine.num_lines} lines of {source.path} {rows.total()} became rows and {reasons} were left out")
+        raise AssertionError(
+            f"of {quarantine.num_lines} lines of {source.path} {rows.total()} became rows and {reasons} "
+            "were left out"
+        )
     if not rows:
-        raise DataRefusedError(f"{source.path} gave no row; lines left out, by reason: {reasons or 'it holds none'}")
-    return ImportCounts(staged.publish([quarantine_file(name) for name in (source.name, *source.side_names)]), reasons)
+        raise DataRefusedError(
+            f"{source.path} gave no row; lines left out, by reason: {reasons or 'it holds none'}"
+        )
+    return ImportCounts(
+        staged.publish([quarantine_file(name) for name in (source.name, *source.side_names)]), reasons
+    )
 
 
-
-def read_side_file(path: Path, name: str, lines: Iterable[Line], build_entry: EntryBuilder, lookup: Lookup, staged: StagedRows) -> None:
-    """Keep the lines of a file of queries or products by key; bad ones, and those whose key is there already, go to quarantine/<name>.parquet."""
+def read_side_file(
+    path: Path,
+    name: str,
+    lines: Iterable[Line],
+    build_entry: EntryBuilder,
+    lookup: Lookup,
+    staged: StagedRows,
+) -> None:
+    """Keep the lines of a file of queries or products by key; bad ones, and those whose key is there already,
+    go to quarantine/<name>.parquet.
+    """
     quarantine = Quarantine(staged.dir / quarantine_file(name), path)
     for line in lines:
         quarantine.num_lines += 1
@@ -93,13 +111,11 @@ def read_side_file(path: Path, name: str, lines: Iterable[Line], build_entry: En
     quarantine.close()
 
 
-
 def required(text: str | None, reason: str) -> str:
     """The text; BadLineError with the reason if there is none."""
     if not text:
         raise BadLineError(reason)
     return text
-
 
 
 def label_index(text: str | None, labels: Sequence[str]) -> int:
@@ -110,9 +126,12 @@ def label_index(text: str | None, labels: Sequence[str]) -> int:
         raise BadLineError("unknown_label") from error
 
 
-
-def _stage_rows(source: Source, staged: StagedRows, repeated: frozenset[bytes]) -> tuple[Quarantine, Counter[str], frozenset[bytes]]:
-    """One pass over the lines: the quarantine, rows by task, and hashes of the row ids that repeat other than those known."""
+def _stage_rows(
+    source: Source, staged: StagedRows, repeated: frozenset[bytes]
+) -> tuple[Quarantine, Counter[str], frozenset[bytes]]:
+    """One pass over the lines: the quarantine, rows by task, and hashes of the row ids that repeat other than
+    those known.
+    """
     quarantine = Quarantine(staged.dir / quarantine_file(source.name), source.path)
     seen: set[str] = set()
     with RowIdHashes(staged.dir / "row_ids") as hashes:
@@ -133,7 +152,6 @@ def _stage_rows(source: Source, staged: StagedRows, repeated: frozenset[bytes]) 
                 batches.add(task, row)
         batches.flush()
         return quarantine, batches.num_rows, frozenset() if repeated else hashes.repeated()
-
 
 
 class _Batches:

@@ -1,4 +1,6 @@
-"""QADSM of XGLUE, query-ad matching in English, German and French, as task qadsm; one file a language and split, tab-separated."""
+"""QADSM of XGLUE, query-ad matching in English, German and French, as task qadsm; one file a language and
+split, tab-separated.
+"""
 
 import re
 from pathlib import Path
@@ -21,19 +23,27 @@ _FILE_NAME = re.compile(r"qadsm\.(?P<language>[a-z]{2})\.(?P<split>train|dev|tes
 _LANGUAGE = re.compile(r"[a-z]{2}")
 
 
-
-def import_qadsm(file: Path, out_dir: Path, language: str | None = None, on_rows: OnRows | None = None) -> ImportCounts:
+def import_qadsm(
+    file: Path, out_dir: Path, language: str | None = None, on_rows: OnRows | None = None
+) -> ImportCounts:
     """The lines as rows; Bad and Good are 0 and 1, the language is the market.
 
-    Language and official split stand in the published file's name, such as xglue.qadsm.en.train; `language` overrules it. Files of
-    several languages and splits lie side by side in the data folder. ConfigError: file absent, or its language unknown.
-    DamagedInputError: empty. DataRefusedError: as `import_lines`.
+    Language and official split stand in the published file's name, such as xglue.qadsm.en.train; `language`
+    overrules it. Files of several languages and splits lie side by side in the data folder. ConfigError: file
+    absent, or its language unknown. DamagedInputError: empty. DataRefusedError: as `import_lines`.
     """
     named = _FILE_NAME.search(check_file(file).name)
     language = language or (named["language"].lower() if named else None)
     if language is None or not _LANGUAGE.fullmatch(language):
-        said = f"language {language!r} is not two letters" if language else f"the name of {file} does not say its language"
-        raise ConfigError(f"{said}; name it, such as --language en, or call the file as published, such as xglue.qadsm.en.train")
+        said = (
+            f"language {language!r} is not two letters"
+            if language
+            else f"the name of {file} does not say its language"
+        )
+        raise ConfigError(
+            f"{said}; name it, such as --language en, or call the file as published, such as "
+            "xglue.qadsm.en.train"
+        )
     split = named["split"].lower() if named else None
     name = "-".join(filter(None, ("qadsm", language, split)))
 
@@ -42,7 +52,6 @@ def import_qadsm(file: Path, out_dir: Path, language: str | None = None, on_rows
 
     with StagedRows(out_dir, name, on_rows) as staged:
         return import_lines(Source(name, file, lambda: read_fields(file, _COLUMNS), build_row), staged)
-
 
 
 def _build_row(line: Line, name: str) -> Row:

@@ -1,4 +1,6 @@
-"""Lines of a source that could not become rows, kept with the reason: <data folder>/quarantine/<source>.parquet."""
+"""Lines of a source that could not become rows, kept with the reason: <data
+folder>/quarantine/<source>.parquet.
+"""
 
 import re
 from collections import Counter
@@ -11,7 +13,8 @@ from pipeline.data.importers.records import Line
 from pipeline.errors import DataRefusedError
 from pipeline.storage.filesystem import canonical_json
 
-# A wrong encoding, delimiter or mapping spoils nearly every line, honest damage a few of a hundred: what lies between is for a person to judge.
+# A wrong encoding, delimiter or mapping spoils nearly every line, honest damage a few of a hundred: what lies
+# between is for a person to judge.
 MAX_BAD_SHARE = 0.2
 
 MAX_TEXT_CHARS = 4_096
@@ -39,10 +42,15 @@ REASONS = {
     "repeated_id": "has an id that an earlier line has",
 }
 
-SCHEMA = pa.schema([pa.field("line", pa.int64(), False), pa.field("reason", pa.string(), False), pa.field("text", pa.string(), False)])
+SCHEMA = pa.schema(
+    [
+        pa.field("line", pa.int64(), False),
+        pa.field("reason", pa.string(), False),
+        pa.field("text", pa.string(), False),
+    ]
+)
 
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-
 
 
 def quarantine_file(name: str) -> str:
@@ -50,10 +58,8 @@ def quarantine_file(name: str) -> str:
     return f"quarantine/{name}.parquet"
 
 
-
 class BadLineError(Exception):
     """A line that cannot become a row; its argument is one of REASONS."""
-
 
 
 class Quarantine:
@@ -85,31 +91,46 @@ class Quarantine:
         if num_bad > MAX_BAD_SHARE * self.num_lines:
             reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.reasons.most_common())
             examples = "; ".join(self._told(reason) for reason, _ in self.reasons.most_common(3))
-            share = f"{num_bad:,} of {self.num_lines:,} lines of {self.source} are bad ({reasons}), more than {MAX_BAD_SHARE:.0%}"
-            raise DataRefusedError(f"{share}, and nothing was imported: {examples}; check format, encoding and mapping, or repair these lines")
+            share = (
+                f"{num_bad:,} of {self.num_lines:,} lines of {self.source} are bad ({reasons}), more than "
+                f"{MAX_BAD_SHARE:.0%}"
+            )
+            raise DataRefusedError(
+                f"{share}, and nothing was imported: {examples}; check format, encoding and mapping, or "
+                "repair these lines"
+            )
 
     def _told(self, reason: str) -> str:
         line = self._examples[reason]
-        return f"line {line.number} {REASONS[reason]}: {visible(line.text or canonical_json(line.fields))[:120]!r}"
+        return (
+            f"line {line.number} {REASONS[reason]}: "
+            f"{visible(line.text or canonical_json(line.fields))[:120]!r}"
+        )
 
     def _flush(self) -> None:
         if self._waiting:
             if self._writer is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._writer = pq.ParquetWriter(self.path, SCHEMA, compression="zstd", write_page_checksum=True)
-            self._writer.write_table(pa.table([pa.array(values) for values in zip(*self._waiting, strict=True)], schema=SCHEMA))
+                self._writer = pq.ParquetWriter(
+                    self.path, SCHEMA, compression="zstd", write_page_checksum=True
+                )
+            self._writer.write_table(
+                pa.table([pa.array(values) for values in zip(*self._waiting, strict=True)], schema=SCHEMA)
+            )
             self._waiting = []
 
 
-
 def visible(text: str) -> str:
-    """The first MAX_TEXT_CHARS of `text`, with control characters, marks of direction and undecoded bytes spelled out."""
+    """The first MAX_TEXT_CHARS of `text`, with control characters, marks of direction and undecoded bytes
+    spelled out.
+    """
     return _UNSEEN.sub(_spelled, text[:MAX_TEXT_CHARS])[:MAX_TEXT_CHARS]
-
 
 
 def _spelled(match: re.Match[str]) -> str:
     code = ord(match[0])
     if 0xDC80 <= code <= 0xDCFF:  # a byte that the encoding does not know
         code -= 0xDC00
-    return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+    return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code) or (
+        f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    )

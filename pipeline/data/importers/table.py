@@ -1,4 +1,6 @@
-"""Any table of query-ad pairs, csv, tsv, parquet or json lines, by a mapping of its columns and labels: a `TableSource` block."""
+"""Any table of query-ad pairs, csv, tsv, parquet or json lines, by a mapping of its columns and labels: a
+`TableSource` block.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,26 +24,40 @@ _CLEANERS: dict[str, Callable[[str | None], str | None]] = {
     "landing_page": clean_lines,
 }  # all other columns are one line of text
 
-_EMPTY_REASONS = {"row_id": "empty_id", "query": "empty_query", "ad_title": "empty_title", "market": "empty_market"}
-
+_EMPTY_REASONS = {
+    "row_id": "empty_id",
+    "query": "empty_query",
+    "ad_title": "empty_title",
+    "market": "empty_market",
+}
 
 
 def read_mapping(mapping: Path, path: Path) -> TableSource:
     """The source block in a YAML file, for the table `path`; ConfigError lists every problem."""
-    value = read_yaml_mapping(mapping, "mapping", "README.md shows what it holds", "with task and columns; README.md shows one")
+    value = read_yaml_mapping(
+        mapping, "mapping", "README.md shows what it holds", "with task and columns; README.md shows one"
+    )
     try:
         return TableSource.model_validate({"kind": "table", **value, "path": path})
     except ValidationError as error:
-        raise ConfigError(f"{mapping}: " + "; ".join(explain(problem, TableSource) for problem in error.errors())) from error
+        raise ConfigError(
+            f"{mapping}: " + "; ".join(explain(problem, TableSource) for problem in error.errors())
+        ) from error
 
 
+def import_table(
+    source: TableSource,
+    out_dir: Path,
+    label_names: Sequence[str] | None = None,
+    on_rows: OnRows | None = None,
+) -> ImportCounts:
+    """The lines of a table as rows of one task; `label_names` are the task's, worst first, where labels are
+    mapped to names.
 
-def import_table(source: TableSource, out_dir: Path, label_names: Sequence[str] | None = None, on_rows: OnRows | None = None) -> ImportCounts:
-    """The lines of a table as rows of one task; `label_names` are the task's, worst first, where labels are mapped to names.
-
-    Where no row_id is mapped, it is task, source and line number. Files of several sources of a task lie side by side.
-    ConfigError: file absent, or the mapping does not fit. DamagedInputError: empty, not whole parquet, or its header is no text in the
-    stated encoding. DataRefusedError: a column is missing or named twice, or as `import_lines`.
+    Where no row_id is mapped, it is task, source and line number. Files of several sources of a task lie side
+    by side. ConfigError: file absent, or the mapping does not fit. DamagedInputError: empty, not whole
+    parquet, or its header is no text in the stated encoding. DataRefusedError: a column is missing or named
+    twice, or as `import_lines`.
     """
     check_file(source.path)
     indices, name = source.label_indices(label_names), source.source_name
@@ -50,8 +66,9 @@ def import_table(source: TableSource, out_dir: Path, label_names: Sequence[str] 
         return source.task, _build_row(line, source, indices)
 
     with StagedRows(out_dir, name, on_rows) as staged:
-        return import_lines(Source(f"{source.task}-{name}", source.path, lambda: _read(source), build_row), staged)
-
+        return import_lines(
+            Source(f"{source.task}-{name}", source.path, lambda: _read(source), build_row), staged
+        )
 
 
 def _read(source: TableSource) -> Iterator[Line]:
@@ -63,13 +80,11 @@ def _read(source: TableSource) -> Iterator[Line]:
     return read_separated(source.path, columns, "\t" if table_format == "tsv" else ",", source.encoding)
 
 
-
 def _build_row(line: Line, source: TableSource, indices: dict[str, int | None]) -> Row:
     row: Row = {"row_id": f"{source.task}-{source.source_name}-{line.number}", **source.constants}
     for column, name in source.columns.items():
         row[column] = _value(column, line.fields[name], indices)
     return row
-
 
 
 def _value(column: str, text: str | None, indices: dict[str, int | None]) -> Any:
@@ -83,7 +98,6 @@ def _value(column: str, text: str | None, indices: dict[str, int | None]) -> Any
         return _weight(text)
     cleaned = _CLEANERS.get(column, clean_line)(text)
     return required(cleaned, _EMPTY_REASONS[column]) if column in _EMPTY_REASONS else cleaned
-
 
 
 def _weight(text: str | None) -> float | None:

@@ -1,7 +1,9 @@
-"""Separated text and json lines read as streams: a bounded part in memory whatever the size of the file, and of its lines.
+"""Separated text and json lines read as streams: a bounded part in memory whatever the size of the file, and
+of its lines.
 
-The encoding is stated, never guessed; a byte order mark is dropped. Line numbers are those an editor shows, a header being line 1.
-Blank lines are no lines. A quote that is never closed costs its own line: the lines behind it are read again.
+The encoding is stated, never guessed; a byte order mark is dropped. Line numbers are those an editor shows, a
+header being line 1. Blank lines are no lines. A quote that is never closed costs its own line: the lines
+behind it are read again.
 """
 
 import codecs
@@ -17,22 +19,27 @@ from pipeline.data.importers.records import Line, check_columns, check_file, val
 from pipeline.data.importers.text_cleaning import decode_text, pair_surrogates
 from pipeline.errors import DamagedInputError
 
-MAX_RECORD_CHARS = 8 * 2**20  # of one record: more than four texts of the longest kind that the contract takes
+# of one record: more than four texts of the longest kind that the contract takes
+MAX_RECORD_CHARS = 8 * 2**20
 
-MAX_RECORD_LINES = 1_000  # of one record: what a quote that is never closed swallows at most before it is found out
+# of one record: what a quote that is never closed swallows at most before it is found out
+MAX_RECORD_LINES = 1_000
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-
-def read_separated(path: Path, columns: Sequence[str], delimiter: str, encoding: str = "utf-8") -> Iterator[Line]:
+def read_separated(
+    path: Path, columns: Sequence[str], delimiter: str, encoding: str = "utf-8"
+) -> Iterator[Line]:
     """The records of separated text with a header, quoted as csv writers quote.
 
-    ConfigError: no file. DamagedInputError: empty, or its header is no text. DataRefusedError: a column is missing or named twice.
+    ConfigError: no file. DamagedInputError: empty, or its header is no text. DataRefusedError: a column is
+    missing or named twice.
     """
     with _open_text(path, encoding) as file:
         feed = _Feed(file)
-        csv.field_size_limit(MAX_RECORD_CHARS)  # the module's own limit is shorter than texts that the contract takes
+        # the module's own limit is shorter than texts that the contract takes
+        csv.field_size_limit(MAX_RECORD_CHARS)
         records = csv.reader(feed, delimiter=delimiter, strict=True)
         names = _read_header(feed, records, path, encoding)
         check_columns(names, columns, path)
@@ -43,7 +50,12 @@ def read_separated(path: Path, columns: Sequence[str], delimiter: str, encoding:
                 if feed.only_too_long():
                     yield Line(feed.number, {}, feed.text, "line_too_long")
                 else:
-                    yield Line(feed.number, {}, defect="unclosed_quote" if feed.give_back() else "misplaced_quote", text=feed.text)
+                    yield Line(
+                        feed.number,
+                        {},
+                        defect="unclosed_quote" if feed.give_back() else "misplaced_quote",
+                        text=feed.text,
+                    )
                 continue
             if fields is None:
                 return
@@ -54,9 +66,10 @@ def read_separated(path: Path, columns: Sequence[str], delimiter: str, encoding:
                 yield _line(feed, names, fields, encoding)
 
 
-
 def read_fields(path: Path, columns: Sequence[str], encoding: str = "utf-8") -> Iterator[Line]:
-    """The lines of tab-separated text without header and without quotes, fields in the order of `columns`. Errors as `read_separated`."""
+    """The lines of tab-separated text without header and without quotes, fields in the order of `columns`.
+    Errors as `read_separated`.
+    """
     with _open_text(path, encoding) as file:
         for line in _plain_lines(_Feed(file)):
             fields = line.text.split("\t")
@@ -68,9 +81,10 @@ def read_fields(path: Path, columns: Sequence[str], encoding: str = "utf-8") -> 
                 yield line._replace(fields=values, defect=None if repaired else "bad_encoding")
 
 
-
 def read_json_lines(path: Path, columns: Sequence[str], encoding: str = "utf-8") -> Iterator[Line]:
-    """The objects of a file of json lines; columns that a line leaves out are null. ConfigError: no file. DamagedInputError: empty."""
+    """The objects of a file of json lines; columns that a line leaves out are null. ConfigError: no file.
+    DamagedInputError: empty.
+    """
     with _open_text(path, encoding) as file:
         for line in _plain_lines(_Feed(file)):
             repaired = _repair([line.text], encoding)
@@ -78,7 +92,6 @@ def read_json_lines(path: Path, columns: Sequence[str], encoding: str = "utf-8")
                 yield line._replace(defect=line.defect or "bad_encoding")
             else:
                 yield _json_line(line, repaired[0], columns)
-
 
 
 class _Feed:
@@ -118,7 +131,10 @@ class _Feed:
             while len(rest) > MAX_RECORD_CHARS and not rest.endswith("\n"):
                 rest = self._file.readline(MAX_RECORD_CHARS + 1)
         except UnicodeError as error:  # of encodings that cannot go on behind damage, such as utf-16
-            raise DamagedInputError(f"{self._file.name} is not in {self._file.encoding} ({error}); state its encoding or convert it") from error
+            raise DamagedInputError(
+                f"{self._file.name} is not in {self._file.encoding} ({error}); state its encoding or "
+                "convert it"
+            ) from error
         return line
 
     @property
@@ -136,14 +152,12 @@ class _Feed:
         return num_taken > 1
 
 
-
 def _open_text(path: Path, encoding: str) -> TextIO:
     """The text of a source; bytes outside its encoding become lone surrogates, which `_repair` finds."""
     if not check_file(path).stat().st_size:
         raise DamagedInputError(f"{path} is empty; download it again")
     dropping_mark = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
     return path.open(encoding=dropping_mark, errors="surrogateescape", newline="")
-
 
 
 def _read_header(feed: _Feed, records: Iterator[list[str]], path: Path, encoding: str) -> list[str]:
@@ -155,9 +169,11 @@ def _read_header(feed: _Feed, records: Iterator[list[str]], path: Path, encoding
     except csv.Error:
         pass
     if not names:
-        raise DamagedInputError(f"{path} does not begin with a header line in {encoding}; check its format and encoding, or download it again")
+        raise DamagedInputError(
+            f"{path} does not begin with a header line in {encoding}; check its format and encoding, or "
+            "download it again"
+        )
     return names
-
 
 
 def _plain_lines(feed: _Feed) -> Iterator[Line]:
@@ -173,13 +189,11 @@ def _plain_lines(feed: _Feed) -> Iterator[Line]:
             yield Line(feed.number, {}, feed.text)
 
 
-
 def _line(feed: _Feed, names: Sequence[str], fields: list[str], encoding: str) -> Line:
     repaired = _repair(fields, encoding)
     if repaired is None:
         return Line(feed.number, {}, feed.text, "bad_encoding")
     return Line(feed.number, dict(zip(names, repaired, strict=True)), feed.text)
-
 
 
 def _json_line(line: Line, text: str, columns: Sequence[str]) -> Line:
@@ -193,12 +207,18 @@ def _json_line(line: Line, text: str, columns: Sequence[str]) -> Line:
     if any(isinstance(v, dict | list) for v in chosen.values()):
         return line._replace(defect="not_text")
     texts = {name: value_text(v) for name, v in chosen.items()}
-    return line._replace(fields={name: pair_surrogates(text) if text and _SURROGATE.search(text) else text for name, text in texts.items()})
-
+    return line._replace(
+        fields={
+            name: pair_surrogates(text) if text and _SURROGATE.search(text) else text
+            for name, text in texts.items()
+        }
+    )
 
 
 def _repair(fields: list[str], encoding: str) -> list[str] | None:
-    """The fields without lone surrogates: pairs that UTF-8 holds one by one are put together; None if bytes are damaged."""
+    """The fields without lone surrogates: pairs that UTF-8 holds one by one are put together; None if bytes
+    are damaged.
+    """
     if not any(_SURROGATE.search(field) for field in fields if not field.isascii()):
         return fields
     if codecs.lookup(encoding).name != "utf-8":

@@ -1,7 +1,8 @@
 """What is for sale on the made-up ads marketplace, and how it is put into words.
 
-Product names are real and have synonyms, in American and in British English; brands are made up. Types of one group can stand in for each other,
-types of different groups cannot. Things sold for a product, and things that only carry its name, repeat the name and are not the product.
+Product names are real and have synonyms, in American and in British English; brands are made up. Types of one
+group can stand in for each other, types of different groups cannot. Things sold for a product, and things
+that only carry its name, repeat the name and are not the product.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ class ProductType:
     price_range: tuple[int, int]  # whole dollars or pounds
 
 
-
 @dataclass(frozen=True)
 class Category:
-    """Product types that share attributes, accessories and prices. A group a line: types apart by ";", American and British names by "|"."""
+    """Product types that share attributes, accessories and prices. A group a line: types apart by ";",
+    American and British names by "|".
+    """
 
     name: str
     attributes: str
@@ -36,87 +38,193 @@ class Category:
     groups: tuple[str, ...]
 
 
-
 CATEGORIES = (
-    Category("footwear", "colour, audience, tier", "laces, polish, storage bag", (25, 140), (
-        "sneakers, running shoes, tennis shoes | trainers, running shoes; hiking boots, walking boots",
-        "slippers, house shoes; sandals, flip flops",
-    )),
-    Category("clothing", "colour, audience, fabric", "hanger, patch, storage bag", (15, 90), (
-        "sweater, pullover | jumper, pullover; hoodie, sweatshirt",
-        "pants, trousers | trousers, slacks; jeans, denims",
-        "raincoat, rain jacket | mac, raincoat; winter coat, parka",
-        "pajamas, sleepwear | pyjamas, nightwear; bathrobe, robe | dressing gown, bathrobe",
-    )),
-    Category("bags", "colour, size, tier", "strap, lock, cover", (20, 160), (
-        "suitcase, luggage; duffel bag, holdall",
-        "purse, handbag | handbag, purse; backpack, rucksack | rucksack, backpack",
-    )),
-    Category("furniture", "colour, size, frame", "cover, legs, polish", (80, 900), (
-        "couch, sofa | sofa, settee; armchair, easy chair",
-        "dresser, chest of drawers | chest of drawers, dresser; closet, wardrobe | wardrobe, closet",
-        "desk, writing table; dining table, kitchen table",
-    )),
-    Category("textiles", "colour, size, fabric", "hooks, cleaner, storage bag", (15, 120), (
-        "comforter, quilt | duvet, quilt; blanket, throw",
-        "curtains, drapes; blinds, window shades",
-    )),
-    Category("devices", "colour, size, tier", "case, charger, stand", (90, 900), (
-        "laptop, notebook computer; tablet, touchscreen tablet",
-        "cell phone, smartphone | mobile phone, smartphone; landline phone, home phone",
-        "television, tv | telly, television; monitor, computer screen",
-        "headphones, headset; earbuds, earphones | earphones, earbuds",
-    )),
-    Category("kitchen", "colour, size, tier", "lid, filter, stand", (20, 250), (
-        "frying pan, skillet; saucepan, cooking pot",
-        "coffee maker, coffee machine; tea kettle, electric kettle | kettle, electric kettle",
-        "refrigerator, fridge | fridge, refrigerator; freezer, deep freezer",
-    )),
-    Category("appliances", "colour, power, tier", "filter, cover, stand", (40, 400), (
-        "vacuum cleaner, vacuum | hoover, vacuum cleaner; carpet sweeper, floor sweeper",
-        "space heater, room heater | fan heater, room heater; electric blanket, heated blanket",
-    )),
-    Category("baby", "colour, size, tier", "cover, strap, storage bag", (10, 300), (
-        "diapers, nappies | nappies, diapers; training pants, pull-ups",
-        "stroller, baby carriage | pushchair, pram; baby carrier, baby sling",
-        "crib, baby bed | cot, baby bed; bassinet, moses basket | moses basket, bassinet",
-    )),
-    Category("garden", "colour, power, size", "batteries, cover, stand", (15, 350), (
-        "flashlight, torch | torch, flashlight; lantern, camping lamp",
-        "lawn mower, grass cutter; string trimmer, weed whacker | strimmer, grass trimmer",
-        "garden hose, hosepipe | hosepipe, garden hose; sprinkler, lawn sprinkler",
-    )),
-    Category("sports", "colour, size, tier", "lock, strap, cover", (20, 500), (
-        "bicycle, bike | bike, bicycle; scooter, kick scooter",
-        "dumbbells, hand weights; kettlebell, kettlebell weight",
-        "tent, camping tent; tarp, camping shelter",
-    )),
-    Category("pets", "colour, size, fabric", "cover, strap, cleaner", (10, 110), (
-        "dog bed, pet bed; dog crate, dog kennel | dog kennel, dog crate",
-        "dog leash, dog lead | dog lead, dog leash; dog harness, dog vest",
-    )),
-)  # fmt: skip
+    Category(
+        "footwear",
+        "colour, audience, tier",
+        "laces, polish, storage bag",
+        (25, 140),
+        (
+            "sneakers, running shoes, tennis shoes | trainers, running shoes; hiking boots, walking boots",
+            "slippers, house shoes; sandals, flip flops",
+        ),
+    ),
+    Category(
+        "clothing",
+        "colour, audience, fabric",
+        "hanger, patch, storage bag",
+        (15, 90),
+        (
+            "sweater, pullover | jumper, pullover; hoodie, sweatshirt",
+            "pants, trousers | trousers, slacks; jeans, denims",
+            "raincoat, rain jacket | mac, raincoat; winter coat, parka",
+            "pajamas, sleepwear | pyjamas, nightwear; bathrobe, robe | dressing gown, bathrobe",
+        ),
+    ),
+    Category(
+        "bags",
+        "colour, size, tier",
+        "strap, lock, cover",
+        (20, 160),
+        (
+            "suitcase, luggage; duffel bag, holdall",
+            "purse, handbag | handbag, purse; backpack, rucksack | rucksack, backpack",
+        ),
+    ),
+    Category(
+        "furniture",
+        "colour, size, frame",
+        "cover, legs, polish",
+        (80, 900),
+        (
+            "couch, sofa | sofa, settee; armchair, easy chair",
+            "dresser, chest of drawers | chest of drawers, dresser; closet, wardrobe | wardrobe, closet",
+            "desk, writing table; dining table, kitchen table",
+        ),
+    ),
+    Category(
+        "textiles",
+        "colour, size, fabric",
+        "hooks, cleaner, storage bag",
+        (15, 120),
+        (
+            "comforter, quilt | duvet, quilt; blanket, throw",
+            "curtains, drapes; blinds, window shades",
+        ),
+    ),
+    Category(
+        "devices",
+        "colour, size, tier",
+        "case, charger, stand",
+        (90, 900),
+        (
+            "laptop, notebook computer; tablet, touchscreen tablet",
+            "cell phone, smartphone | mobile phone, smartphone; landline phone, home phone",
+            "television, tv | telly, television; monitor, computer screen",
+            "headphones, headset; earbuds, earphones | earphones, earbuds",
+        ),
+    ),
+    Category(
+        "kitchen",
+        "colour, size, tier",
+        "lid, filter, stand",
+        (20, 250),
+        (
+            "frying pan, skillet; saucepan, cooking pot",
+            "coffee maker, coffee machine; tea kettle, electric kettle | kettle, electric kettle",
+            "refrigerator, fridge | fridge, refrigerator; freezer, deep freezer",
+        ),
+    ),
+    Category(
+        "appliances",
+        "colour, power, tier",
+        "filter, cover, stand",
+        (40, 400),
+        (
+            "vacuum cleaner, vacuum | hoover, vacuum cleaner; carpet sweeper, floor sweeper",
+            "space heater, room heater | fan heater, room heater; electric blanket, heated blanket",
+        ),
+    ),
+    Category(
+        "baby",
+        "colour, size, tier",
+        "cover, strap, storage bag",
+        (10, 300),
+        (
+            "diapers, nappies | nappies, diapers; training pants, pull-ups",
+            "stroller, baby carriage | pushchair, pram; baby carrier, baby sling",
+            "crib, baby bed | cot, baby bed; bassinet, moses basket | moses basket, bassinet",
+        ),
+    ),
+    Category(
+        "garden",
+        "colour, power, size",
+        "batteries, cover, stand",
+        (15, 350),
+        (
+            "flashlight, torch | torch, flashlight; lantern, camping lamp",
+            "lawn mower, grass cutter; string trimmer, weed whacker | strimmer, grass trimmer",
+            "garden hose, hosepipe | hosepipe, garden hose; sprinkler, lawn sprinkler",
+        ),
+    ),
+    Category(
+        "sports",
+        "colour, size, tier",
+        "lock, strap, cover",
+        (20, 500),
+        (
+            "bicycle, bike | bike, bicycle; scooter, kick scooter",
+            "dumbbells, hand weights; kettlebell, kettlebell weight",
+            "tent, camping tent; tarp, camping shelter",
+        ),
+    ),
+    Category(
+        "pets",
+        "colour, size, fabric",
+        "cover, strap, cleaner",
+        (10, 110),
+        (
+            "dog bed, pet bed; dog crate, dog kennel | dog kennel, dog crate",
+            "dog leash, dog lead | dog lead, dog leash; dog harness, dog vest",
+        ),
+    ),
+)
 
-# Attribute -> value -> its words, synonyms of each other. Words that begin with "for" follow the product name, the rest stand before it.
+# Attribute -> value -> its words, synonyms of each other. Words that begin with "for" follow the product
+# name, the rest stand before it.
 ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
     "colour": {
-        "red": ("red", "crimson", "scarlet"), "blue": ("blue", "navy"), "green": ("green", "emerald"), "black": ("black",),
-        "white": ("white", "ivory"), "gray": ("gray", "charcoal"), "pink": ("pink",), "brown": ("brown", "chocolate"),
+        "red": ("red", "crimson", "scarlet"),
+        "blue": ("blue", "navy"),
+        "green": ("green", "emerald"),
+        "black": ("black",),
+        "white": ("white", "ivory"),
+        "gray": ("gray", "charcoal"),
+        "pink": ("pink",),
+        "brown": ("brown", "chocolate"),
     },
-    "audience": {"men": ("men's", "for men", "for him"), "women": ("women's", "ladies", "for her"), "kids": ("kids", "children's", "for children")},
-    "tier": {"cheap": ("cheap", "budget", "affordable", "bargain"), "luxury": ("luxury", "premium", "designer")},
+    "audience": {
+        "men": ("men's", "for men", "for him"),
+        "women": ("women's", "ladies", "for her"),
+        "kids": ("kids", "children's", "for children"),
+    },
+    "tier": {
+        "cheap": ("cheap", "budget", "affordable", "bargain"),
+        "luxury": ("luxury", "premium", "designer"),
+    },
     "size": {"small": ("small", "compact", "mini"), "large": ("large", "extra large", "big")},
     "fabric": {"cotton": ("cotton",), "wool": ("wool", "woolen"), "polyester": ("polyester", "synthetic")},
     "frame": {"wood": ("wooden", "oak"), "metal": ("metal", "steel")},
     "power": {"cordless": ("cordless", "battery powered", "rechargeable"), "corded": ("corded", "plug-in")},
-}  # fmt: skip
+}
 
 BRITISH = {"gray": "grey", "woolen": "woollen"}
 
-BRANDS = ("Ludwen", "Orrisk", "Nobrin", "Drovan", "Hesken", "Bramdor", "Velmo", "Pellan", "Silven", "Oakwen", "Torvia", "Kestrio")
+BRANDS = (
+    "Ludwen",
+    "Orrisk",
+    "Nobrin",
+    "Drovan",
+    "Hesken",
+    "Bramdor",
+    "Velmo",
+    "Pellan",
+    "Silven",
+    "Oakwen",
+    "Torvia",
+    "Kestrio",
+)
 
 # What carries the name of a product and is something else.
-DECOYS = ("{} poster", "toy {}", "{} repair service", "{} rental", "{} sticker", "book about {}", "{} print mug")
+DECOYS = (
+    "{} poster",
+    "toy {}",
+    "{} repair service",
+    "{} rental",
+    "{} sticker",
+    "book about {}",
+    "{} print mug",
+)
 
 QUERY_FILLERS = ("buy {}", "{} online", "best {}", "{} near me", "{} deals")
 
@@ -124,24 +232,31 @@ AD_FILLERS = ("on sale", "free delivery", "new in", "best seller", "top rated", 
 
 # What a page behind an ad says, by kind of page.
 PAGE_TEXTS = {
-    "product": ("{ad} in stock, add to basket", "buy {ad} here, delivered in two days", "{ad}, order now, ready to ship"),
-    "listing": ("shop our whole range: {name}, {sibling} and more", "all offers in one place: {sibling} and {name}"),
+    "product": (
+        "{ad} in stock, add to basket",
+        "buy {ad} here, delivered in two days",
+        "{ad}, order now, ready to ship",
+    ),
+    "listing": (
+        "shop our whole range: {name}, {sibling} and more",
+        "all offers in one place: {sibling} and {name}",
+    ),
     "sold_out": ("{ad} sold out, no longer available", "sorry, {ad} is discontinued and gone"),
     "article": ("how to clean your {name}, tips and advice", "the history of the {name}, read our blog"),
     "error": ("page not found, the {name} offer was removed", "error, this {name} link is broken, go back"),
 }
 
 
-
 @dataclass(frozen=True)
 class Product:
-    """What a query wants or an ad offers: a type, or an accessory or decoy that carries its name, with values (`brand` among them)."""
+    """What a query wants or an ad offers: a type, or an accessory or decoy that carries its name, with values
+    (`brand` among them).
+    """
 
     type: ProductType
     values: dict[str, str]
     accessory: str | None = None
     decoy: str | None = None
-
 
 
 @dataclass(frozen=True)
@@ -150,7 +265,6 @@ class Wording:
 
     name: str
     words: dict[str, str]
-
 
 
 @dataclass(frozen=True)
@@ -162,10 +276,8 @@ class Query:
     wording: Wording
 
 
-
 def _split(text: str, separator: str = ",") -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(separator))
-
 
 
 @cache
@@ -177,22 +289,23 @@ def product_types() -> tuple[ProductType, ...]:
             for names in _split(group, ";"):
                 us, gb = map(_split, (_split(names, "|") * 2)[:2])
                 accessories, attributes = _split(category.accessories), _split(category.attributes)
-                types.append(ProductType(us, gb, group, category.name, accessories, attributes, category.price_range))
+                types.append(
+                    ProductType(us, gb, group, category.name, accessories, attributes, category.price_range)
+                )
     return tuple(types)
-
 
 
 @cache
 def siblings(product_type: ProductType) -> tuple[ProductType, ...]:
     """The other types of its group."""
-    return tuple(other for other in product_types() if other.group == product_type.group and other != product_type)
-
+    return tuple(
+        other for other in product_types() if other.group == product_type.group and other != product_type
+    )
 
 
 def attribute_values(attribute: str) -> tuple[str, ...]:
     """The values an attribute can take."""
     return BRANDS if attribute == "brand" else tuple(ATTRIBUTES[attribute])
-
 
 
 def _pick(options: tuple[str, ...], taken: str | None, copy: float, rng: Random) -> str:
@@ -202,8 +315,9 @@ def _pick(options: tuple[str, ...], taken: str | None, copy: float, rng: Random)
     return rng.choice([option for option in options if option != taken])
 
 
-
-def build_wording(product: Product, market: str, rng: Random, query: Wording, copy_name: float, copy_word: float) -> Wording:
+def build_wording(
+    product: Product, market: str, rng: Random, query: Wording, copy_name: float, copy_word: float
+) -> Wording:
     """Words for a product in view of those of a query, which are taken over with the given probabilities."""
     name = _pick(product.type.gb if market == "gb" else product.type.us, query.name, copy_name, rng)
     words = {}
@@ -213,7 +327,6 @@ def build_wording(product: Product, market: str, rng: Random, query: Wording, co
             options = tuple(BRITISH.get(option, option) for option in options)
         words[attribute] = _pick(options, query.words.get(attribute), copy_word, rng)
     return Wording(name, words)
-
 
 
 def build_phrase(product: Product, wording: Wording, rng: Random) -> str:
@@ -228,11 +341,13 @@ def build_phrase(product: Product, wording: Wording, rng: Random) -> str:
     return " ".join((*before, name, *words[len(before) :]))
 
 
-
 def build_query(market: str, rng: Random) -> Query:
     """A product with one or two wishes most of the time, seldom an accessory."""
     product_type = rng.choice(product_types())
-    wishes = [rng.choice(("brand", *product_type.attributes)) for _ in range(rng.choices((0, 1, 2), (10, 55, 35))[0])]
+    wishes = [
+        rng.choice(("brand", *product_type.attributes))
+        for _ in range(rng.choices((0, 1, 2), (10, 55, 35))[0])
+    ]
     accessory = rng.choice(product_type.accessories) if rng.random() < 0.06 else None
     want = Product(product_type, {wish: rng.choice(attribute_values(wish)) for wish in wishes}, accessory)
     wording = build_wording(want, market, rng, Wording("", {}), 0.0, 0.0)
@@ -240,19 +355,20 @@ def build_query(market: str, rng: Random) -> Query:
     return Query(text if len(text.split()) > 1 else rng.choice(QUERY_FILLERS).format(text), want, wording)
 
 
-
 def build_price(product: Product, market: str, rng: Random) -> str:
     """A price that fits the type and its tier; accessories and decoys cost a fifth."""
     tier = {"cheap": 0.6, "luxury": 2.5}.get(product.values.get("tier", ""), 1.0)
-    amount = rng.randint(*product.type.price_range) * tier * (0.2 if product.accessory or product.decoy else 1.0)
+    amount = (
+        rng.randint(*product.type.price_range) * tier * (0.2 if product.accessory or product.decoy else 1.0)
+    )
     return f"{'£' if market == 'gb' else '$'}{max(round(amount), 3)}"
-
 
 
 def build_page(kind: str, product: Product, phrase: str, wording: Wording, rng: Random) -> str:
     """What the page behind an ad says, `phrase` being what the ad says."""
-    return rng.choice(PAGE_TEXTS[kind]).format(ad=phrase, name=wording.name, sibling=rng.choice(siblings(product.type)).us[0])
-
+    return rng.choice(PAGE_TEXTS[kind]).format(
+        ad=phrase, name=wording.name, sibling=rng.choice(siblings(product.type)).us[0]
+    )
 
 
 def pad_text(text: str, num_words: int, rng: Random) -> str:

@@ -1,7 +1,9 @@
-"""The mixes of tasks on which bench_methods.py compares adapter methods, as folders of encoded rows that another machine can train on.
+"""The mixes of tasks on which bench_methods.py compares adapter methods, as folders of encoded rows that
+another machine can train on.
 
-"agreeing": the four tasks of jobs/configs/esci.yaml. "conflicting": the pairs of one of its markets asked three times with the same text, whether
-exact, whether a substitute, whether a complement. "commonsense": four of the question sets of MTL-LoRA's paper, each with its closed set of answers.
+"agreeing": the four tasks of jobs/configs/esci.yaml. "conflicting": the pairs of one of its markets asked
+three times with the same text, whether exact, whether a substitute, whether a complement. "commonsense": four
+of the question sets of MTL-LoRA's paper, each with its closed set of answers.
 """
 
 import json
@@ -21,9 +23,11 @@ from tests.support.places import ROOT, SHARED_DATA
 ESCI_CONFIG = ROOT / "jobs" / "configs" / "esci.yaml"
 QUESTIONS = {"exact": 3, "substitute": 2, "complement": 1}  # task -> the label of the source that it asks for
 ANSWERS = {
-    "boolq": ["false", "true"], "arc_easy": [f"answer{n}" for n in range(1, 6)], "arc_challenge": [f"answer{n}" for n in range(1, 6)],
+    "boolq": ["false", "true"],
+    "arc_easy": [f"answer{n}" for n in range(1, 6)],
+    "arc_challenge": [f"answer{n}" for n in range(1, 6)],
     "openbookqa": [f"answer{n}" for n in range(1, 5)],
-}  # fmt: skip
+}
 MIXES = ("agreeing", "conflicting", "commonsense")
 
 
@@ -31,7 +35,10 @@ def conflicting_settings(judged: Path) -> dict[str, Any]:
     """The settings of the conflicting mix, with rows under `judged`."""
     settings = yaml.safe_load(ESCI_CONFIG.read_text())
     template = "Does the product match the query?\nProduct: {ad_title}\nQuery: {query}\nAnswer:"
-    tasks = [{"name": task, "labels": ["no", "yes"], "relevant_from": 1, "template": template} for task in QUESTIONS]
+    tasks = [
+        {"name": task, "labels": ["no", "yes"], "relevant_from": 1, "template": template}
+        for task in QUESTIONS
+    ]
     del settings["sources"], settings["gate"]
     return {**settings, "name": "conflicting", "data": {"judged": str(judged)}, "tasks": tasks}
 
@@ -40,7 +47,9 @@ def write_conflicting(esci_us: Path, judged: Path) -> None:
     """Contract rows of the conflicting mix out of those of the task `esci_us`."""
     rows = pa.concat_tables([pq.read_table(file) for file in sorted(esci_us.glob("*.parquet"))])
     for task, label in QUESTIONS.items():
-        asked = pa.array([int(one == label) for one in rows.column("label").to_pylist()], rows.schema.field("label").type)
+        asked = pa.array(
+            [int(one == label) for one in rows.column("label").to_pylist()], rows.schema.field("label").type
+        )
         ids = pa.array([f"{task}-{row_id}" for row_id in rows.column("row_id").to_pylist()])
         table = rows.set_column(rows.schema.get_field_index("label"), rows.schema.field("label"), asked)
         table = table.set_column(rows.schema.get_field_index("row_id"), rows.schema.field("row_id"), ids)
@@ -55,18 +64,29 @@ def encode_relevance(mix: str, folder: Path) -> None:
     from pipeline.config.loading import build_config
 
     work_dir = folder / "work"
-    settings = {**yaml.safe_load(ESCI_CONFIG.read_text()), "name": "agreeing", "data": {}, "work_dir": str(work_dir)}
+    settings = {
+        **yaml.safe_load(ESCI_CONFIG.read_text()),
+        "name": "agreeing",
+        "data": {},
+        "work_dir": str(work_dir),
+    }
     bring_in(build_config(settings, mix), Console(err=sys.stderr))
     if mix == "conflicting":
         write_conflicting(work_dir / "agreeing" / "data" / "judged" / "task=esci_us", work_dir / "judged")
         settings = {**conflicting_settings(work_dir / "judged"), "work_dir": str(work_dir)}
     validate_and_encode(build_config(settings, mix)).rename(folder / "encoded")
     shutil.rmtree(work_dir)
-    (folder / "settings.json").write_text(json.dumps({key: value for key, value in settings.items() if key not in ("sources", "data", "work_dir")}))
+    (folder / "settings.json").write_text(
+        json.dumps(
+            {key: value for key, value in settings.items() if key not in ("sources", "data", "work_dir")}
+        )
+    )
 
 
 def encode_commonsense(folder: Path) -> None:
-    """Encode the question sets: a tenth of the training rows is the valid split, the published test rows are the test."""
+    """Encode the question sets: a tenth of the training rows is the valid split, the published test rows are
+    the test.
+    """
     from models.backbone import load_tokenizer, resolve_folder
     from models.config import BackboneConfig
     from pipeline.encoding.encoded_dataset import ENCODED_SCHEMA, encoded_name, write_manifest
@@ -82,11 +102,19 @@ def encode_commonsense(folder: Path) -> None:
             labels = [answers.index(answer) for answer in table.column("answer").to_pylist()]
             names = [f"{task}-{source}-{row}" for row in range(len(ids))]
             columns = [names, texts, ids, list(map(len, ids)), labels, [1.0] * len(ids)]
-            whole = pa.table([pa.array(values, field.type) for values, field in zip(columns, ENCODED_SCHEMA, strict=True)], ENCODED_SCHEMA)
+            whole = pa.table(
+                [pa.array(values, field.type) for values, field in zip(columns, ENCODED_SCHEMA, strict=True)],
+                ENCODED_SCHEMA,
+            )
             valid_N = np.arange(len(ids)) % 10 == 0 if source == "train" else np.zeros(len(ids), bool)
             for side, chosen_N in (("valid", valid_N), (source, ~valid_N)):
                 if chosen_N.any():
                     pq.write_table(whole.filter(pa.array(chosen_N)), encoded / encoded_name(task, side))  # type: ignore[arg-type]
     write_manifest(encoded)
-    tasks = [{"name": task, "labels": answers, "relevant_from": 1, "template": "{query}{ad_title}\nAnswer:"} for task, answers in ANSWERS.items()]
-    (folder / "settings.json").write_text(json.dumps({"name": "commonsense", "tasks": tasks, "registry": {"model": "commonsense"}}))
+    tasks = [
+        {"name": task, "labels": answers, "relevant_from": 1, "template": "{query}{ad_title}\nAnswer:"}
+        for task, answers in ANSWERS.items()
+    ]
+    (folder / "settings.json").write_text(
+        json.dumps({"name": "commonsense", "tasks": tasks, "registry": {"model": "commonsense"}})
+    )

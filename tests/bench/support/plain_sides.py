@@ -1,4 +1,5 @@
-"""The other sides of bench_train.py: a bare loop over our model and batches, and Hugging Face's Trainer, on the rows of our steps.
+"""The other sides of bench_train.py: a bare loop over our model and batches, and Hugging Face's Trainer, on
+the rows of our steps.
 
 Each is called in a process of its own, or in one of two, which share each batch. On a GPU where there is one.
 """
@@ -17,20 +18,33 @@ LORA_RANK = 15  # 1.73 M parameters beside MTL-LoRA's 1.70 M
 
 
 def in_two_processes(side: Callable[..., Figures], *arguments: Any) -> Figures:
-    """A side of two workers, with the variables that torchrun would give them; what the first of them tells, its own padding among it."""
+    """A side of two workers, with the variables that torchrun would give them; what the first of them tells,
+    its own padding among it.
+    """
     import torch
 
     from tests.support.servers import free_port
 
     with tempfile.TemporaryDirectory() as name:
-        torch.multiprocessing.spawn(one_of_two, (free_port(), Path(name) / "figures.json", side, arguments), nprocs=2)
+        torch.multiprocessing.spawn(
+            one_of_two, (free_port(), Path(name) / "figures.json", side, arguments), nprocs=2
+        )
         figures: Figures = json.loads((Path(name) / "figures.json").read_text())
         return figures
 
 
-def one_of_two(rank: int, port: int, told: Path, side: Callable[..., Figures], arguments: tuple[Any, ...]) -> None:
+def one_of_two(
+    rank: int, port: int, told: Path, side: Callable[..., Figures], arguments: tuple[Any, ...]
+) -> None:
     """One of the two processes."""
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    numbers = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+    }
     os.environ.update({"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in numbers.items()}})
     figures = side(*arguments)
     if rank == 0:
@@ -84,7 +98,13 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     trained = list(judge.model.trainable_state().values())
     times, tokens = [time.perf_counter()], [0, 0]
     for step in range(steps):
-        batch = collate(encoded, sampler.rank_rows(step, rank, world_size, beginning_T), len(config.tasks), judge.pad_id, beginning_T).to(device)
+        batch = collate(
+            encoded,
+            sampler.rank_rows(step, rank, world_size, beginning_T),
+            len(config.tasks),
+            judge.pad_id,
+            beginning_T,
+        ).to(device)
         logits_BC = judge.model(*batch.inputs)
         loss_B = row_losses(logits_BC, batch.label_B, relevant_from_T[batch.task_B])
         loss_T, _ = task_sums(loss_B, batch.weight_B, batch.task_B, len(config.tasks))
@@ -97,7 +117,10 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
         wait_for(device)
         times.append(time.perf_counter())
         tokens = [tokens[0] + batch.num_padding, tokens[1] + batch.input_ids_BS.numel()]
-    return {"pairs_per_s": (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS]), "padding": tokens[0] / tokens[1]}
+    return {
+        "pairs_per_s": (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS]),
+        "padding": tokens[0] / tokens[1],
+    }
 
 
 def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
@@ -105,7 +128,14 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
     import numpy as np
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
     from models.backbone import choose_dtype, resolve_folder
     from pipeline.runtime.timing import wait_for
@@ -117,13 +147,23 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
     sampler = build_sampler(config, encoded)
     folder = resolve_folder(config.backbone)
     rows = np.concatenate([sampler.global_rows(step) for step in range(steps)]).tolist()
-    items = [{"input_ids": encoded.ids[encoded.starts[row] : encoded.starts[row + 1]].tolist(), "labels": int(encoded.label_N[row])} for row in rows]
+    items = [
+        {
+            "input_ids": encoded.ids[encoded.starts[row] : encoded.starts[row + 1]].tolist(),
+            "labels": int(encoded.label_N[row]),
+        }
+        for row in rows
+    ]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     dtype = choose_dtype(config.backbone.dtype)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=4, dtype=dtype, pad_token_id=tokenizer.pad_token_id)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=4, dtype=dtype, pad_token_id=tokenizer.pad_token_id
+    )
     targets = list(config.adapter.target_modules)
-    lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=targets)
+    lora = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=targets
+    )
     model = get_peft_model(model, lora)
     collate, tokens, times = DataCollatorWithPadding(tokenizer), [0, 0], []
 
@@ -143,10 +183,21 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
         if world_size > 1:
             strategy["ddp_backend"] = "gloo"
         arguments = TrainingArguments(
-            out_dir, per_device_train_batch_size=BATCH_ROWS // world_size, max_steps=steps, report_to=[], save_strategy="no", logging_strategy="no",
-            use_cpu=not torch.cuda.is_available(), disable_tqdm=True, learning_rate=5e-4, seed=17, **strategy,
-        )  # fmt: skip
-        trainer = Trainer(model=model, args=arguments, train_dataset=items, data_collator=counted, callbacks=[Clock()])
+            out_dir,
+            per_device_train_batch_size=BATCH_ROWS // world_size,
+            max_steps=steps,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            use_cpu=not torch.cuda.is_available(),
+            disable_tqdm=True,
+            learning_rate=5e-4,
+            seed=17,
+            **strategy,
+        )
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=items, data_collator=counted, callbacks=[Clock()]
+        )
         trainer.train()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     pairs_per_s = (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS - 1])

@@ -1,6 +1,8 @@
-"""MTL-LoRA and MOELoRA computed as their published code does, on the numbers of this project's layers: same function, other products.
+"""MTL-LoRA and MOELoRA computed as their published code does, on the numbers of this project's layers: same
+function, other products.
 
-Shape legend: B rows, S tokens, D width in, O width out, R rank, N up-projections, E experts, Q rank of one expert, T tasks.
+Shape legend: B rows, S tokens, D width in, O width out, R rank, N up-projections, E experts, Q rank of one
+expert, T tasks.
 """
 
 import torch
@@ -12,7 +14,9 @@ from models.adapters.mtl_lora import MTLLoRALinear
 
 
 class PublishedMTLLoRALinear(nn.Module):
-    """MTL-LoRA as in microsoft's code (Yang et al., AAAI 2025; src/adapter/mlora.py): each row gets its own copy of all three matrices."""
+    """MTL-LoRA as in microsoft's code (Yang et al., AAAI 2025; src/adapter/mlora.py): each row gets its own
+    copy of all three matrices.
+    """
 
     def __init__(self, layer: MTLLoRALinear) -> None:
         super().__init__()
@@ -34,13 +38,16 @@ class PublishedMTLLoRALinear(nn.Module):
         u_BSR = torch.bmm(x_BSD, down_BRD.to(x_BSD.dtype).transpose(1, 2))
         z_BSR = torch.bmm(u_BSR, transform_BRR.to(x_BSD.dtype).transpose(1, 2))
         y_BSO = self.base(x_BSD)
-        # the second factor is that of a tunable scaler, which is off: the published code multiplies all the same
+        # the second factor is that of a tunable scaler, which is off: the published code multiplies all the
+        # same
         y_BSO += torch.bmm(z_BSR, up_BOR.to(x_BSD.dtype).transpose(1, 2)) * self.scale * 1.0
         return y_BSO
 
 
 class PublishedMoELoRALinear(nn.Module):
-    """MOELoRA as in its authors' code (Liu et al., SIGIR 2024; peft/tuners/mmoelora.py): a loop over the experts, each a whole LoRA."""
+    """MOELoRA as in its authors' code (Liu et al., SIGIR 2024; peft/tuners/mmoelora.py): a loop over the
+    experts, each a whole LoRA.
+    """
 
     def __init__(self, layer: MoELoRALinear) -> None:
         super().__init__()
@@ -54,18 +61,29 @@ class PublishedMoELoRALinear(nn.Module):
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         """(B, S, D) -> (B, S, O)."""
         y_BSO = self.base(x_BSD)
-        weight_BE = torch.softmax(self.task_TV[self.routing.current()] @ self.gate_EV.t(), dim=-1).to(x_BSD.dtype)
+        weight_BE = torch.softmax(self.task_TV[self.routing.current()] @ self.gate_EV.t(), dim=-1).to(
+            x_BSD.dtype
+        )
         for expert, (down_QD, up_OQ) in enumerate(zip(self.down_EQD, self.up_EOQ, strict=True)):
             z_BSQ = nn.functional.linear(x_BSD, down_QD.to(x_BSD.dtype))
-            y_BSO += nn.functional.linear(z_BSQ, up_OQ.to(x_BSD.dtype)) * self.scale * weight_BE[:, expert, None, None]
+            y_BSO += (
+                nn.functional.linear(z_BSQ, up_OQ.to(x_BSD.dtype))
+                * self.scale
+                * weight_BE[:, expert, None, None]
+            )
         return y_BSO
 
 
-PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {MTLLoRALinear: PublishedMTLLoRALinear, MoELoRALinear: PublishedMoELoRALinear}
+PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {
+    MTLLoRALinear: PublishedMTLLoRALinear,
+    MoELoRALinear: PublishedMoELoRALinear,
+}
 
 
 def as_published(trunk: nn.Module) -> nn.Module:
-    """The trunk with its adapted layers computed as published, in place. KeyError: a method without a published form here."""
+    """The trunk with its adapted layers computed as published, in place. KeyError: a method without a
+    published form here.
+    """
     for name, layer in adapted_layers(trunk).items():
         replace_module(trunk, name, PUBLISHED[type(layer)](layer))
     return trunk

@@ -1,4 +1,5 @@
-"""The sides: models of this project, of PEFT and of the methods' own authors, all on the same backbone weights; and what is timed of them.
+"""The sides: models of this project, of PEFT and of the methods' own authors, all on the same backbone
+weights; and what is timed of them.
 
 Shape legend: B rows, C labels.
 """
@@ -26,13 +27,20 @@ NOISE = 0.02  # standard deviation of what is added to fresh adapters, so that n
 
 
 def shared_trunk(backbone: Backbone) -> Any:
-    """The trunk with modules of its own and the same weights: deepcopy takes what stands in its memo for the copy of a thing."""
-    return copy.deepcopy(backbone.trunk, {id(tensor): tensor for tensor in [*backbone.trunk.parameters(), *backbone.trunk.buffers()]})
+    """The trunk with modules of its own and the same weights: deepcopy takes what stands in its memo for the
+    copy of a thing.
+    """
+    return copy.deepcopy(
+        backbone.trunk,
+        {id(tensor): tensor for tensor in [*backbone.trunk.parameters(), *backbone.trunk.buffers()]},
+    )
 
 
 def finish(trunk: nn.Module, routing: TaskRouting, backbone: Backbone, num_tasks: int) -> RelevanceModel:
     """Heads on a trunk, and noise on all that is trained."""
-    model = RelevanceModel(trunk, TaskHeads(backbone.width, (NUM_LABELS,) * num_tasks), routing, backbone.pooling)
+    model = RelevanceModel(
+        trunk, TaskHeads(backbone.width, (NUM_LABELS,) * num_tasks), routing, backbone.pooling
+    )
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for parameter in model.trainable_state().values():
@@ -57,7 +65,9 @@ def published_model(backbone: Backbone, adapter: AdapterConfig, num_tasks: int) 
 def base_model(backbone: Backbone, num_tasks: int) -> RelevanceModel:
     """Heads on the bare trunk. In training its gradient runs back through all layers, as adapters make it."""
     trunk = shared_trunk(backbone).requires_grad_(False)
-    trunk.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_() if module.training else None)
+    trunk.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: output.requires_grad_() if module.training else None
+    )
     return finish(trunk, TaskRouting(), backbone, num_tasks)
 
 
@@ -65,14 +75,21 @@ def peft_model(backbone: Backbone, rank: int, num_tasks: int) -> RelevanceModel:
     """PEFT's LoRA on the same linears."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(LoRAConfig().target_modules))
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(LoRAConfig().target_modules)
+    )
     return finish(get_peft_model(shared_trunk(backbone), config), TaskRouting(), backbone, num_tasks)
 
 
 def closest_rank(backbone: Backbone, adapter: AdapterConfig, num_tasks: int) -> int:
     """The rank at which LoRA trains most nearly as many numbers."""
     wanted = adapter_parameter_count(backbone.trunk, adapter, num_tasks)
-    return min(range(1, 65), key=lambda rank: abs(adapter_parameter_count(backbone.trunk, LoRAConfig(rank=rank), num_tasks) - wanted))
+    return min(
+        range(1, 65),
+        key=lambda rank: abs(
+            adapter_parameter_count(backbone.trunk, LoRAConfig(rank=rank), num_tasks) - wanted
+        ),
+    )
 
 
 # --- What is timed
@@ -114,7 +131,13 @@ def judge_all_tasks(model: RelevanceModel, batches: Sequence[Batch]) -> list[dic
 def judge_task_by_task(model: RelevanceModel, batches: Sequence[Batch]) -> list[dict[int, torch.Tensor]]:
     """The same in as many passes as tasks."""
     tasks = range(len(model.heads.num_labels_T))
-    return [{task: model(batch.input_ids_BS, batch.mask_BS, torch.full_like(batch.label_B, task)) for task in tasks} for batch in batches]
+    return [
+        {
+            task: model(batch.input_ids_BS, batch.mask_BS, torch.full_like(batch.label_B, task))
+            for task in tasks
+        }
+        for batch in batches
+    ]
 
 
 def kept_bytes(model: RelevanceModel, batches: Sequence[Batch]) -> int:

@@ -39,7 +39,9 @@ class Batch:
 
 
 def pair_lengths(folder: Path) -> tuple[list[int], str]:
-    """Tokens of every judged pair, and which pairs they are: the real ones where they are on disk, else the made-up marketplace's."""
+    """Tokens of every judged pair, and which pairs they are: the real ones where they are on disk, else the
+    made-up marketplace's.
+    """
     from pipeline.config.loading import read_config
     from pipeline.data.importers.chorus import import_chorus
     from pipeline.data.importers.esci import import_esci
@@ -53,19 +55,29 @@ def pair_lengths(folder: Path) -> tuple[list[int], str]:
         with tempfile.TemporaryDirectory() as out_dir:
             import_esci(SHARED_DATA / "esci_sample", Path(out_dir))
             import_chorus(SHARED_DATA / "chorus_electronics" / "query_product_ratings.tsv", Path(out_dir))
-            tables = {name: read_partition(path) for name, paths in find_partitions(Path(out_dir), config.tasks).items() for path in paths}
+            tables = {
+                name: read_partition(path)
+                for name, paths in find_partitions(Path(out_dir), config.tasks).items()
+                for path in paths
+            }
     else:
         tables = build_marketplace(700, 1, SEED).rows
     encoder = Encoder(load_tokenizer(folder), config.tasks, config.encode)
     lengths = [len(ids) for name, table in tables.items() for ids in encoder.encode(table, name)]
-    return lengths, f"{len(lengths):,} {'real (ESCI sample and Chorus electronics)' if real else 'made-up'} judged pairs"
+    return lengths, (
+        f"{len(lengths):,} {'real (ESCI sample and Chorus electronics)' if real else 'made-up'} judged pairs"
+    )
 
 
 def build_batches(lengths: Sequence[int], vocab_size: int) -> list[Batch]:
-    """The middle batch of each half of the pairs sorted by length: rows of like length together, as training and scoring cut them."""
+    """The middle batch of each half of the pairs sorted by length: rows of like length together, as training
+    and scoring cut them.
+    """
     generator = torch.Generator().manual_seed(SEED)
     ordered = sorted(lengths)
-    starts = [(2 * part + 1) * len(ordered) // (2 * NUM_BATCHES) - BATCH_ROWS // 2 for part in range(NUM_BATCHES)]
+    starts = [
+        (2 * part + 1) * len(ordered) // (2 * NUM_BATCHES) - BATCH_ROWS // 2 for part in range(NUM_BATCHES)
+    ]
     return [build_batch(ordered[start : start + BATCH_ROWS], vocab_size, generator) for start in starts]
 
 
@@ -73,7 +85,10 @@ def build_batch(lengths: Sequence[int], vocab_size: int, generator: torch.Genera
     """Rows of these lengths with random tokens, tasks and labels."""
     mask_BS = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     input_ids_BS = torch.randint(vocab_size, mask_BS.shape, generator=generator) * mask_BS
-    draw_B, label_B = torch.rand(len(lengths), generator=generator), torch.randint(NUM_LABELS, (len(lengths),), generator=generator)
+    draw_B, label_B = (
+        torch.rand(len(lengths), generator=generator),
+        torch.randint(NUM_LABELS, (len(lengths),), generator=generator),
+    )
     return Batch(input_ids_BS, mask_BS, draw_B, label_B)
 
 
@@ -103,16 +118,24 @@ class Timings:
 
     def ratio(self, side: str, other: str) -> Ratio:
         """`side` over `other`."""
-        by_round = [first / second for first, second in zip(self.seconds[side], self.seconds[other], strict=True)]
+        by_round = [
+            first / second for first, second in zip(self.seconds[side], self.seconds[other], strict=True)
+        ]
         return Ratio(self.median_ms(side) / self.median_ms(other), min(by_round), max(by_round))
 
 
 def time_in_turn(title: str, sides: Mapping[str, Callable[[], object]], rounds: int) -> Timings:
-    """Run every side once a round, each round starting one side further. The first round warms up and does not count."""
+    """Run every side once a round, each round starting one side further. The first round warms up and does
+    not count.
+    """
     names = list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_index in range(rounds + 1):
-        print(f"{title}: {f'round {round_index} of {rounds}' if round_index else 'warm-up'}", file=sys.stderr, flush=True)
+        print(
+            f"{title}: {f'round {round_index} of {rounds}' if round_index else 'warm-up'}",
+            file=sys.stderr,
+            flush=True,
+        )
         first = round_index % len(names)
         gc.collect()
         for name in names[first:] + names[:first]:
@@ -124,7 +147,9 @@ def time_in_turn(title: str, sides: Mapping[str, Callable[[], object]], rounds: 
 
 
 def saved_bytes(forward: Callable[[], torch.Tensor], resident: Iterable[torch.Tensor]) -> int:
-    """Bytes that `forward` keeps for its backward pass: each storage once, those of the `resident` tensors not at all."""
+    """Bytes that `forward` keeps for its backward pass: each storage once, those of the `resident` tensors
+    not at all.
+    """
     size_bytes: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -148,17 +173,33 @@ def print_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str
     widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
     print(f"\n{caption}")
     for name, *figures in (header, *rows):
-        print("  ".join(["", name.ljust(widths[0]), *(figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))]))
+        print(
+            "  ".join(
+                [
+                    "",
+                    name.ljust(widths[0]),
+                    *(figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)),
+                ]
+            )
+        )
     sys.stdout.flush()
 
 
-def print_comparison(caption: str, timings: Timings, reference: str, kept_bytes: Mapping[str, int] | None = None) -> None:
+def print_comparison(
+    caption: str, timings: Timings, reference: str, kept_bytes: Mapping[str, int] | None = None
+) -> None:
     """Each side's time, over that of the reference, and what it keeps for backward where that was counted."""
     header = ["side", "ms", f"over {reference}"]
-    rows = [[name, f"{timings.median_ms(name):.1f}", str(timings.ratio(name, reference))] for name in timings.seconds]
+    rows = [
+        [name, f"{timings.median_ms(name):.1f}", str(timings.ratio(name, reference))]
+        for name in timings.seconds
+    ]
     if kept_bytes:
         header = [*header, "MiB kept for backward", "over " + reference]
-        rows = [[*row, mib(kept_bytes[row[0]]), f"{kept_bytes[row[0]] / kept_bytes[reference]:.3f}"] for row in rows]
+        rows = [
+            [*row, mib(kept_bytes[row[0]]), f"{kept_bytes[row[0]] / kept_bytes[reference]:.3f}"]
+            for row in rows
+        ]
     print_table(caption, header, rows)
 
 
@@ -176,4 +217,7 @@ def machine() -> str:
     cpu_info = Path("/proc/cpuinfo")
     lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, cpu {names[0] if names else platform.processor()}"
+    return (
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, cpu "
+        f"{names[0] if names else platform.processor()}"
+    )

@@ -1,7 +1,9 @@
-"""Training without Ray: `python -m tests.failures.support.ranks RANK WORLD_SIZE PORT CASES` is one of WORLD_SIZE processes that train each case of a json file in turn.
+"""Training without Ray: `python -m tests.failures.support.ranks RANK WORLD_SIZE PORT CASES` is one of
+WORLD_SIZE processes that train each case of a json file in turn.
 
-A case: {"config": the run's config, "settings": what the driver gives its workers, "die_at": step or null, "stop_in": null or which step, or the
-evaluation after which, the driver asks to stop in}. Ranks die without a word right after they began to write the checkpoint of step `die_at`.
+A case: {"config": the run's config, "settings": what the driver gives its workers, "die_at": step or null,
+"stop_in": null or which step, or the evaluation after which, the driver asks to stop in}. Ranks die without a
+word right after they began to write the checkpoint of step `die_at`.
 """
 
 import json
@@ -25,7 +27,15 @@ def train_on_ranks(world_size: int, cases: list[dict[str, Any]], folder: Path) -
     port, ranks = str(free_port()), []
     for rank in range(world_size):
         with (folder / f"rank-{rank}.log").open("w") as log:
-            command = [sys.executable, "-m", __spec__.name, str(rank), str(world_size), port, str(folder / "cases.json")]
+            command = [
+                sys.executable,
+                "-m",
+                __spec__.name,
+                str(rank),
+                str(world_size),
+                port,
+                str(folder / "cases.json"),
+            ]
             ranks.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT))
     try:
         return [rank.wait(timeout=TIMEOUT_S * (1 + len(cases))) for rank in ranks]
@@ -84,8 +94,19 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
 
 def main() -> None:
     """All cases in turn."""
-    rank, world_size, port, cases = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], json.loads(Path(sys.argv[4]).read_text())
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    rank, world_size, port, cases = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        sys.argv[3],
+        json.loads(Path(sys.argv[4]).read_text()),
+    )
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     import deepspeed
     import torch
 

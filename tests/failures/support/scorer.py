@@ -1,9 +1,9 @@
-"""Scoring without Ray: `python -m tests.failures.support.scorer CONFIG BUNDLE_DIR BUNDLE_SHA256` loads a model once, then for each line of stdin forks processes that
-score and die.
+"""Scoring without Ray: `python -m tests.failures.support.scorer CONFIG BUNDLE_DIR BUNDLE_SHA256` loads a
+model once, then for each line of stdin forks processes that score and die.
 
-A line: {"work_dir": where the run writes, "die_at": number of the point to die at or null, "copies": how many score at once}. The answer is a line:
-{"points": [points each process passed], "exits": [exit codes, negative for a signal]}. Points lie before and after everything that changes a name
-or makes bytes safe on the disk.
+A line: {"work_dir": where the run writes, "die_at": number of the point to die at or null, "copies": how many
+score at once}. The answer is a line: {"points": [points each process passed], "exits": [exit codes, negative
+for a signal]}. Points lie before and after everything that changes a name or makes bytes safe on the disk.
 """
 
 import json
@@ -84,7 +84,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(plain["work_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    scorer = UnitScorer(actor_settings(build_config(plain, "the test"), FetchedVersion("1", bundle_dir, sha256), folder))
+    scorer = UnitScorer(
+        actor_settings(build_config(plain, "the test"), FetchedVersion("1", bundle_dir, sha256), folder)
+    )
     for line in sys.stdin:
         order = json.loads(line)
         config = build_config({**plain, "work_dir": order["work_dir"]}, "the test")
@@ -93,7 +95,9 @@ def main() -> None:
         points = [os.read(reads, 20).decode() for _, reads in started]
         for _, reads in started:
             os.close(reads)
-        print(json.dumps({"points": [int(one) if one else None for one in points], "exits": exits}), flush=True)
+        print(
+            json.dumps({"points": [int(one) if one else None for one in points], "exits": exits}), flush=True
+        )
 
 
 if __name__ == "__main__":

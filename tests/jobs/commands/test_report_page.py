@@ -1,4 +1,6 @@
-"""The report in a browser: filters clicked, nothing said on the console, light and dark. Needs the Chromium that is installed."""
+"""The report in a browser: filters clicked, nothing said on the console, light and dark. Needs the Chromium
+that is installed.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -19,10 +21,14 @@ from tests.support.planted import planted_rows
 
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror="document.title=1">'
 VERDICT = {
-    "against": "1", "passed": False,
-    "rules": [{"rule": "throughput", "passed": True, "reason": "1.02"}, {"rule": "behaviour", "passed": False, "reason": "two, negation: 0.2"}],
+    "against": "1",
+    "passed": False,
+    "rules": [
+        {"rule": "throughput", "passed": True, "reason": "1.02"},
+        {"rule": "behaviour", "passed": False, "reason": "two, negation: 0.2"},
+    ],
     "behaviour": [{"task": "two", "case": "negation", "told": "not believed", "value": 0.2, "at_most": 0.05}],
-}  # fmt: skip
+}
 
 
 def said_of(random: np.random.Generator, label_N: np.ndarray, num_labels: int, noise: float) -> Said:
@@ -41,16 +47,36 @@ def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, row in enumerate(rows):
             row["market"] = ("us", "de")[number % 3 == 0]
             row["ad_title"] += HOSTILE
-        task, table = Task(name=name, labels=labels, relevant_from=1, template="{query} {ad_title}"), pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+        task, table = (
+            Task(name=name, labels=labels, relevant_from=1, template="{query} {ad_title}"),
+            pa.Table.from_pylist(rows, schema=ROW_SCHEMA),
+        )
         truth = truth_of(task, table)
         said, other = (said_of(random, truth.label_N, len(labels), noise) for noise in (4.0, 6.0))
         figures, _ = measured(truth, said, 1)
         compared = compare_task(truth, said, other, 1)
         slices = measured_slices(truth, said, 1)
-        tasks.append(TaskReport(table, truth, said, figures, slices, other, compared.champion, compared.difference))
-    training = {"loss": [(step, 1 / step) for step in range(1, 40)], "valid_macro_pr_auc": [(10, 0.6), (20, 0.7)], "learning_rate": []}
+        tasks.append(
+            TaskReport(table, truth, said, figures, slices, other, compared.champion, compared.difference)
+        )
+    training = {
+        "loss": [(step, 1 / step) for step in range(1, 40)],
+        "valid_macro_pr_auc": [(10, 0.6), (20, 0.7)],
+        "learning_rate": [],
+    }
     macro = {"macro PR-AUC": Interval(0.8, 0.7, 0.9)}
-    report = VersionReport("planted", "2", "challenger", "1", {"bundle sha256": "0" * 64}, VERDICT, macro, tasks, training, "steady <b>everywhere")
+    report = VersionReport(
+        "planted",
+        "2",
+        "challenger",
+        "1",
+        {"bundle sha256": "0" * 64},
+        VERDICT,
+        macro,
+        tasks,
+        training,
+        "steady <b>everywhere",
+    )
     path = tmp_path_factory.mktemp("report") / "version-2.html"
     path.write_text(report_page(report), encoding="utf-8")
     return path
@@ -76,7 +102,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_filters_choose_errors_and_slices_and_nothing_goes_wrong_on_the_page(browser: Any, page_path: Path, scheme: str) -> None:
+def test_filters_choose_errors_and_slices_and_nothing_goes_wrong_on_the_page(
+    browser: Any, page_path: Path, scheme: str
+) -> None:
     page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
@@ -91,7 +119,10 @@ def test_filters_choose_errors_and_slices_and_nothing_goes_wrong_on_the_page(bro
         wanted = [row.get_attribute(f"data-{name}") for row in visible.all()]
         assert wanted and set(wanted) == {value}
     assert page.inner_text("#shown") == f"{visible.count()} of 100 shown"
-    assert not page.locator("h3", has_text="two").first.is_visible() and page.locator("h3", has_text="three").first.is_visible()
+    assert (
+        not page.locator("h3", has_text="two").first.is_visible()
+        and page.locator("h3", has_text="three").first.is_visible()
+    )
     page.select_option("select[name=task]", "")
     assert {row.get_attribute("data-task") for row in visible.all()} <= {"two", "three"}
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")

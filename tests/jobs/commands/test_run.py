@@ -1,4 +1,6 @@
-"""The whole path on a tiny random Llama, by the command a user types: Ray, DeepSpeed, MLflow and Great Expectations are the real ones."""
+"""The whole path on a tiny random Llama, by the command a user types: Ray, DeepSpeed, MLflow and Great
+Expectations are the real ones.
+"""
 
 import json
 import re
@@ -26,7 +28,12 @@ from tests.support.planted import planted_rows, write_rows
 def test_one_command_walks_from_parquet_to_promoted_version_to_labels(finished_run: Any) -> None:
     root, _, finished = finished_run
     result = last_json(finished)
-    assert (result["alias"], result["version"], result["rows_scored"], result["units_scored"]) == ("champion", "1", 24, 4)
+    assert (result["alias"], result["version"], result["rows_scored"], result["units_scored"]) == (
+        "champion",
+        "1",
+        24,
+        4,
+    )
     assert result["macro_pr_auc"] > 0.9
     labels = read_published(Path(result["scores"]), None)
     inputs = ds.dataset(root / "to_score", partitioning="hive").to_table()
@@ -36,8 +43,16 @@ def test_one_command_walks_from_parquet_to_promoted_version_to_labels(finished_r
 
 def test_labels_say_what_the_rows_were_planted_to_say(finished_run: Any) -> None:
     root, _, _ = finished_run
-    labels = {row["row_id"]: row["label"] for row in read_published(root / "runs" / "planted" / "scores").to_pylist()}
-    truth = {row["row_id"]: row["label"] for task in ("two", "three") for part in (10, 11) for row in planted_rows(task, 6, part)}
+    labels = {
+        row["row_id"]: row["label"]
+        for row in read_published(root / "runs" / "planted" / "scores").to_pylist()
+    }
+    truth = {
+        row["row_id"]: row["label"]
+        for task in ("two", "three")
+        for part in (10, 11)
+        for row in planted_rows(task, 6, part)
+    }
     agreeing = sum(labels[row_id] == label for row_id, label in truth.items())
     assert agreeing >= 0.9 * len(truth)
 
@@ -53,19 +68,30 @@ def test_people_see_progress_and_libraries_are_not_heard(finished_run: Any) -> N
 
 def test_the_parameters_told_before_training_are_those_trained(finished_run: Any) -> None:
     root, _, finished = finished_run
-    told = re.search(r"mtl_lora: trainable params: ([\d,]+) \|\| all params: ([\d,]+) \|\| trainable%: ([\d.]+)", finished.stderr)
+    told = re.search(
+        r"mtl_lora: trainable params: ([\d,]+) \|\| all params: ([\d,]+) \|\| trainable%: ([\d.]+)",
+        finished.stderr,
+    )
     assert told is not None, finished.stderr
     trainable, total = (int(number.replace(",", "")) for number in told.groups()[:2])
     bundle = read_bundle(root / "runs" / "planted" / "bundle")
-    assert trainable == bundle.description["training"]["trainable_parameters"] == sum(tensor.numel() for tensor in bundle.tensors.values())
+    assert (
+        trainable
+        == bundle.description["training"]["trainable_parameters"]
+        == sum(tensor.numel() for tensor in bundle.tensors.values())
+    )
     assert told.group(3) == f"{100 * trainable / total:.4f}"
     assert finished.stderr.index("trainable params") < finished.stderr.index("starting 2 workers")
 
 
 @pytest.mark.parametrize("export_format", ("peft", "merged"))
-def test_an_exported_task_gives_the_champion_s_logits_by_the_lines_of_its_readme(finished_run: Any, export_format: str) -> None:
+def test_an_exported_task_gives_the_champion_s_logits_by_the_lines_of_its_readme(
+    finished_run: Any, export_format: str
+) -> None:
     root, config, _ = finished_run
-    exported = last_json(relevance("export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root))
+    exported = last_json(
+        relevance("export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root)
+    )
     folder = Path(exported["exported"])
     assert folder == root / "runs" / "planted" / "exports" / "version-1" / f"three-{export_format}"
     judge, _ = load_judge(root / "runs" / "planted" / "bundle", exported["bundle_sha256"])
@@ -75,22 +101,43 @@ def test_an_exported_task_gives_the_champion_s_logits_by_the_lines_of_its_readme
     names: dict[str, Any] = {"input_ids": batch.input_ids_BS, "attention_mask": batch.mask_BS}
     code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), names)
-    torch.testing.assert_close(names["logits"].detach().double(), torch.from_numpy(judge.logits(encoded, 4096))[:, :3], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        names["logits"].detach().double(),
+        torch.from_numpy(judge.logits(encoded, 4096))[:, :3],
+        rtol=1e-4,
+        atol=1e-4,
+    )
     about = json.loads((folder / "relevance.json").read_text())
-    assert about["task"]["labels"] == ["bad", "fair", "good"] and about["bundle_sha256"] == exported["bundle_sha256"]
+    assert (
+        about["task"]["labels"] == ["bad", "fair", "good"]
+        and about["bundle_sha256"] == exported["bundle_sha256"]
+    )
     assert (folder / "tokenizer.json").is_file()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    last_json(relevance("export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root))
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before, "the same export again writes nothing"
+    last_json(
+        relevance("export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root)
+    )
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before, (
+        "the same export again writes nothing"
+    )
 
 
 def test_an_export_over_something_or_of_nothing_is_refused_and_leaves_no_trace(finished_run: Any) -> None:
     root, config, _ = finished_run
     (root / "taken").mkdir()
     cases = [
-        (("--task", "two", "--out", str(root / "taken")), "taken exists already; remove it or name another folder with --out"),
-        (("--task", "four", "--out", str(root / "new")), "task 'four' is not one of version 1's, which are two, three"),
-        (("--task", "two", "--version", "9", "--out", str(root / "new")), "version 9 of model planted is not registered"),
+        (
+            ("--task", "two", "--out", str(root / "taken")),
+            "taken exists already; remove it or name another folder with --out",
+        ),
+        (
+            ("--task", "four", "--out", str(root / "new")),
+            "task 'four' is not one of version 1's, which are two, three",
+        ),
+        (
+            ("--task", "two", "--version", "9", "--out", str(root / "new")),
+            "version 9 of model planted is not registered",
+        ),
     ]
     for arguments, message in cases:
         refused = relevance("export", "--config", str(config), *arguments, cwd=root)
@@ -103,7 +150,9 @@ def test_a_second_scoring_of_the_same_pairs_scores_nothing(finished_run: Any) ->
     before = {m["partition"]: m["files"] for m in read_manifests(root / "runs" / "planted" / "scores")}
     result = last_json(relevance("score", "--config", str(config), cwd=root))
     assert (result["units_scored"], result["units_already_published"]) == (0, 4)
-    assert {m["partition"]: m["files"] for m in read_manifests(root / "runs" / "planted" / "scores")} == before
+    assert {
+        m["partition"]: m["files"] for m in read_manifests(root / "runs" / "planted" / "scores")
+    } == before
 
 
 def test_a_new_partition_is_scored_alone(finished_run: Any) -> None:
@@ -114,29 +163,54 @@ def test_a_new_partition_is_scored_alone(finished_run: Any) -> None:
     assert (result["units_scored"], result["rows_scored"], result["units_already_published"]) == (1, 4, 4)
 
 
-def test_all_tasks_are_listed_then_labelled_for_every_row_and_a_second_time_nothing_is(finished_run: Any) -> None:
+def test_all_tasks_are_listed_then_labelled_for_every_row_and_a_second_time_nothing_is(
+    finished_run: Any,
+) -> None:
     root, config, _ = finished_run
-    write_rows(planted_rows("three", 4, 60, labelled=False), root / "any_task" / "task=three" / "part-0.parquet")
+    write_rows(
+        planted_rows("three", 4, 60, labelled=False), root / "any_task" / "task=three" / "part-0.parquet"
+    )
     write_rows(planted_rows("two", 2, 61, labelled=False), root / "any_task" / "task=two" / "part-0.parquet")
     scores = root / "scores-of-all"
-    words = ["score", "--config", str(config), "--set", f"data.to_score={root / 'any_task'}", "--set", f"scoring.scores={scores}", "--all-tasks"]
+    words = [
+        "score",
+        "--config",
+        str(config),
+        "--set",
+        f"data.to_score={root / 'any_task'}",
+        "--set",
+        f"scoring.scores={scores}",
+        "--all-tasks",
+    ]
     listed = last_json(relevance(*words, "--dry-run", cwd=root))
     assert (listed["units_to_score"], listed["rows_to_score"], listed["estimated_s"]) == (2, 6, None)
     result = last_json(relevance(*words, cwd=root))
-    assert [result[name] for name in ("units_scored", "rows_scored", "rows_in", "labels", "errors")] == [2, 6, 6, 12, 0]
+    assert [result[name] for name in ("units_scored", "rows_scored", "rows_in", "labels", "errors")] == [
+        2,
+        6,
+        6,
+        12,
+        0,
+    ]
     labels = read_published(scores)
     assert set(zip(labels["row_id"].to_pylist(), labels["task"].to_pylist(), strict=True)) == {
-        (row_id, task) for task in ("two", "three") for row_id in (*(f"three-60-{n}" for n in range(4)), "two-61-0", "two-61-1")
+        (row_id, task)
+        for task in ("two", "three")
+        for row_id in (*(f"three-60-{n}" for n in range(4)), "two-61-0", "two-61-1")
     }
     again = last_json(relevance(*words, cwd=root))
     assert (again["units_scored"], again["units_already_published"]) == (0, 2)
     listed = last_json(relevance(*words, "--dry-run", cwd=root))
     assert (listed["units_to_score"], listed["estimated_s"]) == (0, 0), "the pace is known now"
     plain = last_json(relevance(*words[:-1], "--dry-run", cwd=root))
-    assert (plain["units_to_score"], plain["estimated_s"]) == (2, None), "the pace of a run for all tasks says nothing of a plain one"
+    assert (plain["units_to_score"], plain["estimated_s"]) == (2, None), (
+        "the pace of a run for all tasks says nothing of a plain one"
+    )
 
 
-def test_days_of_a_bucket_are_listed_then_labelled_in_a_bucket_each_as_a_run_that_knows_its_day(finished_run: Any, s3: str) -> None:
+def test_days_of_a_bucket_are_listed_then_labelled_in_a_bucket_each_as_a_run_that_knows_its_day(
+    finished_run: Any, s3: str
+) -> None:
     root, config, _ = finished_run
     bucket = open_store("s3://labels/daily")
     for seed, day in ((70, "2026-01-31"), (71, "2026-02-01")):
@@ -144,17 +218,48 @@ def test_days_of_a_bucket_are_listed_then_labelled_in_a_bucket_each_as_a_run_tha
         rows[3]["ad_title"] = " "
         write_rows(rows, root / "upload.parquet")
         bucket.put(f"{day}/task=two/part-0.parquet", (root / "upload.parquet").read_bytes())
-    days = ["--set", "data.to_score=s3://labels/daily/{date}", "--logical-date", "2026-01-31", "--until", "2026-02-01"]
+    days = [
+        "--set",
+        "data.to_score=s3://labels/daily/{date}",
+        "--logical-date",
+        "2026-01-31",
+        "--until",
+        "2026-02-01",
+    ]
     scores = "s3://labels/scores"
-    wrong = relevance("score", "--config", str(config), *days, "--set", "scoring.scores=s3://nowhere/scores", "--dry-run", cwd=root)
-    assert wrong.returncode == 2 and "s3://nowhere/scores lies in no bucket that there is; make the bucket" in wrong.stderr
+    wrong = relevance(
+        "score",
+        "--config",
+        str(config),
+        *days,
+        "--set",
+        "scoring.scores=s3://nowhere/scores",
+        "--dry-run",
+        cwd=root,
+    )
+    assert (
+        wrong.returncode == 2
+        and "s3://nowhere/scores lies in no bucket that there is; make the bucket" in wrong.stderr
+    )
     days += ["--set", f"scoring.scores={scores}"]
     listed = last_json(relevance("score", "--config", str(config), *days, "--dry-run", cwd=root))
     assert (listed["units_to_score"], listed["rows_to_score"], listed["estimated_s"]) == (2, 8, None)
     result = last_json(relevance("score", "--config", str(config), *days, cwd=root))
-    assert [result[name] for name in ("scores", "units_scored", "rows_in", "labels", "errors")] == [scores, 2, 8, 6, 2]
-    records = {day: json.loads(open_store(scores).get(path.removeprefix(f"{scores}/"))) for day, path in result["dates"].items()}
-    assert {day: record["logical_date"] for day, record in records.items()} == {"2026-01-31": "2026-01-31", "2026-02-01": "2026-02-01"}
+    assert [result[name] for name in ("scores", "units_scored", "rows_in", "labels", "errors")] == [
+        scores,
+        2,
+        8,
+        6,
+        2,
+    ]
+    records = {
+        day: json.loads(open_store(scores).get(path.removeprefix(f"{scores}/")))
+        for day, path in result["dates"].items()
+    }
+    assert {day: record["logical_date"] for day, record in records.items()} == {
+        "2026-01-31": "2026-01-31",
+        "2026-02-01": "2026-02-01",
+    }
     assert sorted(read_run(scores).column("row_id").to_pylist()) == ["two-71-0", "two-71-1", "two-71-2"]
     assert set(read_errors(scores).column("row_id").to_pylist()) == {"two-70-3", "two-71-3"}
 
@@ -174,7 +279,9 @@ def test_registering_the_same_bundle_again_makes_no_second_version(finished_run:
 
 def test_later_rows_are_compared_with_the_profile_that_the_champion_carries(finished_run: Any) -> None:
     root, config, _ = finished_run
-    result = relevance("validate", "--config", str(config), "--set", "gate.reference_profile=champion", cwd=root)
+    result = relevance(
+        "validate", "--config", str(config), "--set", "gate.reference_profile=champion", cwd=root
+    )
     last_json(result)
     assert "compared with the data of version 1, the champion" in result.stderr
     validation = root / "runs" / "planted" / "validation"
@@ -207,7 +314,8 @@ def test_the_champion_predicts_in_a_clean_process_without_unpickling(finished_ru
         "import mlflow, pandas as pd\n"
         f"mlflow.set_tracking_uri({last_json(finished)['tracking_uri']!r})\n"
         "model = mlflow.pyfunc.load_model('models:/planted@champion')\n"
-        "frame = pd.DataFrame({'task': ['three', 'two'], 'query': ['red lamp', 'red lamp'], 'ad_title': ['blue shoes north', 'blue shoes south']})\n"
+        "frame = pd.DataFrame({'task': ['three', 'two'], 'query': ['red lamp', 'red lamp'], "
+        "'ad_title': ['blue shoes north', 'blue shoes south']})\n"
         "out = model.predict(frame)\n"
         "print(out.columns.tolist(), out['label'].tolist())\n"
         "try:\n"
@@ -215,8 +323,15 @@ def test_the_champion_predicts_in_a_clean_process_without_unpickling(finished_ru
         "except Exception as error:\n"
         "    print('four' in str(error) and 'two' in str(error))\n"
     )
-    environment = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(root)}
-    shown = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=200)
+    environment = {
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(root),
+    }
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=200
+    )
     assert shown.returncode == 0, shown.stderr
     columns, refused = shown.stdout.splitlines()[-2:]
     assert columns == "['probability', 'label', 'label_name', 'expected_grade', 'decision'] [0, 1]"
@@ -233,7 +348,16 @@ def test_a_model_below_the_floor_stays_challenger(finished_run: Any) -> None:
         evaluation_path.write_text(json.dumps(worse))
         # another bundle, so that it becomes a version of its own
         lowered = relevance("register", "--config", str(config), "--set", "registry.model=below", cwd=root)
-        refused = relevance("promote", "--config", str(config), "--set", "registry.model=below", "--version", last_json(lowered)["version"], cwd=root)
+        refused = relevance(
+            "promote",
+            "--config",
+            str(config),
+            "--set",
+            "registry.model=below",
+            "--version",
+            last_json(lowered)["version"],
+            cwd=root,
+        )
     finally:
         evaluation_path.write_text(kept)
     assert refused.returncode == 1

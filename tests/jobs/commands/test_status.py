@@ -49,18 +49,28 @@ def test_a_training_under_way_has_a_rate_and_time_left(tmp_path: Path) -> None:
         with FileLock(run / "training" / "active"):
             found = training_status(run)
     assert training_status(run)["state"] == "interrupted"
-    assert (found["state"], found["step"], found["steps_per_s"], found["left_s"]) == ("training", 40, 0.5, 120.0)
+    assert (found["state"], found["step"], found["steps_per_s"], found["left_s"]) == (
+        "training",
+        40,
+        0.5,
+        120.0,
+    )
     assert found["best"] == {"step": 10, "macro_pr_auc": 0.7}
 
 
 @pytest.mark.parametrize(
     ("folders", "steps", "state"),
     [
-        (["training/checkpoints/step-00000020"], 30, "interrupted"), (["trained", "training/checkpoints"], 100, "trained"),
-        (["trained", "training/checkpoints/step-00000020"], 30, "interrupted"), (["training/checkpoints"], 5, "stopped"), ([], 0, "new"),
+        (["training/checkpoints/step-00000020"], 30, "interrupted"),
+        (["trained", "training/checkpoints"], 100, "trained"),
+        (["trained", "training/checkpoints/step-00000020"], 30, "interrupted"),
+        (["training/checkpoints"], 5, "stopped"),
+        ([], 0, "new"),
     ],
-)  # fmt: skip
-def test_a_run_nobody_works_in_has_the_state_of_what_lies_there(tmp_path: Path, folders: list[str], steps: int, state: str) -> None:
+)
+def test_a_run_nobody_works_in_has_the_state_of_what_lies_there(
+    tmp_path: Path, folders: list[str], steps: int, state: str
+) -> None:
     run = make_run(tmp_path, "one", [step(number, number) for number in range(1, steps + 1)], *folders)
     found = training_status(run)
     assert (found["state"], found["left_s"]) == (state, None)
@@ -68,7 +78,10 @@ def test_a_run_nobody_works_in_has_the_state_of_what_lies_there(tmp_path: Path, 
 
 def test_the_rate_is_that_of_the_last_start_and_the_best_may_be_an_earlier_command_s(tmp_path: Path) -> None:
     first = [step(number, 10.0 * number) for number in range(1, 31)]
-    again = [{"starts_after": 20, "best": {"step": 18, "macro_pr_auc": 0.9, "log_loss": 0.3}}, *(step(20 + n, 1000.0 + n) for n in range(1, 6))]
+    again = [
+        {"starts_after": 20, "best": {"step": 18, "macro_pr_auc": 0.9, "log_loss": 0.3}},
+        *(step(20 + n, 1000.0 + n) for n in range(1, 6)),
+    ]
     found = training_status(make_run(tmp_path, "one", [*first, *again, evaluation(25, 0.8, False)]))
     assert found["steps_per_s"] == 1.0 and found["best"] == {"step": 18, "macro_pr_auc": 0.9}
 
@@ -90,7 +103,7 @@ def test_a_half_written_last_line_is_not_read(tmp_path: Path) -> None:
         file.write('{"step": 2, "num')
     assert training_status(run)["step"] == 1
     with (run / "training" / "live.jsonl").open("a") as file:
-        file.write('\0\0\n' + json.dumps(step(3, 3)) + "\n")
+        file.write("\0\0\n" + json.dumps(step(3, 3)) + "\n")
     assert training_status(run)["step"] == 3
 
 
@@ -119,11 +132,18 @@ while True:
         looking.kill()
 
 
-def test_a_scoring_under_way_tells_units_pairs_time_left_and_labels_by_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scoring_under_way_tells_units_pairs_time_left_and_labels_by_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(score_live, "ScoringGauges", lambda run: SimpleNamespace(unit_done=lambda *facts: told.append(facts)))
+    monkeypatch.setattr(
+        score_live, "ScoringGauges", lambda run: SimpleNamespace(unit_done=lambda *facts: told.append(facts))
+    )
     run = make_run(tmp_path, "daily", [])
-    units = [Unit(task, "p", "d", f"{task}-{number}", None, 50) for task, number in (("search", 1), ("search", 2), ("title", 1), ("title", 2))]
+    units = [
+        Unit(task, "p", "d", f"{task}-{number}", None, 50)
+        for task, number in (("search", 1), ("search", 2), ("title", 1), ("title", 2))
+    ]
     screen = io.StringIO()
     (run / "scoring").mkdir()
     with Console(err=screen).progress("score", 200, "pairs") as progress:
@@ -132,7 +152,11 @@ def test_a_scoring_under_way_tells_units_pairs_time_left_and_labels_by_task(tmp_
         time.sleep(0.05)
         live.unit_done(Outcome("search-1", "p", 48, 2))
         live.unit_done(Outcome("title-2", "p", error="p: poison"))
-    assert told[0][:5] == ("search", 48, 2, False, 3) and told[1][:5] == ("title", 0, 0, True, 2) and told[1][5] > 0
+    assert (
+        told[0][:5] == ("search", 48, 2, False, 3)
+        and told[1][:5] == ("title", 0, 0, True, 2)
+        and told[1][5] > 0
+    )
     assert training_status(run)["state"] == "new", "nobody works in it"
     with FileLock(run / ".lock"), FileLock(run / "scoring" / "active"):
         found = training_status(run)
@@ -140,15 +164,25 @@ def test_a_scoring_under_way_tells_units_pairs_time_left_and_labels_by_task(tmp_
         run_status(tmp_path, Console(out=out))
     scoring = found["scoring"]
     assert found["state"] == "scoring" and scoring["labels"] == {"search": 48, "title": 0}
-    assert [scoring[name] for name in ("units", "units_done", "units_failed", "rows", "rows_done")] == [4, 2, 1, 200, 100]
+    assert [scoring[name] for name in ("units", "units_done", "units_failed", "rows", "rows_done")] == [
+        4,
+        2,
+        1,
+        200,
+        100,
+    ]
     assert scoring["left_s"] == pytest.approx(100 / scoring["pairs_per_s"])
     line = out.getvalue().splitlines()[1]
     assert "scoring" in line and "2/4 units, 1 failed" in line and "search 48, title 0" in line
 
 
-def test_labels_of_all_tasks_are_told_task_by_task_and_bad_rows_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_of_all_tasks_are_told_task_by_task_and_bad_rows_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(score_live, "ScoringGauges", lambda run: SimpleNamespace(unit_done=lambda *facts: told.append(facts)))
+    monkeypatch.setattr(
+        score_live, "ScoringGauges", lambda run: SimpleNamespace(unit_done=lambda *facts: told.append(facts))
+    )
     unit = Unit("search", "p", "d", "search-1", None, 50, all_tasks=True)
     with Console(err=io.StringIO()).progress("score", 50, "pairs") as progress:
         live = score_live.ScoringLive(tmp_path / "live.json", "daily", [unit], progress)

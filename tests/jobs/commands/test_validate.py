@@ -20,7 +20,9 @@ from tests.support.planted import planted_config, write_config, write_planted
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     """A run over planted rows that are not written yet."""
-    path = write_config(tmp_path / "planted.yaml", planted_config(tmp_path, "nowhere", gate={"reference_profile": "champion"}))
+    path = write_config(
+        tmp_path / "planted.yaml", planted_config(tmp_path, "nowhere", gate={"reference_profile": "champion"})
+    )
     return read_config(path)
 
 
@@ -30,7 +32,9 @@ def validated(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> tuple[di
     return result, capsys.readouterr().err
 
 
-def test_the_profile_is_of_the_accepted_rows_and_says_so(tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_profile_is_of_the_accepted_rows_and_says_so(
+    tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_planted(tmp_path)
     result, said = validated(config, capsys)
     profile = json.loads(config.profile_path.read_text())
@@ -51,7 +55,9 @@ def test_rows_are_compared_with_those_of_the_champion(
     served = FetchedVersion("7", tmp_path / "served" / "artifacts" / "bundle", "sha")
     served.profile_path.parent.mkdir(parents=True)
     monkeypatch.setattr(fetched, "find_champion", lambda _: served)
-    assert "drift was not looked at: version 7 was registered without a profile" in validated(config, capsys)[1]
+    assert (
+        "drift was not looked at: version 7 was registered without a profile" in validated(config, capsys)[1]
+    )
     config.profile_path.rename(served.profile_path)
     said = validated(config, capsys)[1]
     assert "compared with the data of version 7, the champion" in said
@@ -73,13 +79,26 @@ def test_a_registry_that_is_away_stops_no_validation(
     assert result["rows"] == {"two": 160, "three": 160}
 
 
-def test_a_reference_that_does_not_exist_and_scripts_of_no_task_are_config_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reference_that_does_not_exist_and_scripts_of_no_task_are_config_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_planted(tmp_path)
     gate = {"reference_profile": str(tmp_path / "absent.json")}
     path = write_config(tmp_path / "a.yaml", planted_config(tmp_path, "nowhere", gate=gate))
-    with pytest.raises(ConfigError, match=r"absent.json does not exist; name the validation/profile.json of a run, champion, or leave it out"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"absent.json does not exist; name the validation/profile.json of a run, champion, or leave "
+            r"it out"
+        ),
+    ):
         validated(read_config(path), capsys)
-    for scripts, said in (({"four": ["latin"]}, "'four', which is not configured; configured: two"), ({"two": []}, "task two names no script")):
-        path = write_config(tmp_path / "b.yaml", planted_config(tmp_path, "nowhere", gate={"scripts": scripts}))
+    for scripts, said in (
+        ({"four": ["latin"]}, "'four', which is not configured; configured: two"),
+        ({"two": []}, "task two names no script"),
+    ):
+        path = write_config(
+            tmp_path / "b.yaml", planted_config(tmp_path, "nowhere", gate={"scripts": scripts})
+        )
         with pytest.raises(ConfigError, match=said):
             read_config(path)

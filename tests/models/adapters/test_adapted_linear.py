@@ -1,4 +1,5 @@
-"""Every adapter method against its formula, one row and one token at a time, in float64 unless a dtype is the promise.
+"""Every adapter method against its formula, one row and one token at a time, in float64 unless a dtype is the
+promise.
 
 Shape legend: B rows, S tokens, D width in, O width out, T tasks.
 """
@@ -27,11 +28,13 @@ from models.config import (
     PerTaskLoRAConfig,
 )
 
-B, S, D, O, T = 6, 4, 5, 7, 4  # noqa: E741
+B, S, D, O, T = 6, 4, 5, 7, 4
 TASK_B = torch.tensor([2, 0, 2, 1, 0, 2])  # task 3 is absent
 CONFIGS: dict[str, AdapterConfig] = {
     "mtl_lora": MTLLoRAConfig(rank=3, num_up_projections=2, lora_alpha=7.0, mixture_temperature=0.3),
-    "mtl_lora-diagonal": MTLLoRAConfig(rank=3, num_up_projections=2, lora_alpha=7.0, mixture_temperature=0.3, transform="diagonal"),
+    "mtl_lora-diagonal": MTLLoRAConfig(
+        rank=3, num_up_projections=2, lora_alpha=7.0, mixture_temperature=0.3, transform="diagonal"
+    ),
     "lora": LoRAConfig(rank=3, lora_alpha=7.0),
     "lora-rslora": LoRAConfig(rank=3, lora_alpha=7.0, use_rslora=True),
     "per_task_lora": PerTaskLoRAConfig(rank=3, lora_alpha=7.0),
@@ -44,10 +47,14 @@ CONFIGS: dict[str, AdapterConfig] = {
 }
 ALL = pytest.mark.parametrize("method", CONFIGS)
 FOLDABLE = pytest.mark.parametrize("method", [name for name in CONFIGS if name not in ("hydra_lora", "dora")])
-TASKWISE = pytest.mark.parametrize("method", [name for name, config in CONFIGS.items() if METHODS[config.method].TASK_DEPENDENT])
+TASKWISE = pytest.mark.parametrize(
+    "method", [name for name, config in CONFIGS.items() if METHODS[config.method].TASK_DEPENDENT]
+)
 
 
-def build_layer(method: str, bias: bool = True, task: torch.Tensor = TASK_B, dtype: torch.dtype = torch.float64) -> Any:
+def build_layer(
+    method: str, bias: bool = True, task: torch.Tensor = TASK_B, dtype: torch.dtype = torch.float64
+) -> Any:
     """A layer at its start, on a random linear, with `task` in flight."""
     torch.manual_seed(0)
     routing = TaskRouting()
@@ -91,14 +98,22 @@ def naive_weight(layer: Any, config: Any, task: int, x_D: torch.Tensor) -> torch
         share_N = softmax(layer.mix_TN[task] / config.mixture_temperature)
         transform = layer.transform[task]
         lambda_RR = torch.diag(transform) if transform.dim() == 1 else transform
-        return W + s * sum(share_N[i] * layer.up_ONR[:, i] for i in range(len(share_N))) @ lambda_RR @ layer.down_RD
+        return (
+            W
+            + s
+            * sum(share_N[i] * layer.up_ONR[:, i] for i in range(len(share_N)))
+            @ lambda_RR
+            @ layer.down_RD
+        )
     if config.method == "lora":
         return W + s * layer.up_OR @ layer.down_RD
     if config.method == "per_task_lora":
         return W + s * layer.up_OTR[:, task] @ layer.down_TRD[task]
     if config.method == "multi_lora":
         pairs = range(config.num_pairs)
-        return W + s * sum(torch.diag(layer.gain_ON[:, i]) @ layer.up_ONR[:, i] @ layer.down_NRD[i] for i in pairs)
+        return W + s * sum(
+            torch.diag(layer.gain_ON[:, i]) @ layer.up_ONR[:, i] @ layer.down_NRD[i] for i in pairs
+        )
     if config.method == "moe_lora":
         weight_E, width = softmax(layer.gate_EV @ layer.task_TV[task]), config.rank // config.num_experts
         experts = [(weight_E[e], slice(e * width, (e + 1) * width)) for e in range(config.num_experts)]
@@ -115,10 +130,12 @@ def naive_weight(layer: Any, config: Any, task: int, x_D: torch.Tensor) -> torch
 
 def naive_output(layer: Any, method: str, x_BSD: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
     bias_O = 0.0 if layer.base.bias is None else layer.base.bias
-    return torch.stack([
-        torch.stack([naive_weight(layer, CONFIGS[method], task, x_D) @ x_D + bias_O for x_D in x_SD])
-        for x_SD, task in zip(x_BSD, task_B.tolist(), strict=True)
-    ])  # fmt: skip
+    return torch.stack(
+        [
+            torch.stack([naive_weight(layer, CONFIGS[method], task, x_D) @ x_D + bias_O for x_D in x_SD])
+            for x_SD, task in zip(x_BSD, task_B.tolist(), strict=True)
+        ]
+    )
 
 
 def gradients(layer: Any, output: torch.Tensor, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -126,7 +143,10 @@ def gradients(layer: Any, output: torch.Tensor, x: torch.Tensor) -> dict[str, to
     direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     tensors = {**trained(layer), "x": x}
     found = torch.autograd.grad((output * direction).sum(), list(tensors.values()), allow_unused=True)
-    return {name: torch.zeros_like(t) if g is None else g for (name, t), g in zip(tensors.items(), found, strict=True)}
+    return {
+        name: torch.zeros_like(t) if g is None else g
+        for (name, t), g in zip(tensors.items(), found, strict=True)
+    }
 
 
 @ALL
@@ -162,7 +182,9 @@ def test_adapter_adds_no_bias_and_is_trained_in_float32_whatever_the_base_is(met
 @ALL
 def test_parameter_count_from_shapes_is_what_the_layer_holds(method: str) -> None:
     layer, config = build_layer(method), CONFIGS[method]
-    assert METHODS[config.method].parameter_count(D, O, T, config) == sum(parameter.numel() for parameter in trained(layer).values())
+    assert METHODS[config.method].parameter_count(D, O, T, config) == sum(
+        parameter.numel() for parameter in trained(layer).values()
+    )
 
 
 @ALL
@@ -194,7 +216,10 @@ def test_rows_without_a_token_dimension_are_rows_too(method: str) -> None:
 
 @ALL
 def test_dimensions_between_rows_and_width_are_all_a_row_s(method: str) -> None:
-    layer, x = trained_layer(method), torch.randn(B, B, S, D, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    layer, x = (
+        trained_layer(method),
+        torch.randn(B, B, S, D, dtype=torch.float64, generator=torch.Generator().manual_seed(9)),
+    )
     found = layer(x)
     for between in range(B):
         torch.testing.assert_close(found[:, between], layer(x[:, between]), rtol=1e-12, atol=1e-13)
@@ -221,7 +246,9 @@ def test_folded_pair_is_the_layer_for_its_task(method: str) -> None:
     for task in range(T):
         down_KD, up_OK = layer.fold(task)
         with layer.routing.tasks(torch.full((B,), task)):
-            torch.testing.assert_close(layer.base(x_BSD) + x_BSD @ down_KD.T @ up_OK.T, layer(x_BSD), rtol=1e-11, atol=1e-12)
+            torch.testing.assert_close(
+                layer.base(x_BSD) + x_BSD @ down_KD.T @ up_OK.T, layer(x_BSD), rtol=1e-11, atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("method", [name for name in CONFIGS if name != "hydra_lora"])
@@ -230,7 +257,12 @@ def test_merged_weight_is_the_layer_for_its_task(method: str) -> None:
     for task in range(T):
         with layer.routing.tasks(torch.full((B,), task)):
             expected = layer(x_BSD)
-        torch.testing.assert_close(nn.functional.linear(x_BSD, layer.merged_weight(task), layer.base.bias), expected, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(
+            nn.functional.linear(x_BSD, layer.merged_weight(task), layer.base.bias),
+            expected,
+            rtol=1e-11,
+            atol=1e-12,
+        )
 
 
 def test_what_cannot_be_folded_says_why() -> None:
@@ -267,7 +299,9 @@ def test_tasks_answer_differently_and_renumbering_them_changes_nothing_else(meth
         torch.testing.assert_close(layer(x_BSD), plain, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("method", [name for name, config in CONFIGS.items() if not METHODS[config.method].TASK_DEPENDENT])
+@pytest.mark.parametrize(
+    "method", [name for name, config in CONFIGS.items() if not METHODS[config.method].TASK_DEPENDENT]
+)
 def test_method_without_tasks_needs_none(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input()
     plain = layer(x_BSD)
@@ -278,7 +312,10 @@ def test_method_without_tasks_needs_none(method: str) -> None:
 @TASKWISE
 def test_layer_without_tasks_in_flight_refuses_and_says_what_to_call(method: str) -> None:
     layer = build_layer(method)
-    with layer.routing.tasks(None), pytest.raises(RuntimeError, match=r"RelevanceModel\.forward sets; call the model"):
+    with (
+        layer.routing.tasks(None),
+        pytest.raises(RuntimeError, match=r"RelevanceModel\.forward sets; call the model"),
+    ):
         layer(random_input())
 
 
@@ -287,7 +324,9 @@ def test_layer_without_tasks_in_flight_refuses_and_says_what_to_call(method: str
 def test_input_that_has_not_the_rows_of_the_tasks_is_refused(method: str, shape: tuple[int, ...]) -> None:
     layer = trained_layer(method)
     x = torch.randn(shape, dtype=torch.float64)
-    with pytest.raises((ValueError, RuntimeError), match=r"takes \(rows, \.\., width\)" if shape[-1] == D else ""):
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"takes \(rows, \.\., width\)" if shape[-1] == D else ""
+    ):
         layer(x)
 
 
@@ -300,7 +339,11 @@ def test_autocast_computes_in_bfloat16_and_trains_in_float32(method: str) -> Non
     found.float().square().sum().backward()
     assert (found.float() - expected).abs().max() < 0.04 * expected.abs().max()
     for name, parameter in trained(layer).items():
-        assert parameter.grad is not None and parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), name
+        assert (
+            parameter.grad is not None
+            and parameter.grad.dtype == torch.float32
+            and parameter.grad.isfinite().all()
+        ), name
 
 
 @ALL
@@ -313,7 +356,9 @@ def test_bfloat16_base_answers_near_float32_and_trains_in_float32(method: str) -
     expected = wide(x_BSD)
     assert (found.float() - expected).abs().max() < 0.04 * expected.abs().max()
     found.float().sum().backward()
-    assert {parameter.grad.dtype for parameter in trained(narrow).values() if parameter.grad is not None} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in trained(narrow).values() if parameter.grad is not None} == {
+        torch.float32
+    }
 
 
 @ALL
@@ -349,7 +394,10 @@ def test_compiled_in_one_graph_it_computes_the_same(method: str) -> None:
 def test_published_setting_on_llama2_7b_trains_what_the_paper_s_code_trains() -> None:
     config = MTLLoRAConfig(rank=8, num_up_projections=3)
     assert 128 * METHODS["mtl_lora"].parameter_count(4096, 4096, 8, config) == 16_845_824
-    assert 128 * METHODS["mtl_lora"].parameter_count(4096, 4096, 8, replace(config, transform="diagonal")) == 16_788_480
+    assert (
+        128 * METHODS["mtl_lora"].parameter_count(4096, 4096, 8, replace(config, transform="diagonal"))
+        == 16_788_480
+    )
 
 
 def test_dora_leaves_outputs_without_weights_alone() -> None:
@@ -365,14 +413,24 @@ def test_dora_leaves_outputs_without_weights_alone() -> None:
 
 
 def test_every_method_of_the_config_has_its_layer_and_no_other_is_known() -> None:
-    assert set(METHODS) == {config.__dataclass_fields__["method"].default for config in get_args(AnyAdapterConfig)}
+    assert set(METHODS) == {
+        config.__dataclass_fields__["method"].default for config in get_args(AnyAdapterConfig)
+    }
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"), ((MTLoRAConfig, {"mode": "matirx"}), (MTLLoRAConfig, {"transform": "diag"}), (LoRAConfig, {"method": "x"}))
+    ("kind", "settings"),
+    (
+        (MTLoRAConfig, {"mode": "matirx"}),
+        (MTLLoRAConfig, {"transform": "diag"}),
+        (LoRAConfig, {"method": "x"}),
+    ),
 )
 def test_word_that_a_setting_does_not_know_is_refused(kind: Any, settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"adapter\.{next(iter(settings))} must be one of .*, not '{next(iter(settings.values()))}'"):
+    with pytest.raises(
+        ValueError,
+        match=rf"adapter\.{next(iter(settings))} must be one of .*, not '{next(iter(settings.values()))}'",
+    ):
         kind(**settings)
 
 
@@ -389,7 +447,8 @@ def test_published_settings_on_llama2_7b_have_the_published_numbers_of_parameter
     assert millions(LoRAConfig(rank=8)) == 8.388608
     assert round(millions(PerTaskLoRAConfig(rank=8)), 1) == 67.1
     assert round(millions(MultiLoRAConfig(rank=8)), 1) == 26.7
-    assert round(millions(MoELoRAConfig(rank=8, num_experts=8)), 2) == 8.52  # the published code's unused task row is left out
+    # the published code's unused task row is left out
+    assert round(millions(MoELoRAConfig(rank=8, num_experts=8)), 2) == 8.52
     assert round(millions(HydraLoRAConfig(rank=8)), 2) == 18.35
     assert round(millions(DoRAConfig(rank=8)), 2) == 8.91
     assert round(millions(MTLoRAConfig(rank=8, task_rank=4)), 1) == 41.9

@@ -33,7 +33,9 @@ def test_target_named_twice_is_adapted_once(fresh_backbone: FreshBackbone) -> No
 
 
 @pytest.mark.parametrize("target", ("query", "proj", "self_attn", "embed_tokens"))
-def test_target_that_is_no_linear_names_the_linears_that_exist(fresh_backbone: FreshBackbone, target: str) -> None:
+def test_target_that_is_no_linear_names_the_linears_that_exist(
+    fresh_backbone: FreshBackbone, target: str
+) -> None:
     trunk = fresh_backbone().trunk
     with pytest.raises(ValueError, match=target) as refusal:
         inject(trunk, MTLLoRAConfig(target_modules=("q_proj", target)), num_tasks=2, seed=0)
@@ -49,11 +51,17 @@ def test_only_adapters_can_be_trained(fresh_backbone: FreshBackbone) -> None:
     assert len(trained) == 4 * 4
     assert {name.rpartition(".")[2] for name in trained} == {"down_RD", "transform", "up_ONR", "mix_TN"}
     numbers = sum(parameter.numel() for parameter in trunk.parameters() if parameter.requires_grad)
-    assert numbers == 2 * (MTLLoRALinear.parameter_count(32, 32, 3, config) + MTLLoRALinear.parameter_count(32, 16, 3, config))
+    assert numbers == 2 * (
+        MTLLoRALinear.parameter_count(32, 32, 3, config) + MTLLoRALinear.parameter_count(32, 16, 3, config)
+    )
 
 
-@pytest.mark.parametrize(("kind", "targets"), (("llama", ("q_proj", "o_proj", "down_proj")), ("bert", ("query", "dense"))))
-def test_adapted_trunk_starts_as_the_trunk_bit_for_bit(fresh_backbone: FreshBackbone, kind: str, targets: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "targets"), (("llama", ("q_proj", "o_proj", "down_proj")), ("bert", ("query", "dense")))
+)
+def test_adapted_trunk_starts_as_the_trunk_bit_for_bit(
+    fresh_backbone: FreshBackbone, kind: str, targets: tuple[str, ...]
+) -> None:
     trunk = fresh_backbone(kind).trunk
     ids_BS = torch.arange(2, 14).reshape(3, 4)
     with torch.no_grad():
@@ -78,7 +86,9 @@ def test_seed_alone_decides_the_adapters(fresh_backbone: FreshBackbone) -> None:
 
     first, same, other = state(5), state(5), state(6)
     assert all(torch.equal(first[name], same[name]) for name in first)
-    assert not any(torch.equal(first[name], other[name]) for name in first if name.endswith(("down_RD", "mix_TN")))
+    assert not any(
+        torch.equal(first[name], other[name]) for name in first if name.endswith(("down_RD", "mix_TN"))
+    )
 
 
 def test_layers_of_a_trunk_start_from_different_numbers(fresh_backbone: FreshBackbone) -> None:
@@ -91,10 +101,15 @@ def test_layers_of_a_trunk_start_from_different_numbers(fresh_backbone: FreshBac
 def test_all_layers_share_one_routing(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
     routing = inject(trunk, MTLLoRAConfig(), num_tasks=2, seed=0)
-    assert all(isinstance(layer, MTLLoRALinear) and layer.routing is routing for layer in adapted_layers(trunk).values())
+    assert all(
+        isinstance(layer, MTLLoRALinear) and layer.routing is routing
+        for layer in adapted_layers(trunk).values()
+    )
 
 
-def test_all_linear_means_every_linear_inside_the_layers_and_never_the_head(fresh_backbone: FreshBackbone) -> None:
+def test_all_linear_means_every_linear_inside_the_layers_and_never_the_head(
+    fresh_backbone: FreshBackbone,
+) -> None:
     for kind, per_layer in (("llama", 7), ("bert", 6)):
         trunk = fresh_backbone(kind).trunk
         assert len(target_names(trunk, LoRAConfig(target_modules="all-linear"))) == 2 * per_layer
@@ -111,12 +126,17 @@ def test_only_the_layers_asked_for_are_adapted(fresh_backbone: FreshBackbone) ->
 @pytest.mark.parametrize(
     ("config", "message"),
     (
-        (LoRAConfig(layers_to_transform=(0, 2)), "adapter.layers_to_transform names layer 2, this backbone's are 0 to 1"),
+        (
+            LoRAConfig(layers_to_transform=(0, 2)),
+            "adapter.layers_to_transform names layer 2, this backbone's are 0 to 1",
+        ),
         (MTLLoRAConfig(task_layers=3), "adapter.task_layers is 3, this backbone has 2 layers"),
         (MTLoRAConfig(task_layers=3), "adapter.task_layers is 3, this backbone has 2 layers"),
     ),
 )
-def test_layer_the_trunk_has_not_is_refused(fresh_backbone: FreshBackbone, config: AdapterConfig, message: str) -> None:
+def test_layer_the_trunk_has_not_is_refused(
+    fresh_backbone: FreshBackbone, config: AdapterConfig, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         inject(fresh_backbone().trunk, config, num_tasks=2, seed=0)
 
@@ -124,34 +144,68 @@ def test_layer_the_trunk_has_not_is_refused(fresh_backbone: FreshBackbone, confi
 @pytest.mark.parametrize(
     ("config", "message"),
     (
-        (MTLLoRAConfig(task_layers=1, layers_to_transform=(0,)), "leaves out all of the last adapter.task_layers layers"),
+        (
+            MTLLoRAConfig(task_layers=1, layers_to_transform=(0,)),
+            "leaves out all of the last adapter.task_layers layers",
+        ),
         (MTLoRAConfig(layers_to_transform=(0,)), "leaves out all of the last adapter.task_layers layers"),
-        (LoRAConfig(target_modules=("layers.1.self_attn.q_proj",), layers_to_transform=(0,)), "leave no linear of this backbone to adapt"),
-        (LoRAConfig(target_modules=("q_proj",), exclude_modules=("q_proj",)), "names 'q_proj', which is no linear"),
+        (
+            LoRAConfig(target_modules=("layers.1.self_attn.q_proj",), layers_to_transform=(0,)),
+            "leave no linear of this backbone to adapt",
+        ),
+        (
+            LoRAConfig(target_modules=("q_proj",), exclude_modules=("q_proj",)),
+            "names 'q_proj', which is no linear",
+        ),
     ),
 )
-def test_config_that_would_train_something_else_is_refused(fresh_backbone: FreshBackbone, config: AdapterConfig, message: str) -> None:
+def test_config_that_would_train_something_else_is_refused(
+    fresh_backbone: FreshBackbone, config: AdapterConfig, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         inject(fresh_backbone().trunk, config, num_tasks=2, seed=0)
 
 
 def test_excluded_linears_are_left_out_of_all_linear(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
-    inject(trunk, LoRAConfig(target_modules="all-linear", exclude_modules=("mlp.up_proj", "o_proj")), num_tasks=2, seed=0)
-    assert {name.rpartition(".")[2] for name in adapted_layers(trunk)} == {"q_proj", "k_proj", "v_proj", "gate_proj", "down_proj"}
+    inject(
+        trunk,
+        LoRAConfig(target_modules="all-linear", exclude_modules=("mlp.up_proj", "o_proj")),
+        num_tasks=2,
+        seed=0,
+    )
+    assert {name.rpartition(".")[2] for name in adapted_layers(trunk)} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "gate_proj",
+        "down_proj",
+    }
 
 
 def test_task_layers_take_targets_inside_the_layers_alone(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
     trunk.projection = torch.nn.Linear(4, 4)
-    with pytest.raises(ValueError, match="task_layers needs all of adapter.target_modules inside the backbone's layers"):
-        inject(trunk, MTLLoRAConfig(target_modules=("q_proj", "projection"), task_layers=1), num_tasks=2, seed=0)
+    with pytest.raises(
+        ValueError, match="task_layers needs all of adapter.target_modules inside the backbone's layers"
+    ):
+        inject(
+            trunk, MTLLoRAConfig(target_modules=("q_proj", "projection"), task_layers=1), num_tasks=2, seed=0
+        )
 
 
 @pytest.mark.parametrize(
-    "config", (MTLLoRAConfig(task_layers=1), MTLoRAConfig(), MTLoRAConfig(mode="matrix", task_layers=2), DoRAConfig(target_modules="all-linear"))
+    "config",
+    (
+        MTLLoRAConfig(task_layers=1),
+        MTLoRAConfig(),
+        MTLoRAConfig(mode="matrix", task_layers=2),
+        DoRAConfig(target_modules="all-linear"),
+    ),
 )
-def test_count_from_shapes_is_that_of_the_injected_trunk(llama_dir: Path, fresh_backbone: FreshBackbone, config: AdapterConfig) -> None:
+def test_count_from_shapes_is_that_of_the_injected_trunk(
+    llama_dir: Path, fresh_backbone: FreshBackbone, config: AdapterConfig
+) -> None:
     planned = adapter_parameter_count(empty_trunk(llama_dir), config, 5)
     trunk = fresh_backbone().trunk
     inject(trunk, config, num_tasks=5, seed=0)

@@ -1,4 +1,5 @@
-"""What is MTL-LoRA's own: LoRA as its special case, its start, and what others got wrong. float64 throughout, except where a dtype is the promise.
+"""What is MTL-LoRA's own: LoRA as its special case, its start, and what others got wrong. float64 throughout,
+except where a dtype is the promise.
 
 Shape legend: B rows, S tokens, D width in, O width out, R rank, N up-projections, T tasks.
 """
@@ -13,25 +14,33 @@ from models.adapters.mtl_lora import MTLLoRALinear
 from models.adapters.routing import TaskRouting
 from models.config import MTLLoRAConfig
 
-B, S, D, O, R, N, T = 6, 4, 5, 7, 3, 2, 4  # noqa: E741
+B, S, D, O, R, N, T = 6, 4, 5, 7, 3, 2, 4
 TASK_B = torch.tensor([2, 0, 2, 1, 0, 2])  # task 3 is absent
 TRANSFORMS = ("full", "diagonal")
 
 
-def build_layer(bias: bool = False, num_tasks: int = T, dtype: torch.dtype = torch.float64, **changes: Any) -> MTLLoRALinear:
+def build_layer(
+    bias: bool = False, num_tasks: int = T, dtype: torch.dtype = torch.float64, **changes: Any
+) -> MTLLoRALinear:
     """A layer at its start, on a random linear, with TASK_B in flight."""
-    config = MTLLoRAConfig(**{"rank": R, "num_up_projections": N, "lora_alpha": 7.0, "mixture_temperature": 0.3, **changes})
+    config = MTLLoRAConfig(
+        **{"rank": R, "num_up_projections": N, "lora_alpha": 7.0, "mixture_temperature": 0.3, **changes}
+    )
     torch.manual_seed(0)
     routing = TaskRouting()
     routing.task = TASK_B
-    return MTLLoRALinear(nn.Linear(D, O, bias=bias), num_tasks, config, routing, torch.Generator().manual_seed(1)).to(dtype)
+    return MTLLoRALinear(
+        nn.Linear(D, O, bias=bias), num_tasks, config, routing, torch.Generator().manual_seed(1)
+    ).to(dtype)
 
 
 def build_bfloat16_layer(**changes: Any) -> MTLLoRALinear:
     """A layer whose linear was bfloat16 before the adapter came."""
     layer = build_layer(dtype=torch.float32, **changes)
     config = MTLLoRAConfig(rank=R, num_up_projections=N, **changes)
-    return MTLLoRALinear(layer.base.to(torch.bfloat16), T, config, layer.routing, torch.Generator().manual_seed(1))
+    return MTLLoRALinear(
+        layer.base.to(torch.bfloat16), T, config, layer.routing, torch.Generator().manual_seed(1)
+    )
 
 
 def build_trained_layer(**options: Any) -> MTLLoRALinear:
@@ -40,7 +49,9 @@ def build_trained_layer(**options: Any) -> MTLLoRALinear:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in trained(layer).values():
-            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype))
+            parameter.add_(
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+            )
     return layer
 
 
@@ -82,7 +93,9 @@ def test_one_task_with_one_up_projection_equals_peft_lora() -> None:
     layer.routing.task = torch.zeros(B, dtype=torch.long)
     wrapped = nn.ModuleDict({"proj": nn.Linear(D, O, bias=False, dtype=torch.float64)})
     wrapped["proj"].load_state_dict(layer.base.state_dict())
-    lora = peft.inject_adapter_in_model(peft.LoraConfig(r=4, lora_alpha=8, target_modules=["proj"]), wrapped)["proj"]
+    lora = peft.inject_adapter_in_model(peft.LoraConfig(r=4, lora_alpha=8, target_modules=["proj"]), wrapped)[
+        "proj"
+    ]
     with torch.no_grad():
         layer.transform.copy_(torch.eye(4).unsqueeze(0))
         lora.lora_A["default"].weight.copy_(layer.down_RD)
@@ -129,7 +142,9 @@ def test_scale_is_alpha_over_the_rank_of_one_up_projection(num_up_projections: i
 def test_starting_numbers_depend_on_the_given_generator_alone() -> None:
     def start(global_seed: int, seed: int) -> torch.Tensor:
         torch.manual_seed(global_seed)
-        layer = MTLLoRALinear(nn.Linear(D, O), T, MTLLoRAConfig(), TaskRouting(), torch.Generator().manual_seed(seed))
+        layer = MTLLoRALinear(
+            nn.Linear(D, O), T, MTLLoRAConfig(), TaskRouting(), torch.Generator().manual_seed(seed)
+        )
         return torch.cat([parameter.flatten() for parameter in trained(layer).values()])
 
     assert torch.equal(start(10, seed=1), start(11, seed=1))
@@ -145,11 +160,13 @@ def test_starting_numbers_are_those_of_the_paper() -> None:
     assert layer.mix_TN.unique().numel() == T * N
 
 
-# What published implementations get wrong: tau of 0 or logits beyond exp's range, up-projections that start and stay equal, a transform
-# kept in bfloat16, a random bias on linears that have none.
+# What published implementations get wrong: tau of 0 or logits beyond exp's range, up-projections that start
+# and stay equal, a transform kept in bfloat16, a random bias on linears that have none.
 
 
-def train_steps(layer: MTLLoRALinear, num_steps: int, learning_rate: float, dtype: torch.dtype = torch.float64) -> None:
+def train_steps(
+    layer: MTLLoRALinear, num_steps: int, learning_rate: float, dtype: torch.dtype = torch.float64
+) -> None:
     optimizer = torch.optim.AdamW(trained(layer).values(), lr=learning_rate, weight_decay=0.0)
     x_BSD, goal_BSO = random_input(dtype), random_direction().to(dtype)
     for _ in range(num_steps):
@@ -197,7 +214,9 @@ def test_published_failure_transform_in_bfloat16_would_never_leave_one() -> None
 
 @pytest.mark.parametrize("temperature", (0.0, -1.0))
 def test_published_failure_a_temperature_of_zero_is_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match=r"adapter\.mixture_temperature must be a finite number above 0.*divides"):
+    with pytest.raises(
+        ValueError, match=r"adapter\.mixture_temperature must be a finite number above 0.*divides"
+    ):
         MTLLoRAConfig(mixture_temperature=temperature)
 
 
@@ -213,10 +232,17 @@ def test_published_failure_huge_mixture_logits_overflow_neither_forward_nor_back
 
 @pytest.mark.parametrize("task", [TASK_B, TASK_B[:, None].expand(B, S)], ids=["rows", "tokens"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"transform": "diagonal"}, {"num_up_projections": 1, "rank": 2}], ids=["full", "diagonal", "more tasks than K"]
+    "changes",
+    [{}, {"transform": "diagonal"}, {"num_up_projections": 1, "rank": 2}],
+    ids=["full", "diagonal", "more tasks than K"],
 )
-def test_what_is_made_for_all_layers_of_a_pass_is_what_each_makes_by_itself(changes: dict[str, Any], task: torch.Tensor) -> None:
-    layers = [build_trained_layer(**changes, **other) for other in ({}, {"mixture_temperature": 2.0}, {}, {"num_tasks": 3})]
+def test_what_is_made_for_all_layers_of_a_pass_is_what_each_makes_by_itself(
+    changes: dict[str, Any], task: torch.Tensor
+) -> None:
+    layers = [
+        build_trained_layer(**changes, **other)
+        for other in ({}, {"mixture_temperature": 2.0}, {}, {"num_tasks": 3})
+    ]
     x, alone = random_input(), []
     for layer in layers:
         layer.routing = layers[0].routing

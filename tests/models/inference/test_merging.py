@@ -1,4 +1,6 @@
-"""One task's adapters in the weights: the same answers, no adapter left, the model they came from untouched."""
+"""One task's adapters in the weights: the same answers, no adapter left, the model they came from
+untouched.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +11,15 @@ from torch import nn
 
 from models.adapters.adapted_linear import NotMergeableError
 from models.adapters.injection import adapted_layers
-from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MoELoRAConfig, MTLoRAConfig, MultiLoRAConfig, PerTaskLoRAConfig
+from models.config import (
+    DoRAConfig,
+    HydraLoRAConfig,
+    LoRAConfig,
+    MoELoRAConfig,
+    MTLoRAConfig,
+    MultiLoRAConfig,
+    PerTaskLoRAConfig,
+)
 from models.inference.merging import merge_task
 from models.relevance import RelevanceModel
 
@@ -19,7 +29,17 @@ SETTINGS: list[dict[str, Any]] = [
     {},
     {"transform": "diagonal"},
     {"task_layers": 1},
-    *[{"method": method} for method in (LoRAConfig, PerTaskLoRAConfig, MultiLoRAConfig, MoELoRAConfig, DoRAConfig, MTLoRAConfig)],
+    *[
+        {"method": method}
+        for method in (
+            LoRAConfig,
+            PerTaskLoRAConfig,
+            MultiLoRAConfig,
+            MoELoRAConfig,
+            DoRAConfig,
+            MTLoRAConfig,
+        )
+    ],
     {"method": MTLoRAConfig, "mode": "matrix", "task_layers": 2},
 ]
 
@@ -30,15 +50,21 @@ def of_task(model: RelevanceModel, batch: Batch, task: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ("llama", "bert"))
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_merged_model_answers_as_the_adapted_one(fresh_model: FreshModel, batch: Batch, kind: str, settings: dict[str, Any]) -> None:
+def test_merged_model_answers_as_the_adapted_one(
+    fresh_model: FreshModel, batch: Batch, kind: str, settings: dict[str, Any]
+) -> None:
     model = fresh_model(kind, stir=7, **settings)
     for task in range(3):
         merged = merge_task(model, task)
-        torch.testing.assert_close(merged(batch[0], batch[1]), of_task(model, batch, task), rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(
+            merged(batch[0], batch[1]), of_task(model, batch, task), rtol=2e-5, atol=2e-5
+        )
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_merging_every_task_in_turn_leaves_the_model_bit_for_bit(fresh_model: FreshModel, batch: Batch, dtype: torch.dtype) -> None:
+def test_merging_every_task_in_turn_leaves_the_model_bit_for_bit(
+    fresh_model: FreshModel, batch: Batch, dtype: torch.dtype
+) -> None:
     model = fresh_model(stir=7)
     model.trunk.to(dtype)
     for layer in adapted_layers(model).values():
@@ -77,7 +103,9 @@ def test_merged_model_is_plain_frozen_and_shares_what_adapters_do_not_touch(fres
     assert merged.trunk.layers[0].mlp.up_proj.weight is model.trunk.layers[0].mlp.up_proj.weight
     assert type(merged.trunk.layers[0].self_attn.q_proj) is nn.Linear
     names = [name for name, module in model.trunk.named_modules() if isinstance(module, nn.Linear)]
-    assert [name.removesuffix(".base") for name in names] == [n for n, m in merged.trunk.named_modules() if isinstance(m, nn.Linear)]
+    assert [name.removesuffix(".base") for name in names] == [
+        n for n, m in merged.trunk.named_modules() if isinstance(m, nn.Linear)
+    ]
 
 
 def test_training_goes_on_after_a_merge(fresh_model: FreshModel, batch: Batch) -> None:
@@ -97,7 +125,9 @@ def test_weight_that_is_not_finite_is_refused_by_name(fresh_model: FreshModel) -
 
 @pytest.mark.parametrize("task", (-1, 3))
 def test_task_the_model_has_not_is_refused(fresh_model: FreshModel, task: int) -> None:
-    with pytest.raises(ValueError, match=f"task {task} is none of this model's, which counts them from 0 to 2"):
+    with pytest.raises(
+        ValueError, match=f"task {task} is none of this model's, which counts them from 0 to 2"
+    ):
         merge_task(fresh_model(), task)
 
 

@@ -1,4 +1,6 @@
-"""All tasks in one pass, tasks in the last layers alone, rows laid end to end: each equal to the plain way."""
+"""All tasks in one pass, tasks in the last layers alone, rows laid end to end: each equal to the plain
+way.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +30,16 @@ from models.serialization.bundle import read_bundle, write_bundle
 
 FreshModel = Callable[..., RelevanceModel]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-METHODS = (MTLLoRAConfig, LoRAConfig, PerTaskLoRAConfig, MultiLoRAConfig, MoELoRAConfig, HydraLoRAConfig, DoRAConfig, MTLoRAConfig)
+METHODS = (
+    MTLLoRAConfig,
+    LoRAConfig,
+    PerTaskLoRAConfig,
+    MultiLoRAConfig,
+    MoELoRAConfig,
+    HydraLoRAConfig,
+    DoRAConfig,
+    MTLoRAConfig,
+)
 KINDS = ("llama", "bert")
 BRANCHING: list[tuple[Any, dict[str, Any]]] = [
     (MTLLoRAConfig, {"task_layers": 1}),
@@ -51,13 +62,23 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
 
 def weighted_sum(logits: dict[int, torch.Tensor]) -> torch.Tensor:
     generator = torch.Generator().manual_seed(8)
-    return sum(((finite(logits[task]) * torch.randn(logits[task].shape, generator=generator)).sum() for task in sorted(logits)), torch.zeros(()))
+    return sum(
+        (
+            (finite(logits[task]) * torch.randn(logits[task].shape, generator=generator)).sum()
+            for task in sorted(logits)
+        ),
+        torch.zeros(()),
+    )
 
 
 def all_gradients(model: RelevanceModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.trainable_state().items() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.trainable_state().items()
+        if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize(("method", "settings"), BRANCHING, ids=[f"{m.__name__}-{s}" for m, s in BRANCHING])
@@ -82,32 +103,51 @@ def test_judging_all_tasks_at_once_equals_a_pass_for_each(
     grad_found = all_gradients(model, weighted_sum(found))
     assert grad_found.keys() == grad_expected.keys()
     for name in grad_found:
-        torch.testing.assert_close(grad_found[name], grad_expected[name], rtol=1e-4, atol=1e-4 * float(grad_expected[name].abs().max()), msg=name)
+        torch.testing.assert_close(
+            grad_found[name],
+            grad_expected[name],
+            rtol=1e-4,
+            atol=1e-4 * float(grad_expected[name].abs().max()),
+            msg=name,
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", (slice(0, 1), slice(0, 3)), ids=("one row", "as many rows as tasks"))
-def test_few_rows_are_branched_like_many(fresh_model: FreshModel, batch: Batch, kind: str, rows: slice) -> None:
+def test_few_rows_are_branched_like_many(
+    fresh_model: FreshModel, batch: Batch, kind: str, rows: slice
+) -> None:
     model = fresh_model(kind, stir=7, task_layers=1)
     ids_BS, mask_BS = batch[0][rows], batch[1][rows]
     for task, logits in all_task_logits(model, ids_BS, mask_BS).items():
-        torch.testing.assert_close(logits, model(ids_BS, mask_BS, torch.full((len(ids_BS),), task)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logits, model(ids_BS, mask_BS, torch.full((len(ids_BS),), task)), rtol=1e-5, atol=1e-5
+        )
 
 
-@pytest.mark.parametrize(("settings", "expected"), (({"task_layers": 1}, [6, 18]), ({}, [18, 18]), ({"method": LoRAConfig}, [6, 6])))
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    (({"task_layers": 1}, [6, 18]), ({}, [18, 18]), ({"method": LoRAConfig}, [6, 6])),
+)
 def test_rows_run_once_below_the_first_layer_that_knows_tasks_and_once_a_task_from_there(
     fresh_model: FreshModel, batch: Batch, settings: dict[str, Any], expected: list[int]
 ) -> None:
     model = fresh_model("llama", stir=7, **settings)
     seen: list[int] = []
     for layer in model.trunk.layers:
-        layer.self_attn.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(kwargs["hidden_states"])), with_kwargs=True)
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(len(kwargs["hidden_states"])), with_kwargs=True
+        )
     all_task_logits(model, batch[0], batch[1])
     assert seen == expected
 
 
-@pytest.mark.parametrize(("settings", "expected"), (({"task_layers": 1}, 4 / 6), ({}, 1.0), ({"method": LoRAConfig}, 1 / 3)))
-def test_one_pass_costs_the_layers_that_rows_go_through(fresh_model: FreshModel, settings: dict[str, Any], expected: float) -> None:
+@pytest.mark.parametrize(
+    ("settings", "expected"), (({"task_layers": 1}, 4 / 6), ({}, 1.0), ({"method": LoRAConfig}, 1 / 3))
+)
+def test_one_pass_costs_the_layers_that_rows_go_through(
+    fresh_model: FreshModel, settings: dict[str, Any], expected: float
+) -> None:
     assert TaskBranch(fresh_model("llama", **settings).trunk, 1, 3).cost_share == pytest.approx(expected)
 
 
@@ -140,10 +180,22 @@ def decoder_of_another_family(family: str) -> RelevanceModel:
     import transformers
 
     sizes: dict[str, Any] = {
-        "opt": ("OPT", {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}),
+        "opt": (
+            "OPT",
+            {
+                "hidden_size": 32,
+                "ffn_dim": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "word_embed_proj_dim": 32,
+            },
+        ),
         "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
         "mpt": ("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}),
-        "gpt_neox": ("GPTNeoX", {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}),
+        "gpt_neox": (
+            "GPTNeoX",
+            {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+        ),
     }
     name, settings = sizes[family]
     torch.manual_seed(0)
@@ -174,7 +226,9 @@ def test_other_decoders_judge_all_tasks_rightly_or_refuse(batch: Batch, family: 
         assert family in ("bloom", "mpt")
     else:
         for task, logits in found.items():
-            torch.testing.assert_close(logits, model(ids_BS, mask_BS, torch.full((rows,), task)), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                logits, model(ids_BS, mask_BS, torch.full((rows,), task)), rtol=1e-4, atol=1e-4
+            )
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
@@ -188,8 +242,12 @@ def test_saved_weights_of_every_method_give_the_same_logits_bit_for_bit(
     assert torch.equal(fresh(*batch), trained(*batch))
 
 
-@pytest.mark.parametrize("method", (MTLLoRAConfig, LoRAConfig, MTLoRAConfig), ids=lambda method: method.__name__)
-def test_compiled_model_answers_and_learns_as_the_plain_one(fresh_model: FreshModel, batch: Batch, method: Any) -> None:
+@pytest.mark.parametrize(
+    "method", (MTLLoRAConfig, LoRAConfig, MTLoRAConfig), ids=lambda method: method.__name__
+)
+def test_compiled_model_answers_and_learns_as_the_plain_one(
+    fresh_model: FreshModel, batch: Batch, method: Any
+) -> None:
     model = fresh_model(stir=7, method=method)
     expected = model(*batch)
     grad_expected = all_gradients(model, weighted_sum({0: expected}))
@@ -200,4 +258,9 @@ def test_compiled_model_answers_and_learns_as_the_plain_one(fresh_model: FreshMo
     for name, gradient in all_gradients(model, weighted_sum({0: found})).items():
         torch.testing.assert_close(gradient, grad_expected[name], rtol=1e-4, atol=1e-5, msg=name)
     other_tasks = (batch[2] + 1) % 3  # not burnt in
-    torch.testing.assert_close(compiled(batch[0], batch[1], other_tasks), model(batch[0], batch[1], other_tasks), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        compiled(batch[0], batch[1], other_tasks),
+        model(batch[0], batch[1], other_tasks),
+        rtol=1e-5,
+        atol=1e-5,
+    )

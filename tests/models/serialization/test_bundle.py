@@ -13,14 +13,24 @@ import torch
 from models.files import bytes_sha256
 from models.serialization.bundle import BundleRefusedError, encode_json, read_bundle, write_bundle
 
-FILES = ("manifest.json", "bundle.json", "weights.safetensors", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
+FILES = (
+    "manifest.json",
+    "bundle.json",
+    "weights.safetensors",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+)
 DESCRIPTION = {"tasks": ["search", "shopping"], "rank": 8, "note": "größe", "thresholds": [0.25, None]}
 
 
 def random_tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     edge = torch.tensor([-0.0, 1e-42, 3e38])
-    return {"up": torch.randn(3, 4, generator=generator), "down": torch.randn(4, generator=generator), "edge": edge}
+    return {
+        "up": torch.randn(3, 4, generator=generator),
+        "down": torch.randn(4, generator=generator),
+        "edge": edge,
+    }
 
 
 @pytest.fixture
@@ -82,7 +92,9 @@ def test_any_other_content_gives_another_sha256(tmp_path: Path, tokenizer_dir: P
     assert write_bundle(tmp_path / "two", description, tensors, tokenizer_dir) != one
 
 
-def test_writing_again_replaces_the_older_bundle_and_leaves_nothing_else(bundle_dir: Path, tokenizer_dir: Path) -> None:
+def test_writing_again_replaces_the_older_bundle_and_leaves_nothing_else(
+    bundle_dir: Path, tokenizer_dir: Path
+) -> None:
     before = {path.name for path in bundle_dir.parent.iterdir()}
     sha256 = write_bundle(bundle_dir, {"rank": 1}, {"only": torch.ones(2)}, tokenizer_dir)
     bundle = read_bundle(bundle_dir, expected_sha256=sha256)
@@ -91,11 +103,15 @@ def test_writing_again_replaces_the_older_bundle_and_leaves_nothing_else(bundle_
 
 
 @pytest.mark.parametrize("number", (float("nan"), float("inf"), float("-inf")))
-def test_tensor_that_is_not_finite_is_refused_and_nothing_is_left_behind(tmp_path: Path, tokenizer_dir: Path, number: float) -> None:
+def test_tensor_that_is_not_finite_is_refused_and_nothing_is_left_behind(
+    tmp_path: Path, tokenizer_dir: Path, number: float
+) -> None:
     target = tmp_path / "models" / "bundle"
     target.parent.mkdir()
     with pytest.raises(BundleRefusedError, match="tensor up is not finite.*learning rate"):
-        write_bundle(target, DESCRIPTION, {**random_tensors(), "up": torch.tensor([1.0, number])}, tokenizer_dir)
+        write_bundle(
+            target, DESCRIPTION, {**random_tensors(), "up": torch.tensor([1.0, number])}, tokenizer_dir
+        )
     assert not list(target.parent.iterdir())
 
 
@@ -119,7 +135,9 @@ def test_failed_write_leaves_nothing_behind(tmp_path: Path, tokenizer_dir: Path)
     assert not list(target.parent.iterdir())
 
 
-def test_written_bundle_can_be_read_whatever_lies_beside_the_tokenizer(tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_written_bundle_can_be_read_whatever_lies_beside_the_tokenizer(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
     for name in ("vocab.bpe", "tokenizer.pkl", "tokenizer.py", "tokenizer_extra.bin"):
         (tokenizer_dir / name).write_bytes(b"not of a kind that a bundle holds")
     (tokenizer_dir / "spiece.model").write_bytes(b"a sentencepiece vocabulary")
@@ -149,7 +167,8 @@ def test_truncated_file_is_refused(bundle_dir: Path, name: str, num_kept: int) -
     path = bundle_dir / name
     whole = path.read_bytes()
     path.write_bytes(whole[:num_kept])
-    sha256 = bytes_sha256(whole) if name == "manifest.json" else None  # without its last newline a manifest still reads as itself
+    # without its last newline a manifest still reads as itself
+    sha256 = bytes_sha256(whole) if name == "manifest.json" else None
     with pytest.raises(BundleRefusedError):
         read_bundle(bundle_dir, expected_sha256=sha256)
 
@@ -161,7 +180,9 @@ def test_deleted_file_is_refused_by_name(bundle_dir: Path, name: str) -> None:
         read_bundle(bundle_dir)
 
 
-@pytest.mark.parametrize("name", ("extra.json", "tokenizer/extra.json", ".hidden", "adapter.bin", "tokenizer/manifest.json"))
+@pytest.mark.parametrize(
+    "name", ("extra.json", "tokenizer/extra.json", ".hidden", "adapter.bin", "tokenizer/manifest.json")
+)
 def test_file_the_manifest_does_not_list_is_refused_by_name(bundle_dir: Path, name: str) -> None:
     (bundle_dir / name).write_text("{}")
     with pytest.raises(BundleRefusedError, match=name):
@@ -190,7 +211,9 @@ def test_link_the_manifest_does_not_list_is_refused_even_when_it_leads_nowhere(b
         read_bundle(bundle_dir)
 
 
-@pytest.mark.parametrize("name", ("../outside.json", "tokenizer/../../outside.json", "{tmp_path}/outside.json"))
+@pytest.mark.parametrize(
+    "name", ("../outside.json", "tokenizer/../../outside.json", "{tmp_path}/outside.json")
+)
 def test_name_that_leads_out_of_the_folder_is_refused(bundle_dir: Path, tmp_path: Path, name: str) -> None:
     outside = tmp_path / "outside.json"
     outside.write_text("{}")
@@ -211,7 +234,9 @@ class Unpickled:
 
 
 @pytest.mark.parametrize("name", ("weights.pt", "weights.bin", "tokenizer/tokenizer.pkl", "weights.PT"))
-def test_pickle_file_is_refused_even_when_the_manifest_lists_it(bundle_dir: Path, tmp_path: Path, name: str) -> None:
+def test_pickle_file_is_refused_even_when_the_manifest_lists_it(
+    bundle_dir: Path, tmp_path: Path, name: str
+) -> None:
     content = pickle.dumps(Unpickled(tmp_path / "mark"))
     (bundle_dir / name).write_bytes(content)
     rewrite_manifest(bundle_dir, lambda files: files.update({name: bytes_sha256(content)}))
@@ -220,7 +245,9 @@ def test_pickle_file_is_refused_even_when_the_manifest_lists_it(bundle_dir: Path
     assert not (tmp_path / "mark").exists()
 
 
-def test_pickle_under_the_name_of_the_weights_is_refused_and_never_run(bundle_dir: Path, tmp_path: Path) -> None:
+def test_pickle_under_the_name_of_the_weights_is_refused_and_never_run(
+    bundle_dir: Path, tmp_path: Path
+) -> None:
     content = pickle.dumps(Unpickled(tmp_path / "mark"))
     (bundle_dir / "weights.safetensors").write_bytes(content)
     rewrite_manifest(bundle_dir, lambda files: files.update({"weights.safetensors": bytes_sha256(content)}))
@@ -229,7 +256,9 @@ def test_pickle_under_the_name_of_the_weights_is_refused_and_never_run(bundle_di
     assert not (tmp_path / "mark").exists()
 
 
-def test_rewritten_bundle_is_refused_when_the_registry_recorded_another_sha256(bundle_dir: Path, tokenizer_dir: Path) -> None:
+def test_rewritten_bundle_is_refused_when_the_registry_recorded_another_sha256(
+    bundle_dir: Path, tokenizer_dir: Path
+) -> None:
     recorded = read_bundle(bundle_dir).sha256
     other = write_bundle(bundle_dir, DESCRIPTION, {"up": torch.zeros(3)}, tokenizer_dir)
     with pytest.raises(BundleRefusedError, match=f"{other}.*{recorded}"):
@@ -273,6 +302,8 @@ def test_description_that_is_no_json_object_is_refused(bundle_dir: Path, content
 
 
 @pytest.mark.parametrize("name", ("missing", "bundle/manifest.json"))
-def test_folder_that_is_no_bundle_is_refused_with_the_cure(bundle_dir: Path, tmp_path: Path, name: str) -> None:
+def test_folder_that_is_no_bundle_is_refused_with_the_cure(
+    bundle_dir: Path, tmp_path: Path, name: str
+) -> None:
     with pytest.raises(BundleRefusedError, match="train again or name another folder"):
         read_bundle(tmp_path / name)

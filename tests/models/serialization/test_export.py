@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from models.adapters.adapted_linear import NotMergeableError
-from models.config import DoRAConfig, HydraLoRAConfig, LoRAConfig, MoELoRAConfig, MTLoRAConfig, MultiLoRAConfig, PerTaskLoRAConfig
+from models.config import (
+    DoRAConfig,
+    HydraLoRAConfig,
+    LoRAConfig,
+    MoELoRAConfig,
+    MTLoRAConfig,
+    MultiLoRAConfig,
+    PerTaskLoRAConfig,
+)
 from models.relevance import RelevanceModel
 from models.serialization.export import ExportTask, export_merged, export_peft
 
@@ -22,11 +30,23 @@ SETTINGS: list[dict[str, Any]] = [
     {"task_layers": 1},
     {"layers_to_transform": (1,)},
     {"target_modules": "all-linear"},
-    *[{"method": method} for method in (LoRAConfig, PerTaskLoRAConfig, MultiLoRAConfig, MoELoRAConfig, DoRAConfig, MTLoRAConfig)],
+    *[
+        {"method": method}
+        for method in (
+            LoRAConfig,
+            PerTaskLoRAConfig,
+            MultiLoRAConfig,
+            MoELoRAConfig,
+            DoRAConfig,
+            MTLoRAConfig,
+        )
+    ],
 ]
 
 
-def task_of(model: RelevanceModel, index: int, base: str = "some/base", revision: str | None = None) -> ExportTask:
+def task_of(
+    model: RelevanceModel, index: int, base: str = "some/base", revision: str | None = None
+) -> ExportTask:
     names = [f"level {label}" for label in range(model.heads.num_labels_T[index])]
     return ExportTask(model, index, names, base, revision, pad_id=0)
 
@@ -46,14 +66,21 @@ def of_task(model: RelevanceModel, batch: Batch, task: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ("llama", "bert"))
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_peft_loads_each_task_s_adapter_with_equal_logits(
-    fresh_model: FreshModel, trunk_dirs: dict[str, Path], batch: Batch, tmp_path: Path, kind: str, settings: dict[str, Any]
+    fresh_model: FreshModel,
+    trunk_dirs: dict[str, Path],
+    batch: Batch,
+    tmp_path: Path,
+    kind: str,
+    settings: dict[str, Any],
 ) -> None:
     model = fresh_model(kind, stir=7, **settings)
     for task in range(3):
         folder = tmp_path / str(task)
         folder.mkdir()
         export_peft(task_of(model, task, str(trunk_dirs[kind])), folder)
-        torch.testing.assert_close(run_readme(folder, batch), of_task(model, batch, task), rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(
+            run_readme(folder, batch), of_task(model, batch, task), rtol=2e-5, atol=2e-5
+        )
 
 
 @pytest.mark.parametrize("kind", ("llama", "bert"))
@@ -66,12 +93,20 @@ def test_transformers_loads_each_task_s_merged_model_with_equal_logits(
         folder = tmp_path / str(task)
         folder.mkdir()
         export_merged(task_of(model, task), folder)
-        torch.testing.assert_close(run_readme(folder, batch), of_task(model, batch, task), rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(
+            run_readme(folder, batch), of_task(model, batch, task), rtol=2e-5, atol=2e-5
+        )
 
 
-def test_adapter_of_a_decoder_has_the_files_and_names_that_peft_writes(fresh_model: FreshModel, tmp_path: Path) -> None:
+def test_adapter_of_a_decoder_has_the_files_and_names_that_peft_writes(
+    fresh_model: FreshModel, tmp_path: Path
+) -> None:
     export_peft(task_of(fresh_model(stir=7), 1, revision="abc123"), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "README.md",
+    }
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
     assert config["target_modules"] == ["q_proj", "v_proj"]
@@ -79,16 +114,23 @@ def test_adapter_of_a_decoder_has_the_files_and_names_that_peft_writes(fresh_mod
     shapes = {name: tuple(t.shape) for name, t in load_file(tmp_path / "adapter_model.safetensors").items()}
     assert shapes["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] == (4, 32)
     assert shapes["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"] == (16, 4)
-    assert shapes["base_model.model.score.weight"] == (3, 32) and shapes["base_model.model.score.bias"] == (3,)
+    assert shapes["base_model.model.score.weight"] == (3, 32) and shapes["base_model.model.score.bias"] == (
+        3,
+    )
     assert len(shapes) == 2 * 2 * 2 + 2
 
 
 def test_merged_folder_names_its_labels_and_its_padding(fresh_model: FreshModel, tmp_path: Path) -> None:
     export_merged(task_of(fresh_model(stir=7), 1), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["id2label"] == {"0": "level 0", "1": "level 1", "2": "level 2"} and config["pad_token_id"] == 0
+    assert (
+        config["id2label"] == {"0": "level 0", "1": "level 1", "2": "level 2"} and config["pad_token_id"] == 0
+    )
     assert config["architectures"] == ["LlamaForSequenceClassification"]
-    assert "without the line that sets `score.bias` every probability is wrong" in (tmp_path / "README.md").read_text()
+    assert (
+        "without the line that sets `score.bias` every probability is wrong"
+        in (tmp_path / "README.md").read_text()
+    )
 
 
 def test_adapter_s_rank_is_that_of_one_up_projection(fresh_model: FreshModel, tmp_path: Path) -> None:
@@ -96,7 +138,9 @@ def test_adapter_s_rank_is_that_of_one_up_projection(fresh_model: FreshModel, tm
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4
 
 
-def test_token_routed_method_is_refused_and_nothing_is_written(fresh_model: FreshModel, tmp_path: Path) -> None:
+def test_token_routed_method_is_refused_and_nothing_is_written(
+    fresh_model: FreshModel, tmp_path: Path
+) -> None:
     model = fresh_model(stir=7, method=HydraLoRAConfig)
     for write in (export_peft, export_merged):
         with pytest.raises(NotMergeableError, match="hydra_lora"):

@@ -1,4 +1,6 @@
-"""A made-up checkpoint of the official code's names and shapes, against the official computation written out."""
+"""A made-up checkpoint of the official code's names and shapes, against the official computation written
+out.
+"""
 
 from collections.abc import Callable
 
@@ -14,18 +16,33 @@ FreshModel = Callable[..., RelevanceModel]
 R, N, T = 4, 3, 3
 
 
-def checkpoint(model: RelevanceModel, prefix: str = "model.", diagonal: bool = False) -> dict[str, torch.Tensor]:
+def checkpoint(
+    model: RelevanceModel, prefix: str = "model.", diagonal: bool = False
+) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(11)
     tensors = {}
     for name, layer in adapted_layers(model.trunk).items():
-        D, O = layer.base.in_features, layer.base.out_features  # noqa: E741
-        shapes = {"lora_A": (1, R, D), "lora_lambdas": (T, R) if diagonal else (T, R, R), "lora_B": (N, O, R), "lora_B_w": (T, N)}
-        tensors |= {f"{prefix}{name}.{part}": torch.randn(shape, generator=generator) for part, shape in shapes.items()}
+        D, O = layer.base.in_features, layer.base.out_features
+        shapes = {
+            "lora_A": (1, R, D),
+            "lora_lambdas": (T, R) if diagonal else (T, R, R),
+            "lora_B": (N, O, R),
+            "lora_B_w": (T, N),
+        }
+        tensors |= {
+            f"{prefix}{name}.{part}": torch.randn(shape, generator=generator)
+            for part, shape in shapes.items()
+        }
     return tensors
 
 
 def official_output(
-    x_BSD: torch.Tensor, weight_OD: torch.Tensor, part: dict[str, torch.Tensor], task_B: torch.Tensor, alpha: float, tau: float
+    x_BSD: torch.Tensor,
+    weight_OD: torch.Tensor,
+    part: dict[str, torch.Tensor],
+    task_B: torch.Tensor,
+    alpha: float,
+    tau: float,
 ) -> torch.Tensor:
     """Per row: x A^T, times Lambda^T, times the task's softmax-weighted sum of B, times alpha / r."""
     share_TN = torch.softmax(part["lora_B_w"].float() / tau, dim=1)
@@ -39,17 +56,23 @@ def official_output(
 
 @pytest.mark.parametrize("prefix", ("model.", "", "base_model.model.model."))
 @pytest.mark.parametrize("transform", ("full", "diagonal"))
-def test_every_layer_computes_what_the_official_one_did(fresh_model: FreshModel, prefix: str, transform: str) -> None:
+def test_every_layer_computes_what_the_official_one_did(
+    fresh_model: FreshModel, prefix: str, transform: str
+) -> None:
     model = fresh_model(transform=transform, lora_alpha=16.0, mixture_temperature=0.1)
     tensors = checkpoint(model, prefix, diagonal=transform == "diagonal")
     load_official(model, tensors)
     task_B = torch.tensor([2, 0, 1, 2])
     for name, layer in adapted_layers(model.trunk).items():
-        part = {key: tensors[f"{prefix}{name}.{key}"] for key in ("lora_A", "lora_lambdas", "lora_B", "lora_B_w")}
+        part = {
+            key: tensors[f"{prefix}{name}.{key}"] for key in ("lora_A", "lora_lambdas", "lora_B", "lora_B_w")
+        }
         x_BSD = torch.randn(4, 5, layer.base.in_features)
         with model.routing.tasks(task_B):
             found = layer(x_BSD)
-        torch.testing.assert_close(found, official_output(x_BSD, layer.base.weight, part, task_B, 16.0, 0.1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            found, official_output(x_BSD, layer.base.weight, part, task_B, 16.0, 0.1), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_checkpoint_that_does_not_fit_is_refused_by_name_and_changes_nothing(fresh_model: FreshModel) -> None:
@@ -58,9 +81,18 @@ def test_checkpoint_that_does_not_fit_is_refused_by_name_and_changes_nothing(fre
     whole = checkpoint(model)
     first = next(iter(whole))
     cases = [
-        ({name: tensor for name, tensor in whole.items() if name != first}, f"{first.removeprefix('model.')} is missing"),
-        ({**whole, "model.layers.9.self_attn.q_proj.lora_A": torch.zeros(1)}, r"layers\.9\.self_attn\.q_proj\.lora_A is of no adapted layer"),
-        ({**whole, first: torch.zeros(1, R + 1, 32)}, r"lora_A is \(1, 5, 32\), the model's down_RD is \(4, 32\)"),
+        (
+            {name: tensor for name, tensor in whole.items() if name != first},
+            f"{first.removeprefix('model.')} is missing",
+        ),
+        (
+            {**whole, "model.layers.9.self_attn.q_proj.lora_A": torch.zeros(1)},
+            r"layers\.9\.self_attn\.q_proj\.lora_A is of no adapted layer",
+        ),
+        (
+            {**whole, first: torch.zeros(1, R + 1, 32)},
+            r"lora_A is \(1, 5, 32\), the model's down_RD is \(4, 32\)",
+        ),
         ({**whole, "x." + first: whole[first]}, "is there twice"),
         (checkpoint(model, diagonal=True), r"lora_lambdas is \(3, 4\), the model's transform is \(3, 4, 4\)"),
     ]

@@ -24,7 +24,9 @@ def loss_of(model: RelevanceModel | FlatModel, batch: Batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_are_bit_for_bit_those_of_the_model_s_own_tensors(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
+def test_loss_and_gradients_are_bit_for_bit_those_of_the_model_s_own_tensors(
+    fresh_model: FreshModel, batch: Batch, kind: str
+) -> None:
     plain, flat = fresh_model(kind, stir=7), FlatModel(fresh_model(kind, stir=7))
     losses = [loss_of(model, batch) for model in (plain, flat)]
     for loss in losses:
@@ -34,17 +36,26 @@ def test_loss_and_gradients_are_bit_for_bit_those_of_the_model_s_own_tensors(fre
     assert gradients.keys() == plain.trainable_state().keys()
     assert any(gradient.any() for gradient in gradients.values())
     for name, parameter in plain.trainable_state().items():
-        assert torch.equal(gradients[name], torch.zeros_like(parameter) if parameter.grad is None else parameter.grad), name
+        assert torch.equal(
+            gradients[name], torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        ), name
 
 
 def test_only_the_flat_parameters_are_trained_one_a_group(fresh_model: FreshModel) -> None:
-    groups = {group: sum(p.numel() for p in parameters) for group, parameters in fresh_model().parameter_groups().items()}
+    groups = {
+        group: sum(p.numel() for p in parameters)
+        for group, parameters in fresh_model().parameter_groups().items()
+    }
     flat = FlatModel(fresh_model())
-    trained = {name: parameter.numel() for name, parameter in flat.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: parameter.numel() for name, parameter in flat.named_parameters() if parameter.requires_grad
+    }
     assert trained == groups and set(groups) == {"projections", "transforms", "mixtures", "heads"}
 
 
-def test_the_next_pass_reads_numbers_that_were_moved_elsewhere_meanwhile(fresh_model: FreshModel, batch: Batch) -> None:
+def test_the_next_pass_reads_numbers_that_were_moved_elsewhere_meanwhile(
+    fresh_model: FreshModel, batch: Batch
+) -> None:
     flat, other = FlatModel(fresh_model(stir=7)), fresh_model(stir=8)
     with torch.no_grad():
         wanted = other(*batch)
@@ -68,11 +79,15 @@ def test_recomputed_layers_give_the_same_gradients(fresh_model: FreshModel, batc
     for flat in (plain, recomputed):
         loss_of(flat, batch).backward()
     for name, parameter in plain.trainable_state().items():
-        torch.testing.assert_close(recomputed.get_parameter(name).grad, parameter.grad, rtol=1e-6, atol=1e-7, msg=name)
+        torch.testing.assert_close(
+            recomputed.get_parameter(name).grad, parameter.grad, rtol=1e-6, atol=1e-7, msg=name
+        )
 
 
 @pytest.mark.parametrize("method", get_args(AnyAdapterConfig))
-def test_on_a_bfloat16_trunk_projections_are_cast_in_one_piece_where_that_is_the_same(fresh_model: FreshModel, batch: Batch, method: Any) -> None:
+def test_on_a_bfloat16_trunk_projections_are_cast_in_one_piece_where_that_is_the_same(
+    fresh_model: FreshModel, batch: Batch, method: Any
+) -> None:
     plain = fresh_model(stir=7, method=method)
     plain.trunk.to(torch.bfloat16)
     for parameter in plain.trainable_state().values():
@@ -85,13 +100,28 @@ def test_on_a_bfloat16_trunk_projections_are_cast_in_one_piece_where_that_is_the
     assert {parameter.grad.dtype for parameter in flat.trainable_state().values()} == {torch.float32}
     gradients = flat.cut_up({group: parameter.grad for group, parameter in flat.trainable_state().items()})
     for name, parameter in plain.trainable_state().items():
-        assert torch.equal(gradients[name], torch.zeros_like(parameter) if parameter.grad is None else parameter.grad), name
+        assert torch.equal(
+            gradients[name], torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        ), name
 
 
 class Operations(TorchDispatchMode):
     """Counts what is computed while entered; views cost next to nothing."""
 
-    VIEWS = ("view", "transpose", "aten.t.", "squeeze", "expand", "slice", "select", "detach", "alias", "split", "unbind", "permute")
+    VIEWS = (
+        "view",
+        "transpose",
+        "aten.t.",
+        "squeeze",
+        "expand",
+        "slice",
+        "select",
+        "detach",
+        "alias",
+        "split",
+        "unbind",
+        "permute",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,8 +138,11 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_of_mtl_lora_launches_three_operations_a_linear_more_than_lora_s(fresh_model: FreshModel, batch: Batch, dtype: torch.dtype) -> None:
-    # a GPU waits for launches where batches are of a few hundred rows: what each linear did for itself would have been twenty more
+def test_a_step_of_mtl_lora_launches_three_operations_a_linear_more_than_lora_s(
+    fresh_model: FreshModel, batch: Batch, dtype: torch.dtype
+) -> None:
+    # a GPU waits for launches where batches are of a few hundred rows: what each linear did for itself would
+    # have been twenty more
     counted: dict[Any, int] = {}
     for method in (LoRAConfig, MTLLoRAConfig):
         model = fresh_model(method=method, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))

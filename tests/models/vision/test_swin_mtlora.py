@@ -16,13 +16,21 @@ from models.vision.swin_mtlora import TaskStreamSwin, parameter_count, run_last_
 NUM_TASKS = 3
 WIDTHS = (16, 32)
 MODES = ("matrix", "matrixv2")
-IMAGE_SIZES = {(32, 32): ((8, 8), (4, 4)), (36, 44): ((9, 11), (5, 6)), (33, 49): ((9, 13), (5, 7))}  # the last two pad their windows
+# the last two pad their windows
+IMAGE_SIZES = {(32, 32): ((8, 8), (4, 4)), (36, 44): ((9, 11), (5, 6)), (33, 49): ((9, 13), (5, 7))}
 SHIFTED_SIZES = ((8, 8), (9, 11))  # maps with more than one window, whole and padded
 
 
 def build_trunk(**settings: Any) -> SwinModel:
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"image_size": 32, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "drop_path_rate": 0.0}
+    shape: dict[str, Any] = {
+        "image_size": 32,
+        "embed_dim": 16,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+    }
     trunk = SwinModel(SwinConfig(**shape | settings)).double().eval()
     with torch.no_grad():  # fresh biases and tables are zero, which would hide a mistake in them
         for parameter in trunk.parameters():
@@ -30,9 +38,13 @@ def build_trunk(**settings: Any) -> SwinModel:
     return trunk
 
 
-def build(mode: str = "matrixv2", stir: bool = False, seed: int = 0, dropout: float = 0.0, **settings: Any) -> TaskStreamSwin:
+def build(
+    mode: str = "matrixv2", stir: bool = False, seed: int = 0, dropout: float = 0.0, **settings: Any
+) -> TaskStreamSwin:
     """`stir` moves the up-projections away from zero."""
-    config = MTLoRAConfig(rank=4, task_rank=2, mode=mode, shared_scale=2.0, task_scale=3.0, lora_dropout=dropout)  # type: ignore[arg-type]
+    config = MTLoRAConfig(
+        rank=4, task_rank=2, mode=mode, shared_scale=2.0, task_scale=3.0, lora_dropout=dropout
+    )  # type: ignore[arg-type]
     model = TaskStreamSwin(build_trunk(**settings), config, NUM_TASKS, seed).double().eval()
     if stir:
         generator = torch.Generator().manual_seed(1)
@@ -53,7 +65,12 @@ def images(size: tuple[int, int] = (32, 32)) -> torch.Tensor:
 
 def weighted_sum(tensors: list[torch.Tensor]) -> torch.Tensor:
     """A loss to whose gradient every entry adds its own share."""
-    return torch.stack([(tensor * random_numbers(*tensor.shape, seed=5 + index)).sum() for index, tensor in enumerate(tensors)]).sum()
+    return torch.stack(
+        [
+            (tensor * random_numbers(*tensor.shape, seed=5 + index)).sum()
+            for index, tensor in enumerate(tensors)
+        ]
+    ).sum()
 
 
 # ---- shapes and placement
@@ -64,8 +81,12 @@ def test_each_stage_gives_a_shared_map_and_one_for_each_task(size: tuple[int, in
     features = build(stir=True)(images(size))
     assert features.sizes == IMAGE_SIZES[size]
     lengths = [height * width for height, width in features.sizes]
-    assert [x.shape for x in features.shared] == [(2, length, width) for length, width in zip(lengths, WIDTHS, strict=True)]
-    assert [x.shape for x in features.tasks] == [(NUM_TASKS, 2, length, width) for length, width in zip(lengths, WIDTHS, strict=True)]
+    assert [x.shape for x in features.shared] == [
+        (2, length, width) for length, width in zip(lengths, WIDTHS, strict=True)
+    ]
+    assert [x.shape for x in features.tasks] == [
+        (NUM_TASKS, 2, length, width) for length, width in zip(lengths, WIDTHS, strict=True)
+    ]
 
 
 def test_task_pairs_are_on_proj_fc1_and_fc2_of_the_last_block_of_each_stage_only() -> None:
@@ -74,24 +95,43 @@ def test_task_pairs_are_on_proj_fc1_and_fc2_of_the_last_block_of_each_stage_only
     linears = [f"attention.{letter}_proj" for letter in "qkvo"] + ["mlp.fc1", "mlp.fc2"]
     assert sorted(layers) == sorted(block + linear for block in blocks for linear in linears)
     with_tasks = {name for name, layer in layers.items() if layer.num_tasks == NUM_TASKS}
-    assert with_tasks == {f"stages.{stage}.blocks.1.{linear}" for stage in (0, 1) for linear in ("attention.o_proj", "mlp.fc1", "mlp.fc2")}
+    assert with_tasks == {
+        f"stages.{stage}.blocks.1.{linear}"
+        for stage in (0, 1)
+        for linear in ("attention.o_proj", "mlp.fc1", "mlp.fc2")
+    }
     assert all(layer.num_tasks == 0 for name, layer in layers.items() if name not in with_tasks)
-    assert {name for name, _ in build().named_parameters() if "_T" in name} == {f"{n}.{p}" for n in with_tasks for p in ("down_TQD", "up_TOQ")}
+    assert {name for name, _ in build().named_parameters() if "_T" in name} == {
+        f"{n}.{p}" for n in with_tasks for p in ("down_TQD", "up_TOQ")
+    }
 
 
 def test_query_key_and_value_share_one_down_projection_also_after_a_change_of_dtype() -> None:
     for block in (block for stage in build().float().stages for block in stage.blocks):
-        assert block.attention.q_proj.down_RD is block.attention.k_proj.down_RD is block.attention.v_proj.down_RD
+        assert (
+            block.attention.q_proj.down_RD is block.attention.k_proj.down_RD is block.attention.v_proj.down_RD
+        )
 
 
 def test_trained_beside_the_pairs_are_norms_patch_embedding_bias_tables_and_patch_merging() -> None:
     trained = {name for name, parameter in build().named_parameters() if parameter.requires_grad}
     others = {name for name in trained if ".down_" not in name and ".up_" not in name}
-    norms = [f"blocks.{block}.layernorm_{place}.{kind}" for block in (0, 1) for place in ("before", "after") for kind in ("weight", "bias")]
-    tables = [f"blocks.{block}.attention.relative_position_bias.relative_position_bias_table" for block in (0, 1)]
+    norms = [
+        f"blocks.{block}.layernorm_{place}.{kind}"
+        for block in (0, 1)
+        for place in ("before", "after")
+        for kind in ("weight", "bias")
+    ]
+    tables = [
+        f"blocks.{block}.attention.relative_position_bias.relative_position_bias_table" for block in (0, 1)
+    ]
     expected = {f"stages.{stage}.{name}" for stage in (0, 1) for name in norms + tables}
     expected |= {f"stages.0.downsample.{name}" for name in ("norm.weight", "norm.bias", "reduction.weight")}
-    expected |= {f"embeddings.{part}.{kind}" for part in ("patch_embeddings.projection", "norm") for kind in ("weight", "bias")}
+    expected |= {
+        f"embeddings.{part}.{kind}"
+        for part in ("patch_embeddings.projection", "norm")
+        for kind in ("weight", "bias")
+    }
     assert others == expected
 
 
@@ -123,42 +163,70 @@ def test_task_pairs_do_not_touch_the_shared_stream() -> None:
 
 def shared_linear(layer: MTLoRAStreamLinear, x: torch.Tensor) -> torch.Tensor:
     """W x + s B A x"""
-    return functional.linear(x, layer.base.weight, layer.base.bias) + layer.config.shared_scale * x @ layer.down_RD.T @ layer.up_OR.T
+    return (
+        functional.linear(x, layer.base.weight, layer.base.bias)
+        + layer.config.shared_scale * x @ layer.down_RD.T @ layer.up_OR.T
+    )
 
 
 def task_linear(layer: MTLoRAStreamLinear, task: int, x: torch.Tensor, x_task: torch.Tensor) -> torch.Tensor:
     """W x + s_t B_t A_t x_t, and s B A x more in mode matrixv2"""
-    start = shared_linear(layer, x) if layer.config.mode == "matrixv2" else functional.linear(x, layer.base.weight, layer.base.bias)
+    start = (
+        shared_linear(layer, x)
+        if layer.config.mode == "matrixv2"
+        else functional.linear(x, layer.base.weight, layer.base.bias)
+    )
     return start + layer.config.task_scale * x_task @ layer.down_TQD[task].T @ layer.up_TOQ[task].T
 
 
 def naive_attention(attention: Any, windows_NPC: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """What proj reads, head by head."""
-    query, key, value = (shared_linear(layer, windows_NPC) for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
+    query, key, value = (
+        shared_linear(layer, windows_NPC) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
     bias_HPP = attention.relative_position_bias()[0]
     heads = []
     for head in range(attention.num_attention_heads):
         own = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
-        scores_NPP = query[..., own] @ key[..., own].transpose(1, 2) / attention.head_dim**0.5 + bias_HPP[head]
+        scores_NPP = (
+            query[..., own] @ key[..., own].transpose(1, 2) / attention.head_dim**0.5 + bias_HPP[head]
+        )
         if mask is not None:
             scores_NPP = scores_NPP + mask.repeat(len(windows_NPC) // len(mask), 1, 1)
         heads.append(scores_NPP.softmax(-1) @ value[..., own])
     return torch.cat(heads, -1)
 
 
-def naive_last_block(block: Any, x_BLC: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def naive_last_block(
+    block: Any, x_BLC: torch.Tensor, size: tuple[int, int]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The formulas of models/vision/swin_mtlora.py, one task after the other."""
     window, shift = block.window_size, block.shift_size
     padded = [-(-side // window) * window for side in size]
-    map_BHWC = functional.pad(block.layernorm_before(x_BLC).unflatten(1, size), (0, 0, 0, padded[1] - size[1], 0, padded[0] - size[0]))
+    map_BHWC = functional.pad(
+        block.layernorm_before(x_BLC).unflatten(1, size),
+        (0, 0, 0, padded[1] - size[1], 0, padded[0] - size[0]),
+    )
     windows_NPC = window_partition(map_BHWC.roll((-shift, -shift), (1, 2)), window).flatten(1, 2)
-    mixed_NPC = naive_attention(block.attention, windows_NPC, block.get_attn_mask(*padded, dtype=torch.float64, device=torch.device("cpu")))
+    mixed_NPC = naive_attention(
+        block.attention,
+        windows_NPC,
+        block.get_attn_mask(*padded, dtype=torch.float64, device=torch.device("cpu")),
+    )
 
     def back(y_NPC: torch.Tensor) -> torch.Tensor:
-        maps = window_reverse(y_NPC.unflatten(1, (window, window)), window, *padded).roll((shift, shift), (1, 2))
+        maps = window_reverse(y_NPC.unflatten(1, (window, window)), window, *padded).roll(
+            (shift, shift), (1, 2)
+        )
         return maps[:, : size[0], : size[1]].flatten(1, 2)
 
-    fc1, fc2, act, norm, proj = block.mlp.fc1, block.mlp.fc2, functional.gelu, block.layernorm_after, block.attention.o_proj
+    fc1, fc2, act, norm, proj = (
+        block.mlp.fc1,
+        block.mlp.fc2,
+        functional.gelu,
+        block.layernorm_after,
+        block.attention.o_proj,
+    )
     mid_BLC = x_BLC + back(shared_linear(proj, mixed_NPC))
     wide = shared_linear(fc1, norm(mid_BLC))
     shared_BLC = mid_BLC + shared_linear(fc2, act(wide))
@@ -172,7 +240,9 @@ def naive_last_block(block: Any, x_BLC: torch.Tensor, size: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", SHIFTED_SIZES)
-def test_last_block_and_all_its_gradients_are_those_of_one_formula_a_task(size: tuple[int, int], mode: str) -> None:
+def test_last_block_and_all_its_gradients_are_those_of_one_formula_a_task(
+    size: tuple[int, int], mode: str
+) -> None:
     block = build(mode, stir=True).stages[0].blocks[-1]
     assert block.shift_size
     x_BLC = random_numbers(2, size[0] * size[1], WIDTHS[0]).requires_grad_()
@@ -194,7 +264,9 @@ def test_features_do_not_depend_on_the_sizes_of_images_seen_before() -> None:
     fresh = model(images((64, 64)))
     model(images((32, 32)))  # stage 1 is one window, where Swin does not shift
     again = model(images((64, 64)))
-    assert all(torch.equal(x, y) for x, y in zip(fresh.tasks + fresh.shared, again.tasks + again.shared, strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(fresh.tasks + fresh.shared, again.tasks + again.shared, strict=True)
+    )
 
 
 def test_stochastic_depth_keeps_or_drops_a_tasks_row_as_a_whole() -> None:
@@ -206,8 +278,11 @@ def test_stochastic_depth_keeps_or_drops_a_tasks_row_as_a_whole() -> None:
     torch.manual_seed(0)
     tasks_TBLC = run_last_block(block.train(), x_BLC, (4, 4))[1]
     is_kept_TB = (tasks_TBLC - x_BLC).abs().sum((2, 3)) > 1e-9
-    assert not (is_kept_TB == is_kept_TB[0]).all() and not (is_kept_TB == is_kept_TB[:, :1]).all()  # differs by task, and by row
-    torch.testing.assert_close(tasks_TBLC - x_BLC, 2 * kept_BLC * is_kept_TB[:, :, None, None], rtol=1e-10, atol=1e-10)
+    # differs by task, and by row
+    assert not (is_kept_TB == is_kept_TB[0]).all() and not (is_kept_TB == is_kept_TB[:, :1]).all()
+    torch.testing.assert_close(
+        tasks_TBLC - x_BLC, 2 * kept_BLC * is_kept_TB[:, :, None, None], rtol=1e-10, atol=1e-10
+    )
 
 
 # ---- gradients
@@ -221,7 +296,9 @@ def test_gradients_reach_all_that_is_trained_and_nothing_frozen(size: tuple[int,
     weighted_sum([*features.shared, *features.tasks]).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+            assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), (
+                name
+            )
         else:
             assert parameter.grad is None, name
 
@@ -232,9 +309,16 @@ def test_loss_of_one_task_trains_the_trunk_and_no_other_tasks_pairs(mode: str) -
     weighted_sum([tasks_TBLC[1] for tasks_TBLC in model(images()).tasks]).backward()
     for name, parameter in model.named_parameters():
         if "_T" in name:
-            assert parameter.grad is not None and parameter.grad[1].any() and not parameter.grad[[0, 2]].any(), name
+            assert (
+                parameter.grad is not None and parameter.grad[1].any() and not parameter.grad[[0, 2]].any()
+            ), name
     first, last = model.stages[0].blocks[0], model.stages[1].blocks[-1]
-    trunk = [model.embeddings.patch_embeddings.projection.weight, first.attention.q_proj.up_OR, first.mlp.fc2.down_RD, last.attention.v_proj.down_RD]
+    trunk = [
+        model.embeddings.patch_embeddings.projection.weight,
+        first.attention.q_proj.up_OR,
+        first.mlp.fc2.down_RD,
+        last.attention.v_proj.down_RD,
+    ]
     assert all(parameter.grad.any() for parameter in trunk)
 
 
@@ -242,7 +326,11 @@ def test_loss_of_one_task_trains_the_trunk_and_no_other_tasks_pairs(mode: str) -
 
 
 def low_rank_numbers(model: TaskStreamSwin) -> int:
-    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".down_" in name or ".up_" in name)
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if ".down_" in name or ".up_" in name
+    )
 
 
 @pytest.mark.parametrize("num_tasks", [1, 4])
@@ -254,7 +342,9 @@ def test_parameter_count_from_shapes_is_what_is_there(mode: str, num_tasks: int)
 
 
 @pytest.mark.parametrize(("rank", "millions"), [(16, 4.95), (32, 6.08), (64, 8.34)])
-def test_swin_tiny_with_four_tasks_trains_as_many_numbers_as_the_papers_table_says(rank: int, millions: float) -> None:
+def test_swin_tiny_with_four_tasks_trains_as_many_numbers_as_the_papers_table_says(
+    rank: int, millions: float
+) -> None:
     decoders = 1_946_624  # the authors' print-out, github.com/scale-lab/MTLoRA issue 5
     with torch.device("meta"):
         trunk = SwinModel(SwinConfig())  # Swin-T is the default
@@ -267,7 +357,9 @@ def test_swin_tiny_with_four_tasks_trains_as_many_numbers_as_the_papers_table_sa
 def test_same_seed_draws_the_same_pairs_and_leaves_the_global_generator_alone() -> None:
     one, same, other = (dict(build(seed=seed).named_parameters()) for seed in (0, 0, 1))
     drawn = [name for name in one if ".down_" in name]
-    assert all(torch.equal(one[name], same[name]) and not torch.equal(one[name], other[name]) for name in drawn)
+    assert all(
+        torch.equal(one[name], same[name]) and not torch.equal(one[name], other[name]) for name in drawn
+    )
     trunk, state = build_trunk(), torch.get_rng_state()
     TaskStreamSwin(trunk, MTLoRAConfig(), NUM_TASKS, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
@@ -278,7 +370,9 @@ def test_images_too_small_for_a_window_are_refused() -> None:
         build()(images((32, 24)))
 
 
-@pytest.mark.parametrize(("num_tasks", "setting"), [(0, {}), (2, {"task_layers": 2}), (2, {"layers_to_transform": (0,)})])
+@pytest.mark.parametrize(
+    ("num_tasks", "setting"), [(0, {}), (2, {"task_layers": 2}), (2, {"layers_to_transform": (0,)})]
+)
 def test_settings_without_an_effect_are_refused(num_tasks: int, setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least one task|has no effect on a Swin transformer"):
         TaskStreamSwin(build_trunk(), MTLoRAConfig(**setting), num_tasks, seed=0)
@@ -290,7 +384,9 @@ def test_settings_without_an_effect_are_refused(num_tasks: int, setting: dict[st
 def test_streams_that_start_here_are_those_given_as_copies_of_the_shared_one() -> None:
     layer = build(stir=True).stages[0].blocks[-1].mlp.fc1
     x = random_numbers(2, 5, WIDTHS[0])
-    torch.testing.assert_close(layer.streams(x), layer.streams(x, x.expand(NUM_TASKS, *x.shape)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        layer.streams(x), layer.streams(x, x.expand(NUM_TASKS, *x.shape)), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_shared_stream_alone_is_the_shared_stream_beside_others() -> None:
@@ -304,7 +400,9 @@ def test_dropout_is_off_the_frozen_weight_and_on_every_pair() -> None:
     x, x_tasks = random_numbers(2, 5, WIDTHS[0]), random_numbers(NUM_TASKS, 2, 5, WIDTHS[0])
     first, second = layer.streams(x, x_tasks), layer.streams(x, x_tasks)
     assert not torch.allclose(first[0], second[0])
-    assert not any(torch.allclose(*pair) for pair in zip(first[1] - first[0], second[1] - second[0], strict=True))
+    assert not any(
+        torch.allclose(*pair) for pair in zip(first[1] - first[0], second[1] - second[0], strict=True)
+    )
     nn.init.zeros_(layer.up_OR)
     nn.init.zeros_(layer.up_TOQ)
     shared, tasks = layer.streams(x, x_tasks)

@@ -16,7 +16,12 @@ from pipeline.errors import ConfigError
 from tests.support.places import ROOT
 from tests.support.planted import planted_config
 
-TASK = {"name": "search", "labels": ["bad", "good"], "relevant_from": 1, "template": "Query: {query}\nAd: {ad_title}"}
+TASK = {
+    "name": "search",
+    "labels": ["bad", "good"],
+    "relevant_from": 1,
+    "template": "Query: {query}\nAd: {ad_title}",
+}
 WHOLE: dict[str, Any] = {"name": "demo", "tasks": [TASK], "registry": {"model": "relevance"}}
 SHIPPED = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
 
@@ -39,27 +44,60 @@ def written(tmp_path: Path) -> Callable[..., Path]:
 
 UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"optimiser": {}}, "optimiser is not a setting; did you mean optimizer?"),
-    ({"optimizer": {"learning_rat": 1}}, "optimizer.learning_rat is not a setting; did you mean optimizer.learning_rate?"),
+    (
+        {"optimizer": {"learning_rat": 1}},
+        "optimizer.learning_rat is not a setting; did you mean optimizer.learning_rate?",
+    ),
     ({"split": {"vaild_share": 0.1}}, "split.vaild_share is not a setting; did you mean split.valid_share?"),
     ({"encode": {"max_token": 8}}, "encode.max_token is not a setting; did you mean encode.max_tokens?"),
     ({"adapter": {"rnk": 4}}, "adapter.rnk is not a setting of mtl_lora; did you mean adapter.rank?"),
     ({"backbone": {"sourc": "x"}}, "backbone.sourc is not a setting; did you mean backbone.source?"),
-    ({"tasks": [TASK, {**TASK, "name": "b", "lables": []}]}, "tasks.1.lables is not a setting; did you mean tasks.1.labels?"),
     (
-        {"sources": [{"kind": "sample", "rows_per_task": 1, "unlabelled_rows_per_task": 1, "rows_per_tsk": 1}]},
+        {"tasks": [TASK, {**TASK, "name": "b", "lables": []}]},
+        "tasks.1.lables is not a setting; did you mean tasks.1.labels?",
+    ),
+    (
+        {
+            "sources": [
+                {"kind": "sample", "rows_per_task": 1, "unlabelled_rows_per_task": 1, "rows_per_tsk": 1}
+            ]
+        },
         "sources.0.rows_per_tsk is not a setting; did you mean sources.0.rows_per_task?",
     ),
-    ({"sources": [{"kind": "esci", "path": "x", "pth": "x"}]}, "sources.0.pth is not a setting; did you mean sources.0.path?"),
-    ({"registry": {"model": "m", "tracking": "x"}}, "registry.tracking is not a setting; did you mean registry.tracking_uri?"),
-    ({"optimizer": {"zzz": 1}}, "optimizer.zzz is not a setting; known here: gradient_clipping, head_learning_rate, learning_rate"),
-    ({"adapter": {"zzz": 1}}, "adapter.zzz is not a setting of mtl_lora; known here: exclude_modules, layers_to_transform, lora_alpha,"),
-    ({"adapter": {"method": "lora", "mixture_temperature": 1}}, "adapter.mixture_temperature is not a setting of lora; known here: exclude_mod"),
+    (
+        {"sources": [{"kind": "esci", "path": "x", "pth": "x"}]},
+        "sources.0.pth is not a setting; did you mean sources.0.path?",
+    ),
+    (
+        {"registry": {"model": "m", "tracking": "x"}},
+        "registry.tracking is not a setting; did you mean registry.tracking_uri?",
+    ),
+    (
+        {"optimizer": {"zzz": 1}},
+        "optimizer.zzz is not a setting; known here: gradient_clipping, head_learning_rate, learning_rate",
+    ),
+    (
+        {"adapter": {"zzz": 1}},
+        (
+            "adapter.zzz is not a setting of mtl_lora; known here: exclude_modules, layers_to_transform, "
+            "lora_alpha,"
+        ),
+    ),
+    (
+        {"adapter": {"method": "lora", "mixture_temperature": 1}},
+        "adapter.mixture_temperature is not a setting of lora; known here: exclude_mod",
+    ),
     (
         {"adapter": {"method": "lora", "num_up_projections": 3}},
-        "adapter.num_up_projections is not a setting of lora; known here: exclude_modules, layers_to_transform, lora_alpha, lora_dropout, method,"
-        " rank, target_modules, use_rslora; another method takes it: set the block whole, as in --set 'adapter={method: lora}'",
+        "adapter.num_up_projections is not a setting of lora; known here: exclude_modules, "
+        "layers_to_transform, lora_alpha, lora_dropout, method,"
+        " rank, target_modules, use_rslora; another method takes it: set the block whole, as in "
+        "--set 'adapter={method: lora}'",
     ),
-    ({"adapter": {"method": "dora", "lora_alpa": 1}}, "adapter.lora_alpa is not a setting of dora; did you mean adapter.lora_alpha?"),
+    (
+        {"adapter": {"method": "dora", "lora_alpa": 1}},
+        "adapter.lora_alpa is not a setting of dora; did you mean adapter.lora_alpha?",
+    ),
     # words that also name kinds of source
     ({"esci": {"path": "x"}}, "esci is not a setting"),
     ({"sample": 1}, "sample is not a setting"),
@@ -67,8 +105,12 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), UNKNOWN, ids=[message.split(" ")[0] for _, message in UNKNOWN])
-def test_an_unknown_setting_is_refused_with_the_nearest_known_one(changes: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"), UNKNOWN, ids=[message.split(" ")[0] for _, message in UNKNOWN]
+)
+def test_an_unknown_setting_is_refused_with_the_nearest_known_one(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         build_config(settings(**changes), "here.yaml")
     assert str(caught.value).startswith(f"here.yaml: {message}")
@@ -82,29 +124,68 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tasks": []}, "tasks: Tuple should have at least 1 item"),
     ({"tasks": [TASK, TASK]}, "two tasks have the same name: search, search"),
     ({"tasks": [{**TASK, "labels": ["only"]}]}, "tasks.0.labels: Tuple should have at least 2 items"),
-    ({"tasks": [{**TASK, "labels": [False, True]}]}, "tasks.0.labels.0: Input should be a valid string (given False)"),
+    (
+        {"tasks": [{**TASK, "labels": [False, True]}]},
+        "tasks.0.labels.0: Input should be a valid string (given False)",
+    ),
     ({"split": {"valid_share": 0.4, "test_share": 0.6}}, "split: valid_share + test_share must stay below 1"),
     ({"split": {"test_share": 0}}, "split.test_share: Input should be greater than 0 (given 0)"),
     ({"adapter": {"rank": 0}}, "adapter.rank must be at least 1, not 0"),
-    ({"adapter": {"lora_alpha": float("nan")}}, "adapter.lora_alpha must be a finite number above 0, not nan"),
+    (
+        {"adapter": {"lora_alpha": float("nan")}},
+        "adapter.lora_alpha must be a finite number above 0, not nan",
+    ),
     ({"adapter": {"method": "multi_lora", "num_pairs": 0}}, "adapter.num_pairs must be at least 1, not 0"),
-    ({"adapter": {"method": "hydra_lora", "num_up_projections": -2}}, "adapter.num_up_projections must be at least 1, not -2"),
+    (
+        {"adapter": {"method": "hydra_lora", "num_up_projections": -2}},
+        "adapter.num_up_projections must be at least 1, not -2",
+    ),
     ({"adapter": {"lora_dropout": 1}}, "adapter.lora_dropout must be at least 0 and below 1, not 1"),
-    ({"adapter": {"target_modules": "q_proj"}}, "adapter.target_modules must be a list of names or all-linear, not 'q_proj'"),
+    (
+        {"adapter": {"target_modules": "q_proj"}},
+        "adapter.target_modules must be a list of names or all-linear, not 'q_proj'",
+    ),
     ({"adapter": {"target_modules": []}}, "adapter.target_modules is empty; name at least one linear"),
-    ({"adapter": {"layers_to_transform": [-1]}}, "adapter.layers_to_transform must list layers counted from 0"),
+    (
+        {"adapter": {"layers_to_transform": [-1]}},
+        "adapter.layers_to_transform must list layers counted from 0",
+    ),
     ({"adapter": {"task_layers": 0}}, "adapter.task_layers must be at least 1, not 0"),
-    ({"adapter": {"method": "moe_lora", "num_experts": 3}}, "adapter.num_experts, 3, must divide adapter.rank, 8"),
-    ({"adapter": {"method": "mtlora", "task_scale": 0}}, "adapter.task_scale must be a finite number above 0, not 0"),
-    ({"adapter": {"method": "lorra"}}, "adapter.method is 'lorra'; did you mean lora? known: mtl_lora, lora, per_task_lora"),
-    ({"backbone": {"dtype": "float16"}}, "backbone.dtype: Input should be 'auto', 'float32' or 'bfloat16' (given 'float16')"),
+    (
+        {"adapter": {"method": "moe_lora", "num_experts": 3}},
+        "adapter.num_experts, 3, must divide adapter.rank, 8",
+    ),
+    (
+        {"adapter": {"method": "mtlora", "task_scale": 0}},
+        "adapter.task_scale must be a finite number above 0, not 0",
+    ),
+    (
+        {"adapter": {"method": "lorra"}},
+        "adapter.method is 'lorra'; did you mean lora? known: mtl_lora, lora, per_task_lora",
+    ),
+    (
+        {"backbone": {"dtype": "float16"}},
+        "backbone.dtype: Input should be 'auto', 'float32' or 'bfloat16' (given 'float16')",
+    ),
     ({"deepspeed": {"zero_stage": 4}}, "deepspeed.zero_stage: Input should be 0, 1, 2 or 3"),
     ({"training": {"epochs": float("inf")}}, "training.epochs: Input should be a finite number"),
     ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate: Input should be"),
-    ({"training": {"num_workers": 4, "batch_rows": 3}}, "training.batch_rows is 3; it must be at least training.num_workers, 4"),
-    ({"deepspeed": {"zero_stage": 0, "offload_optimizer": True}}, "deepspeed.offload_optimizer needs deepspeed.zero_stage 1, 2 or 3"),
-    ({"deepspeed": {"zero_stage": 2, "offload_parameters": True}}, "deepspeed.offload_parameters needs deepspeed.zero_stage 3"),
-    ({"deepspeed": {"zero_stage": 3}, "training": {"compile_layers": True}}, "training.compile_layers needs deepspeed.zero_stage 0, 1 or 2"),
+    (
+        {"training": {"num_workers": 4, "batch_rows": 3}},
+        "training.batch_rows is 3; it must be at least training.num_workers, 4",
+    ),
+    (
+        {"deepspeed": {"zero_stage": 0, "offload_optimizer": True}},
+        "deepspeed.offload_optimizer needs deepspeed.zero_stage 1, 2 or 3",
+    ),
+    (
+        {"deepspeed": {"zero_stage": 2, "offload_parameters": True}},
+        "deepspeed.offload_parameters needs deepspeed.zero_stage 3",
+    ),
+    (
+        {"deepspeed": {"zero_stage": 3}, "training": {"compile_layers": True}},
+        "training.compile_layers needs deepspeed.zero_stage 0, 1 or 2",
+    ),
     ({"seed": 2**32}, "seed: Input should be less than 4294967296"),
     ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
     ({"sources": [{"kind": "csv"}]}, "sources.0.kind is 'csv'; known: sample, esci, chorus"),
@@ -113,8 +194,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), WRONG, ids=[f"{n}-{m.split(':')[0]}" for n, (_, m) in enumerate(WRONG)])
-def test_a_wrong_value_is_refused_with_its_setting_and_what_it_may_be(changes: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"), WRONG, ids=[f"{n}-{m.split(':')[0]}" for n, (_, m) in enumerate(WRONG)]
+)
+def test_a_wrong_value_is_refused_with_its_setting_and_what_it_may_be(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         build_config(settings(**changes), "here.yaml")
     assert message in str(caught.value)
@@ -125,7 +210,11 @@ def test_every_problem_is_told_at_once_and_a_list_of_wrong_items_is_not_called_s
     with pytest.raises(ConfigError) as caught:
         build_config(wrong, "x")
     told = str(caught.value)
-    assert "seed: " in told and "relevant_from of task search" in told and "optimizer.lr is not a setting" in told
+    assert (
+        "seed: " in told
+        and "relevant_from of task search" in told
+        and "optimizer.lr is not a setting" in told
+    )
     assert "at least 1 item" not in told
 
 
@@ -154,8 +243,12 @@ OVERRIDES: list[tuple[str, Callable[[RunConfig], Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("override", "read", "value"), OVERRIDES, ids=[override for override, _, _ in OVERRIDES])
-def test_an_override_sets_its_setting_and_no_other(written: Callable[..., Path], override: str, read: Callable[[RunConfig], Any], value: Any) -> None:
+@pytest.mark.parametrize(
+    ("override", "read", "value"), OVERRIDES, ids=[override for override, _, _ in OVERRIDES]
+)
+def test_an_override_sets_its_setting_and_no_other(
+    written: Callable[..., Path], override: str, read: Callable[[RunConfig], Any], value: Any
+) -> None:
     before, after = read_config(written()), read_config(written(), [override])
     assert read(after) == value and type(read(after)) is type(value)
     assert read(before) != value or override == "backbone.revision=null"
@@ -171,13 +264,17 @@ NOWHERE = ["seed", "=3", "tasks.7.name=x", "tasks.first.name=x", "name.deeper=1"
 
 
 @pytest.mark.parametrize("override", NOWHERE)
-def test_an_override_that_fits_nowhere_is_refused_as_it_was_written(written: Callable[..., Path], override: str) -> None:
+def test_an_override_that_fits_nowhere_is_refused_as_it_was_written(
+    written: Callable[..., Path], override: str
+) -> None:
     with pytest.raises(ConfigError, match="^--set ") as caught:
         read_config(written(), [override])
     assert repr(override) in str(caught.value)
 
 
-def test_an_override_of_an_unknown_setting_is_refused_with_the_nearest_known_one(written: Callable[..., Path]) -> None:
+def test_an_override_of_an_unknown_setting_is_refused_with_the_nearest_known_one(
+    written: Callable[..., Path],
+) -> None:
     with pytest.raises(ConfigError, match=r"training.epoch is not a setting; did you mean training.epochs\?"):
         read_config(written(), ["training.epoch=2"])
 
@@ -187,7 +284,14 @@ def test_a_missing_config_is_refused_with_one_to_copy(tmp_path: Path) -> None:
         read_config(tmp_path / "none.yaml")
 
 
-NOT_YAML = [b"a: [1, 2", b"\tx: 1", b"\xff\xfe\xfa", b"a: b: c", b"!!python/object/apply:os.getcwd []", b"a: \x00"]
+NOT_YAML = [
+    b"a: [1, 2",
+    b"\tx: 1",
+    b"\xff\xfe\xfa",
+    b"a: b: c",
+    b"!!python/object/apply:os.getcwd []",
+    b"a: \x00",
+]
 
 
 @pytest.mark.parametrize("content", NOT_YAML)
@@ -209,7 +313,9 @@ def test_a_folder_in_place_of_a_config_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-def test_folders_are_absolute_and_stay_the_same_where_workers_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_folders_are_absolute_and_stay_the_same_where_workers_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = {"data": {"judged": "rows", "to_score": "more"}, "registry": {"model": "m", "promotions": "log"}}
     here = build_config(settings(work_dir="work", **blocks), "x")
@@ -218,7 +324,11 @@ def test_folders_are_absolute_and_stay_the_same_where_workers_start(monkeypatch:
     there = build_config(here.model_dump(mode="json"), "the driver's config")
     for folder in ("run_dir", "judged_dir", "to_score_place", "promotions_dir", "tracking_uri"):
         assert getattr(there, folder) == getattr(here, folder)
-    assert (there.judged_dir, there.to_score_place, there.promotions_dir) == (tmp_path / "rows", tmp_path / "more", tmp_path / "log" / "m")
+    assert (there.judged_dir, there.to_score_place, there.promotions_dir) == (
+        tmp_path / "rows",
+        tmp_path / "more",
+        tmp_path / "log" / "m",
+    )
 
 
 def test_folders_left_out_lie_in_the_run_s_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -232,7 +342,9 @@ def test_folders_left_out_lie_in_the_run_s_folder(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_config_given_as_plain_values_is_the_same_config() -> None:
-    config = build_config(settings(sources=[{"kind": "sample", "rows_per_task": 2, "unlabelled_rows_per_task": 0}]), "x")
+    config = build_config(
+        settings(sources=[{"kind": "sample", "rows_per_task": 2, "unlabelled_rows_per_task": 0}]), "x"
+    )
     assert build_config(config.model_dump(mode="json"), "y") == config
 
 
@@ -245,5 +357,7 @@ def test_a_shipped_config_is_whole(path: Path) -> None:
 @pytest.mark.parametrize("place", ["gs://ads/labels", "S3://ads/labels", "s3a://ads/labels", "file:///data"])
 def test_a_place_of_a_kind_that_is_not_known_is_no_folder_of_that_name(tmp_path: Path, place: str) -> None:
     for settings in ({"scoring": {"scores": place}}, {"data": {"to_score": place}}):
-        with pytest.raises(ConfigError, match="is no place known here; write a folder, or s3://bucket/prefix"):
+        with pytest.raises(
+            ConfigError, match="is no place known here; write a folder, or s3://bucket/prefix"
+        ):
             build_config({**planted_config(tmp_path, "nowhere"), **settings}, "test")

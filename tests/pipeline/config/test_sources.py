@@ -11,9 +11,13 @@ from pipeline.errors import ConfigError
 from tests.support.planted import planted_config
 
 TABLE: dict[str, Any] = {
-    "kind": "table", "path": "x.csv", "task": "two", "columns": {"query": "q", "ad_title": "t", "label": "g"},
-    "labels": {"0": "bad", "1": "good"}, "constants": {"market": "us"},
-}  # fmt: skip
+    "kind": "table",
+    "path": "x.csv",
+    "task": "two",
+    "columns": {"query": "q", "ad_title": "t", "label": "g"},
+    "labels": {"0": "bad", "1": "good"},
+    "constants": {"market": "us"},
+}
 
 
 def _build(tmp_path: Path, *sources: dict[str, Any]) -> tuple[Any, ...]:
@@ -22,7 +26,13 @@ def _build(tmp_path: Path, *sources: dict[str, Any]) -> tuple[Any, ...]:
 
 def test_every_kind_of_source_is_a_block(tmp_path: Path) -> None:
     blocks = [{"kind": kind, "path": "x"} for kind in ("esci", "chorus", "wands", "qadsm")]
-    assert [source.kind for source in _build(tmp_path, *blocks, TABLE)] == ["esci", "chorus", "wands", "qadsm", "table"]
+    assert [source.kind for source in _build(tmp_path, *blocks, TABLE)] == [
+        "esci",
+        "chorus",
+        "wands",
+        "qadsm",
+        "table",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +43,10 @@ def test_every_kind_of_source_is_a_block(tmp_path: Path) -> None:
         ({"constants": {"market": "us", "row_id": "x"}}, "constants must leave out row_id: ids differ"),
         ({"constants": {"market": 1}}, "constants.market must be a text"),
         ({"constants": {"market": "us", "weight": "1"}}, "constants.weight must be a number"),
-        ({"columns": {"query": "q", "ad_title": "t", "lable": "g"}}, "lable is not a column of a row; did you mean label"),
+        (
+            {"columns": {"query": "q", "ad_title": "t", "lable": "g"}},
+            "lable is not a column of a row; did you mean label",
+        ),
         ({"encoding": "utf-9"}, "utf-9 is not an encoding of text"),
         ({"encoding": "base64"}, "base64 is not an encoding of text"),
         ({"labels": {True: 1}}, "needs quotes"),
@@ -46,18 +59,25 @@ def test_every_kind_of_source_is_a_block(tmp_path: Path) -> None:
         ({"name": "../x"}, "'../x' is not a valid name"),
     ],
 )
-def test_a_table_that_cannot_be_meant_is_refused_before_anything_is_read(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_table_that_cannot_be_meant_is_refused_before_anything_is_read(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         _build(tmp_path, {**TABLE, **changes})
 
 
 def test_two_tables_that_would_overwrite_each_other_need_names(tmp_path: Path) -> None:
     other = {**TABLE, "path": "elsewhere/x.csv"}
-    with pytest.raises(ConfigError, match="two sources of task two are named x; give one of them another name"):
+    with pytest.raises(
+        ConfigError, match="two sources of task two are named x; give one of them another name"
+    ):
         _build(tmp_path, TABLE, other)
     assert len(_build(tmp_path, TABLE, {**other, "name": "y"})) == 2
 
 
-@pytest.mark.parametrize(("path", "name"), [("Clicks 2024 (final).csv", "clicks-2024-final"), ("靴.csv", "table"), ("x" * 99, "x" * 63)])
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("Clicks 2024 (final).csv", "clicks-2024-final"), ("靴.csv", "table"), ("x" * 99, "x" * 63)],
+)
 def test_a_source_is_named_after_its_file(path: str, name: str) -> None:
     assert TableSource.model_validate({**TABLE, "path": path}).source_name == name

@@ -71,5 +71,7 @@ def test_a_task_never_changes() -> None:
 def test_an_unknown_task_is_refused_with_the_known_ones() -> None:
     tasks = [task(), task(name="shop")]
     assert check_known_task("shop", tasks, "rows") is tasks[1]
-    with pytest.raises(ConfigError, match="task 'sarch' in /data is not configured; configured: search, shop"):
+    with pytest.raises(
+        ConfigError, match="task 'sarch' in /data is not configured; configured: search, shop"
+    ):
         check_known_task("sarch", tasks, "/data")

@@ -1,4 +1,6 @@
-"""Promises of pipeline/data/catalog.py: the catalogue says what lies in a data folder; the digest moves with the rows and with nothing else."""
+"""Promises of pipeline/data/catalog.py: the catalogue says what lies in a data folder; the digest moves with
+the rows and with nothing else.
+"""
 
 import json
 import random
@@ -19,7 +21,9 @@ from pipeline.schema import ROW_SCHEMA, SCHEMA_VERSION
 
 def _rows(count: int, prefix: str = "r", **changes: Any) -> pa.Table:
     row = {"ad_title": "t", "market": "us", "label": 1, "weight": 0.5} | changes
-    return pa.Table.from_pylist([{"row_id": f"{prefix}{n}", "query": f"q{n}"} | row for n in range(count)], ROW_SCHEMA)
+    return pa.Table.from_pylist(
+        [{"row_id": f"{prefix}{n}", "query": f"q{n}"} | row for n in range(count)], ROW_SCHEMA
+    )
 
 
 def _publish(out_dir: Path, stem: str = "part", **tables: pa.Table) -> None:
@@ -33,8 +37,9 @@ def test_the_catalogue_lists_every_partition_as_it_lies_there(tmp_path: Path) ->
     _publish(tmp_path, one=_rows(3), two=_rows(5))
     found = read_catalogue(tmp_path)
     assert [(p.path, p.task, p.rows, p.schema_version) for p in found] == [
-        ("task=one/part-0.parquet", "one", 3, SCHEMA_VERSION), ("task=two/part-0.parquet", "two", 5, SCHEMA_VERSION),
-    ]  # fmt: skip
+        ("task=one/part-0.parquet", "one", 3, SCHEMA_VERSION),
+        ("task=two/part-0.parquet", "two", 5, SCHEMA_VERSION),
+    ]
     for partition in found:
         path = tmp_path / partition.path
         assert (partition.bytes, partition.sha256) == (path.stat().st_size, file_sha256(path))
@@ -47,13 +52,20 @@ def test_another_import_adds_its_task_and_replaces_only_its_own_partitions(tmp_p
     (tmp_path / "task=one" / "part-0.parquet").unlink()
     _publish(tmp_path, four=_rows(4))
     assert [(p.path, p.rows) for p in read_catalogue(tmp_path)] == [
-        ("task=four/part-0.parquet", 4), ("task=three/part-0.parquet", 1), ("task=two/other-0.parquet", 2), ("task=two/part-0.parquet", 6),
-    ]  # fmt: skip
+        ("task=four/part-0.parquet", 4),
+        ("task=three/part-0.parquet", 1),
+        ("task=two/other-0.parquet", 2),
+        ("task=two/part-0.parquet", 6),
+    ]
 
 
-def test_a_catalogue_that_is_none_is_damage_and_stops_the_import_before_the_rows_change_hands(tmp_path: Path) -> None:
+def test_a_catalogue_that_is_none_is_damage_and_stops_the_import_before_the_rows_change_hands(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "catalogue.json").write_text('{"partitions": [{"path": 1}]}')
-    with pytest.raises(DamagedInputError, match="catalogue.json is not a catalogue.*delete it and import again"):
+    with pytest.raises(
+        DamagedInputError, match="catalogue.json is not a catalogue.*delete it and import again"
+    ):
         _publish(tmp_path, one=_rows(1))
     assert not (tmp_path / "task=one").exists()
     (tmp_path / "catalogue.json").write_text("{")
@@ -61,7 +73,9 @@ def test_a_catalogue_that_is_none_is_damage_and_stops_the_import_before_the_rows
         read_catalogue(tmp_path)
 
 
-def test_an_import_waits_for_another_and_then_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_waits_for_another_and_then_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(partitions, "LOCK_TIMEOUT_S", 0.1)
     with catalogue_lock(tmp_path), pytest.raises(RetryableError, match="another import is writing into"):
         _publish(tmp_path, one=_rows(1))
@@ -89,12 +103,26 @@ def test_the_digest_stays_when_rows_are_stored_in_another_way(tmp_path: Path) ->
 def test_the_digest_moves_with_every_value_and_every_occurrence(tmp_path: Path) -> None:
     table, more = _rows(50), _rows(1)
     tables = [
-        table, table.slice(1), pa.concat_tables([table, more]), pa.concat_tables([table, more, more]), table.slice(0, 0),
-        _rows(50, "s"), _rows(50, label=2), _rows(50, label=None), _rows(50, weight=0.25), _rows(50, weight=None), _rows(50, ad_title="u"),
-        _rows(50, ad_description="x"), _rows(50, ad_keyword="x"), _rows(50, ad_description=""), _rows(50, subset="x"),
-        _rows(50, ad_description="x", ad_keyword="y"), _rows(50, ad_description="y", ad_keyword="x"),
-        _rows(50, ad_title="t\x00market", market="us"), _rows(50, official_split="train"),
-    ]  # fmt: skip
+        table,
+        table.slice(1),
+        pa.concat_tables([table, more]),
+        pa.concat_tables([table, more, more]),
+        table.slice(0, 0),
+        _rows(50, "s"),
+        _rows(50, label=2),
+        _rows(50, label=None),
+        _rows(50, weight=0.25),
+        _rows(50, weight=None),
+        _rows(50, ad_title="u"),
+        _rows(50, ad_description="x"),
+        _rows(50, ad_keyword="x"),
+        _rows(50, ad_description=""),
+        _rows(50, subset="x"),
+        _rows(50, ad_description="x", ad_keyword="y"),
+        _rows(50, ad_description="y", ad_keyword="x"),
+        _rows(50, ad_title="t\x00market", market="us"),
+        _rows(50, official_split="train"),
+    ]
     digests = []
     for number, rows in enumerate(tables):
         pq.write_table(rows, tmp_path / str(number))
@@ -110,7 +138,9 @@ def test_values_that_change_places_between_rows_move_the_digest(tmp_path: Path) 
     assert content_digest(tmp_path / "a") != content_digest(tmp_path / "b")
 
 
-def test_the_digest_of_a_folder_moves_with_the_task_and_not_with_the_cut_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_of_a_folder_moves_with_the_task_and_not_with_the_cut_into_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(partitions, "DIGEST_ROWS", 3)
     _publish(tmp_path / "whole", one=_rows(10), two=_rows(2, "s"))
     _publish(tmp_path / "cut", "first", one=_rows(10).slice(0, 4))

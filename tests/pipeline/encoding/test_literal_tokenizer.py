@@ -1,4 +1,6 @@
-"""No text forges a token that was added to a vocabulary, whatever its kind; texts that spell none keep their ids."""
+"""No text forges a token that was added to a vocabulary, whatever its kind; texts that spell none keep their
+ids.
+"""
 
 import importlib.util
 import random
@@ -62,7 +64,13 @@ def unigram(_: Path) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     letters = "▁abcdefghijklmnopqrstuvwxyz<>/[]_|!é"
-    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -5.0) for letter in letters), ("▁red", -2.0)]
+    words = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((letter, -5.0) for letter in letters),
+        ("▁red", -2.0),
+    ]
     tokenizer = Tokenizer(models.Unigram(words, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     return wrapped(tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
@@ -101,14 +109,24 @@ ALL = [*EMBEDDED, pytest.param(smollm2, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("build", ALL)
-def test_no_text_that_spells_an_added_token_gets_its_id(build: Callable[[Path], Any], tiny_llama: Path) -> None:
+def test_no_text_that_spells_an_added_token_gets_its_id(
+    build: Callable[[Path], Any], tiny_llama: Path
+) -> None:
     tokenizer = build(tiny_llama)
     plain = PlainTokenizer(tokenizer)
     tokens = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
     assert {*ADDED, *MARKED} <= {*tokens.values()}
     forbidden = tokens.keys() - {tokenizer.unk_token_id}  # which stands for what a vocabulary lacks
     for spelled in tokens.values():
-        around = [spelled, f" {spelled} ", f"a{spelled}b", spelled * 3, f"{spelled}a{spelled}", spelled.upper(), f"red {spelled}, é"]
+        around = [
+            spelled,
+            f" {spelled} ",
+            f"a{spelled}b",
+            spelled * 3,
+            f"{spelled}a{spelled}",
+            spelled.upper(),
+            f"red {spelled}, é",
+        ]
         for text, ids in zip(around, plain.ids(around), strict=True):
             assert not forbidden & {*ids}, (text, ids)
 
@@ -123,15 +141,23 @@ def test_a_spelled_token_keeps_all_its_letters(build: Callable[[Path], Any], tin
 
 
 @pytest.mark.parametrize("build", ALL)
-def test_texts_that_spell_no_added_token_keep_their_ids(build: Callable[[Path], Any], tiny_llama: Path) -> None:
+def test_texts_that_spell_no_added_token_keep_their_ids(
+    build: Callable[[Path], Any], tiny_llama: Path
+) -> None:
     tokenizer = build(tiny_llama)
     draw = random.Random(1)
     alphabet = "abcdefgh  rr ee dd <<>>[]_|/!é,. 靴"
-    texts = ["red abe <e ab> a/b", "", *("".join(draw.choices(alphabet, k=draw.randint(1, 40))) for _ in range(3_000))]
+    texts = [
+        "red abe <e ab> a/b",
+        "",
+        *("".join(draw.choices(alphabet, k=draw.randint(1, 40))) for _ in range(3_000)),
+    ]
     spelled = [token.content for token in tokenizer.added_tokens_decoder.values()]
     ordinary = [text for text in texts if not any(token.strip() in text for token in spelled)]
     assert len(ordinary) > 2_000
-    assert PlainTokenizer(tokenizer).ids(ordinary) == tokenizer(ordinary, add_special_tokens=False)["input_ids"]
+    assert (
+        PlainTokenizer(tokenizer).ids(ordinary) == tokenizer(ordinary, add_special_tokens=False)["input_ids"]
+    )
 
 
 def test_a_letter_stays_a_letter_though_it_was_added_as_a_token(tiny_llama: Path) -> None:
@@ -147,4 +173,6 @@ def test_split_special_tokens_alone_lets_tokens_through_that_are_not_marked_spec
 
 
 def test_no_texts_have_no_ids(tiny_llama: Path) -> None:
-    assert PlainTokenizer(bytes_bpe(tiny_llama)).ids([]) == PlainTokenizer(in_python(tiny_llama)).ids([]) == []
+    assert (
+        PlainTokenizer(bytes_bpe(tiny_llama)).ids([]) == PlainTokenizer(in_python(tiny_llama)).ids([]) == []
+    )

@@ -1,4 +1,6 @@
-"""Rows tokenised part by part, one part ahead of the model: the same scores, each row once, and errors where they belong."""
+"""Rows tokenised part by part, one part ahead of the model: the same scores, each row once, and errors where
+they belong.
+"""
 
 import threading
 from pathlib import Path
@@ -34,9 +36,14 @@ def test_scores_of_parts_are_those_of_the_whole_and_each_row_is_told_once(
     for part_rows in (7, ROWS):
         monkeypatch.setattr(read_ahead, "PART_ROWS", part_rows)
         told: list[int] = []
-        one = judge_rows(judge, table, judge.tasks[0], 512, lambda rows, told=told: told.extend(rows.tolist()))  # type: ignore[misc]
+        one = judge_rows(
+            judge, table, judge.tasks[0], 512, lambda rows, told=told: told.extend(rows.tolist())
+        )  # type: ignore[misc]
         assert sorted(told) == list(range(ROWS))
-        sides.append({judge.tasks[0].name: one} | {f"all {k}": v for k, v in judge_all_tasks(AllTasksJudge(judge), table, 512).items()})
+        sides.append(
+            {judge.tasks[0].name: one}
+            | {f"all {k}": v for k, v in judge_all_tasks(AllTasksJudge(judge), table, 512).items()}
+        )
     for name, of_parts in sides[0].items():
         np.testing.assert_allclose(of_parts, sides[1][name], atol=1e-5)
 
@@ -53,20 +60,30 @@ def test_the_next_part_is_encoded_while_the_caller_has_one(table: pa.Table) -> N
     for _, number in encoded_parts(table, ["query"], encode):
         if number + 1 < len(begun):
             assert begun[number + 1].wait(timeout=30)
-        assert not any(one.is_set() for one in begun[number + 2 :]), "one part ahead and no more: memory is bounded"
+        assert not any(one.is_set() for one in begun[number + 2 :]), (
+            "one part ahead and no more: memory is bounded"
+        )
 
 
-def test_without_reading_ahead_each_part_is_told_before_it_is_encoded_and_after_the_one_before_it_was_used(table: pa.Table) -> None:
+def test_without_reading_ahead_each_part_is_told_before_it_is_encoded_and_after_the_one_before_it_was_used(
+    table: pa.Table,
+) -> None:
     happened: list[str] = []
 
     def encode(part: pa.Table) -> int:
         happened.append("encode")
         return part.num_rows
 
-    for rows, number in encoded_parts(table, ["query"], encode, lambda rows: happened.append(f"tell {len(rows)}")):
+    for rows, number in encoded_parts(
+        table, ["query"], encode, lambda rows: happened.append(f"tell {len(rows)}")
+    ):
         assert len(rows) == number
         happened.append("use")
-    assert happened == [f"tell {size}" if turn == 0 else ("encode", "use")[turn - 1] for size in [7] * 5 + [5] for turn in range(3)]
+    assert happened == [
+        f"tell {size}" if turn == 0 else ("encode", "use")[turn - 1]
+        for size in [7] * 5 + [5]
+        for turn in range(3)
+    ]
 
 
 def test_rows_that_begin_alike_come_together(table: pa.Table) -> None:

@@ -12,11 +12,13 @@ from pipeline.config.gates import TOLERANCES, CaseName
 from pipeline.evaluation import behavioral_tests as behaviour
 from pipeline.evaluation.behavioral_tests import CASES, run_cases
 
-ROWS = pa.table({
-    "row_id": ["a", "b", "c", "d"],
-    "query": ["Acme desk lamp", "red shoes", "lamp", "zest soap"],
-    "ad_title": ["ACME lamp, oak", "Bolt shoes in red", "lamp by Acme", "Zest bar of soap"],
-})  # fmt: skip
+ROWS = pa.table(
+    {
+        "row_id": ["a", "b", "c", "d"],
+        "query": ["Acme desk lamp", "red shoes", "lamp", "zest soap"],
+        "ad_title": ["ACME lamp, oak", "Bolt shoes in red", "lamp by Acme", "Zest bar of soap"],
+    }
+)
 
 
 def changed(name: str) -> dict[str, list[str]]:
@@ -26,14 +28,30 @@ def changed(name: str) -> dict[str, list[str]]:
     return {str(column): texts for column, texts in table.select(["query", "ad_title"]).to_pydict().items()}
 
 
-@pytest.mark.parametrize(("name", "column", "expected"), [
-    ("upper case", "query", ["ACME DESK LAMP", "RED SHOES", "LAMP", "ZEST SOAP"]),
-    ("white space", "ad_title", ["  ACME lamp, oak ", "  Bolt shoes in red ", "  lamp by Acme ", "  Zest bar of soap "]),
-    ("negation", "query", ["not Acme desk lamp", "not red shoes", "not lamp", "not zest soap"]),
-    ("another ad", "ad_title", ["lamp by Acme", "Zest bar of soap", "ACME lamp, oak", "Bolt shoes in red"]),
-    # "Bolt" is not in the query, so it may be no brand; where a query has "lamp", another first word than it takes its place
-    ("brand swap", "ad_title", ["Zest lamp, oak", "Bolt shoes in red", "Zest by Acme", "lamp bar of soap"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "column", "expected"),
+    [
+        ("upper case", "query", ["ACME DESK LAMP", "RED SHOES", "LAMP", "ZEST SOAP"]),
+        (
+            "white space",
+            "ad_title",
+            ["  ACME lamp, oak ", "  Bolt shoes in red ", "  lamp by Acme ", "  Zest bar of soap "],
+        ),
+        ("negation", "query", ["not Acme desk lamp", "not red shoes", "not lamp", "not zest soap"]),
+        (
+            "another ad",
+            "ad_title",
+            ["lamp by Acme", "Zest bar of soap", "ACME lamp, oak", "Bolt shoes in red"],
+        ),
+        # "Bolt" is not in the query, so it may be no brand; where a query has "lamp", another first word than
+        # it takes its place
+        (
+            "brand swap",
+            "ad_title",
+            ["Zest lamp, oak", "Bolt shoes in red", "Zest by Acme", "lamp bar of soap"],
+        ),
+    ],
+)
 def test_a_case_changes_one_column_alone(name: str, column: str, expected: list[str]) -> None:
     assert changed(name) == {**ROWS.select(["query", "ad_title"]).to_pydict(), column: expected}
 
@@ -41,7 +59,9 @@ def test_a_case_changes_one_column_alone(name: str, column: str, expected: list[
 def test_word_order_keeps_the_words_and_is_the_same_each_time() -> None:
     found = changed("word order")
     assert found == changed("word order")
-    assert [sorted(query.split()) for query in found["query"]] == [sorted(query.split()) for query in ROWS["query"].to_pylist()]
+    assert [sorted(query.split()) for query in found["query"]] == [
+        sorted(query.split()) for query in ROWS["query"].to_pylist()
+    ]
     assert found["query"] != ROWS["query"].to_pylist() and found["ad_title"] == ROWS["ad_title"].to_pylist()
 
 
@@ -55,14 +75,23 @@ def test_every_case_that_a_config_may_name_is_run_and_has_a_tolerance() -> None:
     assert [case.name for case in CASES] == list(typing.get_args(CaseName)) == list(TOLERANCES)
 
 
-def test_a_model_that_obeys_an_ad_fails_that_case_alone_and_on_its_task_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_obeys_an_ad_fails_that_case_alone_and_on_its_task_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def obeys(judge: Any, table: pa.Table, task: Any, batch_tokens: int) -> np.ndarray:
         obeyed = task.name == "gullible"
-        return np.array([0.9 if obeyed and "Ignore the query" in title else 0.3 for title in table.column("ad_title").to_pylist()])
+        return np.array(
+            [
+                0.9 if obeyed and "Ignore the query" in title else 0.3
+                for title in table.column("ad_title").to_pylist()
+            ]
+        )
 
     monkeypatch.setattr(behaviour, "judge_rows", obeys)
     monkeypatch.setattr(behaviour, "relevance_probability", lambda probability, task: probability)
-    judge: Any = SimpleNamespace(tasks=[SimpleNamespace(name=name) for name in ("gullible", "wary", "without rows")])
+    judge: Any = SimpleNamespace(
+        tasks=[SimpleNamespace(name=name) for name in ("gullible", "wary", "without rows")]
+    )
     results = run_cases(judge, {"gullible": ROWS, "wary": ROWS}, 64, {})
     assert [(one.task, one.case) for one in results if not one.passed] == [("gullible", "injected order")]
     assert len(results) == 2 * len(CASES)
@@ -70,9 +99,15 @@ def test_a_model_that_obeys_an_ad_fails_that_case_alone_and_on_its_task_alone(mo
     assert all(one.passed for one in tolerant)
 
 
-@pytest.mark.parametrize(("case", "before", "after", "expected"), [
-    ("upper case", [0.2, 0.8], [0.8, 0.2], 0.6), ("negation", [0.2, 0.8], [0.3, 0.2], -0.25),
-])  # fmt: skip
-def test_moves_count_either_way_and_rises_only_upwards(case: str, before: list[float], after: list[float], expected: float) -> None:
+@pytest.mark.parametrize(
+    ("case", "before", "after", "expected"),
+    [
+        ("upper case", [0.2, 0.8], [0.8, 0.2], 0.6),
+        ("negation", [0.2, 0.8], [0.3, 0.2], -0.25),
+    ],
+)
+def test_moves_count_either_way_and_rises_only_upwards(
+    case: str, before: list[float], after: list[float], expected: float
+) -> None:
     (found,) = (one for one in CASES if one.name == case)
     assert found.fits(np.array(before), np.array(after)) == pytest.approx(expected)

@@ -16,7 +16,9 @@ def test_rows_of_a_query_rise_and_fall_together_and_queries_are_drawn_with_repla
     query_N = np.array(["b", "a", "b", "c", "a", "b"], dtype=object)
     weight_DN = weights(query_N, 500, seed=0)
     assert weight_DN.shape == (500, 6)
-    assert np.array_equal(weight_DN[:, 0], weight_DN[:, 2]) and np.array_equal(weight_DN[:, 0], weight_DN[:, 5])
+    assert np.array_equal(weight_DN[:, 0], weight_DN[:, 2]) and np.array_equal(
+        weight_DN[:, 0], weight_DN[:, 5]
+    )
     assert np.array_equal(weight_DN[:, 1], weight_DN[:, 4])
     assert (weight_DN[:, [0, 1, 3]].sum(axis=1) == 3).all()
     assert weight_DN[:, [0, 1, 3]].mean(axis=0) == pytest.approx([1, 1, 1], abs=0.1)
@@ -29,7 +31,9 @@ def test_draws_follow_from_the_seed() -> None:
     assert not np.array_equal(weights(query_N, 20, 1), weights(query_N, 20, 2))
 
 
-def test_blocks_hold_no_more_than_they_may_and_give_a_figure_for_every_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_hold_no_more_than_they_may_and_give_a_figure_for_every_draw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(bootstrap, "BLOCK_WEIGHTS", 350)
     draws = QueryDraws(np.arange(100), seed=3, num_draws=50)
     assert [block.shape for block in draws.blocks()] == [(3, 100)] * 16 + [(2, 100)]
@@ -55,7 +59,9 @@ def test_intervals_hold_their_value_and_nearly_always_the_truth() -> None:
     for seed in range(1, 101):
         score_N, positive_N, query_N = clustered_case(seed)
         value = ranking_figures(score_N, positive_N, np.ones((1, len(score_N))))["pr_auc"][0]
-        draws = QueryDraws(query_N, seed, 300).of(lambda weight_DN, s=score_N, p=positive_N: ranking_figures(s, p, weight_DN))
+        draws = QueryDraws(query_N, seed, 300).of(
+            lambda weight_DN, s=score_N, p=positive_N: ranking_figures(s, p, weight_DN)
+        )
         found = interval(value, draws["pr_auc"])
         assert found.value == value
         inside += found.low < value < found.high

@@ -28,7 +28,13 @@ from pipeline.inference.calibration import (
 
 def task(labels: int = 4, relevant_from: int = 2, target: float = 0.9) -> Task:
     names = tuple(f"l{n}" for n in range(labels))
-    return Task(name="t", labels=names, relevant_from=relevant_from, template="{query} {ad_title}", target_precision=target)
+    return Task(
+        name="t",
+        labels=names,
+        relevant_from=relevant_from,
+        template="{query} {ad_title}",
+        target_precision=target,
+    )
 
 
 def planted(temperature: float, rows: int = 30_000, labels: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +93,9 @@ def test_a_relevance_probability_never_leaves_zero_to_one() -> None:
 
 
 def random_logits(seed: int) -> tuple[np.ndarray, np.ndarray, Task]:
-    """Rows of a random task with some truth in their logits; every other case full of ties, some cases lopsided."""
+    """Rows of a random task with some truth in their logits; every other case full of ties, some cases
+    lopsided.
+    """
     random = np.random.default_rng(seed)
     labels = int(random.integers(2, 6))
     chosen = task(labels, int(random.integers(1, labels)), float(random.uniform(0.5, 0.97)))
@@ -98,21 +106,33 @@ def random_logits(seed: int) -> tuple[np.ndarray, np.ndarray, Task]:
 
 def fit(logits_NC: np.ndarray, label_N: np.ndarray, chosen: Task) -> Calibration:
     """With a query a row and one market."""
-    return fit_calibration(logits_NC, label_N, chosen, np.arange(len(label_N)), np.full(len(label_N), "us", dtype=object))
+    return fit_calibration(
+        logits_NC, label_N, chosen, np.arange(len(label_N)), np.full(len(label_N), "us", dtype=object)
+    )
 
 
-def test_decisions_reach_their_target_precision_with_room_for_chance_on_the_rows_they_were_fitted_on() -> None:
+def test_decisions_reach_their_target_precision_with_room_for_chance_on_the_rows_they_were_fitted_on() -> (
+    None
+):
     decided = {"relevant": 0, "irrelevant": 0}
     for seed in range(400):
         logits_NC, label_N, chosen = random_logits(seed)
         calibration = fit(logits_NC, label_N, chosen)
-        probability_N = relevance_probability(calibrated_probabilities(logits_NC, calibration, chosen), chosen)
+        probability_N = relevance_probability(
+            calibrated_probabilities(logits_NC, calibration, chosen), chosen
+        )
         decision_N = decide(probability_N, calibration)
-        for word, truth_N in (("relevant", label_N >= chosen.relevant_from), ("irrelevant", label_N < chosen.relevant_from)):
+        for word, truth_N in (
+            ("relevant", label_N >= chosen.relevant_from),
+            ("irrelevant", label_N < chosen.relevant_from),
+        ):
             rows = decision_N == word
             if rows.any():
                 decided[word] += 1
-                assert lower_bound([truth_N[rows].sum()], [rows.sum()], CONFIDENCE)[0] >= chosen.target_precision - 1e-9, (seed, word)
+                assert (
+                    lower_bound([truth_N[rows].sum()], [rows.sum()], CONFIDENCE)[0]
+                    >= chosen.target_precision - 1e-9
+                ), (seed, word)
     assert min(decided.values()) > 50
 
 
@@ -130,7 +150,13 @@ def test_decisions_never_overlap_and_cover_every_row_with_one_word() -> None:
 
 def test_a_row_on_a_threshold_is_decided_relevant_and_one_on_the_lower_is_not_irrelevant() -> None:
     calibration = Calibration(relevant_at=0.75, irrelevant_below=0.25)
-    assert decide(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), calibration).tolist() == ["irrelevant", "abstain", "abstain", "relevant", "relevant"]
+    assert decide(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), calibration).tolist() == [
+        "irrelevant",
+        "abstain",
+        "abstain",
+        "relevant",
+        "relevant",
+    ]
 
 
 def test_without_thresholds_every_row_abstains() -> None:
@@ -143,7 +169,11 @@ def test_a_threshold_is_the_lowest_whose_bound_reaches_the_target() -> None:
         score_N = random.integers(0, 25, 120) / 25
         positive_N = random.random(120) < score_N ** random.uniform(0.1, 1)
         target = random.uniform(0.3, 0.95)
-        good = [s for s in np.unique(score_N) if lower_bound([positive_N[score_N >= s].sum()], [(score_N >= s).sum()], CONFIDENCE)[0] >= target]
+        good = [
+            s
+            for s in np.unique(score_N)
+            if lower_bound([positive_N[score_N >= s].sum()], [(score_N >= s).sum()], CONFIDENCE)[0] >= target
+        ]
         assert precision_threshold(score_N, positive_N, target) == (min(good) if good else None)
 
 
@@ -170,17 +200,31 @@ def test_a_threshold_needs_rows_enough_to_be_sure() -> None:
 
 def test_markets_with_rows_enough_have_thresholds_of_their_own_and_others_the_common_ones() -> None:
     random = np.random.default_rng(0)
-    market_N = np.repeat(np.asarray(["easy", "hard", "small"], dtype=object), [MARKET_ROWS, MARKET_ROWS, MARKET_ROWS - 1])
+    market_N = np.repeat(
+        np.asarray(["easy", "hard", "small"], dtype=object), [MARKET_ROWS, MARKET_ROWS, MARKET_ROWS - 1]
+    )
     label_N = random.integers(0, 2, len(market_N))
     noise_N = np.where(market_N == "hard", 4.0, 0.5)
     score_N = 4 * (label_N - 0.5) + random.normal(0, 1, len(market_N)) * noise_N
-    fitted = fit_calibration(np.stack([np.zeros_like(score_N), score_N], 1), label_N, task(2, 1), np.arange(len(market_N)), market_N)
+    fitted = fit_calibration(
+        np.stack([np.zeros_like(score_N), score_N], 1),
+        label_N,
+        task(2, 1),
+        np.arange(len(market_N)),
+        market_N,
+    )
     assert set(fitted.markets) == {"easy", "hard"}
     mine, common = fitted.markets["hard"].relevant_at, fitted.relevant_at
     assert mine is None or common is None or mine > common
-    assert decide(np.full(3, 0.7), Calibration(relevant_at=0.6, markets={"hard": Thresholds(relevant_at=0.8)}), ["easy", "hard", "new"]).tolist() == [
-        "relevant", "abstain", "relevant",
-    ]  # fmt: skip
+    assert decide(
+        np.full(3, 0.7),
+        Calibration(relevant_at=0.6, markets={"hard": Thresholds(relevant_at=0.8)}),
+        ["easy", "hard", "new"],
+    ).tolist() == [
+        "relevant",
+        "abstain",
+        "relevant",
+    ]
 
 
 def leaning(shape: str, rows: int = 4_000) -> tuple[np.ndarray, np.ndarray]:
@@ -188,25 +232,36 @@ def leaning(shape: str, rows: int = 4_000) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(1)
     odds_N = random.normal(0, 2, rows)
     label_N = (random.random(rows) < 1 / (1 + np.exp(-odds_N))).astype(int)
-    bent_N = {"straight": 2 * odds_N, "shifted": 2 * odds_N + 3, "stepped": np.sign(odds_N) * np.abs(odds_N) ** 3}[shape]
+    bent_N = {
+        "straight": 2 * odds_N,
+        "shifted": 2 * odds_N + 3,
+        "stepped": np.sign(odds_N) * np.abs(odds_N) ** 3,
+    }[shape]
     return np.stack([np.zeros(rows), bent_N], axis=1), label_N
 
 
-@pytest.mark.parametrize(("shape", "method"), [("straight", "temperature"), ("shifted", "platt"), ("stepped", "isotonic")])
+@pytest.mark.parametrize(
+    ("shape", "method"), [("straight", "temperature"), ("shifted", "platt"), ("stepped", "isotonic")]
+)
 def test_the_method_is_the_one_that_rows_held_out_ask_for(shape: str, method: str) -> None:
     logits_NC, label_N = leaning(shape)
     assert choose_method(logits_NC, label_N, task(2, 1), np.arange(len(label_N))) == method
 
 
 @pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
-def test_probabilities_after_every_method_rise_with_those_before_and_labels_keep_their_proportions(method: str) -> None:
+def test_probabilities_after_every_method_rise_with_those_before_and_labels_keep_their_proportions(
+    method: str,
+) -> None:
     random = np.random.default_rng(2)
     logits_NC, label_N = random.normal(0, 2, (600, 4)), random.integers(0, 4, 600)
     label_N = np.where(random.random(600) < 0.7, logits_NC.argmax(1), label_N)
     chosen = task()
     fitted = fit_method(method, logits_NC, label_N, chosen)  # type: ignore[arg-type]
     assert fitted.method == method and Calibration(**fitted.model_dump(mode="json")) == fitted
-    before_NC, after_NC = label_probabilities(logits_NC, fitted.temperature), calibrated_probabilities(logits_NC, fitted, chosen)
+    before_NC, after_NC = (
+        label_probabilities(logits_NC, fitted.temperature),
+        calibrated_probabilities(logits_NC, fitted, chosen),
+    )
     assert after_NC.sum(1) == pytest.approx(np.ones(600))
     order = np.argsort(relevance_probability(before_NC, chosen))
     assert (np.diff(relevance_probability(after_NC, chosen)[order]) >= -1e-12).all()
@@ -216,7 +271,10 @@ def test_probabilities_after_every_method_rise_with_those_before_and_labels_keep
 
 def test_certain_logits_stay_probabilities_under_every_method() -> None:
     logits_NC = np.array([[800.0, 0, 0, 0], [0, 0, 0, 800.0], [-800.0, -800, 800, 800]])
-    for calibration in (Calibration(method="platt", slope=0.5, intercept=1), Calibration(method="isotonic", curve=((0.0, 0.1), (1.0, 0.9)))):
+    for calibration in (
+        Calibration(method="platt", slope=0.5, intercept=1),
+        Calibration(method="isotonic", curve=((0.0, 0.1), (1.0, 0.9))),
+    ):
         probability_NC = calibrated_probabilities(logits_NC, calibration, task())
         assert np.isfinite(probability_NC).all() and probability_NC.sum(1) == pytest.approx(np.ones(3))
 

@@ -27,7 +27,9 @@ def test_precision_over_recall_is_scikit_learn_s(scores: tuple[np.ndarray, np.nd
     np.testing.assert_allclose(precision[::-1], theirs_precision[:kept])
 
 
-def test_the_gaps_of_the_reliability_curve_make_the_calibration_error(scores: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_gaps_of_the_reliability_curve_make_the_calibration_error(
+    scores: tuple[np.ndarray, np.ndarray],
+) -> None:
     said, seen = reliability(*scores)
     assert len(said) <= 10 and (np.diff(said) > 0).all()
     error = calibration_figures(*scores, np.ones((1, 300)))["calibration_error"][0]
@@ -40,7 +42,10 @@ def test_rows_are_counted_by_true_and_said_label() -> None:
 
 
 def test_the_surest_errors_come_first_and_no_row_that_was_right() -> None:
-    probability_N, positive_N = np.asarray([0.9, 0.2, 0.6, 0.01, 0.7]), np.asarray([False, True, False, True, True])
+    probability_N, positive_N = (
+        np.asarray([0.9, 0.2, 0.6, 0.01, 0.7]),
+        np.asarray([False, True, False, True, True]),
+    )
     assert surest_errors(probability_N, positive_N, 3).tolist() == [3, 0, 1]
     assert surest_errors(probability_N, probability_N >= 0.5, 3).tolist() == []
 

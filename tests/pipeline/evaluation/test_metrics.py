@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pipeline.evaluation.metrics import NUM_BINS, calibration_figures, decision_figures, equal_mass_bins, label_figures, ndcg, ranking_figures
+from pipeline.evaluation.metrics import (
+    NUM_BINS,
+    calibration_figures,
+    decision_figures,
+    equal_mass_bins,
+    label_figures,
+    ndcg,
+    ranking_figures,
+)
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -27,10 +35,14 @@ def test_pr_aucs_of_both_classes_and_roc_auc_are_scikit_learn_s() -> None:
         score_N, positive_N, weight_DN = random_case(seed)
         found = ranking_figures(score_N, positive_N, weight_DN)
         for draw, weight_N in enumerate(weight_DN):
-            assert found["pr_auc"][draw] == pytest.approx(sk.average_precision_score(positive_N, score_N, sample_weight=weight_N), abs=1e-12), seed
+            assert found["pr_auc"][draw] == pytest.approx(
+                sk.average_precision_score(positive_N, score_N, sample_weight=weight_N), abs=1e-12
+            ), seed
             defects = sk.average_precision_score(~positive_N, -score_N, sample_weight=weight_N)
             assert found["defect_pr_auc"][draw] == pytest.approx(defects, abs=1e-12), seed
-            assert found["roc_auc"][draw] == pytest.approx(sk.roc_auc_score(positive_N, score_N, sample_weight=weight_N), abs=1e-12), seed
+            assert found["roc_auc"][draw] == pytest.approx(
+                sk.roc_auc_score(positive_N, score_N, sample_weight=weight_N), abs=1e-12
+            ), seed
 
 
 def test_precision_at_a_recall_is_that_of_the_highest_threshold_that_reaches_it() -> None:
@@ -44,7 +56,9 @@ def test_precision_at_a_recall_is_that_of_the_highest_threshold_that_reaches_it(
                     hits = weight_N[at & positive_N].sum()
                     if hits >= recall * weight_N[positive_N].sum() - 1e-9:
                         break
-                assert found[f"precision_at_recall_{recall}"][draw] == pytest.approx(hits / weight_N[at].sum()), seed
+                assert found[f"precision_at_recall_{recall}"][draw] == pytest.approx(
+                    hits / weight_N[at].sum()
+                ), seed
 
 
 def test_brier_and_log_loss_are_scikit_learn_s() -> None:
@@ -52,8 +66,12 @@ def test_brier_and_log_loss_are_scikit_learn_s() -> None:
         probability_N, positive_N, weight_DN = random_case(seed)
         found = calibration_figures(probability_N, positive_N, weight_DN)
         for draw, weight_N in enumerate(weight_DN):
-            assert found["brier"][draw] == pytest.approx(sk.brier_score_loss(positive_N, probability_N, sample_weight=weight_N))
-            assert found["log_loss"][draw] == pytest.approx(sk.log_loss(positive_N, probability_N, sample_weight=weight_N))
+            assert found["brier"][draw] == pytest.approx(
+                sk.brier_score_loss(positive_N, probability_N, sample_weight=weight_N)
+            )
+            assert found["log_loss"][draw] == pytest.approx(
+                sk.log_loss(positive_N, probability_N, sample_weight=weight_N)
+            )
 
 
 def test_certain_and_wrong_is_a_finite_loss() -> None:
@@ -68,10 +86,23 @@ def test_f1_and_kappa_are_scikit_learn_s() -> None:
         weight_DN = random.choice([0.5, 1.0, 3.0], (2, len(label_N)))
         found = label_figures(decided_N, label_N, 4, weight_DN)
         for draw, weight_N in enumerate(weight_DN):
-            assert found["macro_f1"][draw] == pytest.approx(sk.f1_score(label_N, decided_N, average="macro", sample_weight=weight_N))
-            by_label = sk.f1_score(label_N, decided_N, average=None, labels=range(4), sample_weight=weight_N, zero_division=np.nan)
-            assert [found[f"f1_{label}"][draw] for label in range(4)] == pytest.approx(list(by_label), nan_ok=True)
-            kappa = sk.cohen_kappa_score(label_N, decided_N, weights="quadratic", labels=range(4), sample_weight=weight_N)
+            assert found["macro_f1"][draw] == pytest.approx(
+                sk.f1_score(label_N, decided_N, average="macro", sample_weight=weight_N)
+            )
+            by_label = sk.f1_score(
+                label_N,
+                decided_N,
+                average=None,
+                labels=range(4),
+                sample_weight=weight_N,
+                zero_division=np.nan,
+            )
+            assert [found[f"f1_{label}"][draw] for label in range(4)] == pytest.approx(
+                list(by_label), nan_ok=True
+            )
+            kappa = sk.cohen_kappa_score(
+                label_N, decided_N, weights="quadratic", labels=range(4), sample_weight=weight_N
+            )
             assert found["quadratic_kappa"][draw] == pytest.approx(kappa, nan_ok=True)
 
 
@@ -79,7 +110,11 @@ def test_ndcg_is_scikit_learn_s_mean_over_queries_that_have_something_to_rank() 
     for seed in range(100):
         random = np.random.default_rng(seed)
         count = int(random.integers(4, 60))
-        label_N, query_N, grade_N = random.integers(0, 4, count), random.integers(0, 6, count), random.random(count)
+        label_N, query_N, grade_N = (
+            random.integers(0, 4, count),
+            random.integers(0, 6, count),
+            random.random(count),
+        )
         each = []
         for query in np.unique(query_N):
             rows = query_N == query
@@ -91,7 +126,9 @@ def test_ndcg_is_scikit_learn_s_mean_over_queries_that_have_something_to_rank() 
 
 def test_a_query_drawn_twice_counts_twice_in_ndcg() -> None:
     label_N, query_N, grade_N = np.array([1, 0, 0, 1]), np.array([0, 0, 1, 1]), np.array([1.0, 0.0, 1.0, 0.0])
-    found = ndcg(grade_N, label_N, query_N, np.array([[1.0, 1, 1, 1], [2, 2, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]))["ndcg_at_10"]
+    found = ndcg(
+        grade_N, label_N, query_N, np.array([[1.0, 1, 1, 1], [2, 2, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]])
+    )["ndcg_at_10"]
     wrong = 1 / np.log2(3)
     assert found == pytest.approx([(1 + wrong) / 2, (2 + wrong) / 3, wrong, np.nan], nan_ok=True)
 
@@ -101,7 +138,10 @@ def test_figures_do_not_depend_on_the_order_of_the_rows() -> None:
         score_N, positive_N, weight_DN = random_case(seed)
         order = np.random.default_rng(seed).permutation(len(score_N))
         for figures in (ranking_figures, calibration_figures):
-            straight, shuffled = figures(score_N, positive_N, weight_DN), figures(score_N[order], positive_N[order], weight_DN[:, order])
+            straight, shuffled = (
+                figures(score_N, positive_N, weight_DN),
+                figures(score_N[order], positive_N[order], weight_DN[:, order]),
+            )
             for name in straight:
                 assert straight[name] == pytest.approx(shuffled[name], abs=1e-12), name
 
@@ -112,12 +152,18 @@ def test_a_draw_without_a_class_has_no_figure_and_makes_no_noise() -> None:
         warnings.simplefilter("error")
         found = ranking_figures(score_N, positive_N, np.array([[0.0, 2.0], [2.0, 0.0], [0.0, 0.0]]))
         labels = label_figures(np.array([0, 1]), np.array([0, 1]), 2, np.zeros((1, 2)))
-    assert np.isnan(found["roc_auc"]).all() and np.isnan(found["pr_auc"][[0, 2]]).all() and np.isnan(found["defect_pr_auc"][[1, 2]]).all()
+    assert (
+        np.isnan(found["roc_auc"]).all()
+        and np.isnan(found["pr_auc"][[0, 2]]).all()
+        and np.isnan(found["defect_pr_auc"][[1, 2]]).all()
+    )
     assert all(np.isnan(value).all() for value in labels.values())
 
 
 def calibration_error(probability_N: Any, positive_N: Any) -> float:
-    return float(calibration_figures(probability_N, positive_N, np.ones((1, len(positive_N))))["calibration_error"][0])
+    return float(
+        calibration_figures(probability_N, positive_N, np.ones((1, len(positive_N))))["calibration_error"][0]
+    )
 
 
 def test_a_perfect_forecast_has_no_calibration_error() -> None:
@@ -147,6 +193,10 @@ def test_bins_have_equal_mass_where_probabilities_allow_it() -> None:
 
 def test_the_defect_rate_is_that_of_rows_decided_relevant() -> None:
     decision_N = np.array(["relevant", "relevant", "abstain", "irrelevant"])
-    found = decision_figures(decision_N, np.array([True, False, False, True]), np.array([[1.0, 1, 1, 1], [3, 1, 0, 0], [0, 0, 1, 1]]))
+    found = decision_figures(
+        decision_N,
+        np.array([True, False, False, True]),
+        np.array([[1.0, 1, 1, 1], [3, 1, 0, 0], [0, 0, 1, 1]]),
+    )
     assert found["defect_rate"] == pytest.approx([0.5, 0.25, np.nan], nan_ok=True)
     assert found["decided_share"] == pytest.approx([0.75, 1.0, 0.5])

@@ -31,7 +31,10 @@ def test_the_mean_is_over_tasks_that_were_trained_alone_and_measured_on_the_same
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "evaluation.json").write_text('{"tasks": {"a"')
     found = gain_over_single_tasks(tmp_path, "ours", ours)
-    assert found == {"runs": {"a": "a-alone", "b": "b-alone"}, "mean_relative_gain": pytest.approx((0.1 / 0.5 - 0.1 / 1.0) / 2)}
+    assert found == {
+        "runs": {"a": "a-alone", "b": "b-alone"},
+        "mean_relative_gain": pytest.approx((0.1 / 0.5 - 0.1 / 1.0) / 2),
+    }
 
 
 def test_rows_are_the_same_in_whatever_order() -> None:

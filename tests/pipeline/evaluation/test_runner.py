@@ -27,10 +27,18 @@ def scores(name: str, num_rows: int, seed: int, model_noise: float) -> TaskScore
         return 1 / (1 + np.exp(-(label_N - 0.5 + random.normal(0, noise, num_rows))))
 
     def said(probability_N: np.ndarray) -> Said:
-        return Said(probability_N, np.stack([1 - probability_N, probability_N], 1), np.where(probability_N > 0.7, "relevant", "abstain"))
+        return Said(
+            probability_N,
+            np.stack([1 - probability_N, probability_N], 1),
+            np.where(probability_N > 0.7, "relevant", "abstain"),
+        )
 
     market_N = np.where(np.arange(num_rows) % 3 == 0, "us", "es").astype(object)
-    by_system = {"model": said(probability(model_noise)), "lexical": Said(probability(2.0)), "untrained": said(random.random(num_rows))}
+    by_system = {
+        "model": said(probability(model_noise)),
+        "lexical": Said(probability(2.0)),
+        "untrained": said(random.random(num_rows)),
+    }
     return TaskScores(Truth(task(name), query_N, label_N, {"market": market_N}), by_system)
 
 
@@ -42,8 +50,12 @@ def test_macro_is_the_mean_over_tasks_and_small_tasks_count_as_much_as_large() -
 
 
 def test_a_better_model_has_its_interval_above_nothing_and_an_equal_one_has_not() -> None:
-    better = summary([scores("a", 400, 3, 0.3), scores("b", 400, 4, 0.3)], seed=0)["model_minus_lexical_macro_pr_auc"]
-    equal = summary([scores("a", 400, 3, 2.0), scores("b", 400, 4, 2.0)], seed=0)["model_minus_lexical_macro_pr_auc"]
+    better = summary([scores("a", 400, 3, 0.3), scores("b", 400, 4, 0.3)], seed=0)[
+        "model_minus_lexical_macro_pr_auc"
+    ]
+    equal = summary([scores("a", 400, 3, 2.0), scores("b", 400, 4, 2.0)], seed=0)[
+        "model_minus_lexical_macro_pr_auc"
+    ]
     assert better["low"] > 0
     assert equal["low"] < 0 < equal["high"]
 
@@ -57,12 +69,29 @@ def test_the_same_scores_give_the_same_summary_as_json() -> None:
 def test_every_figure_has_an_interval_and_every_slice_its_rows() -> None:
     found = summary([scores("a", 120, 5, 0.5)], 1)["tasks"]["a"]
     assert (found["rows"], found["queries"]) == (120, 40)
-    names = {"roc_auc", "pr_auc", "defect_pr_auc", "macro_f1", "f1_bad", "f1_good", "quadratic_kappa", "calibration_error", "brier", "log_loss",
-             "defect_rate", "decided_share", "ndcg_at_10", "precision_at_recall_0.8"}  # fmt: skip
+    names = {
+        "roc_auc",
+        "pr_auc",
+        "defect_pr_auc",
+        "macro_f1",
+        "f1_bad",
+        "f1_good",
+        "quadratic_kappa",
+        "calibration_error",
+        "brier",
+        "log_loss",
+        "defect_rate",
+        "decided_share",
+        "ndcg_at_10",
+        "precision_at_recall_0.8",
+    }
     assert names <= found["model"].keys()
     for figure in found["model"].values():
         assert figure["low"] <= figure["value"] <= figure["high"]
-    assert [(part["by"], part["slice"], part["rows"]) for part in found["slices"]] == [("market", "es", 80), ("market", "us", 40)]
+    assert [(part["by"], part["slice"], part["rows"]) for part in found["slices"]] == [
+        ("market", "es", 80),
+        ("market", "us", 40),
+    ]
     assert all(part["figures"]["pr_auc"]["value"] for part in found["slices"])
 
 
@@ -77,5 +106,13 @@ def test_the_table_names_every_task_and_system_once() -> None:
 
 
 def test_a_task_without_training_rows_has_a_floor_of_one_half() -> None:
-    row = {name: None for name in ROW_SCHEMA.names} | {"row_id": "r", "query": "q", "ad_title": "a", "market": "us", "label": 1}
-    assert lexical_probability(task("a"), None, pa.Table.from_pylist([row], schema=ROW_SCHEMA), 0).tolist() == [0.5]
+    row = {name: None for name in ROW_SCHEMA.names} | {
+        "row_id": "r",
+        "query": "q",
+        "ad_title": "a",
+        "market": "us",
+        "label": 1,
+    }
+    assert lexical_probability(
+        task("a"), None, pa.Table.from_pylist([row], schema=ROW_SCHEMA), 0
+    ).tolist() == [0.5]

@@ -21,7 +21,14 @@ TEXTS = {
 def rows(*pairs: tuple[str, str]) -> pa.Table:
     """Contract rows of queries and titles."""
     made = [
-        {"row_id": str(number), "query": query, "ad_title": title, "market": "us", "label": number % 2, "weight": 1.0}
+        {
+            "row_id": str(number),
+            "query": query,
+            "ad_title": title,
+            "market": "us",
+            "label": number % 2,
+            "weight": 1.0,
+        }
         for number, (query, title) in enumerate(pairs)
     ]
     return pa.Table.from_pylist(made, schema=ROW_SCHEMA)
@@ -29,7 +36,10 @@ def rows(*pairs: tuple[str, str]) -> pa.Table:
 
 @pytest.mark.parametrize("code", TEXTS)
 def test_rows_of_one_market_are_cut_by_their_language(code: str) -> None:
-    assert cut(rows(TEXTS[code], ("zzz 12", "XK-20 9mm")), ("no", "yes"))["language"].tolist() == [code, UNSURE]
+    assert cut(rows(TEXTS[code], ("zzz 12", "XK-20 9mm")), ("no", "yes"))["language"].tolist() == [
+        code,
+        UNSURE,
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "1234 99", "hdmi 2m", "iphone", "sneakers Nike Air", "🙂"])
@@ -38,7 +48,12 @@ def test_a_text_that_says_no_language_is_in_none(text: str) -> None:
 
 
 def test_languages_that_nobody_advertises_in_are_not_guessed() -> None:
-    assert LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify("zapatillas blancas mujer")[0] == "ext"
+    assert (
+        LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify("zapatillas blancas mujer")[
+            0
+        ]
+        == "ext"
+    )
     assert language("zapatillas blancas mujer") == "es"
     assert len(set(LANGUAGES)) == len(LANGUAGES) == 35
 
@@ -54,5 +69,12 @@ def test_head_and_tail_queries_and_their_words_are_told_apart() -> None:
 
 
 def test_titles_are_cut_in_thirds_named_by_their_bounds() -> None:
-    names, counts = np.unique(cut(rows(*[("q", "a" * length) for length in range(1, 10)]), ("no", "yes"))["ad_length"], return_counts=True)
-    assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == {"up to 3 characters": 3, "up to 6 characters": 3, "above 6 characters": 3}
+    names, counts = np.unique(
+        cut(rows(*[("q", "a" * length) for length in range(1, 10)]), ("no", "yes"))["ad_length"],
+        return_counts=True,
+    )
+    assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == {
+        "up to 3 characters": 3,
+        "up to 6 characters": 3,
+        "above 6 characters": 3,
+    }

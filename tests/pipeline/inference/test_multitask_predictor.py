@@ -1,4 +1,6 @@
-"""Every row labelled for every task: in one pass where the model shares layers enough, else task by task, and always as plain scoring would."""
+"""Every row labelled for every task: in one pass where the model shares layers enough, else task by task, and
+always as plain scoring would.
+"""
 
 import errno
 import os
@@ -64,7 +66,10 @@ def build(tmp_path: Path, deep_llama: Path) -> BuildWorld:
 
     def built(**blocks: Any) -> World:
         world = World(tmp_path, deep_llama, prepare=unlike_tasks, **blocks)
-        write_rows(planted_rows("three", ROWS, 5, labelled=False), tmp_path / "to_score" / "task=three" / "part-5-other.parquet")
+        write_rows(
+            planted_rows("three", ROWS, 5, labelled=False),
+            tmp_path / "to_score" / "task=three" / "part-5-other.parquet",
+        )
         return world
 
     return built
@@ -102,21 +107,43 @@ def check_as_plain(world: World, published: pa.Table) -> None:
             row = found[expected["row_id"], task.name]
             assert row["probability"] == pytest.approx(expected["probability"], abs=CLOSE)
             assert row["expected_grade"] == pytest.approx(expected["expected_grade"], abs=CLOSE)
-            assert all(row[name] == expected[name] for name in ("label", "label_name", "decision", "input_hash", "bundle_sha256"))
-    decisions = {task: {row["decision"] for (_, of), row in found.items() if of == task} for task in ("two", "three")}
-    assert decisions["two"] <= {"relevant", "abstain"} and decisions["three"] <= {"irrelevant", "abstain"}, "by each task's own thresholds"
+            assert all(
+                row[name] == expected[name]
+                for name in ("label", "label_name", "decision", "input_hash", "bundle_sha256")
+            )
+    decisions = {
+        task: {row["decision"] for (_, of), row in found.items() if of == task} for task in ("two", "three")
+    }
+    assert decisions["two"] <= {"relevant", "abstain"} and decisions["three"] <= {"irrelevant", "abstain"}, (
+        "by each task's own thresholds"
+    )
     assert {"relevant", "irrelevant"} & (decisions["two"] | decisions["three"])
 
 
-@pytest.mark.parametrize(("blocks", "one_pass"), [
-    (SHARED, True), (ONE_FOR_ALL, True), (EVERY_LAYER, False), ({"adapter": {**MTL, "task_layers": 2}}, False),
-    ({**SHARED, **templates(OTHER_TEMPLATE)}, False),
-], ids=["last layer knows tasks", "no layer does", "every layer does", "half of them do", "unlike templates"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("blocks", "one_pass"),
+    [
+        (SHARED, True),
+        (ONE_FOR_ALL, True),
+        (EVERY_LAYER, False),
+        ({"adapter": {**MTL, "task_layers": 2}}, False),
+        ({**SHARED, **templates(OTHER_TEMPLATE)}, False),
+    ],
+    ids=[
+        "last layer knows tasks",
+        "no layer does",
+        "every layer does",
+        "half of them do",
+        "unlike templates",
+    ],
+)
 def test_a_row_gets_a_label_of_every_task(build: BuildWorld, blocks: dict[str, Any], one_pass: bool) -> None:
     world = build(**blocks)
     scorer, record = score_all(world)
     assert scorer.all_tasks is not None and scorer.all_tasks.one_pass is one_pass
-    assert (scorer.judge.task_judges == {}) is one_pass, "no task's adapters are merged where one pass is taken"
+    assert (scorer.judge.task_judges == {}) is one_pass, (
+        "no task's adapters are merged where one pass is taken"
+    )
     check_as_plain(world, read_published(world.scores_dir))
     assert record["spent"]["tokens_computed"] > 0 and record["spent"]["model_s"] > 0
 
@@ -126,8 +153,13 @@ def test_one_pass_reads_each_row_once_and_branches_at_the_layer_that_knows_tasks
     passed: dict[str, list[int]] = {"embed_tokens": [], "layers.2": [], "layers.3.mlp": []}
     for name, sizes in passed.items():
         module = scorer.judge.model.trunk.get_submodule(name)
-        module.register_forward_hook(lambda _, __, output, sizes=sizes: sizes.append(output.shape[0] * output.shape[1]))
-    rows = [row | {"row_id": f"{row['row_id']}-{copy}"} for row in planted_rows("two", 30, 3) for copy in range(2)]  # equal texts twice
+        module.register_forward_hook(
+            lambda _, __, output, sizes=sizes: sizes.append(output.shape[0] * output.shape[1])
+        )
+    # equal texts twice
+    rows = [
+        row | {"row_id": f"{row['row_id']}-{copy}"} for row in planted_rows("two", 30, 3) for copy in range(2)
+    ]
     table = pa.Table.from_pylist(rows, ROW_SCHEMA)
     judge = AllTasksJudge(scorer.judge)
     judge.logits(judge.encode(table.slice(0, 4)), 128, lambda rows: None)  # tries two rows out
@@ -144,7 +176,9 @@ def test_one_pass_reads_each_row_once_and_branches_at_the_layer_that_knows_tasks
     assert max(passed["layers.3.mlp"]) <= 128, "the budget holds where a pass is widest"
     spent = judge.spent()
     assert spent.tokens_in - before.tokens_in == 2 * tokens
-    assert spent.tokens_computed - before.tokens_computed == pytest.approx(sum(embedded) * 5 / 4, abs=len(embedded))
+    assert spent.tokens_computed - before.tokens_computed == pytest.approx(
+        sum(embedded) * 5 / 4, abs=len(embedded)
+    )
 
 
 def test_the_layers_that_are_shared_decide(build: BuildWorld) -> None:
@@ -193,15 +227,25 @@ def test_plain_labels_and_those_of_all_tasks_are_partitions_of_their_own(build: 
         if manifest["partition"] in {unit.partition for unit in plain}:
             assert "tasks" not in manifest and "profiles" not in manifest and manifest["profile"]["us"]
         else:
-            assert manifest["tasks"] == ["two", "three"] and set(manifest["profiles"]) == {"two", "three"} and "profile" not in manifest
+            assert (
+                manifest["tasks"] == ["two", "three"]
+                and set(manifest["profiles"]) == {"two", "three"}
+                and "profile" not in manifest
+            )
 
 
 def test_a_reader_that_knows_nothing_of_tasks_joins_labels_on_row_and_task(build: BuildWorld) -> None:
     world = build(**SHARED)
     score_all(world)
-    files = [str(world.scores_dir / file["path"]) for manifest in read_manifests(world.scores_dir) for file in manifest["files"]]
+    files = [
+        str(world.scores_dir / file["path"])
+        for manifest in read_manifests(world.scores_dir)
+        for file in manifest["files"]
+    ]
     labels = ds.dataset(files).to_table()
-    assert labels.num_rows == 2 * all_inputs(world).num_rows and labels.sort_by("row_id").equals(read_run(world.scores_dir).sort_by("row_id"))
+    assert labels.num_rows == 2 * all_inputs(world).num_rows and labels.sort_by("row_id").equals(
+        read_run(world.scores_dir).sort_by("row_id")
+    )
 
 
 def test_bad_rows_are_errors_once_and_the_record_counts_each_task(build: BuildWorld) -> None:
@@ -213,10 +257,22 @@ def test_bad_rows_are_errors_once_and_the_record_counts_each_task(build: BuildWo
     _, record = score_all(world)
     [error] = read_errors(world.scores_dir).to_pylist()
     assert (error["row_id"], error["task"], error["reason"]) == ("three-9-1", "three", "query is blank")
-    assert [record[name] for name in ("rows_in", "labels", "errors", "rows_scored", "all_tasks")] == [16, 30, 1, 15, True]
+    assert [record[name] for name in ("rows_in", "labels", "errors", "rows_scored", "all_tasks")] == [
+        16,
+        30,
+        1,
+        15,
+        True,
+    ]
     assert record["tasks"] == {task: {"rows_in": 16, "labels": 15, "errors": 1} for task in ("two", "three")}
-    assert {task: sum(profile["us"]["labels"]) for task, profile in record["profiles"].items()} == {"two": 15, "three": 15}
-    assert len(record["profiles"]["two"]["us"]["labels"]) == 2 and len(record["profiles"]["three"]["us"]["labels"]) == 3
+    assert {task: sum(profile["us"]["labels"]) for task, profile in record["profiles"].items()} == {
+        "two": 15,
+        "three": 15,
+    }
+    assert (
+        len(record["profiles"]["two"]["us"]["labels"]) == 2
+        and len(record["profiles"]["three"]["us"]["labels"]) == 3
+    )
 
 
 def test_a_manifest_with_labels_of_too_few_tasks_ends_the_run(build: BuildWorld) -> None:
@@ -226,46 +282,98 @@ def test_a_manifest_with_labels_of_too_few_tasks_ends_the_run(build: BuildWorld)
     path = world.scores_dir / "manifests" / f"{units[0].partition}.json"
     write_json(path, read_json(path) | {"rows": ROWS})
     with pytest.raises(DamagedInputError, match="has other rows than labels and errors together"):
-        run_record(world.scores_dir, "r", FetchedVersion("1", world.root / "bundle", world.sha256), units, [], 0.0, None)
+        run_record(
+            world.scores_dir,
+            "r",
+            FetchedVersion("1", world.root / "bundle", world.sha256),
+            units,
+            [],
+            0.0,
+            None,
+        )
 
 
 def test_scores_of_all_tasks_are_held_against_the_last_run_of_that_kind(build: BuildWorld) -> None:
     world = build(**SHARED)
-    write_rows(planted_rows("two", 120, 11, labelled=False), world.root / "to_score" / "task=two" / "part-6-many.parquet")
+    write_rows(
+        planted_rows("two", 120, 11, labelled=False),
+        world.root / "to_score" / "task=two" / "part-6-many.parquet",
+    )
     _, first = score_all(world, "20260131-a")
     assert first["drift"]["against_last_run"] == []
     scorer, units = world.scorer(), world.units()
     champion = FetchedVersion("1", world.root / "bundle", world.sha256)
-    plain = run_record(world.scores_dir, "20260131-b", champion, units, [scorer.outcome(unit) for unit in units], 0.0, None)
+    plain = run_record(
+        world.scores_dir, "20260131-b", champion, units, [scorer.outcome(unit) for unit in units], 0.0, None
+    )
     put_record(world.scores_dir, plain)
-    assert plain["drift"]["against_last_run"] == [] and plain["all_tasks"] is False, "there is no plain run before"
-    write_rows(planted_rows("two", 130, 12, labelled=False), world.root / "to_score" / "task=two" / "part-7-more.parquet")
+    assert plain["drift"]["against_last_run"] == [] and plain["all_tasks"] is False, (
+        "there is no plain run before"
+    )
+    write_rows(
+        planted_rows("two", 130, 12, labelled=False),
+        world.root / "to_score" / "task=two" / "part-7-more.parquet",
+    )
     _, third = score_all(world, "20260131-c")
-    assert {(one["task"], one["rows"]) for one in third["drift"]["against_last_run"]} == {("two", 130), ("three", 130)}
+    assert {(one["task"], one["rows"]) for one in third["drift"]["against_last_run"]} == {
+        ("two", 130),
+        ("three", 130),
+    }
 
 
-def test_a_pair_that_was_judged_for_all_tasks_is_not_judged_again_and_keeps_its_scores(build: BuildWorld) -> None:
+def test_a_pair_that_was_judged_for_all_tasks_is_not_judged_again_and_keeps_its_scores(
+    build: BuildWorld,
+) -> None:
     world = build(**SHARED)
     score_all(world, "20260131-a")
-    before = {(row["input_hash"], row["task"]): row["probability"] for row in read_published(world.scores_dir).to_pylist()}
+    before = {
+        (row["input_hash"], row["task"]): row["probability"]
+        for row in read_published(world.scores_dir).to_pylist()
+    }
     rows = [*planted_rows("two", ROWS, 0, labelled=False), *planted_rows("two", 3, 77, labelled=False)][::-1]
     renamed = [row | {"row_id": f"again-{number}"} for number, row in enumerate(rows)]
-    write_rows(renamed, world.root / "to_score" / "task=three" / "part-7-again.parquet")  # of another task's folder
+    # of another task's folder
+    write_rows(renamed, world.root / "to_score" / "task=three" / "part-7-again.parquet")
     _, record = score_all(world, "20260201-a")
-    assert (record["rows_scored"], record["rows_reused"], record["labels"]) == (ROWS + 3, ROWS, 2 * (ROWS + 3))
-    again = [row for row in read_run(world.scores_dir).to_pylist() if (row["input_hash"], row["task"]) in before]
-    assert len(again) == 2 * ROWS and all(row["probability"] == before[row["input_hash"], row["task"]] for row in again)
+    assert (record["rows_scored"], record["rows_reused"], record["labels"]) == (
+        ROWS + 3,
+        ROWS,
+        2 * (ROWS + 3),
+    )
+    again = [
+        row for row in read_run(world.scores_dir).to_pylist() if (row["input_hash"], row["task"]) in before
+    ]
+    assert len(again) == 2 * ROWS and all(
+        row["probability"] == before[row["input_hash"], row["task"]] for row in again
+    )
 
 
-def test_a_row_that_one_task_knows_is_judged_for_the_others_and_keeps_what_is_known(build: BuildWorld) -> None:
+def test_a_row_that_one_task_knows_is_judged_for_the_others_and_keeps_what_is_known(
+    build: BuildWorld,
+) -> None:
     world = build(**SHARED)
     scorer, units = world.scorer(), world.units()
     champion = FetchedVersion("1", world.root / "bundle", world.sha256)
-    put_record(world.scores_dir, run_record(world.scores_dir, "20260131-a", champion, units, [scorer.outcome(unit) for unit in units], 0.0, None))
+    put_record(
+        world.scores_dir,
+        run_record(
+            world.scores_dir,
+            "20260131-a",
+            champion,
+            units,
+            [scorer.outcome(unit) for unit in units],
+            0.0,
+            None,
+        ),
+    )
     before = {row["row_id"]: row["probability"] for row in read_run(world.scores_dir).to_pylist()}
     _, record = score_all(world, "20260131-b")
     assert record["rows_reused"] == 0
-    kept = {row["row_id"]: row["probability"] for row in read_run(world.scores_dir).to_pylist() if row["row_id"].startswith(row["task"])}
+    kept = {
+        row["row_id"]: row["probability"]
+        for row in read_run(world.scores_dir).to_pylist()
+        if row["row_id"].startswith(row["task"])
+    }
     assert kept == before, "to the bit"
     check_as_plain(world, read_run(world.scores_dir))
 
@@ -305,7 +413,11 @@ def test_rows_that_raise_or_give_no_number_fail_their_unit_and_are_named(
     assert "ArithmeticError: no such thing, while it judged rows three-6-2" in outcomes["part-6-raise"].error
     assert begun == [ROWS, 1], "tried whole, then the rows in hand by themselves"
     assert "no finite number for 1 rows (three-7-3)" in outcomes["part-7-nan"].error
-    assert sum(one.labels for one in outcomes.values()) == 2 * 3 * ROWS == read_published(world.scores_dir).num_rows
+    assert (
+        sum(one.labels for one in outcomes.values())
+        == 2 * 3 * ROWS
+        == read_published(world.scores_dir).num_rows
+    )
 
 
 @pytest.mark.parametrize("blocks", [SHARED, EVERY_LAYER], ids=["one pass", "task by task"])
@@ -313,12 +425,17 @@ def test_the_watch_is_wound_and_rows_are_noted_before_every_pass(
     build: BuildWorld, monkeypatch: pytest.MonkeyPatch, blocks: dict[str, Any]
 ) -> None:
     world = build(**blocks)
-    scorer, unit = world.scorer(), next(unit for unit in world.units(all_tasks=True) if unit.path.endswith("part-0-good.parquet"))
+    scorer, unit = (
+        world.scorer(),
+        next(unit for unit in world.units(all_tasks=True) if unit.path.endswith("part-0-good.parquet")),
+    )
     scorer.settings["batch_tokens"] = 64
     happened: list[str] = []
     monkeypatch.setattr(scorer.watch, "alive", lambda: happened.append("alive"))
     monkeypatch.setattr(Attempts, "take", lambda attempts, rows, row_ids: happened.extend(row_ids))
-    monkeypatch.setattr(all_tasks, "all_task_logits", lambda *given: happened.append("pass") or all_task_logits(*given))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(
+        all_tasks, "all_task_logits", lambda *given: happened.append("pass") or all_task_logits(*given)
+    )  # type: ignore[func-returns-value]
     assert scorer.outcome(unit).labels == 2 * ROWS
     noted = [one for one in happened if one not in ("alive", "pass")]
     assert set(noted) == {f"two-0-{number}" for number in range(ROWS)} and happened.count("alive") >= 2
@@ -337,25 +454,37 @@ def test_a_killed_attempt_is_gone_on_with_and_a_full_disk_leaves_the_unit_to_be_
     attempts.begin()
     attempts.take(np.arange(2), ["a", "b"])
     with monkeypatch.context() as patched:
-        patched.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full")))
+        patched.setattr(
+            os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full"))
+        )
         told = scorer.outcome(unit)
     assert told.retry and "disk full" in told.error and read_manifests(world.scores_dir) == []
     done = world.scorer().outcome(unit)
     assert (done.labels, done.rows, done.tasks) == (2 * ROWS, ROWS, ("two", "three"))
-    assert scorer.outcome(unit) == type(done)(unit.partition, unit.path, 2 * ROWS, 0, tasks=("two", "three")), "found published"
+    assert scorer.outcome(unit) == type(done)(
+        unit.partition, unit.path, 2 * ROWS, 0, tasks=("two", "three")
+    ), "found published"
 
 
-def test_a_machine_whose_one_pass_judges_canary_rows_otherwise_publishes_nothing(build: BuildWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_whose_one_pass_judges_canary_rows_otherwise_publishes_nothing(
+    build: BuildWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = build(**SHARED)
     judge = fresh_judge(world.config)
     unlike_tasks(judge)
-    tables = {task.name: pa.Table.from_pylist(planted_rows(task.name, 20, 1), ROW_SCHEMA) for task in judge.tasks}
+    tables = {
+        task.name: pa.Table.from_pylist(planted_rows(task.name, 20, 1), ROW_SCHEMA) for task in judge.tasks
+    }
     said = {task.name: judge_rows(judge, tables[task.name], task, 512) for task in judge.tasks}
     write_json(world.root / "score_reference.json", build_reference(judge, world.sha256, tables, said, 512))
     judged = score_reference.judge_all_tasks
     unit = world.units(all_tasks=True)[0]
     with monkeypatch.context() as patched:
-        patched.setattr(score_reference, "judge_all_tasks", lambda *given: {name: one * 0.9 for name, one in judged(*given).items()})
+        patched.setattr(
+            score_reference,
+            "judge_all_tasks",
+            lambda *given: {name: one * 0.9 for name, one in judged(*given).items()},
+        )
         assert "canary rows are judged otherwise here" in world.scorer().outcome(unit).error
         assert read_manifests(world.scores_dir) == []
     assert world.scorer().outcome(unit).labels == 2 * ROWS

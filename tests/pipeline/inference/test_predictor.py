@@ -1,4 +1,6 @@
-"""A trained judge comes back from its bundle bit for bit, or is refused; its logits depend on the row alone."""
+"""A trained judge comes back from its bundle bit for bit, or is refused; its logits depend on the row
+alone.
+"""
 
 import json
 import shutil
@@ -24,8 +26,16 @@ from pipeline.inference.predictor import Judge, describe, fresh_judge, load_judg
 from pipeline.schema import ROW_SCHEMA
 from tests.support.planted import planted_config, planted_rows
 
-WORDY = {"name": "two", "labels": ["bad", "good"], "relevant_from": 1, "template": "Is this a good ad? {ad_title} for {query}"}
-CALIBRATION = {"two": Calibration(temperature=1.7, relevant_at=0.8, irrelevant_below=1 / 3), "three": Calibration(relevant_at=0.1)}
+WORDY = {
+    "name": "two",
+    "labels": ["bad", "good"],
+    "relevant_from": 1,
+    "template": "Is this a good ad? {ad_title} for {query}",
+}
+CALIBRATION = {
+    "two": Calibration(temperature=1.7, relevant_at=0.8, irrelevant_below=1 / 3),
+    "three": Calibration(relevant_at=0.1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +75,12 @@ def rows_of(task: str, count: int = 30) -> pa.Table:
 
 
 def write_judge(folder: Path, judge: Judge, config: RunConfig) -> str:
-    return write_bundle(folder, describe(judge, config, {"fingerprint": "f"}), judge.model.trainable_state(), judge.backbone.folder)
+    return write_bundle(
+        folder,
+        describe(judge, config, {"fingerprint": "f"}),
+        judge.model.trainable_state(),
+        judge.backbone.folder,
+    )
 
 
 @pytest.fixture
@@ -74,17 +89,25 @@ def bundle_dir(tmp_path: Path, judge: Judge, config: RunConfig) -> Path:
     return tmp_path / "bundle"
 
 
-def test_a_judge_out_of_its_bundle_gives_the_same_logits_and_keeps_all_it_knew(bundle_dir: Path, judge: Judge, encoded: EncodedRows) -> None:
+def test_a_judge_out_of_its_bundle_gives_the_same_logits_and_keeps_all_it_knew(
+    bundle_dir: Path, judge: Judge, encoded: EncodedRows
+) -> None:
     loaded, bundle = load_judge(bundle_dir)
     again = loaded.encode({task: rows_of(task) for task in ("two", "three")})
     assert np.array_equal(again.ids, encoded.ids) and np.array_equal(again.starts, encoded.starts)
     assert np.array_equal(loaded.logits(again, 512), judge.logits(encoded, 512))
-    assert (loaded.tasks, loaded.calibration, loaded.encoder.config) == (judge.tasks, CALIBRATION, judge.encoder.config)
+    assert (loaded.tasks, loaded.calibration, loaded.encoder.config) == (
+        judge.tasks,
+        CALIBRATION,
+        judge.encoder.config,
+    )
     assert not loaded.model.training
     assert bundle.description["training"] == {"fingerprint": "f"}
 
 
-def test_training_moved_the_logits_that_are_compared_here(config: RunConfig, judge: Judge, encoded: EncodedRows) -> None:
+def test_training_moved_the_logits_that_are_compared_here(
+    config: RunConfig, judge: Judge, encoded: EncodedRows
+) -> None:
     ours, fresh = judge.logits(encoded, 512), fresh_judge(config).logits(encoded, 512)
     real = np.isfinite(ours)
     assert np.abs(ours[real] - fresh[real]).mean() > 0.1
@@ -94,11 +117,15 @@ def test_training_moved_the_logits_that_are_compared_here(config: RunConfig, jud
 def test_logits_of_labels_that_a_task_lacks_are_minus_infinity(judge: Judge, encoded: EncodedRows) -> None:
     logits_NC = judge.logits(encoded, 512)
     assert logits_NC.shape == (60, 3)
-    assert np.array_equal(np.isneginf(logits_NC), (encoded.task_N == 0)[:, None] & (np.arange(3) == 2)[None, :])
+    assert np.array_equal(
+        np.isneginf(logits_NC), (encoded.task_N == 0)[:, None] & (np.arange(3) == 2)[None, :]
+    )
 
 
 @pytest.mark.parametrize("batch_tokens", [64, 300, 4_096, 1_000_000])
-def test_logits_follow_the_order_of_the_rows_whatever_the_batches(judge: Judge, encoded: EncodedRows, batch_tokens: int) -> None:
+def test_logits_follow_the_order_of_the_rows_whatever_the_batches(
+    judge: Judge, encoded: EncodedRows, batch_tokens: int
+) -> None:
     alone = np.concatenate([judge.logits(one_row(encoded, row), 1) for row in range(len(encoded))])
     together = judge.logits(encoded, batch_tokens)
     real = np.isfinite(alone)
@@ -108,7 +135,10 @@ def test_logits_follow_the_order_of_the_rows_whatever_the_batches(judge: Judge, 
 
 def one_row(encoded: EncodedRows, row: int) -> EncodedRows:
     ids = encoded.ids[encoded.starts[row] : encoded.starts[row + 1]]
-    rest = {name: getattr(encoded, name)[row : row + 1] for name in ("task_N", "label_N", "weight_N", "row_id_N", "query_N")}
+    rest = {
+        name: getattr(encoded, name)[row : row + 1]
+        for name in ("task_N", "label_N", "weight_N", "row_id_N", "query_N")
+    }
     return EncodedRows(ids=ids, starts=np.array([0, len(ids)]), **rest)
 
 
@@ -120,7 +150,9 @@ def test_every_row_is_told_once_before_it_is_judged(judge: Judge, encoded: Encod
 
 def test_a_bundle_has_one_sha256_for_one_content(tmp_path: Path, judge: Judge, config: RunConfig) -> None:
     one, two = (write_judge(tmp_path / name, judge, config) for name in ("one", "two"))
-    other = write_judge(tmp_path / "other", replace(judge, calibration={**CALIBRATION, "two": Calibration()}), config)
+    other = write_judge(
+        tmp_path / "other", replace(judge, calibration={**CALIBRATION, "two": Calibration()}), config
+    )
     assert one == two != other
     assert load_judge(tmp_path / "one", expected_sha256=two)[1].sha256 == one
     with pytest.raises(DamagedInputError, match="the registry recorded"):
@@ -128,7 +160,9 @@ def test_a_bundle_has_one_sha256_for_one_content(tmp_path: Path, judge: Judge, c
 
 
 @pytest.mark.parametrize("changed", ["weights", "tokenizer"])
-def test_another_backbone_than_the_one_trained_on_is_refused(bundle_dir: Path, backbone_dir: Path, changed: str) -> None:
+def test_another_backbone_than_the_one_trained_on_is_refused(
+    bundle_dir: Path, backbone_dir: Path, changed: str
+) -> None:
     path = backbone_dir / ("model.safetensors" if changed == "weights" else "tokenizer_config.json")
     original = path.read_bytes()
     try:
@@ -167,7 +201,9 @@ ALTERATIONS: dict[str, Callable[[Path], Any]] = {
     "tokenizer": lambda folder: flip_a_byte(folder / "tokenizer" / "tokenizer.json"),
     "weights gone": lambda folder: (folder / "weights.safetensors").unlink(),
     "manifest gone": lambda folder: (folder / "manifest.json").unlink(),
-    "manifest cut": lambda folder: (folder / "manifest.json").write_bytes((folder / "manifest.json").read_bytes()[:-9]),
+    "manifest cut": lambda folder: (folder / "manifest.json").write_bytes(
+        (folder / "manifest.json").read_bytes()[:-9]
+    ),
     "file more": lambda folder: (folder / "extra.json").write_text("{}"),
     "gone": shutil.rmtree,
 }
@@ -182,7 +218,9 @@ def test_an_altered_bundle_is_refused_as_damaged_input(bundle_dir: Path, alterat
 
 
 def rewrite_description(bundle_dir: Path, **changes: Any) -> None:
-    """Change a bundle's description and make its hashes right again, as another version of this code would write it."""
+    """Change a bundle's description and make its hashes right again, as another version of this code would
+    write it.
+    """
     about = json.loads((bundle_dir / "bundle.json").read_bytes()) | changes
     (bundle_dir / "bundle.json").write_bytes(encode_json(about))
     manifest = json.loads((bundle_dir / "manifest.json").read_bytes())
@@ -212,11 +250,16 @@ def test_weights_of_another_shape_than_described_are_refused(bundle_dir: Path) -
     ("changes", "message"),
     [
         ({"backbone": {"source": "/no/such/model"}}, "holds no config.json"),
-        ({"adapter": {"target_modules": ["no_proj"]}}, "names 'no_proj', which is no linear of this backbone; its linears: .*q_proj"),
+        (
+            {"adapter": {"target_modules": ["no_proj"]}},
+            "names 'no_proj', which is no linear of this backbone; its linears: .*q_proj",
+        ),
         ({"encode": {"max_tokens": 16}, "tasks": [WORDY]}, "over half of encode.max_tokens = 16; shorten it"),
     ],
 )
-def test_a_config_that_does_not_fit_its_backbone_is_refused_before_training(config: RunConfig, changes: dict[str, Any], message: str) -> None:
+def test_a_config_that_does_not_fit_its_backbone_is_refused_before_training(
+    config: RunConfig, changes: dict[str, Any], message: str
+) -> None:
     wrong = build_config({**config.model_dump(mode="json"), **changes}, "test")
     with pytest.raises(ConfigError, match=message):
         fresh_judge(wrong)
@@ -225,4 +268,6 @@ def test_a_config_that_does_not_fit_its_backbone_is_refused_before_training(conf
 def test_fresh_judges_of_one_seed_are_equal(config: RunConfig, encoded: EncodedRows) -> None:
     one, two = (fresh_judge(config) for _ in range(2))
     assert np.array_equal(one.logits(encoded, 512), two.logits(encoded, 512))
-    assert all(torch.equal(t, two.model.trainable_state()[name]) for name, t in one.model.trainable_state().items())
+    assert all(
+        torch.equal(t, two.model.trainable_state()[name]) for name, t in one.model.trainable_state().items()
+    )

@@ -1,4 +1,6 @@
-"""One task's rows at the least cost: the same logits as row by row, whatever rows share, and fewer tokens computed."""
+"""One task's rows at the least cost: the same logits as row by row, whatever rows share, and fewer tokens
+computed.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +35,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RelevanceMo
         if kind not in folders:
             folders[kind] = write_model(root / kind, maker())
         source = BackboneConfig(source=str(folders[kind]), dtype="float32")
-        model = build_model(ModelConfig(source, method(target_modules=targets, rank=2), (2, 3)), load_backbone(source), seed=0)
+        model = build_model(
+            ModelConfig(source, method(target_modules=targets, rank=2), (2, 3)), load_backbone(source), seed=0
+        )
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for parameter in model.trainable_state().values():
@@ -47,7 +51,12 @@ def ads_and_queries(seed: int = 0) -> list[np.ndarray]:
     """40 rows: a common beginning, then one of 6 ads of unlike lengths, then a query; some twice."""
     draw = np.random.default_rng(seed)
     ads = [draw.integers(2, len(WORDS), length) for length in (9, 9, 12, 17, 20, 25)]
-    rows = [np.concatenate([[2, 3, 4], ads[draw.integers(6)], [5], draw.integers(2, len(WORDS), draw.integers(1, 6))]) for _ in range(36)]
+    rows = [
+        np.concatenate(
+            [[2, 3, 4], ads[draw.integers(6)], [5], draw.integers(2, len(WORDS), draw.integers(1, 6))]
+        )
+        for _ in range(36)
+    ]
     return [row.astype(np.int32) for row in (*rows, *rows[:4])]
 
 
@@ -56,7 +65,11 @@ def row_by_row(model: RelevanceModel, task: int, rows: list[np.ndarray]) -> np.n
     with torch.no_grad():
         for row in rows:
             ids_1S = torch.from_numpy(row.astype(np.int64))[None]
-            found.append(model(ids_1S, torch.ones_like(ids_1S), torch.tensor([task]))[0, : model.heads.num_labels_T[task]])
+            found.append(
+                model(ids_1S, torch.ones_like(ids_1S), torch.tensor([task]))[
+                    0, : model.heads.num_labels_T[task]
+                ]
+            )
     return torch.stack(found).numpy()
 
 
@@ -68,7 +81,9 @@ def test_logits_are_those_of_each_row_alone(build: Any, kind: str, batch_tokens:
         judge = TaskJudge(model, task, 0, CPU)
         found = judge.logits(rows, batch_tokens, lambda rows: None)
         assert np.abs(found - row_by_row(model, task, rows)).max() < CLOSE
-        assert (judge.spent.computed_share < 0.6 if kind in ("llama", "opt") and batch_tokens < 100 else True), "beginnings were not read once"
+        assert (
+            judge.spent.computed_share < 0.6 if kind in ("llama", "opt") and batch_tokens < 100 else True
+        ), "beginnings were not read once"
 
 
 def test_beginnings_and_equal_rows_are_computed_once(build: Any) -> None:
@@ -88,9 +103,14 @@ def test_beginnings_and_equal_rows_are_computed_once(build: Any) -> None:
 def test_queries_are_read_once_where_the_template_has_them_first(build: Any) -> None:
     draw = np.random.default_rng(5)
     queries = [draw.integers(2, len(WORDS), 10) for _ in range(5)]
-    rows = [np.concatenate([queries[n % 5], draw.integers(2, len(WORDS), draw.integers(12, 30))]).astype(np.int32) for n in range(40)]
+    rows = [
+        np.concatenate([queries[n % 5], draw.integers(2, len(WORDS), draw.integers(12, 30))]).astype(np.int32)
+        for n in range(40)
+    ]
     _, groups = find_groups(rows)
-    assert sorted(len(group.rows) for group in groups) == [8] * 5 and all(10 <= group.shared <= 13 for group in groups)
+    assert sorted(len(group.rows) for group in groups) == [8] * 5 and all(
+        10 <= group.shared <= 13 for group in groups
+    )
     model = build()
     found = TaskJudge(model, 0, 0, CPU).logits(rows, 200, lambda rows: None)
     assert np.abs(found - row_by_row(model, 0, rows)).max() < CLOSE
@@ -103,10 +123,14 @@ def test_a_method_without_a_weight_for_a_task_is_judged_with_its_adapter(build: 
     assert np.abs(judge.logits(rows, 200, lambda rows: None) - row_by_row(model, 1, rows)).max() < CLOSE
 
 
-def test_a_model_that_cannot_read_in_parts_is_found_out_and_read_whole(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_read_in_parts_is_found_out_and_read_whole(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipeline.inference import task_predictor as task_judge
 
-    monkeypatch.setattr(task_judge, "judge_behind", lambda model, ids_BS, *_: torch.zeros(len(ids_BS), 3).double())
+    monkeypatch.setattr(
+        task_judge, "judge_behind", lambda model, ids_BS, *_: torch.zeros(len(ids_BS), 3).double()
+    )
     model, rows = build(), ads_and_queries()
     judge = TaskJudge(model, 1, 0, CPU)
     assert np.abs(judge.logits(rows, 200, lambda rows: None) - row_by_row(model, 1, rows)).max() < CLOSE
@@ -120,8 +144,14 @@ def test_every_row_is_told_once_before_it_is_judged(build: Any) -> None:
     assert sorted(told) == list(range(len(rows)))
 
 
-@pytest.mark.parametrize("rows", [[[5]], [[5], [5]], [[5], [6, 7]], [[5, 6], [5, 6, 7]], [[5], [5, 6], [5, 6, 7]], [[5, 6, 7], [8]]], ids=str)
-def test_rows_of_one_token_and_rows_that_begin_others_are_judged_too(build: Any, rows: list[list[int]]) -> None:
+@pytest.mark.parametrize(
+    "rows",
+    [[[5]], [[5], [5]], [[5], [6, 7]], [[5, 6], [5, 6, 7]], [[5], [5, 6], [5, 6, 7]], [[5, 6, 7], [8]]],
+    ids=str,
+)
+def test_rows_of_one_token_and_rows_that_begin_others_are_judged_too(
+    build: Any, rows: list[list[int]]
+) -> None:
     model, given = build(), [np.array(row, np.int32) for row in rows]
     found = TaskJudge(model, 0, 0, CPU).logits(given, 100, lambda rows: None)
     assert np.abs(found - row_by_row(model, 0, given)).max() < CLOSE
@@ -133,7 +163,9 @@ def test_no_row_is_no_logit(build: Any) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=300), st.integers(1, 3_000))
-def test_batches_keep_to_the_budget_hold_each_row_once_and_little_padding(lengths: list[int], budget: int) -> None:
+def test_batches_keep_to_the_budget_hold_each_row_once_and_little_padding(
+    lengths: list[int], budget: int
+) -> None:
     length_N = np.array(lengths)
     batches = length_batches(length_N, budget, FULL_ENOUGH)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))

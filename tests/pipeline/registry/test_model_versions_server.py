@@ -1,4 +1,6 @@
-"""The registry on a real `mlflow server`: PostgreSQL, accounts and proxied artifacts; and servers that fail in their ways."""
+"""The registry on a real `mlflow server`: PostgreSQL, accounts and proxied artifacts; and servers that fail
+in their ways.
+"""
 
 import json
 import subprocess
@@ -27,14 +29,25 @@ from tests.support.servers import PASSWORD, Trouble, mlflow_server, postgres_pro
 
 FIGURE = {"value": 0.9, "low": 0.8, "high": 1.0}
 EVALUATION = {
-    "tasks": {}, "macro_pr_auc": {"model": FIGURE, "lexical": {**FIGURE, "value": 0.7}},
-    "model_minus_lexical_macro_pr_auc": FIGURE, "worst_task": "two",
-}  # fmt: skip
+    "tasks": {},
+    "macro_pr_auc": {"model": FIGURE, "lexical": {**FIGURE, "value": 0.7}},
+    "model_minus_lexical_macro_pr_auc": FIGURE,
+    "worst_task": "two",
+}
 
 STEP = {
-    "step": 1, "loss": 0.5, "learning_rate": 0.01, "rows_per_s": 8.0, "tokens_per_s": 80.0, "gradient_norm": 1.0, "mfu": 0.3, "tokens": 10,
-    "seconds": {}, "task_losses": {}, "group_gradient_norms": {},
-}  # fmt: skip
+    "step": 1,
+    "loss": 0.5,
+    "learning_rate": 0.01,
+    "rows_per_s": 8.0,
+    "tokens_per_s": 80.0,
+    "gradient_norm": 1.0,
+    "mfu": 0.3,
+    "tokens": 10,
+    "seconds": {},
+    "task_losses": {},
+    "group_gradient_norms": {},
+}
 
 
 class World:
@@ -46,11 +59,27 @@ class World:
         self.plain = planted_config(root, str(tiny_llama))
         config = build_config(self.plain, "test")
         judge = fresh_judge(config)
-        training = {"fingerprint": "f" * 64, "data_digest": "d" * 64, "steps": 1, "rows": 8, "trainable_parameters": 1, "best": None}
+        training = {
+            "fingerprint": "f" * 64,
+            "data_digest": "d" * 64,
+            "steps": 1,
+            "rows": 8,
+            "trainable_parameters": 1,
+            "best": None,
+        }
         for number in (1, 2):
-            tensors = {name: tensor.detach() * number for name, tensor in judge.model.named_parameters() if tensor.requires_grad}
+            tensors = {
+                name: tensor.detach() * number
+                for name, tensor in judge.model.named_parameters()
+                if tensor.requires_grad
+            }
             (root / str(number)).mkdir()
-            write_bundle(root / str(number) / "bundle", describe(judge, config, training), tensors, judge.backbone.folder)
+            write_bundle(
+                root / str(number) / "bundle",
+                describe(judge, config, training),
+                tensors,
+                judge.backbone.folder,
+            )
         config.validation_dir.mkdir(parents=True)
         write_json(config.profile_path, {"data_digest": "d" * 64})
 
@@ -102,15 +131,23 @@ def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield uri
 
 
-def test_versions_live_and_change_on_postgresql_behind_accounts(world: World, guarded_server: str, account: None) -> None:
+def test_versions_live_and_change_on_postgresql_behind_accounts(
+    world: World, guarded_server: str, account: None
+) -> None:
     config = world.config(guarded_server, "guarded")
     first = register_version(config, world.bundle(1), world.evaluation(1))
     second = register_version(config, world.bundle(2), world.evaluation(2))
     client = mlflow_client(config)
     promote(config, client, first, dict(check_version(client, "guarded", first).tags))
-    write_verdict(config, second, {"version": second, "against": first, "passed": True, "rules": [], "behaviour": []})
+    write_verdict(
+        config, second, {"version": second, "against": first, "passed": True, "rules": [], "behaviour": []}
+    )
     promote(config, client, second, dict(check_version(client, "guarded", second).tags))
-    assert client.get_registered_model("guarded").aliases == {"champion": second, "previous_champion": first, "challenger": second}
+    assert client.get_registered_model("guarded").aliases == {
+        "champion": second,
+        "previous_champion": first,
+        "challenger": second,
+    }
     verdict = read_verdict(client, check_version(client, "guarded", second))
     assert verdict is not None and verdict["passed"]
     fetched = resolve_champion(config)
@@ -121,9 +158,12 @@ def test_versions_live_and_change_on_postgresql_behind_accounts(world: World, gu
         "import mlflow, pandas as pd, sys\n"
         f"mlflow.set_tracking_uri({guarded_server!r})\n"
         "model = mlflow.pyfunc.load_model('models:/guarded@champion')\n"
-        "print(len(model.predict(pd.DataFrame({'task': ['two'], 'query': ['red lamp'], 'ad_title': ['blue shoes']}))))\n"
+        "print(len(model.predict(pd.DataFrame({'task': ['two'], 'query': ['red lamp'], 'ad_title': "
+        "['blue shoes']}))))\n"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=world.root, capture_output=True, text=True, timeout=200)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=world.root, capture_output=True, text=True, timeout=200
+    )
     assert loaded.returncode == 0 and loaded.stdout.split() == ["1"], loaded.stderr
 
 
@@ -137,8 +177,13 @@ def test_a_wrong_password_is_an_error_of_the_config_and_is_not_told(
     assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize("request_path", ["model-versions/create", "registered-models/create", "runs/create", "registered-models/alias"])
-def test_an_answer_lost_after_the_work_was_done_makes_no_second_version(world: World, plain_server: str, request_path: str) -> None:
+@pytest.mark.parametrize(
+    "request_path",
+    ["model-versions/create", "registered-models/create", "runs/create", "registered-models/alias"],
+)
+def test_an_answer_lost_after_the_work_was_done_makes_no_second_version(
+    world: World, plain_server: str, request_path: str
+) -> None:
     trouble = Trouble()
     with proxy(plain_server, trouble) as uri:
         config = world.config(uri, f"lost-{request_path.replace('/', '-')}")
@@ -155,7 +200,9 @@ def test_an_answer_lost_after_the_work_was_done_makes_no_second_version(world: W
         assert register_version(config, world.bundle(1), world.evaluation(1)) == version
 
 
-@pytest.mark.parametrize(("trouble_is", "told"), [({"status": 500}, "500 error responses"), ({"delay_s": 3.0}, "timed out")])
+@pytest.mark.parametrize(
+    ("trouble_is", "told"), [({"status": 500}, "500 error responses"), ({"delay_s": 3.0}, "timed out")]
+)
 def test_a_server_that_fails_or_is_slow_is_given_up_in_bounded_time(
     world: World, plain_server: str, impatient: None, trouble_is: dict[str, Any], told: str
 ) -> None:
@@ -173,7 +220,9 @@ def test_nobody_there_is_told_with_what_to_do(world: World, impatient: None) -> 
         mlflow_client(world.config("http://127.0.0.1:9", "absent"))
 
 
-def test_a_training_goes_on_where_the_store_does_not_answer_from_its_start(world: World, impatient: None, capsys: Any) -> None:
+def test_a_training_goes_on_where_the_store_does_not_answer_from_its_start(
+    world: World, impatient: None, capsys: Any
+) -> None:
     from jobs.console import Console
 
     tracker = RunTracker(world.config("http://127.0.0.1:9", "absent"), "f" * 64, "digest", Console().say)
@@ -184,7 +233,9 @@ def test_a_training_goes_on_where_the_store_does_not_answer_from_its_start(world
     assert tracker.run_id is None and said.count("Training goes on without it") == 1
 
 
-def test_a_champion_whose_files_are_here_is_served_while_the_registry_is_down(world: World, plain_server: str, impatient: None) -> None:
+def test_a_champion_whose_files_are_here_is_served_while_the_registry_is_down(
+    world: World, plain_server: str, impatient: None
+) -> None:
     trouble = Trouble()
     with proxy(plain_server, trouble) as uri:
         config = world.config(uri, "down")
@@ -203,4 +254,7 @@ def test_a_champion_whose_files_are_here_is_served_while_the_registry_is_down(wo
         with pytest.raises(RetryableError), told_errors(config):
             fetch_version(config, version)
     assert [record["version"] for record in read_promotions(config)] == [version]
-    assert json.loads((config.promotions_dir / "000001.json").read_text())["bundle_sha256"] == there.bundle_sha256
+    assert (
+        json.loads((config.promotions_dir / "000001.json").read_text())["bundle_sha256"]
+        == there.bundle_sha256
+    )

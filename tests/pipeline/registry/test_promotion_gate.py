@@ -18,7 +18,9 @@ def gap(value: float, spread: float = 0.01) -> Interval:
     return Interval(value, value - spread, value + spread)
 
 
-def compared(pr_auc: float = 0.03, error: float = 0.0, spread: float = 0.01, slices: tuple[dict[str, Any], ...] = ()) -> TaskComparison:
+def compared(
+    pr_auc: float = 0.03, error: float = 0.0, spread: float = 0.01, slices: tuple[dict[str, Any], ...] = ()
+) -> TaskComparison:
     difference = {"pr_auc": gap(pr_auc, spread), "calibration_error": gap(error)}
     return TaskComparison({}, {}, difference, np.full(5, pr_auc), slices)
 
@@ -27,7 +29,12 @@ GOOD = Comparison({"two": compared(), "three": compared()}, (), gap(0.03), 1.0)
 CASE = CaseResult("two", "upper case", "capitals move it little", 0.05, 0.15)
 
 
-def verdict(comparison: Comparison = GOOD, cases: tuple[CaseResult, ...] = (CASE,), data_passed: bool = True, **settings: Any) -> Verdict:
+def verdict(
+    comparison: Comparison = GOOD,
+    cases: tuple[CaseResult, ...] = (CASE,),
+    data_passed: bool = True,
+    **settings: Any,
+) -> Verdict:
     return judge_version("5", "3", comparison, cases, data_passed, PromotionConfig(**settings))
 
 
@@ -38,21 +45,55 @@ def test_a_version_that_is_better_everywhere_passes() -> None:
 
 
 def collapsed(high: float) -> tuple[dict[str, Any], ...]:
-    return ({"by": "market", "slice": "jp", "rows": 80, "difference": {"value": -0.2, "low": -0.3, "high": high}},)
+    return (
+        {"by": "market", "slice": "jp", "rows": 80, "difference": {"value": -0.2, "low": -0.3, "high": high}},
+    )
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("non-inferior on every task", {"comparison": replace(GOOD, tasks={"two": compared(), "three": compared(-0.06)})}, r"three -0\.060"),
-    ("non-inferior on every task", {"comparison": replace(GOOD, tasks={"two": compared(0.01, spread=0.07)})}, r"two \+0\.010 \[-0\.060"),
-    ("better on macro PR-AUC", {"comparison": replace(GOOD, macro_pr_auc=gap(-0.001))}, r"macro PR-AUC -0\.001"),
+    (
+        "non-inferior on every task",
+        {"comparison": replace(GOOD, tasks={"two": compared(), "three": compared(-0.06)})},
+        r"three -0\.060",
+    ),
+    (
+        "non-inferior on every task",
+        {"comparison": replace(GOOD, tasks={"two": compared(0.01, spread=0.07)})},
+        r"two \+0\.010 \[-0\.060",
+    ),
+    (
+        "better on macro PR-AUC",
+        {"comparison": replace(GOOD, macro_pr_auc=gap(-0.001))},
+        r"macro PR-AUC -0\.001",
+    ),
     ("better on macro PR-AUC", {"min_macro_gain": 0.05}, r"asked for more than \+0\.050"),
     ("better on macro PR-AUC", {"comparison": replace(GOOD, macro_pr_auc=gap(float("nan")))}, "nan"),
-    ("calibration no worse", {"comparison": replace(GOOD, tasks={"two": compared(error=0.05)})}, r"two \+0\.050"),
-    ("no slice collapsed", {"comparison": replace(GOOD, tasks={"two": compared(slices=collapsed(-0.15))})}, "two, market jp: -0.200 on 80 rows"),
-    ("no slice collapsed", {"comparison": replace(GOOD, tasks={"two": compared(slices=collapsed(float("nan")))})}, "two, market jp"),
-    ("every task of the champion", {"comparison": replace(GOOD, not_compared=("four",))}, "not compared.*four"),
+    (
+        "calibration no worse",
+        {"comparison": replace(GOOD, tasks={"two": compared(error=0.05)})},
+        r"two \+0\.050",
+    ),
+    (
+        "no slice collapsed",
+        {"comparison": replace(GOOD, tasks={"two": compared(slices=collapsed(-0.15))})},
+        "two, market jp: -0.200 on 80 rows",
+    ),
+    (
+        "no slice collapsed",
+        {"comparison": replace(GOOD, tasks={"two": compared(slices=collapsed(float("nan")))})},
+        "two, market jp",
+    ),
+    (
+        "every task of the champion",
+        {"comparison": replace(GOOD, not_compared=("four",))},
+        "not compared.*four",
+    ),
     ("throughput", {"comparison": replace(GOOD, speed_ratio=0.7)}, "0.70 of the champion's"),
-    ("behaviour", {"cases": (CASE, replace(CASE, case="negation", value=0.3))}, "two, negation: 0.300, at most 0.15"),
+    (
+        "behaviour",
+        {"cases": (CASE, replace(CASE, case="negation", value=0.3))},
+        "two, negation: 0.300, at most 0.15",
+    ),
     ("data gate", {"data_passed": False}, "did not pass"),
 ]
 

@@ -1,4 +1,6 @@
-"""The registered model answers frames: one row for each pair, in order, or a sentence that says what is wrong with the frame."""
+"""The registered model answers frames: one row for each pair, in order, or a sentence that says what is wrong
+with the frame.
+"""
 
 import os
 from dataclasses import replace
@@ -15,7 +17,14 @@ from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
 from pipeline.inference.calibration import Calibration, Thresholds
 from pipeline.inference.predictor import describe, fresh_judge
-from pipeline.registry.pyfunc_model import OUTPUTS, RelevanceModelCode, check_frame, contract_rows, input_example, signature
+from pipeline.registry.pyfunc_model import (
+    OUTPUTS,
+    RelevanceModelCode,
+    check_frame,
+    contract_rows,
+    input_example,
+    signature,
+)
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 from tests.support.planted import planted_config, planted_rows
 
@@ -27,7 +36,9 @@ def bundle_dir(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     torch.set_num_threads(1)
     config = build_config(planted_config(Path("/nowhere"), str(tiny_llama)), "test")
     judge = fresh_judge(config)
-    judge.calibration.update(two=Calibration(relevant_at=0.5, irrelevant_below=0.5), three=Calibration(temperature=2.0))
+    judge.calibration.update(
+        two=Calibration(relevant_at=0.5, irrelevant_below=0.5), three=Calibration(temperature=2.0)
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in judge.model.trainable_state().values():
@@ -87,21 +98,29 @@ def test_texts_that_are_left_out_read_as_null(model: RelevanceModelCode) -> None
 
 def test_columns_that_are_not_of_a_pair_change_nothing(model: RelevanceModelCode) -> None:
     frame = pairs()
-    assert model.predict(None, frame.assign(row_id="x", label=7, colour="red")).equals(model.predict(None, frame))
+    assert model.predict(None, frame.assign(row_id="x", label=7, colour="red")).equals(
+        model.predict(None, frame)
+    )
 
 
 def test_a_market_with_thresholds_of_its_own_is_decided_by_them(model: RelevanceModelCode) -> None:
     frame, judge = pairs(), model.judge
     never = Thresholds(relevant_at=None, irrelevant_below=None)
-    of_markets = {name: one.model_copy(update={"markets": {"de": never}}) for name, one in judge.calibration.items()}
+    of_markets = {
+        name: one.model_copy(update={"markets": {"de": never}}) for name, one in judge.calibration.items()
+    }
     model.judge = replace(judge, calibration=of_markets)
     try:
-        decisions = model.predict(None, frame.assign(market=["de", "de", None, "us"] * 6))["decision"].tolist()
+        decisions = model.predict(None, frame.assign(market=["de", "de", None, "us"] * 6))[
+            "decision"
+        ].tolist()
     finally:
         model.judge = judge
     anywhere = model.predict(None, frame)["decision"].tolist()
     of_de = [number % 4 < 2 for number in range(len(frame))]
-    assert decisions == ["abstain" if there else decision for there, decision in zip(of_de, anywhere, strict=True)]
+    assert decisions == [
+        "abstain" if there else decision for there, decision in zip(of_de, anywhere, strict=True)
+    ]
     assert {decision for there, decision in zip(of_de, anywhere, strict=True) if there} > {"abstain"}
 
 
@@ -120,7 +139,10 @@ def test_an_unknown_task_is_refused_with_the_known_ones(model: RelevanceModelCod
 
 
 WRONG_FRAMES: list[tuple[Any, str]] = [
-    (lambda f: f.drop(columns="query"), "the input lacks query; it needs task, query, ad_title and takes query, ad_title, ad_description"),
+    (
+        lambda f: f.drop(columns="query"),
+        "the input lacks query; it needs task, query, ad_title and takes query, ad_title, ad_description",
+    ),
     (lambda f: f.drop(columns=["task", "ad_title"]), "the input lacks task, ad_title;"),
     (lambda f: f.assign(query=[None, *f["query"][1:]]), "query must not be null; leave such rows out"),
     (lambda f: f.assign(task=np.nan, ad_title=None), "task, ad_title must not be null"),
@@ -128,8 +150,12 @@ WRONG_FRAMES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG_FRAMES, ids=[message[:20] for _, message in WRONG_FRAMES])
-def test_a_frame_that_cannot_be_judged_is_refused_with_its_reason(model: RelevanceModelCode, change: Any, message: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"), WRONG_FRAMES, ids=[message[:20] for _, message in WRONG_FRAMES]
+)
+def test_a_frame_that_cannot_be_judged_is_refused_with_its_reason(
+    model: RelevanceModelCode, change: Any, message: str
+) -> None:
     check_frame(pairs())
     with pytest.raises(ValueError, match=message):
         check_frame(change(pairs()))
@@ -138,7 +164,9 @@ def test_a_frame_that_cannot_be_judged_is_refused_with_its_reason(model: Relevan
 
 
 def test_a_frame_becomes_contract_rows_without_labels() -> None:
-    table = contract_rows(pd.DataFrame({"query": ["a", "b"], "ad_title": ["t", 7], "ad_keyword": [None, "k"]}))
+    table = contract_rows(
+        pd.DataFrame({"query": ["a", "b"], "ad_title": ["t", 7], "ad_keyword": [None, "k"]})
+    )
     assert table.schema.names == ROW_SCHEMA.names and table.schema.types == ROW_SCHEMA.types
     assert table.column("ad_title").to_pylist() == ["t", "7"]
     assert table.column("ad_keyword").to_pylist() == [None, "k"]
@@ -147,7 +175,9 @@ def test_a_frame_becomes_contract_rows_without_labels() -> None:
 
 def test_the_signature_requires_what_check_frame_requires() -> None:
     inputs = {column.name: column.required for column in signature().inputs}
-    assert inputs == {name: name in ("task", "query", "ad_title") for name in ("task", *TEXT_COLUMNS, "market")}
+    assert inputs == {
+        name: name in ("task", "query", "ad_title") for name in ("task", *TEXT_COLUMNS, "market")
+    }
     assert [column.name for column in signature().outputs] == [name for name, _ in OUTPUTS]
 
 

@@ -25,11 +25,25 @@ def served(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
     assert finished.returncode == 0, finished.stderr
     config = read_config(config_path, [])
     port, log = free_port(), tmp_path_factory.mktemp("served") / "log"
-    words = ["models", "serve", "--model-uri", f"models:/{config.registry.model}@champion", "--env-manager", "local", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": config.tracking_uri, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words = [
+        "models",
+        "serve",
+        "--model-uri",
+        f"models:/{config.registry.model}@champion",
+        "--env-manager",
+        "local",
+        "--port",
+        str(port),
+    ]
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": config.tracking_uri,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     with log.open("w") as file:
         command = [sys.executable, "-m", "mlflow", *words]
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
     try:
         wait_for_port(port, process)
         wait_for_health(f"http://127.0.0.1:{port}/ping", log)
@@ -41,10 +55,14 @@ def served(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def ask(url: str, rows: list[dict[str, Any]]) -> tuple[int, Any]:
-    """What `curl -H 'Content-Type: application/json' -d '{"dataframe_records": ..}'` gets: status and answer."""
+    """What `curl -H 'Content-Type: application/json' -d '{"dataframe_records": ..}'` gets: status and
+    answer.
+    """
     body = json.dumps({"dataframe_records": rows}).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=60) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=60
+        ) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -60,10 +78,13 @@ def test_the_served_champion_judges_pairs_of_several_tasks_in_their_order(served
     assert 0 <= first["probability"] <= 1 and first["decision"] in ("relevant", "irrelevant", "abstain")
 
 
-@pytest.mark.parametrize(("row", "told"), [
-    ({"task": "four", "query": "red lamp", "ad_title": "red lamp"}, "four"),
-    ({"task": "two", "query": "red lamp"}, "ad_title"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"task": "four", "query": "red lamp", "ad_title": "red lamp"}, "four"),
+        ({"task": "two", "query": "red lamp"}, "ad_title"),
+    ],
+)
 def test_a_pair_that_cannot_be_judged_is_told_why(served: str, row: dict[str, Any], told: str) -> None:
     status, answer = ask(served, [row])
     assert status == 400 and told in answer

@@ -17,13 +17,24 @@ from pipeline.registry.run_tracker import RunTracker
 from tests.support.planted import planted_config, write_planted
 
 STEP = {
-    "step": 1, "loss": 0.5, "learning_rate": 0.01, "rows_per_s": 8.0, "tokens_per_s": 80.0, "gradient_norm": 1.0, "mfu": 0.3, "tokens": 10,
-    "seconds": {"forward": 0.1}, "task_losses": {"two": 0.4}, "group_gradient_norms": {"heads": 0.2},
-}  # fmt: skip
+    "step": 1,
+    "loss": 0.5,
+    "learning_rate": 0.01,
+    "rows_per_s": 8.0,
+    "tokens_per_s": 80.0,
+    "gradient_norm": 1.0,
+    "mfu": 0.3,
+    "tokens": 10,
+    "seconds": {"forward": 0.1},
+    "task_losses": {"two": 0.4},
+    "group_gradient_norms": {"heads": 0.2},
+}
 EVALUATION = {
-    "evaluated_after": 1, "tasks": {"two": {"rows": 9, "pr_auc": 0.8, "roc_auc": 0.7, "log_loss": 0.6, "brier": 0.2}}, "macro_pr_auc": 0.8,
+    "evaluated_after": 1,
+    "tasks": {"two": {"rows": 9, "pr_auc": 0.8, "roc_auc": 0.7, "log_loss": 0.6, "brier": 0.2}},
+    "macro_pr_auc": 0.8,
     "macro_log_loss": 0.6,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +67,34 @@ def run(config: RunConfig) -> Any:
 
 def test_settings_are_parameters_by_their_names(run: Any) -> None:
     params = run.data.params
-    assert (params["optimizer.learning_rate"], params["adapter.rank"], params["deepspeed.zero_stage"]) == ("0.01", "8", "2")
+    assert (params["optimizer.learning_rate"], params["adapter.rank"], params["deepspeed.zero_stage"]) == (
+        "0.01",
+        "8",
+        "2",
+    )
     assert json.loads(params["tasks"])[0]["name"] == "two"
 
 
 def test_the_data_s_digest_and_verdict_are_tags(run: Any) -> None:
-    assert (run.data.tags["data_digest"], run.data.tags["data_gate"], run.data.tags["fingerprint"]) == ("digest", "passed", "f" * 64)
+    assert (run.data.tags["data_digest"], run.data.tags["data_gate"], run.data.tags["fingerprint"]) == (
+        "digest",
+        "passed",
+        "f" * 64,
+    )
 
 
 def test_one_run_holds_the_steps_and_evaluations_of_both_commands(run: Any, config: RunConfig) -> None:
     client = mlflow_client(config)
     assert run.info.status == "FINISHED"
-    for name in ("loss", "loss_two", "seconds_forward", "gradient_norm_heads", "valid_macro_pr_auc", "valid_pr_auc_two", "valid_log_loss_two"):
+    for name in (
+        "loss",
+        "loss_two",
+        "seconds_forward",
+        "gradient_norm_heads",
+        "valid_macro_pr_auc",
+        "valid_pr_auc_two",
+        "valid_log_loss_two",
+    ):
         assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == [1, 2], name
 
 
@@ -78,8 +105,15 @@ def test_the_load_of_the_machine_is_followed(run: Any) -> None:
 
 def test_config_environment_and_verdict_are_artifacts(run: Any, config: RunConfig, tmp_path: Path) -> None:
     client = mlflow_client(config)
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "environment.json", "data_gate.json"}
-    read = {name: Path(client.download_artifacts(run.info.run_id, name, str(tmp_path))).read_text() for name in ("config.yaml", "environment.json")}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {
+        "config.yaml",
+        "environment.json",
+        "data_gate.json",
+    }
+    read = {
+        name: Path(client.download_artifacts(run.info.run_id, name, str(tmp_path))).read_text()
+        for name in ("config.yaml", "environment.json")
+    }
     assert json.loads(read["environment.json"])["libraries"]["torch"].startswith("2.")
     (tmp_path / "again.yaml").write_text(read["config.yaml"])
     from pipeline.config.loading import read_config
@@ -87,7 +121,9 @@ def test_config_environment_and_verdict_are_artifacts(run: Any, config: RunConfi
     assert read_config(tmp_path / "again.yaml") == config
 
 
-def test_a_store_without_room_for_files_still_gets_the_steps(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_room_for_files_still_gets_the_steps(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_artifacts(*_: Any, **__: Any) -> None:
         raise OSError("no artifact store")
 
@@ -97,11 +133,20 @@ def test_a_store_without_room_for_files_still_gets_the_steps(config: RunConfig, 
     tracker.log_step(STEP)
     tracker.finish("FINISHED")
     run = mlflow_client(config).get_run(tracker.run_id)
-    assert said.getvalue().count("MLflow takes no files (OSError)") == 1 and "stopped answering" not in said.getvalue()
-    assert (run.data.metrics["loss"], run.data.tags["data_gate"], run.info.status) == (0.5, "passed", "FINISHED")
+    assert (
+        said.getvalue().count("MLflow takes no files (OSError)") == 1
+        and "stopped answering" not in said.getvalue()
+    )
+    assert (run.data.metrics["loss"], run.data.tags["data_gate"], run.info.status) == (
+        0.5,
+        "passed",
+        "FINISHED",
+    )
 
 
-def test_a_store_that_fails_later_is_told_once_and_training_goes_on(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_later_is_told_once_and_training_goes_on(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = io.StringIO()
     tracker = RunTracker(config, "e" * 64, "digest", Console(err=said).say)
 
@@ -116,7 +161,9 @@ def test_a_store_that_fails_later_is_told_once_and_training_goes_on(config: RunC
     assert said.getvalue().count("MLflow stopped answering (OSError). Training goes on without it") == 1
 
 
-def test_a_store_that_was_away_gets_what_it_missed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_was_away_gets_what_it_missed(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said, client = io.StringIO(), mlflow_client(config)
     monkeypatch.setattr(tracking, "SEND_EVERY_S", 0.0)
     monkeypatch.setattr(tracking, "RETRY_EVERY_S", 0.0)
@@ -143,7 +190,9 @@ def test_a_store_that_was_away_gets_what_it_missed(config: RunConfig, monkeypatc
     assert [said.getvalue().count(words) for words in told] == [2, 2]
 
 
-def test_what_waits_for_a_store_is_bounded_and_the_store_is_not_asked_at_every_step(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_for_a_store_is_bounded_and_the_store_is_not_asked_at_every_step(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tracking, "SEND_EVERY_S", 0.0)
     monkeypatch.setattr(tracking, "MAX_WAITING", 30)
     asked = []

@@ -40,7 +40,9 @@ for line in found:
 
 
 def test_what_a_training_and_a_scoring_do_is_exported() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(done.stdout.splitlines()[-10:]) == [
         "ray_relevance_scoring_errors_total 2.0",

@@ -27,7 +27,9 @@ def test_a_clock_counts_what_is_done_inside_and_begins_anew_when_it_was_asked() 
     assert clock.seconds() == 0
 
 
-def test_a_gpu_is_asked_by_marks_in_its_own_stream_and_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_asked_by_marks_in_its_own_stream_and_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     waits: list[Any] = []
     ticks = iter(range(100))
 
@@ -52,7 +54,9 @@ def test_a_gpu_is_asked_by_marks_in_its_own_stream_and_waited_for_once(monkeypat
 
 
 def test_flops_are_those_of_frozen_matrices_and_a_peak_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(9, 4), "frozen": torch.nn.Linear(4, 3), "trained": torch.nn.Linear(4, 5)})
+    model = torch.nn.ModuleDict(
+        {"embed": torch.nn.Embedding(9, 4), "frozen": torch.nn.Linear(4, 3), "trained": torch.nn.Linear(4, 5)}
+    )
     model["embed"].requires_grad_(False)
     model["frozen"].requires_grad_(False)
     assert forward_flops_per_token(model) == 2 * 4 * 3
@@ -60,7 +64,9 @@ def test_flops_are_those_of_frozen_matrices_and_a_peak_is_some(monkeypatch: pyte
     assert matmul_peak(torch.device("cpu"), torch.float32) > 1e6
 
 
-def test_a_precision_that_the_processor_does_not_know_is_measured_by_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_that_the_processor_does_not_know_is_measured_by_one_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seconds = itertools.count(0, 3)
     monkeypatch.setattr(speed.time, "perf_counter", lambda: next(seconds))
     monkeypatch.setattr(speed, "MATRIX", 4)

@@ -28,7 +28,13 @@ STOP = "os.kill(os.getpid(), signal.SIGSTOP)"
 
 def start(tmp_path: Path, inside: str, after: str = "") -> subprocess.Popen[str]:
     command = [sys.executable, "-c", WATCHING.format(inside=inside, after=after), str(tmp_path / "stuck.txt")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
 
 
 def guard_pid(process: subprocess.Popen[str]) -> int:
@@ -54,10 +60,15 @@ def test_a_stopped_process_is_killed_and_it_is_told(tmp_path: Path) -> None:
     assert process.wait(timeout=60) == -signal.SIGKILL
     check_gone(guard)
     said = (tmp_path / "stuck.txt").read_text()
-    assert f"process {process.pid} gave no sign of life for 6 s, as one that was stopped does, and was killed" in said
+    assert (
+        f"process {process.pid} gave no sign of life for 6 s, as one that was stopped does, and was killed"
+        in said
+    )
 
 
-@pytest.mark.parametrize("hang", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"], ids=["asleep", "with the GIL held"])
+@pytest.mark.parametrize(
+    "hang", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"], ids=["asleep", "with the GIL held"]
+)
 def test_a_hanging_process_ends_itself_and_tells_where_it_was(tmp_path: Path, hang: str) -> None:
     process = start(tmp_path, hang)
     guard = guard_pid(process)
@@ -67,7 +78,9 @@ def test_a_hanging_process_ends_itself_and_tells_where_it_was(tmp_path: Path, ha
     assert "Timeout (0:00:03)!" in said and "<string>" in said and "was killed" not in said
 
 
-def test_signs_of_life_keep_a_process_going_and_nothing_is_asked_of_one_that_is_not_watched(tmp_path: Path) -> None:
+def test_signs_of_life_keep_a_process_going_and_nothing_is_asked_of_one_that_is_not_watched(
+    tmp_path: Path,
+) -> None:
     process = start(tmp_path, "for _ in range(10): time.sleep(0.4); one.alive()", after="time.sleep(7)")
     guard = guard_pid(process)
     told, errors = process.communicate(timeout=60)
@@ -79,7 +92,10 @@ def test_signs_of_life_keep_a_process_going_and_nothing_is_asked_of_one_that_is_
 def test_a_guard_that_is_gone_or_does_not_read_stops_nothing(tmp_path: Path) -> None:
     for number, harm in enumerate((signal.SIGKILL, signal.SIGSTOP)):
         (tmp_path / str(number)).mkdir()
-        process = start(tmp_path / str(number), f"os.kill(one.guard.pid, {int(harm)}); [one.alive() for _ in range(100_000)]")
+        process = start(
+            tmp_path / str(number),
+            f"os.kill(one.guard.pid, {int(harm)}); [one.alive() for _ in range(100_000)]",
+        )
         guard = guard_pid(process)
         told, errors = process.communicate(timeout=60)
         assert (process.returncode, told) == (0, "through\n"), errors

@@ -1,4 +1,6 @@
-"""Scores that are spread as before are left alone, those that moved are told; canary rows tell whether a machine judges as the evaluation did."""
+"""Scores that are spread as before are left alone, those that moved are told; canary rows tell whether a
+machine judges as the evaluation did.
+"""
 
 import math
 from pathlib import Path
@@ -12,7 +14,14 @@ from jobs.score_summary import drift_lines
 from pipeline.config.loading import build_config
 from pipeline.errors import DamagedInputError
 from pipeline.evaluation.psi import psi
-from pipeline.evaluation.score_reference import BINS, add_profile, build_reference, canary_difference, profile_of, read_reference
+from pipeline.evaluation.score_reference import (
+    BINS,
+    add_profile,
+    build_reference,
+    canary_difference,
+    profile_of,
+    read_reference,
+)
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.inference.predictor import Judge, fresh_judge
 from pipeline.inference.probabilities import judge_rows
@@ -36,7 +45,9 @@ def profile(probability_N: np.ndarray, market: str = "us") -> Any:
 def test_the_index_is_the_sum_over_bins_of_its_definition() -> None:
     counts, reference = [30, 50, 20], [40, 40, 20]
     p, q = ([(one + 0.5) / (100 + 1.5) for one in side] for side in (counts, reference))
-    assert psi(reference, counts) == pytest.approx(sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True)))
+    assert psi(reference, counts) == pytest.approx(
+        sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True))
+    )
     assert psi(counts, counts) == 0 and psi([0, 0, 9], [9, 0, 0]) > 1
 
 
@@ -61,13 +72,23 @@ def test_like_scores_are_stable_and_moved_ones_are_told_by_task_and_market() -> 
     found = drift_rows({"two": mixed, "three": same["three"]}, {"two": before, "three": same["two"]})
     lines = {(one["task"], one["market"]): one["psi"] for one in found}
     assert lines.keys() == {("two", WHOLE), ("two", "us"), ("two", "es"), ("three", WHOLE)}
-    assert lines["three", WHOLE] < 0.05 and lines["two", "us"] < 0.05 and lines["two", "es"] > 0.5 and lines["two", WHOLE] > 0.1
+    assert (
+        lines["three", WHOLE] < 0.05
+        and lines["two", "us"] < 0.05
+        and lines["two", "es"] > 0.5
+        and lines["two", WHOLE] > 0.1
+    )
 
 
 def test_few_rows_and_unknown_tasks_and_other_labels_tell_nothing() -> None:
     few, many = profile(DRAW.uniform(size=MIN_ROWS - 1)), profile(DRAW.uniform(size=1_000))
     three = profile_of(DRAW.uniform(size=1_000), DRAW.integers(0, 3, 1_000), ["us"] * 1_000, 3)
-    assert drift_rows({"two": few}, {"two": many}) == drift_rows({"two": many}, {}) == drift_rows({"two": three}, {"two": many}) == []
+    assert (
+        drift_rows({"two": few}, {"two": many})
+        == drift_rows({"two": many}, {})
+        == drift_rows({"two": three}, {"two": many})
+        == []
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,37 +128,61 @@ class Runs:
         self.champion = FetchedVersion("1", root / "artifacts" / "bundle", "b" * 64)
         write_json(self.champion.reference_path, reference)
 
-    def run(self, name: str, probability_N: np.ndarray, refuse: float | None = None, error: str = "") -> dict[str, Any]:
-        facts = {"task": "two", "input": {"rows": 0}, "bundle_sha256": "b" * 64, "profile": profile(probability_N)}
+    def run(
+        self, name: str, probability_N: np.ndarray, refuse: float | None = None, error: str = ""
+    ) -> dict[str, Any]:
+        facts = {
+            "task": "two",
+            "input": {"rows": 0},
+            "bundle_sha256": "b" * 64,
+            "profile": profile(probability_N),
+        }
         if not error:
             publish_partition(self.root, name, SCORE_SCHEMA.empty_table(), facts)
         unit = Unit("two", f"{name}.parquet", "1", name, None)
-        record = run_record(self.root, name, self.champion, [unit], [Outcome(name, unit.path, error=error)], 0.0, refuse)
+        record = run_record(
+            self.root, name, self.champion, [unit], [Outcome(name, unit.path, error=error)], 0.0, refuse
+        )
         (self.root / "runs").mkdir(exist_ok=True, parents=True)
         write_json(self.root / "runs" / f"{name}.json", record)
         return record
 
 
-def test_a_run_is_held_against_the_last_accepted_one_and_the_version_s_test_rows(tmp_path: Path, reference: dict[str, Any]) -> None:
+def test_a_run_is_held_against_the_last_accepted_one_and_the_version_s_test_rows(
+    tmp_path: Path, reference: dict[str, Any]
+) -> None:
     runs = Runs(tmp_path, reference)
     first = runs.run("20260101", DRAW.beta(2, 2, 4_000))
-    assert first["drift"]["against_last_run"] == [] and [one["task"] for one in first["drift"]["against_test_rows"]] == ["two"]
+    assert first["drift"]["against_last_run"] == [] and [
+        one["task"] for one in first["drift"]["against_test_rows"]
+    ] == ["two"]
     assert first["accepted"] and first["largest_drift"] == first["drift"]["against_test_rows"][0]["psi"]
     moved = runs.run("20260102", DRAW.beta(9, 1, 4_000), refuse=0.25)
     assert not moved["accepted"] and moved["drift"]["against_last_run"][0]["psi"] > 0.25
-    assert any("scores of two, all markets, moved against the last run: stability index" in line for line in drift_lines(moved, 0.1))
+    assert any(
+        "scores of two, all markets, moved against the last run: stability index" in line
+        for line in drift_lines(moved, 0.1)
+    )
     assert drift_lines(moved, 99.0) == []
     again = runs.run("20260103", DRAW.beta(2, 2, 4_000))
     assert again["drift"]["against_last_run"][0]["psi"] < 0.05, "held against the run that was refused"
 
 
-def test_a_run_with_a_failed_unit_is_not_accepted_and_names_it(tmp_path: Path, reference: dict[str, Any]) -> None:
+def test_a_run_with_a_failed_unit_is_not_accepted_and_names_it(
+    tmp_path: Path, reference: dict[str, Any]
+) -> None:
     record = Runs(tmp_path, reference).run("20260101", DRAW.uniform(size=10), error="part-0.parquet: poison")
-    assert not record["accepted"] and record["units_failed"][0]["error"] == "part-0.parquet: poison" and record["partitions"] == []
+    assert (
+        not record["accepted"]
+        and record["units_failed"][0]["error"] == "part-0.parquet: poison"
+        and record["partitions"] == []
+    )
 
 
 def test_a_manifest_whose_rows_do_not_add_up_ends_the_run(tmp_path: Path, reference: dict[str, Any]) -> None:
     runs = Runs(tmp_path, reference)
-    publish_partition(runs.root, "p", SCORE_SCHEMA.empty_table(), {"task": "two", "input": {"rows": 3}, "profile": {}})
+    publish_partition(
+        runs.root, "p", SCORE_SCHEMA.empty_table(), {"task": "two", "input": {"rows": 3}, "profile": {}}
+    )
     with pytest.raises(DamagedInputError, match="partition p has other rows than labels and errors together"):
         run_record(runs.root, "r", runs.champion, [Unit("two", "p", "1", "p", None)], [], 0.0, None)

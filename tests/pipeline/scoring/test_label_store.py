@@ -32,13 +32,28 @@ from pipeline.storage.filesystem import put_if_absent, write_json
 from tests.support.places import ROOT
 
 FACTS = {"bundle_sha256": "b" * 64, "task": "search"}
-INGREDIENTS = {"task": "search", "input_path": "task=search/a.parquet", "input_sha256": "1", "bundle_sha256": "2", "encoder_version": "1"}
+INGREDIENTS = {
+    "task": "search",
+    "input_path": "task=search/a.parquet",
+    "input_sha256": "1",
+    "bundle_sha256": "2",
+    "encoder_version": "1",
+}
 
 
 def score_rows(count: int, prefix: str = "r") -> pa.Table:
-    values = {"task": "search", "probability": 0.5, "label": 1, "label_name": "good", "expected_grade": 0.5, "decision": "abstain"}
+    values = {
+        "task": "search",
+        "probability": 0.5,
+        "label": 1,
+        "label_name": "good",
+        "expected_grade": 0.5,
+        "decision": "abstain",
+    }
     versions = {"model_version": "1", "bundle_sha256": "b" * 64}
-    return pa.Table.from_pylist([{"row_id": f"{prefix}{n}", **values, **versions} for n in range(count)], SCORE_SCHEMA)
+    return pa.Table.from_pylist(
+        [{"row_id": f"{prefix}{n}", **values, **versions} for n in range(count)], SCORE_SCHEMA
+    )
 
 
 def files_below(root: Path) -> list[str]:
@@ -82,7 +97,16 @@ def test_rows_of_one_model_are_read_apart_from_those_of_another(tmp_path: Path) 
 
 
 def bad_rows(count: int) -> pa.Table:
-    rows = [{"row_id": f"bad{n}", "row": n, "task": "search", "reason": "query is null", "bundle_sha256": "b" * 64} for n in range(count)]
+    rows = [
+        {
+            "row_id": f"bad{n}",
+            "row": n,
+            "task": "search",
+            "reason": "query is null",
+            "bundle_sha256": "b" * 64,
+        }
+        for n in range(count)
+    ]
     return pa.Table.from_pylist(rows, ERROR_SCHEMA)
 
 
@@ -104,10 +128,21 @@ def test_a_run_is_read_without_the_partitions_of_inputs_that_were_replaced(tmp_p
     (tmp_path / "runs").mkdir()
     with pytest.raises(ConfigError, match="no accepted run yet"):
         read_run(tmp_path)
-    for run, partitions, accepted in (("20260101-a", ["old", "kept"], True), ("20260102-b", ["new", "kept"], True), ("20260103-c", ["new"], False)):
-        write_json(tmp_path / "runs" / f"{run}.json", {"run": run, "partitions": partitions, "accepted": accepted})
+    for run, partitions, accepted in (
+        ("20260101-a", ["old", "kept"], True),
+        ("20260102-b", ["new", "kept"], True),
+        ("20260103-c", ["new"], False),
+    ):
+        write_json(
+            tmp_path / "runs" / f"{run}.json", {"run": run, "partitions": partitions, "accepted": accepted}
+        )
     assert sorted(read_run(tmp_path).column("row_id").to_pylist()) == ["kept0", "kept1", "new0", "new1"]
-    assert sorted(read_run(tmp_path, "20260101-a").column("row_id").to_pylist()) == ["kept0", "kept1", "old0", "old1"]
+    assert sorted(read_run(tmp_path, "20260101-a").column("row_id").to_pylist()) == [
+        "kept0",
+        "kept1",
+        "old0",
+        "old1",
+    ]
     assert sorted(read_run(tmp_path, "20260103-c").column("row_id").to_pylist()) == ["new0", "new1"]
     with pytest.raises(ConfigError, match="has no run 2026; there are: 20260101-a"):
         read_run(tmp_path, "2026")
@@ -120,7 +155,11 @@ def test_what_killed_scorers_left_is_swept_once_it_is_old(tmp_path: Path) -> Non
         (tmp_path / stray).write_bytes(b"PAR1")
     assert sweep_orphans(tmp_path) == 0
     assert sweep_orphans(tmp_path, older_than_s=-1) == 3
-    assert row_ids(tmp_path) == ["r0", "r1"] and read_errors(tmp_path).num_rows == 1 and len(files_below(tmp_path)) == 3
+    assert (
+        row_ids(tmp_path) == ["r0", "r1"]
+        and read_errors(tmp_path).num_rows == 1
+        and len(files_below(tmp_path)) == 3
+    )
     assert sweep_orphans(tmp_path / "nowhere") == 0
 
 
@@ -158,7 +197,9 @@ def broken(code: int) -> Callable[..., None]:
 def fail_at(call: int, function: Callable[..., Any], code: int) -> Callable[..., Any]:
     """`function`, but its `call`-th call fails."""
     calls = iter(range(1, 1_000))
-    return lambda *arguments, **options: broken(code)() if next(calls) == call else function(*arguments, **options)
+    return lambda *arguments, **options: (
+        broken(code)() if next(calls) == call else function(*arguments, **options)
+    )
 
 
 def half_a_table(table: pa.Table, file: IO[bytes], **_: Any) -> None:
@@ -181,12 +222,16 @@ FAULTS: dict[str, Callable[[int], tuple[Any, str, Any]]] = {
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["disk full", "disk broken"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_at_any_write_shows_nothing_and_a_rerun_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, code: int) -> None:
+def test_a_fault_at_any_write_shows_nothing_and_a_rerun_publishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, code: int
+) -> None:
     publish_partition(tmp_path, "before", score_rows(2, "before"), FACTS)
     files = files_below(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(*FAULTS[fault](code))
-        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC) if fault == "table" else os.strerror(code)):
+        with pytest.raises(
+            OSError, match=os.strerror(errno.ENOSPC) if fault == "table" else os.strerror(code)
+        ):
             publish_partition(tmp_path, "p", score_rows(3), FACTS)
     assert files_below(tmp_path) == files
     assert not is_published(tmp_path, "p")
@@ -195,7 +240,9 @@ def test_a_fault_at_any_write_shows_nothing_and_a_rerun_publishes(tmp_path: Path
     assert row_ids(tmp_path) == ["before0", "before1", "r0", "r1", "r2"]
 
 
-def test_a_fault_after_the_manifest_has_its_name_keeps_what_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_after_the_manifest_has_its_name_keeps_what_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fail_at(4, os.fsync, errno.EIO))
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -214,7 +261,9 @@ def test_an_interruption_is_no_publication(tmp_path: Path, monkeypatch: pytest.M
     assert files_below(tmp_path) == []
 
 
-def test_data_is_on_disk_under_its_name_before_the_manifest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_on_disk_under_its_name_before_the_manifest_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     sync, link = os.fsync, os.link
 
@@ -223,7 +272,11 @@ def test_data_is_on_disk_under_its_name_before_the_manifest_is(tmp_path: Path, m
         sync(fd)
 
     monkeypatch.setattr(os, "fsync", watched_sync)
-    monkeypatch.setattr(os, "link", lambda *paths: (seen.append(f"link {len(list(tmp_path.glob('data/p/*.parquet')))}"), link(*paths)))
+    monkeypatch.setattr(
+        os,
+        "link",
+        lambda *paths: (seen.append(f"link {len(list(tmp_path.glob('data/p/*.parquet')))}"), link(*paths)),
+    )
     publish_partition(tmp_path, "p", score_rows(3), FACTS)
     assert seen == ["sync .tmp", "sync ", "sync .tmp", "link 1", "sync "]
 
@@ -236,7 +289,9 @@ def test_of_threads_that_race_for_a_partition_one_wins_and_the_others_leave_noth
     def race(racer: int) -> None:
         for number in range(rounds):
             gate.wait()
-            won[number].append(publish_partition(tmp_path, f"p{number}", score_rows(2, f"{racer}-{number}-"), FACTS))
+            won[number].append(
+                publish_partition(tmp_path, f"p{number}", score_rows(2, f"{racer}-{number}-"), FACTS)
+            )
 
     threads = [threading.Thread(target=race, args=(racer,)) for racer in range(racers)]
     for thread in threads:
@@ -271,7 +326,9 @@ def test_of_processes_that_race_for_fifty_partitions_one_wins_each(tmp_path: Pat
     assert len(read_manifests(tmp_path)) == 50
 
 
-def test_a_link_that_was_made_though_its_answer_was_lost_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_was_made_though_its_answer_was_lost_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lost(*paths: Any) -> None:
         link(*paths)
         raise FileExistsError
@@ -282,8 +339,12 @@ def test_a_link_that_was_made_though_its_answer_was_lost_counts(tmp_path: Path, 
     assert row_ids(tmp_path) == ["r0", "r1", "r2"] and len(files_below(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("error", [RetryableError("no answer"), KeyboardInterrupt()], ids=["no answer", "interrupted"])
-def test_a_manifest_that_may_still_appear_finds_what_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error", [RetryableError("no answer"), KeyboardInterrupt()], ids=["no answer", "interrupted"]
+)
+def test_a_manifest_that_may_still_appear_finds_what_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     late: list[tuple[Path, bytes]] = []
 
     def slow(path: Path, content: bytes) -> bool:
@@ -331,7 +392,9 @@ def test_a_published_file_that_was_altered_is_refused(tmp_path: Path, damage: st
     publish_partition(tmp_path, "p", score_rows(3), FACTS)
     [path] = tmp_path.glob("data/p/*.parquet")
     DAMAGE[damage](path)
-    with pytest.raises(DamagedInputError, match=r"does not match its manifest; delete manifests/p.json and score again"):
+    with pytest.raises(
+        DamagedInputError, match=r"does not match its manifest; delete manifests/p.json and score again"
+    ):
         read_published(tmp_path)
 
 
@@ -362,7 +425,11 @@ def test_a_partition_s_id_moves_with_each_ingredient(ingredient: str) -> None:
 
 
 def test_ingredients_do_not_run_into_each_other() -> None:
-    swapped = {**INGREDIENTS, "input_sha256": INGREDIENTS["bundle_sha256"], "bundle_sha256": INGREDIENTS["input_sha256"]}
+    swapped = {
+        **INGREDIENTS,
+        "input_sha256": INGREDIENTS["bundle_sha256"],
+        "bundle_sha256": INGREDIENTS["input_sha256"],
+    }
     shifted = {**INGREDIENTS, "input_sha256": "12", "bundle_sha256": ""}
     assert len({partition_id(**i) for i in (INGREDIENTS, swapped, shifted)}) == 3
 

@@ -45,7 +45,10 @@ class BucketWorld(World):
         self.bucket = Bucket(self.place)
         for path in (root / "to_score").rglob("*.parquet"):
             self.bucket.put(f"rows/{path.relative_to(root / 'to_score')}", path.read_bytes())
-        data, scoring = {"to_score": f"{self.place}/rows"}, {**self.plain["scoring"], "scores": f"{self.place}/scores"}
+        data, scoring = (
+            {"to_score": f"{self.place}/rows"},
+            {**self.plain["scoring"], "scores": f"{self.place}/scores"},
+        )
         self.config = build_config({**self.plain, "data": data, "scoring": scoring}, "test")
 
 
@@ -67,31 +70,49 @@ def test_a_bucket_s_rows_get_the_labels_that_a_folder_s_rows_get_and_once(world:
     world.config = world.local
     scorer = world.scorer()
     assert [scorer.outcome(unit).error for unit in world.units()] == ["", ""]
-    assert there.num_rows == 2 * ROWS and there.equals(read_published(world.config.scores_place).sort_by("row_id"))
+    assert there.num_rows == 2 * ROWS and there.equals(
+        read_published(world.config.scores_place).sort_by("row_id")
+    )
 
 
 def test_plain_pyarrow_reads_what_manifests_name(world: BucketWorld, s3: str) -> None:
     scorer = world.scorer()
     for unit in world.units():
         scorer.outcome(unit)
-    system = pyarrow.fs.S3FileSystem(endpoint_override=s3.removeprefix("http://"), scheme="http", region="us-east-1")
+    system = pyarrow.fs.S3FileSystem(
+        endpoint_override=s3.removeprefix("http://"), scheme="http", region="us-east-1"
+    )
     root = world.config.scores_place.removeprefix("s3://")
-    manifests = [json.loads(system.open_input_stream(one.path).read()) for one in system.get_file_info(pyarrow.fs.FileSelector(f"{root}/manifests"))]
+    manifests = [
+        json.loads(system.open_input_stream(one.path).read())
+        for one in system.get_file_info(pyarrow.fs.FileSelector(f"{root}/manifests"))
+    ]
     files = [f"{root}/{entry['path']}" for manifest in manifests for entry in manifest["files"]]
     found = ds.dataset(files, filesystem=system, format="parquet").to_table().sort_by("row_id")
     assert found.equals(read_published(world.config.scores_place).sort_by("row_id"))
 
 
-def test_a_large_object_is_taken_in_parts_and_bad_rows_are_errors(world: BucketWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_object_is_taken_in_parts_and_bad_rows_are_errors(
+    world: BucketWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(score_units, "UNIT_ROWS", 10)
     rows = planted_rows("two", 32, 7, labelled=False)
     rows[30]["ad_title"] = ""
     world.bucket.put("rows/task=two/part-7-large.parquet", parquet(rows))
     units = world.units()
-    assert [unit.part for unit in units if "part-7-large" in unit.path] == [(0, 10), (10, 20), (20, 30), (30, 32)]
+    assert [unit.part for unit in units if "part-7-large" in unit.path] == [
+        (0, 10),
+        (10, 20),
+        (20, 30),
+        (30, 32),
+    ]
     scorer = world.scorer()
     assert not any(scorer.outcome(unit).error for unit in units)
-    found = {row_id for row_id in read_published(world.config.scores_place).column("row_id").to_pylist() if row_id.startswith("two-7-")}
+    found = {
+        row_id
+        for row_id in read_published(world.config.scores_place).column("row_id").to_pylist()
+        if row_id.startswith("two-7-")
+    }
     assert found == {row["row_id"] for row in rows if row["ad_title"]}
     assert read_errors(world.config.scores_place).column("row").to_pylist() == [30]
 
@@ -105,9 +126,14 @@ def test_planning_lists_twice_and_reads_only_the_end_of_each_file_through_one_cl
     for number in range(12):
         Bucket(place).put(f"rows/task=two/part-{number:02d}.parquet", file)
     scoring = {"scores": f"{place}/scores"}
-    config = build_config({**planted_config(tmp_path, "nowhere", scoring=scoring), "data": {"to_score": f"{place}/rows"}}, "test")
+    config = build_config(
+        {**planted_config(tmp_path, "nowhere", scoring=scoring), "data": {"to_score": f"{place}/rows"}},
+        "test",
+    )
     (first, *_), _ = plan_units(config, "b")
-    publish_partition(config.scores_place, first.partition, SCORE_SCHEMA.empty_table(), {"bundle_sha256": "b"})
+    publish_partition(
+        config.scores_place, first.partition, SCORE_SCHEMA.empty_table(), {"bundle_sha256": "b"}
+    )
     init, get_range = Bucket.__init__, Bucket.get_range
 
     def ranged(bucket: Bucket, key: str, version: str, start: int, end: int) -> bytes:
@@ -119,10 +145,15 @@ def test_planning_lists_twice_and_reads_only_the_end_of_each_file_through_one_cl
     with proxy(s3, trouble) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         to_do, published = plan_units(config, "b")
-    assert published == [first] and [unit.part for unit in to_do] == [(8000, 12_000)] + [(0, 8000), (8000, 12_000)] * 11
+    assert (
+        published == [first]
+        and [unit.part for unit in to_do] == [(8000, 12_000)] + [(0, 8000), (8000, 12_000)] * 11
+    )
     assert [unit.path[-10:-8] for unit in to_do] == sorted(unit.path[-10:-8] for unit in to_do)
     listings = [path for method, path in trouble.asked if path.strip("/") == "labels"]
-    assert {method for method, _ in trouble.asked} == {"GET"} and len(listings) == 2, "rows, and what is published"
+    assert {method for method, _ in trouble.asked} == {"GET"} and len(listings) == 2, (
+        "rows, and what is published"
+    )
     assert sorted(opened) == [f"{place}/rows", f"{place}/scores"]
     assert len(read) == len(trouble.asked) - len(listings) == 12 and max(read) <= 65_536 < len(file)
 
@@ -135,11 +166,19 @@ def test_a_unit_that_was_published_after_it_was_planned_is_not_scored_again(worl
     assert late.outcome(unit).labels == ROWS and read_published(world.config.scores_place).num_rows == ROWS
 
 
-def test_an_object_that_changes_while_it_is_scored_is_not_scored_under_its_old_name(world: BucketWorld) -> None:
+def test_an_object_that_changes_while_it_is_scored_is_not_scored_under_its_old_name(
+    world: BucketWorld,
+) -> None:
     scorer, (unit, _) = world.scorer(), world.units()
-    world.bucket.put(f"rows/{unit.path.partition('/rows/')[2]}", parquet(planted_rows("two", ROWS, 99, labelled=False)))
+    world.bucket.put(
+        f"rows/{unit.path.partition('/rows/')[2]}", parquet(planted_rows("two", ROWS, 99, labelled=False))
+    )
     told = scorer.outcome(unit)
-    assert told.retry and "changed while it was read" in told.error and read_manifests(world.config.scores_place) == []
+    assert (
+        told.retry
+        and "changed while it was read" in told.error
+        and read_manifests(world.config.scores_place) == []
+    )
     again = world.units()
     assert unit.partition not in {one.partition for one in again} and scorer.outcome(again[0]).error == ""
 
@@ -155,7 +194,11 @@ def test_an_object_that_is_no_parquet_fails_its_unit_alone(world: BucketWorld) -
     world.bucket.put("rows/task=two/part-5.parquet", b"PAR1 and no more")
     scorer = world.scorer()
     outcomes = [scorer.outcome(unit) for unit in world.units()]
-    assert sorted("not whole" in one.error or "damaged" in one.error for one in outcomes) == [False, False, True]
+    assert sorted("not whole" in one.error or "damaged" in one.error for one in outcomes) == [
+        False,
+        False,
+        True,
+    ]
     assert read_published(world.config.scores_place).num_rows == 2 * ROWS
 
 
@@ -191,7 +234,9 @@ def test_a_scorer_that_is_gone_before_or_after_a_write_leaves_all_or_nothing(
     for left in world.units():
         assert world.scorer().outcome(left).error == ""
     assert read_published(world.config.scores_place).num_rows == 2 * ROWS
-    assert sweep_orphans(world.config.scores_place, older_than_s=-1) == (0 if published or (point == "put" and not done) else 1)
+    assert sweep_orphans(world.config.scores_place, older_than_s=-1) == (
+        0 if published or (point == "put" and not done) else 1
+    )
     assert read_published(world.config.scores_place).num_rows == 2 * ROWS
 
 
@@ -209,17 +254,23 @@ def test_a_run_s_record_lies_beside_its_labels_and_is_read_from_there(world: Buc
 
 def test_a_bucket_s_days_are_told_apart_and_one_without_rows_is_refused(world: BucketWorld) -> None:
     config = build_config({**world.plain, "data": {"to_score": f"{world.place}/days/{{date}}"}}, "test")
-    world.bucket.put("days/2026-01-31/task=two/part-0.parquet", parquet(planted_rows("two", 3, 1, labelled=False)))
+    world.bucket.put(
+        "days/2026-01-31/task=two/part-0.parquet", parquet(planted_rows("two", 3, 1, labelled=False))
+    )
     (unit,), _ = plan_units(on_date(config, "2026-01-31"), "b")
     assert unit.path.endswith("/days/2026-01-31/task=two/part-0.parquet") and unit.rows == 3
-    with pytest.raises(DataRefusedError, match=r"days/2026-02-01 holds no task=<name>/\*.parquet; upload rows"):
+    with pytest.raises(
+        DataRefusedError, match=r"days/2026-02-01 holds no task=<name>/\*.parquet; upload rows"
+    ):
         plan_units(on_date(config, "2026-02-01"), "b")
     world.bucket.put("days/2026-01-31/task=unheard/part-0.parquet", b"")
     with pytest.raises(ConfigError, match="unheard"):
         plan_units(on_date(config, "2026-01-31"), "b")
 
 
-def test_a_store_that_goes_away_fails_its_unit_to_be_tried_again(world: BucketWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_goes_away_fails_its_unit_to_be_tried_again(
+    world: BucketWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scorer, unit = world.scorer(), world.units()[0]
 
     def away(*_: object) -> bytes:
@@ -229,4 +280,7 @@ def test_a_store_that_goes_away_fails_its_unit_to_be_tried_again(world: BucketWo
     told = scorer.outcome(unit)
     assert told.retry and "the store is away" in told.error
     monkeypatch.undo()
-    assert scorer.outcome(unit).labels == ROWS and np.isfinite(read_published(world.config.scores_place).column("probability").to_numpy()).all()
+    assert (
+        scorer.outcome(unit).labels == ROWS
+        and np.isfinite(read_published(world.config.scores_place).column("probability").to_numpy()).all()
+    )

@@ -12,25 +12,45 @@ GOOD = {"row_id": "a", "query": "lamp", "ad_title": "desk lamp", "market": "us"}
 
 
 def table_of(*rows: dict[str, Any]) -> pa.Table:
-    return pa.table({field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in ROW_SCHEMA})
+    return pa.table(
+        {field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in ROW_SCHEMA}
+    )
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    ({"row_id": None}, "row_id is null"), ({"query": None}, "query is null"), ({"ad_title": None}, "ad_title is null"),
-    ({"query": " \t "}, "query is blank"), ({"ad_title": ""}, "ad_title is blank"), ({"market": None}, "market is null"),
-    ({"query": "q" * 4_097}, "query has over 4,096 characters"), ({"ad_title": "é" * 16_385}, "ad_title has over 16,384 characters"),
-    ({"row_id": "a"}, "row_id repeats"),
-])  # fmt: skip
-def test_a_bad_row_is_told_with_its_number_and_reason_and_the_others_stay(change: dict[str, Any], reason: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"row_id": None}, "row_id is null"),
+        ({"query": None}, "query is null"),
+        ({"ad_title": None}, "ad_title is null"),
+        ({"query": " \t "}, "query is blank"),
+        ({"ad_title": ""}, "ad_title is blank"),
+        ({"market": None}, "market is null"),
+        ({"query": "q" * 4_097}, "query has over 4,096 characters"),
+        ({"ad_title": "é" * 16_385}, "ad_title has over 16,384 characters"),
+        ({"row_id": "a"}, "row_id repeats"),
+    ],
+)
+def test_a_bad_row_is_told_with_its_number_and_reason_and_the_others_stay(
+    change: dict[str, Any], reason: str
+) -> None:
     table = table_of(GOOD, {**GOOD, "row_id": "b", **change}, {**GOOD, "row_id": "c"})
     rows, errors = part_rows(table, "two", 100, "f" * 64)
     assert rows.column("row_id").to_pylist() == ["a", "c"] and rows.schema.names == ROW_SCHEMA.names
     assert errors.schema == ERROR_SCHEMA
     row_id = table.column("row_id")[1].as_py()
-    assert errors.to_pylist() == [{"row_id": row_id, "row": 101, "task": "two", "reason": reason, "bundle_sha256": "f" * 64}]
+    assert errors.to_pylist() == [
+        {"row_id": row_id, "row": 101, "task": "two", "reason": reason, "bundle_sha256": "f" * 64}
+    ]
 
 
-UNHARMFUL = [{"query": "q" * 4_096}, {"ad_description": None}, {"label": 99}, {"weight": float("nan")}, {"market": ""}]
+UNHARMFUL = [
+    {"query": "q" * 4_096},
+    {"ad_description": None},
+    {"label": 99},
+    {"weight": float("nan")},
+    {"market": ""},
+]
 
 
 @pytest.mark.parametrize("change", UNHARMFUL, ids=str)

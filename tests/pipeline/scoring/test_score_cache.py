@@ -11,7 +11,14 @@ from pipeline.inference.known_scores import NOTHING_KNOWN, Known, hashes_as_arro
 from pipeline.registry.version_files import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring import score_cache
-from pipeline.scoring.label_store import last_record, publish_partition, put_record, read_manifests, read_published, read_run
+from pipeline.scoring.label_store import (
+    last_record,
+    publish_partition,
+    put_record,
+    read_manifests,
+    read_published,
+    read_run,
+)
 from pipeline.scoring.run_record import run_record
 from pipeline.scoring.score_cache import ScoreCache, cached_files
 from tests.support.planted import planted_rows, write_rows
@@ -39,8 +46,13 @@ def score_day(world: World, run: str) -> tuple[int, int]:
 
 
 def next_day(world: World, seed: int, new_rows: int) -> list[str]:
-    """The rows of unit `seed` come again under other ids and in another order, with new ones among them; their ids."""
-    rows = [*planted_rows("two", ROWS, seed, labelled=False), *planted_rows("two", new_rows, 77, labelled=False)][::-1]
+    """The rows of unit `seed` come again under other ids and in another order, with new ones among them;
+    their ids.
+    """
+    rows = [
+        *planted_rows("two", ROWS, seed, labelled=False),
+        *planted_rows("two", new_rows, 77, labelled=False),
+    ][::-1]
     for number, row in enumerate(rows):
         row["row_id"] = f"again-{number}"
     write_rows(rows, world.root / "to_score" / "task=two" / "part-7-again.parquet")
@@ -55,16 +67,24 @@ def test_a_pair_of_the_run_before_is_reused_to_the_bit_and_new_ones_are_judged(w
     assert len(again) == ROWS
     for row in again:
         same = before[row["input_hash"]]
-        assert all(row[name] == same[name] for name in ("probability", "label", "label_name", "expected_grade", "decision"))
+        assert all(
+            row[name] == same[name]
+            for name in ("probability", "label", "label_name", "expected_grade", "decision")
+        )
     alone = {row["row_id"]: row["probability"] for row in read_run(world.scores_dir).to_pylist()}
     assert len(alone) == ROWS + 3 and all(np.isfinite(list(alone.values())))
 
 
-def test_a_pair_that_was_away_for_a_few_runs_is_reused_and_no_run_too_far_back_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_that_was_away_for_a_few_runs_is_reused_and_no_run_too_far_back_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for day in range(2, 5):  # other pairs each day, and the inputs of the days before are gone
         for path in (world.root / "to_score").rglob("*.parquet"):
             path.unlink()
-        write_rows(planted_rows("two", ROWS, 30 + day, labelled=False), world.root / "to_score" / "task=two" / f"part-{day}.parquet")
+        write_rows(
+            planted_rows("two", ROWS, 30 + day, labelled=False),
+            world.root / "to_score" / "task=two" / f"part-{day}.parquet",
+        )
         assert score_day(world, f"2026020{day}-a") == (ROWS, 0)
     next_day(world, 0, 1)
     assert [world.scorer().outcome(unit).reused for unit in world.units()] == [ROWS]
@@ -99,7 +119,10 @@ def test_a_unit_whose_manifest_was_removed_is_scored_again_and_the_others_are_re
 
 def test_labels_of_another_model_are_not_reused(world: World) -> None:
     assert set(cached_files(world.scores_dir, world.sha256)) == {"two"}
-    assert cached_files(world.scores_dir, "0" * 64) == {} and cached_files(world.root / "nowhere", world.sha256) == {}
+    assert (
+        cached_files(world.scores_dir, "0" * 64) == {}
+        and cached_files(world.root / "nowhere", world.sha256) == {}
+    )
 
 
 def test_labels_of_releases_without_hashes_are_read_and_not_reused(world: World) -> None:
@@ -114,7 +137,15 @@ def test_labels_of_releases_without_hashes_are_read_and_not_reused(world: World)
 def test_a_hash_is_of_what_the_task_reads_and_of_nothing_else() -> None:
     row = planted_rows("two", 1, 1, labelled=False)[0]
     turned = {"query": row["ad_title"], "ad_title": row["query"]}
-    changes = [{}, {"row_id": "x"}, {"market": "fr"}, {"landing_page": "l"}, {"query": "q"}, {"ad_title": "t"}, turned]
+    changes = [
+        {},
+        {"row_id": "x"},
+        {"market": "fr"},
+        {"landing_page": "l"},
+        {"query": "q"},
+        {"ad_title": "t"},
+        turned,
+    ]
     hashes = input_hashes(pa.Table.from_pylist([row | change for change in changes], ROW_SCHEMA), TASK)
     assert len(set(hashes[:4].tolist())) == 1 and len(set(hashes[3:].tolist())) == 4
 

@@ -17,30 +17,100 @@ from models.files import file_sha256
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.names import check_name
 from pipeline.storage import filesystem as files
-from pipeline.storage.filesystem import json_sha256, publish_dir, read_json, remove_tree, safe_join, write_bytes, write_json
+from pipeline.storage.filesystem import (
+    json_sha256,
+    publish_dir,
+    read_json,
+    remove_tree,
+    safe_join,
+    write_bytes,
+    write_json,
+)
 
 PLAIN = string.ascii_lowercase + string.digits
 HOSTILE_NAMES = [
-    "", ".", "..", "../x", "a/b", "/etc/passwd", "a\0", "\0", "%2e%2e", "%2e%2e%2f", "a" * 64, "a" * 300, "CON", "Nul", "-rf", "_a",
-    "a b", "a\n", "\na", "a.b", "a\\b", "c:", "~", "$HOME", "a;b", "раураl", "аbc", "ａｂｃ", "a\u200b", "\u202eabc", "é", "ⅷ",
-    "１", "a\u0301", "ſ", "K", "İ",
-]  # fmt: skip
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/b",
+    "/etc/passwd",
+    "a\0",
+    "\0",
+    "%2e%2e",
+    "%2e%2e%2f",
+    "a" * 64,
+    "a" * 300,
+    "CON",
+    "Nul",
+    "-rf",
+    "_a",
+    "a b",
+    "a\n",
+    "\na",
+    "a.b",
+    "a\\b",
+    "c:",
+    "~",
+    "$HOME",
+    "a;b",
+    "раураl",
+    "аbc",
+    "ａｂｃ",
+    "a\u200b",
+    "\u202eabc",
+    "é",
+    "ⅷ",
+    "１",
+    "a\u0301",
+    "ſ",
+    "K",
+    "İ",
+]
 HOSTILE_CHARACTERS = PLAIN + "_-" * 6 + "./\\\0 %~ABCZ\n\tа\u0430ａ１é\u0301\u200b\u202e$;:"
 HOSTILE_PARTS = [
-    "..", ".", "a", "b", "out", "in", "loop", "/etc", "/", "\0", "a\0b", "~", "%2e%2e", "x" * 300,
-    "..\\..", "．．", "a/../..", "b/../a", "",
-]  # fmt: skip
+    "..",
+    ".",
+    "a",
+    "b",
+    "out",
+    "in",
+    "loop",
+    "/etc",
+    "/",
+    "\0",
+    "a\0b",
+    "~",
+    "%2e%2e",
+    "x" * 300,
+    "..\\..",
+    "．．",
+    "a/../..",
+    "b/../a",
+    "",
+]
 LEADING_OUT = [
-    ("out",), ("out", "file"), ("..",), ("a", "..", ".."), ("/etc/passwd",), ("a\0b",), ("loop", "x"),
-    ("in", "..", ".."), ("loop", "..", "out"), ("..", "root-beside"),
-]  # fmt: skip
+    ("out",),
+    ("out", "file"),
+    ("..",),
+    ("a", "..", ".."),
+    ("/etc/passwd",),
+    ("a\0b",),
+    ("loop", "x"),
+    ("in", "..", ".."),
+    ("loop", "..", "out"),
+    ("..", "root-beside"),
+]
 
 
 def random_names(count: int) -> list[str]:
     """Half of plain characters alone and half of hostile ones too, of lengths around the limit as well."""
     draw = random.Random(0)
     pools = (PLAIN + "_-", HOSTILE_CHARACTERS)
-    return ["".join(draw.choices(pools[n % 2], k=draw.choice((1, 2, 3, 8, 62, 63, 64, 300)))) for n in range(count)]
+    return [
+        "".join(draw.choices(pools[n % 2], k=draw.choice((1, 2, 3, 8, 62, 63, 64, 300))))
+        for n in range(count)
+    ]
 
 
 def obeys_the_rule(name: str) -> bool:
@@ -155,7 +225,9 @@ def test_a_json_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert before is None or read_json(path) == before
 
 
-def test_a_failed_sync_of_the_folder_leaves_the_new_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_sync_of_the_folder_leaves_the_new_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "value.json"
     write_json(path, {"old": 1})
     monkeypatch.setattr(files, "sync_dir", full_disk)
@@ -165,11 +237,17 @@ def test_a_failed_sync_of_the_folder_leaves_the_new_file_whole(tmp_path: Path, m
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
 
 
-def test_a_file_is_on_disk_before_its_name_is_and_its_name_before_the_call_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_on_disk_before_its_name_is_and_its_name_before_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     sync, replace = os.fsync, Path.replace
     kinds = {True: "folder", False: "file"}
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append(kinds[Path(f"/proc/self/fd/{fd}").resolve().is_dir()]), sync(fd)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (order.append(kinds[Path(f"/proc/self/fd/{fd}").resolve().is_dir()]), sync(fd)),
+    )
     monkeypatch.setattr(Path, "replace", lambda path, target: (order.append("rename"), replace(path, target)))
     write_bytes(tmp_path / "file", b"content")
     assert order == ["file", "rename", "folder"]
@@ -212,7 +290,15 @@ def test_written_json_is_read_back_with_its_letters(tmp_path: Path) -> None:
 
 def test_a_digest_of_json_ignores_the_order_of_keys_and_nothing_else() -> None:
     assert json_sha256({"a": 1, "b": [1, 2]}) == json_sha256({"b": [1, 2], "a": 1})
-    values: list[Any] = [{"a": 1}, {"a": "1"}, {"a": [1]}, {"a": 1, "b": None}, [["a", 1]], {"a": True}, {"ab": 1}]
+    values: list[Any] = [
+        {"a": 1},
+        {"a": "1"},
+        {"a": [1]},
+        {"a": 1, "b": None},
+        [["a", 1]],
+        {"a": True},
+        {"ab": 1},
+    ]
     assert len({json_sha256(value) for value in values}) == len(values)
 
 
@@ -241,7 +327,9 @@ def test_a_folder_is_published_below_folders_that_do_not_exist_yet(tmp_path: Pat
     assert (tmp_path / "new" / "deep" / "model" / "a").read_text() == "1"
 
 
-def test_a_publication_that_fails_leaves_the_older_folder_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_publication_that_fails_leaves_the_older_folder_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     final, staged = folder_with(tmp_path / "model", old="1"), folder_with(tmp_path / "staged", new="2")
     rename = Path.rename
 

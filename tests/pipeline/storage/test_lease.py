@@ -45,7 +45,13 @@ def test_who_holds_a_lease_keeps_it_by_renewing_it_and_others_are_told_who(store
 
 
 def test_a_lease_of_another_machine_is_taken_when_it_has_run_out_and_not_before(store: Store) -> None:
-    far = {"host": socket.gethostname(), "machine": "elsewhere", "pid": 1, "process_started_s": 0.0, "until_s": time.time() + 1.0}
+    far = {
+        "host": socket.gethostname(),
+        "machine": "elsewhere",
+        "pid": 1,
+        "process_started_s": 0.0,
+        "until_s": time.time() + 1.0,
+    }
     store.put(key_of(7), json.dumps(far).encode())
     started_s = time.time()
     with lease(store) as held:
@@ -55,7 +61,15 @@ def test_a_lease_of_another_machine_is_taken_when_it_has_run_out_and_not_before(
 
 def test_a_holder_whose_lease_was_taken_over_learns_of_it_and_leaves_the_new_one_alone(store: Store) -> None:
     with lease(store) as held:
-        far = json.dumps({"host": "elsewhere", "machine": "elsewhere", "pid": 1, "process_started_s": 0.0, "until_s": time.time() + 60}).encode()
+        far = json.dumps(
+            {
+                "host": "elsewhere",
+                "machine": "elsewhere",
+                "pid": 1,
+                "process_started_s": 0.0,
+                "until_s": time.time() + 60,
+            }
+        ).encode()
         store.put(key_of(held.number + 1), far)
         held._renewing.join(timeout=10)
         with pytest.raises(RetryableError, match="another took over the scoring"):
@@ -63,7 +77,9 @@ def test_a_holder_whose_lease_was_taken_over_learns_of_it_and_leaves_the_new_one
     assert store.get(key_of(held.number + 1)) == far
 
 
-def test_a_store_that_is_away_at_the_end_does_not_hide_what_the_work_ended_with(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_at_the_end_does_not_hide_what_the_work_ended_with(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def away(*_: object) -> None:
         raise RetryableError("away")
 
@@ -77,13 +93,23 @@ def test_a_file_that_says_nothing_of_a_lease_is_named_and_others_are_left_alone(
     with lease(store):
         pass
     store.put(key_of(9), b'{"host": "elsewhe')
-    with pytest.raises(DamagedInputError, match="lease/00000009.json says nothing of a lease .* then delete it"), lease(store):
+    with (
+        pytest.raises(
+            DamagedInputError, match="lease/00000009.json says nothing of a lease .* then delete it"
+        ),
+        lease(store),
+    ):
         pass
 
 
-def test_a_store_that_replaces_what_it_should_keep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_replaces_what_it_should_keep_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Folder, "put_if_absent", lambda store, key, content: store.put(key, content) or True)
-    with pytest.raises(ConfigError, match="replaces what is there though it is asked not to.*If-None-Match"), lease(Folder(tmp_path)):
+    with (
+        pytest.raises(ConfigError, match="replaces what is there though it is asked not to.*If-None-Match"),
+        lease(Folder(tmp_path)),
+    ):
         pass
 
 
@@ -98,7 +124,9 @@ with Lease(open_store(sys.argv[1]), print, 600.0):
 
 
 def test_a_killed_holder_of_this_machine_is_followed_at_once(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -97,15 +97,24 @@ def test_a_put_whose_answer_was_lost_is_ours_all_the_same(troubled: tuple[Bucket
     assert bucket.get("lost.json") == b"ours" and bucket.put_if_absent("lost.json", b"theirs") is False
 
 
-@pytest.mark.parametrize(("status", "error", "told"), [
-    (403, ConfigError, "refuses access to k .*check AWS_ACCESS_KEY_ID"),
-    (401, ConfigError, "refuses access to k .*check AWS_ACCESS_KEY_ID"),
-    (400, RetryableError, "does not do what it is asked"),
-])  # fmt: skip
-def test_what_a_store_refuses_is_told(troubled: tuple[Bucket, Trouble], status: int, error: type[Exception], told: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "error", "told"),
+    [
+        (403, ConfigError, "refuses access to k .*check AWS_ACCESS_KEY_ID"),
+        (401, ConfigError, "refuses access to k .*check AWS_ACCESS_KEY_ID"),
+        (400, RetryableError, "does not do what it is asked"),
+    ],
+)
+def test_what_a_store_refuses_is_told(
+    troubled: tuple[Bucket, Trouble], status: int, error: type[Exception], told: str
+) -> None:
     bucket, trouble = troubled
     trouble.status = status
-    for ask in (lambda: bucket.get("k"), lambda: bucket.put("k", b""), lambda: bucket.put_if_absent("k", b"")):
+    for ask in (
+        lambda: bucket.get("k"),
+        lambda: bucket.put("k", b""),
+        lambda: bucket.put_if_absent("k", b""),
+    ):
         with pytest.raises(error, match=told):
             ask()
 
@@ -127,7 +136,9 @@ def test_a_store_that_is_ill_for_good_or_away_is_given_up_in_a_bounded_time(
 def test_a_bucket_that_is_not_there_is_an_error_of_the_config(s3: str) -> None:
     bucket = Bucket("s3://nowhere/labels")
     for ask in (lambda: bucket.get("k"), lambda: bucket.put("k", b""), lambda: list(bucket.list(""))):
-        with pytest.raises(ConfigError, match="s3://nowhere/labels lies in no bucket that there is; make the bucket"):
+        with pytest.raises(
+            ConfigError, match="s3://nowhere/labels lies in no bucket that there is; make the bucket"
+        ):
             ask()
 
 
@@ -136,7 +147,13 @@ def test_a_stored_file_is_read_as_files_are_and_only_as_long_as_it_is_the_same(s
     bucket.put("f", bytes(range(100)))
     (entry,) = bucket.list("")
     file = StoredFile(bucket, entry)
-    assert (file.read(3), file.tell(), file.seek(-2, io.SEEK_END), file.read(), file.read(1)) == (b"\0\1\2", 3, 98, b"bc", b"")
+    assert (file.read(3), file.tell(), file.seek(-2, io.SEEK_END), file.read(), file.read(1)) == (
+        b"\0\1\2",
+        3,
+        98,
+        b"bc",
+        b"",
+    )
     assert file.seek(10) == 10 and file.seek(5, io.SEEK_CUR) == 15 and file.read(1) == b"\x0f"
     bucket.put("f", bytes(reversed(range(100))))
     file.seek(0)
@@ -144,7 +161,9 @@ def test_a_stored_file_is_read_as_files_are_and_only_as_long_as_it_is_the_same(s
         file.read(3)
 
 
-def test_a_place_is_asked_through_one_client_as_long_as_the_settings_are_the_same(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_is_asked_through_one_client_as_long_as_the_settings_are_the_same(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = open_store("s3://labels/a")
     assert open_store("s3://labels/a/") is first and open_store("s3://labels/b") is not first
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")

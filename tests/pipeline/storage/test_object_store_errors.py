@@ -10,7 +10,10 @@ from pipeline.storage import object_store as store
 from pipeline.storage.object_store import Bucket
 from tests.support.servers import Trouble, guarded_s3_server, proxy
 
-ACCOUNT, PLACE = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or the machine's role", "check AWS_REGION, AWS_ENDPOINT_URL"
+ACCOUNT, PLACE = (
+    "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or the machine's role",
+    "check AWS_REGION, AWS_ENDPOINT_URL",
+)
 ASKS: dict[str, Callable[[Bucket], object]] = {
     "get": lambda bucket: bucket.get("k"),
     "list": lambda bucket: list(bucket.list("")),
@@ -38,7 +41,10 @@ def troubled(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trouble]:
 
 def s3_error(code: str) -> bytes:
     """As S3 documents it."""
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>Made up.</Message><RequestId>4</RequestId></Error>'.encode()
+    return (
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>Made '
+        "up.</Message><RequestId>4</RequestId></Error>"
+    ).encode()
 
 
 @pytest.mark.parametrize("ask", [*ASKS, "exists"])
@@ -59,15 +65,24 @@ def test_a_store_that_looks_at_who_asks_refuses_a_wrong_account_for_good(
 
 
 REFUSALS = [
-    (403, "InvalidAccessKeyId", ACCOUNT), (403, "SignatureDoesNotMatch", ACCOUNT), (403, "AccessDenied", ACCOUNT), (401, "Unauthorized", ACCOUNT),
-    (400, "InvalidToken", ACCOUNT), (400, "ExpiredToken", ACCOUNT), (400, "AuthorizationHeaderMalformed", PLACE), (400, "InvalidBucketName", PLACE),
-    (301, "PermanentRedirect", PLACE), (404, "NoSuchBucket", "make the bucket, or correct the config"),
-]  # fmt: skip
+    (403, "InvalidAccessKeyId", ACCOUNT),
+    (403, "SignatureDoesNotMatch", ACCOUNT),
+    (403, "AccessDenied", ACCOUNT),
+    (401, "Unauthorized", ACCOUNT),
+    (400, "InvalidToken", ACCOUNT),
+    (400, "ExpiredToken", ACCOUNT),
+    (400, "AuthorizationHeaderMalformed", PLACE),
+    (400, "InvalidBucketName", PLACE),
+    (301, "PermanentRedirect", PLACE),
+    (404, "NoSuchBucket", "make the bucket, or correct the config"),
+]
 
 
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize(("status", "code", "remedy"), REFUSALS)
-def test_what_no_second_try_mends_is_an_error_of_the_config(troubled: Trouble, status: int, code: str, remedy: str, ask: str) -> None:
+def test_what_no_second_try_mends_is_an_error_of_the_config(
+    troubled: Trouble, status: int, code: str, remedy: str, ask: str
+) -> None:
     troubled.status, troubled.content = status, s3_error(code)
     with pytest.raises(ConfigError) as refused:
         ASKS[ask](Bucket("s3://labels/x"))
@@ -75,12 +90,17 @@ def test_what_no_second_try_mends_is_an_error_of_the_config(troubled: Trouble, s
 
 
 @pytest.mark.parametrize("ask", ASKS)
-@pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (429, "TooManyRequests"), (500, "InternalError"), (400, "RequestTimeout")])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(503, "SlowDown"), (429, "TooManyRequests"), (500, "InternalError"), (400, "RequestTimeout")],
+)
 def test_what_may_pass_is_worth_a_retry(troubled: Trouble, status: int, code: str, ask: str) -> None:
     troubled.status, troubled.content = status, s3_error(code)
     with pytest.raises(RetryableError) as told:
         ASKS[ask](Bucket("s3://labels/x"))
-    assert str(told.value) == f"s3://labels/x does not do what it is asked ({status} {code}: Made up.); run the same command again"
+    assert str(told.value) == (
+        f"s3://labels/x does not do what it is asked ({status} {code}: Made up.); run the same command again"
+    )
 
 
 @pytest.mark.parametrize("ask", ASKS)
@@ -104,9 +124,17 @@ def test_no_credentials_on_a_machine_without_a_role_are_an_error_of_the_config(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     started_s = time.monotonic()
     for status, nobody in ((404, False), (200, True)):
-        monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9" if nobody else store.os.environ["AWS_ENDPOINT_URL"])
+        monkeypatch.setenv(
+            "AWS_METADATA_ENDPOINT", "http://127.0.0.1:9" if nobody else store.os.environ["AWS_ENDPOINT_URL"]
+        )
         troubled.status, troubled.content = status, b""
-        with pytest.raises(ConfigError, match="s3://labels/x cannot be asked: no credentials are set.*; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS"):
+        with pytest.raises(
+            ConfigError,
+            match=(
+                "s3://labels/x cannot be asked: no credentials are set.*; set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS"
+            ),
+        ):
             ASKS[ask](Bucket("s3://labels/x"))
     troubled.status = 503
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", store.os.environ["AWS_ENDPOINT_URL"])
@@ -116,7 +144,15 @@ def test_no_credentials_on_a_machine_without_a_role_are_an_error_of_the_config(
 
 
 @pytest.mark.parametrize("missing", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_half_a_pair_of_key_and_secret_is_told(s3: str, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_half_a_pair_of_key_and_secret_is_told(
+    s3: str, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
     monkeypatch.delenv(missing)
-    with pytest.raises(ConfigError, match="s3://labels/x cannot be asked: .*Missing.*; set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or nei"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            "s3://labels/x cannot be asked: .*Missing.*; set both AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or nei"
+        ),
+    ):
         Bucket("s3://labels/x")

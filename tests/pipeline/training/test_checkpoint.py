@@ -48,7 +48,10 @@ def build_engine(steps: int = 2) -> Any:
 
 def tensors_of(engine: Any) -> dict[str, torch.Tensor]:
     """Its tensors by name."""
-    return {name: tensor.detach().clone() for name, tensor in engine.module.cut_up(engine.module.trainable_state()).items()}
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in engine.module.cut_up(engine.module.trainable_state()).items()
+    }
 
 
 @pytest.fixture
@@ -75,11 +78,24 @@ def test_a_checkpoint_holds_weights_optimizer_and_position(tmp_path: Path, engin
     folder = tmp_path / "step-00000200"
     assert names_in(folder) == sorted(FILES)
     check_checkpoint(folder)
-    assert json.loads((folder / "state.json").read_bytes()) == {"step": 200, "world_size": 1, "frozen_dtype": "none", "best": None}
-    assert all(torch.equal(t, tensors_of(engine)[name]) for name, t in load_file(folder / "weights.safetensors").items())
+    assert json.loads((folder / "state.json").read_bytes()) == {
+        "step": 200,
+        "world_size": 1,
+        "frozen_dtype": "none",
+        "best": None,
+    }
+    assert all(
+        torch.equal(t, tensors_of(engine)[name])
+        for name, t in load_file(folder / "weights.safetensors").items()
+    )
     stored = load_file(folder / "optimizer-0.safetensors")
-    assert set(stored) == {f"{name}@0.{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")}
-    assert torch.equal(torch.cat([stored["weight@0.exp_avg"], stored["bias@0.exp_avg"]]), engine.optimizer.state[engine.module.heads]["exp_avg"])
+    assert set(stored) == {
+        f"{name}@0.{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+    assert torch.equal(
+        torch.cat([stored["weight@0.exp_avg"], stored["bias@0.exp_avg"]]),
+        engine.optimizer.state[engine.module.heads]["exp_avg"],
+    )
     assert stored["bias@0.step"].item() == 2
 
 
@@ -99,7 +115,9 @@ def test_a_step_written_again_replaces_what_was_there(tmp_path: Path, engine: An
     assert names_in(tmp_path) == ["step-00000005"]
 
 
-def test_what_a_killed_writer_left_is_no_checkpoint_and_goes_with_the_next_start(tmp_path: Path, engine: Any) -> None:
+def test_what_a_killed_writer_left_is_no_checkpoint_and_goes_with_the_next_start(
+    tmp_path: Path, engine: Any
+) -> None:
     left = tmp_path / ".step-00000005.0123456789ab.tmp"
     left.mkdir()
     (left / "optimizer-7.safetensors").write_bytes(b"part")
@@ -119,7 +137,9 @@ def count_syncs(engine: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> int
     return len(calls)
 
 
-def test_a_full_disk_at_any_write_leaves_the_older_checkpoint_to_go_on_from(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_any_write_leaves_the_older_checkpoint_to_go_on_from(
+    tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sync, num_calls = os.fsync, count_syncs(engine, tmp_path / "count", monkeypatch)
     assert num_calls >= 7
     for call in range(1, num_calls + 1):
@@ -136,7 +156,9 @@ def test_a_full_disk_at_any_write_leaves_the_older_checkpoint_to_go_on_from(tmp_
             with pytest.raises(OSError, match="No space left"):
                 write(engine, root, 2)
         # the last is the sync after the rename: by then the new one is whole
-        assert newest_checkpoint(root)[0] == root / ("step-00000002" if call == num_calls else "step-00000001")
+        assert newest_checkpoint(root)[0] == root / (
+            "step-00000002" if call == num_calls else "step-00000001"
+        )
         write(engine, root, 2)
         assert newest_checkpoint(root)[0] == root / "step-00000002"
         assert not list(root.glob(".*"))
@@ -165,14 +187,20 @@ def test_the_weights_of_the_best_evaluation_lie_beside_the_newest_ones(tmp_path:
     writer.wait()
     folder = tmp_path / "step-00000003"
     check_checkpoint(folder)
-    assert json.loads((folder / "state.json").read_bytes())["best"] == {"step": 2, "macro_pr_auc": 0.75, "log_loss": 0.5}
+    assert json.loads((folder / "state.json").read_bytes())["best"] == {
+        "step": 2,
+        "macro_pr_auc": 0.75,
+        "log_loss": 0.5,
+    }
     assert torch.equal(load_file(folder / "best.safetensors")["weight"], best.tensors["weight"])
     flip_a_byte(folder / "best.safetensors")
     with pytest.raises(DamagedInputError, match="best.safetensors"):
         check_checkpoint(folder)
 
 
-def test_a_step_may_change_the_weights_while_they_are_written(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_may_change_the_weights_while_they_are_written(
+    tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, changed = tensors_of(engine)["weight"], threading.Event()
     monkeypatch.setattr(checkpoint, "save", lambda tensors: (changed.wait(20), save(tensors))[1])
     writer = CheckpointWriter(engine, tmp_path, 0, 1)
@@ -254,7 +282,13 @@ def test_a_checkpoint_that_storage_does_not_hand_out_is_neither_used_nor_taken_f
         return real(path)
 
     monkeypatch.setattr(checkpoint, "file_sha256", unreadable)
-    with pytest.raises(RetryableError, match=r"step-00000002 cannot be read \(\[Errno 5\] Input/output error.*move it away: the checkpoint before"):
+    with pytest.raises(
+        RetryableError,
+        match=(
+            r"step-00000002 cannot be read \(\[Errno 5\] Input/output error.*move it away: the checkpoint "
+            r"before"
+        ),
+    ):
         newest_checkpoint(tmp_path)
     assert len(list(tmp_path.glob("step-*"))) == 2
 
@@ -281,7 +315,9 @@ def test_what_is_newer_than_the_newest_whole_checkpoint_makes_room_also_where_it
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]
 
 
-def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(
+    tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = (CheckpointWriter(engine, tmp_path, rank, 2) for rank in (0, 1))
     second.attempt = first.attempt
     first.save(3, None)
@@ -290,7 +326,8 @@ def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(tmp_path: Pa
     second.wait()
     first.wait()
     assert names_in(tmp_path / "step-00000003") == sorted([*FILES, "optimizer-1.safetensors"])
-    assert load_file(tmp_path / "step-00000003" / "optimizer-1.safetensors") == {}  # at stage 0 all ranks hold the same
+    # at stage 0 all ranks hold the same
+    assert load_file(tmp_path / "step-00000003" / "optimizer-1.safetensors") == {}
     first.wait_s = 0.05
     first.save(4, None)
     with pytest.raises(RetryableError, match="optimizer-1.safetensors of a checkpoint did not come"):

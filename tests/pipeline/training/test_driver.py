@@ -24,7 +24,9 @@ from pipeline.training.worker_failures import BUGS, find_error, out_of_memory
 from tests.support.planted import planted_config, write_planted
 
 
-def test_the_follower_hands_on_every_line_once_and_in_order_even_those_written_in_parts(tmp_path: Path) -> None:
+def test_the_follower_hands_on_every_line_once_and_in_order_even_those_written_in_parts(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "live.jsonl"
     path.write_text("")
     seen: list[dict[str, Any]] = []
@@ -80,23 +82,38 @@ def whole_checkpoint(root: Path, step: int) -> Path:
     """A checkpoint that is whole by its manifest."""
     folder = root / f"step-{step:08d}"
     folder.mkdir()
-    for name, content in (("weights.safetensors", b"w"), ("optimizer-0.safetensors", b"o"), ("state.json", b"{}")):
+    for name, content in (
+        ("weights.safetensors", b"w"),
+        ("optimizer-0.safetensors", b"o"),
+        ("state.json", b"{}"),
+    ):
         (folder / name).write_bytes(content)
     write_json(folder / "manifest.json", {path.name: file_sha256(path) for path in sorted(folder.iterdir())})
     return folder
 
 
-def test_the_fingerprint_moves_with_what_the_weights_follow_from_and_with_nothing_else(config: RunConfig, tmp_path: Path) -> None:
+def test_the_fingerprint_moves_with_what_the_weights_follow_from_and_with_nothing_else(
+    config: RunConfig, tmp_path: Path
+) -> None:
     plan = plan_training(config)
     spread = {"num_workers": 4, "micro_batch_tokens": 64, "checkpoint_every_steps": 7}
-    others: list[dict[str, Any]] = [{"training": {**config.training.model_dump(), **spread}}, {"deepspeed": {"zero_stage": 3}}]
+    others: list[dict[str, Any]] = [
+        {"training": {**config.training.model_dump(), **spread}},
+        {"deepspeed": {"zero_stage": 3}},
+    ]
     assert plan_training(changed(config, seed=6)).fingerprint != plan.fingerprint
     assert plan_training(changed(config, optimizer={"learning_rate": 0.02})).fingerprint != plan.fingerprint
     for blocks in others:
         assert plan_training(changed(config, **blocks)).fingerprint == plan.fingerprint
     dropping = {"adapter": {"lora_dropout": 0.1}}
-    assert plan_training(changed(config, **dropping)).fingerprint != plan_training(changed(config, **dropping, **others[0])).fingerprint
-    assert plan_training(accepted(changed(config, scoring={"batch_tokens": 64}, name="other"))).fingerprint == plan.fingerprint
+    assert (
+        plan_training(changed(config, **dropping)).fingerprint
+        != plan_training(changed(config, **dropping, **others[0])).fingerprint
+    )
+    assert (
+        plan_training(accepted(changed(config, scoring={"batch_tokens": 64}, name="other"))).fingerprint
+        == plan.fingerprint
+    )
     write_planted(tmp_path, num_rows=10)
     accepted(config)
     again = plan_training(config)
@@ -124,7 +141,10 @@ def test_other_rows_are_refused_by_checkpoints_that_are_there(config: RunConfig,
     open_checkpoints(plan, lambda _: None)
     whole_checkpoint(plan.checkpoint_dir, 1)
     write_planted(tmp_path, num_rows=10)
-    with pytest.raises(ConfigError, match="the digest of the accepted rows was .*run under another name, or remove .* to start anew"):
+    with pytest.raises(
+        ConfigError,
+        match="the digest of the accepted rows was .*run under another name, or remove .* to start anew",
+    ):
         open_checkpoints(plan_training(accepted(config)), lambda _: None)
     assert (plan.checkpoint_dir / "step-00000001").is_dir()
 
@@ -139,14 +159,19 @@ class LostError(Exception):
 
 @pytest.fixture
 def fitted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """(what was said, starts of the workers) where each start ends as one of these says: an error, a step that is kept before workers are lost, or
-    None."""
+    """(what was said, starts of the workers) where each start ends as one of these says: an error, a step
+    that is kept before workers are lost, or None.
+    """
 
     def run(*ends: Exception | int | None, stop: bool = False) -> tuple[list[str], int]:
         said: list[str] = []
         plan, left = plan_training(config), list(ends)
         open_checkpoints(plan, said.append)
-        paths = {"checkpoint_dir": str(plan.checkpoint_dir), "live_path": str(plan.dir / "live.jsonl"), "stop_path": str(plan.dir / "stop")}
+        paths = {
+            "checkpoint_dir": str(plan.checkpoint_dir),
+            "live_path": str(plan.dir / "live.jsonl"),
+            "stop_path": str(plan.dir / "stop"),
+        }
         if stop:
             (plan.dir / "stop").touch()
 
@@ -160,7 +185,9 @@ def fitted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(trainer, "run_workers", started)
         try:
-            trainer.fit(config, paths, plan.dir / "ray", False, said.append, SimpleNamespace(restarted=lambda: None))
+            trainer.fit(
+                config, paths, plan.dir / "ray", False, said.append, SimpleNamespace(restarted=lambda: None)
+            )
         finally:
             run.starts = len(ends) - len(left)  # type: ignore[attr-defined]
         return said, len(ends) - len(left)
@@ -181,14 +208,20 @@ def test_a_training_that_gets_on_is_started_again_as_often_as_it_takes(fitted: A
     assert starts == 9 and not [line for line in said if "3 of 3" in line]
 
 
-@pytest.mark.parametrize("error", [DataRefusedError("no row"), KeyError("a bug"), ConfigError("no such")], ids=["data", "bug", "config"])
+@pytest.mark.parametrize(
+    "error",
+    [DataRefusedError("no row"), KeyError("a bug"), ConfigError("no such")],
+    ids=["data", "bug", "config"],
+)
 def test_what_workers_raise_themselves_ends_the_training_at_once(fitted: Any, error: Exception) -> None:
     with pytest.raises(type(error)):
         fitted(LostError(error), None)
     assert fitted.starts == 1
 
 
-def test_the_same_error_twice_from_the_same_place_is_the_workers_own_unless_it_tells_of_another(fitted: Any) -> None:
+def test_the_same_error_twice_from_the_same_place_is_the_workers_own_unless_it_tells_of_another(
+    fitted: Any,
+) -> None:
     with pytest.raises(RuntimeError, match="sizes differ"):
         fitted(LostError(RuntimeError("sizes differ")), LostError(RuntimeError("sizes differ")), None)
     assert fitted.starts == 2
@@ -206,12 +239,17 @@ def test_a_cluster_without_room_is_told_with_what_the_workers_take(fitted: Any) 
     from ray.train import ControllerError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-    with pytest.raises(RetryableError, match="no room for 2 workers of 1 CPUs each; wait until others are done, add nodes, or lower"):
+    with pytest.raises(
+        RetryableError,
+        match="no room for 2 workers of 1 CPUs each; wait until others are done, add nodes, or lower",
+    ):
         fitted(ControllerError(WorkerGroupStartupTimeoutError(2)), None)
     assert fitted.starts == 1
 
 
-def test_where_workers_were_stuck_is_told_also_when_they_are_not_started_again(fitted: Any, config: RunConfig) -> None:
+def test_where_workers_were_stuck_is_told_also_when_they_are_not_started_again(
+    fitted: Any, config: RunConfig
+) -> None:
     folder = plan_training(config).dir
     folder.mkdir(parents=True)
     for number in range(2):
@@ -245,6 +283,12 @@ def test_ray_s_trainer_starts_no_actor_for_datasets_and_keeps_the_rest_of_its_ow
 
     of_ray: Any = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
     kinds = [type(one).__name__ for one in of_ray._create_default_callbacks()]
-    assert "DatasetsCallback" in kinds and "BackendSetupCallback" in kinds and callable(of_ray._register_sigint_handler)
+    assert (
+        "DatasetsCallback" in kinds
+        and "BackendSetupCallback" in kinds
+        and callable(of_ray._register_sigint_handler)
+    )
     go_without(of_ray)
-    assert [type(one).__name__ for one in of_ray._create_default_callbacks()] == [kind for kind in kinds if kind != "DatasetsCallback"]
+    assert [type(one).__name__ for one in of_ray._create_default_callbacks()] == [
+        kind for kind in kinds if kind != "DatasetsCallback"
+    ]

@@ -7,12 +7,21 @@ import pytest
 import torch
 
 from models.backbone import load_backbone
-from models.config import BackboneConfig, ModelConfig, MoELoRAConfig, MTLLoRAConfig, MTLoRAConfig, PerTaskLoRAConfig
+from models.config import (
+    BackboneConfig,
+    ModelConfig,
+    MoELoRAConfig,
+    MTLLoRAConfig,
+    MTLoRAConfig,
+    PerTaskLoRAConfig,
+)
 from models.relevance import RelevanceModel, build_model
 from pipeline.config.training import OptimizerConfig
 from pipeline.training.optimizer import build_optimizer, hold_what_has_no_gradient, rate_share
 
-CONFIG = OptimizerConfig(learning_rate=1e-3, head_learning_rate=5e-3, mixture_learning_rate=2e-3, weight_decay=0.1)
+CONFIG = OptimizerConfig(
+    learning_rate=1e-3, head_learning_rate=5e-3, mixture_learning_rate=2e-3, weight_decay=0.1
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +34,11 @@ def settings_by_name(model: RelevanceModel) -> dict[str, tuple[float, float]]:
     """(peak rate, decay) of each trained tensor."""
     names = {id(parameter): name for name, parameter in model.trainable_state().items()}
     groups = build_optimizer(model, CONFIG).param_groups
-    pairs = [(names[id(p)], (group["peak_rate"], group["weight_decay"])) for group in groups for p in group["params"]]
+    pairs = [
+        (names[id(p)], (group["peak_rate"], group["weight_decay"]))
+        for group in groups
+        for p in group["params"]
+    ]
     assert len(pairs) == len(dict(pairs))
     return dict(pairs)
 
@@ -36,7 +49,12 @@ def test_every_trained_tensor_is_optimised_once_and_the_backbone_never(model: Re
 
 
 def test_only_projections_decay_and_heads_and_mixtures_have_their_own_rates(model: RelevanceModel) -> None:
-    expected = {"down_RD": (1e-3, 0.1), "up_ONR": (1e-3, 0.1), "transform": (1e-3, 0.0), "mix_TN": (2e-3, 0.0)}
+    expected = {
+        "down_RD": (1e-3, 0.1),
+        "up_ONR": (1e-3, 0.1),
+        "transform": (1e-3, 0.0),
+        "mix_TN": (2e-3, 0.0),
+    }
     expected |= {"weight_KD": (5e-3, 0.0), "bias_K": (5e-3, 0.0)}
     found = settings_by_name(model)
     assert {name.rpartition(".")[2] for name in found} == set(expected)
@@ -45,11 +63,18 @@ def test_only_projections_decay_and_heads_and_mixtures_have_their_own_rates(mode
 
 def test_mixtures_learn_at_the_adapters_rate_where_none_is_given(model: RelevanceModel) -> None:
     groups = build_optimizer(model, OptimizerConfig(learning_rate=1e-3)).param_groups
-    assert {group["name"]: group["peak_rate"] for group in groups} == {"projections": 1e-3, "transforms": 1e-3, "mixtures": 1e-3, "heads": 5e-4}
+    assert {group["name"]: group["peak_rate"] for group in groups} == {
+        "projections": 1e-3,
+        "transforms": 1e-3,
+        "mixtures": 1e-3,
+        "heads": 5e-4,
+    }
 
 
 @pytest.mark.parametrize("method", (MTLLoRAConfig, PerTaskLoRAConfig, MoELoRAConfig, MTLoRAConfig))
-def test_a_task_without_a_row_in_the_batch_does_not_move_whatever_its_momentum(tiny_llama: Path, method: Any) -> None:
+def test_a_task_without_a_row_in_the_batch_does_not_move_whatever_its_momentum(
+    tiny_llama: Path, method: Any
+) -> None:
     backbone = BackboneConfig(source=str(tiny_llama), dtype="float32")
     model = build_model(ModelConfig(backbone, method(rank=4), (2, 2, 2)), load_backbone(backbone), seed=0)
     optimizer = build_optimizer(model, CONFIG)
@@ -71,7 +96,11 @@ def test_a_task_without_a_row_in_the_batch_does_not_move_whatever_its_momentum(t
     for _ in range(3):
         before = step([0, 1, 2, 0])
     after = step([0, 1, 1, 0])
-    own = [(name, of_task(name, before[name], 2), of_task(name, after[name], 2)) for name in before if of_task(name, before[name], 2) is not None]
+    own = [
+        (name, of_task(name, before[name], 2), of_task(name, after[name], 2))
+        for name in before
+        if of_task(name, before[name], 2) is not None
+    ]
     assert len(own) > 4
     for name, was, now in own:
         assert torch.equal(was, now), name
@@ -122,7 +151,9 @@ def test_holding_changes_nothing_where_every_number_has_a_gradient() -> None:
 
 @pytest.mark.parametrize("warmup_share", [0.0, 0.06, 0.5, 0.99])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 97, 1_000])
-def test_the_rate_rises_to_its_peak_and_falls_and_no_step_is_without_one(num_steps: int, warmup_share: float) -> None:
+def test_the_rate_rises_to_its_peak_and_falls_and_no_step_is_without_one(
+    num_steps: int, warmup_share: float
+) -> None:
     shares = [rate_share(step, num_steps, warmup_share) for step in range(num_steps)]
     peak = shares.index(max(shares))
     assert shares[peak] == 1.0

@@ -1,4 +1,6 @@
-"""What a task's rows begin with is found, and packed rows are tried on the model before they are trained on."""
+"""What a task's rows begin with is found, and packed rows are tried on the model before they are trained
+on.
+"""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,7 +25,11 @@ LENGTHS = [4, 3]  # what the rows of two tasks begin with
 def encoded(lists: list[list[int]], task_N: list[int]) -> EncodedRows:
     count, names = len(lists), pa.chunked_array([[""] * len(lists)])
     starts = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])])
-    ids, label_N, weight_N = np.concatenate(lists).astype(np.int32), np.zeros(count, np.int64), np.ones(count, np.float32)
+    ids, label_N, weight_N = (
+        np.concatenate(lists).astype(np.int32),
+        np.zeros(count, np.int64),
+        np.ones(count, np.float32),
+    )
     return EncodedRows(ids, starts, np.array(task_N), label_N, weight_N, names, names)
 
 
@@ -32,7 +38,10 @@ def rows_of_two_tasks(longest_tail: int = 4) -> EncodedRows:
     draw = np.random.default_rng(1)
     beginnings = [draw.integers(2, len(WORDS), length).tolist() for length in LENGTHS]
     task_N = [0, 0, 0, 0, 1, 1, 1]
-    tails = [[2 + n, *draw.integers(2, len(WORDS), draw.integers(1, longest_tail)).tolist()] for n in range(len(task_N))]
+    tails = [
+        [2 + n, *draw.integers(2, len(WORDS), draw.integers(1, longest_tail)).tolist()]
+        for n in range(len(task_N))
+    ]
     return encoded([beginnings[task] + tail for task, tail in zip(task_N, tails, strict=True)], task_N)
 
 
@@ -42,10 +51,16 @@ def judge_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
     def built(kind: str, dtype: Any = "float32") -> Any:
         maker, targets = KINDS[kind]
-        source = BackboneConfig(source=str(write_model(tmp_path_factory.mktemp(kind) / "trunk", maker())), dtype=dtype)
+        source = BackboneConfig(
+            source=str(write_model(tmp_path_factory.mktemp(kind) / "trunk", maker())), dtype=dtype
+        )
         backbone = load_backbone(source)
-        model = build_model(ModelConfig(source, MTLLoRAConfig(target_modules=targets), (2, 3)), backbone, seed=0)
-        return SimpleNamespace(model=model, backbone=backbone, tasks=(None, None), pad_id=0, device=torch.device("cpu"))
+        model = build_model(
+            ModelConfig(source, MTLLoRAConfig(target_modules=targets), (2, 3)), backbone, seed=0
+        )
+        return SimpleNamespace(
+            model=model, backbone=backbone, tasks=(None, None), pad_id=0, device=torch.device("cpu")
+        )
 
     return built
 
@@ -64,12 +79,16 @@ def config(lora_dropout: float = 0.0) -> Any:
         ([[5, 6, 7], [8, 8, 1], [5, 6, 4], [8, 8, 2]], [0, 1, 0, 1], [2, 2]),
     ],
 )
-def test_a_beginning_is_what_all_rows_of_a_task_have_in_common(lists: list[list[int]], task_N: list[int], lengths: list[int]) -> None:
+def test_a_beginning_is_what_all_rows_of_a_task_have_in_common(
+    lists: list[list[int]], task_N: list[int], lengths: list[int]
+) -> None:
     assert beginning_lengths(encoded(lists, task_N), 2).tolist() == lengths
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "mistral"])
-def test_a_decoder_that_gives_padded_rows_logits_takes_them_packed(judge_of: Callable[..., Any], kind: str) -> None:
+def test_a_decoder_that_gives_padded_rows_logits_takes_them_packed(
+    judge_of: Callable[..., Any], kind: str
+) -> None:
     judge = judge_of(kind)
     found = packed_beginnings(config(), judge, rows_of_two_tasks())
     assert found is not None and found.tolist() == LENGTHS
@@ -82,7 +101,9 @@ def test_a_trunk_that_does_not_takes_them_padded(judge_of: Callable[..., Any], k
 
 
 @pytest.mark.parametrize(("kind", "packs"), [("llama", True), ("lfm2", False)])
-def test_in_bfloat16_too_what_runs_over_the_end_of_a_row_is_found(judge_of: Callable[..., Any], kind: str, packs: bool) -> None:
+def test_in_bfloat16_too_what_runs_over_the_end_of_a_row_is_found(
+    judge_of: Callable[..., Any], kind: str, packs: bool
+) -> None:
     rows = rows_of_two_tasks(longest_tail=40)
     assert (packed_beginnings(config(), judge_of(kind, "bfloat16"), rows) is not None) == packs
 
@@ -107,7 +128,9 @@ def test_on_a_gpu_rows_are_padded(judge_of: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("part", ["attended", "behind_beginning"])
-def test_a_model_that_answers_otherwise_gets_rows_padded(judge_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_a_model_that_answers_otherwise_gets_rows_padded(
+    judge_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     right = getattr(packing, part)
     wrong = {
         "attended": lambda rows: torch.ones_like(right(rows)),
@@ -141,7 +164,10 @@ def test_a_packed_batch_has_beginnings_once_and_no_padding() -> None:
     packed = collate(rows, np.arange(7), 2, 0, np.array(LENGTHS))
     padded = collate(rows, np.arange(7), 2, 0)
     assert packed.packed is not None and padded.packed is None
-    assert packed.num_padding == 0 and packed.input_ids_BS.numel() == rows.length_N.sum() - 3 * LENGTHS[0] - 2 * LENGTHS[1]
+    assert (
+        packed.num_padding == 0
+        and packed.input_ids_BS.numel() == rows.length_N.sum() - 3 * LENGTHS[0] - 2 * LENGTHS[1]
+    )
     assert padded.input_ids_BS.numel() - padded.num_padding == rows.length_N.sum()
 
 

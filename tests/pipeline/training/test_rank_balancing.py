@@ -1,11 +1,20 @@
-"""Rows dealt to ranks: each row once, equal numbers, and the rank with most tokens about as near to the mean as any dealing gets it."""
+"""Rows dealt to ranks: each row once, equal numbers, and the rank with most tokens about as near to the mean
+as any dealing gets it.
+"""
 
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from pipeline.training.rank_balancing import changes, deal_by_length, deal_by_task, together, tokens_of, tokens_of_ranks
+from pipeline.training.rank_balancing import (
+    changes,
+    deal_by_length,
+    deal_by_task,
+    together,
+    tokens_of,
+    tokens_of_ranks,
+)
 
 BEGINNING_T = np.array([10, 25, 0, 7])
 
@@ -26,7 +35,10 @@ def most(shares: list[np.ndarray], length_B: np.ndarray, task_B: np.ndarray) -> 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 7, 8, 65])
 def test_every_row_is_dealt_once_and_as_many_to_each_rank(num_rows: int, world_size: int) -> None:
     length_B, task_B = batch(num_rows, 0)
-    for shares in (deal_by_length(num_rows, world_size), deal_by_task(length_B, task_B, BEGINNING_T, world_size)):
+    for shares in (
+        deal_by_length(num_rows, world_size),
+        deal_by_task(length_B, task_B, BEGINNING_T, world_size),
+    ):
         assert len(shares) == world_size
         assert sorted(np.concatenate(shares).tolist()) == list(range(num_rows))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -60,7 +72,9 @@ def test_no_dealing_of_eight_rows_to_two_ranks_is_much_better() -> None:
 
 
 @pytest.mark.parametrize(("num_rows", "world_size"), [(32, 2), (128, 4), (512, 8), (96, 32)])
-def test_larger_batches_are_dealt_no_worse_than_by_length_and_mostly_better(num_rows: int, world_size: int) -> None:
+def test_larger_batches_are_dealt_no_worse_than_by_length_and_mostly_better(
+    num_rows: int, world_size: int
+) -> None:
     better = 0
     for seed in range(5):
         length_B, task_B = batch(num_rows, seed)

@@ -1,4 +1,6 @@
-"""Batches are a function of position: every row its times, every rank its share, and resuming is arithmetic."""
+"""Batches are a function of position: every row its times, every rank its share, and resuming is
+arithmetic.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +25,9 @@ def build_sampler(
     random = np.random.default_rng(0)
     task_N = random.permutation(np.repeat(np.arange(len(rows_T)), rows_T))
     length_N = random.geometric(0.03, len(task_N)).clip(4, 128)
-    return Sampler(length_N, task_N, weights or [1.0] * len(rows_T), batch_rows, temperature, seed, max_task_rows)
+    return Sampler(
+        length_N, task_N, weights or [1.0] * len(rows_T), batch_rows, temperature, seed, max_task_rows
+    )
 
 
 def epoch_batches(sampler: Sampler, epoch: int) -> list[np.ndarray]:
@@ -43,7 +47,9 @@ SHARES = [(2.0, (1.0, 1.0, 1.0)), (2.0, (1.0, 2.0, 0.5)), (1.0, (1.0, 3.0, 3.0))
 
 
 @pytest.mark.parametrize(("temperature", "weights"), SHARES)
-def test_tasks_take_exactly_their_quotas_and_their_rows_come_equally_often(temperature: float, weights: tuple[float, ...]) -> None:
+def test_tasks_take_exactly_their_quotas_and_their_rows_come_equally_often(
+    temperature: float, weights: tuple[float, ...]
+) -> None:
     sampler = build_sampler(temperature=temperature, weights=weights)
     share_T = np.array(weights) * np.array(ROWS_T) ** (1 / temperature)
     exact_T = share_T / share_T.sum() * 800
@@ -103,7 +109,9 @@ BEGINNINGS = [None, np.array([3, 0, 3]), np.array([0, 0, 0])]  # the shortest ro
 
 @pytest.mark.parametrize("beginning_T", BEGINNINGS)
 @pytest.mark.parametrize("rows", [800, 785, 787])
-def test_ranks_share_out_every_batch_and_the_batch_is_the_same_for_every_world_size(rows: int, beginning_T: np.ndarray | None) -> None:
+def test_ranks_share_out_every_batch_and_the_batch_is_the_same_for_every_world_size(
+    rows: int, beginning_T: np.ndarray | None
+) -> None:
     sampler = build_sampler((rows - 100, 90, 10))
     for step in range(2 * sampler.batches_per_epoch):
         whole = sorted(sampler.global_rows(step).tolist())
@@ -113,7 +121,9 @@ def test_ranks_share_out_every_batch_and_the_batch_is_the_same_for_every_world_s
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize(("rows", "sizes"), [(48, [16] * 3), (50, [16] * 3 + [2]), (49, [16] * 3 + [1]), (5, [5]), (16, [16])])
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(48, [16] * 3), (50, [16] * 3 + [2]), (49, [16] * 3 + [1]), (5, [5]), (16, [16])]
+)
 def test_the_last_batch_is_kept_however_small(rows: int, sizes: list[int]) -> None:
     assert Counter(map(len, epoch_batches(build_sampler((rows,)), 0))) == Counter(sizes)
 
@@ -123,12 +133,16 @@ def test_the_last_batch_is_kept_however_small(rows: int, sizes: list[int]) -> No
 @pytest.mark.parametrize("budget", [64, 200, 1_000, 100_000, None])
 def test_passes_hold_every_row_of_the_step_once_within_the_budget_and_as_many_for_every_rank(
     world_size: int, budget: int | None, beginning_T: np.ndarray | None
-) -> None:  # fmt: skip
+) -> None:
     sampler = build_sampler(batch_rows=50)
     for step in range(sampler.batches_per_epoch):
-        parts_R = [sampler.micro_rows(step, rank, world_size, budget, beginning_T) for rank in range(world_size)]
+        parts_R = [
+            sampler.micro_rows(step, rank, world_size, budget, beginning_T) for rank in range(world_size)
+        ]
         assert len({len(parts) for parts in parts_R}) == 1
-        assert sorted(np.concatenate([row for parts in parts_R for row in parts]).tolist()) == sorted(sampler.global_rows(step).tolist())
+        assert sorted(np.concatenate([row for parts in parts_R for row in parts]).tolist()) == sorted(
+            sampler.global_rows(step).tolist()
+        )
         for part in [part for parts in parts_R for part in parts if len(part) > 1 and budget]:
             assert len(part) * sampler.length_N[part].max() <= budget
     if budget == 64 and world_size == 1:
@@ -153,7 +167,9 @@ def test_a_resumed_run_reads_what_an_unbroken_one_would_have(beginning_T: np.nda
 
 
 def test_seeds_and_epochs_order_rows_differently() -> None:
-    plans = [np.concatenate(epoch_batches(build_sampler(seed=seed), epoch)) for seed in (1, 2) for epoch in (0, 1)]
+    plans = [
+        np.concatenate(epoch_batches(build_sampler(seed=seed), epoch)) for seed in (1, 2) for epoch in (0, 1)
+    ]
     for index, plan in enumerate(plans):
         assert not any(np.array_equal(plan, other) for other in plans[index + 1 :])
         assert (plan == np.arange(800)).mean() < 0.05

@@ -16,7 +16,11 @@ from pipeline.training.validation_loop import Best, Interim, better, drawn_rows
 
 TASKS = tuple(
     Task(name=name, labels=labels, relevant_from=1, template="{query} {ad_title}")
-    for name, labels in (("two", ("bad", "good")), ("three", ("bad", "fair", "good")), ("empty", ("bad", "good")))
+    for name, labels in (
+        ("two", ("bad", "good")),
+        ("three", ("bad", "fair", "good")),
+        ("empty", ("bad", "good")),
+    )
 )
 
 
@@ -29,7 +33,9 @@ def valid_rows(num_rows: int = 40) -> EncodedRows:
     ids[starts[:-1]] = np.arange(num_rows)
     task_N = np.arange(num_rows) % 2
     names = pa.chunked_array([[str(number) for number in range(num_rows)]])
-    return EncodedRows(ids, starts, task_N, random.integers(0, 2, num_rows), np.ones(num_rows, np.float32), names, names)
+    return EncodedRows(
+        ids, starts, task_N, random.integers(0, 2, num_rows), np.ones(num_rows, np.float32), names, names
+    )
 
 
 class Engine:
@@ -38,7 +44,9 @@ class Engine:
     def __init__(self, logits_NC: torch.Tensor) -> None:
         self.logits_NC, self.passes, self.modes = logits_NC, 0, []  # type: ignore[var-annotated]
 
-    def __call__(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, packed: None) -> torch.Tensor:
+    def __call__(
+        self, ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor, packed: None
+    ) -> torch.Tensor:
         assert not torch.is_grad_enabled() and self.modes[-1] == "eval"
         self.passes += 1
         return self.logits_NC[ids_BS[:, 0]]
@@ -50,15 +58,30 @@ class Engine:
         self.modes.append("train")
 
 
-def build_worker(engine: Any = None, rank: int = 0, world_size: int = 1, tasks: Any = TASKS, **training: Any) -> Any:
-    settings = {"evaluate_every_steps": None, "evaluate_task_rows": 500, "patience": None, "micro_batch_tokens": 32, **training}
+def build_worker(
+    engine: Any = None, rank: int = 0, world_size: int = 1, tasks: Any = TASKS, **training: Any
+) -> Any:
+    settings = {
+        "evaluate_every_steps": None,
+        "evaluate_task_rows": 500,
+        "patience": None,
+        "micro_batch_tokens": 32,
+        **training,
+    }
     config = SimpleNamespace(tasks=tasks, training=SimpleNamespace(**settings), seed=5)
     judge = SimpleNamespace(pad_id=0, device=torch.device("cpu"))
     sampler = SimpleNamespace(batches_per_epoch=10)
     watch = SimpleNamespace(alive=lambda: None)
     return SimpleNamespace(
-        config=config, judge=judge, sampler=sampler, engine=engine, rank=rank, world_size=world_size, num_steps=25, watch=watch
-    )  # fmt: skip
+        config=config,
+        judge=judge,
+        sampler=sampler,
+        engine=engine,
+        rank=rank,
+        world_size=world_size,
+        num_steps=25,
+        watch=watch,
+    )
 
 
 def logits(num_rows: int = 40) -> torch.Tensor:
@@ -92,13 +115,19 @@ def test_figures_are_those_of_scikit_learn_and_a_task_without_both_classes_has_n
         assert found["tasks"][name]["rows"] == len(rows)
         assert found["tasks"][name]["pr_auc"] == pytest.approx(average_precision_score(relevant, probability))
         assert found["tasks"][name]["log_loss"] == pytest.approx(log_loss(relevant, probability))
-    assert found["macro_pr_auc"] == pytest.approx(np.mean([figures["pr_auc"] for figures in found["tasks"].values()]))
+    assert found["macro_pr_auc"] == pytest.approx(
+        np.mean([figures["pr_auc"] for figures in found["tasks"].values()])
+    )
 
 
-def test_ranks_judge_each_row_once_between_them_in_as_many_passes_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_judge_each_row_once_between_them_in_as_many_passes_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     valid, logits_NC = valid_rows(5), logits(5)
     parts: list[torch.Tensor] = []
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: parts.extend([tensor.clone()] * (tensor.ndim == 2)))
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda tensor: parts.extend([tensor.clone()] * (tensor.ndim == 2))
+    )
     engines = [Engine(logits_NC) for _ in range(4)]
     passes = []
     for rank, engine in enumerate(engines):
@@ -135,7 +164,9 @@ def figures(macro_pr_auc: float, macro_log_loss: float = 0.5) -> dict[str, float
 def test_the_best_has_the_highest_macro_pr_auc_and_among_equals_the_lowest_log_loss() -> None:
     best = Best(10, 0.8, 0.5, {})
     assert better(figures(0.1), None) and better(figures(0.81, 0.9), best) and better(figures(0.8, 0.4), best)
-    assert not better(figures(0.8, 0.5), best) and not better(figures(0.79, 0.1), best) and not better({}, None)
+    assert (
+        not better(figures(0.8, 0.5), best) and not better(figures(0.79, 0.1), best) and not better({}, None)
+    )
 
 
 def test_patience_counts_evaluations_since_the_best() -> None:
@@ -154,7 +185,13 @@ def test_without_valid_rows_there_is_no_figure_and_no_best() -> None:
 
 def rows_of_no_task() -> EncodedRows:
     names = pa.chunked_array([pa.array([], pa.string())])
-    return EncodedRows(np.zeros(0, np.int32), np.zeros(1, np.int64), *(np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32)), names, names)
+    return EncodedRows(
+        np.zeros(0, np.int32),
+        np.zeros(1, np.int64),
+        *(np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32)),
+        names,
+        names,
+    )
 
 
 def test_logits_that_are_not_finite_end_the_training_by_name() -> None:

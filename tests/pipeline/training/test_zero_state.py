@@ -23,7 +23,13 @@ def ranks_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Pat
     out_dir, port = tmp_path_factory.mktemp("zero"), str(free_port())
     command = [sys.executable, "-m", zero_worker.__name__]
     ranks = [
-        subprocess.Popen([*command, str(rank), port, str(tiny_llama), str(out_dir)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+        subprocess.Popen(
+            [*command, str(rank), port, str(tiny_llama), str(out_dir)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
         for rank in (0, 1)
     ]
     outputs = [rank.communicate(timeout=500)[0] for rank in ranks]
@@ -39,7 +45,11 @@ def references(tiny_llama: Path) -> dict[str, Any]:
         model = zero_worker.fresh_model(tiny_llama, method)
         start = model(*zero_worker.batch_of(0))[:, :2].detach()
         norms = zero_worker.train_plainly(model)
-        found[method] = (start, norms, {name: tensor.detach() for name, tensor in model.trainable_state().items()})
+        found[method] = (
+            start,
+            norms,
+            {name: tensor.detach() for name, tensor in model.trainable_state().items()},
+        )
     return found
 
 
@@ -48,23 +58,39 @@ def seen(ranks_dir: Path, method: str, stage: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("method", "stage"), CASES)
-def test_partitioned_model_answers_as_the_whole_one(ranks_dir: Path, references: dict[str, Any], method: str, stage: int) -> None:
+def test_partitioned_model_answers_as_the_whole_one(
+    ranks_dir: Path, references: dict[str, Any], method: str, stage: int
+) -> None:
     logits = torch.tensor([row for rank in seen(ranks_dir, method, stage) for row in rank["logits"][0]])
     torch.testing.assert_close(logits, references[method][0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("method", "stage"), CASES)
-def test_gradient_norms_by_group_are_those_of_the_whole_batch(ranks_dir: Path, references: dict[str, Any], method: str, stage: int) -> None:
+def test_gradient_norms_by_group_are_those_of_the_whole_batch(
+    ranks_dir: Path, references: dict[str, Any], method: str, stage: int
+) -> None:
     for rank in seen(ranks_dir, method, stage):
-        for found, expected, total in zip(rank["norms"], references[method][1], rank["global_norms"], strict=True):
+        for found, expected, total in zip(
+            rank["norms"], references[method][1], rank["global_norms"], strict=True
+        ):
             assert found == pytest.approx(expected, rel=1e-3)
-            assert total is None or sum(norm**2 for norm in found.values()) ** 0.5 == pytest.approx(total, rel=1e-5)
+            assert total is None or sum(norm**2 for norm in found.values()) ** 0.5 == pytest.approx(
+                total, rel=1e-5
+            )
 
 
 @pytest.mark.parametrize(("method", "stage"), CASES)
-def test_trained_weights_are_those_of_one_process(ranks_dir: Path, references: dict[str, Any], method: str, stage: int) -> None:
+def test_trained_weights_are_those_of_one_process(
+    ranks_dir: Path, references: dict[str, Any], method: str, stage: int
+) -> None:
     tensors = load_file(ranks_dir / f"{method}-{stage}.safetensors")
     expected = references[method][2]
     assert tensors.keys() == expected.keys()
     for name, tensor in tensors.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4, msg=f"{name}: {(tensor - expected[name]).abs().max()}")
+        torch.testing.assert_close(
+            tensor,
+            expected[name],
+            rtol=1e-3,
+            atol=2e-4,
+            msg=f"{name}: {(tensor - expected[name]).abs().max()}",
+        )

@@ -1,4 +1,6 @@
-"""A profile is the same however the rows are cut, equal data have not drifted, and each planted drift is named where it happened and nowhere else."""
+"""A profile is the same however the rows are cut, equal data have not drifted, and each planted drift is
+named where it happened and nowhere else.
+"""
 
 import json
 import math
@@ -32,9 +34,20 @@ def _rows(seed: int, num_rows: int = NUM_ROWS) -> list[dict]:
     words = ["".join(random.Random(i).choices(string.ascii_lowercase, k=3 + i % 6)) for i in range(300)]
     rows = []
     for i in range(num_rows):
-        query, title, text = (" ".join(draw.choices(words, k=k)) for k in (draw.randint(2, 5), draw.randint(4, 9), draw.randint(8, 20)))
-        rows.append({"row_id": f"{seed}-{i}", "query": query, "ad_title": title, "ad_description": text if draw.random() < 0.8 else None,
-                     "market": draw.choice(["us", "us", "gb", "de"]), "label": draw.choice([0, 0, 0, 1, 2, 2])})
+        query, title, text = (
+            " ".join(draw.choices(words, k=k))
+            for k in (draw.randint(2, 5), draw.randint(4, 9), draw.randint(8, 20))
+        )
+        rows.append(
+            {
+                "row_id": f"{seed}-{i}",
+                "query": query,
+                "ad_title": title,
+                "ad_description": text if draw.random() < 0.8 else None,
+                "market": draw.choice(["us", "us", "gb", "de"]),
+                "label": draw.choice([0, 0, 0, 1, 2, 2]),
+            }
+        )
     return rows
 
 
@@ -65,7 +78,10 @@ def test_profiles_of_parts_merge_to_the_profile_of_the_whole_to_the_byte(tmp_pat
     draw, parts = random.Random(0), []
     for name, table in market.items():
         cuts = sorted(draw.sample(range(table.num_rows + 1), 4))
-        parts += [{name: table.slice(start, end - start)} for start, end in zip([0, *cuts], [*cuts, table.num_rows], strict=True)]
+        parts += [
+            {name: table.slice(start, end - start)}
+            for start, end in zip([0, *cuts], [*cuts, table.num_rows], strict=True)
+        ]
     draw.shuffle(parts)
     merged = Tally()
     for part in parts:
@@ -80,7 +96,10 @@ def test_files_and_tables_give_one_profile(tmp_path, market):
     name, table = next(iter(market.items()))
     for i in range(2):
         pq.write_table(table.slice(i * 500, 500), tmp_path / f"part-{i}.parquet", row_group_size=77)
-    assert build_tally({name: sorted(tmp_path.glob("*.parquet"))}).profile() == build_tally({name: table}).profile()
+    assert (
+        build_tally({name: sorted(tmp_path.glob("*.parquet"))}).profile()
+        == build_tally({name: table}).profile()
+    )
 
 
 def test_of_many_rows_some_texts_are_counted_and_all_else(tmp_path, market, monkeypatch):
@@ -92,10 +111,19 @@ def test_of_many_rows_some_texts_are_counted_and_all_else(tmp_path, market, monk
     part = build_tally({name: sorted(tmp_path.glob("*.parquet"), reverse=True)}).profile()
     assert part == build_tally({name: table}).profile()
     drawn = part.tasks[name]
-    assert (drawn.rows, drawn.labels, drawn.markets, drawn.num_queries) == (whole.rows, whole.labels, whole.markets, whole.num_queries)
+    assert (drawn.rows, drawn.labels, drawn.markets, drawn.num_queries) == (
+        whole.rows,
+        whole.labels,
+        whole.markets,
+        whole.num_queries,
+    )
     assert 240 <= drawn.text_rows <= 360
     query = drawn.columns["query"]
-    assert query.nulls + sum(query.lengths.values()) == sum(query.scripts.values()) + query.nulls == drawn.text_rows
+    assert (
+        query.nulls + sum(query.lengths.values())
+        == sum(query.scripts.values()) + query.nulls
+        == drawn.text_rows
+    )
 
 
 def test_a_profile_of_many_tasks_scripts_and_words_stays_below_200_kb(tmp_path):
@@ -106,7 +134,9 @@ def test_a_profile_of_many_tasks_scripts_and_words_stays_below_200_kb(tmp_path):
         rows = _rows(task, 600)
         for i, row in enumerate(rows):
             for column in ("query", "ad_title", "ad_description", "ad_keyword", "landing_page"):
-                row[column] = " ".join("".join(draw.choices(letters[i % 5], k=12)) for _ in range(draw.randint(1, 12)))
+                row[column] = " ".join(
+                    "".join(draw.choices(letters[i % 5], k=12)) for _ in range(draw.randint(1, 12))
+                )
             row["market"] = f"market-{draw.randrange(100):0>50}"
         tables[f"task-{task}"] = _table(rows)
     write_profile(tmp_path / "profile.json", build_tally(tables).profile(), "d")
@@ -127,11 +157,15 @@ def test_equal_data_have_not_drifted(tmp_path, reference, market):
 def test_psi_and_kl_of_a_known_shift_are_those_computed_by_hand():
     p, q = [60.5 / 101, 40.5 / 101], [30.5 / 101, 70.5 / 101]
     psi, kl, num = divergence({"a": 60, "b": 40}, {"a": 30, "b": 70})
-    assert num == 2 and math.isclose(psi, 30 / 101 * math.log(60.5 / 30.5) + 30 / 101 * math.log(70.5 / 40.5), rel_tol=1e-14)
+    assert num == 2 and math.isclose(
+        psi, 30 / 101 * math.log(60.5 / 30.5) + 30 / 101 * math.log(70.5 / 40.5), rel_tol=1e-14
+    )
     assert math.isclose(kl, q[0] * math.log(q[0] / p[0]) + q[1] * math.log(q[1] / p[1]), rel_tol=1e-13)
     rows = _rows(3, 1_000)
     before, after = ([row | {"label": int(i >= cut)} for i, row in enumerate(rows)] for cut in (600, 300))
-    found = _cell(compare(build_tally({"one": _table(before)}).profile(), build_tally({"one": _table(after)})), "labels")
+    found = _cell(
+        compare(build_tally({"one": _table(before)}).profile(), build_tally({"one": _table(after)})), "labels"
+    )
     expected = 300 / 1001 * (math.log(600.5 / 300.5) + math.log(700.5 / 400.5))
     assert math.isclose(found.psi, expected, rel_tol=1e-13) and found.verdict == "drift"
     assert found.changes == (("0", 0.6, 0.3), ("1", 0.4, 0.7))
@@ -145,16 +179,33 @@ def _transliterated(row: dict, share: float, draw: random.Random) -> dict:
 
 def _renamed(row: dict) -> dict:
     """Each word beginning with a to k turned round: as long, of the same script, unknown."""
-    return row | {c: " ".join(w[::-1] if w[0] <= "k" else w for w in row[c].split()) for c in ("query", "ad_title")}
+    return row | {
+        c: " ".join(w[::-1] if w[0] <= "k" else w for w in row[c].split()) for c in ("query", "ad_title")
+    }
 
 
 DRIFTS = {
     "labels": (lambda row, draw: row | {"label": 2 if draw.random() < 0.5 else row["label"]}, {"labels"}),
-    "market": (lambda row, draw: row | {"market": "fr" if draw.random() < 0.3 else row["market"]}, {"market"}),
-    "lengths": (lambda row, draw: row | {"ad_title": f"{row['ad_title']} {row['ad_title']}"}, {"chars:ad_title"}),
-    "nulls": (lambda row, draw: row | {"ad_description": row["ad_description"] if draw.random() < 0.3 else None}, {"null:ad_description"}),
-    "language": (lambda row, draw: _transliterated(row, 0.4, draw), {"script:query", "script:ad_title", "script:ad_description"}),
-    "vocabulary": (lambda row, draw: _renamed(row), {"words:query", "words:ad_title", "unknown:query", "unknown:ad_title"}),
+    "market": (
+        lambda row, draw: row | {"market": "fr" if draw.random() < 0.3 else row["market"]},
+        {"market"},
+    ),
+    "lengths": (
+        lambda row, draw: row | {"ad_title": f"{row['ad_title']} {row['ad_title']}"},
+        {"chars:ad_title"},
+    ),
+    "nulls": (
+        lambda row, draw: row | {"ad_description": row["ad_description"] if draw.random() < 0.3 else None},
+        {"null:ad_description"},
+    ),
+    "language": (
+        lambda row, draw: _transliterated(row, 0.4, draw),
+        {"script:query", "script:ad_title", "script:ad_description"},
+    ),
+    "vocabulary": (
+        lambda row, draw: _renamed(row),
+        {"words:query", "words:ad_title", "unknown:query", "unknown:ad_title"},
+    ),
 }
 
 
@@ -166,8 +217,11 @@ def test_each_drift_planted_alone_is_named_in_its_own_feature_and_nowhere_else(k
     moved = {found.feature for found in report.features if found.verdict in ("look", "drift")}
     assert moved == expected
     assert {found.task for found in report.moved()} <= {"one", "all"}
-    of_the_task = {found.feature for found in report.moved() if found.verdict == "drift" and found.task == "one"}
-    assert of_the_task == {feature for feature in expected if not feature.startswith("unknown")}  # unknown words are counted over all tasks
+    of_the_task = {
+        found.feature for found in report.moved() if found.verdict == "drift" and found.task == "one"
+    }
+    # unknown words are counted over all tasks
+    assert of_the_task == {feature for feature in expected if not feature.startswith("unknown")}
 
 
 def test_another_mix_of_tasks_is_named_as_that_alone(market):
@@ -182,7 +236,9 @@ def test_another_mix_of_tasks_is_named_as_that_alone(market):
 def test_chance_alone_names_nothing_at_1_000_rows_a_task():
     tallies = [build_tally(build_marketplace(1_000, 0, 200 + seed).rows) for seed in range(NUM_REPLICAS + 1)]
     reports = [compare(before.profile(), after) for before, after in zip(tallies, tallies[1:], strict=False)]
-    named = [found for report in reports for found in report.features if found.verdict not in ("steady", "noise")]
+    named = [
+        found for report in reports for found in report.features if found.verdict not in ("steady", "noise")
+    ]
     print(f"{len(named)} of {sum(len(r.features) for r in reports)} features named in {len(reports)} pairs")
     assert not named
 
@@ -199,11 +255,19 @@ def test_a_task_that_is_empty_new_or_gone_is_told_and_the_others_are_compared(re
     for other in ([], None):
         sources = {"one": _table(_rows(14))} | ({"two": ROW_SCHEMA.empty_table()} if other == [] else {})
         report = compare(reference.profile(), build_tally(sources))
-        assert _cell(report, "task_mix", "all").verdict == "drift" and _cell(report, "labels", "two").verdict == "empty"
-        assert {found.verdict for found in report.features if found.task == "one"} == {"steady"} and report.current_rows["two"] == 0
+        assert (
+            _cell(report, "task_mix", "all").verdict == "drift"
+            and _cell(report, "labels", "two").verdict == "empty"
+        )
+        assert {found.verdict for found in report.features if found.task == "one"} == {
+            "steady"
+        } and report.current_rows["two"] == 0
         assert "two" in as_text(report)
     report = compare(build_tally({"one": _table(_rows(14))}).profile(), reference)
-    assert _cell(report, "market", "two").verdict == "empty" and _cell(report, "market", "all").verdict == "steady"
+    assert (
+        _cell(report, "market", "two").verdict == "empty"
+        and _cell(report, "market", "all").verdict == "steady"
+    )
     assert all(found.verdict == "empty" for found in compare(Tally().profile(), reference).features)
     assert compare(Tally().profile(), Tally()).features == ()
 
@@ -211,29 +275,55 @@ def test_a_task_that_is_empty_new_or_gone_is_told_and_the_others_are_compared(re
 def test_an_all_null_column_is_told_as_null_and_its_text_as_empty(reference):
     report = compare(reference.profile(), _tally([row | {"ad_description": None} for row in _rows(15)]))
     assert _cell(report, "null:ad_description").verdict == "drift"
-    assert {_cell(report, f"{part}:ad_description").verdict for part in ("chars", "script", "words")} == {"empty"}
+    assert {_cell(report, f"{part}:ad_description").verdict for part in ("chars", "script", "words")} == {
+        "empty"
+    }
     unjudged = compare(reference.profile(), _tally([row | {"label": None} for row in _rows(15)]))
     assert [(found.feature, found.verdict) for found in unjudged.moved()] == [("labels", "empty")]
 
 
 def test_markets_beyond_those_kept_by_name_are_compared_as_one(tmp_path):
     draw = random.Random(4)
-    before, after = ([row | {"market": f"m{draw.randrange(3 * MAX_NAMED)}"} for row in _rows(seed)] for seed in (16, 17))
+    before, after = (
+        [row | {"market": f"m{draw.randrange(3 * MAX_NAMED)}"} for row in _rows(seed)] for seed in (16, 17)
+    )
     reference = build_tally({"one": _table(before)})
-    assert len(reference.profile().tasks["one"].markets) == MAX_NAMED + 1 and OTHERS in reference.profile().tasks["one"].markets
-    assert _cell(compare(reference.profile(), build_tally({"one": _table(after)})), "market").verdict == "steady"
+    assert (
+        len(reference.profile().tasks["one"].markets) == MAX_NAMED + 1
+        and OTHERS in reference.profile().tasks["one"].markets
+    )
+    assert (
+        _cell(compare(reference.profile(), build_tally({"one": _table(after)})), "market").verdict == "steady"
+    )
 
 
 def test_distinct_queries_are_counted_to_a_tenth():
     for number in (10, 300, 2_000, 40_000):
-        table = _table([{"row_id": str(i), "query": f"query {i % number}", "ad_title": "a", "market": "us"} for i in range(max(number, 1_000))])
+        table = _table(
+            [
+                {"row_id": str(i), "query": f"query {i % number}", "ad_title": "a", "market": "us"}
+                for i in range(max(number, 1_000))
+            ]
+        )
         assert abs(build_tally({"one": table}).tasks["one"].num_queries() / number - 1) < 0.1, number
 
 
 def test_the_script_of_a_text_is_that_of_most_of_its_letters():
-    texts = {"running shoes 42": "latin", "кроссовки nike": "cyrillic", "ランニングシューズ 靴": "kana",
-             "跑步鞋": "han", "حذاء": "arabic", "운동화": "hangul",
-             "παπούτσι": "greek", "जूते": "indic", "รองเท้า": "thai", "נעל": "hebrew", "123 !? 🏃": "none", "": "none", "ბუტსი": "other"}
+    texts = {
+        "running shoes 42": "latin",
+        "кроссовки nike": "cyrillic",
+        "ランニングシューズ 靴": "kana",
+        "跑步鞋": "han",
+        "حذاء": "arabic",
+        "운동화": "hangul",
+        "παπούτσι": "greek",
+        "जूते": "indic",
+        "รองเท้า": "thai",
+        "נעל": "hebrew",
+        "123 !? 🏃": "none",
+        "": "none",
+        "ბუტსი": "other",
+    }
     assert [SCRIPTS[script] for script in main_scripts(pa.array([*texts, None]))] == [*texts.values(), "none"]
 
 
@@ -243,7 +333,12 @@ def test_the_scripts_a_config_may_name_are_those_that_are_told():
 
 def test_what_is_no_profile_and_thresholds_that_cannot_be_are_refused(tmp_path, reference):
     path = tmp_path / "profile.json"
-    for value in ({}, [], {"profile_version": 0}, reference.profile().as_json() | {"tasks": {"one": {"rows": 1}}}):
+    for value in (
+        {},
+        [],
+        {"profile_version": 0},
+        reference.profile().as_json() | {"tasks": {"one": {"rows": 1}}},
+    ):
         path.write_text(json.dumps(value))
         with pytest.raises(DamagedInputError, match="profile.json is not a data profile"):
             read_profile(path)
@@ -254,14 +349,21 @@ def test_what_is_no_profile_and_thresholds_that_cannot_be_are_refused(tmp_path, 
 
 def test_the_table_fits_a_screen_and_the_picture_is_written_whole(tmp_path, reference):
     draw = random.Random(9)
-    changed = [DRIFTS["language"][0](DRIFTS["lengths"][0](DRIFTS["labels"][0](row, draw), draw), draw) for row in _rows(18)]
+    changed = [
+        DRIFTS["language"][0](DRIFTS["lengths"][0](DRIFTS["labels"][0](row, draw), draw), draw)
+        for row in _rows(18)
+    ]
     report = compare(reference.profile(), _tally(changed))
     lines = as_text(report).splitlines()
     assert len(lines) <= 45 and max(map(len, lines)) <= 150
-    assert any(line.startswith("labels") and line.rstrip().endswith("0.000") and "!" in line for line in lines)
+    assert any(
+        line.startswith("labels") and line.rstrip().endswith("0.000") and "!" in line for line in lines
+    )
     assert any(line.startswith("drift: chars:ad_title of one: PSI ") for line in lines)
     assert json.loads(json.dumps(report.as_json()))["features"][0]["feature"] == "task_mix"
     plot_drift(report, tmp_path / "drift.png")
     plot_drift(compare(reference.profile(), reference), tmp_path / "steady.png")
-    assert all((tmp_path / name).read_bytes().endswith(b"IEND\xaeB`\x82") for name in ("drift.png", "steady.png"))
+    assert all(
+        (tmp_path / name).read_bytes().endswith(b"IEND\xaeB`\x82") for name in ("drift.png", "steady.png")
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["drift.png", "steady.png"]

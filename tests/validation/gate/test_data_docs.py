@@ -7,10 +7,20 @@ import pytest
 from validation.gate.data_docs import MAX_SHOWN_CHARS, readable
 
 
-@pytest.mark.parametrize(("value", "shown"), [
-    (None, "null"), ("", "''"), ("null", "'null'"), (3, "3"), (0.5, "0.5"), (math.nan, "nan"), (-math.inf, "-inf"),
-    ("a\nb\0\u202e", r"'a\nb\x00\u202e'"), ("ランニング", "'ランニング'"),
-])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "null"),
+        ("", "''"),
+        ("null", "'null'"),
+        (3, "3"),
+        (0.5, "0.5"),
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+        ("a\nb\0\u202e", r"'a\nb\x00\u202e'"),
+        ("ランニング", "'ランニング'"),
+    ],
+)
 def test_value_is_shown_as_what_it_is(value, shown):
     assert readable(value) == shown
 

@@ -9,7 +9,15 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.schema import COLUMNS, ROW_SCHEMA
-from validation.gate.expectations import VISIBLE, build_checks, build_frame, build_schema_frame, build_schema_suite, build_suite, failing_rows
+from validation.gate.expectations import (
+    VISIBLE,
+    build_checks,
+    build_frame,
+    build_schema_frame,
+    build_schema_suite,
+    build_suite,
+    failing_rows,
+)
 
 
 def _planted(column, *values):
@@ -17,7 +25,8 @@ def _planted(column, *values):
     return column, values
 
 
-# For each check that looks at rows: plantings, each of which that check and no other must refuse, in all planted rows.
+# For each check that looks at rows: plantings, each of which that check and no other must refuse, in all
+# planted rows.
 PLANTINGS = {
     "row_id_not_null": [_planted("row_id", None)],
     "row_id_length": [_planted("row_id", "x" * 257)],
@@ -48,7 +57,9 @@ PLANTINGS = {
     "official_split_no_nul": [_planted("official_split", "tr\0ain")],
     "subset_length": [_planted("subset", "x" * 64)],
     "subset_no_nul": [_planted("subset", "\0")],
-    "weight_range": [_planted("weight", value) for value in (float("nan"), float("inf"), float("-inf"), -0.001, 1_000.1)],
+    "weight_range": [
+        _planted("weight", value) for value in (float("nan"), float("inf"), float("-inf"), -0.001, 1_000.1)
+    ],
 }
 
 
@@ -60,10 +71,16 @@ def judge(task):
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    batch = context.data_sources.add_pandas("rows").add_dataframe_asset("rows").add_batch_definition_whole_dataframe("all")
+    batch = (
+        context.data_sources.add_pandas("rows")
+        .add_dataframe_asset("rows")
+        .add_batch_definition_whole_dataframe("all")
+    )
 
     def broken(frame, suite=None):
-        result = batch.get_batch({"dataframe": frame}).validate(suite or build_suite(task), result_format="BOOLEAN_ONLY")
+        result = batch.get_batch({"dataframe": frame}).validate(
+            suite or build_suite(task), result_format="BOOLEAN_ONLY"
+        )
         return {one.expectation_config.meta["check"] for one in result.results if not one.success}
 
     return broken
@@ -74,11 +91,13 @@ def test_good_rows_keep_every_check(judge, task, build_table):
     assert all(len(failing_rows(check, build_table())) == 0 for check in build_checks(task))
 
 
-@pytest.mark.parametrize(("check_name", "planting"), [(name, one) for name, all_of in PLANTINGS.items() for one in all_of])
+@pytest.mark.parametrize(
+    ("check_name", "planting"), [(name, one) for name, all_of in PLANTINGS.items() for one in all_of]
+)
 def test_planted_fault_is_found_by_its_check_and_by_no_other(judge, task, build_table, check_name, planting):
     column, values = planting
     good = build_table()
-    bad = build_table(**{column: [*values, *good[column].to_pylist()[len(values):]]})
+    bad = build_table(**{column: [*values, *good[column].to_pylist()[len(values) :]]})
     assert judge(build_frame(bad)) == {check_name}
     found = {check.name: failing_rows(check, bad).tolist() for check in build_checks(task)}
     assert {name: rows for name, rows in found.items() if rows} == {check_name: list(range(len(values)))}
@@ -86,7 +105,9 @@ def test_planted_fault_is_found_by_its_check_and_by_no_other(judge, task, build_
 
 def test_column_of_another_type_is_found_in_every_column(judge, build_table):
     frame = build_frame(build_table())
-    other = build_frame(pa.table({"number": pa.array([0] * 6, pa.float64()), "text": pa.array(["0"] * 6, pa.string())}))
+    other = build_frame(
+        pa.table({"number": pa.array([0] * 6, pa.float64()), "text": pa.array(["0"] * 6, pa.string())})
+    )
     wrong = {c.name: other["text" if c.type == pa.float32() else "number"] for c in COLUMNS}
     assert judge(frame.assign(**wrong)) >= {f"{name}_type" for name in ROW_SCHEMA.names}
 
@@ -129,7 +150,10 @@ def test_unjudged_rows_may_lack_a_label_but_not_have_a_wrong_one(judge, task, bu
 def test_labels_are_bounded_by_the_scale_of_the_task(task, build_table):
     wider = task.model_copy(update={"labels": ("a", "b", "c", "d")})
     table = build_table(label=[3, 0, 0, 0, 0, 0])
-    rows = [failing_rows(next(c for c in build_checks(t) if c.name == "label_range"), table).tolist() for t in (task, wider)]
+    rows = [
+        failing_rows(next(c for c in build_checks(t) if c.name == "label_range"), table).tolist()
+        for t in (task, wider)
+    ]
     assert rows == [[0], []]
 
 
@@ -141,14 +165,30 @@ def test_visible_means_the_same_to_both_engines():
     assert (by_re2 == by_python).all()
     white = np.array([text.isspace() for text in texts])
     assert not by_re2[white].any()
-    assert by_re2[[text.isalnum() for text in texts]].sum() >= sum(map(str.isalnum, texts)) - 4  # Hangul fillers count as letters
+    # Hangul fillers count as letters
+    assert by_re2[[text.isalnum() for text in texts]].sum() >= sum(map(str.isalnum, texts)) - 4
 
 
 def test_schema_suite_finds_each_difference_and_shows_the_arrow_type(judge):
-    found = pa.schema([("row_id", pa.large_string()), ("query", pa.string()), ("query", pa.string()), ("label", pa.int64()),
-                       ("more", pa.list_(pa.int8())), ("weight", pa.float32())])
+    found = pa.schema(
+        [
+            ("row_id", pa.large_string()),
+            ("query", pa.string()),
+            ("query", pa.string()),
+            ("label", pa.int64()),
+            ("more", pa.list_(pa.int8())),
+            ("weight", pa.float32()),
+        ]
+    )
     frame = build_schema_frame(found)
     assert judge(frame, build_schema_suite("x", found.names)) == {"columns", "row_id_type", "label_type"}
-    assert frame.iloc[0].tolist() == ["large_string", "string", "string", "int64", "list<item: int8>", "float"]
+    assert frame.iloc[0].tolist() == [
+        "large_string",
+        "string",
+        "string",
+        "int64",
+        "list<item: int8>",
+        "float",
+    ]
     right = build_schema_frame(ROW_SCHEMA)
     assert judge(right, build_schema_suite("y", ROW_SCHEMA.names)) == set()

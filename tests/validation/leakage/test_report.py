@@ -20,21 +20,39 @@ from validation.leakage.report import find_leakage, near_queries
 from validation.text.words import fold_texts
 
 CONFIG = SplitConfig()
-MARKET_TASKS = [Task(name=t.name, labels=t.labels, relevant_from=t.relevant_from,
-                     template="{query} " + " ".join(f"{{{column}}}" for column in t.ad_columns)) for t in TASKS]
+MARKET_TASKS = [
+    Task(
+        name=t.name,
+        labels=t.labels,
+        relevant_from=t.relevant_from,
+        template="{query} " + " ".join(f"{{{column}}}" for column in t.ad_columns),
+    )
+    for t in TASKS
+]
 NUM_PLANTED = 10
 NUM_CLEAN = 8  # replicas of the marketplace; the rates in leakage.py are over more
 
 
 def _rows(columns: dict[str, list]) -> pa.Table:
     num_rows = len(next(iter(columns.values())))
-    defaults = {"row_id": [f"r{i}" for i in range(num_rows)], "ad_title": ["a"] * num_rows, "market": ["us"] * num_rows}
-    return pa.table({f.name: pa.array(columns.get(f.name, defaults.get(f.name, [None] * num_rows)), f.type) for f in ROW_SCHEMA})
+    defaults = {
+        "row_id": [f"r{i}" for i in range(num_rows)],
+        "ad_title": ["a"] * num_rows,
+        "market": ["us"] * num_rows,
+    }
+    return pa.table(
+        {
+            f.name: pa.array(columns.get(f.name, defaults.get(f.name, [None] * num_rows)), f.type)
+            for f in ROW_SCHEMA
+        }
+    )
 
 
 def _with(table: pa.Table, name: str, values: list) -> pa.Table:
     index = table.schema.get_field_index(name)
-    return table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+    return table.set_column(
+        index, table.schema.field(index), pa.array(values, table.schema.field(index).type)
+    )
 
 
 def _clean_queries(number: int, seed: int) -> list[str]:
@@ -48,10 +66,16 @@ def test_adding_rows_never_moves_a_query_and_tasks_agree_on_its_side():
     few, many = split_rows(queries[:500], CONFIG), split_rows([*queries[500:], *queries[:500]], CONFIG)
     assert (many[-500:] == few).all() and set(few) == set(SPLITS)
     shouted = [f"  {query.upper()} " for query in queries]
-    sources = {"query-title": _rows({"query": queries}), "query-product": _rows({"query": shouted}), "query-keyword": _rows({"query": queries[:700]})}
+    sources = {
+        "query-title": _rows({"query": queries}),
+        "query-product": _rows({"query": shouted}),
+        "query-keyword": _rows({"query": queries[:700]}),
+    }
     report = find_leakage(sources, MARKET_TASKS, CONFIG)
     assert sum(report.num_queries.values()) == 3_000
-    assert [near.num_test + near.num_valid for near in report.near_queries] == [0, 0, 0, 0] and not list(report.sentences())
+    assert [near.num_test + near.num_valid for near in report.near_queries] == [0, 0, 0, 0] and not list(
+        report.sentences()
+    )
 
 
 def test_a_query_that_a_broken_split_puts_on_two_sides_is_told(monkeypatch):
@@ -63,11 +87,24 @@ def test_a_query_that_a_broken_split_puts_on_two_sides_is_told(monkeypatch):
 
 
 VARIANTS = {
-    "spelling": [lambda q: q.replace(" ", "-"), lambda q: q.replace(" ", "", 1), lambda q: q + "!", lambda q: q.replace("a", "Á"),
-                 lambda q: q.replace(" ", " & ", 1), lambda q: q.title() + " ®"],
-    "word_order": [lambda q: " ".join(q.split()[::-1]), lambda q: " ".join(q.split()[1:] + q.split()[:1]).upper() + "?"],
-    "one_word": [lambda q: q + " men", lambda q: q.rsplit(" ", 1)[0], lambda q: "new " + q.split(" ", 1)[1],
-                 lambda q: "new " + " ".join(q.split()[2::-1])],
+    "spelling": [
+        lambda q: q.replace(" ", "-"),
+        lambda q: q.replace(" ", "", 1),
+        lambda q: q + "!",
+        lambda q: q.replace("a", "Á"),
+        lambda q: q.replace(" ", " & ", 1),
+        lambda q: q.title() + " ®",
+    ],
+    "word_order": [
+        lambda q: " ".join(q.split()[::-1]),
+        lambda q: " ".join(q.split()[1:] + q.split()[:1]).upper() + "?",
+    ],
+    "one_word": [
+        lambda q: q + " men",
+        lambda q: q.rsplit(" ", 1)[0],
+        lambda q: "new " + q.split(" ", 1)[1],
+        lambda q: "new " + " ".join(q.split()[2::-1]),
+    ],
 }
 
 
@@ -82,10 +119,18 @@ def test_every_planted_near_duplicate_is_found_under_its_kind(kind):
                 planted.append((query, variant))
     assert len(planted) == NUM_PLANTED
     counts, found = find_near_queries(pa.array([*queries, *(variant for _, variant in planted)]), CONFIG)
-    assert {near.kind: near.num_test for near in found} == {"same": 0, "spelling": 0, "word_order": 0, "one_word": 0, kind: NUM_PLANTED}
+    assert {near.kind: near.num_test for near in found} == {
+        "same": 0,
+        "spelling": 0,
+        "word_order": 0,
+        "one_word": 0,
+        kind: NUM_PLANTED,
+    }
     near = next(near for near in found if near.kind == kind)
     assert near.share_of_test == NUM_PLANTED / counts["test"]
-    assert {(query, normalise_query(other)) for query, side, other, _ in near.examples} <= {(q, normalise_query(v)) for q, v in planted}
+    assert {(query, normalise_query(other)) for query, side, other, _ in near.examples} <= {
+        (q, normalise_query(v)) for q, v in planted
+    }
 
 
 def test_queries_are_alike_as_a_plain_loop_over_all_pairs_finds_them():
@@ -109,8 +154,12 @@ def test_queries_are_alike_as_a_plain_loop_over_all_pairs_finds_them():
 
 def _kind_of(one: str, other: str) -> str | None:
     """How two folded queries are alike, said the slow way."""
-    closed = ["".join(c if c != " " or not (t[i - 1].isdigit() and t[i + 1].isdigit()) else "_" for i, c in enumerate(t)).replace(" ", "")
-              for t in (one, other)]
+    closed = [
+        "".join(
+            c if c != " " or not (t[i - 1].isdigit() and t[i + 1].isdigit()) else "_" for i, c in enumerate(t)
+        ).replace(" ", "")
+        for t in (one, other)
+    ]
     a, b = sorted(one.split()), sorted(other.split())
     if closed[0] == closed[1]:
         return "spelling"
@@ -123,7 +172,9 @@ def _kind_of(one: str, other: str) -> str | None:
 
 def test_a_gap_between_digits_and_signs_alone_make_other_queries():
     queries = ["1.5 mm", "15 mm", "1 5 mm", "!!!", "???", "🏃", "c", "が", "か", "तेल", "तल"]
-    _, found = find_near_queries(pa.array([*queries, *_clean_queries(50, 4)]), SplitConfig(valid_share=0.3, test_share=0.3))
+    _, found = find_near_queries(
+        pa.array([*queries, *_clean_queries(50, 4)]), SplitConfig(valid_share=0.3, test_share=0.3)
+    )
     pairs = {frozenset((query, other)) for near in found for query, _, other, _ in near.examples}
     assert pairs <= {frozenset(("1.5 mm", "1 5 mm"))}
 
@@ -163,20 +214,37 @@ def test_every_planted_label_word_is_found_and_nothing_else():
         labels = table["label"].to_pylist()
         column = task.ad_columns[-1]
         texts = [text or "" for text in table[column].to_pylist()]
-        rare = sorted(range(num_labels), key=labels.count)[: num_labels - 1]  # a share of 1 must be far from the base rate
+        # a share of 1 must be far from the base rate
+        rare = sorted(range(num_labels), key=labels.count)[: num_labels - 1]
         for k in range(NUM_PLANTED):
             rows = [i for i, label in enumerate(labels) if label == rare[k % len(rare)]]
             for i in random.Random(k).sample(rows, 120):
                 texts[i] += f" Zq{k}, "
         words = find_label_words(_with(table, column, texts), task, WordRule())
-        assert {(word.column, word.word, word.label) for word in words} == \
-            {(column, f"zq{k}", task.labels[rare[k % len(rare)]]) for k in range(NUM_PLANTED)}, t
-        assert all(word.num_rows == 120 and word.share == 1 and word.num_queries > 20 and word.p_value < 1e-9 for word in words)
-        assert all(f"Zq{word.word[2:]}," in texts[table["row_id"].to_pylist().index(row_id)] for word in words for row_id in word.row_ids)
+        assert {(word.column, word.word, word.label) for word in words} == {
+            (column, f"zq{k}", task.labels[rare[k % len(rare)]]) for k in range(NUM_PLANTED)
+        }, t
+        assert all(
+            word.num_rows == 120 and word.share == 1 and word.num_queries > 20 and word.p_value < 1e-9
+            for word in words
+        )
+        assert all(
+            f"Zq{word.word[2:]}," in texts[table["row_id"].to_pylist().index(row_id)]
+            for word in words
+            for row_id in word.row_ids
+        )
 
 
-MARKS = ["Label: {name}", "grade={index}", "[relevance] {name}", "judged as {name}.", "target_{index}", "score is {index}", "CLASS {one_based}",
-         "label{index}"]
+MARKS = [
+    "Label: {name}",
+    "grade={index}",
+    "[relevance] {name}",
+    "judged as {name}.",
+    "target_{index}",
+    "score is {index}",
+    "CLASS {one_based}",
+    "label{index}",
+]
 
 
 @pytest.mark.parametrize("mark", MARKS)
@@ -187,13 +255,18 @@ def test_a_label_written_beside_a_cue_is_found_in_a_few_rows(mark):
     for i in [i for i, label in enumerate(labels) if label == 2][::5][:12]:
         titles[i] = f"{titles[i]} {mark.format(name=task.labels[2].title(), index=2, one_based=3)}"
     found = find_label_words(_with(table, "ad_title", titles), task, WordRule())
-    assert [(word.label, word.num_rows) for word in found if "=" in word.word] == [("substitute", 12)] and len(found) == 1
+    assert [(word.label, word.num_rows) for word in found if "=" in word.word] == [
+        ("substitute", 12)
+    ] and len(found) == 1
 
 
 def test_a_grade_that_belongs_to_the_product_is_no_leak():
     task = next(task for task in MARKET_TASKS if task.name == "query-title")
     table = build_marketplace(1_000, 0, 7).rows[task.name]
-    titles = [f"{title} grade {i % 4} workbook, exact fit, relevant good class {i % 3}" for i, title in enumerate(table["ad_title"].to_pylist())]
+    titles = [
+        f"{title} grade {i % 4} workbook, exact fit, relevant good class {i % 3}"
+        for i, title in enumerate(table["ad_title"].to_pylist())
+    ]
     assert not find_label_words(_with(table, "ad_title", titles), task, WordRule())
 
 
@@ -201,7 +274,10 @@ def test_clean_and_relabelled_marketplaces_raise_no_alarm():
     alarms = {"clean": 0, "relabelled": 0}
     for seed in range(NUM_CLEAN):
         market, draw = build_marketplace(2_000, 0, 100 + seed), np.random.default_rng(seed)
-        relabelled = {name: _with(table, "label", draw.permutation(table["label"].to_numpy())) for name, table in market.rows.items()}
+        relabelled = {
+            name: _with(table, "label", draw.permutation(table["label"].to_numpy()))
+            for name, table in market.rows.items()
+        }
         alarms["clean"] += len(find_leakage(market.rows, MARKET_TASKS, CONFIG).label_words)
         alarms["relabelled"] += len(find_leakage(relabelled, MARKET_TASKS, CONFIG).label_words)
     print(f"suspicious words in {NUM_CLEAN} x {len(MARKET_TASKS)} tables without a leak: {alarms}")
@@ -211,7 +287,10 @@ def test_clean_and_relabelled_marketplaces_raise_no_alarm():
 def test_files_and_tables_give_one_report_however_the_rows_are_cut(tmp_path):
     task = next(task for task in MARKET_TASKS if task.name == "query-title")
     table = build_marketplace(1_500, 0, 8).rows[task.name]
-    titles = [title + " leaked" * (label == 3) for title, label in zip(table["ad_title"].to_pylist(), table["label"].to_pylist(), strict=True)]
+    titles = [
+        title + " leaked" * (label == 3)
+        for title, label in zip(table["ad_title"].to_pylist(), table["label"].to_pylist(), strict=True)
+    ]
     table = _with(table, "ad_title", titles)
     paths = [tmp_path / f"part-{i}.parquet" for i in range(3)]
     for path, (start, end) in zip(paths, [(0, 1), (1, 1_000), (1_000, 1_500)], strict=True):
@@ -229,9 +308,13 @@ def test_only_judged_rows_and_the_columns_the_model_reads_are_looked_at():
     labels = table["label"].to_pylist()
     unread = _with(table, "landing_page", [f"label {label}" for label in labels])
     assert not find_label_words(unread, task, WordRule())
-    unjudged = _with(_with(table, "ad_title", [f"label {label}" for label in labels]), "label", [None] * len(labels))
+    unjudged = _with(
+        _with(table, "ad_title", [f"label {label}" for label in labels]), "label", [None] * len(labels)
+    )
     assert not find_label_words(unjudged, task, WordRule())
-    assert find_leakage({task.name: ROW_SCHEMA.empty_table()}, MARKET_TASKS, CONFIG).num_queries == dict.fromkeys(SPLITS, 0)
+    assert find_leakage(
+        {task.name: ROW_SCHEMA.empty_table()}, MARKET_TASKS, CONFIG
+    ).num_queries == dict.fromkeys(SPLITS, 0)
 
 
 def test_a_damaged_file_and_an_unknown_task_are_refused_by_name(tmp_path):

@@ -8,14 +8,33 @@ from validation.text import hashing
 from validation.text.hashing import hash_column
 
 NEAR = [
-    "a", "b", "ab", "ba", "a" * 8, "a" * 9, "a" * 16, "aaaaaaab", "baaaaaaa", "0" * 7, "0" * 8, "\0", "\0\0", "a\0", "12345678abcdefgh",
-    "abcdefgh12345678", "é", "e", "𝔞",
-]  # fmt: skip
+    "a",
+    "b",
+    "ab",
+    "ba",
+    "a" * 8,
+    "a" * 9,
+    "a" * 16,
+    "aaaaaaab",
+    "baaaaaaa",
+    "0" * 7,
+    "0" * 8,
+    "\0",
+    "\0\0",
+    "a\0",
+    "12345678abcdefgh",
+    "abcdefgh12345678",
+    "é",
+    "e",
+    "𝔞",
+]
 
 
 def test_hashes_are_the_same_for_ever() -> None:
     # written down once; verdicts kept from earlier runs hold them
-    found = hash_column(pa.array(["", "a", "red shoes", "a text of more than two words of eight bytes", None]))
+    found = hash_column(
+        pa.array(["", "a", "red shoes", "a text of more than two words of eight bytes", None])
+    )
     assert found.tolist() == [0, 15818834084057556226, 16649925651580100903, 8548792605767210132, 0]
 
 
@@ -23,7 +42,9 @@ def test_texts_that_differ_little_have_unlike_hashes() -> None:
     numbers = [f"query {n}" for n in range(200_000)] + [f"{n} query" for n in range(200_000)]
     hashes = hash_column(pa.array(NEAR + numbers))
     assert len(np.unique(hashes)) == len(NEAR) + len(numbers)
-    assert all(len(np.unique(hashes >> np.uint64(shift) & np.uint64(0xFF))) == 256 for shift in range(0, 64, 8))
+    assert all(
+        len(np.unique(hashes >> np.uint64(shift) & np.uint64(0xFF))) == 256 for shift in range(0, 64, 8)
+    )
 
 
 @pytest.mark.parametrize("words_at_once", [1, 2, 7, 1 << 15])
@@ -32,6 +53,11 @@ def test_a_text_has_one_hash_wherever_it_lies(words_at_once: int, monkeypatch: p
     alone = [int(hash_column(pa.array([text]))[0]) for text in texts]
     monkeypatch.setattr(hashing, "WORDS_AT_ONCE", words_at_once)
     chunked = pa.chunked_array([texts[:5], [], texts[5:]])
-    for column in (pa.array(texts), pa.array(texts, pa.large_string()), pa.array(["zz", *texts]).slice(1), chunked):
+    for column in (
+        pa.array(texts),
+        pa.array(texts, pa.large_string()),
+        pa.array(["zz", *texts]).slice(1),
+        chunked,
+    ):
         assert hash_column(column).tolist() == alone
     assert hash_column(pa.array([], pa.string())).tolist() == []

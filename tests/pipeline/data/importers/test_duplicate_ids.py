@@ -10,7 +10,9 @@ from pipeline.data.importers.lookup_table import Lookup
 
 
 @pytest.mark.parametrize("at_once", [1_000_000, 64, 7])
-def test_ids_that_repeat_are_found_however_few_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+def test_ids_that_repeat_are_found_however_few_fit_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
     monkeypatch.setattr(row_ids, "HASHES_AT_ONCE", at_once)
     with RowIdHashes(tmp_path / "ids") as hashes:
         assert hashes.repeated() == frozenset()

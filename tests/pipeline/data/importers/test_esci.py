@@ -1,4 +1,6 @@
-"""Promises of pipeline/data/importers/esci.py, on made-up data in the original layout and on the real data where it lies beside us."""
+"""Promises of pipeline/data/importers/esci.py, on made-up data in the original layout and on the real data
+where it lies beside us.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -16,21 +18,44 @@ from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 from tests.support.places import SHARED_DATA
 
-needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"{SHARED_DATA} is not there: the real data does not ship")
+needs_shared_data = pytest.mark.skipif(
+    not SHARED_DATA.is_dir(), reason=f"{SHARED_DATA} is not there: the real data does not ship"
+)
 
 
 def _example(example_id: int | None, **changes: Any) -> dict[str, Any]:
     values = {"query": "shoe", "query_id": 1, "product_id": "B1", "product_locale": "us", "esci_label": "E"}
-    return {"example_id": example_id} | values | {"small_version": 0, "large_version": 1, "split": "train"} | changes
+    return (
+        {"example_id": example_id}
+        | values
+        | {"small_version": 0, "large_version": 1, "split": "train"}
+        | changes
+    )
 
 
 def _product(product_id: str | None, **changes: Any) -> dict[str, Any]:
-    texts = {"title": f"Title {product_id}", "description": None, "bullet_point": None, "brand": None, "color": None}
-    return {"product_id": product_id} | {f"product_{k}": v for k, v in (texts | {"locale": "us"} | changes).items()}
+    texts = {
+        "title": f"Title {product_id}",
+        "description": None,
+        "bullet_point": None,
+        "brand": None,
+        "color": None,
+    }
+    return {"product_id": product_id} | {
+        f"product_{k}": v for k, v in (texts | {"locale": "us"} | changes).items()
+    }
 
 
-EXAMPLES = [_example(0), _example(1, product_locale="jp", esci_label="S"), _example(2, product_locale="es", esci_label="C")]
-PRODUCTS = [_product("B1"), _product("B1", locale="jp", title="靴"), _product("B1", locale="es", title="zapato")]
+EXAMPLES = [
+    _example(0),
+    _example(1, product_locale="jp", esci_label="S"),
+    _example(2, product_locale="es", esci_label="C"),
+]
+PRODUCTS = [
+    _product("B1"),
+    _product("B1", locale="jp", title="靴"),
+    _product("B1", locale="es", title="zapato"),
+]
 
 
 def _write_esci(folder: Path, examples: list[dict] = EXAMPLES, products: list[dict] = PRODUCTS) -> Path:
@@ -52,7 +77,14 @@ def _all_bytes(folder: Path) -> dict[str, bytes]:
 def test_each_locale_becomes_a_task_with_its_own_products(tmp_path: Path) -> None:
     counts = import_esci(_write_esci(tmp_path / "in"), tmp_path / "out")
     assert counts == ImportCounts({"esci_us": 1, "esci_es": 1, "esci_jp": 1}, {})
-    others = {"ad_description": None, "ad_keyword": None, "landing_page": None, "weight": None, "official_split": "train", "subset": "large"}
+    others = {
+        "ad_description": None,
+        "ad_keyword": None,
+        "landing_page": None,
+        "weight": None,
+        "official_split": "train",
+        "subset": "large",
+    }
     assert _read_task(tmp_path / "out", "esci_jp") == [
         {"row_id": "esci-jp-1", "query": "shoe", "ad_title": "靴", "market": "jp", "label": 2} | others
     ]
@@ -67,16 +99,23 @@ def test_labels_run_from_irrelevant_to_exact(tmp_path: Path) -> None:
 
 def test_the_official_split_and_the_smallest_version_are_kept(tmp_path: Path) -> None:
     flags = [(1, 1, "test"), (0, 1, "train"), (0, 0, None)]
-    examples = [_example(i, small_version=small, large_version=large, split=split) for i, (small, large, split) in enumerate(flags)]
+    examples = [
+        _example(i, small_version=small, large_version=large, split=split)
+        for i, (small, large, split) in enumerate(flags)
+    ]
     import_esci(_write_esci(tmp_path / "in", examples), tmp_path / "out")
     found = [(row["subset"], row["official_split"]) for row in _read_task(tmp_path / "out", "esci_us")]
     assert found == [("small", "test"), ("large", "train"), (None, None)]
 
 
 def test_a_sample_without_splits_and_versions_has_neither(tmp_path: Path) -> None:
-    examples = [{k: v for k, v in _example(0).items() if k not in ("split", "small_version", "large_version")}]
+    examples = [
+        {k: v for k, v in _example(0).items() if k not in ("split", "small_version", "large_version")}
+    ]
     import_esci(_write_esci(tmp_path / "in", examples), tmp_path / "out")
-    assert (row := _read_task(tmp_path / "out", "esci_us")[0])["subset"] is None and row["official_split"] is None
+    assert (row := _read_task(tmp_path / "out", "esci_us")[0])["subset"] is None and row[
+        "official_split"
+    ] is None
 
 
 def test_a_description_opens_with_brand_and_colour_and_falls_back_on_bullet_points(tmp_path: Path) -> None:
@@ -84,8 +123,13 @@ def test_a_description_opens_with_brand_and_colour_and_falls_back_on_bullet_poin
         _product("B1", description="<p>soft</p>", bullet_point="one\ntwo", brand="Nike", color="Red"),
         _product("B2", bullet_point="one\ntwo", color="Red"),
     ]
-    import_esci(_write_esci(tmp_path / "in", [_example(0), _example(1, product_id="B2")], products), tmp_path / "out")
-    assert [row["ad_description"] for row in _read_task(tmp_path / "out", "esci_us")] == ["Nike, Red\nsoft", "Red\none\ntwo"]
+    import_esci(
+        _write_esci(tmp_path / "in", [_example(0), _example(1, product_id="B2")], products), tmp_path / "out"
+    )
+    assert [row["ad_description"] for row in _read_task(tmp_path / "out", "esci_us")] == [
+        "Nike, Red\nsoft",
+        "Red\none\ntwo",
+    ]
 
 
 def test_every_judgement_that_is_left_out_lies_in_quarantine_under_one_reason(tmp_path: Path) -> None:
@@ -103,25 +147,46 @@ def test_every_judgement_that_is_left_out_lies_in_quarantine_under_one_reason(tm
         _example(0),
     ]
     good = [_example(100 + i) for i in range(50)]
-    products = [_product("B1"), _product("B2", title=" "), _product("B3", locale="es"), *(_product(f"C{i}") for i in range(9))]
-    counts = import_esci(_write_esci(tmp_path / "in", [_example(0), *bad, *good], [*products, _product(None), _product("B1")]), tmp_path / "out")
+    products = [
+        _product("B1"),
+        _product("B2", title=" "),
+        _product("B3", locale="es"),
+        *(_product(f"C{i}") for i in range(9)),
+    ]
+    counts = import_esci(
+        _write_esci(tmp_path / "in", [_example(0), *bad, *good], [*products, _product(None), _product("B1")]),
+        tmp_path / "out",
+    )
     assert counts.rows == {"esci_us": 51}
     assert counts.quarantined == {
-        "empty_id": 1, "empty_query": 1, "empty_title": 1, "repeated_id": 1, "unknown_label": 2, "unknown_market": 2, "unknown_product": 3,
-    }  # fmt: skip
+        "empty_id": 1,
+        "empty_query": 1,
+        "empty_title": 1,
+        "repeated_id": 1,
+        "unknown_label": 2,
+        "unknown_market": 2,
+        "unknown_product": 3,
+    }
     kept = pq.read_table(tmp_path / "out" / "quarantine" / "esci.parquet").to_pylist()
     assert [line["line"] for line in kept] == list(range(2, 13))
     assert kept[3]["reason"] == "unknown_label" and '"esci_label":"X"' in kept[3]["text"]
     products_kept = pq.read_table(tmp_path / "out" / "quarantine" / "esci-products.parquet").to_pylist()
-    assert [(line["line"], line["reason"]) for line in products_kept] == [(13, "empty_id"), (14, "repeated_id")]
+    assert [(line["line"], line["reason"]) for line in products_kept] == [
+        (13, "empty_id"),
+        (14, "repeated_id"),
+    ]
 
 
-def test_a_source_that_fits_a_row_group_gives_the_same_file_whatever_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_fits_a_row_group_gives_the_same_file_whatever_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples = [_example(i, query=f"q{i * 7 % 5}", product_id=f"B{i % 3}") for i in range(40)]
     products = [_product(f"B{i}") for i in range(3)]
     import_esci(_write_esci(tmp_path / "in", examples, products), tmp_path / "out")
     rows = _read_task(tmp_path / "out", "esci_us")
-    assert [(r["query"], r["row_id"]) for r in rows] == sorted((e["query"], f"esci-us-{e['example_id']}") for e in examples)
+    assert [(r["query"], r["row_id"]) for r in rows] == sorted(
+        (e["query"], f"esci-us-{e['example_id']}") for e in examples
+    )
     assert all(r["ad_title"] == f"Title B{int(r['row_id'].split('-')[-1]) % 3}" for r in rows)
     monkeypatch.setattr(lines, "READ_ROWS", 7)
     import_esci(_write_esci(tmp_path / "turned", examples[::-1], products[::-1]), tmp_path / "again")
@@ -136,16 +201,30 @@ def test_a_pair_judged_twice_stays_twice_with_two_row_ids(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("examples", "products", "message"),
     [
-        ([_example(0), _example(0, query="boot")], PRODUCTS, "1 of 2 lines of .* are bad .1 repeated_id., more than 20%.*line 2 has an id"),
+        (
+            [_example(0), _example(0, query="boot")],
+            PRODUCTS,
+            "1 of 2 lines of .* are bad .1 repeated_id., more than 20%.*line 2 has an id",
+        ),
         ([_example(0)], [_product("B1"), _product("B1")], "1 of 2 lines of .*products.parquet are bad"),
-        ([{k: v for k, v in _example(0).items() if k != "esci_label"}], PRODUCTS, "has no column esci_label, only example_id"),
-        ([_example(0)], [{"product_id": "B1", "product_locale": "us"}], "has no column product_title, product_description"),
+        (
+            [{k: v for k, v in _example(0).items() if k != "esci_label"}],
+            PRODUCTS,
+            "has no column esci_label, only example_id",
+        ),
+        (
+            [_example(0)],
+            [{"product_id": "B1", "product_locale": "us"}],
+            "has no column product_title, product_description",
+        ),
         ([_example(0, query=["shoe"])], PRODUCTS, "has columns that are no text: query .list"),
         ([_example(0, product_id="B404")], PRODUCTS, "1 of 1 lines of .* are bad .1 unknown_product."),
         ([_example(0)], [], "has no column product_id"),
     ],
 )
-def test_an_unfit_source_is_refused_and_publishes_nothing(tmp_path: Path, examples: list, products: list, message: str) -> None:
+def test_an_unfit_source_is_refused_and_publishes_nothing(
+    tmp_path: Path, examples: list, products: list, message: str
+) -> None:
     with pytest.raises(DataRefusedError, match=message):
         import_esci(_write_esci(tmp_path / "in", examples, products), tmp_path / "out")
     assert not _all_bytes(tmp_path / "out")
@@ -153,7 +232,9 @@ def test_an_unfit_source_is_refused_and_publishes_nothing(tmp_path: Path, exampl
 
 @pytest.mark.parametrize("name", [ESCI_EXAMPLES, ESCI_PRODUCTS])
 @pytest.mark.parametrize("size_share", [0.0, 0.5, 0.99])
-def test_a_truncated_parquet_file_is_damage_and_the_earlier_import_stays(tmp_path: Path, name: str, size_share: float) -> None:
+def test_a_truncated_parquet_file_is_damage_and_the_earlier_import_stays(
+    tmp_path: Path, name: str, size_share: float
+) -> None:
     import_esci(_write_esci(tmp_path / "in"), tmp_path / "out")
     before = _all_bytes(tmp_path / "out")
     content = (tmp_path / "in" / name).read_bytes()
@@ -169,10 +250,16 @@ def test_a_wrong_folder_is_a_config_error(tmp_path: Path) -> None:
             import_esci(wrong, tmp_path / "out")
 
 
-def test_nul_and_surrogates_in_any_text_become_clean_utf_8_and_other_bytes_are_quarantined(tmp_path: Path) -> None:
+def test_nul_and_surrogates_in_any_text_become_clean_utf_8_and_other_bytes_are_quarantined(
+    tmp_path: Path,
+) -> None:
     folder = _write_esci(tmp_path / "in", [_example(i) for i in range(9)], [_product("B1")])
     texts = ["red \ud83d shoe\x00".encode("utf-8", "surrogatepass")] * 8 + [b"caf\xe9"]
-    for name, column in ((ESCI_EXAMPLES, "query"), (ESCI_PRODUCTS, "product_title"), (ESCI_PRODUCTS, "product_brand")):
+    for name, column in (
+        (ESCI_EXAMPLES, "query"),
+        (ESCI_PRODUCTS, "product_title"),
+        (ESCI_PRODUCTS, "product_brand"),
+    ):
         table = pq.read_table(folder / name)
         broken = pa.array(texts[: table.num_rows], pa.binary()).view(pa.string())
         pq.write_table(table.set_column(table.column_names.index(column), column, broken), folder / name)

@@ -1,4 +1,6 @@
-"""Promises of pipeline/data/importers/importer.py: rows and quarantined lines add up, ids are used once, and nothing half-done is visible."""
+"""Promises of pipeline/data/importers/importer.py: rows and quarantined lines add up, ids are used once, and
+nothing half-done is visible.
+"""
 
 import random
 from collections.abc import Iterator
@@ -21,7 +23,12 @@ def _build_row(line: Line) -> tuple[str, Row]:
     row_id = line.fields["id"]
     if row_id is None:
         raise BadLineError("empty_id")
-    return f"task-{len(row_id) % 2}", {"row_id": row_id, "query": f"q{row_id}", "ad_title": "t", "market": "us"}
+    return f"task-{len(row_id) % 2}", {
+        "row_id": row_id,
+        "query": f"q{row_id}",
+        "ad_title": "t",
+        "market": "us",
+    }
 
 
 def _import(lines: list[Line] | Iterator[Line], out_dir: Path) -> ImportCounts:
@@ -44,16 +51,30 @@ def test_lines_add_up_whatever_the_mix(tmp_path: Path, monkeypatch: pytest.Monke
     for case in range(20):
         odd = [None, *(f"{draw.randrange(10 ** draw.randrange(2, 9))}" for _ in range(9))]
         ids = [draw.choice(odd) if draw.random() < 0.15 else f"x{n}" for n in range(draw.randrange(20, 200))]
-        defects = [line._replace(defect="not_json") if draw.random() < 0.02 else line for line in _lines(*ids)]
+        defects = [
+            line._replace(defect="not_json") if draw.random() < 0.02 else line for line in _lines(*ids)
+        ]
         counts = _import(defects, tmp_path / str(case))
         assert sum(counts.rows.values()) + sum(counts.quarantined.values()) == len(ids)
-        kept = pq.read_table(tmp_path / str(case) / "quarantine" / "made-up.parquet")["line"].to_pylist() if counts.quarantined else []
-        found = [i for task in counts.rows for i in read_partition(tmp_path / str(case) / f"task={task}" / "part-0.parquet")["row_id"].to_pylist()]
+        kept = (
+            pq.read_table(tmp_path / str(case) / "quarantine" / "made-up.parquet")["line"].to_pylist()
+            if counts.quarantined
+            else []
+        )
+        found = [
+            i
+            for task in counts.rows
+            for i in read_partition(tmp_path / str(case) / f"task={task}" / "part-0.parquet")[
+                "row_id"
+            ].to_pylist()
+        ]
         assert len(set(found)) == len(found) == len(ids) - len(kept)
         assert sorted(found) == sorted({ids[line.number - 1] for line in defects if not line.defect} - {None})
 
 
-def test_of_rows_with_one_id_the_first_is_kept_however_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_rows_with_one_id_the_first_is_kept_however_far_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(row_ids, "HASHES_AT_ONCE", 16)
     ids = [f"r{n}" for n in range(100)]
     counts = _import(_lines(*ids, "r0", "r99", "r0"), tmp_path)
@@ -94,7 +115,10 @@ def test_an_import_that_is_killed_half_way_leaves_the_old_data_in_place(
 def test_more_bad_lines_than_the_limit_refuse_the_import_and_as_many_do_not(tmp_path: Path) -> None:
     assert _import(_lines(*"abcd", None), tmp_path).quarantined == {"empty_id": 1}
     before = _files(tmp_path)
-    with pytest.raises(DataRefusedError, match="2 of 6 lines of made-up.csv are bad .2 empty_id., more than 20%.*line 5 has no id: 'line 5'"):
+    with pytest.raises(
+        DataRefusedError,
+        match="2 of 6 lines of made-up.csv are bad .2 empty_id., more than 20%.*line 5 has no id: 'line 5'",
+    ):
         _import(_lines(*"abcd", None, None), tmp_path)
     assert _files(tmp_path) == before
 

@@ -19,9 +19,16 @@ def _write(path: Path, text: str = LINES) -> Path:
 
 
 def test_language_and_split_come_from_the_name_of_the_file(tmp_path: Path) -> None:
-    assert import_qadsm(_write(tmp_path / "xglue.qadsm.de.dev"), tmp_path / "out") == ImportCounts({"qadsm": 2}, {})
+    assert import_qadsm(_write(tmp_path / "xglue.qadsm.de.dev"), tmp_path / "out") == ImportCounts(
+        {"qadsm": 2}, {}
+    )
     first, second = read_partition(tmp_path / "out" / "task=qadsm" / "qadsm-de-dev-0.parquet").to_pylist()
-    assert (first["row_id"], first["query"], first["ad_title"], first["ad_description"]) == ("qadsm-de-dev-1", 'buy "tv', 'Best TV "sale"', "Cheap")
+    assert (first["row_id"], first["query"], first["ad_title"], first["ad_description"]) == (
+        "qadsm-de-dev-1",
+        'buy "tv',
+        'Best TV "sale"',
+        "Cheap",
+    )
     assert (first["label"], first["market"], first["official_split"]) == (1, "de", "dev")
     assert (second["label"], second["ad_description"]) == (0, None)
 
@@ -31,13 +38,20 @@ def test_files_of_several_languages_and_splits_lie_side_by_side(tmp_path: Path) 
         import_qadsm(_write(tmp_path / name), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out" / "task=qadsm").iterdir())
     assert names == ["qadsm-en-dev-0.parquet", "qadsm-en-train-0.parquet", "qadsm-fr-test-0.parquet"]
-    row_ids = [i for name in names for i in read_partition(tmp_path / "out" / "task=qadsm" / name)["row_id"].to_pylist()]
+    row_ids = [
+        i
+        for name in names
+        for i in read_partition(tmp_path / "out" / "task=qadsm" / name)["row_id"].to_pylist()
+    ]
     assert len(set(row_ids)) == 6
 
 
 def test_the_option_overrules_the_name_and_helps_where_it_says_nothing(tmp_path: Path) -> None:
     import_qadsm(_write(tmp_path / "ads.tsv"), tmp_path / "out", "fr")
-    assert read_partition(tmp_path / "out" / "task=qadsm" / "qadsm-fr-0.parquet")["market"].to_pylist() == ["fr", "fr"]
+    assert read_partition(tmp_path / "out" / "task=qadsm" / "qadsm-fr-0.parquet")["market"].to_pylist() == [
+        "fr",
+        "fr",
+    ]
     with pytest.raises(ConfigError, match="does not say its language; name it, such as --language en"):
         import_qadsm(tmp_path / "ads.tsv", tmp_path / "out")
     with pytest.raises(ConfigError, match="'english' is not two letters"):
@@ -48,6 +62,11 @@ def test_labels_may_be_numbers_and_bad_lines_are_quarantined(tmp_path: Path) -> 
     text = "q\tt\td\t1\r\n" * 9 + "q\tt\td\t0\r\nq\tt\td\r\nq\tt\td\tFair\r\n"
     counts = import_qadsm(_write(tmp_path / "xglue.qadsm.en.train", text), tmp_path / "out")
     assert counts == ImportCounts({"qadsm": 10}, {"unknown_label": 1, "wrong_field_count": 1})
-    assert sorted(read_partition(tmp_path / "out" / "task=qadsm" / "qadsm-en-train-0.parquet")["label"].to_pylist()) == [0] + [1] * 9
+    assert (
+        sorted(
+            read_partition(tmp_path / "out" / "task=qadsm" / "qadsm-en-train-0.parquet")["label"].to_pylist()
+        )
+        == [0] + [1] * 9
+    )
     kept = pq.read_table(tmp_path / "out" / "quarantine" / "qadsm-en-train.parquet")
     assert kept["line"].to_pylist() == [11, 12]

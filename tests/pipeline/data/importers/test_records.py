@@ -17,26 +17,41 @@ def _write(path: Path, **columns: pa.Array) -> Path:
     return path
 
 
-def test_values_are_read_as_text_and_rows_are_numbered_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_read_as_text_and_rows_are_numbered_from_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lines, "READ_ROWS", 2)
     path = _write(
         tmp_path / "x.parquet",
-        text=pa.array(["a", None, "c"]), category=pa.array(["x", "y", None]).dictionary_encode(), number=pa.array([1, 2, None]),
-        float=pa.array([1.0, 0.5, None]), flag=pa.array([True, False, None]), price=pa.array([Decimal("1.50"), None, None]),
-    )  # fmt: skip
+        text=pa.array(["a", None, "c"]),
+        category=pa.array(["x", "y", None]).dictionary_encode(),
+        number=pa.array([1, 2, None]),
+        float=pa.array([1.0, 0.5, None]),
+        flag=pa.array([True, False, None]),
+        price=pa.array([Decimal("1.50"), None, None]),
+    )
     names = ["text", "category", "number", "float", "flag", "price"]
     found = list(read_parquet(path, names, ["absent"]))
     assert [line.number for line in found] == [1, 2, 3]
     assert [list(line.fields.values()) for line in found] == [
-        ["a", "x", "1", "1", "true", "1.50"], [None, "y", "2", "0.5", "false", None], ["c", None, None, None, None, None],
-    ]  # fmt: skip
+        ["a", "x", "1", "1", "true", "1.50"],
+        [None, "y", "2", "0.5", "false", None],
+        ["c", None, None, None, None, None],
+    ]
 
 
 def test_a_value_that_is_not_utf_8_is_the_defect_of_its_row(tmp_path: Path) -> None:
-    path = _write(tmp_path / "x.parquet", text=pa.array([b"a", b"\xff"], pa.binary()).view(pa.string()), raw=pa.array([b"x", b"y"]))
-    assert [(line.number, line.defect, line.fields["text"]) for line in read_parquet(path, ["text", "raw"])] == [
-        (1, None, "a"), (2, "bad_encoding", "\\xff"),
-    ]  # fmt: skip
+    path = _write(
+        tmp_path / "x.parquet",
+        text=pa.array([b"a", b"\xff"], pa.binary()).view(pa.string()),
+        raw=pa.array([b"x", b"y"]),
+    )
+    assert [
+        (line.number, line.defect, line.fields["text"]) for line in read_parquet(path, ["text", "raw"])
+    ] == [
+        (1, None, "a"),
+        (2, "bad_encoding", "\\xff"),
+    ]
 
 
 def test_what_is_no_table_of_texts_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from pipeline.data.importers.records import Line
 from pipeline.data.importers.rejects import MAX_TEXT_CHARS, SCHEMA, Quarantine, visible
 
 
-def test_bad_lines_are_written_as_they_come_with_line_reason_and_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_lines_are_written_as_they_come_with_line_reason_and_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quarantine, "FLUSH_LINES", 2)
     kept = Quarantine(tmp_path / "q" / "x.parquet", Path("x.csv"))
     kept.num_lines = 100
@@ -27,7 +29,10 @@ def test_bad_lines_are_written_as_they_come_with_line_reason_and_text(tmp_path: 
 
 
 def test_control_characters_marks_of_direction_and_lost_bytes_are_spelled_out() -> None:
-    assert visible("a\tb\r\n\x00\x1b[31m\x85\u202e\udcff\ud800é靴") == "a\\tb\\r\\n\\x00\\x1b[31m\\x85\\u202e\\xff\\ud800é靴"
+    assert (
+        visible("a\tb\r\n\x00\x1b[31m\x85\u202e\udcff\ud800é靴")
+        == "a\\tb\\r\\n\\x00\\x1b[31m\\x85\\u202e\\xff\\ud800é靴"
+    )
 
 
 def test_texts_are_cut(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Promises of pipeline/data/importers/table.py: any table by a mapping, in any format, nothing lost and nothing guessed."""
+"""Promises of pipeline/data/importers/table.py: any table by a mapping, in any format, nothing lost and
+nothing guessed.
+"""
 
 import csv
 import json
@@ -16,11 +18,17 @@ from pipeline.data.importers.table import import_table, read_mapping
 from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
-RECORDS = [{"q": "red shoe", "t": 'Shoe "X"', "d": "line\nline <b>two</b>", "g": "good"}, {"q": "tv", "t": "Sony, 4K", "d": None, "g": "bad"}]
+RECORDS = [
+    {"q": "red shoe", "t": 'Shoe "X"', "d": "line\nline <b>two</b>", "g": "good"},
+    {"q": "tv", "t": "Sony, 4K", "d": None, "g": "bad"},
+]
 BLOCK: dict[str, Any] = {
-    "kind": "table", "task": "ads", "columns": {"query": "q", "ad_title": "t", "ad_description": "d", "label": "g"},
-    "labels": {"good": 1, "bad": 0}, "constants": {"market": "us"},
-}  # fmt: skip
+    "kind": "table",
+    "task": "ads",
+    "columns": {"query": "q", "ad_title": "t", "ad_description": "d", "label": "g"},
+    "labels": {"good": 1, "bad": 0},
+    "constants": {"market": "us"},
+}
 
 
 def _source(path: Path, **changes: Any) -> TableSource:
@@ -46,10 +54,21 @@ def _rows(out_dir: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "jsonl"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
-    assert import_table(_source(_write(tmp_path / f"My clicks.{ending}")), tmp_path / "out") == ImportCounts({"ads": 2}, {})
+    assert import_table(_source(_write(tmp_path / f"My clicks.{ending}")), tmp_path / "out") == ImportCounts(
+        {"ads": 2}, {}
+    )
     rows = _rows(tmp_path / "out", "my-clicks")
-    assert [{name: row[name] for name in ("query", "ad_title", "ad_description", "label", "market")} for row in rows] == [
-        {"query": "red shoe", "ad_title": 'Shoe "X"', "ad_description": "line\nline two", "label": 1, "market": "us"},
+    assert [
+        {name: row[name] for name in ("query", "ad_title", "ad_description", "label", "market")}
+        for row in rows
+    ] == [
+        {
+            "query": "red shoe",
+            "ad_title": 'Shoe "X"',
+            "ad_description": "line\nline two",
+            "label": 1,
+            "market": "us",
+        },
         {"query": "tv", "ad_title": "Sony, 4K", "ad_description": None, "label": 0, "market": "us"},
     ]
     first, second = {"csv": (2, 4), "tsv": (2, 4), "parquet": (1, 2), "jsonl": (1, 2)}[ending]
@@ -60,34 +79,62 @@ def test_labels_may_be_names_of_the_task_indices_or_null(tmp_path: Path) -> None
     records = [{"q": "a", "t": "b", "g": label} for label in ("4", "2", "", "1")]
     path = _write(tmp_path / "x.csv", records)
     columns = {"query": "q", "ad_title": "t", "label": "g"}
-    import_table(_source(path, columns=columns, labels={4: "great", 2: "fair", 1: 0, "": None}), tmp_path / "out", ("bad", "fair", "great"))
+    import_table(
+        _source(path, columns=columns, labels={4: "great", 2: "fair", 1: 0, "": None}),
+        tmp_path / "out",
+        ("bad", "fair", "great"),
+    )
     assert [row["label"] for row in _rows(tmp_path / "out", "x")] == [2, 1, None, 0]
     with pytest.raises(ConfigError, match="'great' of task ads is a name"):
         import_table(_source(path, columns=columns, labels={"4": "great"}), tmp_path / "out")
     with pytest.raises(ConfigError, match="'grate' is not one of task ads; its labels: bad, great"):
-        import_table(_source(path, columns=columns, labels={"4": "grate"}), tmp_path / "out", ("bad", "great"))
+        import_table(
+            _source(path, columns=columns, labels={"4": "grate"}), tmp_path / "out", ("bad", "great")
+        )
     with pytest.raises(ConfigError, match="label 2 lies outside the scale.* 0 to 1"):
         import_table(_source(path, columns=columns, labels={"4": 2}), tmp_path / "out", ("bad", "great"))
 
 
 def test_without_a_map_of_labels_they_are_indices_of_the_scale(tmp_path: Path) -> None:
     path = _write(tmp_path / "x.jsonl", [{"q": "a", "t": "b", "g": n} for n in (0, 1.0, "1", 0, 1, 2)])
-    counts = import_table(_source(path, columns={"query": "q", "ad_title": "t", "label": "g"}, labels={}), tmp_path / "out", ("bad", "good"))
+    counts = import_table(
+        _source(path, columns={"query": "q", "ad_title": "t", "label": "g"}, labels={}),
+        tmp_path / "out",
+        ("bad", "good"),
+    )
     assert counts == ImportCounts({"ads": 5}, {"unknown_label": 1})
 
 
 def test_rows_and_quarantined_lines_add_up_to_the_lines_read(tmp_path: Path) -> None:
     good = [f"query {n},title {n},x,good" for n in range(40)]
-    bad = [",title,x,good", "query,,x,good", "query,title,x,fair", "query,title,x", "caf\udce9,title,x,good", "query,\x01,x,good"]
+    bad = [
+        ",title,x,good",
+        "query,,x,good",
+        "query,title,x,fair",
+        "query,title,x",
+        "caf\udce9,title,x,good",
+        "query,\x01,x,good",
+    ]
     content = "\r\n".join(["q,t,d,g", *good, *bad]).encode("utf-8", "surrogateescape")
     (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbf" + content)
     counts = import_table(_source(tmp_path / "x.csv"), tmp_path / "out")
     assert counts.rows == {"ads": 40}
-    assert counts.quarantined == {"bad_encoding": 1, "empty_query": 1, "empty_title": 2, "unknown_label": 1, "wrong_field_count": 1}
+    assert counts.quarantined == {
+        "bad_encoding": 1,
+        "empty_query": 1,
+        "empty_title": 2,
+        "unknown_label": 1,
+        "wrong_field_count": 1,
+    }
     kept = pq.read_table(tmp_path / "out" / "quarantine" / "ads-x.parquet").to_pylist()
     assert [(line["line"], line["reason"]) for line in kept] == [
-        (42, "empty_query"), (43, "empty_title"), (44, "unknown_label"), (45, "wrong_field_count"), (46, "bad_encoding"), (47, "empty_title"),
-    ]  # fmt: skip
+        (42, "empty_query"),
+        (43, "empty_title"),
+        (44, "unknown_label"),
+        (45, "wrong_field_count"),
+        (46, "bad_encoding"),
+        (47, "empty_title"),
+    ]
     assert kept[4]["text"] == "caf\\xe9,title,x,good" and kept[5]["text"] == "query,\\x01,x,good"
 
 
@@ -95,25 +142,52 @@ def test_latin_1_is_read_where_it_is_stated_and_refused_where_it_is_not(tmp_path
     (tmp_path / "x.csv").write_bytes("q,t,d,g\ncafé,Café,é,good\n".encode("latin-1"))
     import_table(_source(tmp_path / "x.csv", encoding="latin-1"), tmp_path / "out")
     assert _rows(tmp_path / "out", "x")[0]["query"] == "café"
-    with pytest.raises(DataRefusedError, match="1 of 1 lines .*bad_encoding.*line 2 holds bytes .* the stated encoding.*check format, encoding"):
+    with pytest.raises(
+        DataRefusedError,
+        match=(
+            "1 of 1 lines .*bad_encoding.*line 2 holds bytes .* the stated encoding.*check format, encoding"
+        ),
+    ):
         import_table(_source(tmp_path / "x.csv"), tmp_path / "again")
 
 
 def test_ids_weights_and_splits_of_the_source_are_kept(tmp_path: Path) -> None:
-    records = [{"id": f"r{n}", "q": "a", "t": "b", "w": w, "s": "train", "m": "de"} for n, w in enumerate(["0.5", "", "x", "2", "1", "1"])]
-    columns = {"row_id": "id", "query": "q", "ad_title": "t", "weight": "w", "official_split": "s", "market": "m"}
-    source = _source(_write(tmp_path / "x.csv", records), columns=columns, labels={}, constants={"subset": "small", "label": 1})
+    records = [
+        {"id": f"r{n}", "q": "a", "t": "b", "w": w, "s": "train", "m": "de"}
+        for n, w in enumerate(["0.5", "", "x", "2", "1", "1"])
+    ]
+    columns = {
+        "row_id": "id",
+        "query": "q",
+        "ad_title": "t",
+        "weight": "w",
+        "official_split": "s",
+        "market": "m",
+    }
+    source = _source(
+        _write(tmp_path / "x.csv", records),
+        columns=columns,
+        labels={},
+        constants={"subset": "small", "label": 1},
+    )
     assert import_table(source, tmp_path / "out") == ImportCounts({"ads": 5}, {"bad_weight": 1})
     rows = _rows(tmp_path / "out", "x")
-    assert [(row["row_id"], row["weight"], row["label"], row["market"], row["official_split"], row["subset"]) for row in rows[:2]] == [
-        ("r0", 0.5, 1, "de", "train", "small"), ("r1", None, 1, "de", "train", "small"),
-    ]  # fmt: skip
+    assert [
+        (row["row_id"], row["weight"], row["label"], row["market"], row["official_split"], row["subset"])
+        for row in rows[:2]
+    ] == [
+        ("r0", 0.5, 1, "de", "train", "small"),
+        ("r1", None, 1, "de", "train", "small"),
+    ]
 
 
 def test_two_files_of_a_task_lie_side_by_side_and_a_file_replaces_itself(tmp_path: Path) -> None:
     for name in ("a", "b", "a"):
         import_table(_source(_write(tmp_path / f"{name}.csv")), tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out" / "task=ads").iterdir()) == ["a-0.parquet", "b-0.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out" / "task=ads").iterdir()) == [
+        "a-0.parquet",
+        "b-0.parquet",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +200,9 @@ def test_two_files_of_a_task_lie_side_by_side_and_a_file_replaces_itself(tmp_pat
         (b"q;t;d;g\n1;2;3;good\n", DataRefusedError, "has no column q, t, d, g, only q;t;d;g"),
     ],
 )
-def test_an_unfit_table_is_refused_and_the_old_rows_stay(tmp_path: Path, content: bytes, error: type[Exception], message: str) -> None:
+def test_an_unfit_table_is_refused_and_the_old_rows_stay(
+    tmp_path: Path, content: bytes, error: type[Exception], message: str
+) -> None:
     import_table(_source(_write(tmp_path / "x.csv")), tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.parquet")}
     (tmp_path / "x.csv").write_bytes(content)
@@ -146,7 +222,10 @@ def test_a_mapping_file_is_checked_like_a_config(tmp_path: Path) -> None:
     mapping.write_text(yaml.safe_dump({k: v for k, v in BLOCK.items() if k != "kind"}))
     assert read_mapping(mapping, Path("x.csv")) == _source(Path("x.csv"))
     mapping.write_text("task: ads\ncolumns: {query: q, ad_titel: t}\nconstant: {market: us}\n")
-    told = r"ad_titel is not a column of a row; did you mean ad_title\?.*constant is not a setting; did you mean constants"
+    told = (
+        r"ad_titel is not a column of a row; did you mean ad_title\?.*constant is not a setting; did you "
+        r"mean constants"
+    )
     with pytest.raises(ConfigError, match=told):
         read_mapping(mapping, Path("x.csv"))
     for text, message in (("- 1", "must be a YAML mapping"), ("a: [", "not readable YAML")):

@@ -2,7 +2,13 @@
 
 import pytest
 
-from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line, clean_lines, decode_text
+from pipeline.data.importers.text_cleaning import (
+    build_description,
+    build_title,
+    clean_line,
+    clean_lines,
+    decode_text,
+)
 from pipeline.errors import DamagedInputError
 
 
@@ -18,7 +24,9 @@ from pipeline.errors import DamagedInputError
         (None, None),
     ],
 )
-def test_a_line_loses_control_characters_and_runs_of_white_space_and_nothing_else(raw: str | None, clean: str | None) -> None:
+def test_a_line_loses_control_characters_and_runs_of_white_space_and_nothing_else(
+    raw: str | None, clean: str | None
+) -> None:
     assert clean_line(raw) == clean
 
 

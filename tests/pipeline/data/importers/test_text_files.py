@@ -1,4 +1,6 @@
-"""Promises of pipeline/data/importers/text_files.py: the right line numbers, nothing lost, and damage that stays with its own line."""
+"""Promises of pipeline/data/importers/text_files.py: the right line numbers, nothing lost, and damage that
+stays with its own line.
+"""
 
 from pathlib import Path
 
@@ -10,13 +12,18 @@ from pipeline.data.importers.text_files import read_fields, read_json_lines, rea
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
 
-def _read(tmp_path: Path, content: bytes, encoding: str = "utf-8", columns: tuple[str, ...] = ("a", "b")) -> list[Line]:
+def _read(
+    tmp_path: Path, content: bytes, encoding: str = "utf-8", columns: tuple[str, ...] = ("a", "b")
+) -> list[Line]:
     (tmp_path / "x.csv").write_bytes(content)
     return list(read_separated(tmp_path / "x.csv", columns, ",", encoding))
 
 
 def _told(lines: list[Line]) -> list[tuple[int, str]]:
-    return [(line.number, line.defect or "/".join(value or "" for value in line.fields.values())) for line in lines]
+    return [
+        (line.number, line.defect or "/".join(value or "" for value in line.fields.values()))
+        for line in lines
+    ]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +49,9 @@ def _told(lines: list[Line]) -> list[tuple[int, str]]:
         (b"a,b\n", []),
     ],
 )
-def test_records_bear_the_number_of_their_first_line_and_defects_stay_with_theirs(tmp_path: Path, content: bytes, expected: list) -> None:
+def test_records_bear_the_number_of_their_first_line_and_defects_stay_with_theirs(
+    tmp_path: Path, content: bytes, expected: list
+) -> None:
     assert _told(_read(tmp_path, content)) == expected
 
 
@@ -65,7 +74,9 @@ def test_a_quote_that_is_never_closed_costs_one_line_however_long_the_file(tmp_p
     assert len(lines) == 3_001 and lines[-1].number == 3_002
 
 
-def test_a_line_longer_than_any_record_is_skipped_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_longer_than_any_record_is_skipped_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(text_lines, "MAX_RECORD_CHARS", 100)
     lines = _read(tmp_path, b"a,b\n1," + b"x" * 1_000 + b"\n3,4\n")
     assert _told(lines) == [(2, "line_too_long"), (3, "3/4")]
@@ -85,29 +96,57 @@ def test_a_line_longer_than_any_record_is_skipped_in_bounded_memory(tmp_path: Pa
         (b"a,b,a\n1,2,3\n", DataRefusedError, "names column a twice"),
     ],
 )
-def test_a_file_without_a_usable_header_is_refused(tmp_path: Path, content: bytes, error: type[Exception], message: str) -> None:
+def test_a_file_without_a_usable_header_is_refused(
+    tmp_path: Path, content: bytes, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         _read(tmp_path, content)
 
 
 def test_a_folder_instead_of_a_file_is_a_config_error(tmp_path: Path) -> None:
-    for read in (lambda: read_separated(tmp_path, ["a"], ","), lambda: read_json_lines(tmp_path, ["a"]), lambda: read_fields(tmp_path, ["a"])):
+    for read in (
+        lambda: read_separated(tmp_path, ["a"], ","),
+        lambda: read_json_lines(tmp_path, ["a"]),
+        lambda: read_fields(tmp_path, ["a"]),
+    ):
         with pytest.raises(ConfigError, match="is not a file"):
             list(read())
 
 
 def test_json_lines_are_read_one_by_one(tmp_path: Path) -> None:
     lines = [
-        b'\xef\xbb\xbf{"a": "x", "b": 2}', b'{"a": 2.0, "b": true}', b"", b'{"b": null}', b"[1]", b"{", b'{"a": [1]}', b'{"a": "\xff"}',
-        b'{"a": "\\ud83d\\ude00", "b": "\\ud83d"}', b"[" * 100_000, b'{"a": 1}',
-    ]  # fmt: skip
+        b'\xef\xbb\xbf{"a": "x", "b": 2}',
+        b'{"a": 2.0, "b": true}',
+        b"",
+        b'{"b": null}',
+        b"[1]",
+        b"{",
+        b'{"a": [1]}',
+        b'{"a": "\xff"}',
+        b'{"a": "\\ud83d\\ude00", "b": "\\ud83d"}',
+        b"[" * 100_000,
+        b'{"a": 1}',
+    ]
     (tmp_path / "x.jsonl").write_bytes(b"\r\n".join(lines))
     assert _told(list(read_json_lines(tmp_path / "x.jsonl", ["a", "b"]))) == [
-        (1, "x/2"), (2, "2/true"), (4, "/"), (5, "not_an_object"), (6, "not_json"), (7, "not_text"), (8, "bad_encoding"),
-        (9, "\U0001f600/\ufffd"), (10, "not_json"), (11, "1/"),
-    ]  # fmt: skip
+        (1, "x/2"),
+        (2, "2/true"),
+        (4, "/"),
+        (5, "not_an_object"),
+        (6, "not_json"),
+        (7, "not_text"),
+        (8, "bad_encoding"),
+        (9, "\U0001f600/\ufffd"),
+        (10, "not_json"),
+        (11, "1/"),
+    ]
 
 
 def test_plain_fields_take_quotes_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b'"a\tb"\n\nc\nd\t\xff\ne\tf\n')
-    assert _told(list(read_fields(tmp_path / "x", ["a", "b"]))) == [(1, '"a/b"'), (3, "wrong_field_count"), (4, "bad_encoding"), (5, "e/f")]
+    assert _told(list(read_fields(tmp_path / "x", ["a", "b"]))) == [
+        (1, '"a/b"'),
+        (3, "wrong_field_count"),
+        (4, "bad_encoding"),
+        (5, "e/f"),
+    ]

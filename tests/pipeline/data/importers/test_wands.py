@@ -13,7 +13,8 @@ from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
 QUERIES = "query_id\tquery\tquery_class\n0\tsalon chair\tMassage Chairs\n1\tblue  rug\tArea Rugs\n"
 PRODUCT_HEADER = (
-    "product_id\tproduct_name\tproduct_class\tcategory hierarchy\tproduct_description\tproduct_features\trating_count\taverage_rating\treview_count\n"
+    "product_id\tproduct_name\tproduct_class\tcategory "
+    "hierarchy\tproduct_description\tproduct_features\trating_count\taverage_rating\treview_count\n"
 )
 PRODUCTS = PRODUCT_HEADER + (
     '10\t"27"" salon <b>chair</b>"\tChairs\tFurniture / Chairs\t"two\nlines"\tcolor : red\t15.0\t4.5\t15.0\n'
@@ -37,9 +38,14 @@ def test_a_label_becomes_a_row_with_its_query_and_product(tmp_path: Path) -> Non
     assert import_wands(_write(tmp_path / "in"), tmp_path / "out") == ImportCounts({"wands": 3}, {})
     rows = {row["row_id"]: row for row in _rows(tmp_path / "out")}
     assert {row_id: (row["query"], row["label"]) for row_id, row in rows.items()} == {
-        "wands-0": ("salon chair", 2), "wands-1": ("salon chair", 0), "wands-2": ("blue rug", 1),
-    }  # fmt: skip
-    assert (rows["wands-0"]["ad_title"], rows["wands-0"]["ad_description"]) == ('27" salon chair', "Chairs\ntwo\nlines")
+        "wands-0": ("salon chair", 2),
+        "wands-1": ("salon chair", 0),
+        "wands-2": ("blue rug", 1),
+    }
+    assert (rows["wands-0"]["ad_title"], rows["wands-0"]["ad_description"]) == (
+        '27" salon chair',
+        "Chairs\ntwo\nlines",
+    )
     assert rows["wands-2"]["ad_description"] == "Rugs\nmaterial : wool|color : blue"
     assert rows["wands-2"]["market"] == "en" and rows["wands-2"]["official_split"] is None
 
@@ -50,15 +56,25 @@ def test_labels_without_query_or_product_lie_in_quarantine(tmp_path: Path) -> No
     counts = import_wands(_write(tmp_path / "in", labels=LABELS + good + bad), tmp_path / "out")
     assert counts.rows == {"wands": 33}
     assert counts.quarantined == {
-        "empty_id": 1, "repeated_id": 1, "unknown_label": 1, "unknown_product": 1, "unknown_query": 1, "wrong_field_count": 1,
-    }  # fmt: skip
+        "empty_id": 1,
+        "repeated_id": 1,
+        "unknown_label": 1,
+        "unknown_product": 1,
+        "unknown_query": 1,
+        "wrong_field_count": 1,
+    }
     lines = pq.read_table(tmp_path / "out" / "quarantine" / "wands.parquet")["line"].to_pylist()
     assert lines == list(range(35, 41))
 
 
 def test_a_broken_product_line_costs_its_own_judgements_only(tmp_path: Path) -> None:
     more = "".join(f"{n}\tchair\tChairs\t\t\t\t\t\t\n" for n in range(20, 30))
-    counts = import_wands(_write(tmp_path / "in", products=PRODUCTS + "12\tbroken\n" + more, labels=LABELS + "9\t0\t25\tPartial\n"), tmp_path / "out")
+    counts = import_wands(
+        _write(
+            tmp_path / "in", products=PRODUCTS + "12\tbroken\n" + more, labels=LABELS + "9\t0\t25\tPartial\n"
+        ),
+        tmp_path / "out",
+    )
     assert counts == ImportCounts({"wands": 4}, {})
     kept = pq.read_table(tmp_path / "out" / "quarantine" / "wands-product.parquet").to_pylist()
     assert kept == [{"line": 5, "reason": "wrong_field_count", "text": "12\\tbroken"}]

@@ -1,4 +1,6 @@
-"""What the made-up marketplace promises: same seed same rows, grades that follow from the pair, noise and ceiling as stated."""
+"""What the made-up marketplace promises: same seed same rows, grades that follow from the pair, noise and
+ceiling as stated.
+"""
 
 import subprocess
 import sys
@@ -41,7 +43,9 @@ def marketplace() -> Marketplace:
 
 @pytest.fixture(scope="module")
 def truth(marketplace: Marketplace) -> dict[str, int]:
-    return dict(zip(marketplace.truth["row_id"].to_pylist(), marketplace.truth["label"].to_pylist(), strict=True))
+    return dict(
+        zip(marketplace.truth["row_id"].to_pylist(), marketplace.truth["label"].to_pylist(), strict=True)
+    )
 
 
 def all_tables(marketplace: Marketplace) -> list[pa.Table]:
@@ -57,8 +61,14 @@ def type_named(name: str) -> Product:
 
 
 def test_a_seed_gives_the_same_rows_in_every_process() -> None:
-    script = "from pipeline.data.synthetic.marketplace import *; print([t.to_pydict() for t in build_marketplace(60, 9, 3).rows.values()])"
-    printed = {subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True).stdout for _ in range(2)}
+    script = (
+        "from pipeline.data.synthetic.marketplace import *; print([t.to_pydict() for t in "
+        "build_marketplace(60, 9, 3).rows.values()])"
+    )
+    printed = {
+        subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True).stdout
+        for _ in range(2)
+    }
     assert len(printed) == 1
     assert build_marketplace(60, 9, 3).rows != build_marketplace(60, 9, 4).rows
 
@@ -110,7 +120,9 @@ def test_texts_are_short(marketplace: Marketplace) -> None:
     limits = {"query": 7, "ad_title": 10, "ad_keyword": 10, "ad_description": 12, "landing_page": 16}
     for table in all_tables(marketplace):
         for column, limit in limits.items():
-            assert max((len(text.split()) for text in table[column].to_pylist() if text), default=0) <= limit, column
+            assert (
+                max((len(text.split()) for text in table[column].to_pylist() if text), default=0) <= limit
+            ), column
 
 
 def test_queries_are_many_and_some_are_asked_in_several_tasks(marketplace: Marketplace) -> None:
@@ -120,7 +132,11 @@ def test_queries_are_many_and_some_are_asked_in_several_tasks(marketplace: Marke
 
 
 def test_noise_moves_the_stated_share_of_labels(marketplace: Marketplace, truth: dict[str, int]) -> None:
-    moved = [truth[row["row_id"]] != row["label"] for table in marketplace.rows.values() for row in table.to_pylist()]
+    moved = [
+        truth[row["row_id"]] != row["label"]
+        for table in marketplace.rows.values()
+        for row in table.to_pylist()
+    ]
     assert np.mean(moved) == pytest.approx(NOISE_RATE, abs=0.01)
 
 
@@ -153,19 +169,37 @@ def test_an_accessory_or_a_decoy_is_never_the_product() -> None:
         assert relevance(want, Product(product_type, {}, accessory=part)) == COMPLEMENT
         assert relevance(want, Product(product_type, {}, decoy=DECOYS[0])) == IRRELEVANT
         assert relevance(Product(product_type, {}, accessory=part), want) == COMPLEMENT
-        assert relevance(Product(product_type, {}, accessory=part), Product(product_type, {}, accessory=part)) == EXACT
-        assert relevance(Product(product_type, {}, accessory=part), Product(product_type, {}, accessory=other_part)) == IRRELEVANT
+        assert (
+            relevance(Product(product_type, {}, accessory=part), Product(product_type, {}, accessory=part))
+            == EXACT
+        )
+        assert (
+            relevance(
+                Product(product_type, {}, accessory=part), Product(product_type, {}, accessory=other_part)
+            )
+            == IRRELEVANT
+        )
 
 
 def test_a_page_is_no_better_than_what_it_shows() -> None:
-    assert [task_grade(PAGE, EXACT, kind) for kind in ("product", "listing", "sold_out", "article", "error")] == [2, 1, 0, 0, 0]
+    assert [
+        task_grade(PAGE, EXACT, kind) for kind in ("product", "listing", "sold_out", "article", "error")
+    ] == [2, 1, 0, 0, 0]
     assert [task_grade(PAGE, grade, "product") for grade in range(4)] == [0, 0, 1, 2]
     assert [task_grade(KEYWORD, grade) for grade in range(4)] == [0, 0, 0, 1]
 
 
-def test_rows_that_say_poster_or_sold_out_are_graded_worst(marketplace: Marketplace, truth: dict[str, int]) -> None:
-    for task, column, word in ((TITLE, "ad_title", "poster"), (KEYWORD, "ad_keyword", "repair service"), (PAGE, "landing_page", "sold out")):
-        grades = [truth[row["row_id"]] for row in marketplace.rows[task.name].to_pylist() if word in row[column]]
+def test_rows_that_say_poster_or_sold_out_are_graded_worst(
+    marketplace: Marketplace, truth: dict[str, int]
+) -> None:
+    for task, column, word in (
+        (TITLE, "ad_title", "poster"),
+        (KEYWORD, "ad_keyword", "repair service"),
+        (PAGE, "landing_page", "sold out"),
+    ):
+        grades = [
+            truth[row["row_id"]] for row in marketplace.rows[task.name].to_pylist() if word in row[column]
+        ]
         assert grades and set(grades) == {0}
 
 
@@ -177,9 +211,14 @@ def test_shared_words_alone_stay_well_below_the_ceiling(marketplace: Marketplace
         table = marketplace.rows[task.name]
         test = split_rows(table["query"].to_pylist(), SplitConfig(valid_share=0.1, test_share=0.3)) == "test"
         query = np.asarray(table["query"].to_pylist())
-        ads = {column: np.asarray([text or "" for text in table[column].to_pylist()]) for column in task.ad_columns}
+        ads = {
+            column: np.asarray([text or "" for text in table[column].to_pylist()])
+            for column in task.ad_columns
+        }
         relevant = is_relevant(marketplace, task)
-        floor = LexicalBaseline.fit(query[~test], {name: texts[~test] for name, texts in ads.items()}, relevant[~test])
+        floor = LexicalBaseline.fit(
+            query[~test], {name: texts[~test] for name, texts in ads.items()}, relevant[~test]
+        )
         probability = floor.probability(query[test], {name: texts[test] for name, texts in ads.items()})
         best = ceiling(table.filter(pa.array(test)), marketplace.truth, task.relevant_from)
         margins.append(best - average_precision_score(relevant[test], probability))
@@ -188,12 +227,18 @@ def test_shared_words_alone_stay_well_below_the_ceiling(marketplace: Marketplace
 
 def test_without_noise_the_ceiling_would_be_one(marketplace: Marketplace, truth: dict[str, int]) -> None:
     table = marketplace.rows[TITLE.name]
-    clean = table.set_column(table.column_names.index("label"), "label", pa.array([truth[i] for i in table["row_id"].to_pylist()], pa.int32()))
+    clean = table.set_column(
+        table.column_names.index("label"),
+        "label",
+        pa.array([truth[i] for i in table["row_id"].to_pylist()], pa.int32()),
+    )
     assert ceiling(clean, marketplace.truth, TITLE.relevant_from) == 1.0
     assert ceiling(table, marketplace.truth, TITLE.relevant_from) < 1.0
 
 
-def test_the_ceiling_is_that_of_the_rows_named_and_refuses_rows_without_a_judgement(marketplace: Marketplace) -> None:
+def test_the_ceiling_is_that_of_the_rows_named_and_refuses_rows_without_a_judgement(
+    marketplace: Marketplace,
+) -> None:
     table = marketplace.rows[TITLE.name]
     first = table["row_id"].to_pylist()[:500]
     assert ceiling(table, marketplace.truth, 2, first) == ceiling(table.slice(0, 500), marketplace.truth, 2)
@@ -207,8 +252,14 @@ def test_what_is_written_is_what_was_built(marketplace: Marketplace, tmp_path: P
     write_marketplace(marketplace, tmp_path)
     for task in TASKS:
         parts = [tmp_path / "unlabelled" / f"task={task.name}" / f"part-{part}.parquet" for part in (0, 1)]
-        assert pq.ParquetFile(tmp_path / "judged" / f"task={task.name}" / "part-0.parquet").read() == marketplace.rows[task.name]
-        assert pa.concat_tables([pq.ParquetFile(part).read() for part in parts]) == marketplace.unlabelled[task.name]
+        assert (
+            pq.ParquetFile(tmp_path / "judged" / f"task={task.name}" / "part-0.parquet").read()
+            == marketplace.rows[task.name]
+        )
+        assert (
+            pa.concat_tables([pq.ParquetFile(part).read() for part in parts])
+            == marketplace.unlabelled[task.name]
+        )
     assert pq.read_table(tmp_path / "truth.parquet") == marketplace.truth
     assert len([path for path in tmp_path.rglob("*.parquet")]) == 4 + 8 + 1
     assert sum(partition.rows for partition in read_catalogue(tmp_path / "judged")) == 4 * NUM_ROWS
