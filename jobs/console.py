@@ -88,7 +88,8 @@ class Progress:
             text = f"  {self.what} {self.done:,} {self.unit}  {rate:.1f}/s  {note}".rstrip()
         else:
             left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "time left unknown"
-            text = f"  {self.what} {self.done:,}/{self.total:,} {self.unit}  {rate:.1f}/s  {left}  {note}".rstrip()
+            done = f"{self.done:,}/{self.total:,}"
+            text = f"  {self.what} {done} {self.unit}  {rate:.1f}/s  {left}  {note}".rstrip()
         print(
             f"\r\x1b[K{text}" if self.live else text,
             end="" if self.live else "\n",

@@ -1,5 +1,7 @@
 """Put adapters into a trunk: swap the named linears, freeze everything else."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -38,9 +40,8 @@ def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     for name, layer_config in targets(trunk, config):
         base = trunk.get_submodule(name)
-        replace_module(
-            trunk, name, METHODS[layer_config.method](base, num_tasks, layer_config, routing, generator)
-        )  # type: ignore[call-arg,arg-type]
+        build: Any = METHODS[layer_config.method]
+        replace_module(trunk, name, build(base, num_tasks, layer_config, routing, generator))
     return routing
 
 

@@ -23,6 +23,8 @@ from models.relevance import RelevanceModel
 from models.serialization.bundle import encode_json
 
 HEAD_FILE = "head.safetensors"
+# the code that loads an export, with its places in braces
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
@@ -169,61 +171,6 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     )
 
 
-DECODER_PEFT = """import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
-
-base = AutoModelForSequenceClassification.from_pretrained(
-    {base!r}, revision={revision!r}, num_labels={num_labels}, pad_token_id={pad_id}, dtype=torch.float32
-)
-base.score.bias = torch.nn.Parameter(torch.zeros({num_labels}))  # the class has a head without one
-model = PeftModel.from_pretrained(base, folder).eval()
-logits = model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, {num_labels})
-"""
-
-DECODER_MERGED = """import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
-
-model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-model.score.bias = torch.nn.Parameter(load_file(f"{{folder}}/model.safetensors")["score.bias"])  # the class has a head without one
-logits = model(input_ids=input_ids, attention_mask=attention_mask).logits  # (B, {num_labels})
-"""
-
-ENCODER_LOGITS = """head = load_file(f"{{folder}}/head.safetensors")
-states = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-mask = attention_mask.unsqueeze(-1).float()
-logits = (states * mask).sum(1) / mask.sum(1) @ head["weight"].T + head["bias"]  # (B, {num_labels})
-"""
-
-ENCODER_PEFT = (
-    """import torch
-from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModel
-
-model = PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}, revision={revision!r}, dtype=torch.float32), folder).eval()
-"""
-    + ENCODER_LOGITS
-)
-
-ENCODER_MERGED = (
-    """import torch
-from safetensors.torch import load_file
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-"""
-    + ENCODER_LOGITS
-)
-
-LOADING = {
-    ("last", "peft"): DECODER_PEFT,
-    ("last", "merged"): DECODER_MERGED,
-    ("mean", "peft"): ENCODER_PEFT,
-    ("mean", "merged"): ENCODER_MERGED,
-}
-
 BIAS_WARNING = (
     "**The head has a bias, and transformers' class has none: without the line that sets "
     "`score.bias` every probability is wrong.**\n\n"
@@ -233,8 +180,11 @@ BIAS_WARNING = (
 def readme(task: ExportTask, export_format: str) -> str:
     """How to load the folder, for people."""
     pooling, num_labels = task.model.pooling, len(task.label_names)
-    code = LOADING[pooling, export_format].format(
-        base=task.base_source, revision=task.base_revision, num_labels=num_labels, pad_id=task.pad_id
+    template = f"{'decoder' if pooling == 'last' else 'encoder'}_{export_format}.txt"
+    code = (
+        (TEMPLATES / template)
+        .read_text()
+        .format(base=task.base_source, revision=task.base_revision, num_labels=num_labels, pad_id=task.pad_id)
     )
     what = "A LoRA adapter and a head" if export_format == "peft" else "A model"
     return (

@@ -4,8 +4,11 @@ their own for T tasks.
 Every block has a task-agnostic pair on qkv, proj, fc1 and fc2. In the last block of a stage proj, fc1 and fc2
 hold T task pairs too:
 
-    x   = x0 + proj(a),      x   = x   + fc2(act(fc1(norm(x))))              a: the attention's mixture, before proj
-    x_t = x0 + proj_t(a),    x_t = x_t + fc2_t(act(fc1_t(norm(x_t))))        proj_t, fc1_t, fc2_t: models/adapters/mtlora.py
+    x   = x0 + proj(a),      x   = x   + fc2(act(fc1(norm(x))))
+    x_t = x0 + proj_t(a),    x_t = x_t + fc2_t(act(fc1_t(norm(x_t))))
+
+a is the attention's mixture, before proj; proj_t, fc1_t and fc2_t are layers of
+models/vision/mtlora_stream.py.
 
 Attention mixes the shared stream alone, and only the shared stream goes on to the next stage.
 

@@ -2,7 +2,7 @@
 
     <run_dir>/cache/encoded/<key>/
         <side>-<task>.parquet    ENCODED_SCHEMA, in the order of `read_split`
-        tokenizer/               the tokenizer's files as a bundle keeps them: training reads text as scoring will
+        tokenizer/               the tokenizer's files, as a bundle keeps them
         manifest.json            sha256 of each file; written last
 pipeline/encoding/encoded_cache.py builds it.
 """

@@ -279,9 +279,9 @@ def one_class(part: Mapping[str, Any]) -> bool:
 
 def as_text(figure: Mapping[str, float | None]) -> str:
     """A figure of plain values."""
-    return with_interval(
-        Interval(*(np.nan if figure[key] is None else figure[key] for key in ("value", "low", "high")))
-    )  # type: ignore[arg-type]
+    given = [figure[key] for key in ("value", "low", "high")]
+    value, low, high = (np.nan if number is None else number for number in given)
+    return with_interval(Interval(value, low, high))
 
 
 def errors_section(tasks: Sequence[TaskReport]) -> str:

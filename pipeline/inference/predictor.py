@@ -60,9 +60,11 @@ class Judge:
         for index in np.unique(encoded.task_N).tolist():
             mine = np.flatnonzero(encoded.task_N == index)
             id_lists = [encoded.ids_of(row) for row in mine]
-            of_task = self.of_task(index).logits(
-                id_lists, batch_tokens, lambda rows, mine=mine: on_rows(mine[rows])
-            )  # type: ignore[misc]
+
+            def on_mine(rows: np.ndarray, mine: np.ndarray = mine) -> None:
+                on_rows(mine[rows])
+
+            of_task = self.of_task(index).logits(id_lists, batch_tokens, on_mine)
             logits_NC[mine, : of_task.shape[1]] = of_task
         return logits_NC
 

@@ -8,7 +8,7 @@ from pipeline.config.run import RunConfig
 
 SHOWN = ("pr_auc", "defect_pr_auc", "roc_auc", "macro_f1", "calibration_error")
 
-LIMITS = """- It has seen queries and ads of the markets below. Others, other languages and other kinds of ads are untested.
+LIMITS = """- It has seen queries and ads of the markets below. Other markets, languages and ads are untested.
 - Texts are cut to the limits below; what stands beyond them is not read.
 - Labels carry their annotators' errors, and the figures above are measured against such labels.
 - It judges relevance. It does not judge whether an ad is lawful, true or safe."""

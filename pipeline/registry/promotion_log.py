@@ -1,7 +1,7 @@
 """Which version is champion: a log of promotions, each put in place only if nobody else's is there. MLflow's
 aliases are a view of the log and are repaired from it, as they are last-writer-wins.
 
-    <promotions>/<model>/000001.json   version, the champion it was to replace, who, when, why, what the gate said
+    <promotions>/<model>/000001.json   version, the champion it was to replace, who, when, why, the verdict
 """
 
 import getpass

@@ -5,7 +5,9 @@ place last, if absent. In a folder or a bucket; `root` is either's place.
     <root>/errors/<partition>/<attempt>.parquet   rows that got no label, where there are any
     <root>/manifests/<partition>.json             names the files; readers start here
     <root>/runs/<run>.json                        the partitions of one run of the job
-A partition's id follows from its input and the model, so a rerun finds the manifest and does nothing, and a new model is a new output.
+
+A partition's id follows from its input and the model: a rerun finds the manifest and does nothing, and a new
+model is a new output.
 """
 
 import io

@@ -1,8 +1,10 @@
 """Who works at a place, for scorers on several machines: told in a file there that its holder renews, and
 that runs out with it.
 
-    lease/<number>.json     who holds it and until when; the highest number counts, and each is put there by one alone
-A lease keeps two scorers from doing the same work twice. It is not what keeps labels single: publishing is, whoever holds the lease.
+    lease/<number>.json     who holds it and until when; the highest number counts, each is put by one alone
+
+A lease keeps two scorers from doing the same work twice. It is not what keeps labels single: publishing is,
+whoever holds the lease.
 """
 
 import contextlib

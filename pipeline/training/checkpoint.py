@@ -1,10 +1,16 @@
 """Checkpoints of a training run: trained tensors, optimizer state and position, as safetensors and json,
 whole or absent.
 
-    <root>/step-00000200/   weights.safetensors  optimizer-<rank>.safetensors  best.safetensors (of the best evaluation so far, once there is one)
-                            state.json  manifest.json (sha256 of the others, written last)
-Every rank writes its own part of the optimizer's state into one staged folder on storage that all share; rank 0 hashes and renames it. Writing goes
-on beside the next steps. Any number of ranks can go on from what another number wrote.
+    <root>/step-00000200/
+        weights.safetensors
+        optimizer-<rank>.safetensors
+        best.safetensors               of the best evaluation so far, once there is one
+        state.json
+        manifest.json                  sha256 of the others, written last
+
+Every rank writes its own part of the optimizer's state into one staged folder on storage that all share; rank
+0 hashes and renames it. Writing goes on beside the next steps. Any number of ranks can go on from what
+another number wrote.
 """
 
 import threading

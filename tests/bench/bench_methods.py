@@ -1,8 +1,10 @@
 """Adapter methods beside each other, on a GPU or, slowly, without one: what their trained models are worth.
 
     python -m tests.bench.bench_methods prepare DIR                  # encode the real data of ../shared/data
-    python -m tests.bench.bench_methods train DIR [--processes N]    # each method at each rate with one seed, at its best rate with the others
+    python -m tests.bench.bench_methods train DIR [--processes N]
     python -m tests.bench.bench_methods table DIR                    # the tables
+
+Each method is trained at each rate with one seed, and at its best rate with the others.
 
 All methods have about as many trained numbers, and see the same rows in the same steps (bare loop: no Ray, no
 DeepSpeed; the batches, model, loss and optimizer of `relevance train`, all rows weighing the same, and the

@@ -45,7 +45,8 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_
 lost, *_ = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
 ray.init(address=cluster.address, log_to_driver=False)
 errors = []
-for outcome in scored_units(config, plan_units(config, sha256)[0], FetchedVersion("1", Path(bundle_dir), sha256)):
+version = FetchedVersion("1", Path(bundle_dir), sha256)
+for outcome in scored_units(config, plan_units(config, sha256)[0], version):
     errors.append(outcome.error)
     if len(errors) == 2:
         cluster.remove_node(lost, allow_graceful=False)

@@ -220,7 +220,9 @@ def instead_of(judge_rows):
         for row, query in enumerate(table.column("query").to_pylist()):
             if "POISON" in query:
                 on_rows(numpy.arange(table.num_rows))
-                os._exit(1) if "exit" in query else os.kill(os.getpid(), 19) if "stop" in query else hold_still()
+                if "exit" in query:
+                    os._exit(1)
+                os.kill(os.getpid(), 19) if "stop" in query else hold_still()
         return judge_rows(judge, table, task, batch_tokens, on_rows, ahead)
     return misbehaving
 """
@@ -238,7 +240,8 @@ plain, bundle_dir, sha256 = json.loads(sys.argv[1])
 config = build_config(plain, "test")
 with ray_cluster(1):
     units, _ = plan_units(config, sha256)
-    print("OUTCOMES " + json.dumps([asdict(one) for one in scored_units(config, units, FetchedVersion("1", Path(bundle_dir), sha256))]))
+    version = FetchedVersion("1", Path(bundle_dir), sha256)
+    print("OUTCOMES " + json.dumps([asdict(one) for one in scored_units(config, units, version)]))
 """
 
 

@@ -1,7 +1,7 @@
 """The results of a run of the planted rows, for comparing two versions of the code.
 
     python -m tests.golden.results --write before.json      at one commit
-    python -m tests.golden.results --against before.json    at another one, on the same machine: equal to the last bit, or exit 1
+    python -m tests.golden.results --against before.json    at another one: equal to the last bit, or exit 1
 
 It runs the installed `relevance` command in one fixed folder, since recorded files hold paths.
 `test_results.py` compares the same results with `results.json` on any machine, within a tolerance.

@@ -5,6 +5,7 @@ are PSI.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -108,8 +109,8 @@ def plot_drift(report: DriftReport, path: Path) -> None:
 
 
 def _draw_table(
-    axes, cells: dict[tuple[str, str], FeatureDrift], features: list[str], tasks: list[str]
-) -> None:  # type: ignore[no-untyped-def]
+    axes: Any, cells: dict[tuple[str, str], FeatureDrift], features: list[str], tasks: list[str]
+) -> None:
     from matplotlib.patches import Patch, Rectangle
 
     for y, feature in enumerate(features):

@@ -42,26 +42,14 @@ _ACTIVE = re.compile(
     re.DOTALL,
 )
 
-# Stands in for Bootstrap and Font Awesome as far as the pages use them. A folded section opens by its own
-# link.
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#222}
-h1{font-size:1.5rem}h4,h5,h6{margin:.4rem 0}a{color:#05c}li{margin:.25rem 0}ol.breadcrumb,ul.nav{list-style:none;padding:0}
-table{border-collapse:collapse;margin:.5rem 0 1rem}th{background:#f4f4f4}
-td,th{border:1px solid #ddd;padding:.3rem .7rem;text-align:left;vertical-align:top}
-.alert{background:#f4f4f4;border-left:4px solid #888;padding:.5rem 1rem;margin-top:1.5rem}
-.badge{background:#e8e8e8;border-radius:3px;padding:0 .35em}.badge,code,td,li{overflow-wrap:anywhere}code{font-size:.85em}
-.text-danger,.refused{color:#b00020}.text-success,.accepted{color:#1a7f37}.text-warning{color:#9a6700}
-.fas{font-style:normal}.fa-check-circle::before{content:"\\2714"}.fa-times::before{content:"\\2718"}
-.fa-exclamation-triangle::before{content:"\\26A0"}ul.nav{display:flex;flex-wrap:wrap;gap:0 1.2rem}hr{display:none}
-.collapse{display:none}.collapse:target{display:block}.card.mb-3,.lead{display:none}
-@media (prefers-color-scheme:dark){body{background:#181818;color:#ddd}a{color:#7ab7ff}
-th,.alert,.badge{background:#2a2a2a}td,th{border-color:#444}}
-"""
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
-_HEAD = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{_STYLE}</style>'
+
+def _head() -> str:
+    """Return what each page's head holds: a policy that forbids everything from elsewhere, and the style."""
+    style = Path(__file__).with_name("data_docs.css").read_text("utf-8")
+    return f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{style}</style>'
 
 
 def readable(value: Any) -> str:
@@ -161,7 +149,7 @@ class DataDocs:
         remove_tree(self._folder / "static")
         for page in self._folder.rglob("*.html"):
             page.write_text(
-                _ACTIVE.sub("", page.read_text("utf-8")).replace("<head>", f"<head>{_HEAD}", 1), "utf-8"
+                _ACTIVE.sub("", page.read_text("utf-8")).replace("<head>", f"<head>{_head()}", 1), "utf-8"
             )
         (self._folder / "index.html").write_text(self._index(failures, notes), "utf-8")
 
@@ -177,7 +165,7 @@ class DataDocs:
         verdict = "refused" if failures else "accepted"
         lines = [
             (
-                f'<!DOCTYPE html><html><head><meta charset="UTF-8">{_HEAD}<title>Data '
+                f'<!DOCTYPE html><html><head><meta charset="UTF-8">{_head()}<title>Data '
                 f"{verdict}</title></head><body>"
             ),
             f'<h1>Data <span class="{verdict}">{verdict}</span></h1>',

@@ -1,10 +1,12 @@
 """The door of the pipeline: rows come in file by file; good ones go on, bad ones go to quarantine, a verdict
 with Data Docs comes out.
 
-    <work>/partitions/<key>/   what was found in one file, kept by its sha256: a file is read again only when its bytes or the rules change
-    <work>/quarantine/task=<name>/<file>.parquet   every row set aside, with its number in the file and its reasons
+    <work>/partitions/<key>/                       what was found in one file, by its sha256
+    <work>/quarantine/task=<name>/<file>.parquet   rows set aside, with their numbers and reasons
     <work>/data_docs/, <work>/report.json
-    <accepted>/task=<name>/<file>.parquet          all other rows; the file itself where no row of it was set aside
+    <accepted>/task=<name>/<file>.parquet          all other rows; the file itself where none was set aside
+
+A file is read again only when its bytes or the rules change.
 """
 
 from __future__ import annotations

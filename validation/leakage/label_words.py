@@ -42,7 +42,10 @@ NUM_EXAMPLES = 3
 # if they return
 MAX_WORDS = 1 << 21
 
-_CUES = "label|grade|graded|rating|rated|relevance|relevant|judgement|judgment|judged|verdict|score|target|gold|truth|class"
+_CUES = (
+    "label|grade|graded|rating|rated|relevance|relevant|judgement|judgment|judged|verdict|score|target"
+    "|gold|truth|class"
+)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
-def test_the_champion_whose_files_are_here_scores_while_the_registry_is_away_and_an_empty_file_is_a_unit_without_rows(
+def test_fetched_champion_scores_without_the_registry_and_an_empty_file_has_no_rows(
     in_bucket: Place, champion: tuple[Path, Path], impatient: None
 ) -> None:
     in_bucket.put("task=two/part-0.parquet", planted_rows("two", 4, 1, labelled=False))

@@ -27,7 +27,8 @@ node = ray.nodes()[0]
 deadline_s = time.monotonic() + 60
 while time.monotonic() < deadline_s:
     try:
-        text = urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=5).read().decode()
+        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        text = urllib.request.urlopen(address, timeout=5).read().decode()
     except OSError:
         text = ""
     found = [line for line in text.splitlines() if line.startswith("ray_relevance_") and 'run="demo"' in line]
