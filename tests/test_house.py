@@ -98,7 +98,8 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def test_every_module_has_a_room() -> None:
-    assert [name for name in MODULES if room_of(name) is None and name not in PACKAGES] == []
+    offenders = [name for name in MODULES if room_of(name) is None and name not in PACKAGES]
+    assert not offenders, "\n".join(offenders)
 
 
 def test_rooms_import_only_rooms_above_them() -> None:
@@ -109,7 +110,7 @@ def test_rooms_import_only_rooms_above_them() -> None:
             other = room_of(imported)
             if own is not None and other is not None and other > own:
                 offenders.append(f"{module} -> {imported}")
-    assert offenders == []
+    assert not offenders, "\n".join(offenders)
 
 
 def test_validation_knows_nothing_of_training_registry_and_scoring() -> None:
@@ -120,7 +121,7 @@ def test_validation_knows_nothing_of_training_registry_and_scoring() -> None:
                 name for name in imported_modules(SOURCES[path]) if name.startswith("pipeline.")
             } - VALIDATION_SHARES
             offenders += [f"{module} -> {name}" for name in taken if not name.startswith(VALIDATION_KNOWS)]
-    assert offenders == []
+    assert not offenders, "\n".join(offenders)
 
 
 def test_no_import_is_circular() -> None:
@@ -147,14 +148,15 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
             )
             heavy = {module.split(".")[0] for module in imported_modules(top_level)} & HEAVY
             offenders += [f"{name_of(path)}: {name}" for name in heavy]
-    assert offenders == []
+    assert not offenders, "\n".join(offenders)
 
 
 def test_files_have_at_most_400_lines() -> None:
     lines = {path: path.read_text().count("\n") for path in SOURCES}
-    assert [
+    offenders = [
         f"{path.relative_to(ROOT)}: {count}" for path, count in lines.items() if count > MAX_FILE_LINES
-    ] == []
+    ]
+    assert not offenders, "\n".join(offenders)
 
 
 def test_functions_have_at_most_60_lines() -> None:
@@ -164,7 +166,7 @@ def test_functions_have_at_most_60_lines() -> None:
             count = (node.end_lineno or 0) - node.lineno + 1
             if count > MAX_FUNCTION_LINES:
                 offenders.append(f"{path.relative_to(ROOT)}: {node.name}: {count}")
-    assert offenders == []
+    assert not offenders, "\n".join(offenders)
 
 
 def test_functions_take_at_most_six_parameters() -> None:
@@ -178,7 +180,7 @@ def test_functions_take_at_most_six_parameters() -> None:
             ]
             if len(taken) > MAX_PARAMETERS and path != ROOT / "jobs" / "cli.py":
                 offenders.append(f"{path.relative_to(ROOT)}: {node.name}: {len(taken)}")
-    assert offenders == []
+    assert not offenders, "\n".join(offenders)
 
 
 def test_there_is_no_other_folder_than_the_design_names() -> None:

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, Retry
 from pipeline.registry.version_files import FetchedVersion, resolve_champion
 from pipeline.scoring.label_store import newest_records, put_record, sweep_orphans
 from pipeline.scoring.ray_pipeline import scored_units
-from pipeline.scoring.run_record import run_record
+from pipeline.scoring.run_record import ScoringRun, run_record
 from pipeline.scoring.unit_result import Outcome
 from pipeline.scoring.work_units import Unit, on_date, plan_units
 from pipeline.storage.lease import Lease
@@ -59,9 +59,8 @@ def run_score(
         sweep_orphans(scores)
         started_s = time.time()  # the wait for a lease says nothing of the pace
         outcomes = score_units(dated, champion, to_do, console, lease) if to_do else []
-        record = run_record(
-            scores, run, champion, [*published, *to_do], outcomes, started_s, config.scoring.drift_refuse
-        )
+        about = ScoringRun(run, champion, started_s, config.scoring.drift_refuse)
+        record = run_record(scores, about, [*published, *to_do], outcomes)
         kept = put_record(scores, {**record, "logical_date": logical_date})
     for line in [
         *spent_lines(record, min(config.scoring.num_actors, len(to_do))),

@@ -13,7 +13,7 @@ from validation.drift.comparison import compare
 from validation.drift.profile import build_tally, read_profile, write_profile
 from validation.drift.rendering import as_text, plot_drift
 from validation.gate.report import check_report, summary_table
-from validation.gate.runner import validate
+from validation.gate.runner import GateRun, validate
 from validation.leakage.report import find_leakage
 
 
@@ -26,14 +26,10 @@ def run_validate(config: RunConfig, console: Console) -> dict[str, Any]:
         given_cluster(),
         console.progress("validate", sum(map(len, partitions.values())), "files") as progress,
     ):
-        report = validate(
-            config.judged_dir,
-            config.tasks,
-            config.validation_dir,
-            config.accepted_dir,
-            config=config.gate,
-            progress=lambda _, done, __: progress.update(done),
+        run = GateRun(
+            config.judged_dir, config.tasks, config.validation_dir, config.accepted_dir, config=config.gate
         )
+        report = validate(run, progress=lambda _, done, __: progress.update(done))
     console.say(summary_table(report))
     console.say(f"  the data {'pass' if report.passed else 'do NOT pass'}; Data Docs: {report.data_docs}")
     check_report(report)

@@ -1,9 +1,10 @@
 """From a predictor's probabilities to score rows.
 
-Shape legend: N rows, J rows judged, C labels of the task.
+Shape legend: N rows, J rows judged, K of them not known before, C labels of the task.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -33,107 +34,115 @@ SCORE_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class ScoringContext:
+    """What is the same for all rows that one model scores in one go."""
+
+    batch_tokens: int  # of one forward pass, padding included
+    model_version: str
+    bundle_sha256: str
+    on_rows: OnRows = lambda rows: None  # gets the numbers of rows that are about to be judged
+    ahead: bool = True  # whether rows may be tokenised while others are judged
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Contract rows of one task with the hashes of the texts that it reads."""
+
+    table: pa.Table
+    task: Task
+    hash_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class JudgedRows:
+    """Label probabilities of some rows of a table."""
+
+    row_J: np.ndarray  # row numbers
+    probability_JC: np.ndarray
+
+
 def score_rows(
-    judge: Judge,
-    table: pa.Table,
-    task: Task,
-    batch_tokens: int,
-    model_version: str,
-    bundle_sha256: str,
-    on_rows: OnRows = lambda rows: None,
-    ahead: bool = True,
-    known: Known = NOTHING_KNOWN,
+    judge: Judge, table: pa.Table, task: Task, context: ScoringContext, known: Known = NOTHING_KNOWN
 ) -> pa.Table:
     """Score rows (SCORE_SCHEMA) for contract rows of one task, in their order. `known`: rows that this model
-    scored before, which are not judged again. `on_rows`, `ahead`, PoisonRowsError: as above.
+    scored before, which are not judged again. PoisonRowsError: as `judge_rows` says.
     """
-    hash_N = input_hashes(table, task)
-    new = np.flatnonzero(known.find(hash_N) < 0)
-    probability_NC = judge_rows(
-        judge, chosen_rows(table, new), task, batch_tokens, lambda rows: on_rows(new[rows]), ahead
+    rows = TaskRows(table, task, input_hashes(table, task))
+    new = np.flatnonzero(known.find(rows.hash_N) < 0)
+    probability_JC = judge_rows(
+        judge,
+        chosen_rows(table, new),
+        task,
+        context.batch_tokens,
+        lambda chosen: context.on_rows(new[chosen]),
+        context.ahead,
     )
-    return labelled(judge, table, task, hash_N, known, new, probability_NC, model_version, bundle_sha256)
+    return labelled(judge, rows, known, JudgedRows(new, probability_JC), context)
 
 
 def score_all_tasks(
     all_tasks: AllTasksJudge,
     table: pa.Table,
-    batch_tokens: int,
-    model_version: str,
-    bundle_sha256: str,
-    on_rows: OnRows = lambda rows: None,
-    ahead: bool = True,
+    context: ScoringContext,
     known: Mapping[str, Known] | None = None,
 ) -> pa.Table:
     """Score rows for contract rows of any task's folder: for the model's first task in the rows' order, then
     for its second, and so on. `known`, by task: a row that any task does not know is judged, and those that
     do keep what they know.
     """
-    tasks, known = all_tasks.judge.tasks, known or {}
-    hashes = {task.name: input_hashes(table, task) for task in tasks}
-    lacking = [known.get(name, NOTHING_KNOWN).find(hash_N) < 0 for name, hash_N in hashes.items()]
+    known = known or {}
+    rows = [TaskRows(table, task, input_hashes(table, task)) for task in all_tasks.judge.tasks]
+    lacking = [known.get(one.task.name, NOTHING_KNOWN).find(one.hash_N) < 0 for one in rows]
     new = np.flatnonzero(np.any(lacking, axis=0))
     probabilities = judge_all_tasks(
-        all_tasks, chosen_rows(table, new), batch_tokens, lambda rows: on_rows(new[rows]), ahead
+        all_tasks,
+        chosen_rows(table, new),
+        context.batch_tokens,
+        lambda chosen: context.on_rows(new[chosen]),
+        context.ahead,
     )
     return pa.concat_tables(
         labelled(
             all_tasks.judge,
-            table,
-            task,
-            hashes[task.name],
-            known.get(task.name, NOTHING_KNOWN),
-            new,
-            probabilities[task.name],
-            model_version,
-            bundle_sha256,
+            one,
+            known.get(one.task.name, NOTHING_KNOWN),
+            JudgedRows(new, probabilities[one.task.name]),
+            context,
         )
-        for task in tasks
+        for one in rows
     )
 
 
 def labelled(
-    judge: Judge,
-    table: pa.Table,
-    task: Task,
-    hash_N: np.ndarray,
-    known: Known,
-    judged: np.ndarray,
-    probability_JC: np.ndarray,
-    model_version: str,
-    bundle_sha256: str,
+    judge: Judge, rows: TaskRows, known: Known, judged: JudgedRows, context: ScoringContext
 ) -> pa.Table:
-    """Score rows of one task: what is known, and of the others, which are among the rows `judged`, what their
+    """Score rows of one task: what is known, and of the others, which are among the rows judged, what their
     probabilities say.
     """
-    place_N = known.find(hash_N)
-    old, fresh = np.flatnonzero(place_N >= 0), place_N[judged] < 0
-    new, probability_NC = judged[fresh], probability_JC[fresh]
-    probability_N, grade_N, label_N = (
-        np.zeros(table.num_rows),
-        np.zeros(table.num_rows),
-        np.zeros(table.num_rows, np.int32),
-    )
-    probability_N[old], grade_N[old], label_N[old] = (
-        of_known[place_N[old]] for of_known in (known.probability_M, known.grade_M, known.label_M)
-    )
-    probability_N[new], grade_N[new] = (
-        relevance_probability(probability_NC, task),
-        expected_grade(probability_NC),
-    )
-    label_N[new] = probability_NC.argmax(axis=1)
+    table, task, num_rows = rows.table, rows.task, rows.table.num_rows
+    place_N = known.find(rows.hash_N)
+    old, fresh = np.flatnonzero(place_N >= 0), place_N[judged.row_J] < 0
+    new, probability_KC = judged.row_J[fresh], judged.probability_JC[fresh]
+    probability_N, grade_N = np.zeros(num_rows), np.zeros(num_rows)
+    label_N = np.zeros(num_rows, np.int32)
+    probability_N[old] = known.probability_M[place_N[old]]
+    grade_N[old] = known.grade_M[place_N[old]]
+    label_N[old] = known.label_M[place_N[old]]
+    probability_N[new] = relevance_probability(probability_KC, task)
+    grade_N[new] = expected_grade(probability_KC)
+    label_N[new] = probability_KC.argmax(axis=1)
+    markets = table.column("market").to_pylist()
     columns = {
         "row_id": table.column("row_id"),
-        "task": [task.name] * table.num_rows,
+        "task": [task.name] * num_rows,
         "probability": probability_N,
         "label": label_N,
         "label_name": [task.labels[label] for label in label_N],
         "expected_grade": grade_N,
-        "decision": decide(
-            probability_N, judge.calibration[task.name], table.column("market").to_pylist()
-        ).tolist(),
-        "model_version": [model_version] * table.num_rows,
-        "bundle_sha256": [bundle_sha256] * table.num_rows,
-        "input_hash": hashes_as_arrow(hash_N),
+        "decision": decide(probability_N, judge.calibration[task.name], markets).tolist(),
+        "model_version": [context.model_version] * num_rows,
+        "bundle_sha256": [context.bundle_sha256] * num_rows,
+        "input_hash": hashes_as_arrow(rows.hash_N),
     }
     return pa.table(columns).cast(SCORE_SCHEMA)

@@ -71,7 +71,7 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
         """
         from pipeline.config.tasks import check_known_task
         from pipeline.errors import ConfigError
-        from pipeline.inference.labels import score_rows
+        from pipeline.inference.labels import ScoringContext, score_rows
 
         check_frame(model_input)
         parts = []
@@ -80,7 +80,9 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
                 task = check_known_task(str(name), self.judge.tasks, "the input")
             except ConfigError as error:
                 raise InputError(str(error)) from error
-            scored = score_rows(self.judge, contract_rows(rows), task, BATCH_TOKENS, "", self.bundle.sha256)
+            scored = score_rows(
+                self.judge, contract_rows(rows), task, ScoringContext(BATCH_TOKENS, "", self.bundle.sha256)
+            )
             parts.append(scored.select([n for n, _ in OUTPUTS]).to_pandas().set_index(rows.index))
         if not parts:
             return pd.DataFrame(columns=[name for name, _ in OUTPUTS])

@@ -8,18 +8,19 @@ rows that were being judged, and the others go on.
 import json
 import os
 import uuid
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config.tasks import check_known_task
+from pipeline.config.tasks import Task, check_known_task
 from pipeline.encoding.prefetch import OnRows
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.evaluation.score_reference import canary_difference, read_reference
-from pipeline.inference.labels import score_all_tasks, score_rows
+from pipeline.inference.labels import ScoringContext, score_all_tasks, score_rows
 from pipeline.inference.multitask_predictor import AllTasksJudge
 from pipeline.runtime.timing import wait_for
 from pipeline.scoring.attempts import MAX_ATTEMPTS, Attempts, Starts
@@ -75,6 +76,9 @@ class UnitScorer:
         torch.set_num_threads(settings["threads"])
         device = torch.device("cuda" if settings["use_gpu"] else "cpu")
         self.settings, self.scores = settings, open_store(settings["scores"])
+        self.context = ScoringContext(
+            settings["batch_tokens"], settings["model_version"], settings["bundle_sha256"]
+        )
         self.cache, self.token_s = ScoreCache(self.scores, settings["known_files"]), 0.0
         self.attempts_dir = Path(settings["attempts_dir"])
         self.all_tasks: AllTasksJudge | None = None
@@ -171,8 +175,7 @@ class UnitScorer:
         tasks, all_tasks = (self.judge.tasks, self._judge_of_all()) if unit.all_tasks else ((task,), None)
         whole, first_row = read_unit(unit)
         table, errors = part_rows(whole, task.name, first_row, self.bundle.sha256)
-        row_ids, markets = table.column("row_id"), table.column("market").to_pylist()
-
+        row_ids = table.column("row_id")
         judged_N = np.zeros(table.num_rows, bool)
         again = attempts.number() > 1  # then whatever goes wrong must do so while its own rows are in hand
 
@@ -184,23 +187,13 @@ class UnitScorer:
             attempts.take(rows, row_ids.take(pa.array(rows)).to_pylist())
 
         def score(rows: pa.Table, on_rows: OnRows) -> pa.Table:
-            given = (
-                self.settings["batch_tokens"],
-                self.settings["model_version"],
-                self.bundle.sha256,
-                on_rows,
-                not again,
-            )
+            context = replace(self.context, on_rows=on_rows, ahead=not again)
             if all_tasks is not None:
-                return score_all_tasks(
-                    all_tasks, rows, *given, {one.name: self.cache.of_task(one.name) for one in tasks}
-                )
-            return score_rows(self.judge, rows, task, *given, self.cache.of_task(task.name))
+                known = {one.name: self.cache.of_task(one.name) for one in tasks}
+                return score_all_tasks(all_tasks, rows, context, known)
+            return score_rows(self.judge, rows, task, context, self.cache.of_task(task.name))
 
-        def spent() -> dict[str, Any]:
-            return asdict(all_tasks.spent() if all_tasks is not None else self.judge.spent(task))
-
-        before = spent()
+        before = self._spent(task, all_tasks)
         try:
             for row in attempts.suspects():  # one by one, so that the one which does it is the one in hand
                 score(table.slice(row, 1), lambda _, row=row: begin(np.array([row])))  # type: ignore[misc]
@@ -214,29 +207,39 @@ class UnitScorer:
                 attempts.begin()
                 return self._score(unit, attempts)
             raise
-        facts = label_facts(
-            unit, tasks, whole.num_rows, scored, markets, self.settings["model_version"], self.bundle.sha256
-        )
-        assert scored.num_rows == len(tasks) * (whole.num_rows - errors.num_rows), (
-            "rows in are labels and errors together, of each task"
-        )
-        publish_partition(self.scores, unit.partition, scored, facts, errors)
-        took = {name: value - before[name] for name, value in spent().items()}
-        reused, at_peak_s, names = (
-            int((~judged_N).sum()),
-            took["tokens_computed"] * self.token_s,
-            tuple(one.name for one in tasks),
-        )
+        self._publish(unit, tasks, whole.num_rows, table, scored, errors)
+        took = {name: value - before[name] for name, value in self._spent(task, all_tasks).items()}
         return Outcome(
             unit.partition,
             unit.path,
             scored.num_rows,
             errors.num_rows,
-            reused,
-            at_peak_s=at_peak_s,
-            tasks=names,
+            reused=int((~judged_N).sum()),
+            at_peak_s=took["tokens_computed"] * self.token_s,
+            tasks=tuple(one.name for one in tasks),
             **took,
         )
+
+    def _spent(self, task: Task, all_tasks: AllTasksJudge | None) -> dict[str, Any]:
+        """What judging took so far: of one task, or of all together."""
+        return asdict(all_tasks.spent() if all_tasks is not None else self.judge.spent(task))
+
+    def _publish(
+        self,
+        unit: Unit,
+        tasks: Sequence[Task],
+        num_rows: int,
+        table: pa.Table,
+        scored: pa.Table,
+        errors: pa.Table,
+    ) -> None:
+        """Publish the labels of a unit of `num_rows` rows: `table` those scored, `errors` the others."""
+        assert scored.num_rows == len(tasks) * (num_rows - errors.num_rows), (
+            "rows in are labels and errors together, of each task"
+        )
+        markets = table.column("market").to_pylist()
+        facts = label_facts(unit, tasks, num_rows, scored, markets, self.context)
+        publish_partition(self.scores, unit.partition, scored, facts, errors)
 
     def _judge_of_all(self) -> AllTasksJudge:
         """Made for the first unit that is judged for all tasks. RelevanceError: it judges canary rows

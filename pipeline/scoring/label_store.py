@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +38,35 @@ KINDS = {"files": "data", "error_files": "errors"}  # what a manifest calls them
 ORPHAN_S = 24 * 3600.0  # no scorer works on one partition for so long
 
 
+@dataclass(frozen=True)
+class PartitionSource:
+    """What a partition's labels follow from: one input file under one model."""
+
+    task: str
+    input_path: str
+    input_sha256: str
+    bundle_sha256: str
+    encoder_version: str
+
+
 def partition_id(
-    task: str,
-    input_path: str,
-    input_sha256: str,
-    bundle_sha256: str,
-    encoder_version: str,
-    part: tuple[int, int] | None = None,
-    ways: Sequence[str] = (),
+    source: PartitionSource, part: tuple[int, int] | None = None, variants: Sequence[str] = ()
 ) -> str:
     """The id of the output of one input file, or of a range of its rows (first, one behind the last), under
-    one model: the task's name and 24 hex digits. `ways` of scoring that give other labels than the plain one,
-    by name.
+    one model: the task's name and 24 hex digits. `variants`: ways of scoring that give other labels than the
+    plain one, by name.
     """
     made_of = {
-        "task": task,
-        "path": input_path,
-        "input": input_sha256,
-        "bundle": bundle_sha256,
-        "encoder": encoder_version,
+        "task": source.task,
+        "path": source.input_path,
+        "input": source.input_sha256,
+        "bundle": source.bundle_sha256,
+        "encoder": source.encoder_version,
     }
     digest = json_sha256(
-        made_of | ({"rows": list(part)} if part else {}) | ({"ways": sorted(ways)} if ways else {})
+        made_of | ({"rows": list(part)} if part else {}) | ({"ways": sorted(variants)} if variants else {})
     )
-    return f"{task[:38]}-{digest[:24]}"
+    return f"{source.task[:38]}-{digest[:24]}"
 
 
 def is_published(root: Root, partition: str) -> bool:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.evaluation.score_reference import Profile, profile_of
+from pipeline.inference.labels import ScoringContext
 from pipeline.scoring.work_units import Unit
 
 
@@ -17,8 +18,7 @@ def label_facts(
     num_rows: int,
     scored: pa.Table,
     markets: list[str | None],
-    model_version: str,
-    bundle_sha256: str,
+    context: ScoringContext,
 ) -> dict[str, Any]:
     """The facts of a unit of `num_rows` rows. `scored`: its labels, those of one task after those of another;
     `markets`: of each row that has some.
@@ -34,8 +34,8 @@ def label_facts(
     return {
         "task": unit.task,
         "input": {"path": unit.path, "digest": unit.digest, "part": unit.part, "rows": num_rows},
-        "model_version": model_version,
-        "bundle_sha256": bundle_sha256,
+        "model_version": context.model_version,
+        "bundle_sha256": context.bundle_sha256,
         "encoder_version": ENCODER_VERSION,
         **(
             {"tasks": list(profiles), "profiles": profiles}

@@ -14,7 +14,7 @@ from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import ConfigError
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.inputs import changed, count_rows, find_inputs, open_input
-from pipeline.scoring.label_store import partition_id, published_partitions
+from pipeline.scoring.label_store import PartitionSource, partition_id, published_partitions
 
 DATE = "{date}"
 
@@ -64,15 +64,16 @@ def plan_units(
     """(units still to score, those published before), in a fixed order: task by task. Who takes up a unit
     sees whether it was published since.
     """
-    done, ways = published_partitions(config.scores_place), [ALL_TASKS] if all_tasks else []
+    done, variants = published_partitions(config.scores_place), [ALL_TASKS] if all_tasks else []
     to_do: list[Unit] = []
     published: list[Unit] = []
     for task, files in find_inputs(config.to_score_place, config.tasks).items():
         for file, num_rows in zip(files, count_rows(files), strict=True):
-            of_file = (task, file.name, file.digest, bundle_sha256, ENCODER_VERSION)
-            whole = partition_id(*of_file, ways=ways) in done  # as releases did that knew no parts
+            source = PartitionSource(task, file.name, file.digest, bundle_sha256, ENCODER_VERSION)
+            # as releases did that knew no parts
+            whole = partition_id(source, variants=variants) in done
             for part in [None] if whole else parts_of(num_rows):
-                partition = partition_id(*of_file, part, ways)
+                partition = partition_id(source, part, variants)
                 unit = Unit(
                     task,
                     file.path,

@@ -34,6 +34,18 @@ class BatchPlan:
         return self.rows[self.starts[index] : self.starts[index + 1]]
 
 
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How batches are drawn."""
+
+    batch_rows: int  # of a global batch; the last one of an epoch may have fewer
+    temperature: float  # 1 with equal weights: every row once an epoch
+    seed: int
+    max_task_rows: int | None = (
+        None  # of one task an epoch, other ones each time; its share is as if it had no more
+    )
+
+
 class Sampler:
     """Row numbers of every micro-batch of a training run."""
 
@@ -42,24 +54,19 @@ class Sampler:
         length_N: np.ndarray,
         task_N: np.ndarray,
         task_weight_T: Sequence[float],
-        batch_rows: int,
-        temperature: float,
-        seed: int,
-        max_task_rows: int | None = None,
+        settings: SamplerSettings,
     ) -> None:
         """`length_N` tokens and `task_N` task index of each row. A task's share of an epoch is proportional
-        to weight * rows^(1/temperature); temperature 1 with equal weights is every row once. Of a task that
-        has more than `max_task_rows` so many come an epoch, others each time, and its share is as if it had
-        no more. A batch has `batch_rows` rows, the last of an epoch maybe fewer. Batches do not depend on the
-        number of ranks, so that a run can go on with another number.
+        to weight * rows^(1/temperature). Batches do not depend on the number of ranks, so that a run can go
+        on with another number.
         """
         self.length_N = length_N
         self.task_N = task_N
-        self.batch_rows = batch_rows
-        self.seed = seed
+        self.batch_rows = settings.batch_rows
+        self.seed = settings.seed
         rows_T = np.bincount(task_N, minlength=len(task_weight_T))
         self.quota_T = epoch_quotas(
-            np.minimum(rows_T, max_task_rows or len(task_N)), task_weight_T, temperature
+            np.minimum(rows_T, settings.max_task_rows or len(task_N)), task_weight_T, settings.temperature
         )
         self.plan = lru_cache(maxsize=2)(self._plan)
 

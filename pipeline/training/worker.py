@@ -29,7 +29,7 @@ from pipeline.training.checkpoint import (
 from pipeline.training.event_log import append_live, live_record
 from pipeline.training.step import TrainingDivergedError, Worker, any_rank, train_step
 from pipeline.training.validation_loop import Best, Interim, better
-from pipeline.training.worker_setup import build_worker
+from pipeline.training.worker_setup import RankPlace, build_worker
 
 
 class StoppedError(RetryableError):
@@ -52,9 +52,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     with Watch(stuck, config.training.hang_timeout_s) as watch:
         with clock(seconds, "rows"):
             encoded = read_encoded(Path(settings["encoded_dir"]), "train", config.tasks)
-        worker = build_worker(
-            config, encoded, rank, context.get_world_size(), ray.train.torch.get_device(), seconds, watch
-        )
+        place = RankPlace(rank, context.get_world_size(), ray.train.torch.get_device())
+        worker = build_worker(config, encoded, place, seconds, watch)
         try:
             train(worker, settings, seconds)
         except ConnectionError:  # another worker is gone
@@ -89,16 +88,7 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
         worker.watch.alive()
         step, best = restore_checkpoint(worker.engine, newest) if newest else (0, None)
         starts_after = writer.kept_step = step
-        shared = None if worker.beginning_T is None else worker.beginning_T.tolist()
-        tell(
-            {
-                "starts_after": starts_after,
-                "best": best.facts() if best else None,
-                "tokens_shared": shared,
-                "seconds": seconds,
-                "at_s": time.time(),
-            }
-        )
+        tell(start_record(worker, step, best, seconds))
         if any_rank(asked(), worker.judge.device):
             raise stopped(step)
         worker.watch.alive()
@@ -120,11 +110,8 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
                 gc.collect()
                 gc.freeze()
             step += 1
-            if (
-                step % worker.config.training.checkpoint_every_steps == 0
-                and step < worker.num_steps
-                and not done.stop
-            ):
+            is_due = step % worker.config.training.checkpoint_every_steps == 0
+            if is_due and step < worker.num_steps and not done.stop:
                 with clock(record["seconds"], "checkpoint"):
                     writer.save(step, best)
             tell(record)
@@ -133,6 +120,17 @@ def train(worker: Worker, settings: dict[str, Any], seconds: dict[str, float]) -
         writer.wait()
     worker.watch.alive()
     publish(worker, settings, step, best)
+
+
+def start_record(worker: Worker, step: int, best: Best | None, seconds: dict[str, float]) -> dict[str, Any]:
+    """The line of the live file that a start of the workers writes."""
+    return {
+        "starts_after": step,
+        "best": best.facts() if best else None,
+        "tokens_shared": None if worker.beginning_T is None else worker.beginning_T.tolist(),
+        "seconds": seconds,
+        "at_s": time.time(),
+    }
 
 
 def evaluate(

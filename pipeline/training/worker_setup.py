@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from dataclasses import dataclass
 
 import torch
 
@@ -19,18 +20,21 @@ from pipeline.runtime.watchdog import Watch
 from pipeline.training.deepspeed_engine import build_engine
 from pipeline.training.head_init import start_heads
 from pipeline.training.packing_probe import packed_beginnings
-from pipeline.training.sampler import Sampler
+from pipeline.training.sampler import Sampler, SamplerSettings
 from pipeline.training.step import Worker, any_rank
 
 
+@dataclass(frozen=True)
+class RankPlace:
+    """Where a worker stands among the others, and the device that it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
 def build_worker(
-    config: RunConfig,
-    encoded: EncodedRows,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-    seconds: dict[str, float],
-    watch: Watch,
+    config: RunConfig, encoded: EncodedRows, place: RankPlace, seconds: dict[str, float], watch: Watch
 ) -> Worker:
     """Load the model and hand it to DeepSpeed. torch.distributed is initialised already. `seconds` is told
     what took how long; `watch` is entered, and no part of this may take longer than it allows.
@@ -40,6 +44,7 @@ def build_worker(
         raise DataRefusedError(f"{found}; add rows or lower split.valid_share and split.test_share")
     sampler = build_sampler(config, encoded)
     watch.alive()
+    rank, world_size, device = place.rank, place.world_size, place.device
     with clock(seconds, "model"):
         judge = fresh_judge(config, device)
     watch.alive()
@@ -77,12 +82,7 @@ def check_compiler() -> None:
 def build_sampler(config: RunConfig, encoded: EncodedRows) -> Sampler:
     """The run's sampler."""
     weights, training = [task.sampling_weight for task in config.tasks], config.training
-    return Sampler(
-        encoded.length_N,
-        encoded.task_N,
-        weights,
-        training.batch_rows,
-        training.task_temperature,
-        config.seed,
-        training.max_task_rows,
+    settings = SamplerSettings(
+        training.batch_rows, training.task_temperature, config.seed, training.max_task_rows
     )
+    return Sampler(encoded.length_N, encoded.task_N, weights, settings)

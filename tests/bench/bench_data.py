@@ -55,9 +55,9 @@ def gate_and_split(data_dir: Path, out_dir: Path) -> None:
     """The gate, and the side of every accepted row."""
     from pipeline.config.splits import SplitConfig
     from pipeline.data.splits import split_rows
-    from validation.gate.runner import validate
+    from validation.gate.runner import GateRun, validate
 
-    report = validate(data_dir, tasks(), out_dir / "validation", out_dir / "accepted")
+    report = validate(GateRun(data_dir, tasks(), out_dir / "validation", out_dir / "accepted"))
     assert report.passed, report.failures[:3]
     import pyarrow.parquet as pq
 

@@ -15,7 +15,7 @@ import numpy as np
 from models.backbone import resolve_folder
 from models.config import BackboneConfig
 from pipeline.training.rank_balancing import deal_by_length, deal_by_task, tokens_of_ranks
-from pipeline.training.sampler import Sampler
+from pipeline.training.sampler import Sampler, SamplerSettings
 from tests.bench.support.timing import SEED, pair_lengths, print_table
 
 TASKS, SHIPPED, BATCHES = 4, 10, 50
@@ -38,7 +38,7 @@ def over_one_rank(
     task_N = draw.integers(TASKS, size=20_000)
     length_N = np.maximum(draw.choice(lengths, 20_000), SHIPPED + 1) - SHIPPED + instruction
     beginning_T = np.full(TASKS, instruction)
-    sampler = Sampler(length_N, task_N, [1.0] * TASKS, batch_rows, 1.0, SEED)
+    sampler = Sampler(length_N, task_N, [1.0] * TASKS, SamplerSettings(batch_rows, 1.0, SEED))
     tokens, seconds = np.zeros(3), 0.0
     for step in range(min(BATCHES, sampler.batches_per_epoch)):
         rows = sampler.global_rows(step)

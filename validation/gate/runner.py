@@ -62,86 +62,88 @@ class Judged:
         ]
 
 
-def validate(
-    data_dir: Path,
-    tasks: Sequence[Task],
-    out_dir: Path,
-    accepted_dir: Path | None = None,
-    judged: bool = True,
-    config: GateConfig | None = None,
-    progress: Progress | None = None,
-) -> ValidationReport:
-    """Judge every file of `data_dir`; writes the folders that the module draws and, last,
-    `out_dir`/report.json. Rows are accepted into `accepted_dir` only if the data pass; what lay there before
-    goes either way.
+@dataclass(frozen=True)
+class GateRun:
+    """What is judged, by which rules, and where the answer goes."""
+
+    data_dir: Path
+    tasks: Sequence[Task]
+    out_dir: Path  # gets report.json, data_docs/, quarantine/ and partitions/
+    accepted_dir: Path | None = None  # gets the good rows, if the data pass
+    judged: bool = True  # whether each row must carry a label
+    config: GateConfig = GateConfig()
+
+    def jobs(self, partitions: Mapping[str, Sequence[Path]]) -> list[PartitionJob]:
+        """One job for each file, task by task."""
+        return [
+            PartitionJob(
+                path,
+                path.relative_to(self.data_dir).as_posix(),
+                task,
+                self.judged,
+                self.out_dir / "partitions",
+                self.config.scripts.get(task.name, ()),
+            )
+            for task in self.tasks
+            for path in partitions.get(task.name, ())
+        ]
+
+
+def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport:
+    """Judge every file of the run's data folder; writes the folders that the module draws and, last,
+    report.json. Rows are accepted only if the data pass; what lay in the accepted folder before goes either
+    way.
 
     DataRefusedError: there is no file at all. ConfigError: no such folder or task.
     """
-    config = config or GateConfig()
-    partitions = find_partitions(data_dir, tasks)
+    partitions = find_partitions(run.data_dir, run.tasks)
     # while the question is open, an older answer must not stand
-    (out_dir / "report.json").unlink(missing_ok=True)
-    if accepted_dir is not None:
-        remove_tree(accepted_dir)
-    present = [task for task in tasks if task.name in partitions]
-    work_dir = out_dir / "partitions"
-    jobs = [
-        PartitionJob(
-            path,
-            path.relative_to(data_dir).as_posix(),
-            task,
-            judged,
-            work_dir,
-            config.scripts.get(task.name, ()),
-        )
-        for task in present
-        for path in partitions[task.name]
-    ]
-    verdicts = []
+    (run.out_dir / "report.json").unlink(missing_ok=True)
+    if run.accepted_dir is not None:
+        remove_tree(run.accepted_dir)
+    present = [task for task in run.tasks if task.name in partitions]
+    jobs = run.jobs(partitions)
+    verdicts: list[PartitionVerdict] = []
     for verdict in map_in_order(judge_partition, jobs, threads=True):
         verdicts.append(verdict)
         if progress:
             progress(verdict.relative, len(verdicts), len(jobs))
-    found = Judged(verdicts, find_repeats(verdicts, config.label_conflicts))
-    remove_old_partitions(work_dir, verdicts)
+    found = Judged(verdicts, find_repeats(verdicts, run.config.label_conflicts))
+    remove_old_partitions(run.out_dir / "partitions", verdicts)
     records = {task.name: task_record(task, found) for task in present}
-    failures, warnings = (
-        [],
-        [
-            f"task={t.name}: the task is configured, and {data_dir} holds no file of it"
-            for t in tasks
-            if t not in present
-        ],
-    )
+    failures: list[str] = []
+    warnings = [
+        f"task={t.name}: the task is configured, and {run.data_dir} holds no file of it"
+        for t in run.tasks
+        if t not in present
+    ]
     for task in present:
-        refusals, notes = told(task, found, records[task.name], config, judged)
+        refusals, notes = told(task, found, records[task.name], run.config, run.judged)
         failures += refusals
         warnings += notes
-    quarantine_dir, wanted_dir = out_dir / "quarantine", None if failures else accepted_dir
+    quarantine_dir, wanted_dir = run.out_dir / "quarantine", None if failures else run.accepted_dir
     # rows are parted by Arrow while Great Expectations keeps Python busy
-    with PartedRows(data_dir, verdicts, found.repeats.rows, quarantine_dir, wanted_dir) as parted:
-        failures += judge_by_expectations(out_dir, present, found, config, judged, failures, warnings)
+    with PartedRows(run.data_dir, verdicts, found.repeats.rows, quarantine_dir, wanted_dir) as parted:
+        failures += judge_by_expectations(run, present, found, failures, warnings)
         accepted = parted.counts()
         parted.publish(quarantine_dir)
         if wanted_dir is not None and not failures:
             parted.publish(wanted_dir)
+    digests = {task.name: sorted(v.sha256 for v, _ in found.of_task(task)) for task in present}
+    files = [FileRecord(v.relative, v.rows, n, v.sha256) for v, n in zip(verdicts, accepted, strict=True)]
     report = ValidationReport(
         passed=not failures,
-        judged=judged,
-        data_dir=data_dir,
-        data_docs=out_dir / "data_docs" / "index.html",
-        data_digest=json_sha256(
-            {task.name: sorted(v.sha256 for v, _ in found.of_task(task)) for task in present}
-        ),
+        judged=run.judged,
+        data_dir=run.data_dir,
+        data_docs=run.out_dir / "data_docs" / "index.html",
+        data_digest=json_sha256(digests),
         damaged=tuple(v.relative for v in verdicts if v.damaged),
         tasks=records,
-        files=tuple(
-            FileRecord(v.relative, v.rows, n, v.sha256) for v, n in zip(verdicts, accepted, strict=True)
-        ),
+        files=tuple(files),
         failures=tuple(failures),
         warnings=tuple(warnings),
     )
-    write_json(out_dir / "report.json", report.as_json())
+    write_json(run.out_dir / "report.json", report.as_json())
     return report
 
 
@@ -251,18 +253,12 @@ def row_sentences(task: Task, found: Judged, judged: bool) -> Iterator[tuple[str
 
 
 def judge_by_expectations(
-    out_dir: Path,
-    tasks: Sequence[Task],
-    found: Judged,
-    config: GateConfig,
-    judged: bool,
-    failures: Sequence[str],
-    warnings: Sequence[str],
+    run: GateRun, tasks: Sequence[Task], found: Judged, failures: Sequence[str], warnings: Sequence[str]
 ) -> list[str]:
     """Run the suites on samples that hold offending rows of every kind, and write the Data Docs. Returns what
     contradicts the row masks.
     """
-    staged = temporary_beside(out_dir / "data_docs")
+    staged = temporary_beside(run.out_dir / "data_docs")
     disagreements = []
     try:
         docs = DataDocs(staged)
@@ -277,13 +273,13 @@ def judge_by_expectations(
                 docs.judge(build_schema_suite(f"{task.name}+schema-{number}", schema.names), frame)
             sample = read_samples(files)
             if sample is not None:
-                disagreements += compare(task, judged, sample, docs)
-            if sample is not None and task.name in config.scripts:
+                disagreements += compare(task, run.judged, sample, docs)
+            if sample is not None and task.name in run.config.scripts:
                 disagreements += compare_mix(
-                    task, config, [verdict for verdict in files if not verdict.refused], docs
+                    task, run.config, [verdict for verdict in files if not verdict.refused], docs
                 )
         docs.write([*failures, *disagreements], warnings)
-        publish_dir(staged, out_dir / "data_docs")
+        publish_dir(staged, run.out_dir / "data_docs")
     finally:
         remove_tree(staged)
     return disagreements

@@ -55,6 +55,7 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
     from pipeline.training import worker as train_loop
     from pipeline.training.checkpoint import CheckpointWriter
     from pipeline.training.validation_loop import Interim
+    from pipeline.training.worker_setup import RankPlace, build_worker
 
     config = build_config(case["config"], "the case")
     encoded = read_encoded(Path(case["settings"]["encoded_dir"]), "train", config.tasks)
@@ -86,7 +87,8 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
 
         CheckpointWriter.save = save_and_die  # type: ignore[method-assign]
     with Watch(sys.stderr, TIMEOUT_S) as watch:
-        worker = train_loop.build_worker(config, encoded, rank, world_size, torch.device("cpu"), {}, watch)
+        place = RankPlace(rank, world_size, torch.device("cpu"))
+        worker = build_worker(config, encoded, place, {}, watch)
         train_loop.train(worker, case["settings"], {})
     train_step.micro_step, Interim.evaluate = micro_step, evaluate  # type: ignore[method-assign]
     worker.engine.destroy()

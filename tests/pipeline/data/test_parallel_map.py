@@ -1,5 +1,5 @@
 """Results come in the order of the items, wherever they were worked on. As Ray tasks:
-tests/validation/test_gate.py.
+tests/validation/gate/test_runner.py.
 """
 
 import threading

@@ -20,7 +20,7 @@ from pipeline.evaluation import score_reference
 from pipeline.evaluation.score_reference import build_reference
 from pipeline.inference import multitask_predictor as all_tasks
 from pipeline.inference.calibration import Calibration
-from pipeline.inference.labels import score_rows
+from pipeline.inference.labels import ScoringContext, score_rows
 from pipeline.inference.multitask_predictor import ONE_PASS_SHARE, AllTasksJudge
 from pipeline.inference.predictor import Judge, fresh_judge
 from pipeline.inference.probabilities import judge_rows
@@ -29,7 +29,7 @@ from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.actor import UnitScorer
 from pipeline.scoring.attempts import Attempts
 from pipeline.scoring.label_store import put_record, read_errors, read_manifests, read_published, read_run
-from pipeline.scoring.run_record import run_record
+from pipeline.scoring.run_record import ScoringRun, run_record
 from pipeline.storage.filesystem import read_json, write_json
 from tests.support.planted import planted_config, planted_rows, write_rows
 from tests.support.scoring_world import ROWS, World
@@ -92,7 +92,9 @@ def score_all(world: World, run: str = "", expect_error: str = "") -> tuple[Unit
     outcomes = [scorer.outcome(unit) for unit in units]
     assert all(expect_error in one.error if expect_error else not one.error for one in outcomes), outcomes
     champion = FetchedVersion("1", world.root / "bundle", world.sha256)
-    record = run_record(world.scores_dir, run or "20260131-a", champion, units, outcomes, 0.0, None)
+    record = run_record(
+        world.scores_dir, ScoringRun(run or "20260131-a", champion, 0.0, None), units, outcomes
+    )
     put_record(world.scores_dir, record)
     return scorer, record
 
@@ -103,7 +105,7 @@ def check_as_plain(world: World, published: pa.Table) -> None:
     inputs, plain = all_inputs(world), world.scorer().judge
     assert len(found) == published.num_rows == inputs.num_rows * 2
     for task in plain.tasks:
-        for expected in score_rows(plain, inputs, task, 4_096, "1", world.sha256).to_pylist():
+        for expected in score_rows(plain, inputs, task, ScoringContext(4_096, "1", world.sha256)).to_pylist():
             row = found[expected["row_id"], task.name]
             assert row["probability"] == pytest.approx(expected["probability"], abs=CLOSE)
             assert row["expected_grade"] == pytest.approx(expected["expected_grade"], abs=CLOSE)
@@ -284,12 +286,9 @@ def test_a_manifest_with_labels_of_too_few_tasks_ends_the_run(build: BuildWorld)
     with pytest.raises(DamagedInputError, match="has other rows than labels and errors together"):
         run_record(
             world.scores_dir,
-            "r",
-            FetchedVersion("1", world.root / "bundle", world.sha256),
+            ScoringRun("r", FetchedVersion("1", world.root / "bundle", world.sha256), 0.0, None),
             units,
             [],
-            0.0,
-            None,
         )
 
 
@@ -304,7 +303,10 @@ def test_scores_of_all_tasks_are_held_against_the_last_run_of_that_kind(build: B
     scorer, units = world.scorer(), world.units()
     champion = FetchedVersion("1", world.root / "bundle", world.sha256)
     plain = run_record(
-        world.scores_dir, "20260131-b", champion, units, [scorer.outcome(unit) for unit in units], 0.0, None
+        world.scores_dir,
+        ScoringRun("20260131-b", champion, 0.0, None),
+        units,
+        [scorer.outcome(unit) for unit in units],
     )
     put_record(world.scores_dir, plain)
     assert plain["drift"]["against_last_run"] == [] and plain["all_tasks"] is False, (
@@ -358,12 +360,9 @@ def test_a_row_that_one_task_knows_is_judged_for_the_others_and_keeps_what_is_kn
         world.scores_dir,
         run_record(
             world.scores_dir,
-            "20260131-a",
-            champion,
+            ScoringRun("20260131-a", champion, 0.0, None),
             units,
             [scorer.outcome(unit) for unit in units],
-            0.0,
-            None,
         ),
     )
     before = {row["row_id"]: row["probability"] for row in read_run(world.scores_dir).to_pylist()}

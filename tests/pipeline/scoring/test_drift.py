@@ -30,7 +30,7 @@ from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.actor import Outcome
 from pipeline.scoring.drift import MIN_ROWS, WHOLE, drift_rows
 from pipeline.scoring.label_store import publish_partition
-from pipeline.scoring.run_record import run_record
+from pipeline.scoring.run_record import ScoringRun, run_record
 from pipeline.scoring.work_units import Unit
 from pipeline.storage.filesystem import write_json
 from tests.support.planted import planted_config, planted_rows
@@ -141,7 +141,10 @@ class Runs:
             publish_partition(self.root, name, SCORE_SCHEMA.empty_table(), facts)
         unit = Unit("two", f"{name}.parquet", "1", name, None)
         record = run_record(
-            self.root, name, self.champion, [unit], [Outcome(name, unit.path, error=error)], 0.0, refuse
+            self.root,
+            ScoringRun(name, self.champion, 0.0, refuse),
+            [unit],
+            [Outcome(name, unit.path, error=error)],
         )
         (self.root / "runs").mkdir(exist_ok=True, parents=True)
         write_json(self.root / "runs" / f"{name}.json", record)
@@ -185,4 +188,6 @@ def test_a_manifest_whose_rows_do_not_add_up_ends_the_run(tmp_path: Path, refere
         runs.root, "p", SCORE_SCHEMA.empty_table(), {"task": "two", "input": {"rows": 3}, "profile": {}}
     )
     with pytest.raises(DamagedInputError, match="partition p has other rows than labels and errors together"):
-        run_record(runs.root, "r", runs.champion, [Unit("two", "p", "1", "p", None)], [], 0.0, None)
+        run_record(
+            runs.root, ScoringRun("r", runs.champion, 0.0, None), [Unit("two", "p", "1", "p", None)], []
+        )

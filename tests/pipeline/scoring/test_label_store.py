@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.scoring import label_store as commit
 from pipeline.scoring.label_store import (
+    PartitionSource,
     is_published,
     partition_id,
     publish_partition,
@@ -419,9 +420,9 @@ def test_a_manifest_that_points_outside_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ingredient", INGREDIENTS)
 def test_a_partition_s_id_moves_with_each_ingredient(ingredient: str) -> None:
-    one = partition_id(**INGREDIENTS)
-    assert partition_id(**INGREDIENTS) == one
-    assert partition_id(**{**INGREDIENTS, ingredient: "other"}) != one
+    one = partition_id(PartitionSource(**INGREDIENTS))
+    assert partition_id(PartitionSource(**INGREDIENTS)) == one
+    assert partition_id(PartitionSource(**{**INGREDIENTS, ingredient: "other"})) != one
 
 
 def test_ingredients_do_not_run_into_each_other() -> None:
@@ -431,17 +432,20 @@ def test_ingredients_do_not_run_into_each_other() -> None:
         "bundle_sha256": INGREDIENTS["input_sha256"],
     }
     shifted = {**INGREDIENTS, "input_sha256": "12", "bundle_sha256": ""}
-    assert len({partition_id(**i) for i in (INGREDIENTS, swapped, shifted)}) == 3
+    assert len({partition_id(PartitionSource(**i)) for i in (INGREDIENTS, swapped, shifted)}) == 3
 
 
 def test_ways_of_scoring_make_other_partitions_in_whatever_order_they_are_named() -> None:
-    ids = [partition_id(**INGREDIENTS, ways=ways) for ways in ((), ("a",), ("a", "b"), ("b", "a"))]
-    assert ids[0] == partition_id(**INGREDIENTS) and ids[2] == ids[3]
+    ids = [
+        partition_id(PartitionSource(**INGREDIENTS), variants=ways)
+        for ways in ((), ("a",), ("a", "b"), ("b", "a"))
+    ]
+    assert ids[0] == partition_id(PartitionSource(**INGREDIENTS)) and ids[2] == ids[3]
     assert len(set(ids)) == 3
 
 
 def test_tasks_with_long_names_that_begin_alike_have_different_partitions() -> None:
-    ids = [partition_id(**{**INGREDIENTS, "task": "t" * 50 + end}) for end in ("a", "b")]
+    ids = [partition_id(PartitionSource(**{**INGREDIENTS, "task": "t" * 50 + end})) for end in ("a", "b")]
     assert ids[0] != ids[1]
     assert all(len(i) <= 63 for i in ids)
 

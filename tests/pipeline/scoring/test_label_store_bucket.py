@@ -27,7 +27,7 @@ from pipeline.scoring.label_store import (
     read_run,
     sweep_orphans,
 )
-from pipeline.scoring.run_record import run_record
+from pipeline.scoring.run_record import ScoringRun, run_record
 from pipeline.scoring.work_units import on_date, plan_units
 from pipeline.storage.object_store import Bucket, Store
 from tests.support.planted import planted_config, planted_rows
@@ -244,7 +244,7 @@ def test_a_run_s_record_lies_beside_its_labels_and_is_read_from_there(world: Buc
     scorer, units, scores = world.scorer(), world.units(), world.config.scores_place
     outcomes = [scorer.outcome(unit) for unit in units]
     champion = FetchedVersion("1", world.root / "bundle", world.sha256)
-    record = run_record(scores, "20260131-a", champion, units, outcomes, 0.0, None)
+    record = run_record(scores, ScoringRun("20260131-a", champion, 0.0, None), units, outcomes)
     assert put_record(scores, record) == f"{scores}/runs/20260131-a.json"
     assert next(newest_records(scores))["labels"] == 2 * ROWS
     assert read_run(scores).num_rows == read_run(scores, "20260131-a").num_rows == 2 * ROWS

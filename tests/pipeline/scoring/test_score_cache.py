@@ -19,7 +19,7 @@ from pipeline.scoring.label_store import (
     read_published,
     read_run,
 )
-from pipeline.scoring.run_record import run_record
+from pipeline.scoring.run_record import ScoringRun, run_record
 from pipeline.scoring.score_cache import ScoreCache, cached_files
 from tests.support.planted import planted_rows, write_rows
 from tests.support.scoring_world import ROWS, World
@@ -41,7 +41,9 @@ def score_day(world: World, run: str) -> tuple[int, int]:
     outcomes = [scorer.outcome(unit) for unit in units]
     assert not any(one.error for one in outcomes)
     champion = FetchedVersion("1", world.root / "bundle", world.sha256)
-    put_record(world.scores_dir, run_record(world.scores_dir, run, champion, units, outcomes, 0.0, None))
+    put_record(
+        world.scores_dir, run_record(world.scores_dir, ScoringRun(run, champion, 0.0, None), units, outcomes)
+    )
     return sum(one.labels for one in outcomes), sum(one.reused for one in outcomes)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipeline.training.sampler import Sampler, epoch_quotas
+from pipeline.training.sampler import Sampler, SamplerSettings, epoch_quotas
 
 ROWS_T = (700, 90, 10)
 
@@ -26,7 +26,10 @@ def build_sampler(
     task_N = random.permutation(np.repeat(np.arange(len(rows_T)), rows_T))
     length_N = random.geometric(0.03, len(task_N)).clip(4, 128)
     return Sampler(
-        length_N, task_N, weights or [1.0] * len(rows_T), batch_rows, temperature, seed, max_task_rows
+        length_N,
+        task_N,
+        weights or [1.0] * len(rows_T),
+        SamplerSettings(batch_rows, temperature, seed, max_task_rows),
     )
 
 
@@ -99,7 +102,7 @@ def test_quotas_hand_out_every_row_whatever_the_shares() -> None:
 
 
 def test_a_task_without_a_row_takes_no_place() -> None:
-    sampler = Sampler(np.full(40, 9), np.repeat([0, 2], 20), [1.0, 5.0, 1.0], 8, 2.0, 0)
+    sampler = Sampler(np.full(40, 9), np.repeat([0, 2], 20), [1.0, 5.0, 1.0], SamplerSettings(8, 2.0, 0))
     assert sampler.quota_T.tolist() == [20, 0, 20]
     assert set(sampler.task_N[np.concatenate(epoch_batches(sampler, 0))].tolist()) == {0, 2}
 

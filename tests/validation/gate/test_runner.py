@@ -27,7 +27,7 @@ from tests.support.places import ROOT
 from validation.gate.data_docs import DataDocs
 from validation.gate.file_checks import PartitionJob, judge_partition
 from validation.gate.report import check_report, summary_table
-from validation.gate.runner import validate
+from validation.gate.runner import GateRun, validate
 
 NAN, INF = float("nan"), float("inf")
 STRICT = GateConfig(max_quarantined_share=0.0, max_reason_share=0.0)
@@ -40,12 +40,14 @@ def judge(tmp_path, task, write_rows):
 
     def run(*tables, judged=True, config=STRICT):
         report = validate(
-            write_rows({"query-ad": list(tables)}),
-            [task],
-            tmp_path / "out",
-            tmp_path / "accepted",
-            judged,
-            config,
+            GateRun(
+                write_rows({"query-ad": list(tables)}),
+                [task],
+                tmp_path / "out",
+                tmp_path / "accepted",
+                judged,
+                config,
+            )
         )
         assert report.data_docs.is_file()
         assert ("<title>Data accepted" in report.data_docs.read_text()) == report.passed
@@ -69,10 +71,7 @@ def test_good_data_pass_and_the_report_says_what_was_read(
     root = write_rows({"query-ad": [build_table("a"), build_table("b")], "keyword": [build_table("c")]})
     seen = []
     report = validate(
-        root,
-        [task, other_task],
-        tmp_path / "out",
-        tmp_path / "accepted",
+        GateRun(root, [task, other_task], tmp_path / "out", tmp_path / "accepted"),
         progress=lambda *step: seen.append(step),
     )
     check_report(report)
@@ -141,7 +140,9 @@ def test_row_id_used_twice_is_kept_once_within_a_file_across_files_and_across_ta
     )
     third = build_table("c", row_id=["c0", "b5", "c2", "c3", "c4", "c5"])
     root = write_rows({"query-ad": [first, second], "keyword": [third]})
-    report = validate(root, [task, other_task], tmp_path / "out", tmp_path / "accepted", config=LENIENT)
+    report = validate(
+        GateRun(root, [task, other_task], tmp_path / "out", tmp_path / "accepted", config=LENIENT)
+    )
     aside = {
         path.relative_to(tmp_path / "out" / "quarantine").as_posix(): pq.read_table(path)
         .select(["row", "reasons"])
@@ -230,9 +231,9 @@ def test_table_without_rows_is_refused_unless_another_file_of_the_task_has_some(
 def test_folder_without_parquet_or_with_an_unknown_task_is_no_data(tmp_path, task, build_table, write_rows):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataRefusedError, match="holds no task"):
-        validate(tmp_path / "empty", [task], tmp_path / "out")
+        validate(GateRun(tmp_path / "empty", [task], tmp_path / "out"))
     with pytest.raises(ConfigError, match="configured: query-ad"):
-        validate(write_rows({"other": [build_table()]}), [task], tmp_path / "out")
+        validate(GateRun(write_rows({"other": [build_table()]}), [task], tmp_path / "out"))
 
 
 def flip_a_bit(path):
@@ -263,7 +264,7 @@ def test_damaged_file_is_named_with_its_cause_and_other_files_are_judged(
         write_page_checksum=True,
     )
     damage(root / "task=query-ad" / "part-1.parquet")
-    report = validate(root, [task], tmp_path / "out", tmp_path / "accepted")
+    report = validate(GateRun(root, [task], tmp_path / "out", tmp_path / "accepted"))
     assert report.damaged == ("task=query-ad/part-1.parquet",)
     assert [(f.rows, f.accepted) for f in report.files][0] == (6, 6)
     with pytest.raises(
@@ -278,7 +279,7 @@ def test_folder_in_the_place_of_a_file_is_refused(tmp_path, task, build_table, w
     root = write_rows({"query-ad": [build_table("a")]})
     (root / "task=query-ad" / "part-1.parquet").mkdir()
     with pytest.raises(DamagedInputError, match=r"task=query-ad/part-1\.parquet is not a file"):
-        validate(root, [task], tmp_path / "out")
+        validate(GateRun(root, [task], tmp_path / "out"))
 
 
 def test_rows_that_are_not_utf8_are_set_aside_by_number_and_row_id(tmp_path, task, build_table, write_rows):
@@ -286,7 +287,7 @@ def test_rows_that_are_not_utf8_are_set_aside_by_number_and_row_id(tmp_path, tas
     raw[1], raw[4] = b"red \xff shoes", "lone \ud83d".encode("utf-8", "surrogatepass")
     bad = pa.array(raw, pa.binary()).view(pa.string())
     root = write_rows({"query-ad": [build_table().set_column(1, "query", bad)]})
-    report = validate(root, [task], tmp_path / "out", tmp_path / "accepted", config=LENIENT)
+    report = validate(GateRun(root, [task], tmp_path / "out", tmp_path / "accepted", config=LENIENT))
     (note,) = report.warnings
     assert (
         "; 2 of 6 rows break this: row 1 (row_id 'r1') holds 'r1'; row 4 (row_id 'r4')" in note
@@ -364,7 +365,7 @@ def test_pairs_of_unlike_tasks_are_unlike_pairs(tmp_path, task, other_task, buil
             "keyword": [build_table("b", query=build_table("a")["query"].to_pylist())],
         }
     )
-    report = validate(root, [task, other_task], tmp_path / "out", tmp_path / "accepted")
+    report = validate(GateRun(root, [task, other_task], tmp_path / "out", tmp_path / "accepted"))
     assert all(record.quarantined == 0 for record in report.tasks.values())
 
 
@@ -437,11 +438,13 @@ def test_accepted_and_quarantined_are_what_was_read_whatever_is_planted(
     ]
     repeated = build_table("f0r")
     report = validate(
-        write_rows({"query-ad": [build_table(), *planted, repeated]}),
-        [task],
-        tmp_path / "out",
-        tmp_path / "accepted",
-        config=LENIENT,
+        GateRun(
+            write_rows({"query-ad": [build_table(), *planted, repeated]}),
+            [task],
+            tmp_path / "out",
+            tmp_path / "accepted",
+            config=LENIENT,
+        )
     )
     record = report.tasks["query-ad"]
     assert report.passed and record.read == 6 * (len(BAD_VALUES) + 2)
@@ -474,14 +477,16 @@ def test_only_new_and_changed_files_are_read_again(tmp_path, task, build_table, 
         ([build_table("c"), build_table("a"), build_table("x")], []),
     ):
         read.clear()
-        report = validate(write_rows({"query-ad": tables}), [task], tmp_path / "out", tmp_path / "accepted")
+        report = validate(
+            GateRun(write_rows({"query-ad": tables}), [task], tmp_path / "out", tmp_path / "accepted")
+        )
         assert sorted(path.split("/")[1].removesuffix(".parquet") for path in read) == expected
         assert report.passed and len(
             [path for path in (tmp_path / "out" / "partitions").iterdir() if path.is_dir()]
         ) == len(tables)
     changed = task.model_copy(update={"labels": ("a", "b", "c", "d")})
     read.clear()
-    validate(tmp_path / "data", [changed], tmp_path / "out", tmp_path / "accepted")
+    validate(GateRun(tmp_path / "data", [changed], tmp_path / "out", tmp_path / "accepted"))
     assert len(read) == 3, "other rules, other verdicts"
 
 
@@ -527,10 +532,10 @@ def test_file_that_changes_while_it_is_judged_is_not_accepted(
                 RetryableError,
                 match="part-0.parquet was changed while it was judged; run the same command again",
             ):
-                validate(data, [task], tmp_path / "out", tmp_path / "accepted", config=STRICT)
+                validate(GateRun(data, [task], tmp_path / "out", tmp_path / "accepted", config=STRICT))
         assert not (tmp_path / "accepted").exists() and not (tmp_path / "out" / "report.json").exists()
         assert not list(tmp_path.glob(".accepted*"))
-    assert validate(data, [task], tmp_path / "out", tmp_path / "accepted", config=STRICT).passed
+    assert validate(GateRun(data, [task], tmp_path / "out", tmp_path / "accepted", config=STRICT)).passed
 
 
 def test_damage_is_looked_at_again_the_next_time_under_its_own_name(
@@ -566,7 +571,7 @@ def test_buckets_of_hashes_change_nothing(tmp_path, task, other_task, build_tabl
     for bucket_rows in (4_000_000, 5, 1):
         monkeypatch.setattr(validation.gate.cross_file_checks, "BUCKET_ROWS", bucket_rows)
         config = LENIENT.model_copy(update={"label_conflicts": "majority"})
-        validate(root, [task, other_task], tmp_path / "out", tmp_path / "accepted", config=config)
+        validate(GateRun(root, [task, other_task], tmp_path / "out", tmp_path / "accepted", config=config))
         found.append((tmp_path / "out" / "report.json").read_bytes())
     assert found[0] == found[1] == found[2]
     assert b"row_id_repeated" in found[0] and b"pair_repeated" in found[0] and b"labels_conflict" in found[0]
@@ -616,15 +621,15 @@ def test_ray_tasks_on_two_workers_give_the_same_report_byte_for_byte(tmp_path, t
     code = (
         "import sys, pathlib\n"
         "import ray\n"
-        "from pipeline.config.run.gates import GateConfig\n"
-        "from pipeline.config.run.tasks import Task\n"
-        "from validation.gate.runner.runner import validate\n"
+        "from pipeline.config.gates import GateConfig\n"
+        "from pipeline.config.tasks import Task\n"
+        "from validation.gate.runner import GateRun, validate\n"
         "root, out, workers = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])\n"
         "if workers:\n"
         "    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)\n"
         "task = Task.model_validate_json(sys.argv[4])\n"
-        "validate(root, [task], out / 'out', out / 'accepted', "
-        "config=GateConfig(max_quarantined_share=0.9, max_reason_share=0.9))\n"
+        "validate(GateRun(root, [task], out / 'out', out / 'accepted', "
+        "config=GateConfig(max_quarantined_share=0.9, max_reason_share=0.9)))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     reports, accepted = [], []
@@ -665,7 +670,9 @@ def test_great_expectations_and_the_masks_count_the_same_rows(task, build_table)
 
 
 def test_configured_task_without_files_is_told(tmp_path, task, other_task, build_table, write_rows):
-    report = validate(write_rows({"query-ad": [build_table()]}), [task, other_task], tmp_path / "out")
+    report = validate(
+        GateRun(write_rows({"query-ad": [build_table()]}), [task, other_task], tmp_path / "out")
+    )
     assert report.passed and report.warnings[0].startswith("task=keyword: the task is configured")
 
 
