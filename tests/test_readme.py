@@ -8,8 +8,8 @@ import typer
 import yaml
 
 from jobs.cli import app
-from pipeline.config.sources import TableSource
 from pipeline.config.tasks import Task
+from pipeline.data.importers.table import TableSource
 from pipeline.schema import COLUMNS
 from tests.support.places import ROOT
 

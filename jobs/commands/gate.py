@@ -12,7 +12,7 @@ from pipeline.evaluation.comparison import Comparison, compare_judges
 from pipeline.evaluation.evaluation_rows import judged_test_rows
 from pipeline.registry.mlflow_client import mlflow_client
 from pipeline.registry.model_versions import check_version, data_passed, write_verdict
-from pipeline.registry.promotion_gate import Verdict, judge_version
+from pipeline.registry.promotion_gate import Evidence, Verdict, judge_version
 from pipeline.registry.promotion_log import read_promotions
 from pipeline.registry.version_predictors import champion_version, judge_of
 from pipeline.storage.filesystem import write_json
@@ -32,9 +32,8 @@ def run_gate(config: RunConfig, version: str, against: str, console: Console) ->
         check_version(mlflow_client(config), config.registry.model, version).tags.get("data_gate", "passed")
         == "passed"
     )
-    verdict = judge_version(
-        version, other, comparison, cases, of_version and data_passed(config), config.promotion
-    )
+    evidence = Evidence(comparison, cases, of_version and data_passed(config))
+    verdict = judge_version(version, other, evidence, config.promotion)
     whole = {
         **verdict.as_json(),
         "comparison": comparison.as_json(),

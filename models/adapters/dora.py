@@ -8,15 +8,27 @@ an (O, D) sum: ||W + s B A||^2 = ||W||^2 + 2 s (W A^T) . B + s^2 (B A A^T) . B, 
 """
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from models.adapters import register_method
 from models.adapters.adapted_linear import AdaptedLinear, NotMergeableError, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
-from models.config import DoRAConfig
+from models.config import AlphaScaledConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoRAConfig(AlphaScaledConfig):
+    """DoRA (Liu et al., ICML 2024): LoRA turns the direction of each output's weights, a learned magnitude
+    sets their length.
+    """
+
+    method: Literal["dora"] = "dora"
+
 
 TINY = 1e-30  # least squared length of an output's weights: pruned outputs have none, and 0 / 0 is no number
 
@@ -97,3 +109,6 @@ class DoRALinear(AdaptedLinear):
             weight_OD.to(wide), self.up_OR.to(wide), self.down_RD.to(wide), alpha=self.scale
         )
         return (self.magnitude_O.to(wide) / turned_OD.norm(dim=1).clamp_min(TINY**0.5))[:, None] * turned_OD
+
+
+register_method(DoRAConfig, DoRALinear)

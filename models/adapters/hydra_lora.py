@@ -4,12 +4,14 @@ Shape legend: D width in, O width out, R rank, N up-projections.
 """
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from models.adapters import register_method
 from models.adapters.adapted_linear import (
     AdaptedLinear,
     NotMergeableError,
@@ -18,7 +20,21 @@ from models.adapters.adapted_linear import (
     uniform,
 )
 from models.adapters.routing import TaskRouting
-from models.config import HydraLoRAConfig
+from models.config import AlphaScaledConfig, check_numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class HydraLoRAConfig(AlphaScaledConfig):
+    """HydraLoRA (Tian et al., NeurIPS 2024): one down-projection, up-projections mixed for each token by a
+    router.
+    """
+
+    method: Literal["hydra_lora"] = "hydra_lora"
+    num_up_projections: int = 3  # n
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one=("num_up_projections",))
 
 
 class HydraLoRALinear(AdaptedLinear):
@@ -65,3 +81,6 @@ class HydraLoRALinear(AdaptedLinear):
             "hydra_lora mixes its up-projections anew for each token, so no weight stands for a task; "
             "keep the adapter apart"
         )
+
+
+register_method(HydraLoRAConfig, HydraLoRALinear)

@@ -5,28 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.adapters import METHODS
 from models.adapters.adapted_linear import AdaptedLinear
-from models.adapters.dora import DoRALinear
-from models.adapters.hydra_lora import HydraLoRALinear
-from models.adapters.lora import LoRALinear
-from models.adapters.moe_lora import MoELoRALinear
-from models.adapters.mtl_lora import MTLLoRALinear
-from models.adapters.mtlora import MTLoRALinear
-from models.adapters.multi_lora import MultiLoRALinear
-from models.adapters.per_task_lora import PerTaskLoRALinear
 from models.adapters.routing import TaskRouting
 from models.config import AdapterConfig
-
-METHODS: dict[str, type[AdaptedLinear]] = {
-    "mtl_lora": MTLLoRALinear,
-    "lora": LoRALinear,
-    "per_task_lora": PerTaskLoRALinear,
-    "multi_lora": MultiLoRALinear,
-    "moe_lora": MoELoRALinear,
-    "hydra_lora": HydraLoRALinear,
-    "dora": DoRALinear,
-    "mtlora": MTLoRALinear,
-}
 
 
 def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -> TaskRouting:
@@ -40,7 +22,7 @@ def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     for name, layer_config in targets(trunk, config):
         base = trunk.get_submodule(name)
-        build: Any = METHODS[layer_config.method]
+        build: Any = METHODS[layer_config.method].layer
         replace_module(trunk, name, build(base, num_tasks, layer_config, routing, generator))
     return routing
 
@@ -141,7 +123,7 @@ def adapter_parameter_count(trunk: nn.Module, config: AdapterConfig, num_tasks: 
     """Trainable numbers that `inject` would add, from shapes alone."""
     linears = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
     return sum(
-        METHODS[layer_config.method].parameter_count(
+        METHODS[layer_config.method].layer.parameter_count(
             linears[name].in_features, linears[name].out_features, num_tasks, layer_config
         )
         for name, layer_config in targets(trunk, config)

@@ -4,14 +4,23 @@ Shape legend: D width in, O width out, R rank.
 """
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
+from models.adapters import register_method
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
-from models.config import LoRAConfig
+from models.config import AlphaScaledConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig(AlphaScaledConfig):
+    """LoRA (Hu et al., ICLR 2022): one low-rank pair for all tasks."""
+
+    method: Literal["lora"] = "lora"
 
 
 class LoRALinear(AdaptedLinear):
@@ -50,3 +59,6 @@ class LoRALinear(AdaptedLinear):
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.down_RD, self.up_OR * self.scale
+
+
+register_method(LoRAConfig, LoRALinear)

@@ -8,15 +8,37 @@ The gate reads the task alone, so it scales coordinates in rank space and all ex
 The published code embeds one task more than there are; that row, which nothing trains, is left out.
 """
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from models.adapters import register_method
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
-from models.config import MoELoRAConfig
+from models.config import AlphaScaledConfig, check_numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoELoRAConfig(AlphaScaledConfig):
+    """MOELoRA (Liu et al., SIGIR 2024): experts of rank / num_experts each, weighted by a gate that reads the
+    task.
+    """
+
+    method: Literal["moe_lora"] = "moe_lora"
+    num_experts: int = 4  # E; divides the rank
+    task_embedding_width: int = 64  # width of what the gate reads of a task
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one=("num_experts", "task_embedding_width"))
+        if self.rank % self.num_experts:
+            raise ValueError(
+                f"adapter.num_experts, {self.num_experts}, must divide adapter.rank, {self.rank}: the "
+                "experts share it evenly"
+            )
 
 
 class MoELoRALinear(AdaptedLinear):
@@ -76,3 +98,6 @@ class MoELoRALinear(AdaptedLinear):
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rank R: the gate's weights go into the up-projections."""
         return self.down_RD, self.up_OR * self.weights_TR()[task_index] * self.scale
+
+
+register_method(MoELoRAConfig, MoELoRALinear)

@@ -14,15 +14,44 @@ matrices would.
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from models.adapters import register_method
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
+from models.adapters.lora import LoRAConfig
 from models.adapters.routing import TaskRouting
-from models.config import MTLLoRAConfig
+from models.config import AdapterConfig, AlphaScaledConfig, check_numbers, in_task_layers, shared_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTLLoRAConfig(AlphaScaledConfig):
+    """MTL-LoRA (Yang et al., AAAI 2025): shared down-projection, one small transform a task, a task's mixture
+    of up-projections.
+    """
+
+    method: Literal["mtl_lora"] = "mtl_lora"
+    num_up_projections: int = 3  # n: up-projections that every task mixes in its own shares
+    mixture_temperature: float = 0.5  # tau: below 1 sharpens a task's mixture, above 1 evens it out
+    # shape of a task's transform: rank x rank, or a scale for each of the ranks
+    transform: Literal["full", "diagonal"] = "full"
+    # only the last so many layers know the task, plain LoRA below; all of them if not given
+    task_layers: int | None = None
+
+    def at_layer(self, index: int | None, num_layers: int) -> AdapterConfig:
+        if in_task_layers(self.task_layers, index, num_layers):
+            return self
+        return LoRAConfig(**shared_fields(self), lora_alpha=self.lora_alpha, use_rslora=self.use_rslora)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(
+            self, at_least_one=("num_up_projections", "task_layers"), above_zero=("mixture_temperature",)
+        )
 
 
 class TokenSpread(NamedTuple):
@@ -167,3 +196,6 @@ def spreads(layers: Sequence[MTLLoRALinear], routing: TaskRouting) -> list[Any]:
         .unflatten(-1, (len(layers), *spread.shape[2:]))
         .unbind(1)
     )
+
+
+register_method(MTLLoRAConfig, MTLLoRALinear)

@@ -12,15 +12,50 @@ one alone.
 """
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
+from models.adapters import register_method
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
+from models.adapters.lora import LoRAConfig
 from models.adapters.per_task_lora import own_coordinates
 from models.adapters.routing import TaskRouting
-from models.config import MTLoRAConfig
+from models.config import AdapterConfig, check_numbers, in_task_layers, shared_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTLoRAConfig(AdapterConfig):
+    """MTLoRA (Agiza et al., CVPR 2024): a low-rank pair that all tasks share, and a pair a task in the last
+    layers.
+
+    The two factors are plain numbers, not divided by a rank, as in the paper's code.
+    """
+
+    method: Literal["mtlora"] = "mtlora"
+    task_rank: int = 4  # r_t: rank of a task's own pair
+    shared_scale: float = 4.0  # factor of the shared pair
+    task_scale: float = 4.0  # factor of a task's own pair
+    # whether a task's stream leaves the shared pair out (matrix) or adds it (matrixv2)
+    mode: Literal["matrix", "matrixv2"] = "matrixv2"
+    task_layers: int = 1  # the last so many layers hold the tasks' own pairs
+
+    @property
+    def scale(self) -> float:
+        return self.shared_scale
+
+    def at_layer(self, index: int | None, num_layers: int) -> AdapterConfig:
+        if in_task_layers(self.task_layers, index, num_layers):
+            return self
+        return LoRAConfig(**shared_fields(self), lora_alpha=self.shared_scale * self.rank)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(
+            self, at_least_one=("task_rank", "task_layers"), above_zero=("shared_scale", "task_scale")
+        )
 
 
 class MTLoRALinear(AdaptedLinear):
@@ -77,3 +112,6 @@ class MTLoRALinear(AdaptedLinear):
         if self.config.mode == "matrix":
             return down_QD, up_OQ
         return torch.cat([self.down_RD, down_QD]), torch.cat([self.up_OR * self.scale, up_OQ], dim=1)
+
+
+register_method(MTLoRAConfig, MTLoRALinear)

@@ -4,14 +4,30 @@ Shape legend: D width in, O width out, R rank, N pairs, K = N * R.
 """
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
+from models.adapters import register_method
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
-from models.config import MultiLoRAConfig
+from models.config import AlphaScaledConfig, check_numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLoRAConfig(AlphaScaledConfig):
+    """MultiLoRA (Wang et al., 2023): several LoRA pairs side by side, each output scaled by a learned
+    vector.
+    """
+
+    method: Literal["multi_lora"] = "multi_lora"
+    num_pairs: int = 3  # n
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one=("num_pairs",))
 
 
 class MultiLoRALinear(AdaptedLinear):
@@ -58,3 +74,6 @@ class MultiLoRALinear(AdaptedLinear):
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rank n * r."""
         return self.down_NRD.flatten(0, 1), self.up_OK() * self.scale
+
+
+register_method(MultiLoRAConfig, MultiLoRALinear)

@@ -7,14 +7,23 @@ any mix of tasks, rows or tokens, at the price of T times LoRA's products.
 """
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
+from models.adapters import register_method
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
-from models.config import PerTaskLoRAConfig
+from models.config import AlphaScaledConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerTaskLoRAConfig(AlphaScaledConfig):
+    """A LoRA pair of its own for each task."""
+
+    method: Literal["per_task_lora"] = "per_task_lora"
 
 
 class PerTaskLoRALinear(AdaptedLinear):
@@ -63,3 +72,6 @@ def own_coordinates(u: torch.Tensor, rank: int, routing: TaskRouting) -> torch.T
     own = routing.own_task(num_tasks, u.dtype)
     own = own.view(*own.shape[:-2], *[1] * (u.dim() + 1 - own.dim()), num_tasks, 1)
     return (u.unflatten(-1, (num_tasks, rank)) * own).flatten(-2)
+
+
+register_method(PerTaskLoRAConfig, PerTaskLoRALinear)

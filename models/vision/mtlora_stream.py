@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.adapters.adapted_linear import add_product, uniform
-from models.config import MTLoRAConfig
+from models.adapters.mtlora import MTLoRAConfig
 
 
 class MTLoRAStreamLinear(nn.Module):

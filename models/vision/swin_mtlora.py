@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from models.adapters.injection import replace_module
-from models.config import MTLoRAConfig
+from models.adapters.mtlora import MTLoRAConfig
 from models.vision.mtlora_stream import MTLoRAStreamLinear
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel
 
+from pipeline.config.registry import method_blocks, source_blocks
 from pipeline.errors import ConfigError
 
-# settings that come in kinds: what names the kind, and its place in pydantic's path
-TAGS = {"sources": ("kind", 2), "adapter": ("method", 1)}
+# settings that come in kinds: the registered blocks by kind, and the place of the kind in pydantic's path
+KINDS = {"sources": (source_blocks, 2), "adapter": (method_blocks, 1)}
 
 
 def read_yaml_mapping(path: Path, what: str, absent: str, wanted: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def explain(problem: Any, root: Any) -> str:
 
 def without_kind(loc: Sequence[str | int]) -> tuple[list[str | int], str | None]:
     """pydantic's path without the name of a kind in it, which is no setting; and that name."""
-    place = TAGS.get(str(loc[0]), ("", len(loc)))[1] if loc else 0
+    place = KINDS.get(str(loc[0]), (None, len(loc)))[1] if loc else 0
     if len(loc) <= place:
         return list(loc), None
     return [*loc[:place], *loc[place + 1 :]], str(loc[place])
@@ -78,12 +79,12 @@ def without_kind(loc: Sequence[str | int]) -> tuple[list[str | int], str | None]
 def settings_under(path: Sequence[str | int], root: Any, kind_name: str | None = None) -> list[str]:
     """Names of the settings below a dotted path of a config, of one kind where they come in kinds."""
     blocks: list[Any] = [root]
-    for part in path:
-        if isinstance(part, str):
+    for place, part in enumerate(path):
+        if place == 0 and part in KINDS:
+            of_kinds = KINDS[str(part)][0]()
+            blocks = [of_kinds[kind_name]] if kind_name in of_kinds else list(of_kinds.values())
+        elif isinstance(part, str):
             blocks = [inner for block in blocks for inner in blocks_in(field_types(block).get(part))]
-    if kind_name and path:
-        tag = TAGS[str(path[0])][0]
-        blocks = [block for block in blocks if kind_name in get_args(field_types(block).get(tag))]
     return sorted({name for block in blocks for name in field_types(block)})
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
+from pipeline.config.registry import BEHAVIORAL_TESTS, load_behavioral_tests
 from pipeline.config.strict_model import Frozen
 
 Script = Literal[
@@ -38,31 +39,6 @@ class GateConfig(Frozen):
         return scripts
 
 
-CaseName = Literal[
-    "upper case",
-    "word order",
-    "white space",
-    "forged tokens",
-    "injected order",
-    "negation",
-    "brand swap",
-    "another ad",
-]
-
-# how far, on the mean of a task's rows, a case of pipeline/evaluation/behavioral_tests.py may move the
-# probability, or lift it
-TOLERANCES: dict[CaseName, float] = {
-    "upper case": 0.15,
-    "word order": 0.15,
-    "white space": 0.05,
-    "forged tokens": 0.1,
-    "injected order": 0.1,
-    "negation": 0.05,
-    "brand swap": 0.02,
-    "another ad": 0.05,
-}
-
-
 class PromotionConfig(Frozen):
     """How much worse than the champion a version may be, and where it must be better."""
 
@@ -73,4 +49,17 @@ class PromotionConfig(Frozen):
     # PR-AUC a slice may lose: the high end of its difference's interval must lie above minus this
     slice_margin: float = Field(default=0.1, ge=0)
     min_speed_ratio: float = Field(default=0.8, gt=0)  # rows a second over the champion's
-    tolerances: dict[CaseName, float] = {}  # of behavioural cases; one that is left out has TOLERANCES
+    # by behavioural test of pipeline/evaluation/behavioral_tests.py: how far, on the mean of a task's rows,
+    # it may move the probability, or lift it; one that is left out has its own tolerance
+    tolerances: dict[str, float] = {}
+
+    @field_validator("tolerances")
+    @classmethod
+    def _tests_are_known(cls, tolerances: dict[str, float]) -> dict[str, float]:
+        if tolerances:
+            load_behavioral_tests()
+        unknown = [name for name in tolerances if name not in BEHAVIORAL_TESTS]
+        if unknown:
+            known = ", ".join(BEHAVIORAL_TESTS.names())
+            raise ValueError(f"{unknown[0]!r} is no behavioural test; known: {known}")
+        return tolerances

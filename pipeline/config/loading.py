@@ -41,7 +41,8 @@ def build_config(value: dict[str, Any], where: str) -> RunConfig:
         told = [
             explain(problem, RunConfig)
             for problem in problems
-            if not (problem["type"] == "too_short" and problem["loc"] in inner)
+            if problem["type"] != "default_factory_not_called"
+            and not (problem["type"] == "too_short" and problem["loc"] in inner)
         ]
         raise ConfigError(f"{where}: " + "; ".join(told)) from error
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
-from models.config import AnyAdapterConfig, BackboneConfig, MTLLoRAConfig
+from models.config import AdapterConfig, BackboneConfig
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.gates import GateConfig, PromotionConfig
+from pipeline.config.registry import BlockOf, method_blocks
 from pipeline.config.scoring import Place, ScoringConfig
-from pipeline.config.sources import Source, check_table_sources, checked_name
+from pipeline.config.sources import Source, check_sources, checked_name
 from pipeline.config.splits import SplitConfig
 from pipeline.config.strict_model import Frozen
 from pipeline.config.tasks import Task
@@ -24,7 +25,17 @@ def with_method(value: Any) -> Any:
     return {"method": "mtl_lora", **value} if isinstance(value, dict) else value
 
 
-Adapter = Annotated[AnyAdapterConfig, Field(discriminator="method"), BeforeValidator(with_method)]
+def default_adapter(_: dict[str, Any]) -> AdapterConfig:
+    """MTL-LoRA's settings where a config names no adapter.
+
+    A factory that takes the settings before it is not called where one of them is wrong: a config that is
+    refused need not wait for torch, which comes with the adapter methods.
+    """
+    adapter: AdapterConfig = TypeAdapter(Adapter).validate_python({})
+    return adapter
+
+
+Adapter = Annotated[AdapterConfig, BlockOf("method", method_blocks), BeforeValidator(with_method)]
 
 
 class DataConfig(Frozen):
@@ -60,13 +71,13 @@ class RunConfig(Frozen):
     split: SplitConfig = SplitConfig()
     encode: EncodeConfig = EncodeConfig()
     backbone: BackboneConfig = BackboneConfig()
-    adapter: Adapter = MTLLoRAConfig()
     training: TrainingConfig = TrainingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     promotion: PromotionConfig = PromotionConfig()
     registry: RegistryConfig
     scoring: ScoringConfig = ScoringConfig()
+    adapter: Adapter = Field(default_factory=default_adapter)
 
     @model_validator(mode="after")
     def _tasks_differ(self) -> "RunConfig":
@@ -85,8 +96,8 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _tables_fit_their_tasks(self) -> "RunConfig":
-        check_table_sources(self.sources, self.tasks)
+    def _sources_fit_the_tasks(self) -> "RunConfig":
+        check_sources(self.sources, self.tasks)
         return self
 
     @model_validator(mode="after")

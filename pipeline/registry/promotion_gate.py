@@ -1,10 +1,11 @@
 """Whether a version may become champion: rules with stated margins, each with its verdict and its reason."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config.gates import PromotionConfig
+from pipeline.config.registry import PROMOTION_RULES, load_installed_extensions
 from pipeline.evaluation.behavioral_tests import CaseResult
 from pipeline.evaluation.comparison import Comparison
 
@@ -44,52 +45,59 @@ class Verdict:
         }
 
 
-def judge_version(
-    version: str,
-    against: str,
-    comparison: Comparison,
-    cases: Sequence[CaseResult],
-    data_passed: bool,
-    config: PromotionConfig,
-) -> Verdict:
-    """Every rule on what was measured."""
-    rules = (
-        data_rule(data_passed),
-        coverage_rule(comparison),
-        task_rule(comparison, config),
-        macro_rule(comparison, config),
-        calibration_rule(comparison, config),
-        slice_rule(comparison, config),
-        speed_rule(comparison, config),
-        behaviour_rule(cases),
-    )
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured of a version beside the champion."""
+
+    comparison: Comparison
+    cases: Sequence[CaseResult]  # of the behavioural tests
+    data_passed: bool  # the data gate: the rows that the version was trained on, and those of now
+
+
+Rule = Callable[[Evidence, PromotionConfig], RuleVerdict]
+
+
+def promotion_rule(rule: Rule) -> Rule:
+    """Register a rule: every version must pass it. ValueError: another one has the function's name."""
+    return PROMOTION_RULES.register(rule.__name__, rule)  # type: ignore[no-any-return]
+
+
+def judge_version(version: str, against: str, evidence: Evidence, config: PromotionConfig) -> Verdict:
+    """Every registered rule on what was measured."""
+    load_installed_extensions()
+    rules = tuple(rule(evidence, config) for rule in PROMOTION_RULES.values())
     return Verdict(version, against, rules)
 
 
-def data_rule(passed: bool) -> RuleVerdict:
+@promotion_rule
+def data_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """The rows passed the data gate."""
     refused = (
         "the rows that the version was trained on or those of now did not pass it; see its tag data_gate "
         "and validation/report.json"
     )
     return RuleVerdict(
-        "data gate", passed, "the version's rows and those of now passed it" if passed else refused
+        "data gate",
+        evidence.data_passed,
+        "the version's rows and those of now passed it" if evidence.data_passed else refused,
     )
 
 
-def coverage_rule(comparison: Comparison) -> RuleVerdict:
+@promotion_rule
+def coverage_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """Whatever the champion judges was compared."""
-    missing = ", ".join(comparison.not_compared)
+    missing = ", ".join(evidence.comparison.not_compared)
     why = "not compared, as the version does not know them or there are no test rows of both classes"
     reason = f"{why}: {missing}" if missing else "all were compared"
     return RuleVerdict("every task of the champion", not missing, reason)
 
 
-def task_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
+@promotion_rule
+def task_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """No task is worse by more than the margin, as far as the rows can tell."""
     worse = {
         n: t.difference["pr_auc"]
-        for n, t in comparison.tasks.items()
+        for n, t in evidence.comparison.tasks.items()
         if not t.difference["pr_auc"].low > -config.task_margin
     }
     told = "; ".join(
@@ -104,9 +112,10 @@ def task_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     return RuleVerdict("non-inferior on every task", not worse, reason)
 
 
-def macro_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
+@promotion_rule
+def macro_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """The mean over tasks is better."""
-    gap = comparison.macro_pr_auc
+    gap = evidence.comparison.macro_pr_auc
     passed = gap.value > config.min_macro_gain
     reason = (
         f"macro PR-AUC {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], asked for more than "
@@ -115,9 +124,10 @@ def macro_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     return RuleVerdict("better on macro PR-AUC", passed, reason)
 
 
-def calibration_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
+@promotion_rule
+def calibration_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """Probabilities mean what they say as much as the champion's."""
-    gaps = {name: task.difference["calibration_error"] for name, task in comparison.tasks.items()}
+    gaps = {name: task.difference["calibration_error"] for name, task in evidence.comparison.tasks.items()}
     worse = {name: gap.value for name, gap in gaps.items() if not gap.value <= config.calibration_margin}
     told = ", ".join(f"{name} {value:+.3f}" for name, value in worse.items())
     margin = f"promotion.calibration_margin {config.calibration_margin}"
@@ -129,11 +139,12 @@ def calibration_rule(comparison: Comparison, config: PromotionConfig) -> RuleVer
     return RuleVerdict("calibration no worse", not worse, reason)
 
 
-def slice_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
+@promotion_rule
+def slice_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """No part of the rows is clearly worse by more than the margin."""
     fallen = [
         (name, one)
-        for name, task in comparison.tasks.items()
+        for name, task in evidence.comparison.tasks.items()
         for one in task.slices
         if not one["difference"]["high"] >= -config.slice_margin
     ]
@@ -148,18 +159,21 @@ def slice_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
     )
 
 
-def speed_rule(comparison: Comparison, config: PromotionConfig) -> RuleVerdict:
+@promotion_rule
+def speed_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """Scoring does not get much slower."""
-    reason = (
-        f"{comparison.speed_ratio:.2f} of the champion's rows a second, asked for {config.min_speed_ratio}"
-    )
-    return RuleVerdict("throughput", comparison.speed_ratio >= config.min_speed_ratio, reason)
+    ratio = evidence.comparison.speed_ratio
+    reason = f"{ratio:.2f} of the champion's rows a second, asked for {config.min_speed_ratio}"
+    return RuleVerdict("throughput", ratio >= config.min_speed_ratio, reason)
 
 
-def behaviour_rule(cases: Sequence[CaseResult]) -> RuleVerdict:
+@promotion_rule
+def behaviour_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """Texts changed in ways that should not matter, or should."""
-    failed = [case for case in cases if not case.passed]
+    failed = [case for case in evidence.cases if not case.passed]
     told = "; ".join(
         f"{case.task}, {case.case}: {case.value:.3f}, at most {case.at_most} ({case.told})" for case in failed
     )
-    return RuleVerdict("behaviour", not failed, told or f"all {len(cases)} cases within their tolerances")
+    return RuleVerdict(
+        "behaviour", not failed, told or f"all {len(evidence.cases)} cases within their tolerances"
+    )

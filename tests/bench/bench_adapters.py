@@ -19,23 +19,18 @@ from torch import nn
 
 from jobs.environment import prepare_environment
 from models.adapters.adapted_linear import NotMergeableError
+from models.adapters.dora import DoRAConfig
+from models.adapters.hydra_lora import HydraLoRAConfig
 from models.adapters.injection import transformer_layers
-from models.adapters.lora import LoRALinear
-from models.adapters.mtl_lora import MTLLoRALinear
+from models.adapters.lora import LoRAConfig, LoRALinear
+from models.adapters.moe_lora import MoELoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig, MTLLoRALinear
+from models.adapters.mtlora import MTLoRAConfig
+from models.adapters.multi_lora import MultiLoRAConfig
+from models.adapters.per_task_lora import PerTaskLoRAConfig
 from models.adapters.routing import TaskRouting
 from models.backbone import Backbone, load_backbone
-from models.config import (
-    AdapterConfig,
-    BackboneConfig,
-    DoRAConfig,
-    HydraLoRAConfig,
-    LoRAConfig,
-    MoELoRAConfig,
-    MTLLoRAConfig,
-    MTLoRAConfig,
-    MultiLoRAConfig,
-    PerTaskLoRAConfig,
-)
+from models.config import AdapterConfig, BackboneConfig
 from models.inference.merging import MergedModel, merge_task
 from models.relevance import RelevanceModel
 from tests.bench.support.published import PublishedMTLLoRALinear

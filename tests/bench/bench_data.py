@@ -105,8 +105,7 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
 
 def import_one_file(data_dir: Path, out_dir: Path) -> None:
     """All rows of one task as one table of somebody else's."""
-    from pipeline.config.sources import TableSource
-    from pipeline.data.importers.table import import_table
+    from pipeline.data.importers.table import TableSource, import_table
 
     path = data_dir / "task=one" / "part-0000.parquet"
     columns = {name: name for name in ("row_id", "query", "ad_title", "ad_description", "market", "label")}

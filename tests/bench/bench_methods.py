@@ -26,15 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.config import (
-    AdapterConfig,
-    HydraLoRAConfig,
-    LoRAConfig,
-    MoELoRAConfig,
-    MTLLoRAConfig,
-    MultiLoRAConfig,
-    PerTaskLoRAConfig,
-)
+from models.adapters.hydra_lora import HydraLoRAConfig
+from models.adapters.lora import LoRAConfig
+from models.adapters.moe_lora import MoELoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig
+from models.adapters.multi_lora import MultiLoRAConfig
+from models.adapters.per_task_lora import PerTaskLoRAConfig
+from models.config import AdapterConfig
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.encoding.batches import EncodedRows, collate, length_batches

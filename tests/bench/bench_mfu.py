@@ -20,8 +20,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaModel
 
+from models.adapters.lora import LoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig
 from models.backbone import Backbone
-from models.config import BackboneConfig, LoRAConfig, ModelConfig, MTLLoRAConfig
+from models.config import BackboneConfig, ModelConfig
 from models.losses import row_losses
 from models.relevance import build_model
 from models.training.compilation import compile_layers

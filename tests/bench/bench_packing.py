@@ -15,8 +15,9 @@ import json
 import numpy as np
 import torch
 
+from models.adapters.mtl_lora import MTLLoRAConfig
 from models.backbone import load_backbone
-from models.config import BackboneConfig, MTLLoRAConfig
+from models.config import BackboneConfig
 from models.packing import pack
 from models.relevance import RelevanceModel
 from models.training.compilation import compile_layers

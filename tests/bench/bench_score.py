@@ -31,17 +31,12 @@ class Bench:
     """The rows, as parquet and as texts, and the model, as a bundle and as transformers has it."""
 
     def __init__(self, root: Path, num_pairs: int) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
         import torch
 
-        from jobs.commands.data import import_source
-        from jobs.console import Console
         from models.inference.merging import merge_task
         from models.serialization.bundle import write_bundle
         from pipeline.config.loading import read_config
-        from pipeline.data.reader import find_partitions, read_partition
-        from pipeline.inference.predictor import describe, fresh_judge
+        from pipeline.inference.predictor import describe
 
         torch.set_num_threads(THREADS)
         self.root = root
@@ -51,23 +46,42 @@ class Bench:
             f"scoring.threads_per_actor={THREADS}",
         )
         self.config = read_config(ROOT / "jobs" / "configs" / "esci.yaml", sets)
+        whole = self._real_pairs()
+        judge = random_judge(self.config)
+        self.tokenizer = judge.encoder.tokenizer
+        self._choose_pairs(whole, judge, num_pairs)
+        self.sha256 = write_bundle(
+            root / "bundle",
+            describe(judge, self.config, {}),
+            judge.model.trainable_state(),
+            judge.backbone.folder,
+        )
+        index = [task.name for task in self.config.tasks].index(TASK)
+        self.classifier = classifier_of(merge_task(judge.model, index))
+
+    def _real_pairs(self) -> Any:
+        """Import the electronics pairs; return their table."""
+        import pyarrow as pa
+
+        from jobs.commands.data import import_source
+        from jobs.console import Console
+        from pipeline.data.reader import find_partitions, read_partition
+
         import_source(
             "chorus",
             SHARED_DATA / "chorus_electronics" / "query_product_ratings.tsv",
-            root / "rows",
+            self.root / "rows",
             Console(err=sys.stderr),
         )
-        whole = pa.concat_tables(
-            [read_partition(path) for path in find_partitions(root / "rows", self.config.tasks)[TASK]]
+        return pa.concat_tables(
+            [read_partition(path) for path in find_partitions(self.root / "rows", self.config.tasks)[TASK]]
         )
-        judge = fresh_judge(self.config)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in judge.model.trainable_state().values():
-                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-            judge.model.heads.bias_K.zero_()  # transformers' head has none
-        index = [task.name for task in self.config.tasks].index(TASK)
-        self.tokenizer = judge.encoder.tokenizer
+
+    def _choose_pairs(self, whole: Any, judge: Any, num_pairs: int) -> None:
+        """Keep pairs that have the same tokens on all sides, as texts and as the parquet file to score."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         id_lists = judge.encoder.encode(whole, TASK)
         texts = self.tokenizer.batch_decode(id_lists)
         # of the others, transformers would not get the tokens that we get
@@ -81,16 +95,9 @@ class Bench:
             [texts[row] for row in chosen],
             whole.column("row_id").take(pa.array(chosen)).to_pylist(),
         )
-        path = root / "to_score" / f"task={TASK}" / "part-0.parquet"
+        path = self.root / "to_score" / f"task={TASK}" / "part-0.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(whole.take(pa.array(chosen)), path)
-        self.sha256 = write_bundle(
-            root / "bundle",
-            describe(judge, self.config, {}),
-            judge.model.trainable_state(),
-            judge.backbone.folder,
-        )
-        self.classifier = classifier_of(merge_task(judge.model, index))
         print(f"{len(chosen)} pairs, {same.mean():.1%} of all have the same tokens on all sides", flush=True)
 
     def ours(self) -> tuple[float, np.ndarray, Any]:
@@ -167,6 +174,21 @@ class Bench:
                 probabilities = self.classifier(**batch).logits.float().softmax(dim=-1).numpy()
                 found |= dict(zip(rows, probabilities, strict=True))
         return time.perf_counter() - started_s, np.stack([found[row] for row in range(len(ids))]), None
+
+
+def random_judge(config: Any) -> Any:
+    """Build the configured judge with random adapters and head."""
+    import torch
+
+    from pipeline.inference.predictor import fresh_judge
+
+    judge = fresh_judge(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in judge.model.trainable_state().values():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        judge.model.heads.bias_K.zero_()  # transformers' head has none
+    return judge
 
 
 def classifier_of(merged: Any) -> Any:

@@ -47,8 +47,9 @@ def be_rank(rank: int, port: str, source: str) -> None:
     import deepspeed
     import torch
 
+    from models.adapters.mtl_lora import MTLLoRAConfig
     from models.backbone import load_backbone
-    from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
+    from models.config import BackboneConfig, ModelConfig
     from models.relevance import build_model
     from models.training.flat_parameters import FlatModel
     from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig

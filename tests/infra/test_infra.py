@@ -1,18 +1,8 @@
-"""The promises of infra/: what it runs exists, fits the production config, and lets nobody in without a token
-or a password.
-"""
+"""The files of infra/: what they name exists and fits the production config."""
 
 import importlib
 import re
 import shlex
-import subprocess
-import sys
-import tomllib
-import types
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 import typer.main
@@ -21,83 +11,31 @@ import yaml
 from jobs.cli import app
 from jobs.submit_paths import check_paths
 from pipeline.config.loading import read_config, read_settings
+from tests.support.infra_files import (
+    CLUSTERS,
+    COMMAND,
+    COMMANDS,
+    COMPOSE,
+    CONFIG_PATH,
+    INFRA,
+    JOBS,
+    MOUNTED_CONFIG,
+    OBJECTS,
+    PINS,
+    PODS,
+    PYPROJECT,
+    RAY,
+    SERVICES,
+    STAGES,
+    SUBMITTERS,
+    TARGETS,
+    TEXTS,
+    flags,
+    mounted,
+    ray_pods,
+    words,
+)
 from tests.support.places import ROOT
-
-INFRA, CONFIG_PATH = ROOT / "infra", ROOT / "jobs" / "configs" / "production.yaml"
-MOUNTED_CONFIG = "/etc/relevance/production.yaml"
-FILES = [p for p in sorted(INFRA.rglob("*")) if p.is_file() and "secrets" not in p.parts]
-# shell lines made whole
-TEXTS = {str(p.relative_to(INFRA)): p.read_text().replace("\\\n", " ") for p in FILES}
-COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
-SERVICES: dict[str, Any] = COMPOSE["services"]
-OBJECTS = {p.name: yaml.safe_load(p.read_text()) for p in FILES if p.parent.name == "kuberay"}
-RAY = {name: o for name, o in OBJECTS.items() if o["apiVersion"] == "ray.io/v1"}
-JOBS = {name: o["spec"].get("jobTemplate", o["spec"]) for name, o in RAY.items() if o["kind"] != "RayCluster"}
-CLUSTERS = {name: JOBS[name]["rayClusterSpec"] if name in JOBS else o["spec"] for name, o in RAY.items()}
-CRONJOB = yaml.safe_load((INFRA / "schedules" / "cronjob.yaml").read_text())
-STAGES = {
-    m[1]: m[2]
-    for m in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXTS["Dockerfile"], re.M | re.S)
-}
-TARGETS = ("cpu", "cuda", "mlflow")
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
-COMMAND = re.compile(r"(?:^|\s)relevance ((?:submit )?[a-z]+(?: --[a-z]\S* [^\s`]+)*)", re.M)
-# what a shell, or Airflow, puts a day in place of
-YESTERDAY = re.compile(r"\"\$\(date -u -d yesterday \+\\?%F\)\"|\{\{ ds \}\}")
-ON_ONE_LINE = [re.sub(r"\n\s+(?=--)", " ", YESTERDAY.sub("2026-01-31", text)) for text in TEXTS.values()]
-COMMANDS = sorted({found for text in ON_ONE_LINE for found in COMMAND.findall(text)})
-
-
-def ray_pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
-    """The templates of head and workers."""
-    return [
-        cluster["headGroupSpec"]["template"],
-        *(group["template"] for group in cluster["workerGroupSpecs"]),
-    ]
-
-
-PODS = [
-    pytest.param(pod, id=f"{name}-{i}")
-    for name, cluster in CLUSTERS.items()
-    for i, pod in enumerate(ray_pods(cluster))
-]
-SUBMITTERS = [
-    *(pytest.param(job["submitterPodTemplate"], id=f"{name}-submitter") for name, job in JOBS.items()),
-    pytest.param(CRONJOB["spec"]["jobTemplate"]["spec"]["template"], id="cronjob"),
-]
-
-
-def mounted(pod: dict[str, Any], path: str) -> dict[str, Any]:
-    """What a pod's first container sees at `path`: the volume without its name."""
-    (name,) = [m["name"] for m in pod["spec"]["containers"][0]["volumeMounts"] if m["mountPath"] == path]
-    (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == name]
-    return {key: value for key, value in volume.items() if key != "name"}
-
-
-def words(service: dict[str, Any]) -> list[str]:
-    """The command line of a compose service."""
-    return [*service.get("entrypoint", []), *service.get("command", [])]
-
-
-def flags(service: dict[str, Any]) -> dict[str, str]:
-    """Long options of a compose service that take a value."""
-    given = shlex.split(" ".join(words(service)).replace("$$(", "$("))
-    pairs = [
-        word.split("=") if "=" in word else [word, following]
-        for word, following in zip(given, [*given[1:], ""], strict=True)
-    ]
-    return {name: value for name, value in pairs if name.startswith("--")}
-
-
-def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, scalar) of everything in parsed YAML."""
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(inner, (*path, str(key)))
-    else:
-        yield path, value
-
 
 # --- commands and config
 
@@ -269,219 +207,6 @@ def test_a_job_ends_by_itself_and_gives_its_cluster_back(name: str) -> None:
     job = JOBS[name]
     assert 0 < job["activeDeadlineSeconds"] <= 2 * 86_400 and 0 < job["backoffLimit"] <= 3
     assert job["shutdownAfterJobFinishes"] is True and 0 < job["ttlSecondsAfterFinished"] <= 86_400
-
-
-# --- schedules
-
-
-def dated(command: str) -> dict[str, Any]:
-    """What a command line of a schedule asks for."""
-    name, *options = shlex.split(command)
-    return dict(typer.main.get_command(app).commands[name].make_context(name, options).params)
-
-
-def airflow_commands(
-    monkeypatch: pytest.MonkeyPatch, exit_code: int
-) -> tuple[dict[str, Any], list[list[str]], list[Exception]]:
-    """(what the DAG is given, the commands that its task runs on 2026-01-31, what they raise), with stand-ins
-    for Airflow's classes.
-    """
-    given: dict[str, Any] = {}
-    ran: list[list[str]] = []
-    raised: list[Exception] = []
-    errors = {name: type(name, (Exception,), {}) for name in ("AirflowException", "AirflowFailException")}
-
-    class Dag:
-        def __init__(self, name: str, **settings: Any) -> None:
-            given.update(settings, name=name)
-
-        def __enter__(self) -> "Dag":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    def operator(python_callable: Any, op_kwargs: dict[str, str], task_id: str) -> None:
-        try:
-            python_callable(
-                **{name: value.replace("{{ ds }}", "2026-01-31") for name, value in op_kwargs.items()}
-            )
-        except Exception as error:
-            raised.append(error)
-
-    interval = lambda cron, timezone: (cron, timezone)  # noqa: E731
-    contents = {
-        "airflow": {},
-        "airflow.sdk": {"DAG": Dag, "CronDataIntervalTimetable": interval},
-        "airflow.sdk.exceptions": errors,
-        "airflow.providers": {},
-        "airflow.providers.standard": {},
-        "airflow.providers.standard.operators": {},
-        "airflow.providers.standard.operators.python": {"PythonOperator": operator},
-    }
-    for name, content in contents.items():
-        module = types.ModuleType(name)
-        vars(module).update(content)
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(
-        subprocess, "run", lambda command: ran.append(command) or types.SimpleNamespace(returncode=exit_code)
-    )
-    exec(compile(TEXTS["schedules/airflow_dag.py"], "airflow_dag.py", "exec"), {"__name__": "dag"})
-    return given, ran, raised
-
-
-def test_all_schedules_run_one_idempotent_command_for_the_day_before(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    shell = subprocess.run
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://ray-head:8265")
-    (cron,) = [
-        line for line in TEXTS["schedules/crontab"].splitlines() if re.match(r"[\d*]+( [\d*]+){4} ", line)
-    ]
-    _, airflow, _ = airflow_commands(monkeypatch, 0)
-    lines = {
-        "cron": cron.split(" ", 5)[5],
-        "airflow": shlex.join(airflow[0]),
-        "kubernetes": CRONJOB["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["args"][0],
-        "kuberay": JOBS["raycronjob-score.yaml"]["entrypoint"],
-    }
-    for kind, line in lines.items():
-        found = dated(YESTERDAY.sub("2026-01-31", line).removeprefix("relevance "))
-        assert str(found["config"]) == MOUNTED_CONFIG and found["logical_date"] == "2026-01-31", kind
-        assert found["overrides"] == ["name=production-scoring", "data.to_score=/storage/rows/{date}"], kind
-        assert not any(found.get(name) for name in ("until", "dry_run", "again", "no_wait")), kind
-    (tmp_path / "relevance").write_text("#!/bin/sh\necho $*\n")
-    (tmp_path / "relevance").chmod(0o755)
-    for kind in ("cron", "kubernetes", "kuberay"):
-        line = lines[kind].replace("\\%", "%")  # as cron hands it on
-        done = shell(
-            ["/bin/sh", "-c", line],
-            env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        yesterday = datetime.now(UTC).date() - timedelta(days=1)
-        assert f"data.to_score=/storage/rows/{{date}} --logical-date {yesterday}" in done.stdout, kind
-    assert "\\%F" in cron and all("\\%" not in line for kind, line in lines.items() if kind != "cron"), (
-        "% is special to cron alone"
-    )
-
-
-def test_schedules_are_daily_in_utc_one_run_at_a_time_and_retry_only_what_may_succeed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    given, _, raised = airflow_commands(monkeypatch, 3)
-    assert type(raised[0]).__name__ == "AirflowException"
-    for code in (1, 2, 4):
-        assert type(airflow_commands(monkeypatch, code)[2][0]).__name__ == "AirflowFailException"
-    spec, job = CRONJOB["spec"], CRONJOB["spec"]["jobTemplate"]["spec"]
-    ray = OBJECTS["raycronjob-score.yaml"]["spec"]
-    assert given["schedule"] == ("15 3 * * *", "UTC") and {spec["schedule"], ray["schedule"]} == {
-        "15 3 * * *"
-    }
-    assert spec["timeZone"] == ray["timeZone"] == "Etc/UTC"
-    assert given["max_active_runs"] == 1 and spec["concurrencyPolicy"] == "Forbid"
-    (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule == {
-        "action": "FailJob",
-        "onExitCodes": {"containerName": "submit", "operator": "In", "values": [1, 2, 4]},
-    }
-    assert job["backoffLimit"] == given["default_args"]["retries"] == 3
-    assert JOBS["raycronjob-score.yaml"]["backoffLimit"] == 1, (
-        "it starts a cluster anew for what was refused, too"
-    )
-    assert spec["startingDeadlineSeconds"] <= 20 * 3600, "or it would begin on another day"
-
-
-# --- who gets in
-
-
-def test_ray_starts_nowhere_without_a_token() -> None:
-    with_ray = {
-        name
-        for name, service in SERVICES.items()
-        if "ray" in words(service) or "ray start" in " ".join(words(service))
-    }
-    assert with_ray == {"ray-head", "relevance"}
-    for name in with_ray:
-        assert SERVICES[name]["environment"] == {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": "/run/secrets/ray-token",
-        }
-    assert all(cluster["authOptions"] == {"mode": "token"} for cluster in CLUSTERS.values())
-    assert re.search(r"^ENV .*\bRAY_AUTH_MODE=token\b", STAGES["runtime"], re.M)
-
-
-def test_ports_are_published_on_loopback_alone_and_the_database_nowhere() -> None:
-    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"mlflow": ["127.0.0.1:5000:5000"], "ray-head": ["127.0.0.1:8265:8265"]}
-    assert not {"network_mode", "privileged"} & {path[-1] for path, _ in leaves(SERVICES)}
-    assert SERVICES["postgres"]["networks"] == ["database"] and COMPOSE["networks"]["database"] == {
-        "internal": True
-    }
-    assert not {"hostPort", "hostNetwork", "serviceType", "enableIngress"} & {
-        path[-1] for path, _ in leaves(RAY)
-    }
-
-
-def test_mlflow_asks_for_an_account_and_answers_to_the_address_of_the_config() -> None:
-    given, rights = flags(SERVICES["mlflow"]), TEXTS["mlflow-auth.ini"]
-    host = str(read_config(CONFIG_PATH).registry.tracking_uri).removeprefix("http://")
-    assert given["--app-name"] == "basic-auth" and "--disable-security-middleware" not in given
-    assert host == f"mlflow:{given['--port']}"
-    assert host in given["--allowed-hosts"].split(",") and "*" not in given["--allowed-hosts"]
-    assert (
-        f"database_uri = {given['--backend-store-uri']}" in rights
-        and "default_permission = NO_PERMISSIONS" in rights
-    )
-    assert (
-        "--serve-artifacts" in given
-        and f"mlartifacts:{given['--artifacts-destination']}" in SERVICES["mlflow"]["volumes"]
-    )
-
-
-def test_no_secret_stands_in_a_file_or_in_the_environment_of_a_container() -> None:
-    for where, text in TEXTS.items():
-        assert not re.search(r"\b[0-9a-fA-F]{32,}\b|PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@", text), where
-        for name, value in re.findall(
-            r"\b([A-Z_]*(?:PASSWORD|TOKEN|SECRET|KEY)[A-Z_]*)\s*[:=]\s*(\S+)", text
-        ):
-            assert value.startswith(("/run/secrets/", '"$$(cat', "infra/secrets/")), f"{where}: {name}"
-        for name, value in re.findall(r"^\s*(\w*password\w*)\s*[:=]\s*(\S+)", text, re.M):
-            assert value == "{file:", f"{where}: {name}"
-    assert "Secret" not in {o["kind"] for o in OBJECTS.values()}
-    # secrets come as files, RAY_AUTH_* from KubeRay
-    assert not [path for path, _ in leaves(RAY) if {"env", "envFrom"} & set(path)]
-    assert all(secret["file"].startswith("./secrets/") for secret in COMPOSE["secrets"].values())
-    assert TEXTS[".gitignore"].split() == ["/secrets/"]
-
-
-@pytest.mark.parametrize("pod", PODS)
-def test_a_pod_reads_its_password_from_a_file_that_only_its_user_may_open(pod: dict[str, Any]) -> None:
-    assert mounted(pod, "/home/relevance/.mlflow") == {
-        "secret": {"secretName": "mlflow-credentials", "defaultMode": 0o400}
-    }
-
-
-@pytest.mark.parametrize("pod", [*PODS, *SUBMITTERS])
-def test_a_pod_runs_as_the_ordinary_user_of_its_image_behind_the_network_policy(pod: dict[str, Any]) -> None:
-    spec, policy = pod["spec"], OBJECTS["networkpolicy.yaml"]["spec"]
-    user = f"{spec['securityContext']['runAsUser']}:{spec['securityContext']['runAsGroup']}"
-    assert (
-        all(re.findall(r"^USER (.*)$", STAGES[target], re.M) == [user] for target in TARGETS)
-        and user.split(":")[0] != "0"
-    )
-    assert spec["securityContext"]["runAsNonRoot"] is True and spec["automountServiceAccountToken"] is False
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    for container in spec["containers"]:
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        }
-    assert policy["policyTypes"] == ["Ingress", "Egress"]
-    assert all("podSelector" in peer for rule in policy["ingress"] for peer in rule["from"])
-    assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
 
 
 def test_each_image_names_the_accelerator_that_its_workers_use() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from models.adapters.mtl_lora import MTLLoRAConfig
 from models.backbone import Backbone, load_backbone
-from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
+from models.config import BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
 from tests.support.tiny_trunks import WORDS, tiny_bert, tiny_llama, write_model
 

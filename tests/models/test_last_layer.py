@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from models.adapters.mtl_lora import MTLLoRAConfig
 from models.adapters.routing import TaskRouting
-from models.config import MTLLoRAConfig
 from models.last_layer import ReadTokens
 from models.packing import pack
 from models.relevance import RelevanceModel

@@ -14,18 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from models.adapters.dora import DoRAConfig
+from models.adapters.hydra_lora import HydraLoRAConfig
+from models.adapters.lora import LoRAConfig
+from models.adapters.moe_lora import MoELoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig
+from models.adapters.multi_lora import MultiLoRAConfig
+from models.adapters.per_task_lora import PerTaskLoRAConfig
 from models.backbone import load_backbone
-from models.config import (
-    BackboneConfig,
-    DoRAConfig,
-    HydraLoRAConfig,
-    LoRAConfig,
-    ModelConfig,
-    MoELoRAConfig,
-    MTLLoRAConfig,
-    MultiLoRAConfig,
-    PerTaskLoRAConfig,
-)
+from models.config import BackboneConfig, ModelConfig
 from models.packing import FromRows, OfBeginnings, ToRows, attend_in_products, attended, pack
 from models.relevance import RelevanceModel, build_model
 from models.training.compilation import compile_layers

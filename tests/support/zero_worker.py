@@ -10,20 +10,16 @@ from typing import Any
 
 import torch
 
+from models.adapters.dora import DoRAConfig
+from models.adapters.hydra_lora import HydraLoRAConfig
+from models.adapters.lora import LoRAConfig
+from models.adapters.moe_lora import MoELoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig
+from models.adapters.mtlora import MTLoRAConfig
+from models.adapters.multi_lora import MultiLoRAConfig
+from models.adapters.per_task_lora import PerTaskLoRAConfig
 from models.backbone import load_backbone
-from models.config import (
-    AdapterConfig,
-    BackboneConfig,
-    DoRAConfig,
-    HydraLoRAConfig,
-    LoRAConfig,
-    ModelConfig,
-    MoELoRAConfig,
-    MTLLoRAConfig,
-    MTLoRAConfig,
-    MultiLoRAConfig,
-    PerTaskLoRAConfig,
-)
+from models.config import AdapterConfig, BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
 from models.training.flat_parameters import FlatModel
 from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig

@@ -7,7 +7,7 @@ they ever disagree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.registry import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
 from pipeline.schema import COLUMNS, ROW_SCHEMA, Column
 from validation.text.text_bytes import holds_nul
@@ -55,6 +56,23 @@ class Check:
     failing: Mask | None = None  # rows that break the promise; None where no single row does
 
 
+# (task, whether each row must carry a label) -> the promises that rows of the task must keep
+CheckBuilder = Callable[[Task, bool], Iterable[Check]]
+
+
+def data_check(builder: CheckBuilder) -> CheckBuilder:
+    """Register checks: all rows must keep their promises. ValueError: another builder has the function's
+    name.
+    """
+    return DATA_CHECKS.register(builder.__name__, builder)  # type: ignore[no-any-return]
+
+
+def build_checks(task: Task, judged: bool = True) -> tuple[Check, ...]:
+    """Every promise rows of `task` must keep; `judged` data also promise a label in each row."""
+    load_installed_extensions()
+    return tuple(check for builder in DATA_CHECKS.values() for check in builder(task, judged))
+
+
 _COLUMNS_CHECK = Check(
     "columns",
     "",
@@ -64,26 +82,33 @@ _COLUMNS_CHECK = Check(
 )
 
 
-def build_checks(task: Task, judged: bool = True) -> tuple[Check, ...]:
-    """Every promise rows of `task` must keep; `judged` data also promise a label in each row."""
-    checks = [
-        _COLUMNS_CHECK,
-        Check("row_count", "", "hold at least one row", "ExpectTableRowCountToBeBetween", {"min_value": 1}),
-    ]
+@data_check
+def table_shape(task: Task, judged: bool) -> Iterable[Check]:
+    """The columns of the contract, and at least one row."""
+    yield _COLUMNS_CHECK
+    minimum = {"min_value": 1}
+    yield Check("row_count", "", "hold at least one row", "ExpectTableRowCountToBeBetween", minimum)
+
+
+@data_check
+def contract_columns(task: Task, judged: bool) -> Iterable[Check]:
+    """Type, presence, length and range of each column, as the contract has them."""
     for column in COLUMNS:
         name, settings = column.name, {"type_": GX_TYPES[column.type]}
-        checks.append(
-            Check(f"{name}_type", name, f"be of type {column.type}", "ExpectColumnValuesToBeOfType", settings)
+        yield Check(
+            f"{name}_type", name, f"be of type {column.type}", "ExpectColumnValuesToBeOfType", settings
         )
         if not column.nullable or (judged and name == "label"):
-            checks.append(
-                Check(
-                    f"{name}_not_null", name, "never be null", "ExpectColumnValuesToNotBeNull", {}, pc.is_null
-                )
-            )
-        checks += _text_checks(column) if column.type == pa.string() else [_range_check(column, task)]
-    unique = "be unique among the files of the task"
-    return (*checks, Check("row_id_unique", "row_id", unique, "ExpectColumnValuesToBeUnique", {}, _repeated))
+            promise, expectation = "never be null", "ExpectColumnValuesToNotBeNull"
+            yield Check(f"{name}_not_null", name, promise, expectation, {}, pc.is_null)
+        yield from (_text_checks(column) if column.type == pa.string() else [_range_check(column, task)])
+
+
+@data_check
+def unique_row_ids(task: Task, judged: bool) -> Iterable[Check]:
+    """No id twice among the files of a task."""
+    promise = "be unique among the files of the task"
+    yield Check("row_id_unique", "row_id", promise, "ExpectColumnValuesToBeUnique", {}, _repeated)
 
 
 def _text_checks(column: Column) -> list[Check]:

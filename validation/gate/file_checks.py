@@ -6,6 +6,8 @@ Shape legend: N rows of the file, M rows of a batch.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,14 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.files import file_sha256
+from pipeline import schema
+from pipeline.config.registry import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
 from pipeline.data.reader import naming_damage, open_partition
 from pipeline.errors import DamagedInputError, RetryableError
 from pipeline.schema import COLUMNS, ROW_SCHEMA, schema_difference
 from pipeline.storage.filesystem import json_sha256, read_json, remove_tree, temporary_beside, write_json
+from validation.gate import row_checks
 from validation.gate.row_checks import KEY_SCHEMA, REASON_SCHEMA, RowScan
-
-GATE_VERSION = 5  # changes when the same file would be judged otherwise
+from validation.text import hashing, scripts, text_bytes
 
 BATCH_ROWS = 65_536
 
@@ -81,7 +85,7 @@ def judge_partition(job: PartitionJob) -> PartitionVerdict:
         "scripts": job.scripts,
         "columns": [c.name for c in COLUMNS],
     }
-    folder = job.work_dir / json_sha256({"sha256": sha256, "gate": GATE_VERSION, **rules})[:32]
+    folder = job.work_dir / json_sha256({"sha256": sha256, "code": rules_digest(), **rules})[:32]
     job.work_dir.mkdir(parents=True, exist_ok=True)
     # a file of the same bytes may be judged beside this one
     with FileLock(job.work_dir / f".{folder.name}.lock"):
@@ -107,6 +111,17 @@ def judge_partition(job: PartitionJob) -> PartitionVerdict:
         kept = {name: value for name, value in read_json(folder / "verdict.json").items() if name != "sizes"}
     # the same bytes may lie under another name now
     return PartitionVerdict(**{**kept, "relative": job.relative, "folder": str(folder), "stamp": stamp})
+
+
+@functools.cache
+def rules_digest() -> str:
+    """Digest of the code that judges a file: the registered checks and what runs them. Verdicts are kept
+    under it, so that an edit of a rule has files judged anew.
+    """
+    load_installed_extensions()
+    modules = {inspect.getsourcefile(builder) for builder in DATA_CHECKS.values()}
+    modules |= {module.__file__ for module in (row_checks, schema, hashing, scripts, text_bytes)}
+    return json_sha256(sorted(file_sha256(Path(str(path))) for path in {*modules, __file__}))
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:

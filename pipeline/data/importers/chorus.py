@@ -4,13 +4,23 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
+from pipeline.config.registry import IMPORTERS, Importer
+from pipeline.config.sources import PathSource
 from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, label_index, required
 from pipeline.data.importers.records import Line, check_file
 from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
 from pipeline.data.importers.text_files import read_separated
 from pipeline.data.writer import OnRows, StagedRows
 from pipeline.errors import DamagedInputError
+
+
+class ChorusSource(PathSource):
+    """The ratings file of the Chorus electronics shop."""
+
+    kind: Literal["chorus"]
+
 
 CHORUS_TASK = "electronics"
 
@@ -70,3 +80,11 @@ def _build_row(line: Line) -> tuple[str, Row]:
         "ad_title": required(build_title(fields["title"]), "empty_title"),
         "ad_description": build_description((fields["supplier"],), (fields["short_description"],)),
     }
+
+
+IMPORTERS.register(
+    "chorus",
+    Importer(
+        ChorusSource, lambda source, target: import_chorus(source.path, target.judged_dir, target.on_rows)
+    ),
+)

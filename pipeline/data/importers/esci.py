@@ -1,7 +1,10 @@
 """Amazon Shopping Queries (ESCI), original two-file layout, as tasks esci_us, esci_es and esci_jp."""
 
 from pathlib import Path
+from typing import Literal
 
+from pipeline.config.registry import IMPORTERS, Importer
+from pipeline.config.sources import PathSource
 from pipeline.data.importers.importer import (
     ImportCounts,
     Row,
@@ -16,6 +19,13 @@ from pipeline.data.importers.records import Line, check_file, read_parquet
 from pipeline.data.importers.rejects import BadLineError
 from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
 from pipeline.data.writer import OnRows, StagedRows
+
+
+class EsciSource(PathSource):
+    """A folder in the two-file layout of the Amazon Shopping Queries data."""
+
+    kind: Literal["esci"]
+
 
 ESCI_EXAMPLES = "shopping_queries_dataset_examples.parquet"
 
@@ -109,3 +119,9 @@ def _build_row(line: Line, products: Lookup) -> tuple[str, Row]:
 def _subset(small: str | None, large: str | None) -> str | None:
     """The smallest version that holds a judgement: all of the small one are in the large one too."""
     return "small" if small == "1" else "large" if large == "1" else None
+
+
+IMPORTERS.register(
+    "esci",
+    Importer(EsciSource, lambda source, target: import_esci(source.path, target.judged_dir, target.on_rows)),
+)

@@ -4,13 +4,24 @@ split, tab-separated.
 
 import re
 from pathlib import Path
+from typing import Literal
 
+from pipeline.config.registry import IMPORTERS, Importer
+from pipeline.config.sources import PathSource
 from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, label_index, required
 from pipeline.data.importers.records import Line, check_file
 from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
 from pipeline.data.importers.text_files import read_fields
 from pipeline.data.writer import OnRows, StagedRows
 from pipeline.errors import ConfigError
+
+
+class QadsmSource(PathSource):
+    """One file of XGLUE's QADSM."""
+
+    kind: Literal["qadsm"]
+    language: str | None = None  # two letters; default: from a name such as xglue.qadsm.en.train
+
 
 QADSM_TASK = "qadsm"
 
@@ -63,3 +74,12 @@ def _build_row(line: Line, name: str) -> Row:
         "ad_description": build_description((), (description,)),
         "label": label_index(label, ("0", "1") if label and label.strip() in ("0", "1") else QADSM_LABELS),
     }
+
+
+IMPORTERS.register(
+    "qadsm",
+    Importer(
+        QadsmSource,
+        lambda source, target: import_qadsm(source.path, target.judged_dir, source.language, target.on_rows),
+    ),
+)

@@ -3,7 +3,10 @@ tab-separated as published.
 """
 
 from pathlib import Path
+from typing import Literal
 
+from pipeline.config.registry import IMPORTERS, Importer
+from pipeline.config.sources import PathSource
 from pipeline.data.importers.importer import (
     ImportCounts,
     Row,
@@ -19,6 +22,13 @@ from pipeline.data.importers.rejects import BadLineError
 from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
 from pipeline.data.importers.text_files import read_separated
 from pipeline.data.writer import OnRows, StagedRows
+
+
+class WandsSource(PathSource):
+    """The folder of WANDS with query.csv, product.csv and label.csv."""
+
+    kind: Literal["wands"]
+
 
 WANDS_TASK = "wands"
 
@@ -109,3 +119,11 @@ def _build_row(line: Line, texts: Lookup) -> tuple[str, Row]:
         "ad_description": product[1],
     }
     return WANDS_TASK, row | found
+
+
+IMPORTERS.register(
+    "wands",
+    Importer(
+        WandsSource, lambda source, target: import_wands(source.path, target.judged_dir, target.on_rows)
+    ),
+)

@@ -123,37 +123,28 @@ def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
     }
 
 
-def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
-    """transformers' Trainer over the very rows of our steps."""
+def step_items(encoded: Any, sampler: Any, steps: int) -> list[dict[str, Any]]:
+    """Return the rows of our steps, in their order, as Trainer takes them."""
     import numpy as np
-    import torch
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
 
-    from models.backbone import choose_dtype, resolve_folder
-    from pipeline.runtime.timing import wait_for
-    from pipeline.training.worker_setup import build_sampler
-
-    _, world_size = place()
-    torch.set_num_threads(2 // world_size)
-    config, encoded = read_run(run_dir), encoded_rows(run_dir)
-    sampler = build_sampler(config, encoded)
-    folder = resolve_folder(config.backbone)
     rows = np.concatenate([sampler.global_rows(step) for step in range(steps)]).tolist()
-    items = [
+    return [
         {
             "input_ids": encoded.ids[encoded.starts[row] : encoded.starts[row + 1]].tolist(),
             "labels": int(encoded.label_N[row]),
         }
         for row in rows
     ]
+
+
+def lora_classifier(config: Any) -> tuple[Any, Any]:
+    """Load transformers' sequence classifier with peft's LoRA, and its tokenizer."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from models.backbone import choose_dtype, resolve_folder
+
+    folder = resolve_folder(config.backbone)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     dtype = choose_dtype(config.backbone.dtype)
@@ -164,7 +155,45 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
     lora = LoraConfig(
         task_type=TaskType.SEQ_CLS, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=targets
     )
-    model = get_peft_model(model, lora)
+    return get_peft_model(model, lora), tokenizer
+
+
+def training_arguments(out_dir: str, steps: int, world_size: int, grouped: bool) -> Any:
+    """Return Trainer's settings: our batch and learning rate, nothing logged or saved."""
+    import torch
+    from transformers import TrainingArguments
+
+    strategy = {"train_sampling_strategy": "group_by_length"} if grouped else {}
+    if world_size > 1:
+        strategy["ddp_backend"] = "gloo"
+    return TrainingArguments(
+        out_dir,
+        per_device_train_batch_size=BATCH_ROWS // world_size,
+        max_steps=steps,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+        learning_rate=5e-4,
+        seed=17,
+        **strategy,
+    )
+
+
+def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
+    """transformers' Trainer over the very rows of our steps."""
+    import torch
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
+
+    from pipeline.runtime.timing import wait_for
+    from pipeline.training.worker_setup import build_sampler
+
+    _, world_size = place()
+    torch.set_num_threads(2 // world_size)
+    config, encoded = read_run(run_dir), encoded_rows(run_dir)
+    items = step_items(encoded, build_sampler(config, encoded), steps)
+    model, tokenizer = lora_classifier(config)
     collate, tokens, times = DataCollatorWithPadding(tokenizer), [0, 0], []
 
     def counted(examples: list[dict[str, Any]]) -> Any:
@@ -179,24 +208,12 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
             times.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as out_dir:
-        strategy = {"train_sampling_strategy": "group_by_length"} if grouped else {}
-        if world_size > 1:
-            strategy["ddp_backend"] = "gloo"
-        arguments = TrainingArguments(
-            out_dir,
-            per_device_train_batch_size=BATCH_ROWS // world_size,
-            max_steps=steps,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            use_cpu=not torch.cuda.is_available(),
-            disable_tqdm=True,
-            learning_rate=5e-4,
-            seed=17,
-            **strategy,
-        )
         trainer = Trainer(
-            model=model, args=arguments, train_dataset=items, data_collator=counted, callbacks=[Clock()]
+            model=model,
+            args=training_arguments(out_dir, steps, world_size, grouped),
+            train_dataset=items,
+            data_collator=counted,
+            callbacks=[Clock()],
         )
         trainer.train()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

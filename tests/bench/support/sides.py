@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from models.adapters.injection import adapter_parameter_count, inject
+from models.adapters.lora import LoRAConfig
 from models.adapters.routing import TaskRouting
 from models.backbone import Backbone
-from models.config import AdapterConfig, LoRAConfig
+from models.config import AdapterConfig
 from models.heads import TaskHeads
 from models.inference.merging import MergedModel
 from models.inference.task_branching import all_task_logits

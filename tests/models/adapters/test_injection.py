@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.adapters.dora import DoRAConfig
 from models.adapters.injection import adapted_layers, adapter_parameter_count, inject, target_names
-from models.adapters.mtl_lora import MTLLoRALinear
+from models.adapters.lora import LoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig, MTLLoRALinear
+from models.adapters.mtlora import MTLoRAConfig
 from models.backbone import Backbone, empty_trunk
-from models.config import AdapterConfig, DoRAConfig, LoRAConfig, MTLLoRAConfig, MTLoRAConfig
+from models.config import AdapterConfig
 
 FreshBackbone = Callable[..., Backbone]
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.adapters.mtl_lora import MTLLoRALinear
+from models.adapters.mtl_lora import MTLLoRAConfig, MTLLoRALinear
 from models.adapters.routing import TaskRouting
-from models.config import MTLLoRAConfig
 
 B, S, D, O, R, N, T = 6, 4, 5, 7, 3, 2, 4
 TASK_B = torch.tensor([2, 0, 2, 1, 0, 2])  # task 3 is absent

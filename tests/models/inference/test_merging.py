@@ -10,16 +10,14 @@ import torch
 from torch import nn
 
 from models.adapters.adapted_linear import NotMergeableError
+from models.adapters.dora import DoRAConfig
+from models.adapters.hydra_lora import HydraLoRAConfig
 from models.adapters.injection import adapted_layers
-from models.config import (
-    DoRAConfig,
-    HydraLoRAConfig,
-    LoRAConfig,
-    MoELoRAConfig,
-    MTLoRAConfig,
-    MultiLoRAConfig,
-    PerTaskLoRAConfig,
-)
+from models.adapters.lora import LoRAConfig
+from models.adapters.moe_lora import MoELoRAConfig
+from models.adapters.mtlora import MTLoRAConfig
+from models.adapters.multi_lora import MultiLoRAConfig
+from models.adapters.per_task_lora import PerTaskLoRAConfig
 from models.inference.merging import merge_task
 from models.relevance import RelevanceModel
 

@@ -9,20 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from models.adapters.dora import DoRAConfig
+from models.adapters.hydra_lora import HydraLoRAConfig
 from models.adapters.injection import adapted_layers, inject
-from models.adapters.lora import LoRALinear
-from models.adapters.mtl_lora import MTLLoRALinear
-from models.adapters.mtlora import MTLoRALinear
-from models.config import (
-    DoRAConfig,
-    HydraLoRAConfig,
-    LoRAConfig,
-    MoELoRAConfig,
-    MTLLoRAConfig,
-    MTLoRAConfig,
-    MultiLoRAConfig,
-    PerTaskLoRAConfig,
-)
+from models.adapters.lora import LoRAConfig, LoRALinear
+from models.adapters.moe_lora import MoELoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig, MTLLoRALinear
+from models.adapters.mtlora import MTLoRAConfig, MTLoRALinear
+from models.adapters.multi_lora import MultiLoRAConfig
+from models.adapters.per_task_lora import PerTaskLoRAConfig
 from models.heads import TaskHeads
 from models.inference.task_branching import TaskBranch, all_task_logits
 from models.relevance import RelevanceModel

@@ -10,15 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from models.adapters.adapted_linear import NotMergeableError
-from models.config import (
-    DoRAConfig,
-    HydraLoRAConfig,
-    LoRAConfig,
-    MoELoRAConfig,
-    MTLoRAConfig,
-    MultiLoRAConfig,
-    PerTaskLoRAConfig,
-)
+from models.adapters.dora import DoRAConfig
+from models.adapters.hydra_lora import HydraLoRAConfig
+from models.adapters.lora import LoRAConfig
+from models.adapters.moe_lora import MoELoRAConfig
+from models.adapters.mtlora import MTLoRAConfig
+from models.adapters.multi_lora import MultiLoRAConfig
+from models.adapters.per_task_lora import PerTaskLoRAConfig
 from models.relevance import RelevanceModel
 from models.serialization.export import ExportTask, export_merged, export_peft
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.adapters.injection import adapted_layers
-from models.config import LoRAConfig
+from models.adapters.lora import LoRAConfig
 from models.relevance import RelevanceModel
 from models.serialization.official_checkpoint import load_official
 

@@ -3,20 +3,24 @@
 import copy
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.config import AnyAdapterConfig, LoRAConfig, MTLLoRAConfig
+from models.adapters import METHODS, load_methods
+from models.adapters.lora import LoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig
 from models.relevance import RelevanceModel
 from models.training.flat_parameters import FlatModel
 
 FreshModel = Callable[..., RelevanceModel]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 KINDS = ("llama", "bert")
+
+load_methods()
 
 
 def loss_of(model: RelevanceModel | FlatModel, batch: Batch) -> torch.Tensor:
@@ -84,7 +88,7 @@ def test_recomputed_layers_give_the_same_gradients(fresh_model: FreshModel, batc
         )
 
 
-@pytest.mark.parametrize("method", get_args(AnyAdapterConfig))
+@pytest.mark.parametrize("method", [method.config for method in METHODS.values()])
 def test_on_a_bfloat16_trunk_projections_are_cast_in_one_piece_where_that_is_the_same(
     fresh_model: FreshModel, batch: Batch, method: Any
 ) -> None:

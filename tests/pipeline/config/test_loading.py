@@ -9,7 +9,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from models.config import HydraLoRAConfig, LoRAConfig
+from models.adapters.hydra_lora import HydraLoRAConfig
+from models.adapters.lora import LoRAConfig
 from pipeline.config.loading import build_config, read_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
@@ -161,7 +162,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"adapter": {"method": "lorra"}},
-        "adapter.method is 'lorra'; did you mean lora? known: mtl_lora, lora, per_task_lora",
+        "adapter.method is 'lorra'; did you mean lora? known: dora, hydra_lora, lora",
     ),
     (
         {"backbone": {"dtype": "float16"}},
@@ -188,7 +189,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"seed": 2**32}, "seed: Input should be less than 4294967296"),
     ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
-    ({"sources": [{"kind": "csv"}]}, "sources.0.kind is 'csv'; known: sample, esci, chorus"),
+    ({"sources": [{"kind": "csv"}]}, "sources.0.kind is 'csv'; known: chorus, esci, qadsm"),
     ({"sources": [{"kind": "esci"}]}, "sources.0.path is required"),
     ({"training": 3}, "training: Input should be a valid dictionary"),
 ]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.loading import build_config
-from pipeline.config.sources import TableSource
+from pipeline.data.importers.table import TableSource
 from pipeline.errors import ConfigError
 from tests.support.planted import planted_config
 

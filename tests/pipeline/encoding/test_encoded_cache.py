@@ -17,74 +17,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.backbone import load_backbone, load_tokenizer
-from models.config import BackboneConfig
-from models.serialization.bundle import write_bundle
+from models.backbone import load_tokenizer
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.splits import SPLITS, SplitConfig
-from pipeline.config.tasks import Task
-from pipeline.data.reader import find_partitions, read_split
+from pipeline.data.reader import read_split
 from pipeline.encoding import encoded_cache
 from pipeline.encoding.batches import EncodedRows, encode_rows
-from pipeline.encoding.encoded_cache import EncodingPlan, encoding_key, publish_encoded, tokenizer_sha256
+from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.encoding.encoder import Encoder
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
 from pipeline.schema import ROW_SCHEMA
-from tests.support.planted import planted_rows
-
-TASKS = tuple(
-    Task(
-        name=name,
-        labels=("bad", "fair", "good"),
-        relevant_from=1,
-        template="Query: {query}\nAd: {ad_title}, {ad_description}\n",
-    )
-    for name in ("two", "absent", "three")
+from tests.support.encoding_plans import (
+    ENCODE,
+    SPLIT,
+    TASKS,
+    altered_row,
+    changed_task,
+    other_tokenizer,
+    refuse,
+    unheard,
+    write_judged,
 )
-SPLIT = SplitConfig(valid_share=0.2, test_share=0.3)
-ENCODE = EncodeConfig(max_tokens=64)
-
-
-def write_judged(root: Path) -> Path:
-    """Two tasks, several files and row groups, rows without label or with a weight, a partition without a
-    row.
-    """
-    for task, counts in {"three": [70, 0, 31], "two": [50]}.items():
-        for part, count in enumerate(counts):
-            rows = planted_rows(task, count, part)
-            for number, row in enumerate(rows):
-                row["label"] = None if number % 11 == 5 else row["label"]
-                row["weight"] = number / 4 if number % 3 == 0 else None
-                row["ad_description"] = "é" * number if number % 2 else None
-            path = root / f"task={task}" / f"part-{part}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), path, row_group_size=16)
-    return root
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of our own."""
-    return Path(shutil.copytree(tiny_llama, tmp_path_factory.mktemp("tokenizer") / "llama"))
-
-
-@pytest.fixture
-def judged(tmp_path: Path) -> Path:
-    return write_judged(tmp_path / "judged")
-
-
-@pytest.fixture
-def plan(judged: Path, tokenizer_dir: Path) -> EncodingPlan:
-    return EncodingPlan(find_partitions(judged, TASKS), SPLIT, TASKS, ENCODE, tokenizer_dir)
-
-
-def unheard(done: int, total: int) -> None:
-    """Progress nobody follows."""
-
-
-def refuse(done: int, total: int) -> None:
-    raise AssertionError("rows were encoded again")
+from tests.support.planted import planted_rows
 
 
 def assert_same(one: EncodedRows, other: EncodedRows) -> None:
@@ -149,93 +104,6 @@ def test_a_side_without_rows_reads_as_none(plan: EncodingPlan, judged: Path, tmp
 def test_tasks_that_are_not_encoded_are_left_out(plan: EncodingPlan, tmp_path: Path) -> None:
     folder = publish_encoded(replace(plan, tasks=TASKS[:2]), tmp_path, unheard)
     assert set(read_encoded(folder, "train", TASKS).task_N.tolist()) == {0}
-
-
-def changed_task(plan: EncodingPlan, **fields: Any) -> EncodingPlan:
-    return replace(plan, tasks=(plan.tasks[0].model_copy(update=fields), *plan.tasks[1:]))
-
-
-def other_tokenizer(plan: EncodingPlan, tmp_path: Path, name: str, content: str) -> EncodingPlan:
-    folder = Path(shutil.copytree(plan.tokenizer_dir, tmp_path / "other"))
-    (folder / name).write_text(content)
-    return replace(plan, tokenizer_dir=folder)
-
-
-def altered_row(plan: EncodingPlan, tmp_path: Path) -> EncodingPlan:
-    path = plan.partitions["two"][0]
-    table = pq.read_table(path, partitioning=None)
-    pq.write_table(
-        table.set_column(1, ROW_SCHEMA.field("query"), pa.array(["other", *table["query"].to_pylist()[1:]])),
-        path,
-    )
-    return plan
-
-
-def exchanged_files(plan: EncodingPlan, tmp_path: Path) -> EncodingPlan:
-    first, second = plan.partitions["three"][0], plan.partitions["three"][2]
-    content = first.read_bytes(), second.read_bytes()
-    first.write_bytes(content[1])
-    second.write_bytes(content[0])
-    return plan
-
-
-MOVES: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
-    "template": lambda plan, _: changed_task(plan, template="{query} {ad_title}!"),
-    "limits": lambda plan, _: replace(plan, encode=EncodeConfig(max_tokens=63)),
-    "split": lambda plan, _: replace(plan, split=SplitConfig(valid_share=0.2, test_share=0.31)),
-    "tokenizer": lambda plan, tmp_path: other_tokenizer(plan, tmp_path, "tokenizer.json", "{}"),
-    "tokenizer's settings": lambda plan, tmp_path: other_tokenizer(
-        plan, tmp_path, "special_tokens_map.json", "{}"
-    ),
-    "data": altered_row,
-    "order of the data": exchanged_files,
-    "tasks": lambda plan, _: replace(plan, tasks=TASKS[:1]),
-}
-STAYS: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
-    "nothing": lambda plan, _: plan,
-    "labels": lambda plan, _: changed_task(
-        plan, labels=("a", "b", "c"), relevant_from=2, sampling_weight=3.0, target_precision=0.5
-    ),
-    "a task without rows": lambda plan, _: replace(plan, tasks=(TASKS[0], TASKS[2])),
-    "order of the tasks": lambda plan, _: replace(plan, tasks=TASKS[::-1]),
-    "weights beside the tokenizer": lambda plan, tmp_path: other_tokenizer(
-        plan, tmp_path, "config.json", "{}"
-    ),
-    "place of the data": lambda plan, tmp_path: replace(
-        plan, partitions=find_partitions(write_judged(tmp_path / "elsewhere"), TASKS)
-    ),
-}
-
-
-@pytest.mark.parametrize("change", MOVES)
-def test_the_key_moves_with_what_the_rows_follow_from(
-    plan: EncodingPlan, tmp_path: Path, change: str
-) -> None:
-    before = encoding_key(plan)
-    assert encoding_key(MOVES[change](plan, tmp_path)) != before
-
-
-@pytest.mark.parametrize("change", STAYS)
-def test_the_key_moves_with_nothing_else(plan: EncodingPlan, tmp_path: Path, change: str) -> None:
-    before = encoding_key(plan)
-    assert encoding_key(STAYS[change](plan, tmp_path)) == before
-
-
-def test_the_key_moves_with_the_encoder_s_version(
-    plan: EncodingPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = encoding_key(plan)
-    monkeypatch.setattr(encoded_cache, "ENCODER_VERSION", "next")
-    assert encoding_key(plan) != before
-
-
-def test_evaluation_finds_what_training_encoded_though_its_tokenizer_lies_in_the_bundle(
-    plan: EncodingPlan, tmp_path: Path
-) -> None:
-    backbone = load_backbone(BackboneConfig(source=str(plan.tokenizer_dir), dtype="float32"))
-    write_bundle(tmp_path / "bundle", {}, {}, backbone.folder)
-    assert tokenizer_sha256(tmp_path / "bundle" / "tokenizer") == tokenizer_sha256(backbone.folder)
-    assert encoding_key(replace(plan, tokenizer_dir=tmp_path / "bundle" / "tokenizer")) == encoding_key(plan)
 
 
 def test_older_keys_of_the_run_are_removed_after_a_build_and_only_then(

@@ -1,6 +1,5 @@
 """Behavioural cases: what each changes in a row, and what moves are held against."""
 
-import typing
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.config.gates import TOLERANCES, CaseName
+from pipeline.config.registry import BEHAVIORAL_TESTS
 from pipeline.evaluation import behavioral_tests as behaviour
-from pipeline.evaluation.behavioral_tests import CASES, run_cases
+from pipeline.evaluation.behavioral_tests import run_cases
 
 ROWS = pa.table(
     {
@@ -22,7 +21,7 @@ ROWS = pa.table(
 
 
 def changed(name: str) -> dict[str, list[str]]:
-    (case,) = (case for case in CASES if case.name == name)
+    case = BEHAVIORAL_TESTS[name]
     table = case.change(ROWS)
     assert table.schema == ROWS.schema and table.column("row_id").equals(ROWS.column("row_id"))
     return {str(column): texts for column, texts in table.select(["query", "ad_title"]).to_pydict().items()}
@@ -71,10 +70,6 @@ def test_injected_texts_stand_behind_the_title() -> None:
             assert after.startswith(before) and words in after
 
 
-def test_every_case_that_a_config_may_name_is_run_and_has_a_tolerance() -> None:
-    assert [case.name for case in CASES] == list(typing.get_args(CaseName)) == list(TOLERANCES)
-
-
 def test_a_model_that_obeys_an_ad_fails_that_case_alone_and_on_its_task_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -94,7 +89,7 @@ def test_a_model_that_obeys_an_ad_fails_that_case_alone_and_on_its_task_alone(
     )
     results = run_cases(judge, {"gullible": ROWS, "wary": ROWS}, 64, {})
     assert [(one.task, one.case) for one in results if not one.passed] == [("gullible", "injected order")]
-    assert len(results) == 2 * len(CASES)
+    assert len(results) == 2 * len(BEHAVIORAL_TESTS)
     tolerant = run_cases(judge, {"gullible": ROWS, "wary": ROWS}, 64, {"injected order": 0.7})
     assert all(one.passed for one in tolerant)
 
@@ -109,5 +104,5 @@ def test_a_model_that_obeys_an_ad_fails_that_case_alone_and_on_its_task_alone(
 def test_moves_count_either_way_and_rises_only_upwards(
     case: str, before: list[float], after: list[float], expected: float
 ) -> None:
-    (found,) = (one for one in CASES if one.name == case)
+    found = BEHAVIORAL_TESTS[case]
     assert found.fits(np.array(before), np.array(after)) == pytest.approx(expected)

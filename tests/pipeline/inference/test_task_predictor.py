@@ -12,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.adapters.hydra_lora import HydraLoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig
 from models.backbone import load_backbone
-from models.config import BackboneConfig, HydraLoRAConfig, ModelConfig, MTLLoRAConfig
+from models.config import BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
 from pipeline.encoding.batches import LIKE_LENGTH, length_batches
 from pipeline.inference.prefix_groups import distinct, find_groups, same_beginning

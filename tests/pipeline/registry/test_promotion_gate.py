@@ -11,7 +11,7 @@ from pipeline.config.gates import PromotionConfig
 from pipeline.evaluation.behavioral_tests import CaseResult
 from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.comparison import Comparison, TaskComparison
-from pipeline.registry.promotion_gate import Verdict, judge_version
+from pipeline.registry.promotion_gate import Evidence, Verdict, judge_version
 
 
 def gap(value: float, spread: float = 0.01) -> Interval:
@@ -35,7 +35,7 @@ def verdict(
     data_passed: bool = True,
     **settings: Any,
 ) -> Verdict:
-    return judge_version("5", "3", comparison, cases, data_passed, PromotionConfig(**settings))
+    return judge_version("5", "3", Evidence(comparison, cases, data_passed), PromotionConfig(**settings))
 
 
 def test_a_version_that_is_better_everywhere_passes() -> None:

@@ -1,21 +1,15 @@
-"""Scores are published whole and once, whoever races and whatever breaks."""
+"""Scores are published whole and once, and read back only as they were published."""
 
-import errno
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError, DamagedInputError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.inference.labels import SCORE_SCHEMA
-from pipeline.scoring import label_store as commit
 from pipeline.scoring.label_store import (
     PartitionSource,
     is_published,
@@ -28,11 +22,9 @@ from pipeline.scoring.label_store import (
     sweep_orphans,
 )
 from pipeline.scoring.row_errors import ERROR_SCHEMA
-from pipeline.storage import object_store as store_module
-from pipeline.storage.filesystem import put_if_absent, write_json
-from tests.support.places import ROOT
+from pipeline.storage.filesystem import write_json
+from tests.support.score_partitions import FACTS, files_below, row_ids, score_rows
 
-FACTS = {"bundle_sha256": "b" * 64, "task": "search"}
 INGREDIENTS = {
     "task": "search",
     "input_path": "task=search/a.parquet",
@@ -40,29 +32,6 @@ INGREDIENTS = {
     "bundle_sha256": "2",
     "encoder_version": "1",
 }
-
-
-def score_rows(count: int, prefix: str = "r") -> pa.Table:
-    values = {
-        "task": "search",
-        "probability": 0.5,
-        "label": 1,
-        "label_name": "good",
-        "expected_grade": 0.5,
-        "decision": "abstain",
-    }
-    versions = {"model_version": "1", "bundle_sha256": "b" * 64}
-    return pa.Table.from_pylist(
-        [{"row_id": f"{prefix}{n}", **values, **versions} for n in range(count)], SCORE_SCHEMA
-    )
-
-
-def files_below(root: Path) -> list[str]:
-    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
-
-
-def row_ids(root: Path) -> list[str]:
-    return sorted(read_published(root).column("row_id").to_pylist())
 
 
 def test_published_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
@@ -186,187 +155,6 @@ def test_a_partition_s_name_leads_nowhere_else(tmp_path: Path, partition: str) -
     with pytest.raises(ConfigError):
         publish_partition(tmp_path / "scores", partition, score_rows(1), FACTS)
     assert files_below(tmp_path) == []
-
-
-def broken(code: int) -> Callable[..., None]:
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError(code, os.strerror(code))
-
-    return fail
-
-
-def fail_at(call: int, function: Callable[..., Any], code: int) -> Callable[..., Any]:
-    """`function`, but its `call`-th call fails."""
-    calls = iter(range(1, 1_000))
-    return lambda *arguments, **options: (
-        broken(code)() if next(calls) == call else function(*arguments, **options)
-    )
-
-
-def half_a_table(table: pa.Table, file: IO[bytes], **_: Any) -> None:
-    file.write(b"PAR1 and no more")
-    broken(errno.ENOSPC)()
-
-
-# all that touches the disk before the manifest has its name
-FAULTS: dict[str, Callable[[int], tuple[Any, str, Any]]] = {
-    "table": lambda code: (pq, "write_table", half_a_table),
-    "table's sync": lambda code: (os, "fsync", fail_at(1, os.fsync, code)),
-    "table's name": lambda code: (Path, "replace", broken(code)),
-    "folder's sync": lambda code: (os, "fsync", fail_at(2, os.fsync, code)),
-    "digest": lambda code: (commit, "bytes_sha256", broken(code)),
-    "manifest": lambda code: (Path, "open", broken(code)),
-    "manifest's sync": lambda code: (os, "fsync", fail_at(3, os.fsync, code)),
-    "manifest's name": lambda code: (os, "link", broken(code)),
-}
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["disk full", "disk broken"])
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_at_any_write_shows_nothing_and_a_rerun_publishes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, code: int
-) -> None:
-    publish_partition(tmp_path, "before", score_rows(2, "before"), FACTS)
-    files = files_below(tmp_path)
-    with monkeypatch.context() as patched:
-        patched.setattr(*FAULTS[fault](code))
-        with pytest.raises(
-            OSError, match=os.strerror(errno.ENOSPC) if fault == "table" else os.strerror(code)
-        ):
-            publish_partition(tmp_path, "p", score_rows(3), FACTS)
-    assert files_below(tmp_path) == files
-    assert not is_published(tmp_path, "p")
-    assert row_ids(tmp_path) == ["before0", "before1"]
-    assert publish_partition(tmp_path, "p", score_rows(3), FACTS) is True
-    assert row_ids(tmp_path) == ["before0", "before1", "r0", "r1", "r2"]
-
-
-def test_a_fault_after_the_manifest_has_its_name_keeps_what_it_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", fail_at(4, os.fsync, errno.EIO))
-        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            publish_partition(tmp_path, "p", score_rows(3), FACTS)
-    assert row_ids(tmp_path) == ["r0", "r1", "r2"]
-    assert publish_partition(tmp_path, "p", score_rows(3), FACTS) is False
-
-
-def test_an_interruption_is_no_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: bytes) -> str:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(commit, "bytes_sha256", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        publish_partition(tmp_path, "p", score_rows(3), FACTS)
-    assert files_below(tmp_path) == []
-
-
-def test_data_is_on_disk_under_its_name_before_the_manifest_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str] = []
-    sync, link = os.fsync, os.link
-
-    def watched_sync(fd: int) -> None:
-        seen.append(f"sync {Path(f'/proc/self/fd/{fd}').resolve().suffix}")
-        sync(fd)
-
-    monkeypatch.setattr(os, "fsync", watched_sync)
-    monkeypatch.setattr(
-        os,
-        "link",
-        lambda *paths: (seen.append(f"link {len(list(tmp_path.glob('data/p/*.parquet')))}"), link(*paths)),
-    )
-    publish_partition(tmp_path, "p", score_rows(3), FACTS)
-    assert seen == ["sync .tmp", "sync ", "sync .tmp", "link 1", "sync "]
-
-
-def test_of_threads_that_race_for_a_partition_one_wins_and_the_others_leave_nothing(tmp_path: Path) -> None:
-    rounds, racers = 50, 3
-    won: list[list[bool]] = [[] for _ in range(rounds)]
-    gate = threading.Barrier(racers)
-
-    def race(racer: int) -> None:
-        for number in range(rounds):
-            gate.wait()
-            won[number].append(
-                publish_partition(tmp_path, f"p{number}", score_rows(2, f"{racer}-{number}-"), FACTS)
-            )
-
-    threads = [threading.Thread(target=race, args=(racer,)) for racer in range(racers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [sorted(results) for results in won] == [[False, False, True]] * rounds
-    assert len(files_below(tmp_path)) == 2 * rounds
-    rows = row_ids(tmp_path)
-    assert len(rows) == 2 * rounds and {row.split("-")[1] for row in rows} == {str(n) for n in range(rounds)}
-
-
-PROCESS = """
-import sys, time
-from pathlib import Path
-from pipeline.inference.labels import SCORE_SCHEMA
-from pipeline.scoring.label_store import publish_partition
-root, start = Path(sys.argv[1]), float(sys.argv[2])
-time.sleep(max(0.0, start - time.time()))
-print(sum(publish_partition(root, f"p{n}", SCORE_SCHEMA.empty_table(), {}) for n in range(50)))
-"""
-
-
-def test_of_processes_that_race_for_fifty_partitions_one_wins_each(tmp_path: Path) -> None:
-    import time
-
-    command = [sys.executable, "-c", PROCESS, str(tmp_path), str(time.time() + 1.5)]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    won = [int(process.communicate(timeout=60)[0]) for process in processes]
-    assert sum(won) == 50
-    assert len(files_below(tmp_path)) == 100
-    assert len(read_manifests(tmp_path)) == 50
-
-
-def test_a_link_that_was_made_though_its_answer_was_lost_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def lost(*paths: Any) -> None:
-        link(*paths)
-        raise FileExistsError
-
-    link = os.link
-    monkeypatch.setattr(os, "link", lost)
-    assert publish_partition(tmp_path, "p", score_rows(3), FACTS) is True
-    assert row_ids(tmp_path) == ["r0", "r1", "r2"] and len(files_below(tmp_path)) == 2
-
-
-@pytest.mark.parametrize(
-    "error", [RetryableError("no answer"), KeyboardInterrupt()], ids=["no answer", "interrupted"]
-)
-def test_a_manifest_that_may_still_appear_finds_what_it_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    late: list[tuple[Path, bytes]] = []
-
-    def slow(path: Path, content: bytes) -> bool:
-        late.append((path, content))
-        raise error
-
-    with monkeypatch.context() as patched, pytest.raises(type(error)):
-        patched.setattr(store_module, "put_if_absent", slow)
-        publish_partition(tmp_path, "p", score_rows(3), FACTS)
-    assert row_ids(tmp_path) == []
-    ((path, content),) = late
-    path.parent.mkdir(parents=True)
-    path.write_bytes(content)
-    assert row_ids(tmp_path) == ["r0", "r1", "r2"]
-
-
-def test_put_if_absent_never_overwrites(tmp_path: Path) -> None:
-    assert put_if_absent(tmp_path / "a" / "log.json", b"first") is True
-    assert put_if_absent(tmp_path / "a" / "log.json", b"second") is False
-    assert (tmp_path / "a" / "log.json").read_bytes() == b"first"
-    assert files_below(tmp_path) == ["a/log.json"]
 
 
 def flip_a_byte(path: Path) -> None:

@@ -6,15 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from models.adapters.moe_lora import MoELoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig
+from models.adapters.mtlora import MTLoRAConfig
+from models.adapters.per_task_lora import PerTaskLoRAConfig
 from models.backbone import load_backbone
-from models.config import (
-    BackboneConfig,
-    ModelConfig,
-    MoELoRAConfig,
-    MTLLoRAConfig,
-    MTLoRAConfig,
-    PerTaskLoRAConfig,
-)
+from models.config import BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
 from pipeline.config.training import OptimizerConfig
 from pipeline.training.optimizer import build_optimizer, hold_what_has_no_gradient, rate_share

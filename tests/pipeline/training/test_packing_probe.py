@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from models import packing
+from models.adapters.mtl_lora import MTLLoRAConfig
 from models.backbone import load_backbone
-from models.config import BackboneConfig, ModelConfig, MTLLoRAConfig
+from models.config import BackboneConfig, ModelConfig
 from models.relevance import build_model
 from pipeline.encoding.batches import EncodedRows, collate
 from pipeline.training.packing_probe import beginning_lengths, packed_beginnings, rows_to_try

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.config.sources import TableSource
+from jobs.commands.data import build_source
 from pipeline.data.importers.importer import ImportCounts
-from pipeline.data.importers.table import import_table, read_mapping
+from pipeline.data.importers.table import TableSource, import_table
 from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
@@ -220,17 +220,17 @@ def test_a_folder_or_an_absent_file_is_a_config_error(tmp_path: Path) -> None:
 def test_a_mapping_file_is_checked_like_a_config(tmp_path: Path) -> None:
     mapping = tmp_path / "m.yaml"
     mapping.write_text(yaml.safe_dump({k: v for k, v in BLOCK.items() if k != "kind"}))
-    assert read_mapping(mapping, Path("x.csv")) == _source(Path("x.csv"))
+    assert build_source("table", Path("x.csv"), mapping, None) == _source(Path("x.csv"))
     mapping.write_text("task: ads\ncolumns: {query: q, ad_titel: t}\nconstant: {market: us}\n")
     told = (
         r"ad_titel is not a column of a row; did you mean ad_title\?.*constant is not a setting; did you "
         r"mean constants"
     )
     with pytest.raises(ConfigError, match=told):
-        read_mapping(mapping, Path("x.csv"))
+        build_source("table", Path("x.csv"), mapping, None)
     for text, message in (("- 1", "must be a YAML mapping"), ("a: [", "not readable YAML")):
         mapping.write_text(text)
         with pytest.raises(ConfigError, match=message):
-            read_mapping(mapping, Path("x.csv"))
+            build_source("table", Path("x.csv"), mapping, None)
     with pytest.raises(ConfigError, match="does not exist"):
-        read_mapping(tmp_path / "no.yaml", Path("x.csv"))
+        build_source("table", Path("x.csv"), tmp_path / "no.yaml", None)

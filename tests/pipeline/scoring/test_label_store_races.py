@@ -1,0 +1,66 @@
+"""Races for one partition: one publication wins, the others leave nothing."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from pipeline.scoring.label_store import (
+    publish_partition,
+    read_manifests,
+)
+from pipeline.storage.filesystem import put_if_absent
+from tests.support.places import ROOT
+from tests.support.score_partitions import FACTS, files_below, row_ids, score_rows
+
+
+def test_of_threads_that_race_for_a_partition_one_wins_and_the_others_leave_nothing(tmp_path: Path) -> None:
+    rounds, racers = 50, 3
+    won: list[list[bool]] = [[] for _ in range(rounds)]
+    gate = threading.Barrier(racers)
+
+    def race(racer: int) -> None:
+        for number in range(rounds):
+            gate.wait()
+            won[number].append(
+                publish_partition(tmp_path, f"p{number}", score_rows(2, f"{racer}-{number}-"), FACTS)
+            )
+
+    threads = [threading.Thread(target=race, args=(racer,)) for racer in range(racers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [sorted(results) for results in won] == [[False, False, True]] * rounds
+    assert len(files_below(tmp_path)) == 2 * rounds
+    rows = row_ids(tmp_path)
+    assert len(rows) == 2 * rounds and {row.split("-")[1] for row in rows} == {str(n) for n in range(rounds)}
+
+
+PROCESS = """
+import sys, time
+from pathlib import Path
+from pipeline.inference.labels import SCORE_SCHEMA
+from pipeline.scoring.label_store import publish_partition
+root, start = Path(sys.argv[1]), float(sys.argv[2])
+time.sleep(max(0.0, start - time.time()))
+print(sum(publish_partition(root, f"p{n}", SCORE_SCHEMA.empty_table(), {}) for n in range(50)))
+"""
+
+
+def test_of_processes_that_race_for_fifty_partitions_one_wins_each(tmp_path: Path) -> None:
+    import time
+
+    command = [sys.executable, "-c", PROCESS, str(tmp_path), str(time.time() + 1.5)]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    won = [int(process.communicate(timeout=60)[0]) for process in processes]
+    assert sum(won) == 50
+    assert len(files_below(tmp_path)) == 100
+    assert len(read_manifests(tmp_path)) == 50
+
+
+def test_put_if_absent_never_overwrites(tmp_path: Path) -> None:
+    assert put_if_absent(tmp_path / "a" / "log.json", b"first") is True
+    assert put_if_absent(tmp_path / "a" / "log.json", b"second") is False
+    assert (tmp_path / "a" / "log.json").read_bytes() == b"first"
+    assert files_below(tmp_path) == ["a/log.json"]

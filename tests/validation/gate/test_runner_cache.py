@@ -1,0 +1,115 @@
+"""Verdicts kept from run to run: files are read again only when new, changed, damaged or cut short."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import validation.gate.cross_file_checks
+import validation.gate.file_checks
+import validation.gate.runner
+from pipeline.errors import DamagedInputError, RetryableError
+from tests.support.gate_cases import LENIENT, STRICT
+from validation.gate.file_checks import PartitionJob, judge_partition
+from validation.gate.runner import GateRun, validate
+
+
+def test_only_new_and_changed_files_are_read_again(tmp_path, task, build_table, write_rows, monkeypatch):
+    read = []
+    whole = validation.gate.file_checks.read_and_judge
+    monkeypatch.setattr(
+        validation.gate.file_checks,
+        "read_and_judge",
+        lambda job, *rest: read.append(job.relative) or whole(job, *rest),
+    )
+    for tables, expected in (
+        ([build_table("a"), build_table("b")], ["part-0", "part-1"]),
+        ([build_table("a"), build_table("b")], []),
+        ([build_table("a"), build_table("b"), build_table("c")], ["part-2"]),
+        ([build_table("a"), build_table("x"), build_table("c")], ["part-1"]),
+        ([build_table("c"), build_table("a"), build_table("x")], []),
+    ):
+        read.clear()
+        report = validate(
+            GateRun(write_rows({"query-ad": tables}), [task], tmp_path / "out", tmp_path / "accepted")
+        )
+        assert sorted(path.split("/")[1].removesuffix(".parquet") for path in read) == expected
+        assert report.passed and len(
+            [path for path in (tmp_path / "out" / "partitions").iterdir() if path.is_dir()]
+        ) == len(tables)
+    changed = task.model_copy(update={"labels": ("a", "b", "c", "d")})
+    read.clear()
+    validate(GateRun(tmp_path / "data", [changed], tmp_path / "out", tmp_path / "accepted"))
+    assert len(read) == 3, "other rules, other verdicts"
+
+
+def test_equal_files_judged_at_the_same_time_are_read_once(
+    tmp_path, task, build_table, write_rows, monkeypatch
+):
+    read, whole = [], validation.gate.file_checks.read_and_judge
+
+    def slowly(job, *rest):
+        read.append(job.relative)
+        threading.Event().wait(0.2)
+        return whole(job, *rest)
+
+    monkeypatch.setattr(validation.gate.file_checks, "read_and_judge", slowly)
+    files = sorted(write_rows({"query-ad": [build_table()] * 2}).rglob("*.parquet"))
+    jobs = [PartitionJob(path, path.name, task, True, tmp_path / "work") for path in files]
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(judge_partition, jobs)
+    assert (one.relative, other.relative) == ("part-0.parquet", "part-1.parquet")
+    assert len(read) == 1 and one.folder == other.folder
+    assert [path.name for path in (tmp_path / "work").iterdir() if path.is_dir()] == [Path(one.folder).name]
+
+
+def test_file_that_changes_while_it_is_judged_is_not_accepted(
+    tmp_path, task, build_table, write_rows, monkeypatch
+):
+    data = write_rows({"query-ad": [build_table()]})
+    path = next(data.rglob("*.parquet"))
+    for module, name in (
+        (validation.gate.file_checks, "read_and_judge"),
+        (validation.gate.runner, "find_repeats"),
+    ):
+        with monkeypatch.context() as patched:
+            original = getattr(module, name)
+
+            def swapping(*arguments, original=original):
+                found = original(*arguments)
+                pq.write_table(build_table("other"), path)
+                return found
+
+            patched.setattr(module, name, swapping)
+            with pytest.raises(
+                RetryableError,
+                match="part-0.parquet was changed while it was judged; run the same command again",
+            ):
+                validate(GateRun(data, [task], tmp_path / "out", tmp_path / "accepted", config=STRICT))
+        assert not (tmp_path / "accepted").exists() and not (tmp_path / "out" / "report.json").exists()
+        assert not list(tmp_path.glob(".accepted*"))
+    assert validate(GateRun(data, [task], tmp_path / "out", tmp_path / "accepted", config=STRICT)).passed
+
+
+def test_damage_is_looked_at_again_the_next_time_under_its_own_name(
+    tmp_path, judge, build_table, monkeypatch
+):
+    def fails(file, path):
+        raise DamagedInputError(f"{path} is damaged (read error); write it again from its source")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(validation.gate.file_checks, "read_batches", fails)
+        report = judge(build_table(), build_table())
+        assert report.damaged == ("task=query-ad/part-0.parquet", "task=query-ad/part-1.parquet")
+        assert all(f"part-{i}.parquet is damaged" in report.failures[i] for i in (0, 1))
+    assert judge(build_table(), build_table("b")).passed
+
+
+@pytest.mark.parametrize("name", ["keys.parquet", "verdict.json", "sample.parquet"])
+def test_verdict_that_a_power_cut_left_short_is_found_anew(tmp_path, judge, build_table, name):
+    before = judge(build_table(query=["a", None, "c", "d", "e", "f"]), config=LENIENT)
+    (path,) = (tmp_path / "out" / "partitions").glob(f"*/{name}")
+    path.write_bytes(path.read_bytes()[:-5])
+    assert judge(build_table(query=["a", None, "c", "d", "e", "f"]), config=LENIENT) == before

@@ -1,0 +1,117 @@
+"""Files that are damaged or break the contract: named with their cause, while the others are judged."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import DamagedInputError
+from pipeline.schema import ROW_SCHEMA
+from tests.support.gate_cases import refusal_of
+from validation.gate.report import check_report
+from validation.gate.runner import GateRun, validate
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.drop_columns(["market"]), "column market is missing"),
+        (lambda t: t.append_column("score", t["weight"]), "column score is not in the contract"),
+        (
+            lambda t: t.rename_columns(["id", *t.column_names[1:]]),
+            "column row_id is missing; column id is not in the contract",
+        ),
+        (lambda t: t.select(t.column_names[::-1]), "columns are in the order"),
+        (lambda t: t.append_column("label", t["label"]), "columns are in the order"),
+        (
+            lambda t: t.cast(ROW_SCHEMA.set(7, pa.field("label", pa.int64()))),
+            "column label is int64, the contract says int32",
+        ),
+        (
+            lambda t: t.cast(ROW_SCHEMA.set(1, pa.field("query", pa.large_string()))),
+            "column query is large_string",
+        ),
+        (
+            lambda t: t.set_column(2, "ad_title", t["ad_title"].dictionary_encode()),
+            "column ad_title is dictionary<",
+        ),
+        (
+            lambda t: t.append_column("u", pa.array([b"0" * 16] * 6, pa.uuid())),
+            "column u is not in the contract",
+        ),
+        (lambda t: t.set_column(1, "query", pa.array([{"a": [1]}] * 6)), "column query is struct<a: list<"),
+    ],
+    ids=[
+        "missing",
+        "extra",
+        "renamed",
+        "reordered",
+        "twice",
+        "int64",
+        "large",
+        "dictionary",
+        "extension",
+        "nested",
+    ],
+)
+def test_file_that_breaks_the_contract_is_refused_with_its_differences(judge, build_table, change, said):
+    report = judge(change(build_table()))
+    failure = report.failures[0]
+    assert failure.startswith("task=query-ad/part-0.parquet: ") and said in failure
+    assert said in refusal_of(report)
+    assert report.files[0].rows == 6 and report.files[0].accepted == 0
+
+
+def test_rows_of_other_files_are_judged_although_one_file_breaks_the_contract(judge, build_table):
+    wrong = build_table("w").drop_columns(["weight"])
+    report = judge(wrong, build_table(query=[None] * 6), wrong)
+    schema, again, empty, share, null = report.failures
+    assert schema == "task=query-ad/part-0.parquet: column weight is missing; no row was read"
+    assert again == "task=query-ad/part-2.parquet: column weight is missing; no row was read"
+    assert "all were set aside" in empty and "6 of 6 rows are bad" in share
+    assert null.startswith("task=query-ad/part-1.parquet: column query must never be null; 6 of 6 rows")
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b"Trail runner")] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"row_id,query\n1,shoes\n"),
+        lambda path: path.write_bytes(b"PAR2" + path.read_bytes()[4:-4] + b"PAR2"),
+        flip_a_bit,
+    ],
+    ids=["truncated", "zero bytes", "csv", "wrong magic", "bit flip"],
+)
+def test_damaged_file_is_named_with_its_cause_and_other_files_are_judged(
+    tmp_path, task, build_table, write_rows, damage
+):
+    root = write_rows({"query-ad": [build_table("a"), build_table("b")]})
+    pq.write_table(
+        build_table("b"),
+        root / "task=query-ad" / "part-1.parquet",
+        compression="none",
+        write_page_checksum=True,
+    )
+    damage(root / "task=query-ad" / "part-1.parquet")
+    report = validate(GateRun(root, [task], tmp_path / "out", tmp_path / "accepted"))
+    assert report.damaged == ("task=query-ad/part-1.parquet",)
+    assert [(f.rows, f.accepted) for f in report.files][0] == (6, 6)
+    with pytest.raises(
+        DamagedInputError, match=r"task=query-ad/part-1\.parquet: .*(not whole parquet|damaged)"
+    ) as error:
+        check_report(report)
+    assert error.value.exit_code == 4
+    assert not (tmp_path / "accepted").exists()
+
+
+def test_folder_in_the_place_of_a_file_is_refused(tmp_path, task, build_table, write_rows):
+    root = write_rows({"query-ad": [build_table("a")]})
+    (root / "task=query-ad" / "part-1.parquet").mkdir()
+    with pytest.raises(DamagedInputError, match=r"task=query-ad/part-1\.parquet is not a file"):
+        validate(GateRun(root, [task], tmp_path / "out"))
