@@ -30,8 +30,6 @@ AddressOption = Annotated[
 
 SUBMITTED = ("score", "train", "run")
 
-SOURCE_KINDS = ("esci", "chorus", "wands", "qadsm", "table")
-
 
 @app.command()
 def demo(overrides: SetOption = None) -> None:
@@ -95,18 +93,6 @@ def import_(
     """Turn judged pairs into contract rows; lines that cannot be rows go to OUT_DIR/quarantine with a
     reason.
     """
-    if kind not in SOURCE_KINDS:
-        raise typer.BadParameter(
-            f"{kind!r} is not a source; known: {', '.join(SOURCE_KINDS)}", param_hint="KIND"
-        )
-    for option, value, of_kind in (("--mapping", mapping, "table"), ("--language", language, "qadsm")):
-        if value is not None and kind != of_kind:
-            raise typer.BadParameter(f"{kind} takes none; it is for {of_kind}", param_hint=option)
-    if kind == "table" and mapping is None:
-        raise typer.BadParameter(
-            "a table needs one: which of its columns is the query, the title, the label",
-            param_hint="--mapping",
-        )
     from jobs.commands.data import import_source
 
     guarded(lambda console: import_source(kind, path, out_dir, console, mapping, language))

@@ -58,9 +58,8 @@ def import_source(
 def build_source(kind: str, path: Path, mapping: Path | None, language: str | None) -> PathSource:
     """The source block that the command line describes. ConfigError: it is none, or lacks a setting."""
     load_importers()
-    blocks = {
-        name: importer.block for name, importer in IMPORTERS.items() if issubclass(importer.block, PathSource)
-    }
+    importers = sorted(IMPORTERS.items())
+    blocks = {name: one.block for name, one in importers if issubclass(one.block, PathSource)}
     if kind not in blocks:
         raise ConfigError(f"{kind!r} is not a source; known: {', '.join(blocks)}")
     takers = [name for name, block in blocks.items() if "language" in block.model_fields]

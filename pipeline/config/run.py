@@ -65,19 +65,19 @@ class RunConfig(Frozen):
     # the run writes into work_dir/name
     work_dir: AbsolutePath = Field(default=Path("runs"), validate_default=True)
     sources: tuple[Source, ...] = ()  # rows to bring in first; empty: data.judged is there already
-    data: DataConfig = DataConfig()
-    gate: GateConfig = GateConfig()
-    tasks: tuple[Task, ...] = Field(min_length=1)
-    split: SplitConfig = SplitConfig()
-    encode: EncodeConfig = EncodeConfig()
-    backbone: BackboneConfig = BackboneConfig()
-    training: TrainingConfig = TrainingConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    promotion: PromotionConfig = PromotionConfig()
-    registry: RegistryConfig
-    scoring: ScoringConfig = ScoringConfig()
-    adapter: Adapter = Field(default_factory=default_adapter)
+    data: DataConfig = DataConfig()  # where rows lie
+    gate: GateConfig = GateConfig()  # what the data gate lets pass
+    tasks: tuple[Task, ...] = Field(min_length=1)  # the relevance questions, each with its own labels
+    split: SplitConfig = SplitConfig()  # which rows train, tune and test
+    encode: EncodeConfig = EncodeConfig()  # how texts are cut
+    backbone: BackboneConfig = BackboneConfig()  # the pretrained language model
+    training: TrainingConfig = TrainingConfig()  # workers, epochs, batches
+    optimizer: OptimizerConfig = OptimizerConfig()  # learning rates
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()  # what is spread over workers
+    promotion: PromotionConfig = PromotionConfig()  # what a challenger must reach
+    registry: RegistryConfig  # where versions are kept
+    scoring: ScoringConfig = ScoringConfig()  # the batch scoring job
+    adapter: Adapter = Field(default_factory=default_adapter)  # the adapter method and its settings
 
     @model_validator(mode="after")
     def _tasks_differ(self) -> "RunConfig":

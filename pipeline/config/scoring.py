@@ -26,7 +26,7 @@ class ScoringConfig(Frozen):
     scores: Place | None = None
     num_actors: int = Field(default=1, ge=1)  # scoring processes, each with a model of its own
     threads_per_actor: int = Field(default=2, ge=1)  # CPU threads of one
-    use_gpu: bool = False
+    use_gpu: bool = False  # one GPU for each actor
     batch_tokens: int = Field(default=4096, ge=64)  # tokens of one forward pass, padding included
     # an actor whose pass takes so long ends itself and is started again
     hang_timeout_s: float = Field(default=600.0, gt=0)

@@ -41,7 +41,7 @@ class SourceBlock(Frozen):
 class PathSource(SourceBlock):
     """A source that lies in a file or a folder."""
 
-    path: Path
+    path: Path  # file or folder, relative to where the command runs
 
     @property
     def title(self) -> str:

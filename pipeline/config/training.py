@@ -10,8 +10,8 @@ from pipeline.config.strict_model import Frozen
 class TrainingConfig(Frozen):
     """How long, on how many workers, in which batches."""
 
-    num_workers: int = Field(default=2, ge=1)
-    use_gpu: bool = False
+    num_workers: int = Field(default=2, ge=1)  # training processes
+    use_gpu: bool = False  # one GPU for each of them
     threads_per_worker: int = Field(default=1, ge=1)  # CPU threads of one worker
     epochs: float = Field(default=1.0, gt=0)  # passes over the training rows
     batch_rows: int = Field(default=16, ge=1)  # rows of a step, all workers together
@@ -26,7 +26,7 @@ class TrainingConfig(Frozen):
     evaluate_task_rows: int = Field(default=500, ge=1)  # valid rows of a task that are judged each time
     # evaluations in a row no better than the best that end the training; default: none do
     patience: int | None = Field(default=None, ge=1)
-    checkpoint_every_steps: int = Field(default=200, ge=1)
+    checkpoint_every_steps: int = Field(default=200, ge=1)  # a lost worker costs so many steps at most
     # without progress, loading the model included: then workers are given up and started again
     hang_timeout_s: float = Field(default=600.0, gt=0)
     # recompute layers in the backward pass: less memory, about a third more time

@@ -15,6 +15,8 @@ import pytest
 from pipeline.errors import DamagedInputError, GateRefusedError, RelevanceError, RetryableError
 from pipeline.registry.promotion_log import promote, read_promotions, repair_aliases, roll_back, rolled_back
 
+pytestmark = pytest.mark.e2e
+
 RACES = 100
 CONTEXT = multiprocessing.get_context("spawn")
 

@@ -14,6 +14,8 @@ from tests.support.champion import write_champion
 from tests.support.commands import RELEVANCE
 from tests.support.planted import planted_rows, write_rows
 
+pytestmark = pytest.mark.e2e
+
 UNITS, ROWS = 6, 40
 
 

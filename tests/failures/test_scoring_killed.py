@@ -22,6 +22,8 @@ from tests.failures.support import scorer
 from tests.support.places import ROOT
 from tests.support.planted import VERDICTS, planted_config, planted_rows, write_rows
 
+pytestmark = pytest.mark.e2e
+
 ROWS, PARTS = 5, 4  # rows of a unit, units of a task
 
 

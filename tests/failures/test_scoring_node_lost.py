@@ -15,6 +15,8 @@ from tests.support.places import ROOT
 from tests.support.planted import planted_rows, write_rows
 from tests.support.scoring_world import ROWS, World
 
+pytestmark = pytest.mark.e2e
+
 UNITS, NODES = 8, 2
 
 NOTING = """

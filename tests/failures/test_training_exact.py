@@ -36,6 +36,8 @@ from tests.failures.support.exact_trainings import (
 )
 from tests.support.planted import write_planted
 
+pytestmark = pytest.mark.e2e
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "training_losses.json"
 # float32 sums in another order, carried through the steps of Adam, whose first ones divide by numbers as
 # small as themselves

@@ -19,6 +19,8 @@ from tests.failures.support.train_command import TIMEOUT_S, Training, actors, ki
 from tests.support.patches import write_patch
 from tests.support.planted import planted_config, write_config, write_planted
 
+pytestmark = pytest.mark.e2e
+
 Start = Callable[[str], Training]  # a training by name
 
 

@@ -144,7 +144,9 @@ def test_dockerfile_copies_only_what_is_there_and_is_sent_to_the_builder() -> No
     }
     assert "*" in ignored and copied == sent
     assert not sorted(name for name in copied if not (ROOT / name).exists())
-    assert {package.split(".")[0] for package in PYPROJECT["tool"]["setuptools"]["packages"]} <= copied
+    assert {
+        name.rstrip("*") for name in PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    } <= copied
     assert set(re.findall(r"[-,]from=(\w[\w-]*)", TEXTS["Dockerfile"])) <= set(STAGES)
 
 

@@ -13,6 +13,7 @@ import typer
 
 from jobs.cli import app
 from pipeline.schema import ROW_SCHEMA
+from tests.support.commands import relevance_in_process as relevance
 from tests.support.places import ROOT
 from tests.support.planted import planted_config, planted_rows, write_config, write_planted, write_rows
 
@@ -46,12 +47,6 @@ COMMANDS = {
     "status": {"runs_dir", "--address"},
     "export": {"--config", "--task", "--format", "--version", "--out", "--set"},
 }
-
-
-def relevance(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    command = [str(Path(sys.executable).with_name("relevance")), *arguments]
-    return subprocess.run(command, cwd=cwd or ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_commands_and_flags_are_these() -> None:
@@ -121,7 +116,8 @@ def test_missing_config_says_where_to_start(tmp_path: Path) -> None:
 
 def test_unknown_command_and_source_are_usage_errors(tmp_path: Path) -> None:
     assert relevance("trian").returncode == 2
-    assert relevance("import", "wnads", str(tmp_path), str(tmp_path)).returncode == 2
+    unknown = relevance("import", "wnads", str(tmp_path), str(tmp_path))
+    check_refused(unknown, 2, "'wnads' is not a source; known: chorus, esci, qadsm, table, wands")
 
 
 def test_a_table_comes_in_by_its_mapping_and_says_what_was_left_out(tmp_path: Path) -> None:
@@ -136,8 +132,9 @@ def test_a_table_comes_in_by_its_mapping_and_says_what_was_left_out(tmp_path: Pa
     told = {"judged": str(tmp_path / "out"), "rows": {"ads": 9}, "quarantined": {"wrong_field_count": 1}}
     assert json.loads(result.stdout.splitlines()[-1]) == told
     assert "1 wrong_field_count" in result.stderr and str(tmp_path / "out" / "quarantine") in result.stderr
-    assert relevance(*arguments).returncode == 2
-    assert relevance(*arguments, "--mapping", str(tmp_path / "m.yaml"), "--language", "en").returncode == 2
+    check_refused(relevance(*arguments), 2, "task is required", "columns is required", "--mapping FILE")
+    with_language = relevance(*arguments, "--mapping", str(tmp_path / "m.yaml"), "--language", "en")
+    check_refused(with_language, 2, "--language: table takes none; it is for qadsm")
     check_refused(relevance(*arguments, "--mapping", str(tmp_path / "no.yaml")), 2, "no.yaml does not exist")
     (tmp_path / "clicks.csv").write_text("q;t;g\n1;2;good\n")
     check_refused(

@@ -14,6 +14,8 @@ from jobs.cluster import check_gpus, no_node_for
 from pipeline.errors import ConfigError
 from tests.support.places import ROOT
 
+pytestmark = pytest.mark.e2e
+
 
 def test_gpus_that_a_machine_has_not_are_an_error_of_the_config_and_not_waited_for() -> None:
     check_gpus(2, 2)

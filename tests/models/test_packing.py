@@ -178,6 +178,7 @@ def test_a_row_s_logits_do_not_depend_on_the_rows_beside_it(fresh_model: FreshMo
     assert torch.equal(one[:-1], two[:-1]) and not torch.equal(one[-1], two[-1])
 
 
+@pytest.mark.e2e
 def test_layers_are_compiled_once_for_batches_of_any_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,20 +1,65 @@
-"""The command as a user types it."""
+"""The `relevance` command: in a process of its own, or in this one."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from tests.support.places import ROOT
 
 RELEVANCE = [str(Path(sys.executable).with_name("relevance"))]
 
 
 def relevance(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command elsewhere than in the repository."""
+    """Run the command as a user does, elsewhere than in the repository."""
     return subprocess.run([*RELEVANCE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=500)
 
 
+def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process: no new interpreter, no imports. For commands that start no Ray."""
+    from jobs.cli import app
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        with contextlib.chdir(cwd), _stream_to(1, "stdout", out), _stream_to(2, "stderr", err):
+            try:
+                app(list(arguments))
+                code: Any = 0
+            except SystemExit as error:
+                code = error.code or 0
+            finally:
+                signal.signal(signal.SIGTERM, handler)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read())
+    return subprocess.CompletedProcess(arguments, int(code), *texts)
+
+
+@contextlib.contextmanager
+def _stream_to(descriptor: int, name: str, file: IO[str]) -> Iterator[None]:
+    """Have a file descriptor and the stream of `sys` above it write into a file."""
+    stream = getattr(sys, name)
+    stream.flush()
+    kept = os.dup(descriptor)
+    os.dup2(file.fileno(), descriptor)
+    try:
+        with os.fdopen(os.dup(descriptor), "w", buffering=1) as replaced:
+            setattr(sys, name, replaced)
+            yield
+    finally:
+        setattr(sys, name, stream)
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+
 def last_json(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The json object that ends stdout."""
+    """Return the JSON object that ends stdout."""
     assert result.returncode == 0, result.stderr
     return dict(json.loads(result.stdout.splitlines()[-1]))

@@ -67,6 +67,7 @@ class TableSource(PathSource):
     """Any table with a query, an ad and a market in each line."""
 
     kind: Literal["table"]
+    # whose rows these are
     task: Annotated[str, AfterValidator(lambda name: checked_name(name, "task"))]
     # of its files and row ids; default: of the file
     name: Annotated[str, AfterValidator(lambda name: checked_name(name, "source"))] | None = None

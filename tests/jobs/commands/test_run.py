@@ -24,6 +24,8 @@ from pipeline.storage.object_store import open_store
 from tests.support.commands import last_json, relevance
 from tests.support.planted import planted_rows, write_rows
 
+pytestmark = pytest.mark.e2e
+
 
 def test_one_command_walks_from_parquet_to_promoted_version_to_labels(finished_run: Any) -> None:
     root, _, finished = finished_run

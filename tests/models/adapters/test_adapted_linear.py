@@ -174,6 +174,7 @@ def test_dropout_touches_the_adapter_in_training_alone(method: str) -> None:
     assert torch.equal(fresh(x_BSD), fresh.base(x_BSD))
 
 
+@pytest.mark.e2e
 @ALL
 def test_compiled_in_one_graph_it_computes_the_same(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input().requires_grad_()

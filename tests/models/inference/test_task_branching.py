@@ -237,6 +237,7 @@ def test_saved_weights_of_every_method_give_the_same_logits_bit_for_bit(
     assert torch.equal(fresh(*batch), trained(*batch))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "method", (MTLLoRAConfig, LoRAConfig, MTLoRAConfig), ids=lambda method: method.__name__
 )

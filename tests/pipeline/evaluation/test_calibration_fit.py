@@ -115,7 +115,7 @@ def test_decisions_reach_their_target_precision_with_room_for_chance_on_the_rows
     None
 ):
     decided = {"relevant": 0, "irrelevant": 0}
-    for seed in range(400):
+    for seed in range(40):
         logits_NC, label_N, chosen = random_logits(seed)
         calibration = fit(logits_NC, label_N, chosen)
         probability_N = relevance_probability(

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_the_watch_is_wound_and_rows_are_noted_before_every_pass(
         world.scorer(),
         next(unit for unit in world.units(all_tasks=True) if unit.path.endswith("part-0-good.parquet")),
     )
-    scorer.settings["batch_tokens"] = 64
+    scorer.context = replace(scorer.context, batch_tokens=64)
     happened: list[str] = []
     monkeypatch.setattr(scorer.watch, "alive", lambda: happened.append("alive"))
     monkeypatch.setattr(Attempts, "take", lambda attempts, rows, row_ids: happened.extend(row_ids))

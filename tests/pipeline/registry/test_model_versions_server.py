@@ -27,6 +27,8 @@ from pipeline.storage.filesystem import write_json
 from tests.support.planted import planted_config, write_planted
 from tests.support.servers import PASSWORD, Trouble, mlflow_server, postgres_programs, postgres_server, proxy
 
+pytestmark = pytest.mark.e2e
+
 FIGURE = {"value": 0.9, "low": 0.8, "high": 1.0}
 EVALUATION = {
     "tasks": {},

@@ -17,6 +17,8 @@ import pytest
 from pipeline.config.loading import read_config
 from tests.support.servers import free_port, wait_for_health, wait_for_port
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def served(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.places import ROOT
+
+pytestmark = pytest.mark.e2e
 
 PROGRAM = """
 import sys, time, urllib.request

@@ -14,6 +14,8 @@ from tests.support import zero_worker
 from tests.support.places import ROOT
 from tests.support.servers import free_port
 
+pytestmark = pytest.mark.e2e
+
 CASES = [(method, stage) for method in zero_worker.METHODS for stage in zero_worker.STAGES]
 
 

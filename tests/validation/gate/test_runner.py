@@ -21,7 +21,7 @@ from validation.gate.runner import GateRun, validate
 
 
 def test_good_data_pass_and_the_report_says_what_was_read(
-    tmp_path, task, other_task, build_table, write_rows
+    great_expectations, tmp_path, task, other_task, build_table, write_rows
 ):
     root = write_rows({"query-ad": [build_table("a"), build_table("b")], "keyword": [build_table("c")]})
     seen = []
@@ -70,6 +70,7 @@ def test_unlabelled_rows_pass_only_as_unjudged_data(judge, build_table):
     assert "column label must never be null" in refusal_of(judge(table))
 
 
+@pytest.mark.e2e
 def test_ray_tasks_on_two_workers_give_the_same_report_byte_for_byte(tmp_path, task, build_table, write_rows):
     root = write_rows(
         {"query-ad": [build_table(f"p{i}", query=[None, "b", "c", "d", "e", f"f{i}"]) for i in range(5)]}
@@ -116,7 +117,7 @@ def test_same_data_give_the_same_report(tmp_path, judge, build_table):
     assert written[0] == written[1]
 
 
-def test_pages_carry_ad_text_as_text_and_fetch_nothing(tmp_path, judge, build_table):
+def test_pages_carry_ad_text_as_text_and_fetch_nothing(great_expectations, tmp_path, judge, build_table):
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)><meta http-equiv=refresh content=0>\0"
     wrong = build_table("w").append_column("<iframe src=x>", build_table()["label"])
     report = judge(build_table(ad_title=[hostile] * 6, row_id=[f"<b>{i}" for i in range(6)]), wrong)
@@ -131,12 +132,14 @@ def test_pages_carry_ad_text_as_text_and_fetch_nothing(tmp_path, judge, build_ta
             assert (path.parent / link).resolve() in pages, link
 
 
-def test_stdout_stays_empty(capsys, judge, build_table):
+def test_stdout_stays_empty(great_expectations, capsys, judge, build_table):
     judge(build_table(), build_table())
     assert capsys.readouterr().out == ""
 
 
-def test_failure_while_writing_leaves_the_older_pages_whole(tmp_path, monkeypatch, judge, build_table):
+def test_failure_while_writing_leaves_the_older_pages_whole(
+    great_expectations, tmp_path, monkeypatch, judge, build_table
+):
     before = judge(build_table()).data_docs.read_text()
 
     def fail(self, failures, notes):

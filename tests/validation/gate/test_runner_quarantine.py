@@ -15,7 +15,7 @@ from validation.gate.report import summary_table
 from validation.gate.runner import GateRun, validate
 
 
-def test_each_bad_value_is_refused_by_file_column_and_row(judge, build_table):
+def test_each_bad_value_is_refused_by_file_column_and_row(great_expectations, judge, build_table):
     tables = [
         build_table(f"f{i}r", **{column: values}) for i, (column, values, _, _) in enumerate(BAD_VALUES)
     ]
@@ -186,7 +186,9 @@ def test_great_expectations_and_the_masks_count_the_same_rows(task, build_table)
             assert counted[check.name] == len(failing_rows(check, table)), check.name
 
 
-def test_great_expectations_and_row_masks_that_disagree_refuse_the_data(monkeypatch, judge, build_table):
+def test_great_expectations_and_row_masks_that_disagree_refuse_the_data(
+    great_expectations, monkeypatch, judge, build_table
+):
     monkeypatch.setattr(validation.gate.runner, "failing_rows", lambda check, table: [])
     report = judge(build_table(weight=[NAN, 1, 1, 1, 1, 1]), config=LENIENT)
     assert not report.passed

@@ -17,7 +17,7 @@ def _titled(build_table, num_rows, foreign, prefix="r"):
 
 @pytest.mark.parametrize(("foreign", "passes"), [(10, False), (9, True), (0, True)])
 def test_file_in_another_script_than_its_tasks_is_refused_by_that_check_alone(
-    judge, build_table, foreign, passes
+    great_expectations, judge, build_table, foreign, passes
 ):
     config = GateConfig(max_quarantined_share=0, max_reason_share=0, scripts={"query-ad": ("latin",)})
     report = judge(_titled(build_table, 60, foreign), config=config)

@@ -1,0 +1,150 @@
+"""Extensions of another distribution are found by their entry point and used like those of this project."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.loading import build_config
+from pipeline.config.registry import Table
+from pipeline.errors import ConfigError
+from tests.support.places import ROOT
+from tests.support.planted import planted_config, planted_rows, write_rows
+
+EXTENSION = ROOT / "tests" / "support" / "shop_extension.py"
+
+USE_EACH = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+root = Path(sys.argv[1])
+
+# importer: a config names it, the first stage of a run reads it
+from pipeline.config.loading import build_config
+from tests.support.planted import planted_config
+
+plain = planted_config(root, "package:x", sources=[{"kind": "shop", "rows": 2}])
+plain["adapter"] = {"method": "gated_lora", "steepness": 2.0, "rank": 4, "target_modules": ["q"]}
+plain["promotion"] = {"tolerances": {"lower case": 0.2}}
+del plain["data"]
+config = build_config(plain, "test")
+assert build_config(config.model_dump(mode="json"), "a worker's") == config
+from jobs.commands.data import bring_in
+from jobs.console import Console
+
+bring_in(config, Console())
+import pyarrow.dataset as ds
+
+rows = ds.dataset(config.judged_dir, partitioning="hive").to_table()
+assert rows.column("row_id").to_pylist() == ["shop-0", "shop-1"], rows
+
+# adapter method: put into a trunk by its name
+from models.adapters.injection import inject
+from models.adapters.routing import TaskRouting
+
+trunk = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"q": nn.Linear(8, 8)})])})
+inject(trunk, config.adapter, 2, seed=0)
+layer = trunk["layers"][0]["q"]
+assert type(layer).__name__ == "GatedLoRALinear" and layer.config.steepness == 2.0
+with torch.no_grad():
+    layer.up_OR.normal_()
+x = torch.randn(3, 8)
+with layer.routing.tasks(torch.tensor([0, 1, 0])):
+    assert not torch.equal(layer(x), layer.base(x))
+
+# promotion rule
+from pipeline.evaluation.bootstrap import Interval
+from pipeline.evaluation.comparison import Comparison
+from pipeline.registry.promotion_gate import Evidence, judge_version
+
+evidence = Evidence(Comparison({}, (), Interval(0.1, 0.1, 0.1), 1.0), (), True)
+verdict = judge_version("2", "1", evidence, config.promotion)
+assert verdict.refusals() == ["never on Fridays: it is Friday"], verdict
+
+# behavioural test
+from pipeline.evaluation import behavioral_tests
+from pipeline.schema import ROW_SCHEMA
+import pyarrow as pa
+
+behavioral_tests.judge_rows = lambda judge, table, task, batch_tokens: np.full(table.num_rows, 0.5)
+behavioral_tests.relevance_probability = lambda probability, task: probability
+judge = SimpleNamespace(tasks=[SimpleNamespace(name="two")])
+tables = {"two": rows.select(ROW_SCHEMA.names)}
+cases = behavioral_tests.run_cases(judge, tables, 64, config.promotion.tolerances)
+assert [(case.case, case.at_most) for case in cases][-1] == ("lower case", 0.2)
+
+# data check: the gate sets the row aside, with Great Expectations of the same mind
+from validation.gate.runner import GateRun, validate
+from pipeline.config.gates import GateConfig
+
+loose = GateConfig(max_quarantined_share=0.9, max_reason_share=0.9)
+report = validate(GateRun(root / "judged", config.tasks, root / "out", root / "accepted", config=loose))
+assert report.passed and report.tasks["two"].reasons == {"query_no_phone": 1}, report
+print("all five")
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A folder that holds the extension as pip installs a distribution."""
+    site = tmp_path / "site"
+    about = site / "shop_extension-1.0.dist-info"
+    about.mkdir(parents=True)
+    (site / "shop_extension.py").write_text(EXTENSION.read_text())
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shop-extension\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[relevance.extensions]\nshop = shop_extension\n")
+    return site
+
+
+def test_one_extension_of_each_kind_is_used_from_outside(tmp_path: Path, installed: Path) -> None:
+    rows = planted_rows("two", 8, 1)
+    rows[3]["query"] = "call 555-0199 for shoes"
+    write_rows(rows, tmp_path / "judged" / "task=two" / "part-0.parquet")
+    write_rows(planted_rows("three", 8, 1), tmp_path / "judged" / "task=three" / "part-0.parquet")
+    path = os.pathsep.join([str(installed), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", USE_EACH, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0 and done.stdout.endswith("all five\n"), done.stderr[-3000:]
+
+
+def test_an_extension_that_cannot_be_imported_is_named(tmp_path: Path, installed: Path) -> None:
+    (installed / "shop_extension.py").write_text("import nothing_of_this_name")
+    code = (
+        "from pipeline.config.loading import build_config\n"
+        f"build_config({planted_config(tmp_path, 'package:x')!r}, 'test')"
+    )
+    path = os.pathsep.join([str(installed), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert "extension shop (shop_extension) cannot be loaded: ModuleNotFoundError" in done.stderr, done.stderr
+
+
+def test_two_extensions_of_one_name_are_refused() -> None:
+    table: Table[int] = Table("importer")
+    table.register("shop", 1)
+    with pytest.raises(ValueError, match="two extensions register importer 'shop'; rename or uninstall one"):
+        table.register("shop", 2)
+    assert table["shop"] == 1 and table.names() == ["shop"]
+
+
+def test_tolerances_of_unknown_behavioural_tests_are_refused(tmp_path: Path) -> None:
+    plain = planted_config(tmp_path, "package:x", promotion={"tolerances": {"uper case": 0.1}})
+    with pytest.raises(
+        ConfigError, match="'uper case' is no behavioural test; known: upper case, word order"
+    ):
+        build_config(plain, "test")

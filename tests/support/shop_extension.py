@@ -1,0 +1,104 @@
+"""One extension of each kind, as another distribution would bring them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from models.adapters import register_method
+from models.adapters.lora import LoRAConfig, LoRALinear
+from pipeline.config.gates import PromotionConfig
+from pipeline.config.registry import IMPORTERS, Importer, ImportTarget
+from pipeline.config.sources import SourceBlock
+from pipeline.config.tasks import Task
+from pipeline.data.importers.importer import ImportCounts
+from pipeline.data.writer import build_contract_rows, write_partition
+from pipeline.evaluation.behavioral_tests import Case, mean_move, register_case, with_texts
+from pipeline.registry.promotion_gate import Evidence, RuleVerdict, promotion_rule
+from validation.gate.expectations import Check, data_check
+
+# an adapter method
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedLoRAConfig(LoRAConfig):
+    """LoRA whose low-rank space goes through a sigmoid gate."""
+
+    method: Literal["gated_lora"] = "gated_lora"  # type: ignore[assignment]
+    steepness: float = 1.0
+
+
+class GatedLoRALinear(LoRALinear):
+    """A pair with a gate between its two projections."""
+
+    def low_rank(self, u: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        assert isinstance(config, GatedLoRAConfig)
+        return u * torch.sigmoid(config.steepness * u)
+
+
+register_method(GatedLoRAConfig, GatedLoRALinear)
+
+
+# an importer
+
+
+class ShopSource(SourceBlock):
+    """Pairs that a shop counts up itself."""
+
+    kind: Literal["shop"]
+    rows: int = 3
+
+
+def import_shop(source: ShopSource, target: ImportTarget) -> ImportCounts:
+    """Write as many rows of task two as the block says."""
+    columns = {
+        "row_id": [f"shop-{number}" for number in range(source.rows)],
+        "query": [f"shoe {number}" for number in range(source.rows)],
+        "ad_title": ["A shoe"] * source.rows,
+        "market": ["us"] * source.rows,
+        "label": [1] * source.rows,
+    }
+    rows = build_contract_rows(pa.table(columns))
+    write_partition(rows, target.judged_dir / "task=two" / "shop-0.parquet")
+    return ImportCounts({"two": rows.num_rows}, {})
+
+
+IMPORTERS.register("shop", Importer(ShopSource, import_shop))
+
+
+# a promotion rule, a behavioural test, a data check
+
+
+@promotion_rule
+def never_on_fridays(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
+    """Refuse every version."""
+    return RuleVerdict("never on Fridays", False, "it is Friday")
+
+
+register_case(
+    Case(
+        "lower case",
+        with_texts("query", lambda text, _: text.lower()),
+        "the query in small letters moves the probability little",
+        mean_move,
+        tolerance=0.3,
+    )
+)
+
+
+@data_check
+def no_phone_numbers(task: Task, judged: bool) -> Iterable[Check]:
+    """No query holds a phone number."""
+    pattern = r"\d{3}-\d{4}"
+    yield Check(
+        "query_no_phone",
+        "query",
+        "hold no phone number",
+        "ExpectColumnValuesToNotMatchRegex",
+        {"regex": pattern},
+        lambda values: pc.match_substring_regex(values, pattern),
+    )
