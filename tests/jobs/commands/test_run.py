@@ -21,9 +21,12 @@ from pipeline.inference.predictor import load_judge
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.label_store import read_errors, read_manifests, read_published, read_run
 from pipeline.storage.object_store import open_store
+from tests.golden.results import collect_results
 from tests.support.commands import last_json, relevance
+from tests.support.places import ROOT
 from tests.support.planted import planted_rows, write_rows
 
+GOLDEN = ROOT / "tests" / "golden" / "results.json"
 pytestmark = pytest.mark.e2e
 
 
@@ -57,6 +60,17 @@ def test_labels_say_what_the_rows_were_planted_to_say(finished_run: Any) -> None
     }
     agreeing = sum(labels[row_id] == label for row_id, label in truth.items())
     assert agreeing >= 0.9 * len(truth)
+
+
+def test_results_are_those_of_the_golden_run(finished_run: Any) -> None:
+    root, _, _ = finished_run
+    found, expected = collect_results(root), json.loads(GOLDEN.read_text())
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-3)
+    assert found["evaluations"] == pytest.approx(expected["evaluations"], abs=1e-3)
+    decisions = {row_id: [label, decision] for row_id, (_, _, label, decision) in found["labels"].items()}
+    assert {row_id: decisions[row_id] for row_id in expected["decisions"]} == expected["decisions"]
+    assert found["data_gate"]["tasks"] == expected["data_gate"]
+    assert found["promotion_log"][0]["version"] == expected["champion"]
 
 
 def test_people_see_progress_and_libraries_are_not_heard(finished_run: Any) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_run import last_json, relevance
 
 from pipeline.config.loading import build_config
 from pipeline.inference.predictor import fresh_judge
 from pipeline.schema import ROW_SCHEMA
+from tests.support.commands import last_json, relevance
 from tests.support.planted import planted_config, planted_rows, write_config, write_planted
 
 pytestmark = pytest.mark.e2e

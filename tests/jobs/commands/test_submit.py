@@ -156,6 +156,7 @@ def test_nobody_gets_in_without_the_token(
         assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" in refused.stderr
 
 
+@pytest.mark.e2e
 def test_a_cluster_that_is_away_and_a_command_that_is_none_are_told_apart(finished_run: Any) -> None:
     root, config, _ = finished_run
     away = relevance("submit", "score", "--config", str(config), "--address", "http://127.0.0.1:9", cwd=root)

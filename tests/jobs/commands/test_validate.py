@@ -11,8 +11,8 @@ from jobs.console import Console
 from pipeline.config.loading import read_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
+from pipeline.registry import version_files as fetched
 from pipeline.registry.model_versions import check_profile
-from pipeline.registry.model_versions import version_files as fetched
 from pipeline.registry.version_files import FetchedVersion
 from tests.support.planted import planted_config, write_config, write_planted
 

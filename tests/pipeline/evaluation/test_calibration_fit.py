@@ -133,7 +133,7 @@ def test_decisions_reach_their_target_precision_with_room_for_chance_on_the_rows
                     lower_bound([truth_N[rows].sum()], [rows.sum()], CONFIDENCE)[0]
                     >= chosen.target_precision - 1e-9
                 ), (seed, word)
-    assert min(decided.values()) > 50
+    assert min(decided.values()) > 5
 
 
 def test_decisions_never_overlap_and_cover_every_row_with_one_word() -> None:

@@ -11,8 +11,8 @@ import pytest
 from jobs.console import Console
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
+from pipeline.registry import run_tracker as tracking
 from pipeline.registry.mlflow_client import mlflow_client
-from pipeline.registry.model_versions import run_tracker as tracking
 from pipeline.registry.run_tracker import RunTracker
 from tests.support.planted import planted_config, write_planted
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.runtime import flops as speed
+from pipeline.runtime import timing
 from pipeline.runtime.flops import forward_flops_per_token
 from pipeline.runtime.timing import DeviceClock, matmul_peak
 
@@ -45,7 +45,7 @@ def test_a_gpu_is_asked_by_marks_in_its_own_stream_and_waited_for_once(
             return float(end.at_ms - self.at_ms)
 
     cuda = SimpleNamespace(Event=Event, current_stream=lambda device: "stream", synchronize=waits.append)
-    monkeypatch.setattr(speed.torch, "cuda", cuda)
+    monkeypatch.setattr(timing.torch, "cuda", cuda)
     clock = DeviceClock(torch.device("cuda"))
     for _ in range(2):
         with clock:
@@ -60,7 +60,7 @@ def test_flops_are_those_of_frozen_matrices_and_a_peak_is_some(monkeypatch: pyte
     model["embed"].requires_grad_(False)
     model["frozen"].requires_grad_(False)
     assert forward_flops_per_token(model) == 2 * 4 * 3
-    monkeypatch.setattr(speed, "MATRIX", 64)
+    monkeypatch.setattr(timing, "MATRIX", 64)
     assert matmul_peak(torch.device("cpu"), torch.float32) > 1e6
 
 
@@ -68,7 +68,7 @@ def test_a_precision_that_the_processor_does_not_know_is_measured_by_one_product
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = itertools.count(0, 3)
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(seconds))
-    monkeypatch.setattr(speed, "MATRIX", 4)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(timing, "MATRIX", 4)
     assert matmul_peak(torch.device("cpu"), torch.bfloat16) == 2 * 4**3 / 3
     assert next(seconds) == 6

@@ -14,7 +14,7 @@ from tests.support.places import ROOT
 
 WATCHING = """
 import ctypes, os, signal, sys, time
-from pipeline import watch
+from pipeline.runtime import watchdog as watch
 watch.GRACE_S = 3.0
 one = watch.Watch(open(sys.argv[1], "a"), 3.0)
 with one:

@@ -13,7 +13,6 @@ from models.files import file_sha256
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
-from pipeline.runtime.ray_internals import go_without
 from pipeline.storage.filesystem import write_json
 from pipeline.training import driver as trainer
 from pipeline.training.deepspeed_engine import deepspeed_config
@@ -185,9 +184,7 @@ def fitted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(trainer, "run_workers", started)
         try:
-            trainer.fit(
-                config, paths, plan.dir / "ray", False, said.append, SimpleNamespace(restarted=lambda: None)
-            )
+            trainer.fit(config, paths, plan.dir / "ray", said.append, SimpleNamespace(restarted=lambda: None))
         finally:
             run.starts = len(ends) - len(left)  # type: ignore[attr-defined]
         return said, len(ends) - len(left)
@@ -275,20 +272,3 @@ def test_the_deepspeed_config_is_a_function_of_ours(config: RunConfig, stage: in
     assert made["zero_optimization"] == {"stage": stage}
     assert made["gradient_clipping"] == plain.optimizer.gradient_clipping
     assert "bf16" not in made and "fp16" not in made
-
-
-def test_ray_s_trainer_starts_no_actor_for_datasets_and_keeps_the_rest_of_its_own() -> None:
-    from ray.train import ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    of_ray: Any = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
-    kinds = [type(one).__name__ for one in of_ray._create_default_callbacks()]
-    assert (
-        "DatasetsCallback" in kinds
-        and "BackendSetupCallback" in kinds
-        and callable(of_ray._register_sigint_handler)
-    )
-    go_without(of_ray)
-    assert [type(one).__name__ for one in of_ray._create_default_callbacks()] == [
-        kind for kind in kinds if kind != "DatasetsCallback"
-    ]

@@ -14,9 +14,10 @@ from pipeline.data.splits import normalise_query, split_of, split_rows
 from pipeline.data.synthetic.marketplace import TASKS, build_marketplace
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.schema import ROW_SCHEMA
+from validation.leakage import near_queries
 from validation.leakage.label_words import WordRule, find_label_words
 from validation.leakage.near_queries import DrawnQueries, find_near_queries
-from validation.leakage.report import find_leakage, near_queries
+from validation.leakage.report import find_leakage
 from validation.text.words import fold_texts
 
 CONFIG = SplitConfig()
