@@ -1,7 +1,6 @@
 """The relevance model: a frozen trunk with adapters, pooled, with one head a task.
 
-Shape legend: B rows, S tokens, P tokens of all rows laid end to end, D width, T tasks, C labels of the finest
-task.
+Shape legend: B rows, S tokens, D width, T tasks, C labels of the finest task.
 """
 
 from collections.abc import Iterator

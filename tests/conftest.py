@@ -52,3 +52,11 @@ def finished_run(
     write_planted(root)
     config = write_config(root / "planted.yaml", planted_config(root, str(tiny_llama)))
     return root, config, relevance("run", "--config", str(config), cwd=root)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, and so those of the finished run, which takes a minute."""
+    for item in items:
+        shares_run = "finished_run" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("finished run" if shares_run else item.location[0]))

@@ -5,6 +5,7 @@ Each rule is one test that lists every offender.
 """
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,8 @@ VALIDATION_SHARES = {"pipeline.evaluation.psi"}  # one PSI for data drift and sc
 HEAVY = {"ray", "mlflow", "great_expectations", "deepspeed", "transformers"}
 # MLflow runs these itself, where it is loaded already
 IMPORTED_WITH_MLFLOW = {"pipeline/registry/pyfunc_model.py", "pipeline/registry/pyfunc_code.py"}
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 6
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_COLUMNS = 400, 60, 6, 110
+PRAGMA = re.compile(r"  # (type: ignore|noqa).*")  # speaks to a tool, at the end of a line
 
 PRODUCT = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -156,6 +158,15 @@ def test_files_have_at_most_400_lines() -> None:
     offenders = [
         f"{path.relative_to(ROOT)}: {count}" for path, count in lines.items() if count > MAX_FILE_LINES
     ]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_lines_have_at_most_110_columns() -> None:
+    offenders = []
+    for path in SOURCES:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if len(PRAGMA.sub("", line)) > MAX_COLUMNS:
+                offenders.append(f"{path.relative_to(ROOT)}:{number}")
     assert not offenders, "\n".join(offenders)
 
 

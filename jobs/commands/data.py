@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from jobs.console import Console
 from pipeline.config.error_messages import explain, read_yaml_mapping
-from pipeline.config.registry import IMPORTERS, ImportTarget, load_importers
+from pipeline.config.extensions import IMPORTERS, ImportContext, load_importers
 from pipeline.config.run import RunConfig
 from pipeline.config.sources import PathSource, SourceBlock
 from pipeline.errors import ConfigError
@@ -23,7 +23,7 @@ def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
     """Write the rows of every source of the config into the run's data folder."""
     labels = {task.name: task.labels for task in config.tasks}
     for source in config.sources:
-        target = ImportTarget(config.judged_dir, config.run_dir / "data", config.seed, labels)
+        target = ImportContext(config.judged_dir, config.run_dir / "data", config.seed, labels)
         tell_counts(import_rows(source, target, console), source, config.judged_dir, console)
     return {"judged": str(config.judged_dir)}
 
@@ -36,7 +36,7 @@ def sample(
     source = IMPORTERS["sample"].block(
         kind="sample", rows_per_task=rows_per_task, unlabelled_rows_per_task=unlabelled_rows_per_task
     )
-    target = ImportTarget(out_dir / "judged", out_dir, seed)
+    target = ImportContext(out_dir / "judged", out_dir, seed)
     told = tell_counts(import_rows(source, target, console), source, target.judged_dir, console)
     return {**told, "unlabelled": str(out_dir / "unlabelled")}
 
@@ -51,7 +51,7 @@ def import_source(
 ) -> dict[str, Any]:
     """Import one outside source into contract rows."""
     source = build_source(kind, path, mapping, language)
-    target = ImportTarget(out_dir, out_dir)
+    target = ImportContext(out_dir, out_dir)
     return tell_counts(import_rows(source, target, console), source, out_dir, console)
 
 
@@ -61,7 +61,7 @@ def build_source(kind: str, path: Path, mapping: Path | None, language: str | No
     importers = sorted(IMPORTERS.items())
     blocks = {name: one.block for name, one in importers if issubclass(one.block, PathSource)}
     if kind not in blocks:
-        raise ConfigError(f"{kind!r} is not a source; known: {', '.join(blocks)}")
+        raise ConfigError(f"{kind!r} is not a source that lies at a path; known: {', '.join(blocks)}")
     takers = [name for name, block in blocks.items() if "language" in block.model_fields]
     if language is not None and kind not in takers:
         raise ConfigError(f"--language: {kind} takes none; it is for {', '.join(takers)}")
@@ -79,7 +79,7 @@ def build_source(kind: str, path: Path, mapping: Path | None, language: str | No
         raise ConfigError(f"{mapping or f'a {kind}'}: {problems}{cure}") from error
 
 
-def import_rows(source: SourceBlock, target: ImportTarget, console: Console) -> "ImportCounts":
+def import_rows(source: SourceBlock, target: ImportContext, console: Console) -> "ImportCounts":
     """Import one source, with its progress shown."""
     with console.progress("import", None, "rows") as progress:
         counts: ImportCounts = IMPORTERS[source.kind].read(source, replace(target, on_rows=progress.update))

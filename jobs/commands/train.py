@@ -7,9 +7,9 @@ from jobs.console import Console, LateLine
 from jobs.train_progress import StepWatch
 from pipeline.config.run import RunConfig
 from pipeline.registry.run_tracker import RunTracker, close_run
+from pipeline.training.checkpoint_folder import drop_checkpoints, open_checkpoints
 from pipeline.training.driver import run_training
 from pipeline.training.plan import plan_training, planned_parameters
-from pipeline.training.resume import drop_checkpoints, open_checkpoints
 from pipeline.training.worker import StoppedError
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Method:
+class AdapterMethod:
     """An adapter method: what it takes, and the layer that it puts around a linear.
 
     The layer is built as `layer(base, num_tasks, config, routing, generator)`.
@@ -23,14 +23,16 @@ class Method:
     layer: type[AdaptedLinear]
 
 
-METHODS: dict[str, Method] = {}  # by the config's `method`; filled as the methods' modules are imported
+METHODS: dict[
+    str, AdapterMethod
+] = {}  # by the config's `method`; filled as the methods' modules are imported
 
 
 def register_method(config: type[AdapterConfig], layer: type[AdaptedLinear]) -> None:
     """Make a method known under the `method` of its config class. ValueError: another one has the name."""
     name = str(config.__dataclass_fields__["method"].default)
-    known = METHODS.setdefault(name, Method(config, layer))
-    if known.config.__qualname__ != config.__qualname__:
+    known = METHODS.setdefault(name, AdapterMethod(config, layer))
+    if known.config is not config:
         both = " and ".join(f"{one.__module__}.{one.__qualname__}" for one in (known.config, config))
         raise ValueError(f"two adapter methods are called {name!r}: {both}; rename one")
 

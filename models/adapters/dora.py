@@ -1,5 +1,6 @@
-"""DoRA (Liu et al., ICML 2024, arXiv 2402.09353):  y = diag(m / ||W + s B A||) (W + s B A) x + b, the norm
-over each output's weights
+"""DoRA (Liu et al., ICML 2024, arXiv 2402.09353).
+
+    y = diag(m / ||W + s B A||) (W + s B A) x + b        the norm is over each output's weights
 
 Shape legend: D width in, O width out, R rank.
 

@@ -1,4 +1,6 @@
-"""HydraLoRA (Tian et al., NeurIPS 2024, arXiv 2404.19245):  y = W x + s sum_i softmax(G x)_i B_i A x
+"""HydraLoRA (Tian et al., NeurIPS 2024, arXiv 2404.19245).
+
+    y = W x + s sum_i softmax(G x)_i B_i A x
 
 Shape legend: D width in, O width out, R rank, N up-projections.
 """

@@ -1,4 +1,6 @@
-"""LoRA (Hu et al., ICLR 2022):  y = W x + s B A x
+"""LoRA (Hu et al., ICLR 2022).
+
+    y = W x + s B A x
 
 Shape legend: D width in, O width out, R rank.
 """

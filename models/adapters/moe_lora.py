@@ -1,5 +1,6 @@
-"""MOELoRA (Liu et al., SIGIR 2024, arXiv 2310.18339):  y = W x + s sum_e softmax(G v_t)_e B_e A_e x, each
-expert of rank r / E
+"""MOELoRA (Liu et al., SIGIR 2024, arXiv 2310.18339).
+
+    y = W x + s sum_e softmax(G v_t)_e B_e A_e x        each expert has rank r / E
 
 Shape legend: D width in, O width out, R rank of all experts together, E experts, V width of a task's
 embedding, T tasks.

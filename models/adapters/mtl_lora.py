@@ -1,8 +1,8 @@
-"""MTL-LoRA (Yang et al., AAAI 2025, doi 10.1609/aaai.v39i20.35509):  y = W x + s [sum_i softmax(w_t/tau)_i
-B_i] Lambda_t A x
+"""MTL-LoRA (Yang et al., AAAI 2025, doi 10.1609/aaai.v39i20.35509).
 
-Shape legend: L layers, B rows, S tokens, D width in, O width out, R rank, N up-projections, T tasks, K = N *
-R.
+    y = W x + s [sum_i softmax(w_t / tau)_i B_i] Lambda_t A x
+
+Shape legend: L layers, B rows, S tokens, D width in, O width out, R rank, N up-projections, T tasks, K = N R.
 
 The batch may mix tasks. Mixing the up-projections themselves would build one (O, R) matrix a row; instead a
 task's transform and its shares make one (K, R) matrix, each row's point in rank space goes through its task's

@@ -6,9 +6,9 @@
 Shape legend: B rows, S tokens, D width in, O width out, R shared rank, Q rank of a task's own pair, T tasks,
 X all rows and tokens.
 
-Here a row is on its task's stream, and W sees that stream. `MTLoRAStreamLinear` is the layer as the paper
-uses it in a vision transformer: one shared stream and T task streams side by side, W applied to the shared
-one alone.
+Here a row is on its task's stream, and W sees that stream. The layer as the paper uses it in a vision
+transformer is in models/vision/mtlora_stream.py: one shared stream and T task streams side by side, W applied
+to the shared one alone.
 """
 
 import math

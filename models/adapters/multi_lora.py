@@ -1,4 +1,6 @@
-"""MultiLoRA (Wang et al., 2023, arXiv 2311.11501):  y = W x + s sum_i diag(c_i) B_i A_i x
+"""MultiLoRA (Wang et al., 2023, arXiv 2311.11501).
+
+    y = W x + s sum_i diag(c_i) B_i A_i x
 
 Shape legend: D width in, O width out, R rank, N pairs, K = N * R.
 """

@@ -1,4 +1,6 @@
-"""A LoRA pair for each task:  y = W x + s B_t A_t x
+"""A LoRA pair for each task.
+
+    y = W x + s B_t A_t x
 
 Shape legend: D width in, O width out, R rank, T tasks, K = T * R.
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config.registry import method_blocks, source_blocks
+from pipeline.config.extensions import method_blocks, source_blocks
 from pipeline.errors import ConfigError
 
 # settings that come in kinds: the registered blocks by kind, and the place of the kind in pydantic's path

@@ -1,13 +1,11 @@
-"""What data a run is refused for, how much bad data it may set aside before, and what becomes of pairs that
-carry two labels.
-"""
+"""Settings of the data gate and of the promotion gate."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from pipeline.config.registry import BEHAVIORAL_TESTS, load_behavioral_tests
+from pipeline.config.extensions import BEHAVIORAL_TESTS, load_behavioral_tests
 from pipeline.config.strict_model import Frozen
 
 Script = Literal[

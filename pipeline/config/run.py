@@ -7,8 +7,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_
 
 from models.config import AdapterConfig, BackboneConfig
 from pipeline.config.encoding import EncodeConfig
+from pipeline.config.extensions import RegisteredBlock, method_blocks
 from pipeline.config.gates import GateConfig, PromotionConfig
-from pipeline.config.registry import BlockOf, method_blocks
 from pipeline.config.scoring import Place, ScoringConfig
 from pipeline.config.sources import Source, check_sources, checked_name
 from pipeline.config.splits import SplitConfig
@@ -21,21 +21,21 @@ AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
 def with_method(value: Any) -> Any:
-    """Settings of an adapter with the method they are of: MTL-LoRA's, where none is named."""
+    """Fill in `method: mtl_lora` where an adapter's settings name none."""
     return {"method": "mtl_lora", **value} if isinstance(value, dict) else value
 
 
 def default_adapter(_: dict[str, Any]) -> AdapterConfig:
     """MTL-LoRA's settings where a config names no adapter.
 
-    A factory that takes the settings before it is not called where one of them is wrong: a config that is
-    refused need not wait for torch, which comes with the adapter methods.
+    It takes the settings before it, so that pydantic does not call it where one of them is wrong: a config
+    that is refused need not wait for torch, which comes with the adapter methods.
     """
     adapter: AdapterConfig = TypeAdapter(Adapter).validate_python({})
     return adapter
 
 
-Adapter = Annotated[AdapterConfig, BlockOf("method", method_blocks), BeforeValidator(with_method)]
+Adapter = Annotated[AdapterConfig, RegisteredBlock("method", method_blocks), BeforeValidator(with_method)]
 
 
 class DataConfig(Frozen):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pipeline.config.registry import BlockOf, source_blocks
+from pipeline.config.extensions import RegisteredBlock, source_blocks
 from pipeline.config.strict_model import Frozen
 from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError
@@ -31,7 +31,7 @@ class SourceBlock(Frozen):
 
     @property
     def published_as(self) -> tuple[str, str] | None:
-        """Task and name of the files it writes, where another source could overwrite them."""
+        """(task, file name) that must be unique among the sources; None: no clash is possible."""
         return None
 
     def check(self, tasks: Sequence[Task]) -> None:
@@ -48,7 +48,7 @@ class PathSource(SourceBlock):
         return str(self.path)
 
 
-Source = Annotated[SourceBlock, BlockOf("kind", source_blocks)]
+Source = Annotated[SourceBlock, RegisteredBlock("kind", source_blocks)]
 
 
 def check_sources(sources: Sequence[SourceBlock], tasks: Sequence[Task]) -> None:

@@ -1,5 +1,4 @@
-"""What a model should do whatever the labels say: texts changed in ways that should not matter, or that
-should, and how far it may move.
+"""Behavioural tests: change the texts of rows in a known way, and bound how far the probability moves.
 
 Shape legend: N rows.
 """
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config.registry import BEHAVIORAL_TESTS, load_behavioral_tests
+from pipeline.config.extensions import BEHAVIORAL_TESTS, load_behavioral_tests
 from pipeline.inference.calibration import relevance_probability
 from pipeline.inference.predictor import Judge
 from pipeline.inference.probabilities import judge_rows

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.config.extensions import PROMOTION_RULES, load_installed_extensions
 from pipeline.config.gates import PromotionConfig
-from pipeline.config.registry import PROMOTION_RULES, load_installed_extensions
 from pipeline.evaluation.behavioral_tests import CaseResult
 from pipeline.evaluation.comparison import Comparison
 

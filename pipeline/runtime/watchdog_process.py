@@ -1,9 +1,6 @@
-"""Ends a process that gives no sign of life, from a process of its own: `python guard.py PID TIMEOUT_S`, with
-what `Watch` writes on stdin.
+"""Kill a process that gives no sign of life, from a process of its own.
 
-A process that was stopped (SIGSTOP, a debugger, a frozen node that thawed in part) cannot end itself,
-whatever clock it has. Imports nothing but the standard library's smallest parts, so that it starts in an
-instant and takes a few megabytes.
+`python watchdog_process.py PID TIMEOUT_S`, with what `Watch` writes on stdin.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The batch scoring job: Ray Data hands units to actors, each actor judges and publishes whole units.
+"""The actor of the batch scoring job: it judges and publishes one work unit at a time.
 
 What goes wrong with a unit stays with it. An actor that dies, or gets no further and ends itself, is started
 again and takes up its unit again, up to MAX_ATTEMPTS times in all; then the unit is told as failed, with the

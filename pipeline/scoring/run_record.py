@@ -1,6 +1,4 @@
-"""What one run of the scoring job leaves behind: which partitions it stands for, and that every row in became
-a label or an error.
-"""
+"""Build the record of a scoring run: its partitions, counts and drift, and whether it is accepted."""
 
 import time
 from collections.abc import Mapping, Sequence

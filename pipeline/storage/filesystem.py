@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from models.files import bytes_sha256
+from models.files import bytes_sha256, synced
 from pipeline.errors import ConfigError, DamagedInputError
 
 
@@ -49,25 +49,6 @@ def temporary_beside(path: Path) -> Path:
     """A fresh hidden name in the folder of `path`, on the same file system, so that a rename is atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
-
-
-@contextlib.contextmanager
-def naming_file(path: Path) -> Iterator[None]:
-    """While inside, errors of the system say of which file they are: a full disk does not by itself."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-@contextlib.contextmanager
-def synced(path: Path) -> Iterator[IO[bytes]]:
-    """A new file to write, whose content is on the disk when it is left."""
-    with naming_file(path), path.open("xb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -23,16 +23,9 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from models.files import file_sha256
+from models.files import file_sha256, synced
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.storage.filesystem import (
-    publish_dir,
-    read_json,
-    remove_tree,
-    synced,
-    temporary_beside,
-    write_json,
-)
+from pipeline.storage.filesystem import publish_dir, read_json, remove_tree, temporary_beside, write_json
 from pipeline.training.validation_loop import Best
 from pipeline.training.zero_state import load_optimizer_tensors, optimizer_tensors
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage.filesystem import naming_file
+from models.files import naming_file
 from pipeline.training.step import StepDone, Worker
 
 OnLine = Callable[[dict[str, Any]], None]

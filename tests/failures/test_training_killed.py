@@ -110,6 +110,7 @@ WORKER_POINTS = [
 ]
 
 
+@pytest.mark.failures
 @pytest.mark.parametrize(("kind", "number"), WORKER_POINTS)
 def test_a_worker_killed_is_replaced_within_the_command(
     counts: Any, start: Start, unbroken: Training, kind: str, number: int

@@ -3,7 +3,7 @@
     python -m tests.golden.results --write before.json      at one commit
     python -m tests.golden.results --against before.json    at another one: equal to the last bit, or exit 1
 
-It runs the installed `relevance` command in one fixed folder, since recorded files hold paths.
+It runs the `relevance` command in one fixed folder, since recorded files hold paths.
 tests/jobs/commands/test_run.py compares a run with results.json on any machine, within a tolerance.
 """
 
@@ -11,8 +11,6 @@ import argparse
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +80,7 @@ def without_volatile(value: Any) -> Any:
 
 def run_planted() -> dict[str, Any]:
     """Run the planted rows in FOLDER and return their results."""
+    from tests.support.commands import relevance_in_process
     from tests.support.planted import planted_config, write_config, write_planted
     from tests.support.tiny import write_tiny_llama
 
@@ -90,16 +89,10 @@ def run_planted() -> dict[str, Any]:
     config = write_config(
         FOLDER / "planted.yaml", planted_config(FOLDER, str(write_tiny_llama(FOLDER / "llama")))
     )
-    command = str(Path(sys.executable).with_name("relevance"))
-    subprocess.run(
-        [command, "run", "--config", str(config)], cwd=FOLDER, check=True, stdout=subprocess.DEVNULL
-    )
-    # exit 1: the version is no better than itself
-    subprocess.run(
-        [command, "evaluate", "--config", str(config), "--version", "1"],
-        cwd=FOLDER,
-        stdout=subprocess.DEVNULL,
-    )
+    run = relevance_in_process("run", "--config", str(config), cwd=FOLDER)
+    assert run.returncode == 0, run.stderr
+    gate = relevance_in_process("evaluate", "--config", str(config), "--version", "1", cwd=FOLDER)
+    assert gate.returncode == 1, f"a version is no better than itself: {gate.stderr}"
     return collect_results(FOLDER)
 
 

@@ -117,7 +117,9 @@ def test_missing_config_says_where_to_start(tmp_path: Path) -> None:
 def test_unknown_command_and_source_are_usage_errors(tmp_path: Path) -> None:
     assert relevance("trian").returncode == 2
     unknown = relevance("import", "wnads", str(tmp_path), str(tmp_path))
-    check_refused(unknown, 2, "'wnads' is not a source; known: chorus, esci, qadsm, table, wands")
+    check_refused(
+        unknown, 2, "'wnads' is not a source that lies at a path; known: chorus, esci, qadsm, table, wands"
+    )
 
 
 def test_a_table_comes_in_by_its_mapping_and_says_what_was_left_out(tmp_path: Path) -> None:

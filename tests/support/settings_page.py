@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from models.config import BackboneConfig
-from pipeline.config.registry import method_blocks, source_blocks
+from pipeline.config.extensions import method_blocks, source_blocks
 from pipeline.config.run import RunConfig
 from tests.support.places import ROOT
 

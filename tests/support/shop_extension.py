@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 import torch
 
 from models.adapters import register_method
+from models.adapters.adapted_linear import NotMergeableError
 from models.adapters.lora import LoRAConfig, LoRALinear
+from pipeline.config.extensions import IMPORTERS, ImportContext, Importer
 from pipeline.config.gates import PromotionConfig
-from pipeline.config.registry import IMPORTERS, Importer, ImportTarget
 from pipeline.config.sources import SourceBlock
 from pipeline.config.tasks import Task
 from pipeline.data.importers.importer import ImportCounts
@@ -39,6 +40,9 @@ class GatedLoRALinear(LoRALinear):
         assert isinstance(config, GatedLoRAConfig)
         return u * torch.sigmoid(config.steepness * u)
 
+    def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotMergeableError("gated_lora has no weight of its own: the gate reads each row")
+
 
 register_method(GatedLoRAConfig, GatedLoRALinear)
 
@@ -47,13 +51,13 @@ register_method(GatedLoRAConfig, GatedLoRALinear)
 
 
 class ShopSource(SourceBlock):
-    """Pairs that a shop counts up itself."""
+    """Generated pairs of task two."""
 
     kind: Literal["shop"]
     rows: int = 3
 
 
-def import_shop(source: ShopSource, target: ImportTarget) -> ImportCounts:
+def import_shop(source: ShopSource, target: ImportContext) -> ImportCounts:
     """Write as many rows of task two as the block says."""
     columns = {
         "row_id": [f"shop-{number}" for number in range(source.rows)],
@@ -74,9 +78,9 @@ IMPORTERS.register("shop", Importer(ShopSource, import_shop))
 
 
 @promotion_rule
-def never_on_fridays(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
+def refuse_everything(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """Refuse every version."""
-    return RuleVerdict("never on Fridays", False, "it is Friday")
+    return RuleVerdict("nothing passes", False, "an example of a rule")
 
 
 register_case(

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.registry import DATA_CHECKS, load_installed_extensions
+from pipeline.config.extensions import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
 from pipeline.schema import COLUMNS, ROW_SCHEMA, Column
 from validation.text.text_bytes import holds_nul
@@ -106,7 +106,7 @@ def contract_columns(task: Task, judged: bool) -> Iterable[Check]:
 
 @data_check
 def unique_row_ids(task: Task, judged: bool) -> Iterable[Check]:
-    """No id twice among the files of a task."""
+    """No id twice. Here within a task; the gate compares the files of all tasks too."""
     promise = "be unique among the files of the task"
     yield Check("row_id_unique", "row_id", promise, "ExpectColumnValuesToBeUnique", {}, _repeated)
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from models.files import file_sha256
 from pipeline import schema
-from pipeline.config.registry import DATA_CHECKS, load_installed_extensions
+from pipeline.config.extensions import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
 from pipeline.data.reader import naming_damage, open_partition
 from pipeline.errors import DamagedInputError, RetryableError

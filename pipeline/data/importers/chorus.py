@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.registry import IMPORTERS, Importer
+from pipeline.config.extensions import IMPORTERS, Importer
 from pipeline.config.sources import PathSource
 from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, label_index, required
 from pipeline.data.importers.records import Line, check_file

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.registry import IMPORTERS, Importer
+from pipeline.config.extensions import IMPORTERS, Importer
 from pipeline.config.sources import PathSource
 from pipeline.data.importers.importer import (
     ImportCounts,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.registry import IMPORTERS, Importer, ImportTarget
+from pipeline.config.extensions import IMPORTERS, ImportContext, Importer
 from pipeline.config.sources import SourceBlock
 from pipeline.data.importers.importer import ImportCounts
 from pipeline.data.synthetic.marketplace import build_marketplace, write_marketplace
@@ -22,10 +22,10 @@ class SampleSource(SourceBlock):
         return "the synthetic ads marketplace"
 
 
-def import_sample(source: SampleSource, target: ImportTarget) -> ImportCounts:
-    """Write judged/, unlabelled/ and truth.parquet into the run's data folder."""
+def import_sample(source: SampleSource, target: ImportContext) -> ImportCounts:
+    """Write judged rows where the config has them, unlabelled/ and truth.parquet into the data folder."""
     marketplace = build_marketplace(source.rows_per_task, source.unlabelled_rows_per_task, target.seed)
-    write_marketplace(marketplace, target.data_dir)
+    write_marketplace(marketplace, target.data_dir, target.judged_dir)
     return ImportCounts({name: table.num_rows for name, table in marketplace.rows.items()}, {})
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from pipeline.config.registry import IMPORTERS, Importer
+from pipeline.config.extensions import IMPORTERS, Importer
 from pipeline.config.sources import PathSource, checked_name
 from pipeline.config.tasks import Task
 from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, required

@@ -5,7 +5,7 @@ tab-separated as published.
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.registry import IMPORTERS, Importer
+from pipeline.config.extensions import IMPORTERS, Importer
 from pipeline.config.sources import PathSource
 from pipeline.data.importers.importer import (
     ImportCounts,

@@ -276,12 +276,13 @@ def build_marketplace(num_rows_per_task: int, num_unlabelled_per_task: int, seed
     return Marketplace(rows, to_score, truth)
 
 
-def write_marketplace(marketplace: Marketplace, out_dir: Path) -> None:
+def write_marketplace(marketplace: Marketplace, out_dir: Path, judged_dir: Path | None = None) -> None:
     """Write judged/task=<name>/part-0.parquet, unlabelled/task=<name>/part-0.parquet and part-1.parquet,
-    their catalogues, and last truth.parquet.
+    their catalogues, and last truth.parquet. `judged_dir`: where judged rows go if not into judged/.
     """
+    judged_dir = judged_dir or out_dir / "judged"
     for name, table in marketplace.rows.items():
-        write_partition(table, out_dir / "judged" / f"task={name}" / "part-0.parquet")
+        write_partition(table, judged_dir / f"task={name}" / "part-0.parquet")
     for name, table in marketplace.unlabelled.items():
         for part in range(UNLABELLED_PARTITIONS):
             start, end = (table.num_rows * cut // UNLABELLED_PARTITIONS for cut in (part, part + 1))
@@ -289,7 +290,7 @@ def write_marketplace(marketplace: Marketplace, out_dir: Path) -> None:
                 table.slice(start, end - start),
                 out_dir / "unlabelled" / f"task={name}" / f"part-{part}.parquet",
             )
-    for folder in (out_dir / "judged", out_dir / "unlabelled"):
+    for folder in (judged_dir, out_dir / "unlabelled"):
         enter_partitions(
             folder,
             [

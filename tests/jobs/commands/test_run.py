@@ -22,7 +22,7 @@ from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.label_store import read_errors, read_manifests, read_published, read_run
 from pipeline.storage.object_store import open_store
 from tests.golden.results import collect_results
-from tests.support.commands import last_json, relevance
+from tests.support.commands import last_json, relevance, relevance_in_process
 from tests.support.places import ROOT
 from tests.support.planted import planted_rows, write_rows
 
@@ -106,7 +106,9 @@ def test_an_exported_task_gives_the_champion_s_logits_by_the_lines_of_its_readme
 ) -> None:
     root, config, _ = finished_run
     exported = last_json(
-        relevance("export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root)
+        relevance_in_process(
+            "export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root
+        )
     )
     folder = Path(exported["exported"])
     assert folder == root / "runs" / "planted" / "exports" / "version-1" / f"three-{export_format}"
@@ -131,7 +133,9 @@ def test_an_exported_task_gives_the_champion_s_logits_by_the_lines_of_its_readme
     assert (folder / "tokenizer.json").is_file()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     last_json(
-        relevance("export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root)
+        relevance_in_process(
+            "export", "--config", str(config), "--task", "three", "--format", export_format, cwd=root
+        )
     )
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before, (
         "the same export again writes nothing"
@@ -156,7 +160,7 @@ def test_an_export_over_something_or_of_nothing_is_refused_and_leaves_no_trace(f
         ),
     ]
     for arguments, message in cases:
-        refused = relevance("export", "--config", str(config), *arguments, cwd=root)
+        refused = relevance_in_process("export", "--config", str(config), *arguments, cwd=root)
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
     assert not (root / "new").exists() and not [path for path in root.iterdir() if path.name.endswith(".tmp")]
 
@@ -198,7 +202,7 @@ def test_all_tasks_are_listed_then_labelled_for_every_row_and_a_second_time_noth
         f"scoring.scores={scores}",
         "--all-tasks",
     ]
-    listed = last_json(relevance(*words, "--dry-run", cwd=root))
+    listed = last_json(relevance_in_process(*words, "--dry-run", cwd=root))
     assert (listed["units_to_score"], listed["rows_to_score"], listed["estimated_s"]) == (2, 6, None)
     result = last_json(relevance(*words, cwd=root))
     assert [result[name] for name in ("units_scored", "rows_scored", "rows_in", "labels", "errors")] == [
@@ -216,9 +220,9 @@ def test_all_tasks_are_listed_then_labelled_for_every_row_and_a_second_time_noth
     }
     again = last_json(relevance(*words, cwd=root))
     assert (again["units_scored"], again["units_already_published"]) == (0, 2)
-    listed = last_json(relevance(*words, "--dry-run", cwd=root))
+    listed = last_json(relevance_in_process(*words, "--dry-run", cwd=root))
     assert (listed["units_to_score"], listed["estimated_s"]) == (0, 0), "the pace is known now"
-    plain = last_json(relevance(*words[:-1], "--dry-run", cwd=root))
+    plain = last_json(relevance_in_process(*words[:-1], "--dry-run", cwd=root))
     assert (plain["units_to_score"], plain["estimated_s"]) == (2, None), (
         "the pace of a run for all tasks says nothing of a plain one"
     )
@@ -258,7 +262,7 @@ def test_days_of_a_bucket_are_listed_then_labelled_in_a_bucket_each_as_a_run_tha
         and "s3://nowhere/scores lies in no bucket that there is; make the bucket" in wrong.stderr
     )
     days += ["--set", f"scoring.scores={scores}"]
-    listed = last_json(relevance("score", "--config", str(config), *days, "--dry-run", cwd=root))
+    listed = last_json(relevance_in_process("score", "--config", str(config), *days, "--dry-run", cwd=root))
     assert (listed["units_to_score"], listed["rows_to_score"], listed["estimated_s"]) == (2, 8, None)
     result = last_json(relevance("score", "--config", str(config), *days, cwd=root))
     assert [result[name] for name in ("scores", "units_scored", "rows_in", "labels", "errors")] == [
@@ -283,19 +287,19 @@ def test_days_of_a_bucket_are_listed_then_labelled_in_a_bucket_each_as_a_run_tha
 def test_training_again_with_the_same_config_and_data_uses_the_finished_one(finished_run: Any) -> None:
     root, config, _ = finished_run
     manifest = (root / "runs" / "planted" / "trained" / "manifest.json").read_bytes()
-    result = last_json(relevance("train", "--config", str(config), cwd=root))
+    result = last_json(relevance_in_process("train", "--config", str(config), cwd=root))
     assert result["steps"] == 0
     assert (root / "runs" / "planted" / "trained" / "manifest.json").read_bytes() == manifest
 
 
 def test_registering_the_same_bundle_again_makes_no_second_version(finished_run: Any) -> None:
     root, config, _ = finished_run
-    assert last_json(relevance("register", "--config", str(config), cwd=root))["version"] == "1"
+    assert last_json(relevance_in_process("register", "--config", str(config), cwd=root))["version"] == "1"
 
 
 def test_later_rows_are_compared_with_the_profile_that_the_champion_carries(finished_run: Any) -> None:
     root, config, _ = finished_run
-    result = relevance(
+    result = relevance_in_process(
         "validate", "--config", str(config), "--set", "gate.reference_profile=champion", cwd=root
     )
     last_json(result)
@@ -363,8 +367,10 @@ def test_a_model_below_the_floor_stays_challenger(finished_run: Any) -> None:
     try:
         evaluation_path.write_text(json.dumps(worse))
         # another bundle, so that it becomes a version of its own
-        lowered = relevance("register", "--config", str(config), "--set", "registry.model=below", cwd=root)
-        refused = relevance(
+        lowered = relevance_in_process(
+            "register", "--config", str(config), "--set", "registry.model=below", cwd=root
+        )
+        refused = relevance_in_process(
             "promote",
             "--config",
             str(config),

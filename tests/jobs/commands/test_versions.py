@@ -15,7 +15,7 @@ from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError
 from pipeline.registry.mlflow_client import mlflow_client
 from pipeline.registry.model_versions import check_version, read_verdict, register_version
-from tests.support.commands import last_json, relevance
+from tests.support.commands import last_json, relevance_in_process
 
 pytestmark = pytest.mark.e2e
 
@@ -50,7 +50,7 @@ class World:
         )
 
     def relevance(self, command: str, *arguments: str) -> Any:
-        return relevance(command, *arguments, "--config", str(self.config_path), cwd=self.root)
+        return relevance_in_process(command, *arguments, "--config", str(self.config_path), cwd=self.root)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.config.registry import BEHAVIORAL_TESTS
+from pipeline.config.extensions import BEHAVIORAL_TESTS
 from pipeline.evaluation import behavioral_tests as behaviour
 from pipeline.evaluation.behavioral_tests import run_cases
 

@@ -15,10 +15,10 @@ from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.storage.filesystem import write_json
 from pipeline.training import driver as trainer
+from pipeline.training.checkpoint_folder import drop_checkpoints, open_checkpoints
 from pipeline.training.deepspeed_engine import deepspeed_config
 from pipeline.training.event_log import LiveFollower
 from pipeline.training.plan import plan_training, trained_fingerprint
-from pipeline.training.resume import drop_checkpoints, open_checkpoints
 from pipeline.training.worker_failures import BUGS, find_error, out_of_memory
 from tests.support.planted import planted_config, write_planted
 

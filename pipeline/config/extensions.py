@@ -29,7 +29,7 @@ ENTRY_POINTS = "relevance.extensions"
 Item = TypeVar("Item")
 
 
-class Table(Generic[Item]):
+class ExtensionTable(Generic[Item]):
     """Named extensions of one kind, in the order of their registration."""
 
     def __init__(self, kind: str) -> None:
@@ -66,7 +66,7 @@ class Table(Generic[Item]):
 
 
 @dataclass(frozen=True)
-class ImportTarget:
+class ImportContext:
     """Where an import writes, and what it knows of the run."""
 
     judged_dir: Path  # rows with labels go to task=<name>/*.parquet below it
@@ -86,13 +86,16 @@ class Importer:
     """A kind of source: its config block, and the function that turns a source into contract rows."""
 
     block: type[Any]  # a subclass of pipeline.config.sources.SourceBlock
-    read: Callable[[Any, ImportTarget], Any]  # (block, target) -> ImportCounts
+    read: Callable[[Any, ImportContext], Any]  # (block, target) -> ImportCounts
 
 
-IMPORTERS: Table[Importer] = Table("importer")
-BEHAVIORAL_TESTS: Table[Any] = Table("behavioural test")  # pipeline.evaluation.behavioral_tests.Case
-PROMOTION_RULES: Table[Any] = Table("promotion rule")  # pipeline.registry.promotion_gate.Rule
-DATA_CHECKS: Table[Any] = Table("data check")  # validation.gate.expectations.CheckBuilder
+IMPORTERS: ExtensionTable[Importer] = ExtensionTable("importer")
+# items: Case of pipeline.evaluation.behavioral_tests
+BEHAVIORAL_TESTS: ExtensionTable[Any] = ExtensionTable("behavioural test")
+# items: Rule of pipeline.registry.promotion_gate
+PROMOTION_RULES: ExtensionTable[Any] = ExtensionTable("promotion rule")
+# items: CheckBuilder of validation.gate.expectations
+DATA_CHECKS: ExtensionTable[Any] = ExtensionTable("data check")
 
 
 def source_blocks() -> dict[str, type[Any]]:
@@ -111,7 +114,7 @@ def method_blocks() -> dict[str, type[Any]]:
     return {name: method.config for name, method in sorted(METHODS.items())}
 
 
-class BlockOf:
+class RegisteredBlock:
     """Annotation of a setting that is one of several registered blocks, which its tag names.
 
     `blocks` loads and returns them by name. It is asked when such a setting is given, not when a config class

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.extensions import ExtensionTable
 from pipeline.config.loading import build_config
-from pipeline.config.registry import Table
 from pipeline.errors import ConfigError
 from tests.support.places import ROOT
 from tests.support.planted import planted_config, planted_rows, write_rows
@@ -58,6 +58,13 @@ with torch.no_grad():
 x = torch.randn(3, 8)
 with layer.routing.tasks(torch.tensor([0, 1, 0])):
     assert not torch.equal(layer(x), layer.base(x))
+from models.adapters.adapted_linear import NotMergeableError
+
+try:
+    layer.merged_weight(0)
+    raise AssertionError("a gate has no weight")
+except NotMergeableError:
+    pass
 
 # promotion rule
 from pipeline.evaluation.bootstrap import Interval
@@ -66,7 +73,7 @@ from pipeline.registry.promotion_gate import Evidence, judge_version
 
 evidence = Evidence(Comparison({}, (), Interval(0.1, 0.1, 0.1), 1.0), (), True)
 verdict = judge_version("2", "1", evidence, config.promotion)
-assert verdict.refusals() == ["never on Fridays: it is Friday"], verdict
+assert verdict.refusals() == ["nothing passes: an example of a rule"], verdict
 
 # behavioural test
 from pipeline.evaluation import behavioral_tests
@@ -135,7 +142,7 @@ def test_an_extension_that_cannot_be_imported_is_named(tmp_path: Path, installed
 
 
 def test_two_extensions_of_one_name_are_refused() -> None:
-    table: Table[int] = Table("importer")
+    table: ExtensionTable[int] = ExtensionTable("importer")
     table.register("shop", 1)
     with pytest.raises(ValueError, match="two extensions register importer 'shop'; rename or uninstall one"):
         table.register("shop", 2)
