@@ -141,6 +141,19 @@ def test_no_import_is_circular() -> None:
         visit(module, ())
 
 
+def test_test_files_mirror_the_modules_they_are_about() -> None:
+    modules = {str(path.relative_to(ROOT).with_suffix("")) for path in PRODUCT}
+    offenders = []
+    for path in TESTS:
+        folder, name = path.relative_to(ROOT / "tests").parent, path.stem.removeprefix("test_")
+        if path.name.startswith("test_") and folder.parts and folder.parts[0] in PACKAGES:
+            words = name.split("_")
+            subjects = {"_".join(words[:count]) for count in range(1, len(words) + 1)}
+            if not any(str(folder / subject) in modules for subject in subjects):
+                offenders.append(str(path.relative_to(ROOT)))
+    assert not offenders, "\n".join(offenders)
+
+
 def test_heavy_libraries_are_imported_where_they_are_used() -> None:
     offenders = []
     for path in PRODUCT:

@@ -10,9 +10,10 @@ import pytest
 import validation.gate.cross_file_checks
 import validation.gate.file_checks
 import validation.gate.runner
+from pipeline.config.extensions import DATA_CHECKS
 from pipeline.errors import DamagedInputError, RetryableError
 from tests.support.gate_cases import LENIENT, STRICT
-from validation.gate.file_checks import PartitionJob, judge_partition
+from validation.gate.file_checks import PartitionJob, judge_partition, rules_digest
 from validation.gate.runner import GateRun, validate
 
 
@@ -43,6 +44,25 @@ def test_only_new_and_changed_files_are_read_again(tmp_path, task, build_table, 
     read.clear()
     validate(GateRun(tmp_path / "data", [changed], tmp_path / "out", tmp_path / "accepted"))
     assert len(read) == 3, "other rules, other verdicts"
+
+
+def test_files_are_read_again_when_the_code_of_a_check_changes(
+    tmp_path, task, build_table, write_rows, monkeypatch
+):
+    source = tmp_path / "shop_checks.py"
+    source.write_text("def shop_check(task, judged):\n    return []\n")
+    shop_checks = {}
+    exec(compile(source.read_text(), str(source), "exec"), shop_checks)
+    monkeypatch.setitem(DATA_CHECKS._items, "shop_check", shop_checks["shop_check"])
+    run = GateRun(write_rows({"query-ad": [build_table()]}), [task], tmp_path / "out")
+    kept = []
+    for text in ("    return []\n", "    return []\n", "    return list()\n"):
+        source.write_text(f"def shop_check(task, judged):\n{text}")
+        rules_digest.cache_clear()
+        validate(run)
+        kept.append({path.name for path in (tmp_path / "out" / "partitions").iterdir() if path.is_dir()})
+    rules_digest.cache_clear()
+    assert kept[0] == kept[1] and kept[1].isdisjoint(kept[2])
 
 
 def test_equal_files_judged_at_the_same_time_are_read_once(
