@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	$(BIN)/relevance demo
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # files in their order: the long ones come first, so that both processes end together
 test-e2e: $(VENV)/installed-test

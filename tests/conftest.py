@@ -54,9 +54,10 @@ def finished_run(
     return root, config, relevance("run", "--config", str(config), cwd=root)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and so those of the finished run, which takes a minute."""
-    for item in items:
-        shares_run = "finished_run" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished run" if shares_run else item.location[0]))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep the tests of a file in one process, and so those of the finished run, which takes a minute.
+
+    xdist reads the groups once all items are collected, before a later hook of this file could set them.
+    """
+    shares_run = "finished_run" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("finished run" if shares_run else item.location[0]))
