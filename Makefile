@@ -24,7 +24,7 @@ test: $(VENV)/installed-test
 
 # files in their order: the long ones come first, so that both processes end together
 test-e2e: $(VENV)/installed-test
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "e2e and not failures"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "e2e and not failures"
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

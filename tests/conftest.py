@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,10 +55,16 @@ def finished_run(
     return root, config, relevance("run", "--config", str(config), cwd=root)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep the tests of a file in one process, and so those of the finished run, which takes a minute.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file in one process, and all files of the finished run: it takes a minute to make."""
+    from xdist.scheduler import LoadFileScheduling
 
-    xdist reads the groups once all items are collected, before a later hook of this file could set them.
-    """
-    shares_run = "finished_run" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("finished run" if shares_run else item.location[0]))
+    from tests.support.places import ROOT
+
+    class OneFinishedRun(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "finished run" if "finished_run" in (ROOT / file).read_text() else file
+
+    return OneFinishedRun(config, log)
