@@ -57,7 +57,7 @@ def finished_run(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep the tests of a file in one process, and all files of the finished run: it takes a minute to make."""
+    """Keep the tests of a file in one process, and all files of the finished run, which takes a minute."""
     from xdist.scheduler import LoadFileScheduling
 
     from tests.support.places import ROOT
