@@ -59,22 +59,18 @@ def check_same(counts: Any, training: Training, unbroken: Training, before: dict
 
 POINTS = [
     ("save", 2),
-    *(
-        pytest.param(kind, n, marks=pytest.mark.failures)
-        for kind, n in [
-            ("step", 13),
-            ("step", 1),
-            ("step", 10),
-            ("step", 11),
-            ("step", 25),
-            ("step", 35),
-            ("save", 1),
-            ("save", 3),
-        ]
-    ),
+    ("step", 13),
+    ("step", 1),
+    ("step", 10),
+    ("step", 11),
+    ("step", 25),
+    ("step", 35),
+    ("save", 1),
+    ("save", 3),
 ]
 
 
+@pytest.mark.failures
 @pytest.mark.parametrize(("kind", "number"), POINTS)
 def test_everything_killed_at_once_goes_on_by_the_same_command(
     counts: Any, start: Start, unbroken: Training, kind: str, number: int
@@ -96,17 +92,12 @@ def test_everything_killed_at_once_goes_on_by_the_same_command(
 
 WORKER_POINTS = [
     ("step", 17),
-    *(
-        pytest.param(kind, n, marks=pytest.mark.failures)
-        for kind, n in [
-            ("step", 3),
-            ("step", 12),
-            ("step", 28),
-            ("step", 33),
-            ("save", 1),
-            ("save", 2),
-        ]
-    ),
+    ("step", 3),
+    ("step", 12),
+    ("step", 28),
+    ("step", 33),
+    ("save", 1),
+    ("save", 2),
 ]
 
 
