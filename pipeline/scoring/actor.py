@@ -110,7 +110,7 @@ class UnitScorer:
         if self.settings["reference"] is None:
             return ""
         reference = read_reference(Path(self.settings["reference"]), self.bundle.sha256)
-        found = canary_difference(self.judge, reference, self.settings["batch_tokens"], all_tasks)
+        found = canary_difference(self.judge, reference, self.context.batch_tokens, all_tasks)
         if found <= self.settings["canary_tolerance"]:
             return ""
         moved = (
