@@ -4,6 +4,7 @@ in a file.
 
 import contextlib
 import ctypes
+import logging
 import os
 import sys
 import time
@@ -33,6 +34,15 @@ class Console:
         """Rows of cells, their columns aligned, as results."""
         for line in aligned(rows):
             self.result(line)
+
+    @contextlib.contextmanager
+    def track(self, description: str, total: int | None, unit: str, already: int = 0) -> Iterator["LateLine"]:
+        """Open a progress line that appears at its first update."""
+        line = LateLine(self, description, unit, total, already)
+        try:
+            yield line
+        finally:
+            line.finish()
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, unit: str, already: int = 0) -> Iterator["Progress"]:
@@ -99,22 +109,58 @@ class Progress:
 
 
 class LateLine:
-    """A progress line that opens at its first news, usually none done of so many, and closes when all is: no
-    news, no line.
-    """
+    """Progress line that opens at its first update: no news, no line."""
 
-    def __init__(self, console: Console, what: str, unit: str) -> None:
-        self.console, self.what, self.unit = console, what, unit
+    def __init__(
+        self, console: Console, what: str, unit: str, total: int | None = None, already: int = 0
+    ) -> None:
+        self.console, self.what, self.unit, self.total, self.already = console, what, unit, total, already
         self.line: Progress | None = None
 
-    def update(self, done: int, total: int) -> None:
-        """Set how many are done, of how many."""
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Set the number of elements done and, if it changed, of all."""
+        self.total = self.total if total is None else total
         if self.line is None:
-            self.line = Progress(self.console, self.what, total, self.unit, already=0)
-        self.line.total = total
-        self.line.update(done)
-        if done >= total:
+            self.line = Progress(self.console, self.what, self.total, self.unit, self.already)
+        self.line.total = self.total
+        self.line.update(done, note)
+        if self.total is not None and done >= self.total:
+            self.finish()
+
+    def finish(self) -> None:
+        """Close the line if it was opened."""
+        if self.line is not None:
             self.line.finish()
+            self.line = None
+
+
+class ConsoleHandler(logging.Handler):
+    """Show the messages of this project's modules as plain text on a console."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(level=logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message."""
+        self.console.say(record.getMessage())
+
+
+@contextlib.contextmanager
+def messages_on(console: Console) -> Iterator[None]:
+    """Show the messages that this project's modules log, INFO and above, on a console."""
+    handler = ConsoleHandler(console)
+    loggers = [logging.getLogger(package) for package in ("models", "pipeline", "validation", "jobs")]
+    kept = [(list(logger.handlers), logger.level) for logger in loggers]
+    for logger in loggers:
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, (handlers, level) in zip(loggers, kept, strict=True):
+            logger.handlers = handlers
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked
     def with_config(console: Any) -> dict[str, Any]:
         from filelock import FileLock, Timeout
 
-        from jobs.console import third_parties_in
+        from jobs.console import messages_on, third_parties_in
         from pipeline.config.loading import read_config
         from pipeline.registry.mlflow_client import told_errors
 
@@ -48,7 +48,7 @@ def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked
                 console.say(
                     f"run {config.name}: writing to {config.run_dir}, libraries' output to {log_path}"
                 )
-                with third_parties_in(log_path) as inner, told_errors(config):
+                with third_parties_in(log_path) as inner, messages_on(inner), told_errors(config):
                     return stage(config, inner)
         except Timeout as error:
             busy = f"another relevance command is working in {config.run_dir}"
@@ -61,13 +61,15 @@ def guarded(work: Callable[[Any], dict[str, Any]]) -> None:
     """Run `work`, print its result as the last line of stdout, turn errors into a sentence and an exit
     code.
     """
-    from jobs.console import Console
+    from jobs.console import Console, messages_on
     from pipeline.errors import RelevanceError
 
     console = Console()
     end_on_sigterm()
     try:
-        console.result(json.dumps(work(console), ensure_ascii=False))
+        with messages_on(console):
+            result = work(console)
+        console.result(json.dumps(result, ensure_ascii=False))
     except RelevanceError as error:
         console.say(f"error: {error}")
         raise typer.Exit(error.exit_code) from error

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jobs.console import Console, LateLine, aligned
+from jobs.console import Console, aligned
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.runner import run_evaluation
@@ -19,8 +19,16 @@ def run_evaluate(config: RunConfig, console: Console) -> dict[str, Any]:
     trained_dir = config.run_dir / "trained"
     if not trained_dir.is_dir():
         raise ConfigError(f"{trained_dir} does not exist; run `relevance train` with this config first")
-    encoding, judging = LateLine(console, "encode", "rows"), LateLine(console, "evaluate", "pairs")
-    evaluation = run_evaluation(config, trained_dir, encoding.update, judging.update)
+    with (
+        console.track("encode", None, "rows") as encoding,
+        console.track("evaluate", None, "pairs") as predicting,
+    ):
+        evaluation = run_evaluation(
+            config,
+            trained_dir,
+            lambda done, total: encoding.update(done, total=total),
+            lambda done, total: predicting.update(done, total=total),
+        )
     if evaluation["not_measured"]:
         console.say(
             "  not measured, for want of both relevant and irrelevant test rows: "

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs.cluster import ray_cluster
-from jobs.console import Console, LateLine
+from jobs.console import Console
 from jobs.train_progress import StepWatch
 from pipeline.config.run import RunConfig
 from pipeline.registry.run_tracker import RunTracker, close_run
@@ -39,11 +39,18 @@ def run_train(config: RunConfig, console: Console) -> dict[str, Any]:
     console.say(f"  starting {training.num_workers} workers (ZeRO stage {config.deepspeed.zero_stage}) ...")
     status = "FAILED"
     try:
-        with ray_cluster(
-            training.num_workers * training.threads_per_worker, training.num_workers * training.use_gpu
+        with (
+            ray_cluster(
+                training.num_workers * training.threads_per_worker, training.num_workers * training.use_gpu
+            ),
+            console.track("encode", None, "rows") as encoding,
         ):
-            encoding = LateLine(console, "encode", "rows")
-            run_training(plan, encoding.update, watch.seen, console.say)
+            run_training(
+                plan,
+                lambda done, total: encoding.update(done, total=total),
+                watch.seen,
+                console.say,
+            )
         status = "FINISHED"
     except (KeyboardInterrupt, StoppedError):
         status = "FINISHED" if plan.is_finished() else "KILLED"

@@ -199,6 +199,7 @@ def test_a_late_line_opens_at_its_first_news_and_closes_when_all_is_done() -> No
     line = LateLine(Console(err=heard, out=heard), "encode", "rows")
     assert heard.getvalue() == ""
     for done in (0, 500, 1_000):
-        line.update(done, 1_000)
+        line.update(done, total=1_000)
+    line.finish()
     assert heard.getvalue().count("\n") == 1
     assert heard.getvalue().startswith("  encode 1,000/1,000 rows  ") and "/s" in heard.getvalue()
