@@ -1,12 +1,21 @@
-"""The `relevance` command. Commands import what they run when they run it, so that --help answers at once."""
+"""The `relevance` command. Each command imports its code when it runs, so that --help answers at once."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from jobs.cli_versions import VERSION_COMMANDS
 from jobs.environment import end_on_sigterm, prepare_environment
-from jobs.execution import ConfigOption, SetOption, execute, guarded
+from jobs.execution import CommandSpec, execute, execute_unrecorded, execute_without_config
+from jobs.options import (
+    AddressOption,
+    AllTasksOption,
+    ConfigOption,
+    LogicalDateOption,
+    SetOption,
+    UntilOption,
+)
 
 app = typer.Typer(
     name="relevance",
@@ -18,55 +27,47 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-AddressOption = Annotated[
-    str,
-    typer.Option(
-        "--address",
-        envvar="RAY_API_SERVER_ADDRESS",
-        help="The cluster's dashboard, as http://head:8265.",
-        show_default=False,
-    ),
-]
-
 SUBMITTED = ("score", "train", "run")
 
 
 @app.command()
 def demo(overrides: SetOption = None) -> None:
-    """Run the whole path on made-up ads with embedded defaults, in ./runs/demo."""
+    """Run the whole path on synthetic ads with embedded defaults, in ./runs/demo."""
     from jobs.commands.demo import DEMO_CONFIG, run_demo
 
-    execute(DEMO_CONFIG, overrides, run_demo)
+    execute(CommandSpec("demo"), DEMO_CONFIG, overrides, run_demo)
 
 
 @app.command()
 def run(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Run the whole path of a config: data, validation, training, evaluation, registry, promotion,
-    scoring.
-    """
-    from jobs.commands.run import run_all
+    """Run the whole path: data, validation, training, evaluation, registry, promotion, scoring."""
 
-    execute(config, overrides, run_all)
+    def stage(config: Any, run: Any) -> dict[str, Any]:
+        from jobs.commands.run import run_all
+
+        return run_all(config, run)
+
+    execute(CommandSpec("run"), config, overrides, stage)
 
 
 @app.command()
 def sample(
     out_dir: Annotated[
         Path,
-        typer.Argument(
-            help="Folder to write judged/, unlabelled/ and truth.parquet into.", show_default=False
-        ),
+        typer.Argument(help="Folder to write judged/, unlabelled/, truth.parquet into.", show_default=False),
     ],
     rows_per_task: Annotated[int, typer.Option(min=1, help="Judged pairs of each task.")] = 1000,
     unlabelled_rows_per_task: Annotated[
-        int, typer.Option(min=0, help="Pairs of each task without a label, to be scored.")
+        int, typer.Option(min=0, help="Unlabelled pairs of each task, to be scored.")
     ] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random draw.")] = 17,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 17,
 ) -> None:
-    """Write the made-up ads marketplace as contract rows."""
+    """Write a synthetic ads marketplace as contract rows."""
     from jobs.commands.data import sample as write_sample
 
-    guarded(lambda console: write_sample(out_dir, rows_per_task, unlabelled_rows_per_task, seed, console))
+    execute_without_config(
+        "sample", lambda run: write_sample(out_dir, rows_per_task, unlabelled_rows_per_task, seed, run)
+    )
 
 
 @app.command(name="import")
@@ -78,41 +79,51 @@ def import_(
             show_default=False,
         ),
     ],
-    path: Annotated[Path, typer.Argument(help="The folder or file to read.", show_default=False)],
+    path: Annotated[Path, typer.Argument(help="Folder or file to read.", show_default=False)],
     out_dir: Annotated[
         Path, typer.Argument(help="Folder to write task=<name>/*.parquet into.", show_default=False)
     ],
     mapping: Annotated[
         Path | None,
-        typer.Option("--mapping", help="table: YAML with its task, columns and labels.", show_default=False),
+        typer.Option("--mapping", help="table: YAML with task, columns and labels.", show_default=False),
     ] = None,
     language: Annotated[
-        str | None, typer.Option("--language", help="qadsm: two letters; by the file's name if not given.")
+        str | None, typer.Option("--language", help="qadsm: two letters; default: from the file's name.")
     ] = None,
 ) -> None:
-    """Turn judged pairs into contract rows; lines that cannot be rows go to OUT_DIR/quarantine with a
-    reason.
-    """
+    """Convert judged pairs into contract rows; rejected records go to OUT_DIR/quarantine with a reason."""
     from jobs.commands.data import import_source
 
-    guarded(lambda console: import_source(kind, path, out_dir, console, mapping, language))
+    execute_without_config("import", lambda run: import_source(kind, path, out_dir, run, mapping, language))
 
 
 @app.command()
 def validate(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Judge the config's rows with Great Expectations; exit 1 when they are refused."""
-    from jobs.commands.validate import run_validate
+    """Check the judged rows with Great Expectations; exit 1 if they are refused."""
 
-    execute(config, overrides, run_validate)
+    def stage(config: Any, run: Any) -> dict[str, Any]:
+        from jobs.commands.data import import_sources
+        from jobs.commands.validate import run_validate
+
+        import_sources(config, run)
+        return run_validate(config, run)
+
+    execute(CommandSpec("validate"), config, overrides, stage)
 
 
 @app.command()
 def train(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Validate the rows, then train on Ray workers with DeepSpeed; ends with a model bundle."""
-    from jobs.commands.train import run_train
-    from jobs.commands.validate import run_validate
+    """Validate the rows, then train on Ray workers with DeepSpeed; writes a model bundle."""
 
-    execute(config, overrides, lambda c, console: {**run_validate(c, console), **run_train(c, console)})
+    def stage(config: Any, run: Any) -> dict[str, Any]:
+        from jobs.commands.data import import_sources
+        from jobs.commands.train import run_train
+        from jobs.commands.validate import run_validate
+
+        import_sources(config, run)
+        return {**run_validate(config, run), **run_train(config, run)}
+
+    execute(CommandSpec("train"), config, overrides, stage)
 
 
 @app.command()
@@ -120,74 +131,61 @@ def evaluate(
     config: ConfigOption,
     version: Annotated[
         str | None,
-        typer.Option("--version", help="Registered version to judge by the gate.", show_default=False),
+        typer.Option("--version", help="Registered version to check with the gate.", show_default=False),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            "--against", help="Version it is compared with; champion if not given.", show_default=False
+            "--against", help="Version to compare it with; default: the champion.", show_default=False
         ),
     ] = None,
     overrides: SetOption = None,
 ) -> None:
-    """Calibrate and measure the trained model; with --version: compare it with the champion by the gate's
-    rules, exit 1 when it is refused.
-    """
-    if version is not None:
+    """Calibrate and measure the trained model. With --version: run the promotion gate, exit 1 if refused."""
+    if version is None and against is not None:
+        raise typer.BadParameter("it needs --version, the version to check", param_hint="--against")
+
+    def stage(config: Any, run: Any) -> dict[str, Any]:
+        from jobs.commands.data import import_sources
+        from jobs.commands.evaluate import run_evaluate
         from jobs.commands.gate import run_gate
 
-        execute(
-            config, overrides, lambda c, console: run_gate(c, str(version), against or "champion", console)
-        )
-        return
-    if against is not None:
-        raise typer.BadParameter("it needs --version, the one to judge", param_hint="--against")
-    from jobs.commands.evaluate import evaluation_table, run_evaluate
+        import_sources(config, run)
+        if version is not None:
+            return run_gate(config, version, against or "champion", run)
+        return run_evaluate(config, run)
 
-    def stage(c: Any, console: Any) -> dict[str, Any]:
-        result = run_evaluate(c, console)
-        figures = result.pop("figures")
-        console.result(evaluation_table(figures))
-        return {**result, "macro_pr_auc": figures["macro_pr_auc"]["model"]["value"]}
-
-    execute(config, overrides, stage)
+    execute(CommandSpec("evaluate"), config, overrides, stage)
 
 
 @app.command()
 def score(
     config: ConfigOption,
-    logical_date: Annotated[
-        str | None,
-        typer.Option("--logical-date", help="The day of {date} in data.to_score.", show_default=False),
-    ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option("--until", help="Score each day from --logical-date to this one.", show_default=False),
-    ] = None,
-    all_tasks: Annotated[
-        bool, typer.Option("--all-tasks", help="Label each pair for every task, not just that of its folder.")
-    ] = False,
+    logical_date: LogicalDateOption = None,
+    until: UntilOption = None,
+    all_tasks: AllTasksOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be scored, and how long it would take.")
     ] = False,
     overrides: SetOption = None,
 ) -> None:
-    """Label every pair that the champion has not labelled yet, each exactly once, or once for every task."""
+    """Label every pair that the champion has not labelled yet, exactly once for each task asked for."""
     if until is not None and logical_date is None:
-        raise typer.BadParameter("it needs --logical-date, the day to begin with", param_hint="--until")
-    from jobs.commands.score import dates_between, read_date, run_backfill, run_plan, run_score
+        raise typer.BadParameter("it needs --logical-date, the first day", param_hint="--until")
 
-    def stage(c: Any, console: Any) -> dict[str, Any]:
+    def stage(config: Any, run: Any) -> dict[str, Any]:
+        from jobs.commands.score import dates_between, read_date, run_backfill, run_plan, run_score
+
         if dry_run:
             days = (
                 [None] if logical_date is None else list(dates_between(logical_date, until or logical_date))
             )
-            return run_plan(c, console, days, all_tasks)
+            return run_plan(config, run, days, all_tasks)
         if until is not None:
-            return run_backfill(c, console, str(logical_date), until, all_tasks)
-        return run_score(c, console, logical_date and read_date(logical_date).isoformat(), all_tasks)
+            return run_backfill(config, run, str(logical_date), until, all_tasks)
+        return run_score(config, run, logical_date and read_date(logical_date).isoformat(), all_tasks)
 
-    execute(config, overrides, stage, locked=not dry_run)
+    execute(CommandSpec("score", is_exclusive=not dry_run), config, overrides, stage)
 
 
 @app.command()
@@ -195,44 +193,34 @@ def submit(
     command: Annotated[str, typer.Argument(help="score, train or run.", show_default=False)],
     config: ConfigOption,
     address: AddressOption,
-    logical_date: Annotated[
-        str | None, typer.Option("--logical-date", help="score: the day of {date}.", show_default=False)
-    ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option("--until", help="score: the last day, from --logical-date on.", show_default=False),
-    ] = None,
-    all_tasks: Annotated[
-        bool, typer.Option("--all-tasks", help="score: label each pair for every task.")
-    ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Also where the same has succeeded before.")] = False,
+    logical_date: LogicalDateOption = None,
+    until: UntilOption = None,
+    all_tasks: AllTasksOption = False,
+    again: Annotated[bool, typer.Option("--again", help="Submit even if the same job succeeded.")] = False,
     no_wait: Annotated[
         bool,
-        typer.Option("--no-wait", help="Return once it is submitted; else follow it, and end as it ends."),
+        typer.Option("--no-wait", help="Return after submitting; default: follow the job to its end."),
     ] = False,
     overrides: SetOption = None,
 ) -> None:
-    """Run a command as a job of a Ray cluster; submitted again while it runs, or after it succeeded, it is
-    that job.
+    """Run a command as a job of a Ray cluster; the same job is not started twice.
 
-    Paths in the config must be absolute, and seen by the cluster's machines, or s3://bucket/prefix: relative
-    ones are refused.
+    Paths in the config must be absolute and seen by the cluster's machines, or s3://bucket/prefix.
     """
     if command not in SUBMITTED:
         raise typer.BadParameter(
-            f"{command!r} is not submitted; known: {', '.join(SUBMITTED)}", param_hint="COMMAND"
+            f"{command!r} cannot be submitted; known: {', '.join(SUBMITTED)}", param_hint="COMMAND"
         )
     dates = {"--logical-date": logical_date, "--until": until}
     for option, given in (("--logical-date", any(dates.values())), ("--all-tasks", all_tasks)):
         if command != "score" and given:
-            raise typer.BadParameter(f"{command} takes none; it is for score", param_hint=option)
-    words = [
-        command,
-        *(word for name, day in dates.items() if day is not None for word in (name, day)),
-        *["--all-tasks"] * all_tasks,
-    ]
+            raise typer.BadParameter(f"{command} does not take it; score does", param_hint=option)
+    words = [command]
+    for name, day in dates.items():
+        words += [name, day] if day is not None else []
+    words += ["--all-tasks"] if all_tasks else []
 
-    def work(console: Any) -> dict[str, Any]:
+    def work(run: Any) -> dict[str, Any]:
         from jobs.commands.submit import run_submit
         from jobs.submit_paths import check_paths
         from pipeline.config.loading import build_config, read_settings
@@ -240,149 +228,55 @@ def submit(
         given = read_settings(config, overrides or [])
         checked = build_config(given, str(config))
         check_paths(checked, given)
-        return run_submit(checked, console, words, address, again, not no_wait)
+        return run_submit(checked, run, words, address, again, not no_wait)
 
-    guarded(work)
+    execute_unrecorded(work)
 
 
 @app.command()
 def logs(
-    job: Annotated[str, typer.Argument(help="A job, as submit and status name it.", show_default=False)],
+    job: Annotated[str, typer.Argument(help="Job id, from submit or status.", show_default=False)],
     address: AddressOption,
 ) -> None:
-    """Print what a submitted job says, to its end, and end as it ends."""
+    """Print the output of a submitted job to its end, and exit with its code."""
     from jobs.commands.submit import run_logs
 
-    guarded(lambda console: run_logs(job, console, address))
+    execute_unrecorded(lambda run: run_logs(job, run, address))
 
 
 @app.command()
 def status(
-    runs_dir: Annotated[Path, typer.Argument(help="The work_dir that runs write into.")] = Path("runs"),
+    work_dir: Annotated[Path, typer.Argument(help="The work_dir of the runs.")] = Path("runs"),
     address: Annotated[
         str | None,
         typer.Option("--address", help="List the jobs of this Ray cluster instead.", show_default=False),
     ] = None,
 ) -> None:
-    """List the runs of a folder: state, step, rate, time left, best evaluation."""
+    """List the run folders of a work_dir: last command, state, progress, best evaluation."""
     if address is not None:
         from jobs.commands.submit import list_jobs
 
-        guarded(lambda console: list_jobs(str(address), console))
+        execute_unrecorded(lambda run: list_jobs(str(address), run))
         return
     from jobs.commands.status import run_status
 
-    guarded(lambda console: run_status(runs_dir, console))
+    execute_unrecorded(lambda run: run_status(work_dir, run))
 
 
 @app.command()
-def register(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Register the evaluated model in MLflow as challenger."""
-    from jobs.commands.versions import run_register
-
-    execute(config, overrides, run_register)
-
-
-@app.command()
-def promote(
-    config: ConfigOption,
-    version: Annotated[
-        str, typer.Option("--version", help="Registered version to promote.", show_default=False)
-    ],
-    override: Annotated[
-        bool, typer.Option("--override", help="Promote it whatever the gate said; needs --reason.")
-    ] = False,
-    reason: Annotated[
-        str | None, typer.Option("--reason", help="Why, for the record.", show_default=False)
-    ] = None,
-    overrides: SetOption = None,
+def runs(
+    target: Annotated[str, typer.Argument(help="A work_dir to list, or a run id to show.")] = "runs",
+    work_dir: Annotated[Path, typer.Option("--work-dir", help="Where a run id is looked up.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON object.")] = False,
 ) -> None:
-    """Make a version champion if the gate let it pass, or the first one if it beats the lexical floor; exit 1
-    when it does not.
-    """
-    if override != (reason is not None):
-        raise typer.BadParameter("--override and --reason go together", param_hint="--override")
-    from jobs.commands.versions import run_promote
+    """List all recorded commands, newest first; with a run id: one command, its errors and the next step."""
+    from jobs.commands.runs import run_runs
 
-    execute(config, overrides, lambda c, console: run_promote(c, version, console, reason), locked=False)
+    execute_unrecorded(lambda run: run_runs(target, work_dir, as_json, run))
 
 
-@app.command()
-def rollback(
-    config: ConfigOption,
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.", show_default=False)],
-    overrides: SetOption = None,
-) -> None:
-    """Make the champion before this one champion again."""
-    from jobs.commands.versions import run_rollback
-
-    execute(config, overrides, lambda c, console: run_rollback(c, reason, console), locked=False)
-
-
-@app.command()
-def history(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Print every promotion and rollback: who, when, why, figures."""
-    from jobs.commands.versions import run_history
-
-    execute(config, overrides, run_history, locked=False)
-
-
-@app.command()
-def compare(
-    config: ConfigOption,
-    version: Annotated[str, typer.Argument(help="A registered version.", show_default=False)],
-    other: Annotated[str, typer.Argument(help="Another one.", show_default=False)],
-    overrides: SetOption = None,
-) -> None:
-    """Measure two versions on the same test rows and print their differences."""
-    from jobs.commands.gate import run_compare
-
-    execute(config, overrides, lambda c, console: run_compare(c, version, other, console))
-
-
-@app.command()
-def report(
-    config: ConfigOption,
-    version: Annotated[
-        str | None,
-        typer.Option("--version", help="Registered version; the champion if not given.", show_default=False),
-    ] = None,
-    overrides: SetOption = None,
-) -> None:
-    """Write one self-contained HTML page about a version: verdict, figures, curves, slices, drift, its surest
-    errors.
-    """
-    from jobs.commands.report import run_report
-
-    execute(config, overrides, lambda c, console: run_report(c, version, console))
-
-
-@app.command()
-def export(
-    config: ConfigOption,
-    task: Annotated[str, typer.Option("--task", help="Task to export.", show_default=False)],
-    export_format: Annotated[
-        Literal["peft", "merged"],
-        typer.Option("--format", help="peft: a LoRA adapter. merged: full weights."),
-    ] = "peft",
-    version: Annotated[
-        str | None,
-        typer.Option("--version", help="Registered version; the champion if not given.", show_default=False),
-    ] = None,
-    out_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", help="Folder to write; below the run's folder if not given.", show_default=False
-        ),
-    ] = None,
-    overrides: SetOption = None,
-) -> None:
-    """Write one task of a version as a PEFT LoRA adapter or as a plain model, for other tools to load."""
-    from jobs.commands.export import run_export
-
-    execute(
-        config, overrides, lambda c, console: run_export(c, task, export_format, version, out_dir, console)
-    )
+for version_command in VERSION_COMMANDS:
+    app.command()(version_command)
 
 
 def main() -> None:

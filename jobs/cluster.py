@@ -1,6 +1,4 @@
-"""The Ray cluster a command runs on: the one RAY_ADDRESS names, or one on this machine for as long as the
-command runs.
-"""
+"""The Ray cluster a command runs on: the one RAY_ADDRESS names, or a local one that ends with the command."""
 
 import contextlib
 import os
@@ -10,47 +8,47 @@ from collections.abc import Iterator
 from jobs.environment import end_on_sigterm, worker_environment
 from pipeline.errors import ConfigError, RetryableError
 
+CONNECT_TIMEOUT_S = 10.0  # Ray itself would try for minutes
+
 
 @contextlib.contextmanager
 def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
-    """Connect, and leave at the end. RetryableError: the cluster does not answer. `num_cpus` and `num_gpus`
-    are what a local one must offer at least; ConfigError: this machine has not so many GPUs.
+    """Connect to the cluster, and disconnect when the context ends.
+
+    Args:
+        num_cpus: CPUs that a local cluster offers at least.
+        num_gpus: GPUs that this machine must have for a local cluster.
+
+    Raises:
+        RetryableError: Ray did not start or answer.
+        ConfigError: This machine has too few GPUs.
     """
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            check_answers(address)
+            check_reachable(address)
             ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": worker_environment()})
         else:
-            # "local", or Ray would join, or refuse to join, a cluster that somebody else has started on this
-            # machine
-            num_cpus = max(num_cpus, os.cpu_count() or 1)
-            # nobody takes this node away; its actor would wake all the time
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            # Ray's agent looks at all processes for a dashboard that is not there
-            os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+            # without "local", Ray would join a cluster that somebody else has started on this machine
             ray.init(
                 address="local",
-                num_cpus=num_cpus,
+                num_cpus=max(num_cpus, os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
             )
     except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
-        where = f"at RAY_ADDRESS={address}" if address else "on this machine"
+        place = f"at RAY_ADDRESS={address}" if address else "on this machine"
         raise RetryableError(
-            f"Ray {where} did not start or answer ({type(error).__name__}: {error}); check it and run again"
+            f"Ray {place} did not start or answer: {type(error).__name__}: {error}; check it and run again"
         ) from error
-    end_on_sigterm()
+    end_on_sigterm()  # ray.init has replaced the handler
     try:
         if not address:
-            # it reads all logs ten times a second, and nobody asks it what they say; no loss if another Ray
-            # calls it otherwise
-            with contextlib.suppress(AttributeError):
-                ray._private.worker._global_node.kill_log_monitor(check_alive=False)  # type: ignore[attr-defined]
             check_gpus(int(ray.cluster_resources().get("GPU", 0)), num_gpus)
+        # the command draws the bars
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
     finally:
@@ -59,38 +57,37 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def given_cluster() -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names; without one, this process alone: starting a local one would take
-    longer than what it is for.
+    """Connect to the cluster that RAY_ADDRESS names; without RAY_ADDRESS, do nothing.
+
+    For work that is done before a local cluster would have started.
     """
     with ray_cluster(1) if os.environ.get("RAY_ADDRESS") else contextlib.nullcontext():
         yield
 
 
-def no_node_for(num_cpus: int, num_gpus: int) -> bool:
-    """Whether no node of the connected cluster, as it is now, is large enough for a process with so much."""
+def has_node_for(num_cpus: int, num_gpus: int) -> bool:
+    """Return whether the connected cluster has a node that is large enough for a process."""
     import ray
 
-    wanted = {"CPU": num_cpus, "GPU": num_gpus}
-    return not any(
-        node["Alive"] and all(node["Resources"].get(name, 0) >= number for name, number in wanted.items())
+    needed = {"CPU": num_cpus, "GPU": num_gpus}
+    return any(
+        node["Alive"] and all(node["Resources"].get(name, 0) >= number for name, number in needed.items())
         for node in ray.nodes()
     )
 
 
-def check_gpus(found: int, wanted: int) -> None:
-    """ConfigError: there are too few, for which Ray would wait without end."""
-    if found < wanted:
-        cure = (
-            "set use_gpu to false or ask for fewer processes (training.num_workers, scoring.num_actors), "
-            "or name a cluster by RAY_ADDRESS"
+def check_gpus(found: int, needed: int) -> None:
+    """Raise ConfigError if there are too few GPUs; Ray would wait for them without end."""
+    if found < needed:
+        raise ConfigError(
+            f"GPUs missing: use_gpu asks for {needed} and this machine has {found}; set use_gpu to false, "
+            "ask for fewer processes (training.num_workers, scoring.num_actors), or name a cluster with "
+            "RAY_ADDRESS"
         )
-        raise ConfigError(f"use_gpu asks for {wanted} GPUs and this machine has {found}; {cure}")
 
 
-def check_answers(address: str) -> None:
-    """OSError if nobody listens at host:port within ten seconds; Ray itself would try for minutes. Other
-    forms of address pass.
-    """
+def check_reachable(address: str) -> None:
+    """Raise OSError if nothing listens at host:port; addresses of another form pass."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()

@@ -1,137 +1,190 @@
-"""What people see: progress on stderr with rate and time left, one json line on stdout, third-party chatter
-in a file.
+"""Terminal output of a command: messages and progress on stderr, results on stdout.
+
+The output of libraries goes to a file.
 """
 
 import contextlib
 import ctypes
+import io
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from pipeline.runtime.progress import ProgressBar
+from pipeline.runtime.run_log import OUR_PACKAGES, OUTPUT_LOGGER
+
+if TYPE_CHECKING:
+    import rich.progress
 
 LINE_EVERY_S = 5.0  # between progress lines where stderr is no terminal
+TABLE_COLUMNS = 10_000  # so wide that no line is wrapped: programs read them
+
+logger = logging.getLogger(__name__)
+output_logger = logging.getLogger(OUTPUT_LOGGER)  # recorded, and shown by no console handler
 
 
 class Console:
-    """The command's own voice. Keeps its streams when the process's own are turned to a log file."""
+    """Streams of a command. Keeps the real ones when the process's own are redirected to a file."""
 
     def __init__(self, err: IO[str] | None = None, out: IO[str] | None = None) -> None:
         self.err = err or sys.stderr
         self.out = out or sys.stdout
+        self.live: rich.progress.Progress | None = None  # bars on a terminal
 
     def say(self, text: str = "") -> None:
-        """A line for people."""
-        print(text, file=self.err, flush=True)
+        """Print a message on stderr, above live bars if there are any."""
+        if self.live is not None:
+            self.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self.err, flush=True)
 
     def result(self, text: str) -> None:
-        """A line for programs and for what the command was asked to print."""
+        """Print a result on stdout and record it in the log."""
         print(text, file=self.out, flush=True)
+        output_logger.info("%s", text)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Rows of cells, their columns aligned, as results."""
-        for line in aligned(rows):
-            self.result(line)
+        """Print rows of cells with aligned columns, as a result."""
+        self.result("\n".join(aligned(rows)))
 
     @contextlib.contextmanager
-    def track(self, description: str, total: int | None, unit: str, already: int = 0) -> Iterator["LateLine"]:
-        """Open a progress line that appears at its first update."""
-        line = LateLine(self, description, unit, total, already)
+    def track(
+        self, description: str, total: int | None, unit: str, initial: int = 0
+    ) -> Iterator[ProgressBar]:
+        """Open a bar: see `pipeline.runtime.progress.Progress`. It appears at its first update."""
+        bar = _TerminalBar if self.err.isatty() else _LineBar
+        opened = bar(self, description, total, unit, initial)
         try:
-            yield line
+            yield opened
         finally:
-            line.finish()
-
-    @contextlib.contextmanager
-    def progress(self, what: str, total: int | None, unit: str, already: int = 0) -> Iterator["Progress"]:
-        """A live line: done of total, rate, time left; of a stream without end in sight, done and rate.
-        `already` were done earlier and do not count towards the rate.
-        """
-        progress = Progress(self, what, total, unit, already)
-        try:
-            yield progress
-        finally:
-            progress.finish()
+            opened.close()
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, their columns aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    """Return rows of cells as lines with aligned columns."""
+    import rich.console
+    import rich.table
+    import rich.text
+
+    table = rich.table.Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(rich.text.Text(cell) for cell in row))
+    text = io.StringIO()
+    rich.console.Console(file=text, width=TABLE_COLUMNS).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
-class Progress:
-    """One line that moves on a terminal; a new line every few seconds elsewhere."""
-
-    def __init__(self, console: Console, what: str, total: int | None, unit: str, already: int) -> None:
-        self.console, self.what, self.total, self.unit, self.already = console, what, total, unit, already
-        self.live = console.err.isatty()
-        self.started_s = self.shown_s = time.monotonic()
-        self.done = already
-
-    def update(self, done: int, note: str = "") -> None:
-        """Set how many are done and show it if it is time."""
-        now = time.monotonic()
-        self.done = done
-        if now - self.shown_s >= (0.2 if self.live else LINE_EVERY_S):
-            self.shown_s = now
-            self._show(now, note)
-
-    def make_room(self) -> None:
-        """Clear a live line for text that follows; it is drawn again below that."""
-        if self.live:
-            print("\r\x1b[K", end="", file=self.console.err, flush=True)
-
-    def finish(self) -> None:
-        """Close the line."""
-        self._show(time.monotonic(), "")
-        if self.live:
-            print(file=self.console.err, flush=True)
-
-    def _show(self, now: float, note: str) -> None:
-        rate = max(self.done - self.already, 0) / max(now - self.started_s, 1e-6)
-        if self.total is None:
-            text = f"  {self.what} {self.done:,} {self.unit}  {rate:.1f}/s  {note}".rstrip()
-        else:
-            left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "time left unknown"
-            done = f"{self.done:,}/{self.total:,}"
-            text = f"  {self.what} {done} {self.unit}  {rate:.1f}/s  {left}  {note}".rstrip()
-        print(
-            f"\r\x1b[K{text}" if self.live else text,
-            end="" if self.live else "\n",
-            file=self.console.err,
-            flush=True,
-        )
-
-
-class LateLine:
-    """Progress line that opens at its first update: no news, no line."""
+class _LineBar:
+    """A log line every few seconds: elements done, rate, time left."""
 
     def __init__(
-        self, console: Console, what: str, unit: str, total: int | None = None, already: int = 0
+        self, console: Console, description: str, total: int | None, unit: str, initial: int
     ) -> None:
-        self.console, self.what, self.unit, self.total, self.already = console, what, unit, total, already
-        self.line: Progress | None = None
+        self.description, self.total, self.unit = description, total, unit
+        self.done = self.initial = initial
+        self.note = ""
+        self.is_complete = False
+        self.started_s: float | None = None  # None until the first update, and once the bar is closed
+        self.shown_s = 0.0
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Set the number of elements done and, if it changed, of all."""
+        now_s = time.monotonic()
+        if self.is_complete:
+            return
+        if self.started_s is None:
+            self.started_s = self.shown_s = now_s
+        self.done, self.note = done, note
         self.total = self.total if total is None else total
-        if self.line is None:
-            self.line = Progress(self.console, self.what, self.total, self.unit, self.already)
-        self.line.total = self.total
-        self.line.update(done, note)
         if self.total is not None and done >= self.total:
-            self.finish()
+            self.is_complete = True
+            self.close()
+        elif now_s - self.shown_s >= LINE_EVERY_S:
+            self._show(now_s)
 
-    def finish(self) -> None:
-        """Close the line if it was opened."""
-        if self.line is not None:
-            self.line.finish()
-            self.line = None
+    def close(self) -> None:
+        if self.started_s is not None:
+            self._show(time.monotonic())
+            self.started_s = None
+
+    def _show(self, now_s: float) -> None:
+        self.shown_s = now_s
+        assert self.started_s is not None
+        rate = max(self.done - self.initial, 0) / max(now_s - self.started_s, 1e-6)
+        if self.total is None:
+            amount, left = f"{self.done:,} {self.unit}", ""
+        else:
+            amount = f"{self.done:,}/{self.total:,} {self.unit}"
+            left = f"  {(self.total - self.done) / rate:.0f} s left" if rate > 0 else "  time left unknown"
+        text = f"  {self.description} {amount}  {rate:.1f}/s{left}"
+        logger.info("%s", f"{text}  {self.note}".rstrip())
+
+
+class _TerminalBar:
+    """A progress bar on a terminal, drawn by rich."""
+
+    def __init__(
+        self, console: Console, description: str, total: int | None, unit: str, initial: int
+    ) -> None:
+        self.console, self.description, self.total = console, description, total
+        self.unit, self.initial = unit, initial
+        self.task: Any = None
+        self.started_s = 0.0
+
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        self.total = self.total if total is None else total
+        if self.task is None:
+            self._open()
+        assert self.console.live is not None
+        new = done - self.initial
+        rate = new / max(time.monotonic() - self.started_s, 1e-6)
+        self.console.live.update(
+            self.task,
+            completed=new,
+            total=self._remaining(),
+            note=note,
+            amount=self._amount(done),
+            rate=f"{rate:.1f}/s",
+        )
+
+    def close(self) -> None:
+        if self.task is None:
+            return
+        live = self.console.live
+        assert live is not None
+        live.stop_task(self.task)
+        self.task = None
+        if all(task.stop_time is not None for task in live.tasks):
+            live.stop()
+            self.console.live = None
+
+    def _open(self) -> None:
+        import rich.console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self.console.live is None:
+            self.console.live = Progress(
+                TextColumn("  {task.description} {task.fields[amount]}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[note]}"),
+                console=rich.console.Console(file=self.console.err),
+            )
+            self.console.live.start()
+        self.task = self.console.live.add_task(
+            self.description, total=self._remaining(), note="", rate="", amount=self._amount(self.initial)
+        )
+        self.started_s = time.monotonic()
+
+    def _remaining(self) -> int | None:
+        return None if self.total is None else self.total - self.initial
+
+    def _amount(self, done: int) -> str:
+        return f"{done:,}/{self.total:,} {self.unit}" if self.total is not None else f"{done:,} {self.unit}"
 
 
 class ConsoleHandler(logging.Handler):
@@ -150,23 +203,25 @@ class ConsoleHandler(logging.Handler):
 def messages_on(console: Console) -> Iterator[None]:
     """Show the messages that this project's modules log, INFO and above, on a console."""
     handler = ConsoleHandler(console)
-    loggers = [logging.getLogger(package) for package in ("models", "pipeline", "validation", "jobs")]
+    loggers = [logging.getLogger(package) for package in OUR_PACKAGES]
     kept = [(list(logger.handlers), logger.level) for logger in loggers]
-    for logger in loggers:
-        logger.handlers = [handler]
-        logger.setLevel(logging.INFO)
+    for package_logger in loggers:
+        package_logger.handlers = [handler]
+        package_logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        for logger, (handlers, level) in zip(loggers, kept, strict=True):
-            logger.handlers = handlers
-            logger.setLevel(level)
+        for package_logger, (handlers, level) in zip(loggers, kept, strict=True):
+            package_logger.handlers = handlers
+            package_logger.setLevel(level)
 
 
 @contextlib.contextmanager
-def third_parties_in(log_path: Path) -> Iterator[Console]:
-    """Turn the process's stdout and stderr, C level and child processes included, to a log file; yield a
-    console on the real ones.
+def libraries_in(log_path: Path) -> Iterator[Console]:
+    """Redirect the process's stdout and stderr to a file, C code and child processes included.
+
+    Yields:
+        A console on the real streams.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     flush_streams()
@@ -188,9 +243,7 @@ def third_parties_in(log_path: Path) -> Iterator[Console]:
 
 
 def flush_streams() -> None:
-    """Empty Python's buffers and C's, or what they hold would come out where stdout points later, after a
-    command's last line.
-    """
+    """Flush the buffers of Python and C, so that earlier output does not go to the new target."""
     sys.stdout.flush()
     sys.stderr.flush()
     ctypes.CDLL(None).fflush(None)

@@ -1,84 +1,158 @@
-"""What every command does around its work: config, lock, log file, exit code."""
+"""Shared frame of all commands: config, lock, log, run record, exit code."""
 
 import contextlib
 import json
-import time
-from collections.abc import Callable
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from jobs.environment import end_on_sigterm
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="YAML config of the run.", show_default=False)]
+if TYPE_CHECKING:
+    from jobs.command_run import CommandRun
+    from pipeline.runtime.run_record import RunRecorder
 
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a setting, as in optimizer.learning_rate=1e-4. Repeatable."),
-]
+logger = logging.getLogger(__name__)
 
-LOCK_WAIT_S = 0.5  # `relevance status` looks at locks
+LOCK_WAIT_S = 0.5  # `relevance status` holds shared locks for a moment
 
-Stage = Callable[[Any, Any], dict[str, Any]]
+DEFAULT_WORK_DIR = Path("runs")  # of commands without a config
+
+Work = Callable[["CommandRun"], dict[str, Any]]
+Stage = Callable[[Any, "CommandRun"], dict[str, Any]]  # (config, run) -> result
 
 
-def execute(config_path: Path, overrides: list[str] | None, stage: Stage, locked: bool = True) -> None:
-    """Run one stage, third-party output in the run's log file, and with `locked` alone in the run's folder:
-    what only changes which version is champion must not wait for a training.
-    """
-    from pipeline.errors import RetryableError
+@dataclass(frozen=True)
+class CommandSpec:
+    """How a command is run and recorded."""
 
-    def with_config(console: Any) -> dict[str, Any]:
-        from filelock import FileLock, Timeout
+    name: str  # as typed: "train"
+    is_exclusive: bool = True  # alone in its run folder; False for commands that may run beside a training
 
-        from jobs.console import messages_on, third_parties_in
+
+def execute(command: CommandSpec, config_path: Path, overrides: list[str] | None, stage: Stage) -> None:
+    """Run a command with its config; print its result as the last line of stdout, exit with its code."""
+    with _errors_as_exit_codes():
         from pipeline.config.loading import read_config
-        from pipeline.registry.mlflow_client import told_errors
 
         config = read_config(config_path, overrides or [])
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            with (
-                FileLock(config.run_dir / ".lock", timeout=LOCK_WAIT_S)
-                if locked
-                else contextlib.nullcontext()
-            ):
-                log_path = config.run_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}.log"
-                console.say(
-                    f"run {config.name}: writing to {config.run_dir}, libraries' output to {log_path}"
-                )
-                with third_parties_in(log_path) as inner, messages_on(inner), told_errors(config):
-                    return stage(config, inner)
-        except Timeout as error:
-            busy = f"another relevance command is working in {config.run_dir}"
-            raise RetryableError(f"{busy}; wait for it or choose another name in the config") from error
-
-    guarded(with_config)
+        given = ["--config", str(config_path)]
+        for override in overrides or []:
+            given += ["--set", override]
+        with _run_lock(config.run_dir) if command.is_exclusive else contextlib.nullcontext():
+            _run_recorded(command.name, config.run_dir, config, given, stage)
 
 
-def guarded(work: Callable[[Any], dict[str, Any]]) -> None:
-    """Run `work`, print its result as the last line of stdout, turn errors into a sentence and an exit
-    code.
+def execute_without_config(name: str, work: Work) -> None:
+    """Run a command that has no run folder: its log and record go to ./runs."""
+    with _errors_as_exit_codes():
+        _run_recorded(name, DEFAULT_WORK_DIR.absolute(), None, [], lambda _, run: work(run))
+
+
+def execute_unrecorded(work: Work) -> None:
+    """Run a command that only reads runs or sends a job: it writes no log and no record."""
+    from jobs.command_run import CommandRun
+    from jobs.console import Console
+
+    with _errors_as_exit_codes():
+        console = Console()
+        console.result(json.dumps(work(CommandRun(console)), ensure_ascii=False))
+
+
+def _run_recorded(name: str, folder: Path, config: Any, given: list[str], stage: Stage) -> None:
+    from jobs.command_run import CommandRun, command_line
+    from jobs.console import libraries_in, messages_on
+    from pipeline.registry.mlflow_client import translate_mlflow_errors
+    from pipeline.runtime.run_log import logging_to, new_run_id
+    from pipeline.runtime.run_record import DONE, RunRecorder
+
+    run_id = new_run_id()
+    recorder = RunRecorder(folder, run_id, name, config.name if config else None, command_line())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(recorder)
+        stack.enter_context(logging_to(recorder.log, "command"))
+        console = stack.enter_context(libraries_in(recorder.log.path.with_suffix(".libraries.log")))
+        stack.enter_context(messages_on(console))
+        stack.enter_context(_errors_as_exit_codes(recorder))
+        if config:
+            stack.enter_context(translate_mlflow_errors(config.tracking_uri))
+        title = f"{name} {config.name}" if config else name
+        logger.info("%s: run %s, log %s", title, run_id, recorder.log.path)
+        result = {"run_id": run_id, **stage(config, CommandRun(console, recorder, given))}
+        if result.get("next"):
+            logger.info("next: %s", result["next"])
+        recorder.update(state=DONE, exit_code=0, next=result.get("next"))
+        console.result(json.dumps(result, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def _run_lock(run_dir: Path) -> Iterator[None]:
+    """Lock a run folder; RetryableError if another command works there."""
+    from filelock import FileLock, Timeout
+
+    from pipeline.errors import RetryableError
+
+    lock = FileLock(run_dir / ".lock", timeout=LOCK_WAIT_S)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RetryableError(
+            f"run folder busy: {run_dir}; wait for the other relevance command or choose another name in "
+            "the config"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _errors_as_exit_codes(recorder: "RunRecorder | None" = None) -> Iterator[None]:
+    """Log an error as one sentence, close the record with it, and exit with its code.
+
+    An error that is not for users is a defect of this project: it is raised again, with its traceback.
     """
     from jobs.console import Console, messages_on
+
+    end_on_sigterm()
+    with contextlib.nullcontext() if recorder else messages_on(Console()):
+        try:
+            yield
+        except (SystemExit, typer.Exit):  # reported already
+            raise
+        except BaseException as error:
+            failure = _describe_failure(error)
+            logger.error("error: %s", failure.reason, exc_info=None if failure.is_expected else error)
+            if recorder:
+                recorder.update(state=failure.state, exit_code=failure.exit_code, reason=failure.reason)
+            if not failure.is_expected:
+                raise
+            raise typer.Exit(failure.exit_code) from error
+
+
+@dataclass(frozen=True)
+class _Failure:
+    exit_code: int
+    reason: str
+    state: str = "failed"
+    is_expected: bool = True
+
+
+def _describe_failure(error: BaseException) -> _Failure:
     from pipeline.errors import RelevanceError
 
-    console = Console()
-    end_on_sigterm()
-    try:
-        with messages_on(console):
-            result = work(console)
-        console.result(json.dumps(result, ensure_ascii=False))
-    except RelevanceError as error:
-        console.say(f"error: {error}")
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt as error:
-        console.say("error: interrupted; run the same command again, it goes on from where it was")
-        raise typer.Exit(3) from error
-    except OSError as error:
-        console.say(
-            f"error: {error}; free space or permissions are the usual causes; nothing half-written is "
-            "visible, run again"
-        )
-        raise typer.Exit(3) from error
+    if isinstance(error, RelevanceError):
+        return _Failure(error.exit_code, str(error))
+    if isinstance(error, KeyboardInterrupt):
+        reason = "interrupted; run the same command again, it continues from the last saved state"
+        return _Failure(3, reason, state="interrupted")
+    if isinstance(error, OSError):
+        cure = "free space or permissions are the usual causes; nothing half-written is visible, run again"
+        return _Failure(3, f"{error}; {cure}")
+    return _Failure(1, "".join(traceback.format_exception_only(error)).strip(), is_expected=False)

@@ -1,74 +1,64 @@
-"""How far a scoring is: on the terminal, for `relevance status`, for Prometheus."""
+"""Progress of a scoring run: on the terminal, in the run record, in the metrics."""
 
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jobs.console import Progress
+from jobs.command_run import CommandRun
+from pipeline.runtime.progress import ProgressBar
 from pipeline.scoring.metrics import ScoringGauges
-from pipeline.scoring.unit_result import Outcome
-from pipeline.scoring.work_units import Unit
-from pipeline.storage.filesystem import read_json, write_json
+from pipeline.scoring.unit_result import UnitResult
+from pipeline.scoring.work_units import WorkUnit
 
 
-class ScoringLive:
-    """Units of one run as they get done. Ray must be connected."""
+class ScoringProgress:
+    """Sums over the finished units. Ray must be connected: metrics go through it."""
 
-    def __init__(self, path: Path, run: str, units: Sequence[Unit], progress: Progress) -> None:
-        self.path, self.progress, self.gauges = path, progress, ScoringGauges(run)
-        self.units = {unit.partition: unit for unit in units}
+    def __init__(
+        self, units: Sequence[WorkUnit], gauges: ScoringGauges, run: CommandRun, bar: ProgressBar
+    ) -> None:
+        self.units = {unit.unit_id: unit for unit in units}
+        self.gauges, self.run, self.bar = gauges, run, bar
         self.started_s = time.time()
-        self.done: list[Outcome] = []
-        self.rows, self.rows_done, self.failed = sum(unit.rows for unit in units), 0, 0
+        self.results: list[UnitResult] = []
+        self.rows, self.rows_done, self.num_failed = sum(unit.rows for unit in units), 0, 0
         self.labels: Counter[str] = Counter()
-        with contextlib.suppress(OSError):
-            write_json(path, self.facts())
+        run.set_counts(**self.counts())
 
-    def unit_done(self, outcome: Outcome) -> None:
-        """Tell everybody."""
-        unit = self.units[outcome.partition]
-        self.done.append(outcome)
+    def record_unit(self, result: UnitResult) -> None:
+        """Update the run record, the metrics and the progress bar with one finished unit."""
+        unit = self.units[result.unit_id]
+        self.results.append(result)
         self.rows_done += unit.rows
-        self.failed += bool(outcome.error)
-        tasks = outcome.tasks or (unit.task,)
+        self.num_failed += bool(result.error)
+        tasks = result.tasks or (unit.task,)
+        labels_per_task = result.labels // len(tasks)
         for task in tasks:
-            self.labels[task] += outcome.labels // len(tasks)
-        facts = self.facts()
-        with contextlib.suppress(OSError):  # labels may go to another disk than the one that is full
-            write_json(self.path, facts)
-        units_left = len(self.units) - len(self.done)
-        for task in tasks:  # bad rows and failures are told once, of the task whose folder they lie in
-            bad = (outcome.errors, bool(outcome.error)) if task == unit.task else (0, False)
-            self.gauges.unit_done(task, outcome.labels // len(tasks), *bad, units_left, facts["pairs_per_s"])
+            self.labels[task] += labels_per_task
+        counts = self.counts()
+        self.run.set_counts(**counts)
+        units_left = len(self.units) - len(self.results)
+        for task in tasks:
+            # rows without a label and failures count once, for the task of the unit's folder
+            errors, has_failed = (result.errors, bool(result.error)) if task == unit.task else (0, False)
+            self.gauges.record_unit(
+                task, labels_per_task, errors, has_failed, units_left, counts["pairs_per_s"]
+            )
         by_task = ", ".join(f"{task} {count:,}" for task, count in sorted(self.labels.items()))
-        self.progress.update(self.rows_done, f"units {len(self.done):,}/{len(self.units):,}  {by_task}")
+        self.bar.update(self.rows_done, f"units {len(self.results):,}/{len(self.units):,}  {by_task}")
 
-    def facts(self) -> dict[str, Any]:
-        """The state of things, as `relevance status` reads it."""
+    def counts(self) -> dict[str, Any]:
+        """Return the counts for the run record."""
         seconds = time.time() - self.started_s
         rate = self.rows_done / seconds if seconds > 0 else 0.0
         return {
             "units": len(self.units),
-            "units_done": len(self.done),
-            "units_failed": self.failed,
+            "units_done": len(self.results),
+            "units_failed": self.num_failed,
             "rows": self.rows,
             "rows_done": self.rows_done,
             "labels": dict(self.labels),
             "pairs_per_s": rate,
             "left_s": (self.rows - self.rows_done) / rate if rate else None,
-            "at_s": time.time(),
         }
-
-
-def live_path(run_dir: Path) -> Path:
-    """Where a run's scoring tells how far it is."""
-    return run_dir / "scoring" / "live.json"
-
-
-def read_live(run_dir: Path) -> dict[str, Any] | None:
-    """What a scoring that is under way told last; None before it told anything."""
-    path = live_path(run_dir)
-    return dict(read_json(path)) if path.is_file() else None

@@ -1,32 +1,40 @@
-"""What a scoring run prints at its end."""
+"""Summary lines that a scoring run prints at its end."""
 
-from collections.abc import Mapping
-from typing import Any
+from pipeline.scoring.scoring_record import ScoringRecord
 
 
-def spent_lines(record: Mapping[str, Any], num_actors: int) -> list[str]:
-    """What a run's time and tokens went into, for people; nothing where nothing was judged."""
-    spent, seconds = record["spent"], record["seconds"]
-    if not spent["tokens_in"]:
+def usage_lines(record: ScoringRecord, num_actors: int) -> list[str]:
+    """Return a line on the tokens and the time of a run; nothing if no row was scored."""
+    usage = record.usage
+    if not usage.tokens_in:
         return []
-    computed = (
-        f"{spent['tokens_computed'] / spent['tokens_in']:.2f} of {spent['tokens_in']:,} tokens were computed"
-    )
-    busy = f"{spent['model_s'] / (seconds * num_actors):.0%} of the time in the model, starting included"
-    return [f"{computed}; {busy}; arithmetic at {record['matmul_efficiency'] or 0:.0%} of a measured matmul"]
+    computed_share = usage.tokens_computed / usage.tokens_in
+    model_share = usage.model_s / (record.seconds * num_actors)
+    efficiency = usage.matmul_efficiency or 0
+    return [
+        f"{computed_share:.2f} of {usage.tokens_in:,} tokens were computed; "
+        f"{model_share:.0%} of the time in the model, start-up included; "
+        f"arithmetic at {efficiency:.0%} of a measured matmul"
+    ]
 
 
-def drift_lines(record: dict[str, Any], warn: float) -> list[str]:
-    """What of a run's scores is spread otherwise than before, for people."""
-    told = {"against_last_run": "the last run", "against_test_rows": "the version's test rows"}
+def drift_lines(record: ScoringRecord, warn: float) -> list[str]:
+    """Return a line for each task and market whose scores drifted by `warn` (PSI) or more."""
     lines = []
-    for against, shown in told.items():
-        for one in record["drift"][against]:
-            if one["psi"] >= warn:
-                rates = ", ".join(
-                    f"{before:.0%} -> {now:.0%}"
-                    for before, now in zip(one["label_rates_before"], one["label_rates"], strict=True)
-                )
-                moved = f"scores of {one['task']}, {one['market']}, moved against {shown}"
-                lines.append(f"{moved}: stability index {one['psi']:.2f}; label rates {rates}")
+    references = (
+        (record.drift.against_last_run, "the last run"),
+        (record.drift.against_test_rows, "the version's test rows"),
+    )
+    for drifts, reference in references:
+        for drift in drifts:
+            if drift.psi < warn:
+                continue
+            rates = ", ".join(
+                f"{before:.0%} -> {now:.0%}"
+                for before, now in zip(drift.label_rates_before, drift.label_rates, strict=True)
+            )
+            lines.append(
+                f"scores of {drift.task}, {drift.market}, drifted from {reference}: "
+                f"stability index {drift.psi:.2f}; label rates {rates}"
+            )
     return lines

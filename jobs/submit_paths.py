@@ -1,5 +1,6 @@
-"""Whether the paths of a config mean the same here and on a cluster: a relative one would be completed where
-the command is typed.
+"""Check of a config's paths before a command goes to a cluster.
+
+A relative path is resolved in the folder where the command is typed, and means another place on a cluster.
 """
 
 from collections.abc import Iterator
@@ -11,48 +12,52 @@ from pipeline.errors import ConfigError
 
 
 def check_paths(config: RunConfig, given: dict[str, Any]) -> None:
-    """ConfigError, naming the settings: some paths are relative as they were `given`, in the file or by
-    --set, or by default.
+    """Raise ConfigError if paths of a config are relative, naming the settings.
+
+    Args:
+        config: The validated config; its paths are absolute already.
+        given: The settings as they stand in the file and in `--set`.
     """
-    value = config.model_dump()
-    wrong = dict(relative_paths(value, given, ""))
+    relative = dict(relative_paths(config.model_dump(), given, ""))
     if is_relative_backbone(config.backbone.source):
-        wrong["backbone.source"] = config.backbone.source
+        relative["backbone.source"] = config.backbone.source
     if is_relative_uri(config.tracking_uri):
-        wrong["registry.tracking_uri"] = config.tracking_uri
-    if wrong:
-        named = ", ".join(f"{name} ({text})" for name, text in wrong.items())
-        remedy = (
-            "write absolute paths that all its machines see, or s3://bucket/prefix for data.to_score and "
-            "scoring.scores"
-        )
+        relative["registry.tracking_uri"] = config.tracking_uri
+    if relative:
+        settings = ", ".join(f"{name} ({text})" for name, text in relative.items())
         raise ConfigError(
-            f"a cluster does not know this machine's folders, and there are relative paths: {named}; {remedy}"
+            f"paths relative, which a cluster cannot resolve: {settings}; write absolute paths that all its "
+            "machines see, or s3://bucket/prefix for data.to_score and scoring.scores"
         )
 
 
-def relative_paths(value: Any, given: Any, where: str) -> Iterator[tuple[str, str]]:
-    """(setting, its text) of paths among settings that are checked, for which none, or a relative one, was
-    given.
+def relative_paths(value: Any, given: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield (setting, text) for each path of a config part that was given as relative, or not given.
+
+    Args:
+        value: The part, with defaults filled in.
+        given: The same part as it was written; None if it was not.
+        prefix: The part's name, such as "data"; empty for the whole config.
     """
-    if isinstance(value, dict | list | tuple):
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            known = (
-                isinstance(given, dict)
-                and name in given
-                or isinstance(given, list | tuple)
-                and isinstance(name, int)
-            )
-            yield from relative_paths(
-                inner, given[name] if known else None, f"{where}.{name}" if where else str(name)
-            )
-    elif isinstance(value, Path) and not (given is not None and Path(given).is_absolute()):
-        yield where, str(given) if given is not None else f"not set, so {value.name} of this folder"
+    if isinstance(value, dict):
+        given_dict = given if isinstance(given, dict) else {}
+        for name, inner in value.items():
+            yield from relative_paths(inner, given_dict.get(name), f"{prefix}.{name}" if prefix else name)
+    elif isinstance(value, list | tuple):
+        given_items = given if isinstance(given, list | tuple) else [None] * len(value)
+        for number, inner in enumerate(value):
+            yield from relative_paths(inner, given_items[number], f"{prefix}.{number}")
+    elif isinstance(value, Path):
+        if given is None:
+            yield prefix, f"not set, so {value.name} of this folder"
+        elif not Path(given).is_absolute():
+            yield prefix, str(given)
 
 
 def is_relative_backbone(source: str) -> bool:
-    """Whether it is a path, and no whole one; a folder that is not here looks like a hub id, and is taken for
-    one.
+    """Return whether a backbone source is a relative path.
+
+    A relative folder that does not exist here looks like a hub id, and counts as one.
     """
     if source.startswith(("package:", "/", "~")):
         return False
@@ -60,7 +65,7 @@ def is_relative_backbone(source: str) -> bool:
 
 
 def is_relative_uri(uri: str) -> bool:
-    """Whether MLflow would look for it in the folder that the command is typed in."""
+    """Return whether MLflow would resolve a tracking URI in the current folder."""
     scheme, separator, path = uri.partition("://")
     if scheme.startswith("sqlite"):
         return not path.startswith("//")

@@ -1,37 +1,37 @@
-"""Show a training on the console and hand it to MLflow."""
+"""Training events on the terminal, in the run record and in MLflow."""
 
 import contextlib
+import logging
 from collections import defaultdict
-from typing import Any
 
-from jobs.console import Console, Progress
+from jobs.command_run import CommandRun
+from jobs.console import aligned
 from pipeline.registry.run_tracker import RunTracker
+from pipeline.runtime.progress import ProgressBar
+from pipeline.training.event_log import EvaluationEvent, StartEvent, StepEvent
+
+logger = logging.getLogger(__name__)
 
 
-class StepWatch:
-    """Shows what the workers write on the console and hands it to MLflow."""
+class TrainingProgress:
+    """Listener that shows the events of the workers and sends them to MLflow."""
 
-    def __init__(self, console: Console, tracker: RunTracker) -> None:
-        self.console, self.tracker = console, tracker
+    def __init__(self, run: CommandRun, tracker: RunTracker) -> None:
+        self.run, self.tracker = run, tracker
         self.steps = 0
-        self.line: Progress | None = None
+        self.bar: ProgressBar | None = None
         self.stack = contextlib.ExitStack()
         self.mean_loss: float | None = None
-        # seconds by what they were spent on, and tokens
+        # seconds by part of a step, and numbers of tokens, over all steps
         self.sums: defaultdict[str, float] = defaultdict(float)
-        self.start: dict[str, Any] = {}
+        self.last_start: StartEvent | None = None  # None once it is shown
 
-    def seen(self, line: dict[str, Any]) -> None:
-        """One line of the live file: a start, a step or an evaluation."""
-        if "starts_after" in line:
-            self.start = line
-        elif "evaluated_after" in line:
-            self._evaluated(line)
-        else:
-            self._step(line)
+    def start(self, event: StartEvent) -> None:
+        """Keep the start of the workers; it is shown with the first step."""
+        self.last_start = event
 
     def close(self) -> None:
-        """End the live line, and say what the steps' time went into."""
+        """Close the bar, and log the shares of the steps' time by part."""
         self.stack.close()
         if self.sums["steps"]:
             names = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
@@ -45,72 +45,66 @@ class StepWatch:
             speed = (
                 f"{self.sums['tokens'] / seconds:,.0f} tokens/s, {share}, MFU {mfu:.1%} of a measured matmul"
             )
-            self.console.say(f"  a step took {seconds / self.sums['steps']:.3f} s: {shares}; {speed}")
+            logger.info(f"  a step took {seconds / self.sums['steps']:.3f} s: {shares}; {speed}")
 
-    def _step(self, line: dict[str, Any]) -> None:
-        if self.line is None:
-            self.line = self.stack.enter_context(
-                self.console.progress("train", line["num_steps"], "steps", already=line["step"] - 1)
+    def step(self, event: StepEvent) -> None:
+        """Show a step and send it to MLflow."""
+        if self.bar is None:
+            self.bar = self.stack.enter_context(
+                self.run.track("train", event.num_steps, "steps", initial=event.step - 1)
             )
-        if self.start:
-            self._first_step(line)
-        self.steps = line["step"]
+        if self.last_start:
+            self._show_start(self.last_start, event)
+            self.last_start = None
+        self.steps = event.step
         # a running mean over about 20 steps: a single batch's loss jumps too much to read
-        self.mean_loss = (
-            line["loss"] if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * line["loss"]
-        )
-        self.line.update(line["step"], f"loss {self.mean_loss:.3f}  {line['rows_per_s']:.0f} pairs/s")
-        self.tracker.log_step(line)
+        self.mean_loss = event.loss if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * event.loss
+        self.bar.update(event.step, f"loss {self.mean_loss:.3f}  {event.rows_per_s:.0f} pairs/s")
+        self.tracker.log_step(event)
         counted = {
-            **line["seconds"],
-            **{name: line[name] for name in ("tokens", "tokens_computed", "padding")},
+            **event.seconds,
+            "tokens": event.tokens,
+            "tokens_computed": event.tokens_computed,
+            "padding": event.padding,
             "steps": 1,
         }
-        for name, number in (counted | {"mfu_seconds": line["mfu"] * line["step_s"]}).items():
+        for name, number in (counted | {"mfu_seconds": event.mfu * event.step_s}).items():
             self.sums[name] += number
 
-    def _first_step(self, line: dict[str, Any]) -> None:
-        """What went before the first step of a start of the workers, and what they found."""
-        if (shared := self.start["tokens_shared"]) is None:
-            self.console.say("  rows are padded: this model, or this machine, does not take them end to end")
+    def _show_start(self, start: StartEvent, first_step: StepEvent) -> None:
+        """Show how long the start of the workers took, and whether they pack rows."""
+        if (shared := start.tokens_shared) is None:
+            logger.info("  rows are padded: this model or this machine does not support packed rows")
         else:
             fewest, most = min(shared), max(shared)
             count = f"{most}" if fewest == most else f"{fewest} to {most}"
-            alike = f"; those of a task begin with the same {count} tokens, taken once a pass" if most else ""
-            self.console.say(f"  rows lie end to end without padding{alike}")
-        seconds = {**self.start["seconds"], "step": line["at_s"] - self.start["at_s"]}
+            prefix = f"; the first {count} tokens of a task's rows are computed once a pass" if most else ""
+            logger.info(f"  rows are packed without padding{prefix}")
+        seconds = {**start.seconds, "step": first_step.at_s - start.at_s}
         spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-        self.console.say(
-            f"  {sum(seconds.values()):.1f} s from the start of the workers to the end of their first "
-            f"step: {spent}"
+        logger.info(
+            f"  {sum(seconds.values()):.1f} s from the start of the workers to the end of the first step: "
+            f"{spent}"
         )
-        self.start = {}
 
-    def _evaluated(self, line: dict[str, Any]) -> None:
-        self.tracker.log_evaluation(line)
-        if self.line is not None:
-            self.line.make_room()
-        self.console.say(interim_table(line))
+    def evaluation(self, event: EvaluationEvent) -> None:
+        """Show an evaluation and send it to MLflow."""
+        self.tracker.log_evaluation(event)
+        logger.info(validation_table(event))
 
 
-def interim_table(line: dict[str, Any]) -> str:
-    """An evaluation on the valid split as aligned text."""
-    if not line["tasks"]:
+def validation_table(event: EvaluationEvent) -> str:
+    """Return an evaluation on the valid split as a table."""
+    if event.macro_pr_auc is None or event.macro_log_loss is None:
         return (
-            f"  after step {line['evaluated_after']:,}: no task has both relevant and irrelevant valid "
+            f"  after step {event.evaluated_after:,}: no task has both relevant and irrelevant valid "
             "rows, so the last weights are kept"
         )
-    width = max(len("valid split"), *map(len, line["tasks"]))
-    rows = [f"    {'valid split':<{width}}  rows  AUC    PR-AUC  log loss"]
-    for task, f in line["tasks"].items():
-        rows.append(
-            f"    {task:<{width}} {f['rows']:>5,}  {f['roc_auc']:.3f}  {f['pr_auc']:.3f}   "
-            f"{f['log_loss']:.3f}"
-        )
-    rows.append(
-        f"    {'macro':<{width}} {'':5}         {line['macro_pr_auc']:.3f}   {line['macro_log_loss']:.3f}"
-    )
-    judged = "the best so far, its weights are kept" if line["is_best"] else "not better than the best"
-    return "\n".join(
-        [f"  after step {line['evaluated_after']:,}, in {line['seconds']:.1f} s: {judged}", *rows]
-    )
+    rows: list[tuple[str, ...]] = [("valid split", "rows", "AUC", "PR-AUC", "log loss")]
+    for task, metrics in event.tasks.items():
+        values = [f"{metrics[name]:.3f}" for name in ("roc_auc", "pr_auc", "log_loss")]
+        rows.append((task, f"{metrics['rows']:,}", *values))
+    rows.append(("macro", "", "", f"{event.macro_pr_auc:.3f}", f"{event.macro_log_loss:.3f}"))
+    verdict = "the best so far, its weights are kept" if event.is_best else "not better than the best"
+    title = f"  after step {event.evaluated_after:,}, in {event.seconds:.1f} s: {verdict}"
+    return "\n".join([title, *(f"    {line}" for line in aligned(rows))])

@@ -1,3 +1,1 @@
-"""Tensors: backbones, adapters, heads, bundles. Needs torch, transformers and safetensors, nothing else of
-the stack.
-"""
+"""Backbones, adapters, heads and bundles. Needs only torch, transformers and safetensors."""

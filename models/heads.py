@@ -1,4 +1,4 @@
-"""From token states to one vector a row, and from that to logits, one output head a task.
+"""Pool token states into one vector per row; turn it into logits with one output head per task.
 
 Shape legend: B rows, S tokens, D width, T tasks, C labels of the finest task, K labels of all tasks together.
 """
@@ -14,8 +14,9 @@ Pooling = Literal["last", "mean"]
 
 
 def pool(hidden_BSD: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """One vector a row (B, D), in float32 at least: the state of the last real token (decoders), or the mean
-    over real tokens (encoders).
+    """Return one vector per row (B, D), in float32 or wider.
+
+    `last` takes the state of the last real token (decoders), `mean` the mean over real tokens (encoders).
     """
     wide = torch.promote_types(hidden_BSD.dtype, torch.float32)
     if pooling == "last":
@@ -28,18 +29,17 @@ def pool(hidden_BSD: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling) -> t
 def trunk_states(
     trunk: Any, input_ids_BS: torch.Tensor, mask_BS: torch.Tensor, pooling: Pooling
 ) -> torch.Tensor:
-    """The last states (B, S, D) of a trunk that is pooled in this way."""
+    """Return the last hidden states (B, S, D) of a trunk."""
     if pooling == "last":
-        # no mask: with padding on the right causality already hides it, and attention without a mask takes
-        # the fast path
+        # causality already hides padding on the right, and attention is faster without a mask
         return trunk(input_ids=input_ids_BS, use_cache=False).last_hidden_state
     return trunk(input_ids=input_ids_BS, attention_mask=mask_BS).last_hidden_state
 
 
 class TaskHeads(nn.Module):
-    """All tasks' output heads as one dense product; a row keeps the logits of its own task.
+    """Output heads of all tasks, computed as one dense product; a row keeps the logits of its own task.
 
-    Logits beyond a task's labels are -inf, so a softmax over C is a softmax over the task's labels.
+    Logits beyond a task's labels are -inf, so that a softmax over C is a softmax over the task's labels.
     """
 
     index_TC: torch.Tensor
@@ -57,33 +57,38 @@ class TaskHeads(nn.Module):
         self.register_buffer("absent_TC", label_C >= count_T1, persistent=False)
 
     def forward(self, pooled_BD: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
-        """(B, D) -> logits (B, C) of each row's task."""
+        """Return the logits (B, C) of each row's task."""
         all_BK = functional.linear(pooled_BD, self.weight_KD, self.bias_K)
         return all_BK.gather(1, self.index_TC[task_B]).masked_fill(self.absent_TC[task_B], float("-inf"))
 
-    def label_rows(self, task_index: int) -> slice:
-        """The places of a task's labels among all."""
+    def label_slice(self, task_index: int) -> slice:
+        """Return the slice of a task's labels among the K labels."""
         start = sum(self.num_labels_T[:task_index])
         return slice(start, start + self.num_labels_T[task_index])
 
     @torch.no_grad()
-    def start_from_direction(self, direction_D: torch.Tensor, scale: float) -> None:
-        """Set every head to its labels' positions along one direction, the worst label at -scale/2, the best
-        at +scale/2.
+    def init_from_direction(self, direction_D: torch.Tensor, scale: float) -> None:
+        """Set each label's weights to a multiple of one direction, from -scale/2 (worst) to +scale/2 (best).
 
-        With the direction from the language model's "no" to its "yes", training starts from what the model
-        can already read off instead of from nothing.
+        With the direction from the language model's "no" to its "yes", training starts from the model's own
+        notion of relevance.
         """
         position_K = torch.cat([torch.linspace(-0.5, 0.5, count) for count in self.num_labels_T])
         self.weight_KD.copy_(scale * position_K[:, None] * direction_D.float()[None, :])
 
     @torch.no_grad()
-    def start_at_label_shares(
+    def init_biases_from_label_shares(
         self, pooled_BD: torch.Tensor, task_B: torch.Tensor, share_TC: torch.Tensor
     ) -> None:
-        """Set the biases so that over these rows the mean logits of a task are the logs of its label shares
-        (T, C), all above 0: a language model leans to yes or to no, and without this the first steps of a run
-        go into unlearning that. Tasks without a row here keep their biases.
+        """Set the biases so that each task's mean logits over these rows are the logs of its label shares.
+
+        A language model leans to yes or to no; without this the first training steps only remove that bias.
+        Tasks without a row keep their biases.
+
+        Args:
+            pooled_BD: Pooled rows.
+            task_B: Their task ids.
+            share_TC: Label frequencies of each task, all above 0.
         """
         logits_BK = functional.linear(pooled_BD, self.weight_KD)
         for task in task_B.unique().tolist():

@@ -1,8 +1,8 @@
-"""The last layer of a packed pass, for the tokens that are read.
+"""Restriction of the last layer of a packed pass to the tokens that are read.
 
-Of what the last layer makes, nothing but the state of each row's last token is read. Keys and values come of
-all tokens; queries, what follows attention and the feed-forward part take token by token, so here they get
-the tokens that are read, and give zeros for the others.
+Only the state of each row's last token is read from the last layer. Its keys and values need all tokens. Its
+queries, output projection and feed-forward part work token by token, so they get the read tokens alone and
+give zeros for the others.
 
 Shape legend: B rows, N tokens of a pass, D width in, O width out.
 """
@@ -14,27 +14,18 @@ import torch
 from torch import nn
 
 from models.adapters.injection import adapted_layers
-from models.adapters.routing import TaskRouting, TasksInFlight
+from models.adapters.routing import TaskContext, TaskRouting
+
+# module names in most decoders of transformers; modules with other names take all tokens
+TOKENWISE_MODULES = re.compile(r"mlp|\w+\.(q_proj|o_proj)")
 
 
-class ReadInFlight(TasksInFlight):
-    """Tasks of the tokens that are read, entered while a module takes these alone."""
-
-    def __init__(self, routing: TaskRouting, read_B: torch.Tensor) -> None:
-        super().__init__(routing, routing.current().index_select(1, read_B))
-        self.read_B = read_B
-        self.module: nn.Module | None = None  # that takes them now
-        self.num_tokens = 0  # of the pass
-
-
-class ReadTokens:
-    """Hooks on a trunk's last layer, for passes that `begin` told of; in all others the layer is as it
-    was.
-    """
+class ReadTokenSelector:
+    """Hooks on a trunk's last layer that act in passes announced by `begin`, and in no other."""
 
     def __init__(self, layer: nn.Module, routing: TaskRouting) -> None:
         self.routing = routing
-        self.modules = [module for name, module in layer.named_modules() if TOKEN_BY_TOKEN.fullmatch(name)]
+        self.modules = [module for name, module in layer.named_modules() if TOKENWISE_MODULES.fullmatch(name)]
         self.adapted = [adapted for module in self.modules for adapted in adapted_layers(module).values()]
         self.handles: list[Any] = [module.register_forward_pre_hook(self._gather) for module in self.modules]
         self.handles += [
@@ -42,40 +33,51 @@ class ReadTokens:
         ]
 
     def remove(self) -> None:
-        """The layer as it was."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
     def begin(self, read_B: torch.Tensor) -> None:
-        """The pass in flight, of tokens whose tasks are known, is read at these."""
-        in_flight = self.routing.in_flight
-        assert in_flight is not None, "a pass is in flight"
-        of_read = ReadInFlight(self.routing, read_B)
-        with of_read:
-            of_read.prepare(self.adapted)
-        in_flight.read = of_read
+        """Restrict the active pass, whose task ids are those of tokens, to the tokens `read_B`."""
+        context = self.routing.context
+        assert context is not None, "begin was called outside a pass"
+        read_context = ReadTokenContext(self.routing, read_B)
+        with read_context:
+            read_context.prepare(self.adapted)
+        context.read_context = read_context
 
     def _gather(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        """(1, N, D) -> (1, B, D)"""
-        of_read = self.routing.in_flight.read if self.routing.in_flight is not None else None
-        if not isinstance(of_read, ReadInFlight):
+        """Select the read tokens: (1, N, D) -> (1, B, D)."""
+        context = self.routing.context
+        read_context = context.read_context if context is not None else None
+        if not isinstance(read_context, ReadTokenContext):
             return None
-        of_read.__enter__()
-        of_read.module, of_read.num_tokens = module, args[0].shape[1]
-        return args[0].index_select(1, of_read.read_B), *args[1:]
+        read_context.__enter__()
+        read_context.module, read_context.num_tokens = module, args[0].shape[1]
+        return args[0].index_select(1, read_context.read_B), *args[1:]
 
     def _scatter(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
-        """(1, B, O) -> (1, N, O), of several outputs the first; None came of an error."""
-        of_read = self.routing.in_flight
-        if not isinstance(of_read, ReadInFlight) or of_read.module is not module:
+        """Put the (first) output back among zeros: (1, B, O) -> (1, N, O).
+
+        The output is None after an error in the module; then only the context ends.
+        """
+        read_context = self.routing.context
+        if not isinstance(read_context, ReadTokenContext) or read_context.module is not module:
             return None
-        of_read.__exit__()
+        read_context.__exit__()
         if output is None:
             return None
         first, *others = output if isinstance(output, tuple) else (output,)
-        whole = first.new_zeros(1, of_read.num_tokens, first.shape[2]).index_copy(1, of_read.read_B, first)
-        return (whole, *others) if isinstance(output, tuple) else whole
+        zeros = first.new_zeros(1, read_context.num_tokens, first.shape[2])
+        all_tokens = zeros.index_copy(1, read_context.read_B, first)
+        return (all_tokens, *others) if isinstance(output, tuple) else all_tokens
 
 
-# as most of transformers' decoders name them; under other names they take all tokens
-TOKEN_BY_TOKEN = re.compile(r"mlp|\w+\.(q_proj|o_proj)")
+class ReadTokenContext(TaskContext):
+    """Task ids of the read tokens, entered while a module takes these alone."""
+
+    def __init__(self, routing: TaskRouting, read_B: torch.Tensor) -> None:
+        super().__init__(routing, routing.current_tasks().index_select(1, read_B))
+        self.read_B = read_B
+        self.module: nn.Module | None = None  # the module that runs
+        self.num_tokens = 0  # of the whole pass

@@ -1,4 +1,4 @@
-"""Losses as sums: per-task sums and weights travel between ranks, averages are taken once.
+"""Training losses as sums: ranks exchange sums and weights of each task, and averages are taken once.
 
 Shape legend: B rows, C labels of the finest task, T tasks.
 """
@@ -8,25 +8,28 @@ from torch.nn import functional
 
 
 def row_losses(logits_BC: torch.Tensor, label_B: torch.Tensor, relevant_from_B: torch.Tensor) -> torch.Tensor:
-    """Loss of each row (B,) in float32: cross entropy over the task's labels plus that of relevant against
-    irrelevant.
+    """Return each row's loss (B,) in float32: cross entropy of its label plus cross entropy of its relevance.
 
-    The second term makes the split that decisions are made on count as much as the fine grades. Logits of
-    -inf weigh nothing.
+    Decisions depend on relevance alone, so the second term gives it as much weight as the label.
+
+    Args:
+        logits_BC: Logits; -inf beyond a task's labels.
+        label_B: Labels.
+        relevant_from_B: The first label of the row's task that counts as relevant.
     """
     logits_BC = logits_BC.float()
-    grade_B = functional.cross_entropy(logits_BC, label_B, reduction="none")
+    label_loss_B = functional.cross_entropy(logits_BC, label_B, reduction="none")
     label_C = torch.arange(logits_BC.shape[1], device=logits_BC.device)
-    relevant_BC = label_C[None, :] >= relevant_from_B[:, None]
-    log_share_BC = functional.log_softmax(logits_BC, dim=1)
-    same_side_BC = relevant_BC == (label_B >= relevant_from_B)[:, None]
-    side_B = -torch.logsumexp(log_share_BC.masked_fill(~same_side_BC, float("-inf")), dim=1)
-    return grade_B + side_B
+    is_relevant_BC = label_C[None, :] >= relevant_from_B[:, None]
+    log_prob_BC = functional.log_softmax(logits_BC, dim=1)
+    has_same_relevance_BC = is_relevant_BC == (label_B >= relevant_from_B)[:, None]
+    relevance_loss_B = -torch.logsumexp(log_prob_BC.masked_fill(~has_same_relevance_BC, float("-inf")), dim=1)
+    return label_loss_B + relevance_loss_B
 
 
 def task_sums(
     value_B: torch.Tensor, weight_B: torch.Tensor, task_B: torch.Tensor, num_tasks: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per task: the weighted sum of `value_B` and the sum of weights, both (T,)."""
+    """Return the weighted sum of `value_B` and the sum of weights for each task, both (T,)."""
     zeros_T = torch.zeros(num_tasks, dtype=value_B.dtype, device=value_B.device)
     return zeros_T.index_add(0, task_B, value_B * weight_B), zeros_T.index_add(0, task_B, weight_B)

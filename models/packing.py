@@ -1,18 +1,17 @@
-"""Rows of a batch laid end to end, for training: no padding goes through the trunk, and what a task's rows
-begin with goes through it once.
+"""Packing of a batch for training: no padding goes through the trunk, and a shared prefix goes through once.
 
-All tokens of a pass are one long row of length N. All of a decoder but attention takes token by token, so it
-never meets padding; attention gets the rows, taken out of the long one and padded for as long as it lasts.
-Beginnings are rows of their own behind the batch's rows, which keep what follows: a row attends to the keys
-and values that the layer has just made of its beginning, and then to its own. What comes out is what the
-whole rows give, with its gradient.
+All tokens of a pass form one sequence of length N. Every part of a decoder except attention treats tokens
+independently, so it never sees padding. Attention gets the rows, unpacked and padded for this one operation.
 
-Shape legend: B rows of the batch without their beginnings, G beginnings, R either of them, S tokens of the
-longest row, P tokens of the longest beginning, M tokens of all rows, L of all beginnings, each once, N = M +
-L, T tasks, D width, H heads, K of them for keys, E width of a head.
+The first tokens of a task's rows (its template's instruction) are the same in all of them. These prefixes are
+sequences of their own after the rows, which keep the tokens after the prefix. In each layer a row attends to
+its prefix's keys and values and to its own. Logits and gradients are those of whole rows.
+
+Shape legend: B rows of the batch without their prefixes, G prefixes, R either of them, S tokens of the
+longest row, P tokens of the longest prefix, M tokens of all rows, L of all prefixes, each once, N = M + L, T
+tasks, D width, H heads, K key-value heads, E width of a head. `..` stands for any further dimensions.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,57 +19,77 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from models.transformers_internals import attention_function, attention_implementation, register_attention
+
+PACKED_SUFFIX = ", packed"  # ends the names under which the attention functions are registered
+# up to this many tokens the written-out attention is faster, and the weights that it keeps for the backward
+# pass are small
+MAX_SHORT_TOKENS = 256
+
 
 class PackedRows(NamedTuple):
-    """Where the tokens of a pass belong. Those of beginnings lie behind all others."""
+    """The layout of a packed pass. Tokens of prefixes follow all others."""
 
-    task_1N: torch.Tensor  # of each token
-    position_1N: torch.Tensor  # of each token in its whole row
-    token_BS: torch.Tensor  # the tokens of each row without its beginning; beyond its end its last one again
-    place_M: torch.Tensor  # where each of them is among the B * S
-    token_GP: torch.Tensor  # those of each beginning, counted from where beginnings start
-    place_L: torch.Tensor
-    beginning_B: torch.Tensor  # each row's; any where it has none
-    num_before_B: torch.Tensor  # tokens of the row's beginning, 0 where it has none
-    last_B: torch.Tensor  # the last token of each row
+    task_1N: torch.Tensor  # task id of each token
+    position_1N: torch.Tensor  # position of each token in its whole row
+    token_BS: torch.Tensor  # indices of each row's tokens; the last one repeats beyond the row's end
+    slot_M: torch.Tensor  # index of each row token among the B * S
+    token_GP: torch.Tensor  # indices of each prefix's tokens, counted from the first prefix
+    slot_L: torch.Tensor  # index of each prefix token among the G * P
+    prefix_B: torch.Tensor  # index of each row's prefix; arbitrary for rows without one
+    prefix_length_B: torch.Tensor  # tokens of the row's prefix, 0 without one
+    last_B: torch.Tensor  # index of each row's last token
 
 
-def pack(
+def pack_rows(
     id_lists: Sequence[np.ndarray], task_B: np.ndarray, length_T: np.ndarray
 ) -> tuple[torch.Tensor, PackedRows]:
-    """Token ids (1, N) and where they belong, of rows whose first `length_T` tokens are the same in all of a
-    task; each has at least one more.
+    """Lay a batch out as one sequence.
+
+    Args:
+        id_lists: Token ids of each row, with at least one token after its prefix.
+        task_B: Task id of each row.
+        length_T: Tokens of the prefix that all rows of a task share, 0 for none.
+
+    Returns:
+        Token ids (1, N) and their layout.
     """
     tasks, first_row = np.unique(task_B, return_index=True)
-    tasks, first_row = tasks[length_T[tasks] > 0], first_row[length_T[tasks] > 0]
-    skip_B = length_T[task_B]
-    tail_B = np.array([len(ids) for ids in id_lists]) - skip_B
-    pieces = [ids[skip:] for ids, skip in zip(id_lists, skip_B, strict=True)]
+    has_prefix = length_T[tasks] > 0
+    tasks, first_row = tasks[has_prefix], first_row[has_prefix]
+    prefix_length_B = length_T[task_B]
+    tail_B = np.array([len(ids) for ids in id_lists]) - prefix_length_B
+    pieces = [ids[length:] for ids, length in zip(id_lists, prefix_length_B, strict=True)]
     pieces += [id_lists[row][: length_T[task]] for task, row in zip(tasks, first_row, strict=True)]
-    within_M, token_BS, place_M = laid_in_rows(tail_B)
-    within_L, token_GP, place_L = laid_in_rows(length_T[tasks])
+    within_M, token_BS, slot_M = _row_layout(tail_B)
+    within_L, token_GP, slot_L = _row_layout(length_T[tasks])
     if len(tasks) == 1:
-        # torch.compile has code of its own for one of anything; nobody looks at the second
+        # torch.compile specializes on dimensions of size 1; the second copy is not read
         token_GP = np.repeat(token_GP, 2, axis=0)
-    places = (
-        np.concatenate([np.repeat(task_B, tail_B), np.repeat(tasks, length_T[tasks])])[None],
-        np.concatenate([within_M + np.repeat(skip_B, tail_B), within_L])[None],
-        token_BS,
-        place_M,
-        token_GP,
-        place_L,
-        np.minimum(np.searchsorted(tasks, task_B), max(len(tasks) - 1, 0)),
-        skip_B,
-        np.cumsum(tail_B) - 1,
+    task_N = np.concatenate([np.repeat(task_B, tail_B), np.repeat(tasks, length_T[tasks])])
+    position_N = np.concatenate([within_M + np.repeat(prefix_length_B, tail_B), within_L])
+    prefix_B = np.minimum(np.searchsorted(tasks, task_B), max(len(tasks) - 1, 0))
+    rows = PackedRows(
+        task_1N=torch.from_numpy(task_N[None]),
+        position_1N=torch.from_numpy(position_N[None]),
+        token_BS=torch.from_numpy(token_BS),
+        slot_M=torch.from_numpy(slot_M),
+        token_GP=torch.from_numpy(token_GP),
+        slot_L=torch.from_numpy(slot_L),
+        prefix_B=torch.from_numpy(prefix_B),
+        prefix_length_B=torch.from_numpy(prefix_length_B),
+        last_B=torch.from_numpy(np.cumsum(tail_B) - 1),
     )
-    return torch.from_numpy(np.concatenate(pieces).astype(np.int64))[None], PackedRows(
-        *map(torch.from_numpy, places)
-    )
+    ids_1N = torch.from_numpy(np.concatenate(pieces).astype(np.int64))[None]
+    return ids_1N, rows
 
 
-def laid_in_rows(length_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of rows that lie end to end: where each token is in its row, the tokens of each row (R, S), and where
-    each token is among these.
+def _row_layout(length_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the layout of rows that lie end to end.
+
+    Returns:
+        Each token's position in its row (N,), the indices of each row's tokens (R, S), and each token's index
+        among the R * S (N,).
     """
     start_R = np.cumsum(length_R) - length_R
     width = int(length_R.max(initial=0))
@@ -81,16 +100,17 @@ def laid_in_rows(length_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def last_token_states(trunk: Any, ids_1N: torch.Tensor, rows: PackedRows) -> torch.Tensor:
-    """A decoder's last states (B, 1, D) of the last token of each row. `attend_row_by_row` must have been
-    called on it.
+    """Return a decoder's last hidden state (B, 1, D) of each row's last token.
+
+    Call `enable_packed_attention` on the trunk first.
     """
     dtype = trunk.get_input_embeddings().weight.dtype
-    mask = torch.zeros(1, dtype=dtype, device=ids_1N.device).masked_fill(
-        ~attended(rows), torch.finfo(dtype).min
+    mask_B1SK = torch.zeros(1, dtype=dtype, device=ids_1N.device).masked_fill(
+        ~packed_attention_mask(rows), torch.finfo(dtype).min
     )
     states_1ND = trunk(
         input_ids=ids_1N,
-        attention_mask=mask,
+        attention_mask=mask_B1SK,
         position_ids=rows.position_1N,
         packed_rows=rows,
         use_cache=False,
@@ -98,57 +118,54 @@ def last_token_states(trunk: Any, ids_1N: torch.Tensor, rows: PackedRows) -> tor
     return states_1ND[0, rows.last_B].unsqueeze(1)
 
 
-def attended(rows: PackedRows) -> torch.Tensor:
-    """(B, 1, S, P + S): which of its row's beginning, and then of its row, each token attends to."""
+def packed_attention_mask(rows: PackedRows) -> torch.Tensor:
+    """Return which keys each token attends to (B, 1, S, P + S): its prefix's, then its row's up to itself."""
     (num_rows, width), longest = rows.token_BS.shape, rows.token_GP.shape[1]
     device = rows.token_BS.device
-    before_BP = torch.arange(longest, device=device) < rows.num_before_B[:, None]
+    is_prefix_BP = torch.arange(longest, device=device) < rows.prefix_length_B[:, None]
+    is_prefix_BSP = is_prefix_BP[:, None].expand(-1, width, -1)
     causal_SS = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    return torch.cat([before_BP[:, None].expand(-1, width, -1), causal_SS.expand(num_rows, -1, -1)], dim=2)[
-        :, None
-    ]
+    return torch.cat([is_prefix_BSP, causal_SS.expand(num_rows, -1, -1)], dim=2)[:, None]
 
 
-def attend_row_by_row(trunk: Any) -> None:
-    """Have the trunk's attention take `packed_rows` where it is given them; all else stays. ValueError: its
-    attention cannot be had so.
+def enable_packed_attention(trunk: Any) -> None:
+    """Make the trunk's attention accept `packed_rows`; padded rows give the same results as without it.
+
+    Raises:
+        ValueError: The trunk's attention is no function of queries, keys and values.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    kind, model = trunk.config._attn_implementation, type(trunk)
-    if kind.endswith(ROW_BY_ROW):
+    implementation, model_class = attention_implementation(trunk), type(trunk)
+    if implementation.endswith(PACKED_SUFFIX):
         return
-    name = f"{kind}{ROW_BY_ROW}"
-    if kind == "sdpa":
-        attend = AttentionInterface()[kind]
-    elif kind == "eager" and hasattr(sys.modules[model.__module__], "eager_attention_forward"):
-        name = f"{kind} {model.__name__}{ROW_BY_ROW}"  # each architecture has its own
-        attend = sys.modules[model.__module__].eager_attention_forward
-    else:
+    attend = attention_function(trunk)
+    if attend is None:
         raise ValueError(
-            f"{model.__name__} has {kind} attention, which does not come as a function of queries, keys "
-            "and values"
+            f"{model_class.__name__} has {implementation} attention, which is no function of queries, keys "
+            "and values; set sdpa or eager"
         )
-    AttentionInterface.register(name, RowByRow(attend, fused=kind == "sdpa"))
-    AttentionMaskInterface.register(name, AttentionMaskInterface()[kind])
+    name = f"{implementation}{PACKED_SUFFIX}"
+    if implementation == "eager":
+        name = f"{implementation} {model_class.__name__}{PACKED_SUFFIX}"  # each architecture has its own
+    register_attention(name, PackedAttention(attend, is_fused=implementation == "sdpa"), implementation)
     trunk.set_attn_implementation(name)
 
 
-def attend_as_before(trunk: Any) -> None:
-    """Undo `attend_row_by_row`."""
-    kind = trunk.config._attn_implementation
-    if kind.endswith(ROW_BY_ROW):
-        trunk.set_attn_implementation(kind.removesuffix(ROW_BY_ROW).split()[0])
+def disable_packed_attention(trunk: Any) -> None:
+    """Undo `enable_packed_attention`."""
+    implementation = attention_implementation(trunk)
+    if implementation.endswith(PACKED_SUFFIX):
+        trunk.set_attn_implementation(implementation.removesuffix(PACKED_SUFFIX).split()[0])
 
 
-class RowByRow:
-    """One of transformers' attention functions, for rows that lie end to end too. The fused one is written
-    out for short rows: it is slow at them.
+class PackedAttention:
+    """An attention function of transformers that also accepts packed rows.
+
+    Fused attention is slow on short rows, so they get `short_attention` in its place.
     """
 
-    def __init__(self, attend: Callable[..., Any], fused: bool) -> None:
+    def __init__(self, attend: Callable[..., Any], is_fused: bool) -> None:
         self.attend = attend
-        self.fused = fused
+        self.is_fused = is_fused
 
     def __call__(
         self,
@@ -160,85 +177,98 @@ class RowByRow:
         packed_rows: PackedRows | None = None,
         **options: Any,
     ) -> tuple[torch.Tensor, Any]:
-        """Queries, keys and values (1, H, N, E), or as the function has them -> (1, N, H, E), and its weights
-        where it gives any.
+        """Attend within each row.
+
+        Args:
+            module: The attention module.
+            query: (1, H, N, E).
+            key: (1, K, N, E).
+            value: (1, K, N, E).
+            mask: (B, 1, S, P + S), added to the scores.
+            packed_rows: The layout of the N tokens; without it, the shapes are those that `attend` takes.
+            options: Further arguments of `attend`.
+
+        Returns:
+            (1, N, H, E), and the attention weights where `attend` gives any.
         """
         if packed_rows is None:
             return self.attend(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
         assert mask is not None, "packed rows come with a mask"
-        num_own, longest = len(packed_rows.place_M), packed_rows.token_GP.shape[1]
+        num_row_tokens, longest = len(packed_rows.slot_M), packed_rows.token_GP.shape[1]
         states_NHE = [states[0].transpose(0, 1) for states in (query, key, value)]
         queries, keys, values = (
-            ToRows.apply(states[:num_own], packed_rows.token_BS, packed_rows.place_M) for states in states_NHE
+            UnpackTokens.apply(states[:num_row_tokens], packed_rows.token_BS, packed_rows.slot_M)
+            for states in states_NHE
         )
-        beginnings = []
+        prefix_outputs = []
         if longest:
-            begun = [
-                ToRows.apply(states[num_own:], packed_rows.token_GP, packed_rows.place_L)
+            prefix_states = [
+                UnpackTokens.apply(states[num_row_tokens:], packed_rows.token_GP, packed_rows.slot_L)
                 for states in states_NHE
             ]
             keys, values = (
-                behind_beginning(own, of, packed_rows.beginning_B)
-                for own, of in zip((keys, values), begun[1:], strict=True)
+                prepend_prefix(states, prefixes, packed_rows.prefix_B)
+                for states, prefixes in zip((keys, values), prefix_states[1:], strict=True)
             )
-            causal = torch.full(
+            causal_11PP = torch.full(
                 (longest, longest), torch.finfo(mask.dtype).min, dtype=mask.dtype, device=mask.device
             ).triu(1)[None, None]
-            beginnings = [
-                FromRows.apply(
-                    self._attended(module, begun, causal, options), packed_rows.token_GP, packed_rows.place_L
+            prefix_outputs = [
+                PackTokens.apply(
+                    self._attend_rows(module, prefix_states, causal_11PP, options),
+                    packed_rows.token_GP,
+                    packed_rows.slot_L,
                 )
             ]
-        own = FromRows.apply(
-            self._attended(module, (queries, keys, values), mask, options),
+        row_outputs = PackTokens.apply(
+            self._attend_rows(module, (queries, keys, values), mask, options),
             packed_rows.token_BS,
-            packed_rows.place_M,
+            packed_rows.slot_M,
         )
-        return torch.cat([own, *beginnings]).unsqueeze(0), None
+        return torch.cat([row_outputs, *prefix_outputs]).unsqueeze(0), None
 
-    def _attended(
+    def _attend_rows(
         self, module: Any, states: Sequence[torch.Tensor], mask: torch.Tensor, options: dict[str, Any]
     ) -> torch.Tensor:
-        """Queries, keys and values (R, S, H, E) -> (R, S, H, E)."""
-        query, key, value = (one.transpose(1, 2) for one in states)
-        if self.fused and key.shape[2] <= SHORT:
-            return attend_in_products(
+        """Return the attention output (R, S, H, E) of queries, keys and values (R, S, H, E)."""
+        query, key, value = (state.transpose(1, 2) for state in states)
+        if self.is_fused and key.shape[2] <= MAX_SHORT_TOKENS:
+            return short_attention(
                 query, key, value, mask, options.get("scaling"), options.get("dropout", 0.0)
             )
         return self.attend(module, query, key, value, mask, **options)[0]  # type: ignore[no-any-return]
 
 
-def behind_beginning(
-    own_BSHE: torch.Tensor, begun_GPHE: torch.Tensor, beginning_B: torch.Tensor
-) -> torch.Tensor:
-    """Each row's states behind those of its beginning (B, P + S, H, E)."""
-    return torch.cat([OfBeginnings.apply(begun_GPHE, beginning_B), own_BSHE], dim=1)
+def prepend_prefix(own_BSHE: torch.Tensor, prefix_GPHE: torch.Tensor, prefix_B: torch.Tensor) -> torch.Tensor:
+    """Return each row's states after those of its prefix (B, P + S, H, E)."""
+    return torch.cat([GatherPrefixes.apply(prefix_GPHE, prefix_B), own_BSHE], dim=1)
 
 
-class OfBeginnings(torch.autograd.Function):
-    """(G, ..) -> (B, ..): what each row begins with. The gradient is summed by a product: in fixed order on a
-    GPU, and in no loop on a CPU.
+class GatherPrefixes(torch.autograd.Function):
+    """Give each row its prefix's states: (G, ..) -> (B, ..).
+
+    The gradient is summed by a matrix product, which has a fixed order on a GPU and needs no loop on a CPU.
     """
 
     @staticmethod
-    def forward(begun: torch.Tensor, beginning_B: torch.Tensor) -> torch.Tensor:
-        return begun.index_select(0, beginning_B)
+    def forward(prefixes: torch.Tensor, prefix_B: torch.Tensor) -> torch.Tensor:
+        return prefixes.index_select(0, prefix_B)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        begun, beginning_B = inputs
-        ctx.num_beginnings = begun.shape[0]
-        ctx.save_for_backward(beginning_B)
+        prefixes, prefix_B = inputs
+        ctx.num_prefixes = prefixes.shape[0]
+        ctx.save_for_backward(prefix_B)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        (beginning_B,) = ctx.saved_tensors
-        beginning_G = torch.arange(ctx.num_beginnings, device=beginning_B.device)
-        rows_GB = (beginning_G[:, None] == beginning_B).to(gradient.dtype)
+        (prefix_B,) = ctx.saved_tensors
+        index_G = torch.arange(ctx.num_prefixes, device=prefix_B.device)
+        rows_GB = (index_G[:, None] == prefix_B).to(gradient.dtype)
         return (rows_GB @ gradient.flatten(1)).unflatten(1, gradient.shape[1:]), None
 
 
-def attend_in_products(
+def short_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -246,23 +276,38 @@ def attend_in_products(
     scaling: float | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """What torch's fused attention gives, of queries (R, H, S, E), keys and values (R, K, P + S, E) and a
-    mask to add, as (R, S, H, E): the queries that share a key in one product, without a copy of it for each.
+    """Compute `scaled_dot_product_attention` with matrix products.
+
+    Query heads that share a key head are multiplied together, without copies of the keys.
+
+    Args:
+        query: (R, H, S, E).
+        key: (R, K, P + S, E).
+        value: (R, K, P + S, E).
+        mask: Added to the scores.
+        scaling: Factor of the scores, 1 / sqrt(E) by default.
+        dropout: Dropout probability of the attention weights.
+
+    Returns:
+        (R, S, H, E).
     """
-    of_a_key, (length, width) = (key.shape[1], -1), query.shape[2:]
-    scores = (query.unflatten(1, of_a_key).flatten(2, 3) @ key.transpose(2, 3)).unflatten(2, (-1, length))
-    weights = (scores * (width**-0.5 if scaling is None else scaling) + mask[:, :, None]).softmax(-1)
+    num_key_heads, (length, width) = key.shape[1], query.shape[2:]
+    products = query.unflatten(1, (num_key_heads, -1)).flatten(2, 3) @ key.transpose(2, 3)
+    scores = products.unflatten(2, (-1, length)) * (width**-0.5 if scaling is None else scaling)
+    weights = (scores + mask[:, :, None]).softmax(-1)
     states = functional.dropout(weights, dropout).flatten(2, 3) @ value
     return states.unflatten(2, (-1, length)).flatten(1, 2).transpose(1, 2)
 
 
-class ToRows(torch.autograd.Function):
-    """(N, ..) -> (R, S, ..). What comes back for places beyond a row's end is taken for zero, as attention
-    gives it: so the gradient needs no sum, whose order could vary.
+class UnpackTokens(torch.autograd.Function):
+    """Lay tokens out in padded rows: (N, ..) -> (R, S, ..).
+
+    The gradient beyond a row's end is taken to be zero, as attention gives it. So it needs no sum, whose
+    order could vary.
     """
 
     @staticmethod
-    def forward(states: torch.Tensor, token_RS: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
+    def forward(states: torch.Tensor, token_RS: torch.Tensor, slot_N: torch.Tensor) -> torch.Tensor:
         return states.index_select(0, token_RS.flatten()).unflatten(0, token_RS.shape)
 
     @staticmethod
@@ -271,16 +316,16 @@ class ToRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
-        (place_N,) = ctx.saved_tensors
-        return gradient.flatten(0, 1).index_select(0, place_N), None, None
+        (slot_N,) = ctx.saved_tensors
+        return gradient.flatten(0, 1).index_select(0, slot_N), None, None
 
 
-class FromRows(torch.autograd.Function):
-    """(R, S, ..) -> (N, ..); the gradient is zero beyond a row's end."""
+class PackTokens(torch.autograd.Function):
+    """Lay padded rows out end to end: (R, S, ..) -> (N, ..). The gradient is zero beyond a row's end."""
 
     @staticmethod
-    def forward(states: torch.Tensor, token_RS: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
-        return states.flatten(0, 1).index_select(0, place_N)
+    def forward(states: torch.Tensor, token_RS: torch.Tensor, slot_N: torch.Tensor) -> torch.Tensor:
+        return states.flatten(0, 1).index_select(0, slot_N)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -288,13 +333,8 @@ class FromRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
-        token_RS, place_N = ctx.saved_tensors
-        places = torch.arange(token_RS.numel(), device=token_RS.device).view_as(token_RS)
-        real_RS = place_N[token_RS] == places
-        return gradient[token_RS] * real_RS.view(*real_RS.shape, *[1] * (gradient.dim() - 1)), None, None
-
-
-ROW_BY_ROW = ", row by row"
-# tokens, beyond which weights of attention that are written out would be a good part of what is kept for the
-# backward pass
-SHORT = 256
+        token_RS, slot_N = ctx.saved_tensors
+        slot_RS = torch.arange(token_RS.numel(), device=token_RS.device).view_as(token_RS)
+        is_real_RS = slot_N[token_RS] == slot_RS
+        trailing = [1] * (gradient.dim() - 1)
+        return gradient[token_RS] * is_real_RS.view(*is_real_RS.shape, *trailing), None, None

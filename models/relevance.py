@@ -1,4 +1,4 @@
-"""The relevance model: a frozen trunk with adapters, pooled, with one head a task.
+"""The relevance model: a frozen trunk with adapters, a pooling, and one output head per task.
 
 Shape legend: B rows, S tokens, D width, T tasks, C labels of the finest task.
 """
@@ -15,12 +15,14 @@ from models.adapters.routing import TaskRouting
 from models.backbone import Backbone
 from models.config import ModelConfig
 from models.heads import Pooling, TaskHeads, pool, trunk_states
-from models.last_layer import ReadTokens
-from models.packing import PackedRows, attend_as_before, attend_row_by_row, last_token_states
+from models.last_layer import ReadTokenSelector
+from models.packing import PackedRows, disable_packed_attention, enable_packed_attention, last_token_states
+
+HEAD_SCALE = 3.0  # initial logits of the worst and the best label differ by this many yes-minus-no logits
 
 
 class RelevanceModel(nn.Module):
-    """Judges query-ad pairs of several tasks in one batch."""
+    """Multi-task classifier of query-ad pairs; a batch may mix tasks."""
 
     def __init__(self, trunk: nn.Module, heads: TaskHeads, routing: TaskRouting, pooling: Pooling) -> None:
         super().__init__()
@@ -29,7 +31,7 @@ class RelevanceModel(nn.Module):
         self.routing = routing
         self.pooling = pooling
         self.adapted = list(adapted_layers(trunk).values())
-        self.read_tokens: ReadTokens | None = None  # where it takes `packed`
+        self.last_layer_selector: ReadTokenSelector | None = None  # set while packing is enabled
 
     def forward(
         self,
@@ -38,71 +40,72 @@ class RelevanceModel(nn.Module):
         task_B: torch.Tensor,
         packed: PackedRows | None = None,
     ) -> torch.Tensor:
-        """Token ids padded on the right, their mask (1 real, 0 padding), task ids -> logits (B, C); -inf
-        beyond a task's labels.
+        """Return the logits (B, C) of each row's task, -inf beyond its labels.
 
-        With `packed`, which `take_packed` allows, the ids are those (1, N) of `packing.pack`, and the mask is
-        (B, 1), of the rows' last tokens. Task ids are not checked here: on a GPU that would wait for the
-        device. Check them where rows are collated.
+        Task ids are not checked, because that would wait for a GPU. Check them where rows are collated.
+
+        Args:
+            input_ids_BS: Token ids, padded on the right; (1, N) of `packing.pack_rows` for packed rows.
+            mask_BS: 1 for real tokens, 0 for padding; ones (B, 1) for packed rows.
+            task_B: Task ids.
+            packed: The layout of packed rows; call `enable_packing` first.
         """
-        return self.heads(self.pooled(input_ids_BS, mask_BS, task_B, packed), task_B)
+        return self.heads(self.pooled_states(input_ids_BS, mask_BS, task_B, packed), task_B)
 
-    def pooled(
+    def pooled_states(
         self,
         input_ids_BS: torch.Tensor,
         mask_BS: torch.Tensor,
         task_B: torch.Tensor,
         packed: PackedRows | None = None,
     ) -> torch.Tensor:
-        """What the heads read (B, D)."""
-        with self.tasks(task_B if packed is None else packed.task_1N):
+        """Return the input of the heads (B, D). The arguments are those of `forward`."""
+        with self.task_context(task_B if packed is None else packed.task_1N):
             if packed is None:
                 hidden_BSD = trunk_states(self.trunk, input_ids_BS, mask_BS, self.pooling)
             else:
-                assert self.read_tokens is not None, "take_packed was called"
-                self.read_tokens.begin(packed.last_B)
+                assert self.last_layer_selector is not None, "packed rows need enable_packing"
+                self.last_layer_selector.begin(packed.last_B)
                 hidden_BSD = last_token_states(self.trunk, input_ids_BS, packed)
         return pool(hidden_BSD, mask_BS, self.pooling)
 
-    def take_packed(self) -> None:
-        """Have `forward` take `packed` rows too. Call it before `compile_layers`. ValueError: the trunk's
-        attention cannot be had so.
-        """
-        attend_row_by_row(self.trunk)
-        if self.read_tokens is None:
-            self.read_tokens = ReadTokens(transformer_layers(self.trunk)[1][-1], self.routing)
+    def enable_packing(self) -> None:
+        """Have `forward` accept packed rows too. Call this before `compile_layers`.
 
-    def take_padded_only(self) -> None:
-        """Undo `take_packed`."""
-        attend_as_before(self.trunk)
-        if self.read_tokens is not None:
-            self.read_tokens.remove()
-            self.read_tokens = None
+        Raises:
+            ValueError: The trunk's attention cannot take packed rows.
+        """
+        enable_packed_attention(self.trunk)
+        if self.last_layer_selector is None:
+            self.last_layer_selector = ReadTokenSelector(transformer_layers(self.trunk)[1][-1], self.routing)
+
+    def disable_packing(self) -> None:
+        """Undo `enable_packing`."""
+        disable_packed_attention(self.trunk)
+        if self.last_layer_selector is not None:
+            self.last_layer_selector.remove()
+            self.last_layer_selector = None
 
     @contextmanager
-    def tasks(self, task: torch.Tensor) -> Iterator[None]:
-        """While entered, adapted layers run with these ids, of rows (B,) or of tokens (B, S)."""
-        with self.routing.tasks(task) as in_flight:
-            in_flight.prepare(self.adapted)
+    def task_context(self, task: torch.Tensor) -> Iterator[None]:
+        """Give the adapted layers these task ids while entered: (B,) of rows or (B, S) of tokens."""
+        with self.routing.task_context(task) as context:
+            context.prepare(self.adapted)
             yield
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass instead of keeping its states, with the task ids of its
-        own forward pass.
-        """
+        """Recompute each layer in the backward pass, with the task ids of its own forward pass."""
         trunk: Any = self.trunk
         trunk.gradient_checkpointing_enable(
             {"use_reentrant": False, "context_fn": self.routing.checkpoint_contexts}
         )
 
     def trainable_state(self) -> dict[str, nn.Parameter]:
-        """The trained tensors by name: adapters and heads, never the backbone."""
+        """Return the trainable tensors of adapters and heads by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The trained tensors by what they are: projections, transforms, mixtures, heads; groups without a
-        tensor are left out.
-        """
+        """Return the trainable tensors by group: projections, transforms, mixtures, heads."""
         groups: dict[str, list[nn.Parameter]] = {
             "projections": [],
             "transforms": [],
@@ -115,39 +118,38 @@ class RelevanceModel(nn.Module):
         return {name: parameters for name, parameters in groups.items() if parameters}
 
     def load_trainable_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Set the trained tensors. ValueError names what is missing, unknown or of another shape."""
-        mine = self.trainable_state()
-        problems = [f"{name} is missing" for name in mine.keys() - tensors.keys()]
-        problems += [f"{name} is unknown" for name in tensors.keys() - mine.keys()]
+        """Set the trainable tensors.
+
+        Raises:
+            ValueError: A tensor is missing, unknown or of another shape; nothing is set.
+        """
+        own = self.trainable_state()
+        problems = [f"{name} is missing" for name in own.keys() - tensors.keys()]
+        problems += [f"{name} is unknown" for name in tensors.keys() - own.keys()]
         problems += [
-            f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(mine[name].shape)}"
-            for name in mine.keys() & tensors.keys()
-            if tensors[name].shape != mine[name].shape
+            f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(own[name].shape)}"
+            for name in own.keys() & tensors.keys()
+            if tensors[name].shape != own[name].shape
         ]
         if problems:
             raise ValueError(f"these weights are of another model: {'; '.join(sorted(problems)[:5])}")
         with torch.no_grad():
-            for name, parameter in mine.items():
+            for name, parameter in own.items():
                 parameter.copy_(tensors[name])
-
-    def parameter_counts(self) -> tuple[int, int]:
-        """(trainable, total) numbers."""
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.parameters()]
-        return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
 
 
 def build_model(config: ModelConfig, backbone: Backbone, seed: int) -> RelevanceModel:
-    """A fresh model on a loaded backbone, whose trunk it takes over. The same seed gives the same numbers."""
+    """Build a new model around a loaded backbone, whose trunk it changes.
+
+    Equal seeds give equal weights.
+    """
     routing = inject(backbone.trunk, config.adapter, len(config.num_labels_T), seed)
     heads = TaskHeads(backbone.width, config.num_labels_T)
     direction_D = backbone.answer_direction()
     if direction_D is not None:
-        heads.start_from_direction(direction_D, HEAD_SCALE)
+        heads.init_from_direction(direction_D, HEAD_SCALE)
     else:
         generator = torch.Generator().manual_seed(seed + 1)
         with torch.no_grad():
             heads.weight_KD.normal_(0.0, backbone.width**-0.5, generator=generator)
     return RelevanceModel(backbone.trunk, heads, routing, backbone.pooling).eval()
-
-
-HEAD_SCALE = 3.0  # logits from worst to best label span this many times the yes-minus-no logit

@@ -1,47 +1,46 @@
-"""Errors a user meets. A message says what, where and what next; the class decides the exit code of the
-command.
+"""Errors for users. The class decides the exit code of the command.
+
+A message has the form `<thing> <state>: <value>; <what to do>`.
 """
 
 
-def last_line(error: BaseException) -> str:
-    """A short name for an error of a library."""
-    return (
-        f"{type(error).__name__}: "
-        f"{str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
-    )
+def summarize_error(error: BaseException) -> str:
+    """Return the class name and the last line of the message of a library's error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
 
 
 class RelevanceError(Exception):
-    """Any failure with a message meant for the user."""
+    """A failure with a message for the user."""
 
     exit_code = 1
 
 
 class DataRefusedError(RelevanceError):
-    """The data was read and judged unfit."""
+    """The data is readable but unusable."""
 
     exit_code = 1
 
 
 class GateRefusedError(RelevanceError):
-    """A model version did not earn its promotion."""
+    """The promotion gate refused a model version."""
 
     exit_code = 1
 
 
 class ConfigError(RelevanceError):
-    """The config or the command line is wrong; running again without a change cannot help."""
+    """The config, the command line or the account is wrong; a retry without a change cannot help."""
 
     exit_code = 2
 
 
 class RetryableError(RelevanceError):
-    """Something outside is busy, away or was interrupted; the same command may succeed later."""
+    """An outside service is busy or unreachable, or the run was interrupted; a retry may succeed."""
 
     exit_code = 3
 
 
 class DamagedInputError(RelevanceError):
-    """A file cannot be what it claims to be: truncated, altered, of another format."""
+    """A file is truncated, altered or of another format."""
 
     exit_code = 4

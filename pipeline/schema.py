@@ -1,41 +1,40 @@
-"""The row contract: the only definition of a judged or unjudged query-ad pair. Suites, readers and docs are
-generated from it.
+"""The row contract: the only definition of a query-ad pair, labeled or not.
+
+Data checks and readers are generated from it.
 """
 
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "2"  # 2: official_split and subset
+SCHEMA_VERSION = "2"  # version 2 has official_split and subset
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a row: its Arrow type, whether null is a value, the bounds of its values, and what it
-    means.
-    """
+    """One column of a row: its Arrow type, nullability, bounds and meaning."""
 
     name: str
     type: pa.DataType
     nullable: bool
     doc: str
-    max_chars: int | None = None  # strings: longest text accepted, in characters
-    minimum: float | None = None  # numbers: smallest value accepted
-    maximum: float | None = None  # numbers: largest value accepted
+    max_chars: int | None = None  # strings: the longest accepted text
+    minimum: float | None = None  # numbers: the smallest accepted value
+    maximum: float | None = None  # numbers: the largest accepted value
 
 
-MAX_LABELS = 16  # levels of the finest grading scale accepted
+MAX_LABELS = 16  # longest accepted label scale
 
 COLUMNS: tuple[Column, ...] = (
     Column("row_id", pa.string(), False, "unique over all tasks and partitions", max_chars=256),
-    Column("query", pa.string(), False, "what the user typed", max_chars=4_096),
+    Column("query", pa.string(), False, "text of the search", max_chars=4_096),
     Column("ad_title", pa.string(), False, "headline of the ad or product", max_chars=16_384),
     Column("ad_description", pa.string(), True, "body text", max_chars=1_048_576),
     Column("ad_keyword", pa.string(), True, "keyword the advertiser bid on", max_chars=4_096),
     Column(
         "landing_page", pa.string(), True, "text or address of the page behind the ad", max_chars=1_048_576
     ),
-    Column("market", pa.string(), False, "slice such as us", max_chars=63),
+    Column("market", pa.string(), False, "country or region, such as us", max_chars=63),
     Column(
         "label",
         pa.int32(),
@@ -68,19 +67,20 @@ TEXT_COLUMNS: tuple[str, ...] = ("query", "ad_title", "ad_description", "ad_keyw
 AD_COLUMNS: tuple[str, ...] = TEXT_COLUMNS[1:]
 
 
-def schema_difference(found: pa.Schema) -> list[str]:
-    """What separates `found` from the contract, one sentence a difference; empty when they agree. Nullability
-    is not compared: parquet writers rarely keep it, and the not-null checks look at the values.
+def schema_differences(schema: pa.Schema) -> list[str]:
+    """Return one sentence for each difference between `schema` and the contract.
+
+    Nullability is not compared: parquet writers rarely keep it, and the not-null checks look at the values.
     """
-    differences = [f"column {c.name} is missing" for c in COLUMNS if c.name not in found.names]
+    differences = [f"column {c.name} is missing" for c in COLUMNS if c.name not in schema.names]
     known = {c.name: c for c in COLUMNS}
-    for field in found:
+    for field in schema:
         if field.name not in known:
             differences.append(f"column {field.name} is not in the contract")
         elif field.type != known[field.name].type:
             differences.append(
                 f"column {field.name} is {field.type}, the contract says {known[field.name].type}"
             )
-    if not differences and found.names != ROW_SCHEMA.names:
-        differences.append(f"columns are in the order {found.names}, the contract says {ROW_SCHEMA.names}")
+    if not differences and schema.names != ROW_SCHEMA.names:
+        differences.append(f"columns are in the order {schema.names}, the contract says {ROW_SCHEMA.names}")
     return differences

@@ -1,4 +1,4 @@
-"""Every test: no hub, quiet libraries, few threads, and the repository as the place commands are run from."""
+"""Settings and fixtures of all tests: no model hub, quiet libraries, few threads."""
 
 import os
 import subprocess
@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
+# before the libraries are imported, which read these variables then; child processes inherit them
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jobs.environment import prepare_environment  # noqa: E402
 
-prepare_environment()
+prepare_environment()  # the commands' own settings
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: a random two-layer Llama with its tokenizer."""
+    """Model folder with a random two-layer Llama and its tokenizer."""
     from tests.support.tiny import write_tiny_llama
 
     return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
@@ -26,7 +27,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """The address of a server that speaks S3, with the bucket labels, where clients look for it."""
+    """Address of an S3 server with the bucket "labels"; clients find it in the AWS variables."""
     from tests.support.servers import s3_server
 
     with s3_server("labels") as address, pytest.MonkeyPatch.context() as patched:
@@ -45,7 +46,7 @@ def s3() -> Iterator[str]:
 def finished_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path
 ) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
-    """(root, config, the finished `relevance run`)."""
+    """Root folder, config and finished process of a whole `relevance run`."""
     from tests.support.commands import relevance
     from tests.support.planted import planted_config, write_config, write_planted
 
@@ -57,14 +58,14 @@ def finished_run(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep the tests of a file in one process, and all files of the finished run, which takes a minute."""
+    """Run the tests of a file in one process, and all files that use `finished_run`, which takes a minute."""
     from xdist.scheduler import LoadFileScheduling
 
     from tests.support.places import ROOT
 
-    class OneFinishedRun(LoadFileScheduling):
+    class FinishedRunScheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = str(super()._split_scope(nodeid))
             return "finished run" if "finished_run" in (ROOT / file).read_text() else file
 
-    return OneFinishedRun(config, log)
+    return FinishedRunScheduling(config, log)

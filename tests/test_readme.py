@@ -1,6 +1,7 @@
-"""What the README tells people to type and to open is there."""
+"""The READMEs: commands, files and blocks that they name exist."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,54 +12,113 @@ from jobs.cli import app
 from pipeline.config.tasks import Task
 from pipeline.data.importers.table import TableSource
 from pipeline.schema import COLUMNS
+from tests.support.commands_page import PAGE, build_page
 from tests.support.places import ROOT
 
-TEXT = (ROOT / "README.md").read_text()
+MAX_README_LINES = 200
 
 
-def test_commands_in_the_readme_exist_with_their_options() -> None:
+def read_readmes() -> dict[str, str]:
+    """Return the text of each README of the repository by its path."""
+    folders = ("models", "pipeline", "validation", "jobs", "infra", "tests")
+    paths = [ROOT / "README.md", *(path for folder in folders for path in (ROOT / folder).rglob("README.md"))]
+    return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
+
+
+READMES = read_readmes()
+MAIN = READMES["README.md"]
+
+
+def test_commands_in_readmes_exist_with_their_options() -> None:
     group: Any = typer.main.get_command(app)
-    mentioned = re.findall(r"(?:`|^ *)relevance ([a-z]+)((?: --[a-z-]+)*)", TEXT, re.MULTILINE)
-    assert {name for name, _ in mentioned} >= set(group.commands), "every command is explained"
-    for name, options in mentioned:
-        known = {option for parameter in group.commands[name].params for option in parameter.opts}
-        assert set(options.split()) <= known, name
+    wrong = []
+    for path, text in READMES.items():
+        for line in re.findall(r"(?:`|^ *)relevance ([a-z]+[^`\n]*)", text, re.MULTILINE):
+            name, _, rest = line.partition(" ")
+            command = group.commands.get(name)
+            known = (
+                {option for parameter in command.params for option in parameter.opts} if command else set()
+            )
+            options = set(re.findall(r"(?<!\S)--[a-z-]+", rest.split("  ")[0]))
+            if command is None or not options <= known:
+                wrong.append(f"{path}: relevance {line}")
+    assert wrong == []
 
 
-def test_make_targets_in_the_readme_exist() -> None:
+def test_the_main_readme_names_every_command() -> None:
+    group: Any = typer.main.get_command(app)
+    assert set(re.findall(r"`relevance ([a-z]+)", MAIN)) >= set(group.commands)
+
+
+def test_the_main_readme_is_short() -> None:
+    assert len(MAIN.splitlines()) <= MAX_README_LINES
+
+
+def test_the_commands_page_is_that_of_the_cli() -> None:
+    assert PAGE.read_text() == build_page(), "run python -m tests.support.commands_page"
+
+
+def test_make_targets_in_readmes_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make ([a-z-]+) ", TEXT):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE) or target == "and", target
+    targets = {
+        target for text in READMES.values() for target in re.findall(r"[`\s]make ([a-z-]+)[`\s]", text)
+    }
+    missing = [name for name in targets if not re.search(rf"^{name}:", makefile, re.MULTILINE)]
+    assert missing == ["and"] or missing == []
 
 
-def test_files_that_the_readme_names_exist() -> None:
-    for name in re.findall(r"(?<![\w/])((?:models|pipeline|validation|jobs|infra|tests)/[\w./-]*\w)", TEXT):
-        assert (ROOT / name).exists(), name
+def test_files_that_readmes_name_exist() -> None:
+    pattern = r"(?<![\w/.>])((?:models|pipeline|validation|jobs|infra|tests)/[\w./-]*\w)"
+    missing = [
+        f"{path}: {name}"
+        for path, text in READMES.items()
+        for name in re.findall(pattern, text)
+        if not (ROOT / name).exists()
+    ]
+    assert missing == []
 
 
-def test_the_table_of_columns_is_the_contract() -> None:
-    table = TEXT.split("## Rows")[1].split("## Labels")[0]
+def test_python_files_in_room_tables_exist() -> None:
+    missing = []
+    for path, text in READMES.items():
+        folder = (ROOT / path).parent
+        for row in (line for line in text.splitlines() if line.startswith("| ")):
+            for name in re.findall(r"`([\w/]+\.py)`", row):
+                places = (folder / name, folder / "commands" / name, ROOT / name, folder.parent / name)
+                if not any(place.exists() for place in places):
+                    missing.append(f"{path}: {name}")
+    assert missing == []
+
+
+def test_modules_in_readmes_can_be_run() -> None:
+    modules = {name for text in READMES.values() for name in re.findall(r"python -m (tests[\w.]+)", text)}
+    assert [
+        name for name in modules if not (ROOT / Path(*name.split("."))).with_suffix(".py").is_file()
+    ] == []
+
+
+def test_the_table_of_columns_is_the_row_contract() -> None:
+    table = READMES["pipeline/README.md"].split("## Rows")[1].split("## Extensions")[0]
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     named = {name for line in rows for name in re.findall(r"`(\w+)`", line.split("|")[1])}
     assert named == {column.name for column in COLUMNS}
 
 
-def test_the_task_block_in_the_readme_is_a_task() -> None:
-    block = re.search(r"```yaml\n(tasks:.*?)```", TEXT, re.DOTALL)
+def test_the_task_block_is_a_task() -> None:
+    block = re.search(r"```yaml\n(tasks:.*?)```", MAIN, re.DOTALL)
     assert block
     for task in yaml.safe_load(block.group(1))["tasks"]:
         Task.model_validate(task)
 
 
-def test_the_mapping_in_the_readme_is_one() -> None:
-    block = re.search(r"```yaml\n(task:.*?)```", TEXT, re.DOTALL)
+def test_the_mapping_is_valid() -> None:
+    text = READMES["pipeline/data/importers/README.md"]
+    block = re.search(r"```yaml\n(task:.*?)```", text, re.DOTALL)
     assert block
-    source = TableSource.model_validate(
-        {"kind": "table", "path": "clicks.csv", **yaml.safe_load(block.group(1))}
-    )
-    assert source.label_indices(None) == {"perfect": 2, "fair": 1, "bad": 0}
+    settings = {"kind": "table", "path": "clicks.csv", **yaml.safe_load(block.group(1))}
+    assert TableSource.model_validate(settings).label_indices(None) == {"perfect": 2, "fair": 1, "bad": 0}
 
 
 @pytest.mark.parametrize("placeholder", ["@@", "TODO", "TBD"])
-def test_the_readme_is_finished(placeholder: str) -> None:
-    assert placeholder not in TEXT
+def test_readmes_are_finished(placeholder: str) -> None:
+    assert [path for path, text in READMES.items() if placeholder in text] == []

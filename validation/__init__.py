@@ -1,1 +1,1 @@
-"""Judgement of data: which rows may train or be scored, and why not."""
+"""Data validation: the data gate, leakage and drift."""

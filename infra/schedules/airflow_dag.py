@@ -1,8 +1,8 @@
-"""Each day's rows by Airflow, the day after, on workers that have this project installed and reach the Ray
-cluster.
+"""Daily scoring of the day before by Airflow.
 
-The cluster's address and token are the worker's own settings: RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE,
-RAY_AUTH_TOKEN_PATH. A backfill scores days that were missed, one after the other.
+The workers have this project installed and reach the Ray cluster. Its address and token are in their
+environment: RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH. A backfill scores missed days, one
+after the other.
 """
 
 import subprocess
@@ -16,25 +16,29 @@ COMMAND = (
     "relevance submit score --config /etc/relevance/production.yaml --set name=production-scoring --set "
     "data.to_score=/storage/rows/{date}"
 )
-WORTH_A_RETRY = 3  # the exit code of what may succeed later; a retry does nothing twice
+RETRYABLE = 3  # exit code of a failure that may pass; a retry repeats no finished work
 
 
 def score(logical_date: str) -> None:
-    """Score one day. AirflowFailException, which Airflow does not retry: it wants a person."""
+    """Score one day.
+
+    Raises:
+        AirflowException: The command failed; Airflow retries it.
+        AirflowFailException: The command failed and a retry would not help.
+    """
     code = subprocess.run([*COMMAND.split(), "--logical-date", logical_date]).returncode
     if code:
-        raise (AirflowException if code == WORTH_A_RETRY else AirflowFailException)(
-            f"relevance ended with exit code {code}, see above"
-        )
+        error = AirflowException if code == RETRYABLE else AirflowFailException
+        raise error(f"relevance failed: exit code {code}; see the output above")
 
 
 with DAG(
     "relevance_score",
-    # {{ ds }} is the day an interval begins: the day before the run
+    # {{ ds }} is the first day of the interval: the day before the run
     schedule=CronDataIntervalTimetable("15 3 * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1),
     catchup=False,
-    max_active_runs=1,  # a second one would wait for the first one's lease, then give up
+    max_active_runs=1,  # a second run would only wait for the scoring lease
     default_args={
         "retries": 3,
         "retry_delay": timedelta(minutes=10),

@@ -1,100 +1,159 @@
-"""Bring in the rows that a config names: `relevance sample`, `relevance import`, and the first stage of
-`relevance run`.
-"""
+"""Import rows: `relevance sample`, `relevance import`, and the sources that a config names."""
 
+import inspect
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from jobs.console import Console
-from pipeline.config.error_messages import explain, read_yaml_mapping
+from jobs.command_run import CommandRun
+from models.files import file_sha256
+from pipeline.config.error_messages import describe_problem, read_yaml_mapping
 from pipeline.config.extensions import IMPORTERS, ImportContext, load_importers
 from pipeline.config.run import RunConfig
 from pipeline.config.sources import PathSource, SourceBlock
-from pipeline.errors import ConfigError
+from pipeline.data.reader import data_digest, find_partitions
+from pipeline.errors import ConfigError, RelevanceError
+from pipeline.storage.filesystem import json_sha256, read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from pipeline.data.importers.importer import ImportCounts
 
+SECTION = "pipeline/data/importers/README.md"  # shows the settings of a table
 
-def bring_in(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Write the rows of every source of the config into the run's data folder."""
+
+def import_sources(config: RunConfig, run: CommandRun) -> dict[str, Any]:
+    """Import the sources of a config into its judged rows, unless the same import was done before.
+
+    <run>/data/sources.json holds the digest of each source's content, settings and importer, and of the rows
+    that came out. If all are equal the rows are used as they are.
+
+    Raises:
+        ConfigError: `data.judged` holds rows that this run did not import; importing could overwrite them.
+    """
+    summary = {"judged": str(config.judged_dir)}
+    if not config.sources:
+        return summary
+    load_importers()
+    path = config.run_dir / "data" / "sources.json"
+    digests = [source_digest(source, config) for source in config.sources]
+    if path.is_file() and read_json(path) == {"sources": digests, "rows": rows_digest(config)}:
+        logger.info("  sources unchanged: rows of an earlier import are used")
+        return summary
+    if not path.is_file() and config.data.judged and any(config.judged_dir.rglob("*.parquet")):
+        raise ConfigError(
+            f"data.judged holds rows that this run did not import: {config.judged_dir}; remove `sources` "
+            "from the config to use them, or name an empty folder"
+        )
     labels = {task.name: task.labels for task in config.tasks}
     for source in config.sources:
-        target = ImportContext(config.judged_dir, config.run_dir / "data", config.seed, labels)
-        tell_counts(import_rows(source, target, console), source, config.judged_dir, console)
-    return {"judged": str(config.judged_dir)}
+        context = ImportContext(config.judged_dir, config.run_dir / "data", config.seed, labels)
+        log_counts(import_rows(source, context, run), source, config.judged_dir)
+    write_json(path, {"sources": digests, "rows": rows_digest(config)})
+    return summary
+
+
+def source_digest(source: SourceBlock, config: RunConfig) -> str:
+    """Return a digest of all that decides a source's rows: files, settings, importer code, labels, seed."""
+    files: list[list[str]] = []
+    if isinstance(source, PathSource):
+        if source.path.is_dir():
+            paths = sorted(path for path in source.path.rglob("*") if path.is_file())
+        else:
+            paths = [source.path] if source.path.is_file() else []
+        files = [[str(path.relative_to(source.path)), file_sha256(path)] for path in paths]
+    module = inspect.getsourcefile(type(source))
+    return json_sha256(
+        {
+            "block": source.model_dump(mode="json"),
+            "files": files,
+            "importer": file_sha256(Path(module)) if module else "",
+            "labels": {task.name: list(task.labels) for task in config.tasks},
+            "seed": config.seed,
+        }
+    )
+
+
+def rows_digest(config: RunConfig) -> str | None:
+    """Return the digest of the judged rows; None if they are not there or not readable."""
+    try:
+        return data_digest(find_partitions(config.judged_dir, config.tasks))
+    except RelevanceError:
+        return None
 
 
 def sample(
-    out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, seed: int, console: Console
+    out_dir: Path, rows_per_task: int, unlabelled_rows_per_task: int, seed: int, run: CommandRun
 ) -> dict[str, Any]:
     """Write the synthetic ads marketplace."""
     load_importers()
     source = IMPORTERS["sample"].block(
         kind="sample", rows_per_task=rows_per_task, unlabelled_rows_per_task=unlabelled_rows_per_task
     )
-    target = ImportContext(out_dir / "judged", out_dir, seed)
-    told = tell_counts(import_rows(source, target, console), source, target.judged_dir, console)
-    return {**told, "unlabelled": str(out_dir / "unlabelled")}
+    context = ImportContext(out_dir / "judged", out_dir, seed)
+    summary = log_counts(import_rows(source, context, run), source, context.judged_dir)
+    next_command = f"relevance run --config CONFIG.yaml --set data.judged={context.judged_dir}"
+    return {**summary, "unlabelled": str(out_dir / "unlabelled"), "next": next_command}
 
 
 def import_source(
     kind: str,
     path: Path,
     out_dir: Path,
-    console: Console,
+    run: CommandRun,
     mapping: Path | None = None,
     language: str | None = None,
 ) -> dict[str, Any]:
-    """Import one outside source into contract rows."""
+    """Import one published data set into contract rows."""
     source = build_source(kind, path, mapping, language)
-    target = ImportContext(out_dir, out_dir)
-    return tell_counts(import_rows(source, target, console), source, out_dir, console)
+    summary = log_counts(import_rows(source, ImportContext(out_dir, out_dir), run), source, out_dir)
+    return {**summary, "next": f"relevance validate --config CONFIG.yaml --set data.judged={out_dir}"}
 
 
 def build_source(kind: str, path: Path, mapping: Path | None, language: str | None) -> PathSource:
-    """The source block that the command line describes. ConfigError: it is none, or lacks a setting."""
+    """Return the source block that the command line describes; ConfigError if it is not valid."""
     load_importers()
-    importers = sorted(IMPORTERS.items())
-    blocks = {name: one.block for name, one in importers if issubclass(one.block, PathSource)}
+    blocks = {
+        name: importer.block
+        for name, importer in sorted(IMPORTERS.items())
+        if issubclass(importer.block, PathSource)
+    }
     if kind not in blocks:
-        raise ConfigError(f"{kind!r} is not a source that lies at a path; known: {', '.join(blocks)}")
-    takers = [name for name, block in blocks.items() if "language" in block.model_fields]
-    if language is not None and kind not in takers:
-        raise ConfigError(f"--language: {kind} takes none; it is for {', '.join(takers)}")
+        raise ConfigError(f"source kind unknown: {kind!r}; known: {', '.join(blocks)}")
+    with_language = [name for name, block in blocks.items() if "language" in block.model_fields]
+    if language is not None and kind not in with_language:
+        raise ConfigError(f"--language not supported: {kind}; it is for {', '.join(with_language)}")
     settings: dict[str, Any] = {} if language is None else {"language": language}
     if mapping is not None:
         settings |= read_yaml_mapping(
-            mapping, "mapping", "README.md shows what it holds", "with task and columns; README.md shows one"
+            mapping, "mapping", f"{SECTION} shows its settings", f"with task and columns; {SECTION} shows one"
         )
     try:
         source: PathSource = blocks[kind].model_validate({"kind": kind, **settings, "path": path})
         return source
     except ValidationError as error:
-        problems = "; ".join(explain(problem, blocks[kind]) for problem in error.errors())
-        cure = "" if mapping else "; give its settings with --mapping FILE, as README.md shows"
-        raise ConfigError(f"{mapping or f'a {kind}'}: {problems}{cure}") from error
+        problems = "; ".join(describe_problem(problem, blocks[kind]) for problem in error.errors())
+        cure = "" if mapping else f"; give its settings with --mapping FILE, as {SECTION} shows"
+        raise ConfigError(f"{mapping or f'source {kind}'}: {problems}{cure}") from error
 
 
-def import_rows(source: SourceBlock, target: ImportContext, console: Console) -> "ImportCounts":
-    """Import one source, with its progress shown."""
-    with console.progress("import", None, "rows") as progress:
-        counts: ImportCounts = IMPORTERS[source.kind].read(source, replace(target, on_rows=progress.update))
-        return counts
+def import_rows(source: SourceBlock, context: ImportContext, run: CommandRun) -> "ImportCounts":
+    """Import one source and show the progress."""
+    with run.track("import", None, "rows") as bar:
+        counts: ImportCounts = IMPORTERS[source.kind].read(source, replace(context, bar=bar))
+    run.set_counts(rows=sum(counts.rows.values()))
+    return counts
 
 
-def tell_counts(
-    counts: "ImportCounts", source: SourceBlock, out_dir: Path, console: Console
-) -> dict[str, Any]:
-    """Say what became of every judgement; the same as plain values."""
-    console.say(
-        f"  imported {sum(counts.rows.values()):,} judged pairs from {source.title}: "
-        + ", ".join(f"{t} {n:,}" for t, n in counts.rows.items())
-    )
-    if counts.quarantined:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.quarantined.items())
-        console.say(f"  left out, with line and reason in {out_dir / 'quarantine'}: {reasons}")
-    return {"judged": str(out_dir), "rows": dict(counts.rows), "quarantined": dict(counts.quarantined)}
+def log_counts(counts: "ImportCounts", source: SourceBlock, out_dir: Path) -> dict[str, Any]:
+    """Log the numbers of imported and rejected records; return them as JSON."""
+    by_task = ", ".join(f"{task} {number:,}" for task, number in counts.rows.items())
+    logger.info(f"  imported {sum(counts.rows.values()):,} judged pairs from {source.title}: {by_task}")
+    if counts.rejected:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.rejected.items())
+        logger.info(f"  rejected records, with line and reason in {out_dir / 'quarantine'}: {reasons}")
+    return {"judged": str(out_dir), "rows": dict(counts.rows), "quarantined": dict(counts.rejected)}

@@ -1,80 +1,86 @@
-"""`relevance demo`: the whole path on made-up ads, then what to look at and what to try next."""
+"""`relevance demo`: the whole path on synthetic ads, then labels to look at and commands to try next."""
 
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from jobs.command_run import CommandRun
 from jobs.commands.run import run_all
-from jobs.console import Console
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import read_split
-from pipeline.data.synthetic.marketplace import NOISE_RATE, ceiling
+from pipeline.data.synthetic.marketplace import NOISE_RATE, average_precision_ceiling
 from pipeline.scoring.label_store import read_published
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
+SHOWN_PER_DECISION = 2
 
-def run_demo(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Run everything, then print the ceiling, examples, places and next commands."""
-    result = run_all(config, console)
-    console.result(ceilings(config))
-    console.result(
+EXAMPLE_HEADINGS = ("decision", "p", "label", "task", "query", "ad")
+
+
+def run_demo(config: RunConfig, run: CommandRun) -> dict[str, Any]:
+    """Run the whole path; print the PR-AUC ceiling, example labels of each decision, and next commands."""
+    result = run_all(config, run)
+    run.result(ceiling_line(config))
+    run.result(
         f"\nmodel      {result['model']} version {result['version']}, alias {result['alias']}, in "
         f"{result['tracking_uri']}"
     )
-    console.result(f"Data Docs  {result['data_docs']}")
-    console.result(f"labels     {result['scores']}")
-    console.result(example_rows(Path(result["scores"])))
-    console.result(next_commands(config))
-    return result
+    run.result(f"Data Docs  {result['data_docs']}")
+    run.result(f"labels     {result['scores']}\n")
+    run.table(example_cells(read_published(Path(result["scores"])), read_pairs(config)))
+    run.result("\n".join(next_commands(config)))
+    return {**result, "next": f"relevance score --config {DEMO_CONFIG}"}
 
 
-def ceilings(config: RunConfig) -> str:
-    """The PR-AUC that knowing every true grade would reach on the test rows, whose labels carry the
-    annotators' noise.
-    """
+def ceiling_line(config: RunConfig) -> str:
+    """Return a line on the best possible PR-AUC, which annotator noise keeps below 1."""
     import pyarrow.parquet as pq
 
     truth = pq.read_table(config.run_dir / "data" / "truth.parquet")
     test = read_split(config.accepted_dir, config.tasks, config.split, "test")
     reached = {
-        task.name: ceiling(test[task.name], truth, task.relevant_from)
+        task.name: average_precision_ceiling(test[task.name], truth, task.relevant_from)
         for task in config.tasks
         if task.name in test
     }
-    listed = ", ".join(f"{name} {value:.3f}" for name, value in reached.items())
-    return (
-        f"  ceiling set by {NOISE_RATE:.0%} annotator noise: macro PR-AUC "
-        f"{sum(reached.values()) / len(reached):.3f} ({listed})"
-    )
+    by_task = ", ".join(f"{name} {value:.3f}" for name, value in reached.items())
+    mean = sum(reached.values()) / len(reached)
+    return f"  ceiling set by {NOISE_RATE:.0%} annotator noise: macro PR-AUC {mean:.3f} ({by_task})"
 
 
-def example_rows(scores_dir: Path) -> str:
-    """Five published labels."""
-    rows = read_published(scores_dir)
-    step = max(1, rows.num_rows // 5)
-    shown = [rows.slice(i * step, 1).to_pylist()[0] for i in range(min(5, rows.num_rows))]
-    return "\n".join(
-        (
-            f"  {r['row_id']:<32} {r['task']:<20} p {r['probability']:.3f}  {r['label_name']:<12} "
-            f"{r['decision']}"
-        )
-        for r in shown
-    )
+def read_pairs(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return the pairs to score by row id."""
+    table = ds.dataset(str(config.to_score_location), partitioning="hive").to_table()
+    return {row["row_id"]: row for row in table.to_pylist()}
 
 
-def next_commands(config: RunConfig) -> str:
-    """Three commands that make sense now."""
-    return "\n".join(
-        [
-            "\nnext (with .venv/bin on the PATH):",
-            (
-                f"  relevance score --config {DEMO_CONFIG}    # again: every pair is labelled already, so "
-                "it scores nothing"
-            ),
-            (
-                f"  mlflow ui --backend-store-uri {config.tracking_uri}    # losses, figures, the "
-                "registered version"
-            ),
-            "  relevance run --config jobs/configs/esci.yaml    # the same path on real judged data",
-        ]
-    )
+def example_cells(labels: pa.Table, pairs: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return table rows: for each decision a few labels, from different tasks, with their texts."""
+    cells: list[tuple[str, ...]] = [EXAMPLE_HEADINGS]
+    rows = labels.to_pylist()
+    for decision in ("relevant", "irrelevant", "abstain"):
+        shown: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if row["decision"] == decision:
+                shown.setdefault(row["task"], row)
+        for row in list(shown.values())[:SHOWN_PER_DECISION]:
+            pair = pairs[row["row_id"]]
+            ad = pair["ad_keyword"] if row["task"] == "query-keyword" else pair["ad_title"]
+            probability = f"{row['probability']:.3f}"
+            cells.append((decision, probability, row["label_name"], row["task"], pair["query"], ad or ""))
+    return cells
+
+
+def next_commands(config: RunConfig) -> list[str]:
+    """Return lines with commands to try."""
+    return [
+        "\nnext (with .venv/bin on the PATH):",
+        f"  relevance score --config {DEMO_CONFIG}    # every pair is labelled already: scores nothing",
+        f"  relevance report --config {DEMO_CONFIG}    # one HTML page about the version",
+        f"  mlflow ui --backend-store-uri {config.tracking_uri}    # losses, metrics, the registered version",
+        "  relevance runs    # the history of commands",
+        "  relevance run --config jobs/configs/esci.yaml    # the same path on real judged data",
+    ]

@@ -1,76 +1,79 @@
-"""`relevance evaluate --version V --against W` and `relevance compare V W`: two versions on the same rows,
-and the gate's verdict.
-"""
+"""`relevance evaluate --version V` and `relevance compare V W`: two versions on the same test rows."""
 
 from typing import Any
 
-from jobs.console import Console, aligned
+from jobs.command_run import CommandRun
+from jobs.console import aligned
 from pipeline.config.run import RunConfig
 from pipeline.errors import GateRefusedError
 from pipeline.evaluation.behavioral_tests import run_cases
-from pipeline.evaluation.comparison import Comparison, compare_judges
-from pipeline.evaluation.evaluation_rows import judged_test_rows
-from pipeline.registry.mlflow_client import mlflow_client
-from pipeline.registry.model_versions import check_version, data_passed, write_verdict
-from pipeline.registry.promotion_gate import Evidence, Verdict, judge_version
-from pipeline.registry.promotion_log import read_promotions
-from pipeline.registry.version_predictors import champion_version, judge_of
+from pipeline.evaluation.comparison import compare_versions
+from pipeline.evaluation.evaluation_rows import labeled_test_rows
+from pipeline.evaluation.results import Comparison
+from pipeline.registry.mlflow_client import connect_mlflow
+from pipeline.registry.model_versions import data_gate_passed, get_version, write_gate_report
+from pipeline.registry.promotion_gate import Evidence, GateReport, Verdict, judge_version
+from pipeline.registry.promotion_log import PromotionLog
+from pipeline.registry.version_predictors import champion_version, load_version_predictor
 from pipeline.storage.filesystem import write_json
 
 
-def run_gate(config: RunConfig, version: str, against: str, console: Console) -> dict[str, Any]:
-    """Judge whether a version may take a champion's place; the verdict goes to the registry and to
-    <run>/gate. GateRefusedError: it may not.
+def run_gate(config: RunConfig, version: str, against: str, run: CommandRun) -> dict[str, Any]:
+    """Decide whether a version may replace another; write the verdict to the registry and to <run>/gate.
+
+    Raises:
+        GateRefusedError: it may not.
     """
-    other = champion_version(config) if against == "champion" else against
-    challenger, champion = (judge_of(config, one) for one in (version, other))
-    tables = judged_test_rows(config)
-    comparison = compare_judges(challenger, champion, tables, config.scoring.batch_tokens, config.seed)
+    other = champion_version(PromotionLog.from_config(config)) if against == "champion" else against
+    challenger, champion = (load_version_predictor(config, name) for name in (version, other))
+    tables = labeled_test_rows(config.accepted_dir, config.tasks, config.split)
+    comparison = compare_versions(challenger, champion, tables, config.scoring.batch_tokens, config.seed)
     cases = run_cases(challenger, tables, config.scoring.batch_tokens, config.promotion.tolerances)
-    # versions of older releases do not tell
-    of_version = (
-        check_version(mlflow_client(config), config.registry.model, version).tags.get("data_gate", "passed")
-        == "passed"
-    )
-    evidence = Evidence(comparison, cases, of_version and data_passed(config))
+    client = connect_mlflow(config.tracking_uri)
+    tags = get_version(client, config.registry.model, version).tags
+    trained_on_accepted_data = tags.get("data_gate", "passed") == "passed"
+    are_rows_accepted = data_gate_passed(config.validation_dir)
+    evidence = Evidence(comparison, cases, trained_on_accepted_data and are_rows_accepted)
     verdict = judge_version(version, other, evidence, config.promotion)
-    whole = {
-        **verdict.as_json(),
-        "comparison": comparison.as_json(),
-        "behaviour": [vars(case) for case in cases],
-    }
+    report = GateReport(verdict, comparison.to_json(), tuple(cases))
     path = config.run_dir / "gate" / f"version-{version}-against-{other}.json"
     path.parent.mkdir(exist_ok=True)
-    write_json(path, whole)
-    write_verdict(config, version, whole)
-    console.result(comparison_table(comparison, version, other))
-    console.result(verdict_table(verdict))
+    write_json(path, report.to_json())
+    write_gate_report(client, config.registry.model, report)
+    run.result(comparison_table(comparison, version, other))
+    run.result(verdict_table(verdict))
     if not verdict.passed:
         raise GateRefusedError(
-            f"version {version} may not take the place of version {other}: {'; '.join(verdict.refusals())}"
+            f"version {version} refused: it may not replace version {other}: {'; '.join(verdict.refusals())}"
         )
-    return {"version": version, "against": other, "gate": str(path), "passed": True}
+    return {
+        "version": version,
+        "against": other,
+        "gate": str(path),
+        "passed": True,
+        "next": run.suggest("promote", "--version", version),
+    }
 
 
-def gate_against_champion(config: RunConfig, version: str, console: Console) -> None:
-    """Judge a version where another one is champion. GateRefusedError: it may not take its place."""
-    log = read_promotions(config)
-    if log and log[-1]["version"] != version:
-        run_gate(config, version, "champion", console)
+def gate_against_champion(config: RunConfig, version: str, run: CommandRun) -> None:
+    """Run the gate if another version is champion; GateRefusedError if it refuses."""
+    promotions = PromotionLog.from_config(config).read()
+    if promotions and promotions[-1].version != version:
+        run_gate(config, version, "champion", run)
 
 
-def run_compare(config: RunConfig, version: str, other: str, console: Console) -> dict[str, Any]:
-    """Two versions on the test rows of a run; no verdict."""
-    first, second = (judge_of(config, one) for one in (version, other))
-    comparison = compare_judges(
-        first, second, judged_test_rows(config), config.scoring.batch_tokens, config.seed
-    )
-    console.result(comparison_table(comparison, version, other))
-    return {"version": version, "against": other, **comparison.as_json()}
+def run_compare(config: RunConfig, version: str, other: str, run: CommandRun) -> dict[str, Any]:
+    """Measure two versions on the test rows of a run; no verdict."""
+    first, second = (load_version_predictor(config, name) for name in (version, other))
+    tables = labeled_test_rows(config.accepted_dir, config.tasks, config.split)
+    comparison = compare_versions(first, second, tables, config.scoring.batch_tokens, config.seed)
+    run.result(comparison_table(comparison, version, other))
+    step = run.suggest("evaluate", "--version", version, "--against", other)
+    return {"version": version, "against": other, **comparison.to_json(), "next": step}
 
 
 def comparison_table(comparison: Comparison, version: str, other: str) -> str:
-    """PR-AUC of both and the difference, task by task."""
+    """Return PR-AUC of both versions and the difference, task by task, as a table."""
     rows = [("task", f"version {version}", f"version {other}", "difference", "95 % interval")]
     for name, task in comparison.tasks.items():
         gap = task.difference["pr_auc"]
@@ -83,21 +86,13 @@ def comparison_table(comparison: Comparison, version: str, other: str) -> str:
     macro = comparison.macro_pr_auc
     rows.append(("macro PR-AUC", "", "", f"{macro.value:+.3f}", f"{macro.low:+.3f} to {macro.high:+.3f}"))
     lines = [f"  {line}" for line in aligned(rows)]
-    return "\n".join([*lines, f"  rows a second: {comparison.speed_ratio:.2f} of version {other}'s"])
+    return "\n".join([*lines, f"  rows a second, relative to version {other}: {comparison.speed_ratio:.2f}"])
 
 
 def verdict_table(verdict: Verdict) -> str:
-    """A line a rule."""
+    """Return one line a rule of the gate, and the decision."""
     lines = [
         f"  {'passed ' if rule.passed else 'REFUSED'}  {rule.rule}: {rule.reason}" for rule in verdict.rules
     ]
-    return "\n".join(
-        [
-            *lines,
-            (
-                f"  version {verdict.version} {'may' if verdict.passed else 'may NOT'} take the place "
-                "of version "
-                f"{verdict.against}"
-            ),
-        ]
-    )
+    decision = "may" if verdict.passed else "may NOT"
+    return "\n".join([*lines, f"  version {verdict.version} {decision} replace version {verdict.against}"])

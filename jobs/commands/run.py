@@ -2,49 +2,49 @@
 
 from typing import Any
 
-from jobs.commands.data import bring_in
-from jobs.commands.evaluate import evaluation_table, run_evaluate
+from jobs.command_run import CommandRun
+from jobs.commands.data import import_sources
+from jobs.commands.evaluate import evaluate_trained, evaluation_summary, evaluation_table
 from jobs.commands.gate import gate_against_champion
 from jobs.commands.score import run_score
 from jobs.commands.train import run_train
 from jobs.commands.validate import run_validate
-from jobs.commands.versions import check_not_left, run_promote, run_register
-from jobs.console import Console
+from jobs.commands.versions import check_not_rolled_back, run_promote, run_register
 from pipeline.config.run import RunConfig
-from pipeline.scoring.work_units import on_date
+from pipeline.scoring.work_units import insert_date
 
 
-def run_all(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Rows in, labels out. A stage that was finished before, of the same config and data, is not done
-    again.
+def run_all(config: RunConfig, run: CommandRun) -> dict[str, Any]:
+    """Import, validate, train, evaluate, register, promote, score.
+
+    A finished stage of the same config and data is not repeated.
     """
-    on_date(config, None)  # or scoring would be refused after all else
-    console.say("1/7 data")
-    bring_in(config, console)
-    console.say("2/7 validation")
-    validated = run_validate(config, console)
-    console.say("3/7 training")
-    trained = run_train(config, console)
-    console.say("4/7 evaluation and calibration")
-    evaluated = run_evaluate(config, console)
-    figures = evaluated.pop("figures")
-    console.say("5/7 registry")
-    registered = run_register(config, console)
-    console.say("6/7 gate and promotion")
-    check_not_left(config, registered["version"])
-    gate_against_champion(config, registered["version"], console)
-    promoted = run_promote(config, registered["version"], console)
-    console.say("7/7 scoring")
-    scored = run_score(config, console)
-    console.result(evaluation_table(figures))
-    macro = figures["macro_pr_auc"]["model"]["value"]
+    # a config that cannot be scored is refused here, before the training
+    insert_date(config.to_score_location, None)
+    run.begin_stage("1/7 data")
+    import_sources(config, run)
+    run.begin_stage("2/7 validation")
+    validated = run_validate(config, run)
+    run.begin_stage("3/7 training")
+    trained = run_train(config, run)
+    run.begin_stage("4/7 evaluation and calibration")
+    evaluation = evaluate_trained(config, run)
+    run.begin_stage("5/7 registry")
+    registered = run_register(config, run)
+    run.begin_stage("6/7 gate and promotion")
+    check_not_rolled_back(config, registered["version"])
+    gate_against_champion(config, registered["version"], run)
+    promoted = run_promote(config, registered["version"], run)
+    run.begin_stage("7/7 scoring")
+    scored = run_score(config, run)
+    run.result(evaluation_table(evaluation))
     return {
         "name": config.name,
         **validated,
         **trained,
-        **evaluated,
+        **evaluation_summary(config, evaluation, run),
         **registered,
         **promoted,
         **scored,
-        "macro_pr_auc": macro,
+        "next": run.suggest("report"),
     }

@@ -1,30 +1,37 @@
 """`relevance score`: label every pair once with the champion."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from typing import Any
 
-from jobs.cluster import no_node_for, ray_cluster
-from jobs.console import Console
-from jobs.score_progress import ScoringLive, live_path
-from jobs.score_summary import drift_lines, spent_lines
+from jobs.cluster import has_node_for, ray_cluster
+from jobs.command_run import CommandRun
+from jobs.score_progress import ScoringProgress
+from jobs.score_summary import drift_lines, usage_lines
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
-from pipeline.registry.version_files import FetchedVersion, resolve_champion
-from pipeline.scoring.label_store import newest_records, put_record, sweep_orphans
-from pipeline.scoring.ray_pipeline import scored_units
-from pipeline.scoring.run_record import ScoringRun, run_record
-from pipeline.scoring.unit_result import Outcome
-from pipeline.scoring.work_units import Unit, on_date, plan_units
+from pipeline.registry.version_files import VersionFiles, resolve_champion
+from pipeline.runtime.ray_metrics import MetricTags
+from pipeline.scoring.actor_settings import build_actor_settings
+from pipeline.scoring.attempts import attempt_evidence, create_attempts_dir
+from pipeline.scoring.label_store import sweep_orphans
+from pipeline.scoring.metrics import ScoringGauges
+from pipeline.scoring.ray_pipeline import score_on_ray
+from pipeline.scoring.scoring_record import ScoringRun, build_scoring_record, newest_records, put_record
+from pipeline.scoring.unit_result import UnitResult
+from pipeline.scoring.work_units import WorkUnit, insert_date, plan_units
 from pipeline.storage.lease import Lease
 from pipeline.storage.object_store import open_store
+
+logger = logging.getLogger(__name__)
 
 SHOWN_ERRORS = 5
 
 SHOWN_UNITS = 20
 
-SUMMARY = (
+SUMMARY_KEYS = (
     "units_scored",
     "units_already_published",
     "rows_scored",
@@ -36,112 +43,128 @@ SUMMARY = (
 
 
 def run_score(
-    config: RunConfig, console: Console, logical_date: str | None = None, all_tasks: bool = False
+    config: RunConfig, run: CommandRun, logical_date: str | None = None, all_tasks: bool = False
 ) -> dict[str, Any]:
-    """Score what is not scored yet, each row for its own task or for all tasks of the model. RelevanceError
-    at the end if some units failed, RetryableError if the same command may mend it; the others are published.
+    """Score the units that are not published yet, each row for its own task or for all tasks of the model.
+
+    Raises:
+        RelevanceError: some units failed; the others are published.
+        RetryableError: some units failed, and the same command may succeed later.
+        DataRefusedError: the scores drifted more than scoring.drift_refuse.
     """
-    run = new_run_name()
-    scores, dated = open_store(config.scores_place), on_date(config, logical_date)
+    scores = open_store(config.scores_location)
+    rows_location = insert_date(config.to_score_location, logical_date)
     champion = resolve_champion(config)
     if champion.registry_away:
-        console.say(
-            f"  {champion.registry_away}; going on with version {champion.version}, the champion by the "
-            "promotion log, whose files are here"
+        logger.warning(
+            f"  {champion.registry_away}; using version {champion.version}, the champion by the promotion "
+            "log, whose files are on this machine"
         )
-    with Lease(scores, console.say) as lease:
+    with Lease(scores, run.id) as lease:
         lease.check()
-        to_do, published = plan_units(dated, champion.bundle_sha256, all_tasks)
-        console.say(
+        to_do, published = plan_units(
+            rows_location,
+            config.scores_location,
+            config.tasks,
+            champion.bundle_sha256,
+            all_tasks,
+            config.scoring.when_unproven,
+        )
+        logger.info(
             f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published "
-            "before"
+            "already"
         )
         sweep_orphans(scores)
-        started_s = time.time()  # the wait for a lease says nothing of the pace
-        outcomes = score_units(dated, champion, to_do, console, lease) if to_do else []
-        about = ScoringRun(run, champion, started_s, config.scoring.drift_refuse)
-        record = run_record(scores, about, [*published, *to_do], outcomes)
-        kept = put_record(scores, {**record, "logical_date": logical_date})
-    for line in [
-        *spent_lines(record, min(config.scoring.num_actors, len(to_do))),
-        *drift_lines(record, config.scoring.drift_warn),
-    ]:
-        console.say(f"  {line}")
-    check_outcomes(outcomes)
-    if not record["accepted"]:
-        limit = f"{record['largest_drift']:.2f}, scoring.drift_refuse is {config.scoring.drift_refuse}"
+        started_s = time.time()  # waiting for the lease does not count as scoring time
+        results = score_units(config, champion, to_do, run, lease) if to_do else []
+        name = run.id if logical_date is None else f"{run.id}-{logical_date}"
+        scoring_run = ScoringRun(name, champion, started_s, config.scoring.drift_refuse, logical_date)
+        record = build_scoring_record(scores, scoring_run, [*published, *to_do], results)
+        record_location = put_record(scores, record)
+    num_actors = min(config.scoring.num_actors, len(to_do))
+    for line in [*usage_lines(record, num_actors), *drift_lines(record, config.scoring.drift_warn)]:
+        logger.info(f"  {line}")
+    check_results(results)
+    if not record.accepted:
         raise DataRefusedError(
-            f"scores moved by a stability index of {limit}; the labels are published, but this is not the "
-            "run that read_run reads"
+            f"scores drifted: stability index {record.drift.largest_psi:.2f}, scoring.drift_refuse is "
+            f"{config.scoring.drift_refuse}; the labels are published, but read_run does not read this run"
         )
-    return {"scores": scores.place, "run": kept, **{name: record[name] for name in SUMMARY}}
-
-
-def new_run_name() -> str:
-    """In the order of time, also of runs within one second."""
-    now_ns = time.time_ns()
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now_ns // 10**9))}-{now_ns % 10**9:09d}"
+    recorded = record.to_json()
+    summary = {name: recorded[name] for name in SUMMARY_KEYS}
+    return {"scores": scores.location, "run": record_location, **summary, "next": run.suggest("report")}
 
 
 def run_backfill(
-    config: RunConfig, console: Console, first: str, last: str, all_tasks: bool = False
+    config: RunConfig, run: CommandRun, first: str, last: str, all_tasks: bool = False
 ) -> dict[str, Any]:
-    """Score one logical date after the other, each as a run of its own. A date that was scored costs a look
-    at its files. The first one that fails ends the command; the dates before it are done.
+    """Score one logical date after the other, each as a run of its own.
+
+    For a date that is scored already, its files are listed and nothing is scored. The first failure ends the
+    command; the labels of earlier dates are published.
     """
     runs = {}
     for day in dates_between(first, last):
-        console.say(f"  {day}")
-        runs[day] = run_score(config, console, day, all_tasks)
-    totals = {name: sum(run[name] for run in runs.values()) for name in SUMMARY}
+        run.begin_stage(f"  {day}")
+        runs[day] = run_score(config, run, day, all_tasks)
+    totals = {name: sum(summary[name] for summary in runs.values()) for name in SUMMARY_KEYS}
     return {
-        "scores": str(config.scores_place),
-        "dates": {day: run["run"] for day, run in runs.items()},
+        "scores": str(config.scores_location),
+        "dates": {day: summary["run"] for day, summary in runs.items()},
         **totals,
+        "next": run.suggest("report"),
     }
 
 
 def run_plan(
-    config: RunConfig, console: Console, days: Sequence[str | None], all_tasks: bool = False
+    config: RunConfig, run: CommandRun, days: Sequence[str | None], all_tasks: bool = False
 ) -> dict[str, Any]:
-    """What would be scored, with the time it would take at the pace of the last run that scored something so;
-    no label is written.
+    """List the units that would be scored, with an estimate of the time; write no label.
+
+    The estimate uses the rate of the last run that scored in the same way.
     """
     champion = resolve_champion(config)
-    to_do: list[Unit] = []
+    to_do: list[WorkUnit] = []
     num_published = 0
     for day in days:
-        units, published = plan_units(on_date(config, day), champion.bundle_sha256, all_tasks)
+        rows_location = insert_date(config.to_score_location, day)
+        units, published = plan_units(
+            rows_location,
+            config.scores_location,
+            config.tasks,
+            champion.bundle_sha256,
+            all_tasks,
+            config.scoring.when_unproven,
+        )
         to_do += units
         num_published += len(published)
     for unit in to_do[:SHOWN_UNITS]:
         part = f", from row {unit.part[0]:,}" if unit.part else ""
-        console.result(f"  {unit.task:20} {unit.rows:>10,} rows  {unit.path}{part}")
+        run.result(f"  {unit.task:20} {unit.rows:>10,} rows  {unit.path}{part}")
     if len(to_do) > SHOWN_UNITS:
-        console.result(f"  ... and {len(to_do) - SHOWN_UNITS:,} more units")
+        run.result(f"  ... and {len(to_do) - SHOWN_UNITS:,} more units")
     rows, rate = sum(unit.rows for unit in to_do), rows_per_s(config, all_tasks)
-    summary = {
+    return {
         "version": champion.version,
         "units_to_score": len(to_do),
         "rows_to_score": rows,
         "units_already_published": num_published,
+        "estimated_s": round(rows / rate) if rate else None,
+        "next": run.suggest("score"),
     }
-    return {**summary, "estimated_s": round(rows / rate) if rate else None}
 
 
 def rows_per_s(config: RunConfig, all_tasks: bool) -> float | None:
-    """The pace of the last run that judged something, for all tasks or for one."""
-    for record in newest_records(config.scores_place):
-        judged = record["rows_scored"] - record.get("rows_reused", 0)
-        if judged and record.get("all_tasks", False) == all_tasks:
-            return float(judged / record["seconds"])
+    """Return the rate of the last run that scored rows, for all tasks or for one; None if there is none."""
+    for record in newest_records(config.scores_location):
+        num_scored = record.rows_scored - record.rows_reused
+        if num_scored and record.all_tasks == all_tasks:
+            return num_scored / record.seconds
     return None
 
 
 def dates_between(first: str, last: str) -> Iterator[str]:
-    """Every day from the first to the last, as 2026-01-31. ConfigError: one is no date, or they are the wrong
-    way round.
-    """
+    """Yield every day from the first to the last as 2026-01-31; ConfigError if they are not valid."""
     start, end = read_date(first), read_date(last)
     if end < start:
         raise ConfigError(
@@ -152,52 +175,49 @@ def dates_between(first: str, last: str) -> Iterator[str]:
 
 
 def read_date(text: str) -> date:
-    """ConfigError: it is no date, or written another way, which would be another folder."""
+    """Parse a date; ConfigError for any other spelling, which would name another folder."""
     try:
-        found = date.fromisoformat(text)
+        parsed = date.fromisoformat(text)
     except ValueError:
-        found = None
-    if found is None or found.isoformat() != text:
-        raise ConfigError(f"{text!r} is no date; write it as 2026-01-31")
-    return found
+        parsed = None
+    if parsed is None or parsed.isoformat() != text:
+        raise ConfigError(f"date not valid: {text!r}; write it as 2026-01-31")
+    return parsed
 
 
 def score_units(
-    config: RunConfig, champion: FetchedVersion, to_do: list[Unit], console: Console, lease: Lease
-) -> list[Outcome]:
-    """Score units on Ray."""
-    from filelock import FileLock
-
-    path = live_path(config.run_dir)
-    path.parent.mkdir(exist_ok=True)
-    path.unlink(missing_ok=True)  # of a scoring before
-    scoring, rows = config.scoring, sum(unit.rows for unit in to_do)
-    num_actors = min(scoring.num_actors, len(to_do))
+    config: RunConfig, champion: VersionFiles, units: list[WorkUnit], run: CommandRun, lease: Lease
+) -> list[UnitResult]:
+    """Score units with Ray actors; every result is in the run record as soon as it is known."""
+    scoring, rows = config.scoring, sum(unit.rows for unit in units)
+    num_actors = min(scoring.num_actors, len(units))
     cluster = ray_cluster(num_actors * scoring.threads_per_actor, num_actors * scoring.use_gpu)
-    # the lock is what `relevance status` sees that a scoring is under way by
-    with FileLock(path.with_name("active")), cluster, console.progress("score", rows, "pairs") as progress:
-        if no_node_for(scoring.threads_per_actor, int(scoring.use_gpu)):
-            each = f"{scoring.threads_per_actor} CPUs" + " and a GPU" * scoring.use_gpu
-            console.say(
-                f"  no node of the cluster has {each} now, which an actor takes "
-                "(scoring.threads_per_actor, use_gpu); waiting for one"
+    with cluster, run.track("score", rows, "pairs") as bar:
+        if not has_node_for(scoring.threads_per_actor, int(scoring.use_gpu)):
+            need = f"{scoring.threads_per_actor} CPUs" + (" and a GPU" if scoring.use_gpu else "")
+            logger.warning(
+                f"  no node of the cluster has {need} for an actor (scoring.threads_per_actor, use_gpu); "
+                "waiting for one"
             )
-        live = ScoringLive(path, config.name, to_do, progress)
-        for outcome in scored_units(config, to_do, champion):
-            live.unit_done(outcome)
-            lease.check()
-        return live.done
+        progress = ScoringProgress(units, ScoringGauges(MetricTags(config.name, run.id)), run, bar)
+        attempts_dir = create_attempts_dir(config.run_dir, run.id)
+        settings = build_actor_settings(scoring, config.scores_location, champion, attempts_dir, run.log)
+        try:
+            for result in score_on_ray(units, settings):
+                progress.record_unit(result)
+                lease.check()
+        finally:
+            run.add_evidence(*attempt_evidence(attempts_dir))
+        return progress.results
 
 
-def check_outcomes(outcomes: list[Outcome]) -> None:
-    """RelevanceError: some units failed; RetryableError: some of those may succeed when they are tried
-    again.
-    """
-    # those that will fail again are told first
-    failed = sorted((one for one in outcomes if one.error), key=lambda one: one.retry)
+def check_results(results: list[UnitResult]) -> None:
+    """Raise RelevanceError if units failed; RetryableError if another attempt may succeed for some."""
+    failed = sorted((result for result in results if result.error), key=lambda result: result.retry)
     if failed:
         kind = RetryableError if failed[-1].retry else RelevanceError
-        shown = "; ".join(one.error for one in failed[:SHOWN_ERRORS])
+        # units that will fail again come first
+        errors = "; ".join(result.error for result in failed[:SHOWN_ERRORS])
         raise kind(
-            f"{len(failed)} of {len(outcomes)} units were not scored, the others are published: {shown}"
+            f"{len(failed)} of {len(results)} units were not scored, the others are published: {errors}"
         )

@@ -1,221 +1,240 @@
-"""Commands as jobs of a Ray cluster, through its dashboard's address: submitting, following, listing.
+"""Commands as jobs of a Ray cluster: submit, follow, list.
 
-Ray keeps a job's id for as long as the cluster stands and takes each but once. Ours follows from what the
-command does, so that who submits the same again is led to the job that there is.
+A job's id follows from the command and its config, so submitting the same command again finds the job that
+exists. Ray accepts each id once in the life of a cluster; a retry gets the next number.
 """
 
 import contextlib
+import logging
 import os
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.console import Console
+from jobs.command_run import CommandRun
 from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, last_line
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, summarize_error
+from pipeline.runtime.ray_internals import create_job_client, is_missing_agent
 from pipeline.storage.filesystem import json_sha256
 
-PREFIX = "relevance-"
+logger = logging.getLogger(__name__)
 
-OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+JOB_PREFIX = "relevance-"
+
+TERMINAL_STATES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 POLL_S = 2.0
 
-ANSWER_S = 60.0  # that a request may take
+REQUEST_TIMEOUT_S = 60.0
 
-AGENT_WAIT_S = 30.0  # for a process that takes jobs, on a cluster that has just been started
+AGENT_WAIT_S = 30.0  # a new cluster answers before its head node has an agent that accepts jobs
 
 NO_AGENT = (
-    "the cluster's head node has no agent that takes jobs: it may still be starting, or another Ray "
-    "on that machine has its port, "
-    "which the head's dashboard_agent.log then says; run the same command again, or start the head "
-    "with another --dashboard-agent-listen-port"
+    "cluster accepts no jobs: its head node has no agent; it may still be starting: run the same command "
+    "again. If another Ray on that machine has the agent's port (see the head's dashboard_agent.log), start "
+    "the head with another --dashboard-agent-listen-port"
 )
 
-KINDS = {kind.exit_code: kind for kind in (RelevanceError, ConfigError, RetryableError, DamagedInputError)}
+ERRORS_BY_EXIT_CODE = {
+    error.exit_code: error for error in (RelevanceError, ConfigError, RetryableError, DamagedInputError)
+}
 
 HEADINGS = ("job", "state", "started", "took")
 
 
 def run_submit(
-    config: RunConfig, console: Console, command: list[str], address: str, again: bool, wait: bool
+    config: RunConfig, run: CommandRun, command: Sequence[str], address: str, again: bool, wait: bool
 ) -> dict[str, Any]:
-    """Submit `relevance <command> --config <this one>`, or find the job that does or did it; with `wait`,
-    follow it to its end.
+    """Submit a command as a job, or find the job that runs or ran it.
 
-    Errors: that of the job's exit code where it ended with one; ConfigError: the cluster does not let us in;
-    RetryableError: it does not answer, or takes no jobs.
+    Args:
+        config: The config that the command gets.
+        run: The run of this command.
+        command: The command and its options, without `--config`.
+        address: The cluster's dashboard, such as http://head:8265.
+        again: Submit a new job even if the last one succeeded.
+        wait: Follow the job to its end.
+
+    Raises:
+        RelevanceError: The job failed; the class is that of its exit code.
+        ConfigError: The cluster refuses the token.
+        RetryableError: The cluster does not answer or accepts no jobs.
     """
-    with asking(address) as client:
-        name = submit_job(client, config, command, again, console)
-        return (
-            follow(client, name, console)
-            if wait
-            else {"job": name, "state": str(client.get_job_status(name))}
-        )
+    with job_client(address) as client:
+        job = submit_job(client, config, command, again)
+        if not wait:
+            state = str(client.get_job_status(job))
+            return {"job": job, "state": state, "next": run.suggest("logs", job, "--address", address)}
+        follow_job(client, job)
+    return {"job": job, "state": "SUCCEEDED", "next": run.suggest("status", "--address", address)}
 
 
-def submit_job(client: Any, config: RunConfig, command: list[str], again: bool, console: Console) -> str:
-    """The id of the job. One that failed or was stopped is tried anew under the next number, and with `again`
-    one that succeeded, too.
+def run_logs(job: str, run: CommandRun, address: str) -> dict[str, Any]:
+    """Print a job's output to its end. Raises the errors of `run_submit`."""
+    with job_client(address) as client:
+        if job not in {known.submission_id for known in client.list_jobs()}:
+            raise ConfigError(
+                f"job unknown to {address}: {job}; list its jobs with `relevance status --address {address}`"
+            )
+        follow_job(client, job)
+    return {"job": job, "state": "SUCCEEDED", "next": run.suggest("status", "--address", address)}
+
+
+def list_jobs(address: str, run: CommandRun) -> dict[str, Any]:
+    """Print one line for each job of this project, the newest first. Raises the errors of `run_submit`."""
+    with job_client(address) as client:
+        ours = [job for job in client.list_jobs() if (job.submission_id or "").startswith(JOB_PREFIX)]
+    ours.sort(key=lambda job: job.start_time, reverse=True)
+    jobs = [
+        {
+            "job": job.submission_id,
+            "state": str(job.status),
+            "started_s": job.start_time / 1000,
+            "seconds": job_duration_s(job),
+        }
+        for job in ours
+    ]
+    cells = [
+        (job["job"], job["state"].lower(), format_utc(job["started_s"]), f"{job['seconds']:.0f} s")
+        for job in jobs
+    ]
+    run.table([HEADINGS, *cells])
+    if jobs:
+        next_command = run.suggest("logs", jobs[0]["job"], "--address", address)
+    else:
+        next_command = run.suggest("submit", "--help")
+    return {"jobs": jobs, "next": next_command}
+
+
+def submit_job(client: Any, config: RunConfig, command: Sequence[str], again: bool) -> str:
+    """Return the id of the job that runs a command; submit it if there is none.
+
+    A job that failed or was stopped is submitted again under the next number. With `again`, so is one that
+    succeeded.
     """
     stem = job_stem(config, command)
-    jobs = {job.submission_id: job for job in client.list_jobs()}
+    states = {job.submission_id: str(job.status) for job in client.list_jobs()}
     number = 1
-    while f"{stem}-{number}" in jobs:
-        state = str(jobs[f"{stem}-{number}"].status)
-        if state not in OVER or (state == "SUCCEEDED" and not again):
-            console.say(f"  {stem}-{number} is there already: {state.lower()}")
-            return f"{stem}-{number}"
+    while f"{stem}-{number}" in states:
+        job, state = f"{stem}-{number}", states[f"{stem}-{number}"]
+        if state not in TERMINAL_STATES or (state == "SUCCEEDED" and not again):
+            logger.info("  job exists: %s, %s", job, state.lower())
+            return job
         number += 1
-    name = f"{stem}-{number}"
+    job = f"{stem}-{number}"
     with tempfile.TemporaryDirectory(prefix="relevance-submit-") as folder:
         write_config(Path(folder) / "config.yaml", config)
-        words = ["relevance", command[0], "--config", "config.yaml", *command[1:]]
+        request = {
+            "entrypoint": shlex.join(["relevance", command[0], "--config", "config.yaml", *command[1:]]),
+            "submission_id": job,
+            # no env_vars: Ray refuses those that the command in the job sets itself
+            "runtime_env": {"working_dir": folder},
+            "metadata": {"command": command[0], "run": config.name},
+        }
         try:
-            when_there_is_an_agent(
-                client.submit_job,
-                entrypoint=shlex.join(words),
-                submission_id=name,
-                # no variables: Ray lets the command in the job add none that are there already
-                runtime_env={"working_dir": folder},
-                metadata={"command": command[0], "run": config.name},
-            )
+            submit_when_agent_ready(client, request)
         except RuntimeError:
-            if name not in {job.submission_id for job in client.list_jobs()}:
+            if job not in {known.submission_id for known in client.list_jobs()}:
                 raise
-            console.say(f"  {name} was submitted by another at the same time")
-            return name
-    console.say(f"  submitted as {name}")
-    return name
+            logger.info("  job exists: %s, submitted by another command at the same time", job)
+            return job
+    logger.info("  job submitted: %s", job)
+    return job
 
 
-def when_there_is_an_agent(submit: Callable[..., Any], **job: Any) -> None:
-    """Submit a job. A cluster that has just been started answers before it has a process that takes jobs, and
-    says so. RetryableError: it has none after AGENT_WAIT_S.
+def submit_when_agent_ready(client: Any, request: dict[str, Any]) -> None:
+    """Submit a job, and wait for a cluster that is still starting.
+
+    Raises:
+        RetryableError: The cluster has no agent after AGENT_WAIT_S.
+        RuntimeError: The cluster refuses the job for another reason.
     """
     deadline_s = time.monotonic() + AGENT_WAIT_S
     while True:
         try:
-            submit(**job)
+            client.submit_job(**request)
             return
         except RuntimeError as error:
-            if "No available agent" not in str(error):
+            if not is_missing_agent(error):
                 raise
             if time.monotonic() > deadline_s:
                 raise RetryableError(NO_AGENT) from error
         time.sleep(1)
 
 
-def job_stem(config: RunConfig, command: list[str]) -> str:
-    """A job's id but for its number: the command, the run, and a digest of all that the command is given."""
-    digest = json_sha256({"command": command, "config": config.model_dump(mode="json")})
-    return f"{PREFIX}{command[0]}-{config.name}-{digest[:12]}"
+def job_stem(config: RunConfig, command: Sequence[str]) -> str:
+    """Return a job's id without its number: command, run name, and a digest of the command and its config."""
+    digest = json_sha256({"command": list(command), "config": config.model_dump(mode="json")})
+    return f"{JOB_PREFIX}{command[0]}-{config.name}-{digest[:12]}"
 
 
 def write_config(path: Path, config: RunConfig) -> None:
-    """The whole config as it was read here, overrides and absolute paths in it."""
+    """Write a config with its overrides and absolute paths."""
     import yaml
 
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def run_logs(job: str, console: Console, address: str) -> dict[str, Any]:
-    """Print what a job says, to its end. Errors: as of `run_submit`."""
-    with asking(address) as client:
-        if job not in {one.submission_id for one in client.list_jobs()}:
-            raise ConfigError(
-                f"{address} has no job {job}; `relevance status --address {address}` lists them"
-            )
-        return follow(client, job, console)
+def follow_job(client: Any, job: str) -> None:
+    """Print a job's output as it comes, until the job has succeeded.
 
-
-def follow(client: Any, job: str, console: Console) -> dict[str, Any]:
-    """Print a job's output as it comes; at its end its state, or the error of its exit code."""
-    shown = 0
+    Raises:
+        RelevanceError: The job failed; the class is that of its exit code, RetryableError without one.
+    """
+    num_shown = 0
     while True:
-        info = client.get_job_info(job)  # before its output, or the last of it might be missed
-        text = client.get_job_logs(job)
-        whole = len(text) if str(info.status) in OVER else text.rfind("\n") + 1
-        if whole > shown:
-            console.say(text[shown:whole].rstrip("\n"))
-            shown = whole
-        if str(info.status) in OVER:
+        # the state first, so that no output is lost if the job ends between the two requests
+        info = client.get_job_info(job)
+        state, output = str(info.status), client.get_job_logs(job)
+        num_complete = len(output) if state in TERMINAL_STATES else output.rfind("\n") + 1
+        if num_complete > num_shown:
+            logger.info("%s", output[num_shown:num_complete].rstrip("\n"))
+            num_shown = num_complete
+        if state in TERMINAL_STATES:
             break
         time.sleep(POLL_S)
-    if str(info.status) == "SUCCEEDED":
-        return {"job": job, "state": "SUCCEEDED"}
+    if state == "SUCCEEDED":
+        return
     code = info.driver_exit_code
-    kind = KINDS.get(code, RetryableError) if str(info.status) == "FAILED" else RetryableError
-    ended = f"with exit code {code}" if code is not None else f"({info.message})"
-    raise kind(
-        f"{job} {str(info.status).lower()} {ended}; its output is above, submit the same command to try anew"
+    error_class = ERRORS_BY_EXIT_CODE.get(code, RetryableError) if state == "FAILED" else RetryableError
+    reason = f"exit code {code}" if code is not None else info.message
+    raise error_class(
+        f"job {state.lower()}: {job} ({reason}); its output is above, submit the same command to try again"
     )
 
 
-def list_jobs(address: str, console: Console) -> dict[str, Any]:
-    """Print a line for each of our jobs, the newest first. Errors: as of `run_submit`."""
-    with asking(address) as client:
-        jobs = sorted(
-            (job for job in client.list_jobs() if (job.submission_id or "").startswith(PREFIX)),
-            key=lambda job: -job.start_time,
-        )
-    found = [
-        {
-            "job": job.submission_id,
-            "state": str(job.status),
-            "started_s": job.start_time / 1000,
-            "seconds": seconds_of(job),
-        }
-        for job in jobs
-    ]
-    console.table(
-        [
-            HEADINGS,
-            *(
-                (job["job"], job["state"].lower(), started(job["started_s"]), f"{job['seconds']:.0f} s")
-                for job in found
-            ),
-        ]
-    )
-    return {"jobs": found}
+def job_duration_s(job: Any) -> float:
+    """Return the seconds a job took, or has run so far."""
+    end_s = job.end_time / 1000 if job.end_time else time.time()
+    return float(end_s - job.start_time / 1000)
 
 
-def seconds_of(job: Any) -> float:
-    """That a job took, or has taken so far."""
-    return (job.end_time / 1000 if job.end_time else time.time()) - job.start_time / 1000
-
-
-def started(at_s: float) -> str:
-    """A point in time, in UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at_s))
+def format_utc(time_s: float) -> str:
+    """Return a point in time as text, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_s))
 
 
 @contextlib.contextmanager
-def asking(address: str) -> Iterator[Any]:
-    """Ray's client of jobs, and its errors as ours."""
+def job_client(address: str) -> Iterator[Any]:
+    """Open Ray's job client, and raise its errors as errors of this project."""
     from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    class BoundedClient(JobSubmissionClient):  # type: ignore[misc]
-        def _do_request(self, *arguments: Any, **options: Any) -> Any:
-            # or a head that hangs would have us hang
-            return super()._do_request(*arguments, **{"timeout": ANSWER_S, **options})
 
     if not address.startswith(("http://", "https://")):
-        raise ConfigError(f"{address} is no address of a cluster's dashboard; write it as http://head:8265")
-    # what Ray would take in the place of the address that it is given
+        raise ConfigError(f"dashboard address not valid: {address}; write it as http://head:8265")
+    # Ray prefers this variable to the address that it is given
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
-        yield BoundedClient(address)
+        yield create_job_client(address, REQUEST_TIMEOUT_S)
     except AuthenticationError as error:
-        why = str(error).splitlines()[0].rstrip(".")
-        remedy = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
-        raise ConfigError(f"{address} does not let us in ({why}); {remedy}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"access refused by {address}: {reason}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to the cluster's token"
+        ) from error
     except (ConnectionError, RuntimeError, OSError) as error:
         raise RetryableError(
-            f"{address} does not do what it is asked ({last_line(error)}); run the same command again"
+            f"request failed at {address}: {summarize_error(error)}; run the same command again"
         ) from error

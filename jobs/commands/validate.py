@@ -1,79 +1,97 @@
-"""`relevance validate`: the data gate, and what is worth knowing of the rows it let through."""
+"""`relevance validate`: the data gate, then leakage and drift of the accepted rows."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from jobs.cluster import given_cluster
-from jobs.console import Console
+from jobs.command_run import CommandRun
+from jobs.console import aligned
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.storage.filesystem import write_json
-from validation.drift.comparison import compare
+from validation.drift.comparison import DriftReport, compare_profiles
 from validation.drift.profile import build_tally, read_profile, write_profile
-from validation.drift.rendering import as_text, plot_drift
-from validation.gate.report import check_report, summary_table
+from validation.drift.rendering import drift_legend, drift_messages, drift_rows, plot_drift
+from validation.gate.report import check_report, summary_rows
 from validation.gate.runner import GateRun, validate
 from validation.leakage.report import find_leakage
 
+logger = logging.getLogger(__name__)
 
-def run_validate(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Judge the judged rows and accept the good ones; DataRefusedError when too many are bad. Report and
-    pages are written either way.
+
+def run_validate(config: RunConfig, run: CommandRun) -> dict[str, Any]:
+    """Check the judged rows and accept the good ones. Report and Data Docs are written either way.
+
+    Raises:
+        DataRefusedError: too many rows are bad.
+        DamagedInputError: a file is damaged.
     """
-    partitions = find_partitions(config.judged_dir, config.tasks)
-    with (
-        given_cluster(),
-        console.progress("validate", sum(map(len, partitions.values())), "files") as progress,
-    ):
-        run = GateRun(
-            config.judged_dir, config.tasks, config.validation_dir, config.accepted_dir, config=config.gate
-        )
-        report = validate(run, progress=lambda _, done, __: progress.update(done))
-    console.say(summary_table(report))
-    console.say(f"  the data {'pass' if report.passed else 'do NOT pass'}; Data Docs: {report.data_docs}")
+    gate = GateRun(
+        config.judged_dir, config.tasks, config.validation_dir, config.accepted_dir, config=config.gate
+    )
+    with given_cluster():
+        report = validate(gate, run)
+    logger.info("\n".join(f"  {line}" for line in aligned(summary_rows(report))))
+    logger.info(f"  the data {'passed' if report.passed else 'did NOT pass'}; Data Docs: {report.data_docs}")
     check_report(report)
     accepted = find_partitions(config.accepted_dir, config.tasks)
     digest = data_digest(accepted)
-    look_at_accepted(config, accepted, digest, console)
+    inspect_accepted(config, accepted, digest)
+    rows = {name: task.accepted for name, task in report.tasks.items()}
+    run.set_counts(rows=sum(rows.values()))
     return {
         "data_digest": digest,
         "data_docs": str(report.data_docs),
-        "rows": {name: task.accepted for name, task in report.tasks.items()},
+        "rows": rows,
+        "next": run.suggest("train"),
     }
 
 
-def look_at_accepted(
-    config: RunConfig, partitions: dict[str, list[Path]], digest: str, console: Console
-) -> None:
-    """Tell of leakage across the splits and of drift from the reference profile; both are told, not refused.
-    Writes leakage.json and profile.json, and where there is a reference drift.json and drift.png, beside the
-    gate's report. ConfigError: no such reference.
+def inspect_accepted(config: RunConfig, partitions: dict[str, list[Path]], digest: str) -> None:
+    """Report leakage across splits, and drift from the reference profile. Neither refuses the data.
+
+    Writes leakage.json and profile.json beside the gate's report, and drift.json and drift.png if there is a
+    reference.
+
+    Raises:
+        ConfigError: the reference that the config names does not exist.
     """
     leakage = find_leakage(partitions, config.tasks, config.split)
-    write_json(config.validation_dir / "leakage.json", leakage.as_json())
-    for sentence in leakage.sentences():
-        console.say(f"  look: {sentence}")
+    write_json(config.validation_dir / "leakage.json", leakage.to_json())
+    for message in leakage.messages():
+        logger.info(f"  look: {message}")
     tally = build_tally(partitions)
     write_profile(config.profile_path, tally.profile(), digest)
-    reference = find_reference(config, console)
+    reference = find_reference(config)
     if reference is None:
         return
-    drift = compare(read_profile(reference), tally)
-    write_json(config.validation_dir / "drift.json", drift.as_json())
+    drift = compare_profiles(read_profile(reference), tally)
+    write_json(config.validation_dir / "drift.json", drift.to_json())
     plot_drift(drift, config.validation_dir / "drift.png")
-    console.say(as_text(drift))
+    logger.info(drift_text(drift))
 
 
-def find_reference(config: RunConfig, console: Console) -> Path | None:
-    """The profile that gate.reference_profile names; None where there is none to be had. ConfigError: the
-    file does not exist.
+def drift_text(report: DriftReport) -> str:
+    """Return a drift report as text: a table, and a line for each feature that moved most."""
+    names, *columns = zip(*drift_rows(report), strict=True)
+    right_aligned = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
+    lines = aligned(list(zip(names, *right_aligned, strict=True)))
+    return "\n".join([drift_legend(report), *lines, *drift_messages(report)])
+
+
+def find_reference(config: RunConfig) -> Path | None:
+    """Return the profile that gate.reference_profile names; None if the champion has none.
+
+    Raises:
+        ConfigError: the file does not exist.
     """
     reference = config.gate.reference_profile
     if isinstance(reference, Path) and not reference.is_file():
         raise ConfigError(
-            f"gate.reference_profile {reference} does not exist; name the validation/profile.json of a "
-            "run, champion, or leave it out"
+            f"gate.reference_profile does not exist: {reference}; name the validation/profile.json of a run, "
+            "`champion`, or leave it out"
         )
     if reference != "champion":
         return reference
@@ -81,16 +99,14 @@ def find_reference(config: RunConfig, console: Console) -> Path | None:
 
     try:
         champion = find_champion(config)
-    except RetryableError as error:  # validation does not hang on the registry
-        console.say(f"  drift was not looked at: {error}")
+    except RetryableError as error:  # validation does not depend on the registry
+        logger.warning(f"  drift not compared: {error}")
         return None
-    if champion is None or not champion.profile_path.is_file():
-        has = (
-            f"version {champion.version} was registered without a profile"
-            if champion
-            else f"model {config.registry.model} has no champion yet"
-        )
-        console.say(f"  drift was not looked at: {has}")
+    if champion is None:
+        logger.info(f"  drift not compared: model {config.registry.model} has no champion yet")
         return None
-    console.say(f"  compared with the data of version {champion.version}, the champion:")
+    if not champion.profile_path.is_file():
+        logger.info(f"  drift not compared: version {champion.version} was registered without a profile")
+        return None
+    logger.info(f"  compared with the data of version {champion.version}, the champion:")
     return champion.profile_path

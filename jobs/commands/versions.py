@@ -1,113 +1,133 @@
-"""`relevance register`, `promote`, `rollback`, `history`: a bundle becomes a version, a version becomes
-champion, and who did what when.
-"""
+"""`relevance register`, `promote`, `rollback`, `history`: versions and the promotion log."""
 
+import logging
 from typing import Any
 
-from jobs.console import Console
+from jobs.command_run import CommandRun
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, GateRefusedError
-from pipeline.registry.mlflow_client import mlflow_client
-from pipeline.registry.model_versions import check_registered, check_version, read_verdict, register_version
-from pipeline.registry.promotion_log import promote, read_promotions, roll_back, rolled_back
+from pipeline.evaluation.results import Evaluation
+from pipeline.registry.mlflow_client import connect_mlflow
+from pipeline.registry.model_versions import check_registered, get_version, read_gate_report, register_version
+from pipeline.registry.promotion_log import PromotionEntry, PromotionLog, last_rollback_of
 from pipeline.storage.filesystem import read_json
 
-HISTORY = ("number", "at", "by", "kind", "version", "instead of", "macro PR-AUC", "why")
+logger = logging.getLogger(__name__)
+
+HEADINGS = ("number", "at", "by", "kind", "version", "replaces", "macro PR-AUC", "reason")
 
 
-def run_register(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Register the evaluated bundle of the run as challenger; ConfigError if nothing was evaluated."""
+def run_register(config: RunConfig, run: CommandRun) -> dict[str, Any]:
+    """Register the evaluated bundle of the run as challenger.
+
+    Raises:
+        ConfigError: the run has no evaluation.
+    """
     evaluation_path = config.run_dir / "evaluation.json"
     if not evaluation_path.is_file():
-        raise ConfigError(
-            f"{evaluation_path} does not exist; run `relevance evaluate` with this config first"
-        )
-    version = register_version(config, config.run_dir / "bundle", read_json(evaluation_path))
-    console.say(f"  {config.registry.model} version {version} is challenger")
+        raise ConfigError(f"evaluation missing: {evaluation_path}; run `{run.suggest('evaluate')}` first")
+    version = register_version(
+        config, config.run_dir / "bundle", Evaluation.from_json(read_json(evaluation_path))
+    )
+    logger.info(f"  {config.registry.model} version {version} is challenger")
+    has_champion = bool(PromotionLog.from_config(config).read())
+    step = ("evaluate", "--version", version) if has_champion else ("promote", "--version", version)
     return {
         "model": config.registry.model,
         "version": version,
         "alias": "challenger",
         "tracking_uri": config.tracking_uri,
+        "next": run.suggest(*step),
     }
 
 
 def run_promote(
-    config: RunConfig, version: str, console: Console, override: str | None = None
+    config: RunConfig, version: str, run: CommandRun, override: str | None = None
 ) -> dict[str, Any]:
-    """Promote a version; GateRefusedError if the gate does not let it pass and `override`, a reason, is not
-    given.
+    """Make a version champion.
+
+    Args:
+        config: Names the model and the registry.
+        version: A registered version.
+        run: The command's run.
+        override: Reason to promote against the gate's verdict; None to obey the gate.
+
+    Raises:
+        GateRefusedError: the gate does not pass the version and there is no override.
     """
-    client = mlflow_client(config)
-    found = check_version(client, config.registry.model, version)
-    check_registered(found)
-    read_verdict(client, found)  # refused if it was altered
-    record = promote(config, client, str(found.version), dict(found.tags), override)
-    figures = f"macro PR-AUC {record['macro_pr_auc']:.3f}, lexical floor {record['lexical_macro_pr_auc']:.3f}"
-    console.say(
-        f"  version {record['version']} is champion: {figures}; MLflow's aliases are {record['aliases']}"
+    client = connect_mlflow(config.tracking_uri)
+    registered = get_version(client, config.registry.model, version)
+    check_registered(registered)
+    read_gate_report(client, registered)  # raises if the verdict was altered
+    log = PromotionLog.from_config(config)
+    promoted = log.promote(client, str(registered.version), dict(registered.tags), override)
+    entry = promoted.entry
+    logger.info(
+        f"  version {entry.version} is champion: macro PR-AUC {entry.macro_pr_auc:.3f}, lexical "
+        f"floor {entry.lexical_macro_pr_auc:.3f}; MLflow's aliases are {promoted.aliases}"
     )
-    return {
-        "model": config.registry.model,
-        "version": record["version"],
-        "alias": "champion",
-        "promotion": record["number"],
-    }
+    return _champion_summary(config, entry, run)
 
 
-def check_not_left(config: RunConfig, version: str) -> None:
-    """GateRefusedError: the version was champion and was rolled back from; what nobody types must not undo
-    that.
+def check_not_rolled_back(config: RunConfig, version: str) -> None:
+    """Raise GateRefusedError if somebody rolled back from this version.
+
+    `relevance run` must not undo a decision that a person made.
     """
-    left = rolled_back(read_promotions(config), version)
-    if left is not None:
-        why = f"version {version} was rolled back from on {left['at']} by {left['by']} ({left['override']})"
+    rollback = last_rollback_of(PromotionLog.from_config(config).read(), version)
+    if rollback is not None:
         raise GateRefusedError(
-            f"{why}; `relevance promote --version {version}` makes it champion again, if that is wanted"
+            f"version {version} was rolled back on {rollback.at} by {rollback.by} "
+            f"({rollback.override}); `relevance promote --version {version}` makes it champion again"
         )
 
 
-def run_rollback(config: RunConfig, reason: str, console: Console) -> dict[str, Any]:
-    """Go back to the champion before this one."""
-    record = roll_back(config, mlflow_client(config), reason)
-    aliases = f"MLflow's aliases are {record['aliases']}"
-    console.say(
-        f"  version {record['version']} is champion again, in the place of version "
-        f"{record['expected_champion']}; {aliases}"
+def run_rollback(config: RunConfig, reason: str, run: CommandRun) -> dict[str, Any]:
+    """Make the previous champion champion again."""
+    rollback = PromotionLog.from_config(config).roll_back(connect_mlflow(config.tracking_uri), reason)
+    entry = rollback.entry
+    logger.info(
+        f"  version {entry.version} is champion again and replaces version "
+        f"{entry.expected_champion}; MLflow's aliases are {rollback.aliases}"
     )
+    return _champion_summary(config, entry, run)
+
+
+def _champion_summary(config: RunConfig, entry: PromotionEntry, run: CommandRun) -> dict[str, Any]:
     return {
         "model": config.registry.model,
-        "version": record["version"],
+        "version": entry.version,
         "alias": "champion",
-        "promotion": record["number"],
+        "promotion": entry.number,
+        "next": run.suggest("score"),
     }
 
 
-def run_history(config: RunConfig, console: Console) -> dict[str, Any]:
+def run_history(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     """Print the promotion log, oldest first."""
-    log = read_promotions(config)
-    console.table([HISTORY, *(history_row(record) for record in log)])
-    return {"model": config.registry.model, "promotions": log}
+    promotions = PromotionLog.from_config(config).read()
+    run.table([HEADINGS, *map(history_cells, promotions)])
+    return {
+        "model": config.registry.model,
+        "promotions": [entry.to_json() for entry in promotions],
+        "next": run.suggest("report"),
+    }
 
 
-def history_row(record: dict[str, Any]) -> tuple[str, ...]:
-    """One promotion as cells."""
-    kind = record.get("kind", "promotion")
-    gate = (
-        "passed the gate"
-        if (record.get("gate") or {}).get("passed")
-        else "beat the lexical floor"
-        if record["expected_champion"] is None
-        else ""
-    )
-    why = record.get("override") or gate
-    versions = (record["version"], record["expected_champion"] or "")
+def history_cells(entry: PromotionEntry) -> tuple[str, ...]:
+    """Return the table row of one promotion."""
+    reason = entry.override
+    if not reason and entry.gate is not None and entry.gate.passed:
+        reason = "passed the gate"
+    if not reason and entry.expected_champion is None:
+        reason = "beat the lexical floor"
     return (
-        str(record["number"]),
-        record["at"],
-        record["by"],
-        kind,
-        *versions,
-        f"{record['macro_pr_auc']:.3f}",
-        why,
+        str(entry.number),
+        entry.at,
+        entry.by,
+        entry.kind,
+        entry.version,
+        entry.expected_champion or "",
+        f"{entry.macro_pr_auc:.3f}",
+        reason or "",
     )

@@ -1,10 +1,10 @@
-"""Adapter methods: each is one file with its config class, its layer and, last, its registration."""
+"""Adapter methods. Each is one module with its config class, its layer and, last, its registration."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,30 +14,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterMethod:
-    """An adapter method: what it takes, and the layer that it puts around a linear.
+    """The config class and the layer of an adapter method.
 
-    The layer is built as `layer(base, num_tasks, config, routing, generator)`.
+    `layer(base, num_tasks, config, routing, generator)` puts an adapter around the linear `base`.
     """
 
     config: type[AdapterConfig]
     layer: type[AdaptedLinear]
 
 
-METHODS: dict[
-    str, AdapterMethod
-] = {}  # by the config's `method`; filled as the methods' modules are imported
+METHODS: dict[str, AdapterMethod] = {}  # by the config's `method`; filled as the modules are imported
 
 
 def register_method(config: type[AdapterConfig], layer: type[AdaptedLinear]) -> None:
-    """Make a method known under the `method` of its config class. ValueError: another one has the name."""
-    name = str(config.__dataclass_fields__["method"].default)
-    known = METHODS.setdefault(name, AdapterMethod(config, layer))
-    if known.config is not config:
-        both = " and ".join(f"{one.__module__}.{one.__qualname__}" for one in (known.config, config))
-        raise ValueError(f"two adapter methods are called {name!r}: {both}; rename one")
+    """Register a method under the default of its config's `method`.
+
+    Raises:
+        ValueError: Another method has the name.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    name = str(defaults["method"])
+    registered = METHODS.setdefault(name, AdapterMethod(config, layer))
+    if registered.config is not config:
+        classes = (registered.config, config)
+        names = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in classes)
+        raise ValueError(f"two adapter methods are called {name!r}: {names}; rename one")
 
 
 def load_methods() -> None:
-    """Import every module of this package, so that METHODS holds all methods it has."""
+    """Import every module of this package, which registers its methods."""
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)

@@ -1,7 +1,7 @@
-"""What all adapter methods are: a frozen linear, and beside it a product of low rank.
+"""Base class of all adapter methods: a frozen linear and, beside it, a low-rank product.
 
-Shape legend: D width in, O width out, X and K widths of the low-rank space below and above what a method does
-there. `..` stands for (rows, tokens) or any shape before the width.
+Shape legend: D width in, O width out, X width of the low-rank space after the down-projections, K width
+before the up-projections. `..` stands for (rows, tokens) or any other leading dimensions.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,22 @@ ParameterGroup = Literal["projections", "transforms", "mixtures"]
 
 
 class NotMergeableError(ValueError):
-    """A method's output is no linear map of a task's inputs, so that no weight can stand for it."""
+    """The method's output is no linear map of a task's inputs, so it cannot be merged into one weight."""
 
 
 class AdaptedLinear(nn.Module):
-    """y = base(x) + product_scale * up(low_rank(down x)). A method gives `down_XD`, `low_rank`, `up_OK`,
-    `parameter_count` and `fold`.
+    """A frozen linear with an adapter: y = base(x) + product_scale * up(low_rank(down x)).
 
-    Parameters are float32 whatever the base's dtype (near 1 a bfloat16 step is 0.004, so a rate of 1e-4 would
-    never move a transform); products run in the dtype of the inputs.
+    A method implements `down_XD`, `low_rank`, `up_OK`, `parameter_count` and `fold`.
+
+    Parameters are float32 whatever the base's dtype: near 1 the spacing of bfloat16 is 0.004, so a learning
+    rate of 1e-4 would never move a transform. Products run in the dtype of the inputs.
     """
 
     TASK_DEPENDENT: ClassVar[bool]  # whether the output depends on the row's task
-    GROUPS: ClassVar[dict[str, ParameterGroup]]  # parameter -> group of the optimizer
-    CASTS_PROJECTIONS: ClassVar[bool] = True  # to the inputs' dtype before anything is done with them
-    prepared: Any = None  # what `prepare` made for the pass in flight
+    GROUPS: ClassVar[dict[str, ParameterGroup]]  # optimizer group of each parameter
+    CASTS_PROJECTIONS: ClassVar[bool] = True  # whether projections are cast to the inputs' dtype before use
+    prepared: Any = None  # the result of `prepare` for the running pass
 
     def __init__(self, base: nn.Linear, config: AdapterConfig, routing: TaskRouting) -> None:
         super().__init__()
@@ -43,43 +44,49 @@ class AdaptedLinear(nn.Module):
         self.dropout = nn.Dropout(config.lora_dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(.., D) -> (.., O)."""
+        """Return the layer's output (.., O) for inputs (.., D)."""
         u = functional.linear(self.dropout(x), self.down_XD().to(x.dtype))
         return add_product(self.base(x), self.low_rank(u), self.up_OK(), self.product_scale)
 
     def down_XD(self) -> torch.Tensor:
-        """All that is a product with the inputs, as one matrix."""
+        """Return everything that multiplies the inputs as one matrix (X, D)."""
         raise NotImplementedError
 
     def low_rank(self, u: torch.Tensor) -> torch.Tensor:
-        """(.., X) -> (.., K): what the up-projections are applied to."""
+        """Turn the down-projected inputs (.., X) into the inputs of the up-projections (.., K)."""
         raise NotImplementedError
 
     def up_OK(self) -> torch.Tensor:
-        """The up-projections as one matrix."""
+        """Return the up-projections as one matrix (O, K)."""
         raise NotImplementedError
 
     @classmethod
     def prepare(cls, layers: Sequence[Any], routing: TaskRouting) -> list[tuple[Any, Any]]:
-        """Layers of this method, each with what it takes of a pass with the ids in flight, where that is made
-        for all of them at once.
+        """Compute the values that layers need for the active task ids, for all layers at once.
+
+        Returns:
+            Pairs of a layer and the value of its `prepared`; none for methods that prepare nothing.
         """
         return []
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: Any) -> int:
-        """Trainable numbers of one adapted linear, from its shapes."""
+        """Return the number of trainable parameters of one adapted linear."""
         raise NotImplementedError
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The plain LoRA pair this layer is for one task, lossless: down (K, D) and up (O, K), the scale
-        inside up. NotMergeableError.
+        """Return the LoRA pair that equals this layer for one task: down (K, D) and up (O, K) with the scale.
+
+        Raises:
+            NotMergeableError: There is no such pair.
         """
         raise NotImplementedError
 
     def merged_weight(self, task_index: int) -> torch.Tensor:
-        """(O, D) in float32 at least: the one weight this layer is for a task, from the pristine base weight.
-        NotMergeableError.
+        """Return the weight (O, D) that equals this layer for one task, in float32 or wider.
+
+        Raises:
+            NotMergeableError: There is no such weight.
         """
         down_KD, up_OK = self.fold(task_index)
         weight_OD = self.base.weight
@@ -88,11 +95,11 @@ class AdaptedLinear(nn.Module):
 
 
 def add_product(y: torch.Tensor, z: torch.Tensor, up_OK: torch.Tensor, scale: float) -> torch.Tensor:
-    """y + scale * z up^T in one pass over y: (.., O) + (.., K)."""
+    """Return y + scale * z up^T (.., O) of y (.., O) and z (.., K), in one pass over y."""
     rows = torch.addmm(y.flatten(0, -2), z.flatten(0, -2), up_OK.to(z.dtype).t(), alpha=scale)
     return rows.view(y.shape)
 
 
 def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
-    """Uniform in [-bound, bound): what kaiming_uniform(a=sqrt(5)) draws for a fan-in of 1/bound^2."""
+    """Draw from [-bound, bound): kaiming_uniform(a=sqrt(5)) where bound = 1 / sqrt(fan-in)."""
     return (torch.rand(shape, generator=generator) * 2 - 1) * bound

@@ -2,10 +2,10 @@
 
     y = diag(m / ||W + s B A||) (W + s B A) x + b        the norm is over each output's weights
 
-Shape legend: D width in, O width out, R rank.
+As in section 4.3 of the paper, the norm is a constant in the backward pass. It is computed without an (O, D)
+matrix: ||W + s B A||^2 = ||W||^2 + 2 s (W A^T) . B + s^2 (B A A^T) . B, row by row.
 
-As in section 4.3 of the paper the norm counts as a constant in the backward pass. It is never computed from
-an (O, D) sum: ||W + s B A||^2 = ||W||^2 + 2 s (W A^T) . B + s^2 (B A A^T) . B, row by row.
+Shape legend: D width in, O width out, R rank.
 """
 
 import math
@@ -24,18 +24,16 @@ from models.config import AlphaScaledConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DoRAConfig(AlphaScaledConfig):
-    """DoRA (Liu et al., ICML 2024): LoRA turns the direction of each output's weights, a learned magnitude
-    sets their length.
-    """
+    """DoRA (Liu et al., ICML 2024): LoRA on the direction of each output's weights, and a learned length."""
 
     method: Literal["dora"] = "dora"
 
 
-TINY = 1e-30  # least squared length of an output's weights: pruned outputs have none, and 0 / 0 is no number
+MIN_SQUARED_NORM = 1e-30  # avoids 0 / 0 for pruned outputs, whose weights are zero
 
 
 class DoRALinear(AdaptedLinear):
-    """LoRA on directions, and a magnitude for each output; the task plays no part."""
+    """LoRA on directions and a magnitude for each output, independent of the task."""
 
     TASK_DEPENDENT = False
     CASTS_PROJECTIONS = False
@@ -68,48 +66,49 @@ class DoRALinear(AdaptedLinear):
         gain_O = self.magnitude_O / self.norm_O()
         base = self.base(x)
         dropped = self.dropout(x)
-        plain = base if dropped is x else self.base(dropped)
-        turned = plain if self.base.bias is None else plain - self.base.bias
+        product = base if dropped is x else self.base(dropped)
+        if self.base.bias is not None:
+            product = product - self.base.bias
         z = functional.linear(dropped, self.down_RD.to(x.dtype))
-        # the base's own term as a change from 1: the start is the base's output bit for bit, and bfloat16
-        # does not swallow small changes
+        # (gain - 1) keeps the initial output equal to the base's, bit for bit, and small changes in bfloat16
         return (
             base
-            + (gain_O - 1).to(x.dtype) * turned
+            + (gain_O - 1).to(x.dtype) * product
             + functional.linear(z, (gain_O[:, None] * self.scale * self.up_OR).to(x.dtype))
         )
 
     @torch.no_grad()
     def norm_O(self) -> torch.Tensor:
-        """Length of each output's weights in W + s B A."""
+        """Return the norm of each output's weights in W + s B A (O,)."""
         up_OR, down_RD = self.up_OR, self.down_RD
         with torch.autocast(up_OR.device.type, enabled=False):
-            # through the base itself: W may lie on other ranks
+            # a call and not a product with W, which may be partitioned over ranks
             image_RO = self.base(down_RD.to(self.base.weight.dtype))
             if self.base.bias is not None:
                 image_RO = image_RO - self.base.bias
             cross_O = (image_RO.to(up_OR.dtype).t() * up_OR).sum(dim=1)
             own_O = ((up_OR @ (down_RD @ down_RD.t())) * up_OR).sum(dim=1)
             squared_O = self.squared_norm_O + 2 * self.scale * cross_O + self.scale**2 * own_O
-            return squared_O.clamp_min(TINY).sqrt()
+            return squared_O.clamp_min(MIN_SQUARED_NORM).sqrt()
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: DoRAConfig) -> int:
-        """r (D + O) + O"""
+        """Return r (D + O) + O."""
         return config.rank * (width_in + width_out) + width_out
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotMergeableError(
-            "dora scales the base's own weights, which no low-rank pair can; merge the weights instead"
+            "dora rescales the base's weights, which no low-rank pair can; merge the weights instead"
         )
 
     def merged_weight(self, task_index: int) -> torch.Tensor:
         weight_OD = self.base.weight
         wide = torch.promote_types(weight_OD.dtype, torch.float32)
-        turned_OD = torch.addmm(
+        direction_OD = torch.addmm(
             weight_OD.to(wide), self.up_OR.to(wide), self.down_RD.to(wide), alpha=self.scale
         )
-        return (self.magnitude_O.to(wide) / turned_OD.norm(dim=1).clamp_min(TINY**0.5))[:, None] * turned_OD
+        norm_O = direction_OD.norm(dim=1).clamp_min(MIN_SQUARED_NORM**0.5)
+        return (self.magnitude_O.to(wide) / norm_O)[:, None] * direction_OD
 
 
 register_method(DoRAConfig, DoRALinear)

@@ -22,25 +22,23 @@ from models.adapters.adapted_linear import (
     uniform,
 )
 from models.adapters.routing import TaskRouting
-from models.config import AlphaScaledConfig, check_numbers
+from models.config import AlphaScaledConfig, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
 class HydraLoRAConfig(AlphaScaledConfig):
-    """HydraLoRA (Tian et al., NeurIPS 2024): one down-projection, up-projections mixed for each token by a
-    router.
-    """
+    """HydraLoRA (Tian et al., NeurIPS 2024): a router mixes up-projections for each token."""
 
     method: Literal["hydra_lora"] = "hydra_lora"
-    num_up_projections: int = 3  # n
+    num_up_projections: int = 3  # n: number of up-projections
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, at_least_one=("num_up_projections",))
+        check_ranges(self, at_least_one=("num_up_projections",))
 
 
 class HydraLoRALinear(AdaptedLinear):
-    """Up-projections mixed token by token; the task plays no part."""
+    """Up-projections that a router mixes for each token, independent of the task."""
 
     TASK_DEPENDENT = False
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {
@@ -64,24 +62,24 @@ class HydraLoRALinear(AdaptedLinear):
         self.router_ND = nn.Parameter(uniform((N, D), 1 / math.sqrt(D), generator))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # the router sees what dropout takes from the adapter
+        # dropout applies to the adapter's inputs, not to the router's
         logits = functional.linear(x, self.router_ND.to(x.dtype))
         u = functional.linear(self.dropout(x), self.down_RD.to(x.dtype))
-        # the softmax in float32 at least: in bfloat16 shares of a token need not sum to 1
+        # in bfloat16 a softmax need not sum to 1
         share = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).to(u.dtype)
         z = (share.unsqueeze(-1) * u.unsqueeze(-2)).flatten(-2)
         return add_product(self.base(x), z, self.up_ONR.flatten(1), self.scale)
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: HydraLoRAConfig) -> int:
-        """r D + n r O + n D"""
+        """Return r D + n r O + n D."""
         n = config.num_up_projections
         return config.rank * width_in + n * config.rank * width_out + n * width_in
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotMergeableError(
-            "hydra_lora mixes its up-projections anew for each token, so no weight stands for a task; "
-            "keep the adapter apart"
+            "hydra_lora mixes its up-projections for each token, so no weight stands for a task; use the "
+            "model with its adapters"
         )
 
 

@@ -1,4 +1,4 @@
-"""Put adapters into a trunk: swap the named linears, freeze everything else."""
+"""Injection of adapters into a trunk: replace the configured linears and freeze everything else."""
 
 from typing import Any
 
@@ -12,86 +12,106 @@ from models.config import AdapterConfig
 
 
 def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -> TaskRouting:
-    """Freeze `trunk` and give each linear that `config` names an adapter, in place.
+    """Freeze `trunk` and put an adapter around each configured linear, in place.
 
-    Returns what tells the adapters the task of each row. ValueError: the config names a linear or a layer
-    that the trunk has not.
+    Returns:
+        The routing that gives the adapters the task of each row.
+
+    Raises:
+        ValueError: The config names a linear or a layer that the trunk does not have.
     """
     trunk.requires_grad_(False)
     routing = TaskRouting()
     generator = torch.Generator().manual_seed(seed)
-    for name, layer_config in targets(trunk, config):
+    for name, layer_config in find_targets(trunk, config):
         base = trunk.get_submodule(name)
         build: Any = METHODS[layer_config.method].layer
         replace_module(trunk, name, build(base, num_tasks, layer_config, routing, generator))
     return routing
 
 
-def targets(trunk: nn.Module, config: AdapterConfig) -> list[tuple[str, AdapterConfig]]:
-    """Each linear to adapt, in the trunk's order, with the config of its layer. ValueError: as `inject`
-    says.
+def adapted_layers(module: nn.Module) -> dict[str, AdaptedLinear]:
+    """Return the adapted layers of a model by full name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptedLinear)}
+
+
+def adapter_parameter_count(trunk: nn.Module, config: AdapterConfig, num_tasks: int) -> int:
+    """Return the number of trainable parameters that `inject` would add; needs shapes only."""
+    linears = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
+    return sum(
+        METHODS[layer_config.method].layer.parameter_count(
+            linears[name].in_features, linears[name].out_features, num_tasks, layer_config
+        )
+        for name, layer_config in find_targets(trunk, config)
+    )
+
+
+def find_targets(trunk: nn.Module, config: AdapterConfig) -> list[tuple[str, AdapterConfig]]:
+    """Return the name of each linear to adapt and the config of its layer, in the trunk's order.
+
+    Raises:
+        ValueError: The config names a linear or a layer that the trunk does not have, or leaves none.
     """
     layers_name, layers = transformer_layers(trunk)
     chosen = config.layers_to_transform
     if chosen is not None and max(chosen) >= len(layers):
         raise ValueError(
-            f"adapter.layers_to_transform names layer {max(chosen)}, this backbone's are 0 to "
+            f"adapter.layers_to_transform names layer {max(chosen)}, this backbone has layers 0 to "
             f"{len(layers) - 1}"
         )
-    placed = [(name, layer_index(layers_name, name)) for name in target_names(trunk, config)]
-    found = [
-        (name, config.at_layer(index, len(layers)))
-        for name, index in placed
-        if chosen is None or index in chosen
-    ]
-    if not found:
+    targets = []
+    for name in target_linear_names(trunk, config):
+        index = _layer_index(layers_name, name)
+        if chosen is None or index in chosen:
+            targets.append((name, config.for_layer(index, len(layers))))
+    if not targets:
         raise ValueError(
             "adapter.target_modules, exclude_modules and layers_to_transform leave no linear of this "
-            "backbone to adapt"
+            "backbone to adapt; name others"
         )
-    if not any(layer_config.method == config.method for _, layer_config in found):
+    if not any(layer_config.method == config.method for _, layer_config in targets):
         raise ValueError(
-            "adapter.layers_to_transform leaves out all of the last adapter.task_layers layers, so that "
-            "no layer would know the task"
+            "adapter.layers_to_transform leaves out all of the last adapter.task_layers layers, so no layer "
+            "depends on the task; add one of them"
         )
-    return found
+    return targets
 
 
-def target_names(trunk: nn.Module, config: AdapterConfig) -> list[str]:
-    """Full names of the linears that `target_modules` means, in the trunk's order. "all-linear": those inside
-    the trunk's layers.
+def target_linear_names(trunk: nn.Module, config: AdapterConfig) -> list[str]:
+    """Return the full names of the linears that `target_modules` selects, in the trunk's order.
+
+    "all-linear" selects all linears inside the transformer layers.
     """
-    every = [name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)]
     linears = [
-        name for name in every if not any(names_linear(excluded, name) for excluded in config.exclude_modules)
+        name
+        for name, module in trunk.named_modules()
+        if isinstance(module, nn.Linear)
+        and not any(_is_suffix(excluded, name) for excluded in config.exclude_modules)
     ]
     if config.target_modules == "all-linear":
         layers_name = transformer_layers(trunk)[0]
-        return [name for name in linears if layer_index(layers_name, name) is not None]
+        return [name for name in linears if _layer_index(layers_name, name) is not None]
     for target in config.target_modules:
-        if not any(names_linear(target, name) for name in linears):
+        if not any(_is_suffix(target, name) for name in linears):
             known = sorted({name.rpartition(".")[2] for name in linears})
             raise ValueError(
                 f"adapter.target_modules names {target!r}, which is no linear of this backbone; its "
                 f"linears: {', '.join(known)}"
             )
-    return [name for name in linears if any(names_linear(target, name) for target in config.target_modules)]
-
-
-def names_linear(target: str, name: str) -> bool:
-    """Whether `target` is `name` or its last dotted parts."""
-    return name == target or name.endswith("." + target)
+    return [name for name in linears if any(_is_suffix(target, name) for target in config.target_modules)]
 
 
 def transformer_layers(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The trunk's layers and their name: the module list that holds the most linears. ValueError: it has
-    none.
+    """Return the transformer layers and their name: the module list with the most linears.
+
+    Raises:
+        ValueError: The trunk has no module list.
     """
     lists = [(name, module) for name, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
-    # of nested lists the outer one, which comes first
+    # of nested lists max takes the outer one, which comes first
     best = max(
         lists,
-        key=lambda found: sum(isinstance(module, nn.Linear) for module in found[1].modules()),
+        key=lambda item: sum(isinstance(module, nn.Linear) for module in item[1].modules()),
         default=None,
     )
     if best is None:
@@ -99,32 +119,18 @@ def transformer_layers(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
     return best
 
 
-def layer_index(layers_name: str, name: str) -> int | None:
-    """The layer that a module of the trunk lies in; None outside the layers."""
-    return (
-        int(name.removeprefix(layers_name + ".").partition(".")[0])
-        if name.startswith(layers_name + ".")
-        else None
-    )
-
-
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the one that `name` names below `root`."""
+    """Replace the submodule `name` of `root`."""
     parent_name, _, attribute = name.rpartition(".")
     setattr(root.get_submodule(parent_name), attribute, module)
 
 
-def adapted_layers(module: nn.Module) -> dict[str, AdaptedLinear]:
-    """The adapted layers of a model by full name."""
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptedLinear)}
+def _is_suffix(target: str, name: str) -> bool:
+    """Return whether `target` is `name` or its last dotted parts."""
+    return name == target or name.endswith("." + target)
 
 
-def adapter_parameter_count(trunk: nn.Module, config: AdapterConfig, num_tasks: int) -> int:
-    """Trainable numbers that `inject` would add, from shapes alone."""
-    linears = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
-    return sum(
-        METHODS[layer_config.method].layer.parameter_count(
-            linears[name].in_features, linears[name].out_features, num_tasks, layer_config
-        )
-        for name, layer_config in targets(trunk, config)
-    )
+def _layer_index(layers_name: str, name: str) -> int | None:
+    """Return the index of the transformer layer that a module lies in, None outside the layers."""
+    prefix = layers_name + "."
+    return int(name.removeprefix(prefix).partition(".")[0]) if name.startswith(prefix) else None

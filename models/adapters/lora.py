@@ -26,7 +26,7 @@ class LoRAConfig(AlphaScaledConfig):
 
 
 class LoRALinear(AdaptedLinear):
-    """One pair for all tasks."""
+    """One low-rank pair for all tasks."""
 
     TASK_DEPENDENT = False
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_RD": "projections", "up_OR": "projections"}
@@ -56,7 +56,7 @@ class LoRALinear(AdaptedLinear):
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: LoRAConfig) -> int:
-        """r (D + O)"""
+        """Return r (D + O)."""
         return config.rank * (width_in + width_out)
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,11 +2,11 @@
 
     y = W x + s sum_e softmax(G v_t)_e B_e A_e x        each expert has rank r / E
 
-Shape legend: D width in, O width out, R rank of all experts together, E experts, V width of a task's
-embedding, T tasks.
+The gate depends on the task alone, so it scales coordinates in the low-rank space, and all experts are one
+dense product. The published code embeds one task more than there are; that untrained row is left out here.
 
-The gate reads the task alone, so it scales coordinates in rank space and all experts are one dense product.
-The published code embeds one task more than there are; that row, which nothing trains, is left out.
+Shape legend: D width in, O width out, R rank of all experts together, E experts, V width of a task embedding,
+T tasks.
 """
 
 from dataclasses import dataclass
@@ -19,22 +19,20 @@ from torch.nn import functional
 from models.adapters import register_method
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
-from models.config import AlphaScaledConfig, check_numbers
+from models.config import AlphaScaledConfig, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoELoRAConfig(AlphaScaledConfig):
-    """MOELoRA (Liu et al., SIGIR 2024): experts of rank / num_experts each, weighted by a gate that reads the
-    task.
-    """
+    """MOELoRA (Liu et al., SIGIR 2024): experts of rank / num_experts, weighted by a gate on the task."""
 
     method: Literal["moe_lora"] = "moe_lora"
-    num_experts: int = 4  # E; divides the rank
-    task_embedding_width: int = 64  # width of what the gate reads of a task
+    num_experts: int = 4  # E: number of experts; divides the rank
+    task_embedding_width: int = 64  # width of the task embedding that the gate reads
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, at_least_one=("num_experts", "task_embedding_width"))
+        check_ranges(self, at_least_one=("num_experts", "task_embedding_width"))
         if self.rank % self.num_experts:
             raise ValueError(
                 f"adapter.num_experts, {self.num_experts}, must divide adapter.rank, {self.rank}: the "
@@ -43,7 +41,7 @@ class MoELoRAConfig(AlphaScaledConfig):
 
 
 class MoELoRALinear(AdaptedLinear):
-    """Experts that all tasks share, each task with its own weights of them."""
+    """Experts that all tasks share, with weights per task."""
 
     TASK_DEPENDENT = True
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {
@@ -84,20 +82,20 @@ class MoELoRALinear(AdaptedLinear):
         return self.up_OR
 
     def weights_TR(self) -> torch.Tensor:
-        """Each task's weight of the expert that a coordinate belongs to."""
+        """Return each task's weight of the expert that a coordinate belongs to (T, R)."""
         weights_TE = torch.softmax(functional.linear(self.task_TV, self.gate_EV), dim=-1)
         return weights_TE.repeat_interleave(self.config.rank // self.config.num_experts, dim=-1)
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: MoELoRAConfig) -> int:
-        """r (D + O) + T v + v E"""
+        """Return r (D + O) + T v + v E."""
         return (
             config.rank * (width_in + width_out)
             + (num_tasks + config.num_experts) * config.task_embedding_width
         )
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rank R: the gate's weights go into the up-projections."""
+        """Return a pair of rank R: the gate's weights go into the up-projections."""
         return self.down_RD, self.up_OR * self.weights_TR()[task_index] * self.scale
 
 

@@ -15,30 +15,29 @@ from torch import nn
 from models.adapters import register_method
 from models.adapters.adapted_linear import AdaptedLinear, ParameterGroup, uniform
 from models.adapters.routing import TaskRouting
-from models.config import AlphaScaledConfig, check_numbers
+from models.config import AlphaScaledConfig, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLoRAConfig(AlphaScaledConfig):
-    """MultiLoRA (Wang et al., 2023): several LoRA pairs side by side, each output scaled by a learned
-    vector.
-    """
+    """MultiLoRA (Wang et al., 2023): parallel LoRA pairs, each output scaled by a learned vector."""
 
     method: Literal["multi_lora"] = "multi_lora"
-    num_pairs: int = 3  # n
+    num_pairs: int = 3  # n: number of pairs
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, at_least_one=("num_pairs",))
+        check_ranges(self, at_least_one=("num_pairs",))
 
 
 class MultiLoRALinear(AdaptedLinear):
-    """Several pairs for all tasks. Both projections start random and the output scales c at zero, so no pair
-    starts like another.
+    """Several low-rank pairs for all tasks.
+
+    The projections start random and the output scales at zero, so that the pairs start different.
     """
 
     TASK_DEPENDENT = False
-    CASTS_PROJECTIONS = False  # scaled first
+    CASTS_PROJECTIONS = False  # the scales are applied before the cast
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {
         "down_NRD": "projections",
         "up_ONR": "projections",
@@ -70,11 +69,11 @@ class MultiLoRALinear(AdaptedLinear):
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: MultiLoRAConfig) -> int:
-        """n (r (D + O) + O)"""
+        """Return n (r (D + O) + O)."""
         return config.num_pairs * (config.rank * (width_in + width_out) + width_out)
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rank n * r."""
+        """Return a pair of rank n * r."""
         return self.down_NRD.flatten(0, 1), self.up_OK() * self.scale
 
 

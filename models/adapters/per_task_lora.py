@@ -1,11 +1,11 @@
-"""A LoRA pair for each task.
+"""One LoRA pair per task.
 
     y = W x + s B_t A_t x
 
-Shape legend: D width in, O width out, R rank, T tasks, K = T * R.
+All tasks' pairs are applied as one dense product, with the coordinates of other tasks set to zero. That is
+exact for any mix of tasks among rows or tokens, and costs T times LoRA's products.
 
-All tasks' pairs are applied as one dense product, with the coordinates of other tasks set to zero: exact for
-any mix of tasks, rows or tokens, at the price of T times LoRA's products.
+Shape legend: D width in, O width out, R rank, T tasks, K = T * R.
 """
 
 import math
@@ -23,13 +23,13 @@ from models.config import AlphaScaledConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PerTaskLoRAConfig(AlphaScaledConfig):
-    """A LoRA pair of its own for each task."""
+    """One LoRA pair per task."""
 
     method: Literal["per_task_lora"] = "per_task_lora"
 
 
 class PerTaskLoRALinear(AdaptedLinear):
-    """As many pairs as tasks."""
+    """One low-rank pair per task."""
 
     TASK_DEPENDENT = True
     GROUPS: ClassVar[dict[str, ParameterGroup]] = {"down_TRD": "projections", "up_OTR": "projections"}
@@ -51,27 +51,25 @@ class PerTaskLoRALinear(AdaptedLinear):
         return self.down_TRD.flatten(0, 1)
 
     def low_rank(self, u: torch.Tensor) -> torch.Tensor:
-        return own_coordinates(u, self.config.rank, self.routing)
+        return mask_other_tasks(u, self.config.rank, self.routing)
 
     def up_OK(self) -> torch.Tensor:
         return self.up_OTR.flatten(1)
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: PerTaskLoRAConfig) -> int:
-        """T r (D + O)"""
+        """Return T r (D + O)."""
         return num_tasks * config.rank * (width_in + width_out)
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.down_TRD[task_index], self.up_OTR[:, task_index] * self.scale
 
 
-def own_coordinates(u: torch.Tensor, rank: int, routing: TaskRouting) -> torch.Tensor:
-    """(.., T*R) -> (.., T*R): the coordinates under each row's own down-projection, zero in the places of
-    other tasks.
-    """
-    routing.check(u)
+def mask_other_tasks(u: torch.Tensor, rank: int, routing: TaskRouting) -> torch.Tensor:
+    """Return `u` (.., T * R) with the coordinates of all but each row's own task set to zero."""
+    routing.check_rows(u)
     num_tasks = u.shape[-1] // rank
-    own = routing.own_task(num_tasks, u.dtype)
+    own = routing.task_one_hot(num_tasks, u.dtype)
     own = own.view(*own.shape[:-2], *[1] * (u.dim() + 1 - own.dim()), num_tasks, 1)
     return (u.unflatten(-1, (num_tasks, rank)) * own).flatten(-2)
 

@@ -1,1 +1,1 @@
-"""Run a trained model at the least cost: merged weights, cached prefixes, one pass for all tasks."""
+"""Run a trained model at the lowest cost: merged weights, cached prefixes, one pass for all tasks."""

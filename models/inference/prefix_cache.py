@@ -1,7 +1,7 @@
-"""Rows that begin alike: what they have in common goes through the model once.
+"""Prefix caching: tokens that several rows begin with go through the model once.
 
-Shape legend: B rows, G prefixes, S tokens of a row behind its prefix, P tokens of the longest prefix, H
-key-value heads, E width of a head, C labels of the task.
+Shape legend: B rows, G prefixes, S tokens of a row after its prefix, P tokens of the longest prefix, H
+key-value heads, E width of a head, D width, C labels of the task.
 """
 
 from dataclasses import dataclass
@@ -11,82 +11,94 @@ import torch
 
 from models.heads import pool
 from models.inference.merging import MergedModel
+from models.transformers_internals import cached_states
 
 
 @dataclass(frozen=True)
-class Prefixes:
-    """Keys and values that the model's layers made of some prefixes, padded on the right."""
+class PrefixStates:
+    """Keys and values of some prefixes, padded on the right."""
 
-    keys: tuple[torch.Tensor, ...]  # of each layer (G, H, P, E)
-    values: tuple[torch.Tensor, ...]  # of each layer (G, H, P, E)
+    keys: tuple[torch.Tensor, ...]  # (G, H, P, E) of each layer
+    values: tuple[torch.Tensor, ...]  # (G, H, P, E) of each layer
     length_G: torch.Tensor
-    # whether any is shorter than the longest; said by who knows, as asking a GPU would wait for all it was
-    # given before
-    padded: bool
+    # whether prefixes differ in length; given by the caller, because reading it from a GPU would block
+    is_padded: bool
 
 
 @torch.inference_mode()
-def read_prefixes(
+def encode_prefixes(
     model: MergedModel,
     ids_GP: torch.Tensor,
     mask_GP: torch.Tensor,
-    padded: bool,
-    behind: Prefixes | None = None,
-) -> Prefixes:
-    """Have a decoder read prefixes: token ids padded on the right, their mask (1 real, 0 padding), and
-    whether there is any padding. `behind`: one prefix that all of these follow.
+    is_padded: bool,
+    root: PrefixStates | None = None,
+) -> PrefixStates:
+    """Compute a decoder's keys and values of prefixes.
+
+    Args:
+        model: The model of one task.
+        ids_GP: Token ids, padded on the right.
+        mask_GP: 1 for real tokens, 0 for padding.
+        is_padded: Whether there is any padding.
+        root: A single prefix that all these prefixes follow.
     """
-    none_G = torch.zeros(len(ids_GP), dtype=torch.long, device=ids_GP.device)
-    cache = _cache(model, behind, none_G)
-    _states(model, ids_GP, behind, none_G, cache)
-    length_G = mask_GP.sum(dim=1) + (0 if behind is None else behind.length_G)
-    return Prefixes(
-        tuple(layer.keys for layer in cache.layers),
-        tuple(layer.values for layer in cache.layers),
-        length_G,
-        padded,
-    )
+    prefix_G = torch.zeros(len(ids_GP), dtype=torch.long, device=ids_GP.device)
+    cache = _build_cache(model, root, prefix_G)
+    _last_states(model, ids_GP, root, prefix_G, cache)
+    length_G = mask_GP.sum(dim=1) + (0 if root is None else root.length_G)
+    keys, values = cached_states(cache)
+    return PrefixStates(keys, values, length_G, is_padded)
 
 
 @torch.inference_mode()
-def judge_behind(
+def forward_with_prefix(
     model: MergedModel,
     ids_BS: torch.Tensor,
     mask_BS: torch.Tensor,
-    prefixes: Prefixes,
+    prefixes: PrefixStates,
     prefix_B: torch.Tensor,
 ) -> torch.Tensor:
-    """(B, C) of rows whose tokens begin with the prefix of their number `prefix_B`: what `model` gives for
-    the whole rows.
+    """Return the logits (B, C) that `model` gives for the whole rows.
 
-    `ids_BS`: what follows the prefix, at least one token a row, padded on the right; `mask_BS`: 1 real, 0
-    padding.
+    Args:
+        model: The model of one task.
+        ids_BS: Token ids after the prefix, at least one per row, padded on the right.
+        mask_BS: 1 for real tokens, 0 for padding.
+        prefixes: The encoded prefixes.
+        prefix_B: The index of each row's prefix.
     """
-    hidden_BSD = _states(model, ids_BS, prefixes, prefix_B, _cache(model, prefixes, prefix_B))
+    cache = _build_cache(model, prefixes, prefix_B)
+    hidden_BSD = _last_states(model, ids_BS, prefixes, prefix_B, cache)
     return model.head(pool(hidden_BSD, mask_BS, model.pooling))
 
 
-def _cache(model: MergedModel, prefixes: Prefixes | None, prefix_B: torch.Tensor) -> Any:
-    """transformers' cache, filled with each row's prefix."""
+def _build_cache(model: MergedModel, prefixes: PrefixStates | None, prefix_B: torch.Tensor) -> Any:
+    """Return a transformers cache with the keys and values of each row's prefix."""
     from transformers import DynamicCache
 
     trunk: Any = model.trunk
     cache = DynamicCache(config=trunk.config)
-    if prefixes is not None:
-        one = len(prefixes.length_G) == 1
-        for layer, (keys, values) in enumerate(zip(prefixes.keys, prefixes.values, strict=True)):
-            chosen = [
-                of_all.expand(len(prefix_B), -1, -1, -1) if one else of_all[prefix_B]
-                for of_all in (keys, values)
-            ]
-            cache.update(chosen[0], chosen[1], layer)
+    if prefixes is None:
+        return cache
+
+    def select_rows(states: torch.Tensor) -> torch.Tensor:
+        if len(states) == 1:
+            return states.expand(len(prefix_B), -1, -1, -1)  # without a copy
+        return states[prefix_B]
+
+    for layer, (keys, values) in enumerate(zip(prefixes.keys, prefixes.values, strict=True)):
+        cache.update(select_rows(keys), select_rows(values), layer)
     return cache
 
 
-def _states(
-    model: MergedModel, ids_BS: torch.Tensor, prefixes: Prefixes | None, prefix_B: torch.Tensor, cache: Any
+def _last_states(
+    model: MergedModel,
+    ids_BS: torch.Tensor,
+    prefixes: PrefixStates | None,
+    prefix_B: torch.Tensor,
+    cache: Any,
 ) -> torch.Tensor:
-    """The trunk's last states; `cache` grows by the keys and values of these tokens."""
+    """Return the trunk's last hidden states (B, S, D); add the keys and values of these tokens to `cache`."""
     trunk: Any = model.trunk
     position_S = torch.arange(ids_BS.shape[1], device=ids_BS.device)
     if prefixes is None:
@@ -95,10 +107,10 @@ def _states(
         ).last_hidden_state
     length_B = prefixes.length_G[prefix_B]
     mask = None
-    # padding between a prefix and its row must not be looked at; behind a row causality hides it
-    if prefixes.padded:
-        seen_BP = torch.arange(prefixes.keys[0].shape[2], device=ids_BS.device)[None] < length_B[:, None]
-        mask = torch.cat([seen_BP, torch.ones_like(ids_BS, dtype=torch.bool)], dim=1).long()
+    # padding between a prefix and its row must be masked; causality hides the padding after a row
+    if prefixes.is_padded:
+        is_real_BP = torch.arange(prefixes.keys[0].shape[2], device=ids_BS.device)[None] < length_B[:, None]
+        mask = torch.cat([is_real_BP, torch.ones_like(ids_BS, dtype=torch.bool)], dim=1).long()
     position_BS = length_B[:, None] + position_S[None]
     return trunk(
         input_ids=ids_BS, attention_mask=mask, position_ids=position_BS, past_key_values=cache, use_cache=True

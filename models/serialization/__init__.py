@@ -1,1 +1,1 @@
-"""Write and read models: bundles, exports to other tools, checkpoints of the official code."""
+"""Write and read models: bundles, exports to other tools, checkpoints of the official MTL-LoRA code."""

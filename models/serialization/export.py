@@ -1,8 +1,8 @@
-"""One task of a model in other tools' formats: a PEFT LoRA adapter, or full weights without any adapter.
+"""Export one task of a model as a PEFT LoRA adapter or as merged weights.
 
-Decoders are written as transformers' sequence classification of their family, whose `score` is the task's
-head; encoders, for which no such class pools as ours, as the bare trunk with the head in a file of its own.
-Each folder's README.md says how to load it.
+A decoder becomes the sequence classification model of its architecture, whose `score` is the task's head. No
+such class of an encoder pools as this project does, so an encoder becomes its bare trunk, with the head in a
+file of its own. The README.md of each export says how to load it.
 
 Shape legend: B rows, S tokens, D width, K rank, O width out, C labels of the task.
 """
@@ -18,46 +18,53 @@ from safetensors.torch import save_file
 from models.adapters.adapted_linear import AdaptedLinear
 from models.adapters.dora import DoRALinear
 from models.adapters.injection import adapted_layers
-from models.inference.merging import check_task, merge_task, task_head
+from models.inference.merging import check_task_index, merge_task, task_head
 from models.relevance import RelevanceModel
 from models.serialization.bundle import encode_json
 
 HEAD_FILE = "head.safetensors"
-# the code that loads an export, with its places in braces
+# code that loads an export, with fields in braces
 TEMPLATES = Path(__file__).with_name("templates")
+
+BIAS_WARNING = (
+    "**The head has a bias, and transformers' class has none: without the line that sets "
+    "`score.bias` every probability is wrong.**\n\n"
+)
 
 
 @dataclass(frozen=True)
 class ExportTask:
-    """One task of a model, and what whoever loads it must know."""
+    """One task of a model, with the facts that its users need."""
 
     model: RelevanceModel
     index: int
     label_names: Sequence[str]  # worst first
-    base_source: str  # what from_pretrained finds the base model by
+    base_source: str  # argument of from_pretrained for the base model
     base_revision: str | None  # commit of a hub id
-    pad_id: int  # fills the padding and ends no row: the last other token is what decoders pool
+    pad_id: int  # padding token, never a row's last token; decoders pool the last other token
 
 
 def export_peft(task: ExportTask, folder: Path) -> None:
-    """Write adapter_model.safetensors, adapter_config.json and README.md into `folder`, for
-    `peft.PeftModel.from_pretrained`.
+    """Write a folder for `peft.PeftModel.from_pretrained`, with a README.md.
 
-    Pairs of lower rank are filled up with zeros, since not every server reads ranks layer by layer; the
-    factor is inside lora_B. NotMergeableError: the method is no LoRA for a task. ValueError: no such task.
+    Pairs of lower rank are padded with zeros, since not every server supports a rank per layer. The scale is
+    part of lora_B.
+
+    Raises:
+        NotMergeableError: The adapter method is no LoRA for a single task.
+        ValueError: There is no such task.
     """
     model, task_index = task.model, task.index
-    check_task(model, task_index)
+    check_task_index(model, task_index)
     layers = adapted_layers(model.trunk)
     pairs = {name: peft_pair(layer, task_index) for name, layer in layers.items()}
     rank = max(down_KD.shape[0] for down_KD, _ in pairs.values())
     prefix = "base_model.model." + trunk_prefix(model)
     tensors: dict[str, torch.Tensor] = {}
     for name, (down_KD, up_OK) in pairs.items():
-        tensors[f"{prefix}{name}.lora_A.weight"] = torch.nn.functional.pad(
-            down_KD, (0, 0, 0, rank - down_KD.shape[0])
-        )
-        tensors[f"{prefix}{name}.lora_B.weight"] = torch.nn.functional.pad(up_OK, (0, rank - up_OK.shape[1]))
+        missing = rank - down_KD.shape[0]
+        tensors[f"{prefix}{name}.lora_A.weight"] = torch.nn.functional.pad(down_KD, (0, 0, 0, missing))
+        tensors[f"{prefix}{name}.lora_B.weight"] = torch.nn.functional.pad(up_OK, (0, missing))
     magnitudes = {name: layer.magnitude_O for name, layer in layers.items() if isinstance(layer, DoRALinear)}
     tensors |= {
         f"{prefix}{name}.lora_magnitude_vector": magnitude_O for name, magnitude_O in magnitudes.items()
@@ -73,10 +80,11 @@ def export_peft(task: ExportTask, folder: Path) -> None:
 
 
 def export_merged(task: ExportTask, folder: Path) -> None:
-    """Write config.json, model.safetensors and README.md into `folder`: the task's model with its adapters in
-    the weights.
+    """Write a folder for transformers' `from_pretrained` with the adapters merged, and a README.md.
 
-    NotMergeableError, ValueError: as `merge_task` says.
+    Raises:
+        NotMergeableError: The adapter method cannot be merged.
+        ValueError: There is no such task, or a merged weight is not finite.
     """
     model = task.model
     merged = merge_task(model, task.index)
@@ -100,8 +108,9 @@ def export_merged(task: ExportTask, folder: Path) -> None:
 
 
 def peft_pair(layer: AdaptedLinear, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(K, D) and (O, K): the layer as PEFT's lora_A and lora_B of scaling 1. DoRA's pair turns directions;
-    its magnitudes go beside it.
+    """Return PEFT's lora_A (K, D) and lora_B (O, K) of a layer, for a scaling of 1.
+
+    DoRA's magnitudes are exported separately.
     """
     if isinstance(layer, DoRALinear):
         return layer.down_RD, layer.up_OR * layer.scale
@@ -109,11 +118,11 @@ def peft_pair(layer: AdaptedLinear, task_index: int) -> tuple[torch.Tensor, torc
 
 
 def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
-    """The fields of peft.LoraConfig that say how to load the tensors."""
-    decoder = task.model.pooling == "last"
+    """Return the fields of peft.LoraConfig that PEFT needs to load the tensors."""
+    is_decoder = task.model.pooling == "last"
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if decoder else "FEATURE_EXTRACTION",
+        "task_type": "SEQ_CLS" if is_decoder else "FEATURE_EXTRACTION",
         "base_model_name_or_path": task.base_source,
         "revision": task.base_revision,
         "inference_mode": True,
@@ -126,32 +135,36 @@ def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "target_modules": peft_targets(task.model),
-        "modules_to_save": ["score"] if decoder else None,
+        "modules_to_save": ["score"] if is_decoder else None,
     }
 
 
 def peft_targets(model: RelevanceModel) -> list[str]:
-    """The adapted linears by the end of their names where that says exactly them, by full names otherwise."""
+    """Return the adapted linears by name suffix if that selects exactly them, else by full name."""
     adapted = set(adapted_layers(model.trunk))
     linears = {
         name.removesuffix(".base")
         for name, module in model.trunk.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    ends = sorted({name.rpartition(".")[2] for name in adapted})
-    if {name for name in linears if name.rpartition(".")[2] in ends} == adapted:
-        return ends
+    suffixes = sorted({name.rpartition(".")[2] for name in adapted})
+    if {name for name in linears if name.rpartition(".")[2] in suffixes} == adapted:
+        return suffixes
     return sorted(trunk_prefix(model) + name for name in adapted)
 
 
 def trunk_prefix(model: RelevanceModel) -> str:
-    """Where the trunk lies in the class that the export is for."""
+    """Return the prefix of the trunk's names in the exported model class."""
     return f"{sequence_class(model).base_model_prefix}." if model.pooling == "last" else ""
 
 
 def sequence_class(model: RelevanceModel) -> Any:
-    """transformers' sequence classification of the trunk's family. ValueError: there is none."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    """Return transformers' sequence classification class of the trunk's architecture.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     trunk: Any = model.trunk
     if type(trunk.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -163,7 +176,7 @@ def sequence_class(model: RelevanceModel) -> Any:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """safetensors that transformers and peft read."""
+    """Write safetensors that transformers and peft can read."""
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         path,
@@ -171,28 +184,21 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     )
 
 
-BIAS_WARNING = (
-    "**The head has a bias, and transformers' class has none: without the line that sets "
-    "`score.bias` every probability is wrong.**\n\n"
-)
-
-
 def readme(task: ExportTask, export_format: str) -> str:
-    """How to load the folder, for people."""
+    """Return the README.md of an export: how to load it."""
     pooling, num_labels = task.model.pooling, len(task.label_names)
     template = f"{'decoder' if pooling == 'last' else 'encoder'}_{export_format}.txt"
-    code = (
-        (TEMPLATES / template)
-        .read_text()
-        .format(base=task.base_source, revision=task.base_revision, num_labels=num_labels, pad_id=task.pad_id)
+    code = (TEMPLATES / template).read_text()
+    code = code.format(
+        base=task.base_source, revision=task.base_revision, num_labels=num_labels, pad_id=task.pad_id
     )
-    what = "A LoRA adapter and a head" if export_format == "peft" else "A model"
+    content = "A LoRA adapter and a head" if export_format == "peft" else "A model"
     return (
-        f"# {what} for one task of query-ad relevance\n\nBase model: `{task.base_source}`. Labels, "
+        f"# {content} for one task of query-ad relevance\n\nBase model: `{task.base_source}`. Labels, "
         f"worst first: {', '.join(task.label_names)}.\n"
         f"Pad on the right with token {task.pad_id}. relevance.json, where there is one, holds the "
         "text template, its limits and the calibration,\n"
-        "which was fitted to the model with its adapters "
-        f"apart.\n\n{BIAS_WARNING if pooling == 'last' else ''}"
+        "which was fitted to the model with unmerged "
+        f"adapters.\n\n{BIAS_WARNING if pooling == 'last' else ''}"
         f'```python\nfolder = "."\n{code}```\n'
     )

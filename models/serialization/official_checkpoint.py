@@ -1,10 +1,10 @@
-"""Weights of the official MTL-LoRA code (github.com/pUmpKin-Co/MTL-LoRA) in our layers.
+"""Load weights of the official MTL-LoRA code (github.com/pUmpKin-Co/MTL-LoRA) into a relevance model.
 
-Its checkpoints hold the tensors alone: alpha, tau and the targets must be given as they were in training, in
-the adapter's config. The official code also gives linears that have no bias a random frozen one and does not
-save it, so what such a checkpoint was trained with beside these tensors is lost: on a Llama the logits differ
-from those of its training, here as in the official code after a reload. They are pickles: read them with
-torch.load and `weights_only=True`.
+Its checkpoints contain only tensors: the adapter's config must repeat alpha, tau and the targets of the
+training. They are pickles: read them with torch.load and `weights_only=True`.
+
+The official code adds a random frozen bias to linears that have none, and does not save it. So on a Llama the
+logits differ from those of the training, here as in the official code after a reload.
 
 Shape legend: D width in, O width out, R rank, N up-projections, T tasks.
 """
@@ -17,7 +17,7 @@ from models.adapters.injection import adapted_layers
 from models.adapters.mtl_lora import MTLLoRALinear
 from models.relevance import RelevanceModel
 
-# official name -> our parameter, and how to turn one into the other
+# official name -> our parameter, and the conversion of its tensor
 CONVERSIONS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "lora_A": ("down_RD", lambda tensor: tensor.squeeze(0)),  # (1, R, D)
     "lora_lambdas": ("transform", lambda tensor: tensor),  # (T, R, R) or (T, R)
@@ -28,40 +28,45 @@ CONVERSIONS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 
 @torch.no_grad()
 def load_official(model: RelevanceModel, tensors: dict[str, torch.Tensor]) -> None:
-    """Set the adapters of an `mtl_lora` model from official tensors, such as
-    `model.layers.0.self_attn.q_proj.lora_A`; heads stay.
+    """Set the adapters of an `mtl_lora` model from official tensors; the heads stay.
 
-    ValueError names what is missing, unknown or of another shape; then nothing is set.
+    Args:
+        model: The model.
+        tensors: Tensors by official name, such as `model.layers.0.self_attn.q_proj.lora_A`.
+
+    Raises:
+        ValueError: A tensor is missing, unknown or of another shape; nothing is set.
     """
     layers = {
         name: layer for name, layer in adapted_layers(model.trunk).items() if isinstance(layer, MTLLoRALinear)
     }
     if not layers:
         raise ValueError(
-            "this model has no mtl_lora layers to put the official weights into; set adapter.method to "
-            "mtl_lora"
+            "this model has no mtl_lora layers for the official weights; set adapter.method to mtl_lora"
         )
-    wanted = {
-        f"{name}.{theirs}": (layer, ours)
+    expected = {
+        f"{name}.{official_name}": (layer, own_name)
         for name, layer in layers.items()
-        for theirs, (ours, _) in CONVERSIONS.items()
+        for official_name, (own_name, _) in CONVERSIONS.items()
     }
-    found: dict[str, torch.Tensor] = {}
+    converted: dict[str, torch.Tensor] = {}
     problems = []
     for full_name, tensor in tensors.items():
-        name = next((name for name in wanted if full_name == name or full_name.endswith("." + name)), None)
-        if name is None or name in found:
-            problems.append(f"{full_name} is {'of no adapted layer' if name is None else 'there twice'}")
+        name = next((name for name in expected if full_name == name or full_name.endswith("." + name)), None)
+        if name is None:
+            problems.append(f"{full_name} belongs to no adapted layer")
             continue
-        layer, ours = wanted[name]
-        found[name] = CONVERSIONS[name.rpartition(".")[2]][1](tensor)
-        if found[name].shape != layer.get_parameter(ours).shape:
-            problems.append(
-                f"{full_name} is {tuple(tensor.shape)}, the model's {ours} is "
-                f"{tuple(layer.get_parameter(ours).shape)}"
-            )
-    problems += [f"{name} is missing" for name in wanted if name not in found]
+        if name in converted:
+            problems.append(f"{full_name} occurs twice")
+            continue
+        layer, own_name = expected[name]
+        _, convert = CONVERSIONS[name.rpartition(".")[2]]
+        converted[name] = convert(tensor)
+        shape = layer.get_parameter(own_name).shape
+        if converted[name].shape != shape:
+            problems.append(f"{full_name} is {tuple(tensor.shape)}, the model's {own_name} is {tuple(shape)}")
+    problems += [f"{name} is missing" for name in expected if name not in converted]
     if problems:
         raise ValueError(f"this checkpoint is of another model or config: {'; '.join(problems[:5])}")
-    for name, (layer, ours) in wanted.items():
-        layer.get_parameter(ours).copy_(found[name])
+    for name, (layer, own_name) in expected.items():
+        layer.get_parameter(own_name).copy_(converted[name])

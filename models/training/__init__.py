@@ -1,1 +1,1 @@
-"""What only training needs of a model: flat parameters and compilation."""
+"""Parts of a model that only training needs: flat parameters and compilation."""

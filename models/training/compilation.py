@@ -2,32 +2,24 @@
 
 from typing import Any
 
-import torch
-
 from models.adapters.injection import adapted_layers, transformer_layers
 from models.relevance import RelevanceModel
+from models.torch_internals import configure_dynamic_compilation
 
-# of one layer's code: layers with and without adapters, batches of one row; beyond torch's own limit of 8 it
-# would not compile
-COMPILED_FORMS = 64
+RECOMPILE_LIMIT = 64  # variants of a layer's code; at torch's default of 8 some layers would stay uncompiled
 
 
 def compile_layers(model: RelevanceModel) -> None:
-    """Have torch.compile fuse the small operations of each of the trunk's layers, for batches of any shape.
-    Compiling happens in the first passes; parameters must stay where they are from then on.
+    """Compile each transformer layer for batches of any shape, which fuses its small operations.
+
+    The first passes compile. Parameters must not move afterwards.
     """
-    torch._dynamo.config.recompile_limit = COMPILED_FORMS
-    # or sizes that happen to be alike in the first batch, as of tasks in it and of a rank, would be taken for
-    # the same, and compiled anew later
-    torch.fx.experimental._config.use_duck_shape = False
-    # or it would first try to keep factors that never change open, and then start over
-    torch._dynamo.config.specialize_float = True
+    configure_dynamic_compilation(RECOMPILE_LIMIT)
     layers = transformer_layers(model.trunk)[1]
     if adapted_layers(layers[0]):
-        # as all other layers' input has: without a gradient the first would be compiled on its own; it takes
-        # a few products in one layer
+        # the other layers' inputs require gradients; without this the first layer would compile separately
         trunk: Any = model.trunk
         trunk.enable_input_require_grads()
-    # the last layer does little where rows are packed, and would be compiled on its own
-    for layer in layers if model.read_tokens is None else layers[:-1]:
+    # the last layer does little work on packed rows, and would compile separately
+    for layer in layers if model.last_layer_selector is None else layers[:-1]:
         layer.compile(dynamic=True)

@@ -1,8 +1,8 @@
-"""Trained tensors laid end to end, for training.
+"""Flat parameters: the trainable tensors of each optimizer group as one parameter.
 
-A step over hundreds of small tensors is held up by what an engine and an optimizer do for each of them:
-hooks, buckets, launches. Here each group of the optimizer is one flat parameter, and the layers get views of
-it. What is computed is the same.
+An engine and an optimizer spend time on each tensor: hooks, buckets, kernel launches. With hundreds of small
+tensors that time dominates a step. Here the layers get views of one flat parameter per group. Results are the
+same.
 """
 
 from dataclasses import dataclass
@@ -17,27 +17,28 @@ from models.relevance import RelevanceModel
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a tensor of the model lies in its group's flat parameter."""
+    """The place of a model's tensor in its group's flat parameter."""
 
     name: str
-    module: nn.Module  # that has it
-    attribute: str
+    module: nn.Module  # the tensor's owner
+    attribute: str  # the tensor's name in `module`
     shape: torch.Size
-    start: int
+    start: int  # offset in the flat parameter
 
     @property
     def count(self) -> int:
-        """Numbers of it."""
+        """Number of elements."""
         return self.shape.numel()
 
-    def cut(self, flat: torch.Tensor) -> torch.Tensor:
-        """This tensor out of all the numbers of its group."""
+    def view(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return this tensor as a view of its group's flat tensor."""
         return flat.narrow(0, self.start, self.count).view(self.shape)
 
 
 class FlatModel(nn.Module):
-    """A relevance model in training: the flat parameters are its only trained ones, under the names of their
-    groups. The model's own tensors are views from here on, set anew in each forward pass, as an engine may
+    """A relevance model whose only trainable parameters are flat ones, named after their groups.
+
+    The tensors of the wrapped model become views. Each forward pass binds them again, because an engine may
     move the parameters between passes.
     """
 
@@ -49,24 +50,17 @@ class FlatModel(nn.Module):
         for group, parameters in model.parameter_groups().items():
             self.slots[group], start = [], 0
             for parameter in parameters:
-                module_name, _, attribute = names[id(parameter)].rpartition(".")
-                self.slots[group].append(
-                    Slot(
-                        names[id(parameter)],
-                        model.get_submodule(module_name),
-                        attribute,
-                        parameter.shape,
-                        start,
-                    )
-                )
+                name = names[id(parameter)]
+                module_name, _, attribute = name.rpartition(".")
+                module = model.get_submodule(module_name)
+                self.slots[group].append(Slot(name, module, attribute, parameter.shape, start))
                 start += parameter.numel()
-            self.register_parameter(
-                group, nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-            )
+            flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
+            self.register_parameter(group, nn.Parameter(flat))
         for slots in self.slots.values():
             for slot in slots:
                 delattr(slot.module, slot.attribute)
-        # where all products take projections in one dtype, they are cast in one piece
+        # if all layers use projections in one dtype, the flat parameter is cast as a whole
         layers = adapted_layers(model).values()
         dtypes = {layer.base.weight.dtype for layer in layers}
         self.cast = (
@@ -74,30 +68,30 @@ class FlatModel(nn.Module):
             if len(dtypes) == 1 and all(layer.CASTS_PROJECTIONS for layer in layers)
             else {}
         )
-        self.set_views()
+        self.bind_views()
 
     def forward(self, *args: Any) -> torch.Tensor:
-        """As `RelevanceModel.forward`."""
-        self.set_views()
+        """Return the logits of `RelevanceModel.forward`."""
+        self.bind_views()
         return self.model(*args)  # type: ignore[no-any-return]
 
-    def set_views(self) -> None:
-        """Give the layers the parameters' numbers as they are now, and gradients a way back."""
+    def bind_views(self) -> None:
+        """Set the model's tensors to differentiable views of the current flat parameters."""
         for group, slots in self.slots.items():
-            # one split and not a cut each: its gradient is put together once
+            # one split for all: its backward pass concatenates once
             flat = self.get_parameter(group)
             views = flat.to(self.cast.get(group, flat.dtype)).split([slot.count for slot in slots])
             for slot, view in zip(slots, views, strict=True):
                 setattr(slot.module, slot.attribute, view.view(slot.shape))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """One flat parameter for each group."""
+        """Return the flat parameter of each group."""
         return {group: [self.get_parameter(group)] for group in self.slots}
 
     def trainable_state(self) -> dict[str, nn.Parameter]:
-        """The flat parameters by the names of their groups."""
+        """Return the flat parameters by group."""
         return {group: self.get_parameter(group) for group in self.slots}
 
-    def cut_up(self, flats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The model's tensors by their own names, as views of flat ones by group."""
-        return {slot.name: slot.cut(flats[group]) for group, slots in self.slots.items() for slot in slots}
+    def split_by_name(self, flats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the model's tensors by name, as views of the flat tensors of the groups."""
+        return {slot.name: slot.view(flats[group]) for group, slots in self.slots.items() for slot in slots}

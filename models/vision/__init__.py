@@ -1,1 +1,1 @@
-"""MTLoRA as its paper uses it, on a vision transformer."""
+"""MTLoRA on a vision transformer, as in its paper."""

@@ -1,7 +1,7 @@
-"""MTLoRA's layer with streams (Agiza et al., CVPR 2024, arXiv 2403.20320): one shared stream and T task
-streams side by side.
+"""MTLoRA's layer (Agiza et al., CVPR 2024, arXiv 2403.20320) with one shared stream and T task streams.
 
-Shape legend: B rows, S tokens, D width in, O width out, R shared rank, Q rank of a task's own pair, T tasks.
+Shape legend: D width in, O width out, R shared rank, Q rank of a task's own pair, T tasks, X all rows and
+tokens. `..` stands for rows and tokens.
 """
 
 import math
@@ -15,9 +15,7 @@ from models.adapters.mtlora import MTLoRAConfig
 
 
 class MTLoRAStreamLinear(nn.Module):
-    """The layer with its streams side by side: a shared one, and T of tasks. `num_tasks` 0 gives a
-    task-agnostic layer.
-    """
+    """A frozen linear with a shared pair and a pair per task; without tasks it has the shared pair alone."""
 
     def __init__(
         self, base: nn.Linear, num_tasks: int, config: MTLoRAConfig, generator: torch.Generator
@@ -35,7 +33,7 @@ class MTLoRAStreamLinear(nn.Module):
             self.up_TOQ = nn.Parameter(torch.zeros(T, O, Q))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The shared stream alone: (.., D) -> (.., O)."""
+        """Return the shared stream (.., O) alone."""
         return add_product(
             self.base(x),
             functional.linear(self.dropout(x), self.down_RD.to(x.dtype)),
@@ -46,8 +44,11 @@ class MTLoRAStreamLinear(nn.Module):
     def streams(
         self, x: torch.Tensor, x_tasks: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shared (.., D) and task streams (T, .., D) -> (.., O) and (T, .., O). Without task streams all
-        tasks start from the shared one.
+        """Return the shared stream (.., O) and the task streams (T, .., O).
+
+        Args:
+            x: Shared stream (.., D).
+            x_tasks: Task streams (T, .., D); None where all tasks start from the shared stream.
         """
         frozen, dropped = self.base(x), self.dropout(x)
         shared = add_product(
@@ -55,14 +56,12 @@ class MTLoRAStreamLinear(nn.Module):
         )
         start = shared if self.config.mode == "matrixv2" else frozen
         down_TQD, up_TQO = self.down_TQD.to(x.dtype), self.up_TOQ.to(x.dtype).transpose(1, 2)
-        if x_tasks is None:  # one product for all tasks, and no copy of the shared stream for each
-            low_TXQ = (
-                functional.linear(dropped, down_TQD.flatten(0, 1))
-                .view(-1, *down_TQD.shape[:2])
-                .transpose(0, 1)
-            )
-        # the published code leaves dropout out here, so that in a block it is on the first task pair alone
+        if x_tasks is None:
+            # one product for all tasks, without copies of the shared stream
+            low_XTQ = functional.linear(dropped, down_TQD.flatten(0, 1)).view(-1, *down_TQD.shape[:2])
+            low_TXQ = low_XTQ.transpose(0, 1)
         else:
+            # the published code has no dropout here, only on a block's first task pair
             low_TXQ = torch.bmm(self.dropout(x_tasks).flatten(1, -2), down_TQD.transpose(1, 2))
         tasks_TXO = torch.baddbmm(
             start.flatten(0, -2).unsqueeze(0), low_TXQ, up_TQO, alpha=self.config.task_scale
@@ -71,5 +70,5 @@ class MTLoRAStreamLinear(nn.Module):
 
     @staticmethod
     def parameter_count(width_in: int, width_out: int, num_tasks: int, config: MTLoRAConfig) -> int:
-        """(r + T r_t) (D + O)"""
+        """Return (r + T r_t) (D + O)."""
         return (config.rank + num_tasks * config.task_rank) * (width_in + width_out)

@@ -1,1 +1,1 @@
-"""Every block of the config file, its loading, and its error messages."""
+"""Config blocks, config loading and its error messages, extension tables."""

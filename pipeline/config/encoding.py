@@ -2,12 +2,12 @@
 
 from pydantic import Field
 
-from pipeline.config.strict_model import Frozen
+from pipeline.config.strict_model import StrictModel
 
 
-class EncodeConfig(Frozen):
-    """Limits of the text the model reads."""
+class EncodeConfig(StrictModel):
+    """Length limits of the model's input text."""
 
-    max_query_chars: int = Field(default=200, ge=1)  # characters of the query
-    max_ad_chars: int = Field(default=400, ge=1)  # characters of each ad column
-    max_tokens: int = Field(default=128, ge=16)  # tokens of the whole text
+    max_query_chars: int = Field(default=200, ge=1)  # longest query, in characters
+    max_ad_chars: int = Field(default=400, ge=1)  # longest text of each ad column, in characters
+    max_tokens: int = Field(default=128, ge=16)  # longest input, in tokens

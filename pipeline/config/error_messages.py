@@ -1,107 +1,142 @@
-"""Files of settings, and their problems in sentences: which setting, where, and what it may be."""
+"""YAML settings files, and pydantic's problems with them as sentences for users."""
 
+import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 
 from pipeline.config.extensions import method_blocks, source_blocks
 from pipeline.errors import ConfigError
 
-# settings that come in kinds: the registered blocks by kind, and the place of the kind in pydantic's path
-KINDS = {"sources": (source_blocks, 2), "adapter": (method_blocks, 1)}
+Loc = Sequence[str | int]  # keys and list indices from the root to a setting
 
 
-def read_yaml_mapping(path: Path, what: str, absent: str, wanted: str) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError calling the file `what`: not there (`absent` says what to do),
-    not readable, or not `wanted`.
+@dataclasses.dataclass(frozen=True)
+class TaggedSetting:
+    """A setting whose block is one of several registered blocks, chosen by a tag."""
+
+    load_blocks: Callable[[], Mapping[str, type[Any]]]  # blocks by tag
+    tag_position: int  # index of the tag in pydantic's loc
+
+
+TAGGED_SETTINGS = {
+    "sources": TaggedSetting(source_blocks, tag_position=2),  # ("sources", 0, "esci", "path")
+    "adapter": TaggedSetting(method_blocks, tag_position=1),  # ("adapter", "lora", "rank")
+}
+
+
+def read_yaml_mapping(path: Path, kind: str, if_missing: str, expected: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Args:
+        path: The file.
+        kind: Noun for the file in error messages.
+        if_missing: Advice if the file does not exist.
+        expected: Description of the mapping, as in "of settings".
+
+    Raises:
+        ConfigError: The file does not exist, is not readable YAML, or is not a mapping.
     """
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{what} {path} does not exist; {absent}") from error
+        raise ConfigError(f"{kind} {path} does not exist; {if_missing}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{what} {path} is not readable YAML: {error}") from error
+        raise ConfigError(f"{kind} {path} is not readable YAML: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{what} {path} must be a YAML mapping {wanted}")
+        raise ConfigError(f"{kind} {path} must be a YAML mapping {expected}")
     return value
 
 
-def explain(problem: Any, root: Any) -> str:
-    """One of pydantic's problems with a config of type `root`; an unknown key gets the nearest known one."""
-    path, kind_name = without_kind(problem["loc"])
-    name = ".".join(str(part) for part in path)
+def describe_problem(problem: ErrorDetails, root: type[Any]) -> str:
+    """Return a sentence for one of pydantic's problems with a config of type `root`."""
+    path, tag = split_tag(problem["loc"])
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        parent = path[:-1]
-        known = settings_under(parent, root, kind_name)
-        near = difflib.get_close_matches(str(path[-1]), known, n=1)
-        hint = (
-            f"; did you mean {'.'.join([*map(str, parent), near[0]])}?"
-            if near
-            else f"; known here: {', '.join(known)}"
-        )
-        of_kind = f" of {kind_name}" if kind_name and path[:1] == ["adapter"] else ""
-        if of_kind and str(path[-1]) in settings_under(parent, root):
-            hint += (
-                "; another method takes it: set the block whole, as in --set 'adapter={method: "
-                f"{kind_name}}}'"
-            )
-        return f"{name} is not a setting{of_kind}{hint}"
+        return _describe_unknown_setting(path, tag, root)
     if problem["type"] == "missing":
-        return f"{name} is required"
+        return f"{_dotted(path)} is required"
     if problem["type"] == "union_tag_invalid":
-        tag, given, known = (
-            problem["ctx"]["discriminator"].strip("'"),
-            problem["ctx"]["tag"],
-            problem["ctx"]["expected_tags"].replace("'", ""),
-        )
-        near = difflib.get_close_matches(given, known.split(", "), n=1)
-        return f"{name}.{tag} is {given!r}" + (
-            f"; did you mean {near[0]}? known: {known}" if near else f"; known: {known}"
-        )
-    shown = name and not isinstance(problem["input"], dict) and not field_types(type(problem["input"]))
-    given = f" (given {problem['input']!r})" if shown else ""
-    message = problem["msg"].removeprefix("Value error, ")
-    return message + given if message.startswith(f"{name}.") or not name else f"{name}: {message}{given}"
+        return _describe_unknown_tag(path, problem["ctx"])
+    return _describe_wrong_value(path, problem)
 
 
-def without_kind(loc: Sequence[str | int]) -> tuple[list[str | int], str | None]:
-    """pydantic's path without the name of a kind in it, which is no setting; and that name."""
-    place = KINDS.get(str(loc[0]), (None, len(loc)))[1] if loc else 0
-    if len(loc) <= place:
+def split_tag(loc: Loc) -> tuple[list[str | int], str | None]:
+    """Split pydantic's loc into the path of the setting and the tag of its block, None if it has none."""
+    setting = TAGGED_SETTINGS.get(str(loc[0])) if loc else None
+    if setting is None or len(loc) <= setting.tag_position:
         return list(loc), None
-    return [*loc[:place], *loc[place + 1 :]], str(loc[place])
+    position = setting.tag_position
+    return [*loc[:position], *loc[position + 1 :]], str(loc[position])
 
 
-def settings_under(path: Sequence[str | int], root: Any, kind_name: str | None = None) -> list[str]:
-    """Names of the settings below a dotted path of a config, of one kind where they come in kinds."""
+def setting_names(path: Loc, root: type[Any], tag: str | None = None) -> list[str]:
+    """Return the names of the settings below a path; those of all tags if `tag` is None or unknown."""
     blocks: list[Any] = [root]
-    for place, part in enumerate(path):
-        if place == 0 and part in KINDS:
-            of_kinds = KINDS[str(part)][0]()
-            blocks = [of_kinds[kind_name]] if kind_name in of_kinds else list(of_kinds.values())
+    for position, part in enumerate(path):
+        if position == 0 and part in TAGGED_SETTINGS:
+            blocks_by_tag = TAGGED_SETTINGS[str(part)].load_blocks()
+            blocks = list(blocks_by_tag.values())
+            if tag is not None and tag in blocks_by_tag:
+                blocks = [blocks_by_tag[tag]]
         elif isinstance(part, str):
-            blocks = [inner for block in blocks for inner in blocks_in(field_types(block).get(part))]
+            blocks = [inner for block in blocks for inner in nested_blocks(field_types(block).get(part))]
     return sorted({name for block in blocks for name in field_types(block)})
 
 
-def field_types(kind: Any) -> dict[str, Any]:
-    """Field names and types of a pydantic model or a dataclass."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
-    return {
-        name: field.type
-        for name, field in getattr(kind, "__dataclass_fields__", {}).items()
-        if field._field_type.name == "_FIELD"
-    }
+def field_types(block: Any) -> dict[str, Any]:
+    """Return names and types of the fields of a pydantic model or a dataclass; empty for other types."""
+    if isinstance(block, type) and issubclass(block, BaseModel):
+        return {name: field.annotation for name, field in block.model_fields.items()}
+    if dataclasses.is_dataclass(block):
+        return {field.name: field.type for field in dataclasses.fields(block)}
+    return {}
 
 
-def blocks_in(annotation: Any) -> Iterator[Any]:
-    """The config blocks inside a type such as tuple[Task, ...] or A | B."""
+def nested_blocks(annotation: Any) -> Iterator[Any]:
+    """Yield the config blocks inside a type such as tuple[Task, ...] or A | B."""
     if isinstance(annotation, type) and field_types(annotation):
         yield annotation
     for inner in get_args(annotation):
-        yield from blocks_in(inner)
+        yield from nested_blocks(inner)
+
+
+def _dotted(path: Loc) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _describe_unknown_setting(path: Loc, tag: str | None, root: type[Any]) -> str:
+    *parent, name = path
+    known = setting_names(parent, root, tag)
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    if nearest:
+        hint = f"; did you mean {_dotted([*parent, nearest[0]])}?"
+    else:
+        hint = f"; known here: {', '.join(known)}"
+    if tag is None or path[0] != "adapter":
+        return f"{_dotted(path)} is not a setting{hint}"
+    if str(name) in setting_names(parent, root):
+        hint += f"; another method takes it: set the block whole, as in --set 'adapter={{method: {tag}}}'"
+    return f"{_dotted(path)} is not a setting of {tag}{hint}"
+
+
+def _describe_unknown_tag(path: Loc, context: Mapping[str, Any]) -> str:
+    setting = _dotted([*path, context["discriminator"].strip("'")])
+    known = context["expected_tags"].replace("'", "")
+    nearest = difflib.get_close_matches(context["tag"], known.split(", "), n=1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return f"{setting} is {context['tag']!r}; {hint}known: {known}"
+
+
+def _describe_wrong_value(path: Loc, problem: ErrorDetails) -> str:
+    setting, value = _dotted(path), problem["input"]
+    message = problem["msg"].removeprefix("Value error, ")
+    if setting and not isinstance(value, dict) and not field_types(type(value)):
+        message += f" (given {value!r})"
+    if not setting or message.startswith(f"{setting}."):
+        return message
+    return f"{setting}: {message}"

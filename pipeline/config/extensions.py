@@ -1,4 +1,4 @@
-"""Extension points: tables of importers, behavioural tests, promotion rules and data checks.
+"""Extension points: tables of importers, behavioral tests, promotion rules and data checks.
 
 An extension is one module that registers itself in the table of its kind. Modules of this project are found
 by their package; modules of other distributions by the entry-point group `relevance.extensions`:
@@ -6,7 +6,7 @@ by their package; modules of other distributions by the entry-point group `relev
     [project.entry-points."relevance.extensions"]
     my_importer = "my_package.my_importer"
 
-Adapter methods have their own table, `models.adapters.METHODS`, since models/ knows nothing of pipeline/.
+Adapter methods have their own table, `models.adapters.METHODS`, because models/ does not import pipeline/.
 """
 
 import functools
@@ -23,6 +23,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from models.adapters import METHODS, load_methods
 from pipeline.errors import ConfigError
+from pipeline.runtime.progress import ProgressBar, SilentBar
 
 ENTRY_POINTS = "relevance.extensions"
 
@@ -37,9 +38,9 @@ class ExtensionTable(Generic[Item]):
         self._items: dict[str, Item] = {}
 
     def register(self, name: str, item: Item) -> Item:
-        """Add an extension. ValueError: another one has the name."""
+        """Add an extension and return it; raise ValueError if the name is taken."""
         if name in self._items:
-            raise ValueError(f"two extensions register {self.kind} {name!r}; rename or uninstall one")
+            raise ValueError(f"{self.kind} {name!r} is registered twice; rename or uninstall one extension")
         self._items[name] = item
         return item
 
@@ -67,31 +68,31 @@ class ExtensionTable(Generic[Item]):
 
 @dataclass(frozen=True)
 class ImportContext:
-    """Where an import writes, and what it knows of the run."""
+    """Output folders of an import, and the parts of the run it may use."""
 
-    judged_dir: Path  # rows with labels go to task=<name>/*.parquet below it
-    data_dir: Path  # of the run: judged rows and rows to score that belong together
+    judged_dir: Path  # folder of rows with labels: task=<name>/*.parquet
+    data_dir: Path  # folder of the run's data: labeled rows and rows to score
     seed: int = 17
-    # labels of each task of the config, worst first; empty where an import has no config
+    # label names of each configured task, worst first; empty without a config
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    on_rows: Callable[[int], None] = lambda rows: None  # gets the number of rows read so far
+    bar: ProgressBar = field(default_factory=SilentBar)  # shows the number of rows read
 
     def labels_of(self, task: str) -> tuple[str, ...] | None:
-        """Return the labels of a task, worst first; None: no config is known."""
+        """Return the label names of a task, worst first; None without a config."""
         return self.labels.get(task)
 
 
 @dataclass(frozen=True)
 class Importer:
-    """A kind of source: its config block, and the function that turns a source into contract rows."""
+    """A kind of source: its config block and its import function."""
 
-    block: type[Any]  # a subclass of pipeline.config.sources.SourceBlock
-    read: Callable[[Any, ImportContext], Any]  # (block, target) -> ImportCounts
+    block: type[Any]  # subclass of pipeline.config.sources.SourceBlock
+    read: Callable[[Any, ImportContext], Any]  # (block, context) -> ImportCounts
 
 
 IMPORTERS: ExtensionTable[Importer] = ExtensionTable("importer")
 # items: Case of pipeline.evaluation.behavioral_tests
-BEHAVIORAL_TESTS: ExtensionTable[Any] = ExtensionTable("behavioural test")
+BEHAVIORAL_TESTS: ExtensionTable[Any] = ExtensionTable("behavioral test")
 # items: Rule of pipeline.registry.promotion_gate
 PROMOTION_RULES: ExtensionTable[Any] = ExtensionTable("promotion rule")
 # items: CheckBuilder of validation.gate.expectations
@@ -107,7 +108,8 @@ def source_blocks() -> dict[str, type[Any]]:
 def method_blocks() -> dict[str, type[Any]]:
     """Return the config classes of all adapter methods by name; importing them needs torch.
 
-    ConfigError: an installed extension cannot be imported.
+    Raises:
+        ConfigError: An installed extension cannot be imported.
     """
     load_methods()
     load_installed_extensions()
@@ -115,21 +117,23 @@ def method_blocks() -> dict[str, type[Any]]:
 
 
 class RegisteredBlock:
-    """Annotation of a setting that is one of several registered blocks, which its tag names.
+    """Annotation of a setting that is one of several registered blocks.
 
-    `blocks` loads and returns them by name. It is asked when such a setting is given, not when a config class
-    is defined.
+    Args:
+        tag: Name of the field that names the block.
+        load_blocks: Returns the blocks by name. It is called when a config is validated, not when a config
+            class is defined.
     """
 
-    def __init__(self, tag: str, blocks: Callable[[], Mapping[str, type[Any]]]) -> None:
-        self.tag, self.blocks = tag, blocks
+    def __init__(self, tag: str, load_blocks: Callable[[], Mapping[str, type[Any]]]) -> None:
+        self.tag, self.load_blocks = tag, load_blocks
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         serialization = core_schema.plain_serializer_function_ser_schema(self._serialize, info_arg=True)
         return core_schema.no_info_plain_validator_function(self._validate, serialization=serialization)
 
     def _validate(self, value: Any) -> Any:
-        union: Any = Union[tuple(self.blocks().values())]  # noqa: UP007, the members are known only now
+        union: Any = Union[tuple(self.load_blocks().values())]  # noqa: UP007, members are known only at run time
         return TypeAdapter(Annotated[union, Field(discriminator=self.tag)]).validate_python(value)
 
     def _serialize(self, value: Any, info: SerializationInfo) -> Any:
@@ -137,7 +141,11 @@ class RegisteredBlock:
 
 
 def load_importers() -> None:
-    """Fill the table of importers. ConfigError: an installed extension cannot be imported."""
+    """Fill the table of importers.
+
+    Raises:
+        ConfigError: An installed extension cannot be imported.
+    """
     package = "pipeline.data.importers"
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
         importlib.import_module(module.name)
@@ -145,16 +153,21 @@ def load_importers() -> None:
 
 
 def load_behavioral_tests() -> None:
-    """Fill the table of behavioural tests. ConfigError: as above."""
+    """Fill the table of behavioral tests.
+
+    Raises:
+        ConfigError: An installed extension cannot be imported.
+    """
     importlib.import_module("pipeline.evaluation.behavioral_tests")
     load_installed_extensions()
 
 
 @functools.cache
 def load_installed_extensions() -> None:
-    """Import the extensions of other distributions, once for each process.
+    """Import the extensions of other distributions, once per process.
 
-    ConfigError: one cannot be imported.
+    Raises:
+        ConfigError: An extension cannot be imported.
     """
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
@@ -162,5 +175,5 @@ def load_installed_extensions() -> None:
         except Exception as error:
             raise ConfigError(
                 f"extension {entry_point.name} ({entry_point.value}) cannot be loaded: "
-                f"{type(error).__name__}: {error}; mend or uninstall it"
+                f"{type(error).__name__}: {error}; repair or uninstall it"
             ) from error

@@ -1,4 +1,4 @@
-"""Read a config from YAML with its overrides; every problem is named in one error."""
+"""Read a config from a YAML file and overrides; report all problems in one error."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,66 +8,94 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from models.config import AdapterConfig
-from pipeline.config.error_messages import explain, read_yaml_mapping
+from pipeline.config.error_messages import describe_problem, read_yaml_mapping
 from pipeline.config.run import Adapter, RunConfig
 from pipeline.errors import ConfigError
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config in a YAML file with `a.b=value` overrides applied. ConfigError says which setting, where,
-    and what it may be.
+    """Return the config of a YAML file with `a.b=value` overrides.
+
+    Raises:
+        ConfigError: The file or a setting is wrong; the message names every problem.
     """
     return build_config(read_settings(path, overrides), str(path))
 
 
 def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain settings of a config, as they were written and overridden, not checked yet."""
-    value = read_yaml_mapping(
-        path, "config", "copy jobs/configs/demo.yaml and change it", "of settings, such as `name: demo`"
+    """Return the overridden settings of a config file, not validated."""
+    settings = read_yaml_mapping(
+        path,
+        "config",
+        if_missing="copy jobs/configs/demo.yaml and change it",
+        expected="of settings, such as `name: demo`",
     )
     for override in overrides:
-        apply_override(value, override)
-    return value
+        apply_override(settings, override)
+    return settings
 
 
-def build_config(value: dict[str, Any], where: str) -> RunConfig:
-    """The checked config of plain settings; ConfigError lists every problem."""
+def build_config(settings: dict[str, Any], origin: str) -> RunConfig:
+    """Validate plain settings.
+
+    Args:
+        settings: Settings as in a config file.
+        origin: The file or command they come from, for the error message.
+
+    Raises:
+        ConfigError: A setting is wrong; the message lists every problem.
+    """
+    if "adapter" in settings:
+        # Checking the adapter block imports torch, which takes seconds: other problems are reported first.
+        others = {name: value for name, value in settings.items() if name != "adapter"}
+        try:
+            RunConfig.model_validate(others)
+        except ValidationError as error:
+            messages = [*_describe_problems(error), "adapter is checked once these are right"]
+            raise ConfigError(f"{origin}: " + "; ".join(messages)) from error
     try:
-        return RunConfig.model_validate(value)
+        return RunConfig.model_validate(settings)
     except ValidationError as error:
-        problems = error.errors()
-        # a list whose items are all wrong is reported as too short as well
-        inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
-        told = [
-            explain(problem, RunConfig)
-            for problem in problems
-            if problem["type"] != "default_factory_not_called"
-            and not (problem["type"] == "too_short" and problem["loc"] in inner)
-        ]
-        raise ConfigError(f"{where}: " + "; ".join(told)) from error
+        raise ConfigError(f"{origin}: " + "; ".join(_describe_problems(error))) from error
 
 
-def build_adapter(value: dict[str, Any]) -> AdapterConfig:
-    """The adapter config of plain settings, as bundles keep them."""
-    adapter: AdapterConfig = TypeAdapter(Adapter).validate_python(value)
+def _describe_problems(error: ValidationError) -> list[str]:
+    problems = error.errors()
+    # pydantic also reports a list as too short if all its items are wrong
+    parents = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    return [
+        describe_problem(problem, RunConfig)
+        for problem in problems
+        if problem["type"] != "default_factory_not_called"
+        and not (problem["type"] == "too_short" and problem["loc"] in parents)
+    ]
+
+
+def build_adapter(settings: dict[str, Any]) -> AdapterConfig:
+    """Return the adapter config of plain settings, as a bundle records them."""
+    adapter: AdapterConfig = TypeAdapter(Adapter).validate_python(settings)
     return adapter
 
 
-def apply_override(value: dict[str, Any], override: str) -> None:
-    """Set `a.b=value` (YAML on the right) in nested settings; list items by number, as in
-    tasks.0.template=...
+def apply_override(settings: dict[str, Any], override: str) -> None:
+    """Apply an override `a.b=value` to nested settings, in place.
+
+    The value is YAML. List items are numbered, as in tasks.0.template=...
+
+    Raises:
+        ConfigError: The override has no `=`, or its setting cannot exist.
     """
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise ConfigError(
-            f"--set {override!r} is not of the form setting=value, such as optimizer.learning_rate=1e-4"
+            f"--set {override!r} has no =; write setting=value, such as optimizer.learning_rate=1e-4"
         )
     *parents, last = path.split(".")
-    target: Any = value
+    target: Any = settings
     try:
         for key in parents:
             target = target[int(key)] if isinstance(target, list) else target.setdefault(key, {})
-        # pydantic reads numbers out of texts such as 1e-4, which YAML 1.1 takes for a string
+        # YAML 1.1 reads 1e-4 as a string; pydantic converts it to a number
         target[int(last) if isinstance(target, list) else last] = yaml.safe_load(text)
     except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ConfigError(f"--set {override!r} does not fit the config: {error}") from error

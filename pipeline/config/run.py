@@ -1,4 +1,4 @@
-"""The config of a run: one frozen value, complete, checked once when it is read."""
+"""The config of a run: all blocks, and the paths that follow from them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,147 +9,153 @@ from models.config import AdapterConfig, BackboneConfig
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.extensions import RegisteredBlock, method_blocks
 from pipeline.config.gates import GateConfig, PromotionConfig
-from pipeline.config.scoring import Place, ScoringConfig
-from pipeline.config.sources import Source, check_sources, checked_name
+from pipeline.config.scoring import Location, ScoringConfig
+from pipeline.config.sources import Source, check_sources
 from pipeline.config.splits import SplitConfig
-from pipeline.config.strict_model import Frozen
+from pipeline.config.strict_model import StrictModel, validate_name
 from pipeline.config.tasks import Task
 from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig
 
-# made absolute where the config is read: workers that get the config start in another folder
+# made absolute when the config is read, because workers start in another folder
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
-def with_method(value: Any) -> Any:
-    """Fill in `method: mtl_lora` where an adapter's settings name none."""
+def add_default_method(value: Any) -> Any:
+    """Add `method: mtl_lora` to adapter settings without a method."""
     return {"method": "mtl_lora", **value} if isinstance(value, dict) else value
 
 
 def default_adapter(_: dict[str, Any]) -> AdapterConfig:
-    """MTL-LoRA's settings where a config names no adapter.
+    """Return the default settings of MTL-LoRA.
 
-    It takes the settings before it, so that pydantic does not call it where one of them is wrong: a config
-    that is refused need not wait for torch, which comes with the adapter methods.
+    pydantic skips a factory with a parameter if an earlier setting is wrong. So an invalid config is refused
+    without importing torch, which the adapter methods need.
     """
     adapter: AdapterConfig = TypeAdapter(Adapter).validate_python({})
     return adapter
 
 
-Adapter = Annotated[AdapterConfig, RegisteredBlock("method", method_blocks), BeforeValidator(with_method)]
+Adapter = Annotated[
+    AdapterConfig, RegisteredBlock("method", method_blocks), BeforeValidator(add_default_method)
+]
 
 
-class DataConfig(Frozen):
-    """Where rows lie: task=<name>/*.parquet below each folder."""
+class DataConfig(StrictModel):
+    """Locations of rows: task=<name>/*.parquet below each folder."""
 
-    judged: AbsolutePath | None = None  # rows with labels; default: data/judged in the work folder
-    # rows to be scored, {date} in it: the logical date; default: data/unlabelled in the work folder
-    to_score: Place | None = None
+    judged: AbsolutePath | None = None  # folder of rows with labels; default: data/judged in the run's folder
+    # location of rows to score, may contain {date}, the logical date; default: data/unlabelled in the run's
+    # folder
+    to_score: Location | None = None
 
 
-class RegistryConfig(Frozen):
-    """Where versions are kept and under which name."""
+class RegistryConfig(StrictModel):
+    """Model registry: name, MLflow server and promotion log."""
 
-    model: Annotated[str, AfterValidator(lambda name: checked_name(name, "model"))]  # registered model's name
-    tracking_uri: str | None = None  # default: sqlite in the work folder
-    promotions: AbsolutePath | None = None  # the promotion log; default: in the work folder
-    # where the registry does not answer and the champion's files are on this machine
+    model: Annotated[
+        str, AfterValidator(lambda name: validate_name(name, "model"))
+    ]  # name of the registered model
+    tracking_uri: str | None = None  # MLflow server; default: sqlite in the run's folder
+    promotions: AbsolutePath | None = None  # folder of the promotion log; default: in the run's folder
+    # score with the champion's local files if the registry does not answer
     use_fetched_champion: bool = True
 
 
-class RunConfig(Frozen):
-    """Everything `relevance` needs to know about one run."""
+class RunConfig(StrictModel):
+    """All settings of a run."""
 
-    # names the run's folder and its MLflow run
-    name: Annotated[str, AfterValidator(lambda name: checked_name(name, "run"))]
-    seed: int = Field(default=17, ge=0, lt=2**32)  # of every random draw
-    # the run writes into work_dir/name
+    # name of the run's folder and of its MLflow run
+    name: Annotated[str, AfterValidator(lambda name: validate_name(name, "run"))]
+    seed: int = Field(default=17, ge=0, lt=2**32)  # seed of every random draw
+    # the run writes to work_dir/name
     work_dir: AbsolutePath = Field(default=Path("runs"), validate_default=True)
-    sources: tuple[Source, ...] = ()  # rows to bring in first; empty: data.judged is there already
-    data: DataConfig = DataConfig()  # where rows lie
-    gate: GateConfig = GateConfig()  # what the data gate lets pass
-    tasks: tuple[Task, ...] = Field(min_length=1)  # the relevance questions, each with its own labels
-    split: SplitConfig = SplitConfig()  # which rows train, tune and test
-    encode: EncodeConfig = EncodeConfig()  # how texts are cut
-    backbone: BackboneConfig = BackboneConfig()  # the pretrained language model
+    sources: tuple[Source, ...] = ()  # data sets to import first; empty: data.judged exists already
+    data: DataConfig = DataConfig()  # locations of rows
+    gate: GateConfig = GateConfig()  # limits of the data gate
+    tasks: tuple[Task, ...] = Field(min_length=1)  # relevance questions, each with its own label scale
+    split: SplitConfig = SplitConfig()  # shares of the train, valid and test splits
+    encode: EncodeConfig = EncodeConfig()  # length limits of the input text
+    backbone: BackboneConfig = BackboneConfig()  # pretrained language model
     training: TrainingConfig = TrainingConfig()  # workers, epochs, batches
     optimizer: OptimizerConfig = OptimizerConfig()  # learning rates
-    deepspeed: DeepSpeedConfig = DeepSpeedConfig()  # what is spread over workers
-    promotion: PromotionConfig = PromotionConfig()  # what a challenger must reach
-    registry: RegistryConfig  # where versions are kept
-    scoring: ScoringConfig = ScoringConfig()  # the batch scoring job
-    adapter: Adapter = Field(default_factory=default_adapter)  # the adapter method and its settings
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()  # sharding over workers
+    promotion: PromotionConfig = PromotionConfig()  # limits of the promotion gate
+    registry: RegistryConfig  # model registry
+    scoring: ScoringConfig = ScoringConfig()  # batch scoring job
+    adapter: Adapter = Field(default_factory=default_adapter)  # adapter method and its settings
 
     @model_validator(mode="after")
-    def _tasks_differ(self) -> "RunConfig":
+    def _check_task_names(self) -> "RunConfig":
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
-            raise ValueError(f"two tasks have the same name: {', '.join(names)}")
+            raise ValueError(f"task names are not unique: {', '.join(names)}; rename one")
         return self
 
     @model_validator(mode="after")
-    def _compiled_layers_stay_whole(self) -> "RunConfig":
+    def _check_compile_layers(self) -> "RunConfig":
         if self.training.compile_layers and self.deepspeed.zero_stage == 3:
             raise ValueError(
-                "training.compile_layers needs deepspeed.zero_stage 0, 1 or 2: at 3 parameters come and "
-                "go under the compiled code"
+                "training.compile_layers needs deepspeed.zero_stage 0, 1 or 2; stage 3 gathers and frees "
+                "parameters inside the compiled code"
             )
         return self
 
     @model_validator(mode="after")
-    def _sources_fit_the_tasks(self) -> "RunConfig":
+    def _check_sources(self) -> "RunConfig":
         check_sources(self.sources, self.tasks)
         return self
 
     @model_validator(mode="after")
-    def _scripts_are_of_known_tasks(self) -> "RunConfig":
+    def _check_script_tasks(self) -> "RunConfig":
         names = [task.name for task in self.tasks]
         unknown = [name for name in self.gate.scripts if name not in names]
         if unknown:
             raise ValueError(
-                f"gate.scripts names task {unknown[0]!r}, which is not configured; configured: "
-                f"{', '.join(names)}"
+                f"task {unknown[0]!r} in gate.scripts is not configured; configured: {', '.join(names)}"
             )
         return self
 
     @property
     def run_dir(self) -> Path:
-        """The one folder the run writes to, absolute: Ray workers start elsewhere."""
+        """Absolute path of the folder that the run writes to."""
         return (self.work_dir / self.name).absolute()
 
     @property
     def judged_dir(self) -> Path:
+        """Folder of the rows with labels."""
         return (self.data.judged or self.run_dir / "data" / "judged").absolute()
 
     @property
     def accepted_dir(self) -> Path:
-        """The judged rows that passed the gate: what is trained on and measured."""
+        """Folder of the labeled rows that passed the data gate, for training and evaluation."""
         return self.run_dir / "data" / "accepted"
 
     @property
     def validation_dir(self) -> Path:
-        """The gate's report, its pages, and what it found out about the accepted rows."""
+        """Folder of the data gate's report, its pages and the profile of the accepted rows."""
         return self.run_dir / "validation"
 
     @property
     def profile_path(self) -> Path:
-        """What the accepted rows look like: later data are compared with it."""
+        """Statistics of the accepted rows, the reference for the drift of later data."""
         return self.validation_dir / "profile.json"
 
     @property
-    def to_score_place(self) -> Path | str:
-        """Rows to be scored, {date} in it where there is one a day."""
+    def to_score_location(self) -> Path | str:
+        """Location of the rows to score; it may contain {date}."""
         return self.data.to_score or self.run_dir / "data" / "unlabelled"
 
     @property
-    def scores_place(self) -> Path | str:
-        """Where labels are published."""
+    def scores_location(self) -> Path | str:
+        """Location of the published labels."""
         return self.scoring.scores or self.run_dir / "scores"
 
     @property
     def tracking_uri(self) -> str:
+        """URI of the MLflow server."""
         return self.registry.tracking_uri or f"sqlite:///{self.run_dir / 'mlflow.db'}"
 
     @property
     def promotions_dir(self) -> Path:
-        """The promotion log of this config's model; versions of another model are numbered apart."""
+        """Folder of the promotion log of this model."""
         return (self.registry.promotions or self.run_dir / "promotions").absolute() / self.registry.model

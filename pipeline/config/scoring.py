@@ -1,38 +1,44 @@
-"""The part of a run's config that is about batch scoring, and places that rows and labels may be at."""
+"""Config block of batch scoring, and the type of locations."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.config.strict_model import Frozen
+from pipeline.config.strict_model import StrictModel
 from pipeline.names import is_bucket
 
 
-def as_place(value: Any) -> Any:
-    """A folder's absolute path, or s3://bucket/prefix as it is written."""
-    if isinstance(value, str) and "://" in value and not is_bucket(value):
-        raise ValueError(f"{value} is no place known here; write a folder, or s3://bucket/prefix")
-    return value if is_bucket(value) else Path(value).absolute() if isinstance(value, str | Path) else value
+def parse_location(value: Any) -> Any:
+    """Return a bucket URL as written and a folder as an absolute path; leave other types to pydantic."""
+    if not isinstance(value, str | Path) or is_bucket(value):
+        return value
+    if isinstance(value, str) and "://" in value:
+        raise ValueError(f"location is not supported: {value}; use a folder or s3://bucket/prefix")
+    return Path(value).absolute()
 
 
-Place = Annotated[Path | str, BeforeValidator(as_place)]
+WhenUnproven = Literal["abstain", "best_guess"]
+
+Location = Annotated[Path | str, BeforeValidator(parse_location)]
 
 
-class ScoringConfig(Frozen):
-    """How the batch job scores."""
+class ScoringConfig(StrictModel):
+    """Actors, batches and drift limits of the batch scoring job."""
 
-    # where labels are published, a folder or s3://bucket/prefix; default: scores in the work folder
-    scores: Place | None = None
-    num_actors: int = Field(default=1, ge=1)  # scoring processes, each with a model of its own
-    threads_per_actor: int = Field(default=2, ge=1)  # CPU threads of one
-    use_gpu: bool = False  # one GPU for each actor
+    # location of the published labels, a folder or s3://bucket/prefix; default: scores in the run's folder
+    scores: Location | None = None
+    num_actors: int = Field(default=1, ge=1)  # scoring processes, each with its own model
+    threads_per_actor: int = Field(default=2, ge=1)  # CPU threads per scoring process
+    use_gpu: bool = False  # one GPU per scoring process
     batch_tokens: int = Field(default=4096, ge=64)  # tokens of one forward pass, padding included
-    # an actor whose pass takes so long ends itself and is started again
+    # seconds for one forward pass after which an actor ends itself and is restarted
     hang_timeout_s: float = Field(default=600.0, gt=0)
-    # that probabilities of canary rows may differ by from those of the version's evaluation
+    # decision of rows where the valid split cannot prove the task's target precision
+    when_unproven: WhenUnproven = "abstain"
+    # largest difference of canary probabilities from those of the version's evaluation
     canary_tolerance: float = Field(default=0.02, gt=0)
-    # stability index of a task or market, against the last run or the test rows, that is told
+    # population stability index (PSI) of a task or market above which the run warns
     drift_warn: float = Field(default=0.1, gt=0)
-    # the same, that ends the run with exit 1 and keeps it from being read as the last one
+    # PSI above which the run ends with exit code 1 and is not used as the latest run
     drift_refuse: float | None = Field(default=None, gt=0)

@@ -1,24 +1,27 @@
-"""Config block of the train, valid and test split."""
+"""Config block of the train, valid and test splits."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.strict_model import Frozen
+from pipeline.config.strict_model import StrictModel
 
 Split = Literal["train", "valid", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
-class SplitConfig(Frozen):
-    """Shares of the query space; what is left of 1 trains."""
+class SplitConfig(StrictModel):
+    """Shares of the queries for validation and test; the rest is for training."""
 
-    valid_share: float = Field(default=0.1, gt=0, lt=1)  # for calibration, thresholds and early decisions
-    test_share: float = Field(default=0.2, gt=0, lt=1)  # for the figures that are reported, nothing else
+    # share for calibration, thresholds and early stopping
+    valid_share: float = Field(default=0.1, gt=0, lt=1)
+    test_share: float = Field(default=0.2, gt=0, lt=1)  # share for the reported metrics only
 
     @model_validator(mode="after")
-    def _something_is_left_to_train(self) -> "SplitConfig":
+    def _check_train_share(self) -> "SplitConfig":
         if self.valid_share + self.test_share >= 1:
-            raise ValueError("valid_share + test_share must stay below 1: nothing would be left to train on")
+            raise ValueError(
+                "valid_share + test_share must stay below 1; otherwise no row is left for training"
+            )
         return self

@@ -1,6 +1,4 @@
-"""What lies in a data folder: catalogue.json, written last, and a digest of rows that does not depend on how
-they are stored.
-"""
+"""Catalogue of a data folder (catalogue.json, written last), and a storage-independent digest of rows."""
 
 import contextlib
 import hashlib
@@ -20,18 +18,18 @@ from pipeline.storage.filesystem import json_sha256, read_json, write_json
 
 CATALOGUE = "catalogue.json"
 
-LOCK_TIMEOUT_S = 60  # others hold the lock while they move and hash files that are written already
+LOCK_TIMEOUT_S = 60  # a holder only moves and hashes files that are already written
 
-DIGEST_ROWS = 16_384  # rows hashed at once
+DIGEST_ROWS = 16_384  # rows hashed at a time
 
-_LANES = 4  # a row's hash is 4 numbers of 64 bits
+_LANES = 4  # 64-bit numbers in the hash of a row
 
 
 @dataclass(frozen=True)
 class Partition:
-    """One parquet file of a data folder, as the import that wrote it described it."""
+    """Catalogue entry of one parquet file in a data folder."""
 
-    path: str  # below the data folder
+    path: str  # relative to the data folder
     task: str
     rows: int
     bytes: int
@@ -40,18 +38,25 @@ class Partition:
 
 
 def describe_partition(root: Path, path: Path) -> Partition:
-    """The catalogue's entry of the file `path` below `root`."""
+    """Return the catalogue entry of the file `path` below `root`."""
     with pq.ParquetFile(path) as file:
         num_rows = file.metadata.num_rows
     task = path.parent.name.removeprefix("task=")
     return Partition(
-        str(path.relative_to(root)), task, num_rows, path.stat().st_size, file_sha256(path), SCHEMA_VERSION
+        path=str(path.relative_to(root)),
+        task=task,
+        rows=num_rows,
+        bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+        schema_version=SCHEMA_VERSION,
     )
 
 
 def read_catalogue(root: Path) -> list[Partition]:
-    """The partitions that imports wrote into the data folder `root`; empty where there is no catalogue.
-    DamagedInputError: it is none.
+    """Return the partitions that imports wrote into the data folder `root`; empty without a catalogue.
+
+    Raises:
+        DamagedInputError: The file is not a catalogue.
     """
     path = root / CATALOGUE
     if not path.exists():
@@ -65,23 +70,28 @@ def read_catalogue(root: Path) -> list[Partition]:
 
 
 def update_catalogue(root: Path, written: Sequence[Partition]) -> None:
-    """Enter the partitions just written; entries of files that are gone leave, all others stay. The caller
-    holds `catalogue_lock`.
+    """Add the partitions just written and drop the entries of files that do not exist.
+
+    The caller holds `catalogue_lock`.
     """
-    kept = {p.path: p for p in read_catalogue(root) if (root / p.path).is_file()}
-    entries = kept | {p.path: p for p in written}
+    kept = {entry.path: entry for entry in read_catalogue(root) if (root / entry.path).is_file()}
+    entries = kept | {entry.path: entry for entry in written}
     write_json(root / CATALOGUE, {"partitions": [asdict(entries[path]) for path in sorted(entries)]})
 
 
-def enter_partitions(root: Path, paths: Sequence[Path]) -> None:
-    """Enter files that already lie below the data folder `root` into its catalogue."""
+def add_partitions(root: Path, paths: Sequence[Path]) -> None:
+    """Add files that exist below the data folder `root` to its catalogue."""
     with catalogue_lock(root):
         update_catalogue(root, [describe_partition(root, path) for path in paths])
 
 
 @contextlib.contextmanager
 def catalogue_lock(root: Path) -> Iterator[None]:
-    """One import at a time moves files into `root`. RetryableError: another holds it for too long."""
+    """Let one import at a time move files into `root`.
+
+    Raises:
+        RetryableError: Another import holds the lock for LOCK_TIMEOUT_S.
+    """
     from filelock import FileLock, Timeout
 
     root.mkdir(parents=True, exist_ok=True)
@@ -95,34 +105,40 @@ def catalogue_lock(root: Path) -> Iterator[None]:
 
 
 def content_digest(path: Path) -> str:
-    """Hex sha256 of the rows in a parquet file, or in the task=<name>/*.parquet of a folder.
+    """Return a hex sha256 of the rows in a parquet file, or in the task=<name>/*.parquet of a folder.
 
-    It moves when a value, a row's number of occurrences or a row's task moves; not with compression, row
-    groups, the cut into files, the order of rows or columns, or a column that is null everywhere. Per row
-    blake2b of 256 bits over its non-null values, added up in 64-bit lanes; memory holds DIGEST_ROWS rows.
-    Made against accidents, not against someone who searches for a collision. DamagedInputError: not whole
-    parquet. DataRefusedError: a column is neither text nor number.
+    - It changes with a value, with the number of times a row occurs, and with the task of a row.
+    - It does not change with compression, row groups, the number of files, the order of rows or columns, or a
+      column that is null everywhere.
+
+    Each row has a 256-bit blake2b of its non-null values; these are added up in 64-bit lanes. Memory holds
+    DIGEST_ROWS rows. The digest detects accidents; it does not resist a search for collisions.
+
+    Raises:
+        DamagedInputError: A file is not whole parquet.
+        DataRefusedError: A column is neither text nor number.
     """
     files = sorted(path.glob("task=*/*.parquet")) if path.is_dir() else [path]
     sums: dict[str, np.ndarray] = {}
     for file in files:
         task = file.parent.name if path.is_dir() else ""
-        sums[task] = sums.get(task, np.zeros(_LANES + 1, np.uint64)) + _content_sum(file)
+        sums[task] = sums.get(task, np.zeros(_LANES + 1, np.uint64)) + _sum_row_hashes(file)
     return json_sha256({task: sum_L.tolist() for task, sum_L in sums.items() if sum_L.any()})
 
 
-def _content_sum(path: Path) -> np.ndarray:
-    """Number of rows and sum of the rows' hashes, modulo 2^64 in each lane (lanes + 1,)."""
+def _sum_row_hashes(path: Path) -> np.ndarray:
+    """Return the number of rows and the sum of their hashes, modulo 2^64 in each lane (lanes + 1,)."""
     total_L = np.zeros(_LANES + 1, np.uint64)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
             for batch in file.iter_batches(DIGEST_ROWS):
-                rows = _spelled_rows(batch, path)
+                rows = _encode_rows(batch, path)
                 digests = b"".join(
                     [hashlib.blake2b(row, digest_size=8 * _LANES).digest() for row in rows.to_pylist()]
                 )
+                hashes_NL = np.frombuffer(digests, "<u8").reshape(-1, _LANES)
                 total_L[0] += np.uint64(len(rows))
-                total_L[1:] += np.frombuffer(digests, "<u8").reshape(-1, _LANES).sum(axis=0, dtype=np.uint64)
+                total_L[1:] += hashes_NL.sum(axis=0, dtype=np.uint64)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DamagedInputError(
             f"{path} is not whole parquet ({error}); write it again from its source"
@@ -130,27 +146,25 @@ def _content_sum(path: Path) -> np.ndarray:
     return total_L
 
 
-def _spelled_rows(batch: pa.RecordBatch, path: Path) -> pa.Array:
-    """Each row as bytes that no other row has: name, length and value of what is not null, columns by
-    name.
-    """
+def _encode_rows(batch: pa.RecordBatch, path: Path) -> pa.Array:
+    """Encode each row as unique bytes: name, length and value of its non-null columns, sorted by name."""
     kind = pa.large_binary()
     parts = []
     for name in sorted(batch.schema.names):
-        values = _spelled_values(batch.column(name), f"column {name} of {path}")
+        values = _encode_values(batch.column(name), f"column {name} of {path}")
         length = pc.binary_length(values).cast(pa.large_string()).cast(kind)
-        spelled = pc.binary_join_element_wise(
+        encoded = pc.binary_join_element_wise(
             pa.scalar(name.encode(), kind), length, values, pa.scalar(b"\0", kind)
         )
-        parts.append(pc.fill_null(spelled, pa.scalar(b"", kind)))
+        parts.append(pc.fill_null(encoded, pa.scalar(b"", kind)))
     return pc.binary_join_element_wise(*parts, pa.scalar(b"", kind))
 
 
-def _spelled_values(values: pa.Array, where: str) -> pa.Array:
+def _encode_values(values: pa.Array, where: str) -> pa.Array:
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_floating(values.type):
-        # bit by bit: text of floats is not the same everywhere
+        # as bits: the text of a float differs between platforms
         values = values.cast(pa.float64()).view(pa.int64())
     if pa.types.is_integer(values.type):
         values = values.cast(pa.large_string())
@@ -158,5 +172,5 @@ def _spelled_values(values: pa.Array, where: str) -> pa.Array:
         return values.cast(pa.large_binary())
     except pa.ArrowNotImplementedError as error:
         raise DataRefusedError(
-            f"{where} is {values.type}, neither text nor number; the digest is of contract rows"
+            f"{where} is {values.type}, neither text nor number; only contract rows have a digest"
         ) from error

@@ -1,4 +1,4 @@
-"""One function over many items: as Ray tasks where this process is connected to Ray, else in this process."""
+"""Map a function over many items, as Ray tasks if this process is connected to Ray, else in this process."""
 
 import os
 import sys
@@ -13,26 +13,31 @@ Item = TypeVar("Item")
 
 Result = TypeVar("Result")
 
-# handed out at a time, so that a CPU has the next when it is done with one; bounds the results that wait in
-# memory
-ITEMS_A_CPU = 2
+# Two, so that a CPU has the next item when it finishes one. It bounds the results that wait in memory.
+ITEMS_PER_CPU = 2
 
-MAX_THREADS = 4  # bounds the items in memory
+MAX_THREADS = 4  # bounds the items that are processed at a time
 
 
 def map_in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: bool = False
+    function: Callable[[Item], Result], items: Iterable[Item], use_threads: bool = False
 ) -> Iterator[Result]:
-    """Results in the order of the items, however many work on them. `function` is a module's own, as Ray
-    sends it by name; where there is no Ray, `threads` says whether it gains from them: whether it spends its
-    time in Arrow and numpy, which leave other threads running.
+    """Yield the results in the order of the items.
 
-    RelevanceErrors come out as they were raised. RetryableError: a worker died, several times over.
+    Args:
+        function: A module-level function, because Ray sends it by name.
+        items: Read as results are taken; with threads, all at once.
+        use_threads: Whether to use threads without Ray. They help functions that spend their time in Arrow
+            and numpy, which release the GIL.
+
+    Raises:
+        RelevanceError: As raised by `function`.
+        RetryableError: A Ray worker died, several times in a row.
     """
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         yield from _map_on_ray(ray, function, items)
-    elif threads:
+    elif use_threads:
         yield from _map_in_threads(function, items)
     else:
         yield from map(function, items)
@@ -48,22 +53,22 @@ def _map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -
 
 def _map_on_ray(ray: Any, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     task = ray.remote(num_cpus=1)(function)
-    at_once = ITEMS_A_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: deque[Any] = deque()
     try:
         for item in items:
             pending.append(task.remote(item))
-            if len(pending) >= at_once:
-                yield result_of(ray, pending.popleft())
+            if len(pending) >= ITEMS_PER_CPU * num_cpus:
+                yield _get_result(ray, pending.popleft())
         while pending:
-            yield result_of(ray, pending.popleft())
+            yield _get_result(ray, pending.popleft())
     finally:
         for reference in pending:
             ray.cancel(reference)
 
 
-def result_of(ray: Any, reference: Any) -> Any:
-    """What a task returned."""
+def _get_result(ray: Any, reference: Any) -> Any:
+    """Return the result of a Ray task, or raise its RelevanceError."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -72,5 +77,5 @@ def result_of(ray: Any, reference: Any) -> Any:
         raise
     except ray.exceptions.RayError as error:
         raise RetryableError(
-            f"a Ray worker was lost ({type(error).__name__}); run the same command again"
+            f"Ray worker lost ({type(error).__name__}); run the same command again"
         ) from error

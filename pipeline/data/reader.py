@@ -1,4 +1,4 @@
-"""Reading contract rows from hive partitions: task=<name>/*.parquet."""
+"""Read contract rows from hive partitions: task=<name>/*.parquet."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,17 +11,19 @@ import pyarrow.parquet as pq
 from models.files import file_sha256
 from pipeline.config.splits import Split, SplitConfig
 from pipeline.config.tasks import Task, check_known_task
-from pipeline.data.splits import split_rows
+from pipeline.data.splits import assign_splits
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
-from pipeline.schema import ROW_SCHEMA, schema_difference
+from pipeline.schema import ROW_SCHEMA, schema_differences
 from pipeline.storage.filesystem import json_sha256
 
 
 def find_partitions(root: Path, tasks: Sequence[Task]) -> dict[str, list[Path]]:
-    """The parquet files under `root` by task name, sorted; hidden files are skipped.
+    """Return the parquet files under `root` by task name, sorted; hidden files are skipped.
 
-    ConfigError: `root` is absent, or a folder names a task that is not configured. DataRefusedError: there is
-    no parquet file. DamagedInputError: something else than a file bears a parquet file's name.
+    Raises:
+        ConfigError: `root` does not exist, or a folder names a task that is not configured.
+        DataRefusedError: There is no parquet file.
+        DamagedInputError: An entry named *.parquet is not a file.
     """
     if not root.is_dir():
         raise ConfigError(
@@ -45,8 +47,10 @@ def find_partitions(root: Path, tasks: Sequence[Task]) -> dict[str, list[Path]]:
 
 
 def open_partition(path: Path) -> pq.ParquetFile:
-    """An open parquet file with page checksums verified as pages are read; DamagedInputError if it is not
-    parquet or not a file.
+    """Open a parquet file that verifies page checksums as it reads.
+
+    Raises:
+        DamagedInputError: The path is not a file, or not whole parquet.
     """
     if not path.is_file():
         raise DamagedInputError(f"{path} is not a file; replace it by a parquet file or remove it")
@@ -59,58 +63,57 @@ def open_partition(path: Path) -> pq.ParquetFile:
 
 
 @contextlib.contextmanager
-def naming_damage(path: Path | str) -> Iterator[None]:
-    """Turns what pyarrow raises over pages of `path` that do not match their checksum, or cannot be decoded,
-    into DamagedInputError.
-    """
+def translate_read_errors(path: Path | str) -> Iterator[None]:
+    """Raise DamagedInputError for pages of `path` that do not match their checksum or cannot be decoded."""
     try:
         yield
-    except MemoryError:  # pyarrow's own is an ArrowException too, and no fault of the file
+    except MemoryError:  # pyarrow's MemoryError is also an ArrowException, but the file is fine
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
 
 
 def check_schema(file: pq.ParquetFile, path: Path | str) -> None:
-    """DataRefusedError, naming the differences, if an open file has another schema than the contract's."""
-    differences = schema_difference(file.schema_arrow)
+    """Raise DataRefusedError with the differences if the schema of an open file is not the contract's."""
+    differences = schema_differences(file.schema_arrow)
     if differences:
         raise DataRefusedError(f"{path} does not follow the row contract: {'; '.join(differences)}")
 
 
 def read_partition(path: Path) -> pa.Table:
-    """All rows of one file in the contract's schema.
+    """Return all rows of one file in the contract's schema.
 
-    DamagedInputError: not whole parquet, or text that is not UTF-8. DataRefusedError: another schema than the
-    contract's.
+    Raises:
+        DamagedInputError: The file is not whole parquet, or holds text that is not UTF-8.
+        DataRefusedError: The file has another schema.
     """
     with open_partition(path) as file:
         check_schema(file, path)
-        with naming_damage(path):
+        with translate_read_errors(path):
             table = file.read()
             table.validate(full=True)
-    # files may differ in which columns they declare nullable, and such tables do not concatenate
+    # files may declare different columns nullable, and such tables do not concatenate
     return pa.table(table.columns, names=ROW_SCHEMA.names)
 
 
 def data_digest(partitions: Mapping[str, Sequence[Path]]) -> str:
-    """One hex sha256 for a set of partitions: moves when a file's bytes or task move, not when a folder is
-    renamed.
-    """
+    """Return a hex sha256 of the bytes of partitions and of their tasks, independent of paths."""
     return json_sha256(
         {task: sorted(file_sha256(path) for path in paths) for task, paths in partitions.items()}
     )
 
 
-def read_split(root: Path, tasks: Sequence[Task], config: SplitConfig, side: Split) -> dict[str, pa.Table]:
-    """The judged rows of one side by task name, in the order of their files; tasks without a row are left
-    out.
+def read_split(root: Path, tasks: Sequence[Task], config: SplitConfig, split: Split) -> dict[str, pa.Table]:
+    """Return the labeled rows of one split by task name, in the order of their files.
+
+    Tasks without a row are left out.
     """
     tables: dict[str, pa.Table] = {}
     for name, paths in find_partitions(root, tasks).items():
-        whole = pa.concat_tables([read_partition(path) for path in paths])
-        judged = whole.filter(pc.is_valid(whole.column("label")))
-        rows = judged.filter(pa.array(split_rows(judged.column("query").to_pylist(), config) == side))
+        all_rows = pa.concat_tables([read_partition(path) for path in paths])
+        labeled_rows = all_rows.filter(pc.is_valid(all_rows.column("label")))
+        split_N = assign_splits(labeled_rows.column("query").to_pylist(), config)
+        rows = labeled_rows.filter(pa.array(split_N == split))
         if rows.num_rows:
             tables[name] = rows
     return tables

@@ -1,5 +1,6 @@
-"""Which rows train, which tune, which test: a function of the query alone, so a query never changes sides as
-data grows.
+"""Assignment of rows to train, valid and test by their query alone.
+
+A query keeps its split as data grows.
 """
 
 import hashlib
@@ -10,45 +11,42 @@ import numpy as np
 
 from pipeline.config.splits import Split, SplitConfig
 
-# copied for each query: half the cost of a new one
+# copied for each query: that costs half as much as creating a new one
 _BLAKE2B = hashlib.blake2b(digest_size=8, person=b"relevance-split")
 
 
-def normalise_query(query: str) -> str:
-    """The form under which two queries are one: Unicode NFKC, case-folded, white space collapsed."""
-    if query.isascii():  # the same, at a third of the cost
+def normalize_query(query: str) -> str:
+    """Return the common form of all spellings of a query: NFKC, case-folded, white space collapsed."""
+    if query.isascii():  # the same result, at a third of the cost
         return " ".join(query.lower().split())
-    # taken apart before folding and put together after it: folded whole, some Greek letters and their
-    # capitals would differ
-    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", query).casefold()).split())
+    # Decomposed before folding and composed after it: folding composed text would leave some Greek letters
+    # different from their capitals.
+    decomposed = unicodedata.normalize("NFKD", query)
+    return " ".join(unicodedata.normalize("NFKC", decomposed.casefold()).split())
 
 
 def query_positions(queries: Iterable[str]) -> np.ndarray:
-    """Where each normalised query falls in [0, 1) (N,): blake2b, uniform, the same on every machine and for
-    ever.
-    """
+    """Return the position of each query in [0, 1) (N,): a uniform hash of its normalized form."""
     digests = []
     for query in queries:
         digest = _BLAKE2B.copy()
-        digest.update(normalise_query(query).encode("utf-8", "surrogatepass"))
+        digest.update(normalize_query(query).encode("utf-8", "surrogatepass"))
         digests.append(digest.digest())
     return np.asarray(np.frombuffer(b"".join(digests), dtype=">u8") / 2.0**64)
 
 
-def split_of(query: str, config: SplitConfig) -> Split:
-    """The side of one query."""
-    side: Split = split_rows([query], config)[0].item()
-    return side
+def assign_split(query: str, config: SplitConfig) -> Split:
+    """Return the split of one query."""
+    split: Split = assign_splits([query], config)[0].item()
+    return split
 
 
-def split_rows(queries: Iterable[str], config: SplitConfig) -> np.ndarray:
-    """The side of each row, as an array of strings (N,); each distinct query is hashed once."""
-    number_of: dict[str, int] = {}
-    number_N = np.fromiter((number_of.setdefault(query, len(number_of)) for query in queries), dtype=np.int64)
-    position_Q = query_positions(number_of)
-    side_Q = np.where(
-        position_Q < config.test_share,
-        "test",
-        np.where(position_Q < config.test_share + config.valid_share, "valid", "train"),
-    )
-    return side_Q.astype("<U5")[number_N]
+def assign_splits(queries: Iterable[str], config: SplitConfig) -> np.ndarray:
+    """Return the split of each row as an array of strings (N,); each distinct query is hashed once."""
+    indices: dict[str, int] = {}  # of distinct queries
+    index_N = np.fromiter((indices.setdefault(query, len(indices)) for query in queries), dtype=np.int64)
+    position_Q = query_positions(indices)
+    split_Q = np.full(len(position_Q), "train", dtype="<U5")
+    split_Q[position_Q < config.test_share + config.valid_share] = "valid"
+    split_Q[position_Q < config.test_share] = "test"
+    return split_Q[index_N]

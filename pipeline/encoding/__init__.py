@@ -1,1 +1,1 @@
-"""Text to token ids, cached, and token ids to batches."""
+"""Encoding of texts as token ids, the cache of encoded rows, and batches."""

@@ -1,6 +1,6 @@
-"""Encoded rows in memory and the tensors made of them, padded or packed.
+"""Encoded rows in memory, and the padded or packed tensors of a batch.
 
-Shape legend: N rows in memory, B rows of a batch, S tokens, P tokens of all rows laid end to end, T tasks.
+Shape legend: N rows in memory, B rows of a batch, S tokens, P tokens of all rows concatenated, T tasks.
 """
 
 from collections.abc import Sequence
@@ -11,54 +11,56 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.packing import PackedRows, pack
+from models.packing import PackedRows, pack_rows
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import Encoder
 
-LIKE_LENGTH = 0.9  # of the longest row of a batch
+MIN_LENGTH_RATIO = 0.9  # of a row to the longest row of its batch
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows of one or more tasks, tokenised. Token ids lie end to end: row n is ids[starts[n] : starts[n +
-    1]].
+    """Encoded rows of one or more tasks.
+
+    The token ids of all rows are concatenated: row n is ids[starts[n] : starts[n + 1]].
     """
 
     ids: np.ndarray  # int32
     starts: np.ndarray  # int64 (N + 1,)
     task_N: np.ndarray  # int64, index into the run's tasks
-    label_N: np.ndarray  # int64, -1 where the row is not judged
+    label_N: np.ndarray  # int64, -1 for a row without a label
     weight_N: np.ndarray  # float32
-    # Arrow: a numpy string array would give every row the room of the longest, objects 60 bytes each beside
-    # their letters
+    # Arrow, because numpy pads strings to the longest one and objects cost 60 bytes each
     row_id_N: pa.ChunkedArray
-    query_N: pa.ChunkedArray  # for intervals clustered by query
+    query_N: pa.ChunkedArray  # for confidence intervals clustered by query
 
     def __len__(self) -> int:
         return len(self.task_N)
 
     @property
     def length_N(self) -> np.ndarray:
-        """Tokens of each row."""
+        """Number of tokens of each row."""
         return np.diff(self.starts)
 
     def ids_of(self, row: int | np.integer[Any]) -> np.ndarray:
-        """Token ids of a row number."""
+        """Return the token ids of a row, by its number."""
         return self.ids[self.starts[row] : self.starts[row + 1]]
 
     def row_ids_of(self, rows: np.ndarray) -> list[str]:
-        """The row_id of each row number."""
+        """Return the row_id of each row number."""
         return [str(row_id) for row_id in self.row_id_N.take(pa.array(rows)).to_pylist()]
 
     def queries_of(self, rows: np.ndarray) -> np.ndarray:
-        """The query of each row number, as objects."""
+        """Return the query of each row number, as an object array."""
         return np.asarray(self.query_N.take(pa.array(rows)).to_pylist(), dtype=object)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one micro-batch: padded on the right, or packed, with ids (1, P) of all rows and a mask (B,
-    1) of their last tokens.
+    """Tensors of one micro-batch.
+
+    Padded: `input_ids_BS` and `mask_BS` are (B, S), padded on the right. Packed: `input_ids_BS` is (1, P)
+    with the ids of all rows, and `mask_BS` is (B, 1) with ones.
     """
 
     input_ids_BS: torch.Tensor
@@ -71,11 +73,11 @@ class Batch:
 
     @property
     def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PackedRows | None]:
-        """What the model takes of it."""
+        """Inputs of the model."""
         return self.input_ids_BS, self.mask_BS, self.task_B, self.packed
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+        """Return the batch on a device."""
         tensors = (self.input_ids_BS, self.mask_BS, self.task_B, self.label_B, self.weight_B)
         ids, mask, task, label, weight = (to_device(tensor, device) for tensor in tensors)
         packed = self.packed and PackedRows(*(to_device(tensor, device) for tensor in self.packed))
@@ -83,31 +85,42 @@ class Batch:
 
 
 def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Encoder) -> EncodedRows:
-    """Tokenise the contract rows of each task, in the order of `tasks`."""
+    """Encode the contract rows of each task, in the order of `tasks`."""
     present = [(index, task) for index, task in enumerate(tasks) if task.name in tables]
     id_lists = [ids for _, task in present for ids in encoder.encode(tables[task.name], task.name)]
-    whole = pa.concat_tables([tables[task.name] for _, task in present])
+    all_rows = pa.concat_tables([tables[task.name] for _, task in present])
     lengths = np.fromiter((len(ids) for ids in id_lists), np.int64, len(id_lists))
+    indices = [index for index, _ in present]
+    sizes = [tables[task.name].num_rows for _, task in present]
     return EncodedRows(
-        ids=np.concatenate([np.asarray(ids, np.int32) for ids in id_lists])
-        if id_lists
-        else np.zeros(0, np.int32),
+        ids=np.concatenate([np.zeros(0, np.int32), *(np.asarray(ids, np.int32) for ids in id_lists)]),
         starts=np.concatenate([[0], np.cumsum(lengths)]),
-        task_N=np.repeat(
-            [index for index, _ in present], [tables[task.name].num_rows for _, task in present]
-        ).astype(np.int64),
-        label_N=whole.column("label").fill_null(-1).to_numpy().astype(np.int64),
-        weight_N=whole.column("weight").fill_null(1.0).to_numpy().astype(np.float32),
-        row_id_N=whole.column("row_id"),
-        query_N=whole.column("query"),
+        task_N=np.repeat(indices, sizes).astype(np.int64),
+        label_N=all_rows.column("label").fill_null(-1).to_numpy().astype(np.int64),
+        weight_N=all_rows.column("weight").fill_null(1.0).to_numpy().astype(np.float32),
+        row_id_N=all_rows.column("row_id"),
+        query_N=all_rows.column("query"),
     )
 
 
 def collate(
-    encoded: EncodedRows, rows: np.ndarray, num_tasks: int, pad_id: int, beginning_T: np.ndarray | None = None
+    encoded: EncodedRows,
+    rows: np.ndarray,
+    num_tasks: int,
+    pad_id: int,
+    prefix_length_T: np.ndarray | None = None,
 ) -> Batch:
-    """The batch of some row numbers. Task ids are checked here, on the host, once: the model's layers do not.
-    Padded, or, with `beginning_T`, the tokens that each task's rows begin with alike, packed.
+    """Return the batch of some rows.
+
+    Args:
+        encoded: All rows.
+        rows: Row numbers (B,) of the batch.
+        num_tasks: Number of tasks of the model.
+        pad_id: Token id of the padding.
+        prefix_length_T: Number of tokens that all rows of a task start with. If given, the batch is packed.
+
+    Raises:
+        ValueError: A task id is out of range. The model's layers do not check it.
     """
     task_B = encoded.task_N[rows]
     if len(task_B) and not 0 <= task_B.min() <= task_B.max() < num_tasks:
@@ -116,17 +129,17 @@ def collate(
     task, label, weight = (
         torch.from_numpy(values) for values in (task_B, encoded.label_N[rows], encoded.weight_N[rows])
     )
-    if beginning_T is not None:
-        ids_1P, packed = pack(id_lists, task_B, beginning_T)
-        return Batch(ids_1P, torch.ones(len(rows), 1, dtype=torch.long), task, label, weight, packed, 0)
+    if prefix_length_T is not None:
+        ids_1P, packed = pack_rows(id_lists, task_B, prefix_length_T)
+        mask_B1 = torch.ones(len(rows), 1, dtype=torch.long)
+        return Batch(ids_1P, mask_B1, task, label, weight, packed, num_padding=0)
     input_ids_BS, mask_BS = pad_rows(id_lists, pad_id)
-    return Batch(
-        input_ids_BS, mask_BS, task, label, weight, None, input_ids_BS.numel() - sum(map(len, id_lists))
-    )
+    num_padding = input_ids_BS.numel() - sum(map(len, id_lists))
+    return Batch(input_ids_BS, mask_BS, task, label, weight, None, num_padding)
 
 
 def pad_rows(id_lists: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token ids padded on the right, their mask), both int64 (B, S)."""
+    """Return token ids padded on the right and their mask, both int64 (B, S)."""
     lengths = np.array([len(ids) for ids in id_lists])
     ids_BS = np.full((len(id_lists), int(lengths.max())), pad_id, np.int64)
     for row, ids in enumerate(id_lists):
@@ -136,25 +149,33 @@ def pad_rows(id_lists: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor,
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A host tensor on a device. To a GPU it goes from pinned memory, so that nobody waits for what the GPU
-    was given before.
-    """
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """Copy a host tensor to a device; to a GPU from pinned memory, so that the copy does not block."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
-def length_batches(length_N: np.ndarray, token_budget: int, full_enough: float = 1.0) -> list[np.ndarray]:
-    """Row numbers in batches of like lengths, longest first, each at most `token_budget` tokens with its
-    padding (or one row). A batch of a `full_enough` part of that ends where rows get so much shorter that
-    they are better off in one of their own.
+def length_batches(length_N: np.ndarray, token_budget: int, min_fill: float = 1.0) -> list[np.ndarray]:
+    """Split rows into batches of similar length, longest rows first.
+
+    Args:
+        length_N: Number of tokens of each row.
+        token_budget: Most tokens of a batch, padding included; a longer row is a batch of its own.
+        min_fill: Share of the budget from which a batch may end early, before a row shorter than
+            MIN_LENGTH_RATIO of its longest row.
+
+    Returns:
+        Row numbers of each batch.
     """
     order = np.argsort(-length_N, kind="stable")
     batches, start = [], 0
     while start < len(order):
         longest = max(1, int(length_N[order[start]]))
-        stop = min(len(order), start + max(1, token_budget // longest))
-        enough = start + max(1, int(token_budget * full_enough) // longest)
-        like = int(np.searchsorted(-length_N[order[start:stop]], -LIKE_LENGTH * longest, side="right"))
-        stop = min(stop, max(enough, start + like))
+        budget_stop = min(len(order), start + max(1, token_budget // longest))
+        fill_stop = start + max(1, int(token_budget * min_fill) // longest)
+        candidate_lengths = length_N[order[start:budget_stop]]  # falling
+        num_similar = int(np.searchsorted(-candidate_lengths, -MIN_LENGTH_RATIO * longest, side="right"))
+        stop = min(budget_stop, max(fill_stop, start + num_similar))
         batches.append(order[start:stop])
         start = stop
     return batches

@@ -1,13 +1,12 @@
-"""The judged rows of a run, tokenised once: row groups in parallel, published as a folder of
-pipeline/encoding/encoded_dataset.py.
+"""Cache of a run's encoded rows: encodes row groups in parallel and publishes one folder.
 
-The key follows from all that decides the rows and their ids, so a folder of that name is right or damaged,
-never stale.
+pipeline/encoding/encoded_dataset.py defines the folder. Its name is a digest of everything that determines
+the rows and their ids, so a folder may be damaged but never stale.
 """
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -18,43 +17,48 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.backbone import load_tokenizer
-from models.files import file_sha256
+from models.files import file_sha256, publish_dir, remove_tree, temporary_path
 from models.serialization.bundle import is_tokenizer_file
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.splits import SPLITS, Split, SplitConfig
 from pipeline.config.tasks import Task
 from pipeline.data.parallel_map import map_in_order
-from pipeline.data.reader import check_schema, naming_damage, open_partition
-from pipeline.data.splits import split_rows
-from pipeline.encoding.encoded_dataset import ENCODED_SCHEMA, FORMAT, encoded_name, is_whole, write_manifest
+from pipeline.data.reader import check_schema, open_partition, translate_read_errors
+from pipeline.data.splits import assign_splits
+from pipeline.encoding.encoded_dataset import (
+    ENCODED_SCHEMA,
+    FORMAT,
+    encoded_file_name,
+    is_intact,
+    write_manifest,
+)
 from pipeline.encoding.encoder import ENCODER_VERSION, Encoder
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.storage.filesystem import json_sha256, publish_dir, remove_tree, temporary_beside
+from pipeline.runtime.progress import Progress
+from pipeline.storage.filesystem import json_sha256
 
-ROWS_AT_ONCE = 8_192  # whose texts and id lists are Python objects at a time
-
-OnProgress = Callable[[int, int], None]  # rows done, rows in all
+BATCH_ROWS = 8_192  # bounds the texts and id lists that are Python objects at a time
 
 
 @dataclass(frozen=True)
 class EncodingPlan:
-    """What is to be encoded, and how."""
+    """Input and settings of an encoding."""
 
-    partitions: dict[str, list[Path]]  # `find_partitions`'s
+    partitions: dict[str, list[Path]]  # files by task, from `find_partitions`
     split: SplitConfig
-    tasks: tuple[Task, ...]  # those that are encoded; partitions of others are left out
+    tasks: tuple[Task, ...]  # tasks to encode; partitions of other tasks are ignored
     encode: EncodeConfig
     tokenizer_dir: Path
 
     @property
     def encoded_partitions(self) -> dict[str, list[Path]]:
-        """The partitions of `tasks`."""
+        """Partitions of `tasks`."""
         return {task.name: self.partitions[task.name] for task in self.tasks if task.name in self.partitions}
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of one partition, and what a worker needs to encode it."""
+    """One row group of one partition, with all that a worker needs to encode it."""
 
     task_name: str
     path: Path
@@ -67,13 +71,17 @@ class RowGroup:
     tokenizer_sha256: str
 
 
-def publish_encoded(plan: EncodingPlan, run_dir: Path, on_progress: OnProgress) -> Path:
-    """The folder of the plan's encoded rows. Built unless it is there whole; then older ones of the run are
-    removed.
+def publish_encoded(plan: EncodingPlan, run_dir: Path, progress: Progress) -> Path:
+    """Return the folder of the plan's encoded rows; build it unless it is intact.
 
-    A killed build leaves nothing visible. Of two processes one builds and the other waits for it.
-    DamagedInputError, DataRefusedError: a partition is not whole or not of the contract. ConfigError: the
-    tokenizer or a template is unfit. RetryableError: a worker died, or the rows changed meanwhile.
+    A build removes older folders of the run. A killed build leaves nothing visible. Of two processes one
+    builds and the other waits.
+
+    Raises:
+        DamagedInputError: A partition is not complete parquet.
+        DataRefusedError: A partition does not have the contract's schema.
+        ConfigError: The tokenizer or a template is unusable.
+        RetryableError: A worker died, or the rows changed during the encoding.
     """
     from filelock import FileLock
 
@@ -81,30 +89,30 @@ def publish_encoded(plan: EncodingPlan, run_dir: Path, on_progress: OnProgress) 
     key = encoding_key(plan)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):
-        if is_whole(root / key):
+        if is_intact(root / key):
             return root / key
-        staged = temporary_beside(root / key)
+        staged = temporary_path(root / key)
         try:
-            write_encoded(plan, staged, on_progress)
+            write_encoded(plan, staged, progress)
             if encoding_key(plan) != key:
                 raise RetryableError(
-                    "the judged rows or the tokenizer changed while they were encoded; run the same "
-                    "command again"
+                    "rows or tokenizer changed during the encoding; run the same command again"
                 )
             publish_dir(staged, root / key)
         finally:
             remove_tree(staged)
-        for other in [path for path in root.iterdir() if path.is_dir() and path.name != key]:
-            remove_tree(other)
+        for path in list(root.iterdir()):
+            if path.is_dir() and path.name != key:
+                remove_tree(path)
     return root / key
 
 
 def encoding_key(plan: EncodingPlan) -> str:
-    """Hex sha256 of all that the encoded rows and their order follow from."""
+    """Return the hex SHA-256 of everything that determines the encoded rows and their order."""
     return json_sha256(
         {
             "format": FORMAT,
-            # the files in the order they are read, which `data_digest` leaves open
+            # in reading order, which `data_digest` does not fix
             "data": {
                 name: [file_sha256(path) for path in paths] for name, paths in plan.encoded_partitions.items()
             },
@@ -119,40 +127,45 @@ def encoding_key(plan: EncodingPlan) -> str:
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """Hex sha256 over the names and contents of a tokenizer's files: the same for a backbone's folder and for
-    a bundle's copy.
+    """Return the hex SHA-256 of the names and contents of a tokenizer's files.
+
+    It is equal for the folder of a backbone and for the copy in a bundle.
     """
     return json_sha256({path.name: file_sha256(path) for path in folder.iterdir() if is_tokenizer_file(path)})
 
 
-def write_encoded(plan: EncodingPlan, staged: Path, on_progress: OnProgress) -> None:
+def write_encoded(plan: EncodingPlan, staged: Path, progress: Progress) -> None:
     """Encode every row group and write the files, then the manifest."""
     tokenizer_dir = staged / "tokenizer"
     tokenizer_dir.mkdir(parents=True)
     for path in filter(is_tokenizer_file, plan.tokenizer_dir.iterdir()):
         shutil.copyfile(path, tokenizer_dir / path.name)
     digest = tokenizer_sha256(tokenizer_dir)
-    # so that an unfit template is told before any worker is busy
+    # refuse an unusable template before any worker starts
     load_encoder(tokenizer_dir, digest, plan.tasks, plan.encode)
     groups = list(row_groups(plan, tokenizer_dir, digest))
-    done, total = 0, sum(group.num_rows for group in groups)
-    on_progress(done, total)
-    names = {(task, side): encoded_name(task, side) for task in plan.encoded_partitions for side in SPLITS}
+    num_done, num_rows = 0, sum(group.num_rows for group in groups)
+    paths = {
+        (task, split): staged / encoded_file_name(task, split)
+        for task in plan.encoded_partitions
+        for split in SPLITS
+    }
     with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(progress.track("encode", num_rows, "rows"))
+        bar.update(num_done)
         writers = {
-            pair: stack.enter_context(pq.ParquetWriter(staged / name, ENCODED_SCHEMA))
-            for pair, name in names.items()
+            key: stack.enter_context(pq.ParquetWriter(path, ENCODED_SCHEMA)) for key, path in paths.items()
         }
         for group, tables in zip(groups, map_in_order(encode_row_group, groups), strict=True):
-            for side, table in tables.items():
-                writers[group.task_name, side].write_table(table)
-            done += group.num_rows
-            on_progress(done, total)
+            for split, table in tables.items():
+                writers[group.task_name, split].write_table(table)
+            num_done += group.num_rows
+            bar.update(num_done)
     write_manifest(staged)
 
 
 def row_groups(plan: EncodingPlan, tokenizer_dir: Path, digest: str) -> Iterator[RowGroup]:
-    """All row groups of the plan in the order of their files."""
+    """Yield the row groups of the plan in the order of their files."""
     for name, paths in plan.encoded_partitions.items():
         for path in paths:
             with open_partition(path) as file:
@@ -160,33 +173,42 @@ def row_groups(plan: EncodingPlan, tokenizer_dir: Path, digest: str) -> Iterator
                 counts = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
             for index, num_rows in enumerate(counts):
                 yield RowGroup(
-                    name, path, index, num_rows, plan.split, plan.tasks, plan.encode, tokenizer_dir, digest
+                    task_name=name,
+                    path=path,
+                    index=index,
+                    num_rows=num_rows,
+                    split=plan.split,
+                    tasks=plan.tasks,
+                    encode=plan.encode,
+                    tokenizer_dir=tokenizer_dir,
+                    tokenizer_sha256=digest,
                 )
 
 
 def encode_row_group(group: RowGroup) -> dict[Split, pa.Table]:
-    """The judged rows of one row group by side (ENCODED_SCHEMA), in their order; sides without a row are left
-    out.
+    """Return the labeled rows of a row group by split, as ENCODED_SCHEMA and in their order.
+
+    Splits without a row are left out.
     """
     encoder = load_encoder(group.tokenizer_dir, group.tokenizer_sha256, group.tasks, group.encode)
-    template = next(task for task in group.tasks if task.name == group.task_name)
-    columns = ["row_id", "query", *template.ad_columns, "label", "weight"]
-    parts: dict[Split, list[pa.Table]] = {side: [] for side in SPLITS}
-    with open_partition(group.path) as file, naming_damage(group.path):
-        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group.index], columns=columns):
+    task = next(task for task in group.tasks if task.name == group.task_name)
+    columns = ["row_id", "query", *task.ad_columns, "label", "weight"]
+    parts: dict[Split, list[pa.Table]] = {split: [] for split in SPLITS}
+    with open_partition(group.path) as file, translate_read_errors(group.path):
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group.index], columns=columns):
             batch.validate(full=True)
             rows = pa.Table.from_batches([batch])
-            judged = rows.filter(pc.is_valid(rows.column("label")))
-            encoded = encoded_table(encoder, judged, group.task_name)
-            side_N = split_rows(judged.column("query").to_pylist(), group.split)
-            for side in SPLITS:
-                parts[side].append(encoded.filter(pa.array(side_N == side)))
-    whole = {side: pa.concat_tables(tables) for side, tables in parts.items() if tables}
-    return {side: table for side, table in whole.items() if table.num_rows}
+            labeled_rows = rows.filter(pc.is_valid(rows.column("label")))
+            encoded = encode_table(encoder, labeled_rows, group.task_name)
+            split_N = assign_splits(labeled_rows.column("query").to_pylist(), group.split)
+            for split in SPLITS:
+                parts[split].append(encoded.filter(pa.array(split_N == split)))
+    tables = {split: pa.concat_tables(batches) for split, batches in parts.items() if batches}
+    return {split: table for split, table in tables.items() if table.num_rows}
 
 
-def encoded_table(encoder: Encoder, rows: pa.Table, task_name: str) -> pa.Table:
-    """Contract rows of one task as rows of ENCODED_SCHEMA."""
+def encode_table(encoder: Encoder, rows: pa.Table, task_name: str) -> pa.Table:
+    """Return contract rows of one task as rows of ENCODED_SCHEMA."""
     ids = pa.array(encoder.encode(rows, task_name), pa.list_(pa.int32()))
     weight = rows.column("weight").fill_null(1.0)
     columns = [
@@ -202,8 +224,16 @@ def encoded_table(encoder: Encoder, rows: pa.Table, task_name: str) -> pa.Table:
 
 @lru_cache(maxsize=1)  # a worker process encodes many row groups with one tokenizer
 def load_encoder(tokenizer_dir: Path, digest: str, tasks: Sequence[Task], config: EncodeConfig) -> Encoder:
-    """The encoder of a tokenizer's folder; ConfigError if they do not fit together. `digest` tells two
-    contents of one folder apart.
+    """Return the encoder with the tokenizer in a folder.
+
+    Args:
+        tokenizer_dir: Folder of the tokenizer.
+        digest: Digest of the folder's content; part of the cache key.
+        tasks: Tasks with their templates.
+        config: Length limits.
+
+    Raises:
+        ConfigError: The tokenizer does not load or does not fit a template.
     """
     try:
         return Encoder(load_tokenizer(tokenizer_dir), tasks, config)

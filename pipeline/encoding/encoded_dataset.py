@@ -1,9 +1,10 @@
-"""Tokenised rows of a run, kept as parquet: what training and evaluation read instead of tokenising again.
+"""Folder of a run's encoded rows, which training and evaluation read.
 
     <run_dir>/cache/encoded/<key>/
-        <side>-<task>.parquet    ENCODED_SCHEMA, in the order of `read_split`
-        tokenizer/               the tokenizer's files, as a bundle keeps them
-        manifest.json            sha256 of each file; written last
+        <split>-<task>.parquet    ENCODED_SCHEMA, in the order of `read_split`
+        tokenizer/                the tokenizer's files, as in a bundle
+        manifest.json             SHA-256 of each file; written last
+
 pipeline/encoding/encoded_cache.py builds it.
 """
 
@@ -21,7 +22,7 @@ from pipeline.encoding.batches import EncodedRows
 from pipeline.errors import DamagedInputError
 from pipeline.storage.filesystem import json_sha256, read_json, write_json
 
-FORMAT = 1  # of the folder; changes when an older reader would misread it
+FORMAT = 1  # of the folder; change it when older code would misread the folder
 
 MANIFEST = "manifest.json"
 
@@ -36,47 +37,48 @@ ENCODED_SCHEMA = pa.schema(
     ]
 )
 
-FACTS = [name for name in ENCODED_SCHEMA.names if name != "ids"]
+NON_ID_COLUMNS = [name for name in ENCODED_SCHEMA.names if name != "ids"]
 
-ENCODE_ANEW = "run the same command again: it encodes the rows anew"
-
-
-def encoded_name(task_name: str, side: Split) -> str:
-    """The file of one task's rows of one side."""
-    return f"{side}-{task_name}.parquet"
+RETRY_ADVICE = "run the same command, which encodes the rows again"
 
 
-def read_encoded(folder: Path, side: Split, tasks: Sequence[Task]) -> EncodedRows:
-    """The rows of one side, in the order of `tasks`: what `encode_rows` would give for `read_split`.
+def encoded_file_name(task_name: str, split: Split) -> str:
+    """Return the file name of a task's rows of one split."""
+    return f"{split}-{task_name}.parquet"
 
-    Each file's sha256 is checked first. In memory they take the ids, once, and one row group beside them.
-    DamagedInputError: a file is absent or altered.
+
+def read_encoded(folder: Path, split: Split, tasks: Sequence[Task]) -> EncodedRows:
+    """Return the rows of one split in the order of `tasks`.
+
+    They equal `encode_rows` of `read_split`. The memory peak is the ids and one row group.
+
+    Raises:
+        DamagedInputError: A file is missing or its SHA-256 differs.
     """
-    listed = read_manifest(folder)
-    names = {index: encoded_name(task.name, side) for index, task in enumerate(tasks)}
-    paths = {index: check_file(folder, name, listed) for index, name in names.items() if name in listed}
-    facts = [read_facts(path) for path in paths.values()]
-    whole = pa.concat_tables([ENCODED_SCHEMA.empty_table().select(FACTS), *facts])
-    starts = np.concatenate([[0], np.cumsum(whole.column("length").to_numpy(), dtype=np.int64)])
+    digests = read_manifest(folder)
+    names = {index: encoded_file_name(task.name, split) for index, task in enumerate(tasks)}
+    paths = {index: check_file(folder, name, digests) for index, name in names.items() if name in digests}
+    tables = [_read_without_ids(path) for path in paths.values()]
+    all_rows = pa.concat_tables([ENCODED_SCHEMA.empty_table().select(NON_ID_COLUMNS), *tables])
+    starts = np.concatenate([[0], np.cumsum(all_rows.column("length").to_numpy(), dtype=np.int64)])
     return EncodedRows(
-        ids=read_ids(list(paths.values()), int(starts[-1])),
+        ids=_read_ids(list(paths.values()), int(starts[-1])),
         starts=starts,
-        task_N=np.repeat(np.asarray(list(paths), np.int64), [table.num_rows for table in facts]),
-        label_N=whole.column("label").to_numpy().astype(np.int64),
-        weight_N=whole.column("weight").to_numpy(),
-        row_id_N=whole.column("row_id"),
-        query_N=whole.column("query"),
+        task_N=np.repeat(np.asarray(list(paths), np.int64), [table.num_rows for table in tables]),
+        label_N=all_rows.column("label").to_numpy().astype(np.int64),
+        weight_N=all_rows.column("weight").to_numpy(),
+        row_id_N=all_rows.column("row_id"),
+        query_N=all_rows.column("query"),
     )
 
 
-def read_facts(path: Path) -> pa.Table:
-    """All but the ids."""
+def _read_without_ids(path: Path) -> pa.Table:
     with pq.ParquetFile(path, memory_map=True) as file:
-        return file.read(columns=FACTS)
+        return file.read(columns=NON_ID_COLUMNS)
 
 
-def read_ids(paths: Sequence[Path], num_tokens: int) -> np.ndarray:
-    """Token ids of all rows end to end, int32."""
+def _read_ids(paths: Sequence[Path], num_tokens: int) -> np.ndarray:
+    """Return the token ids of all rows concatenated, int32, one row group in memory at a time."""
     ids = np.empty(num_tokens, np.int32)
     position = 0
     for path in paths:
@@ -90,40 +92,47 @@ def read_ids(paths: Sequence[Path], num_tokens: int) -> np.ndarray:
 
 
 def write_manifest(folder: Path) -> None:
-    """List every file of a finished folder."""
-    files = {
-        str(path.relative_to(folder)): file_sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    write_json(folder / MANIFEST, {"files": files, "sha256": json_sha256(files)})
+    """Write the digest of every file of a finished folder."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    digests = {str(path.relative_to(folder)): file_sha256(path) for path in paths}
+    write_json(folder / MANIFEST, {"files": digests, "sha256": json_sha256(digests)})
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """sha256 of each file by name; DamagedInputError if there is no whole manifest."""
+    """Return the SHA-256 of each file by name.
+
+    Raises:
+        DamagedInputError: The manifest is missing, incomplete or altered.
+    """
     try:
         manifest = read_json(folder / MANIFEST)
         if json_sha256(manifest["files"]) == manifest["sha256"]:
             return dict(manifest["files"])
     except (OSError, TypeError, KeyError) as error:
-        raise DamagedInputError(f"{folder} holds no whole {MANIFEST} ({error}); {ENCODE_ANEW}") from error
-    raise DamagedInputError(f"{folder / MANIFEST} was altered; {ENCODE_ANEW}")
+        raise DamagedInputError(
+            f"{MANIFEST} of {folder} is missing or incomplete ({error}); {RETRY_ADVICE}"
+        ) from error
+    raise DamagedInputError(f"{folder / MANIFEST} is altered; {RETRY_ADVICE}")
 
 
-def check_file(folder: Path, name: str, listed: dict[str, str]) -> Path:
-    """The file's path; DamagedInputError if it is absent or other bytes than the manifest lists."""
+def check_file(folder: Path, name: str, digests: dict[str, str]) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        DamagedInputError: The file is missing, or its digest is not the one in the manifest.
+    """
     path = folder / name
-    if not path.is_file() or file_sha256(path) != listed[name]:
-        raise DamagedInputError(f"{path} is absent or damaged; {ENCODE_ANEW}")
+    if not path.is_file() or file_sha256(path) != digests[name]:
+        raise DamagedInputError(f"{path} is missing or damaged; {RETRY_ADVICE}")
     return path
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder is there with every file as it was written."""
+def is_intact(folder: Path) -> bool:
+    """Return True if the folder exists and every file has the digest in the manifest."""
     try:
-        listed = read_manifest(folder)
-        for name in listed:
-            check_file(folder, name, listed)
+        digests = read_manifest(folder)
+        for name in digests:
+            check_file(folder, name, digests)
     except DamagedInputError:
         return False
     return True

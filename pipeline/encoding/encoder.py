@@ -1,8 +1,8 @@
-"""Text to token ids, in exactly one place: training, evaluation and scoring all pass through here.
+"""Encoding of rows as token ids: the only place, for training, evaluation and scoring.
 
-A template such as "Query: {query}\\nAd: {ad_title}\\nRelevant?" is cut into trusted text (the config's) and
-fields (the rows'). Fields are cut by characters first, then by tokens, and never yield a control token; the
-trusted text is never cut.
+A template such as "Query: {query}\\nAd: {ad_title}\\nRelevant?" consists of trusted text from the config and
+of fields from the rows. Fields are truncated by characters, then by tokens, and never yield a control token.
+Trusted text is never truncated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,29 +15,31 @@ import pyarrow.compute as pc
 
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.tasks import Task
-from pipeline.encoding.literal_tokenizer import PlainTokenizer
+from pipeline.encoding.literal_tokenizer import LiteralTokenizer
 
-ENCODER_VERSION = "2"  # changes whenever the same row would give other ids
+ENCODER_VERSION = "2"  # change it when the same row would get other ids
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a template: trusted text as ids, or the name of the column whose text stands here."""
+    """A part of a template: the ids of trusted text, or the name of a column."""
 
     ids: tuple[int, ...] = ()
     column: str | None = None
-    # white space that belongs to the field's first token, as language models' vocabularies have it
+    # white space before the field, which vocabularies of language models include in the first token
     lead: str = ""
 
 
 class Encoder:
-    """Turns rows of one task into token ids. Built once a process; the tokenizer sees each distinct text once
-    a call.
+    """Encoder of the rows of some tasks.
+
+    Raises:
+        ValueError: A template leaves too few tokens for fields, or has no words of its own.
     """
 
     def __init__(self, tokenizer: Any, tasks: Sequence[Task], config: EncodeConfig) -> None:
-        self.tokenizer = tokenizer  # of trusted text
-        self.plain = PlainTokenizer(tokenizer)  # of the rows' texts
+        self.tokenizer = tokenizer  # for trusted text
+        self.literal_tokenizer = LiteralTokenizer(tokenizer)  # for the rows' texts
         self.config = config
         self.segments = {task.name: self._parse(task.template) for task in tasks}
         bare, wrapped = (self._trusted_ids("a", special) for special in (False, True))
@@ -46,13 +48,16 @@ class Encoder:
         wordless = [name for name, segments in self.segments.items() if not any(s.ids for s in segments)]
         if wordless and not (self.prefix or self.suffix):
             raise ValueError(
-                f"the template of task {wordless[0]} has no words of its own, so a row of empty texts "
-                "would have no token; add some"
+                f"template of task {wordless[0]} has no words of its own, so a row of empty texts would have "
+                "no token; add some words"
             )
 
     def encode(self, table: pa.Table, task_name: str) -> list[list[int]]:
-        """Token ids of each row of `table`, which holds the columns the task's template names. No id list is
-        empty or over max_tokens.
+        """Return the token ids of each row, between 1 and `max_tokens`.
+
+        Args:
+            table: Rows with the columns of the task's template.
+            task_name: The task.
         """
         segments = self.segments[task_name]
         columns = {
@@ -64,12 +69,9 @@ class Encoder:
         ]
 
     def columns(self, task_name: str) -> list[str]:
-        """The columns that the task's template names, in its order."""
-        return list(
-            dict.fromkeys(
-                segment.column for segment in self.segments[task_name] if segment.column is not None
-            )
-        )
+        """Return the columns of the task's template, in its order."""
+        names = [segment.column for segment in self.segments[task_name] if segment.column is not None]
+        return list(dict.fromkeys(names))
 
     def _assemble(self, segments: Sequence[Segment], fields: Mapping[str, list[int]]) -> list[int]:
         fixed = len(self.prefix) + len(self.suffix) + sum(len(s.ids) for s in segments)
@@ -78,15 +80,16 @@ class Encoder:
         return [*self.prefix, *body, *self.suffix]
 
     def _field_ids(self, column: pa.ChunkedArray, segment: Segment) -> list[list[int]]:
-        """Ids of one column's texts; null reads as empty text."""
+        """Return the ids of one column's texts; null is empty text. Equal texts are tokenized once."""
         limit = self.config.max_query_chars if segment.column == "query" else self.config.max_ad_chars
-        # characters first: the tokenizer would take a second for a megabyte, even to keep 64 tokens of it
-        cut = pc.utf8_slice_codeunits(column, 0, limit * 4)
-        texts = [" ".join((text or "").split())[:limit] for text in cut.to_pylist()]
-        known = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-        batch = [segment.lead + text if text else "" for text in known]
-        ids = self.plain.ids(batch)
-        return [ids[known[text]] for text in texts]
+        # the tokenizer needs a second for a megabyte, even if 64 tokens are kept
+        truncated = pc.utf8_slice_codeunits(column, 0, limit * 4)
+        texts = [" ".join((text or "").split())[:limit] for text in truncated.to_pylist()]
+        index_by_text = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        distinct_ids = self.literal_tokenizer.encode(
+            [segment.lead + text if text else "" for text in index_by_text]
+        )
+        return [distinct_ids[index_by_text[text]] for text in texts]
 
     def _parse(self, template: str) -> tuple[Segment, ...]:
         segments = []
@@ -99,7 +102,7 @@ class Encoder:
         fixed = sum(len(s.ids) for s in segments)
         if fixed > self.config.max_tokens // 2:
             raise ValueError(
-                f"the template's own text is {fixed} tokens, over half of encode.max_tokens = "
+                f"trusted text of the template has {fixed} tokens, over half of encode.max_tokens = "
                 f"{self.config.max_tokens}; shorten it"
             )
         return tuple(segments)
@@ -112,8 +115,10 @@ class Encoder:
 
 
 def fit_fields(fields: Mapping[str, list[int]], budget: int) -> dict[str, list[int]]:
-    """Cut fields so that together they take at most `budget` tokens: the ad gives way first, its longest
-    column before others; the query is cut only where it alone takes more than half.
+    """Truncate fields to `budget` tokens in total.
+
+    The ad is truncated first, its longest column before the others. The query is truncated only if it takes
+    more than half of the budget alone.
     """
     kept = dict(fields)
     if sum(map(len, kept.values())) <= budget:

@@ -1,4 +1,4 @@
-"""Rows in parts, the next of which is tokenised while the model has the one before.
+"""Encode rows in parts; the next part is encoded while the model processes the current one.
 
 Shape legend: N rows of a part.
 """
@@ -11,56 +11,53 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# tokenised in half a second; so many are enough for like lengths and like beginnings to find each other
+# Half a second of tokenization. A part this large has enough rows of similar length and with equal prefixes.
 PART_ROWS = 8_192
 
 Encoded = TypeVar("Encoded")
 
-OnRows = Callable[[np.ndarray], None]  # numbers of rows that something is about to be done with
 
-
-def encoded_parts(
+def encode_in_parts(
     table: pa.Table,
     columns: Sequence[str],
     encode: Callable[[pa.Table], Encoded],
-    before_each: OnRows | None = None,
 ) -> Iterator[tuple[np.ndarray, Encoded]]:
-    """(row numbers (N,), what `encode` makes of these rows) of each part, all rows once. Rows that are alike
-    in the first of the `columns`, then the second and so on, come together, so that what they begin with is
-    shared within a part. Errors of `encode` come out as they were raised.
+    """Yield row numbers (N,) and encoded rows of each part; each row is in one part.
 
-    `before_each`: gets the row numbers of each part before that is encoded, and none is encoded before the
-    caller is through with the one before.
+    Args:
+        table: Rows.
+        columns: Sort keys of the rows before they are split, so that rows with equal prefixes share a part.
+        encode: Returns the encoded rows of a part.
+
+    Raises:
+        Exception: As raised by `encode`.
     """
-    parts = split_rows(table, columns)
-    if len(parts) == 1 or before_each is not None:
-        for part in parts:
-            if before_each is not None:
-                before_each(part)
-            yield part, encode(chosen_rows(table, part))
+    parts = part_row_numbers(table, columns)
+    if len(parts) == 1:
+        yield parts[0], encode(table)
         return
-    # a thread is enough: tokenizers do most of their work outside Python's lock
+    # a thread suffices because tokenizers release the GIL
     with ThreadPoolExecutor(1) as pool:
-        ahead: Future[Encoded] = pool.submit(encode, chosen_rows(table, parts[0]))
-        for part, following in zip(parts, [*parts[1:], None], strict=True):
-            encoded = ahead.result()
-            if following is not None:
-                ahead = pool.submit(encode, chosen_rows(table, following))
+        pending: Future[Encoded] = pool.submit(encode, select_rows(table, parts[0]))
+        for part, next_part in zip(parts, [*parts[1:], None], strict=True):
+            encoded = pending.result()
+            if next_part is not None:
+                pending = pool.submit(encode, select_rows(table, next_part))
             yield part, encoded
 
 
-def chosen_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Some rows, by their numbers in rising order where they are all; without a copy then."""
+def select_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Return the rows with these numbers.
+
+    If there are as many numbers as rows, they must be all rows in order; then nothing is copied.
+    """
     return table if len(rows) == table.num_rows else table.take(pa.array(rows))
 
 
-def split_rows(table: pa.Table, columns: Sequence[str]) -> list[np.ndarray]:
-    """Row numbers of each part; as they are where that is one."""
+def part_row_numbers(table: pa.Table, columns: Sequence[str]) -> list[np.ndarray]:
+    """Return row numbers in parts of at most PART_ROWS, sorted by `columns` if there are several parts."""
     if table.num_rows <= PART_ROWS:
         return [np.arange(table.num_rows)]
-    order = (
-        pc.sort_indices(table, sort_keys=[(name, "ascending") for name in columns])
-        .to_numpy()
-        .astype(np.int64)
-    )
-    return np.split(order, range(PART_ROWS, len(order), PART_ROWS))
+    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in columns])
+    order_N = order.to_numpy().astype(np.int64)
+    return np.split(order_N, range(PART_ROWS, len(order_N), PART_ROWS))

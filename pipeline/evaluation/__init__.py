@@ -1,1 +1,1 @@
-"""Metrics with intervals, calibration fits, comparisons, behavioural tests, and the report."""
+"""Metrics with intervals, calibration fits, comparisons, behavioral tests, and the report."""

@@ -1,179 +1,174 @@
-"""Two versions on the same rows: paired differences, redrawn query by query.
+"""Two versions on the same rows: paired differences of metrics, and of speed.
 
 Shape legend: D bootstrap draws.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError
-from pipeline.evaluation.bootstrap import Interval, interval
-from pipeline.evaluation.runner import markets_of, said_by
-from pipeline.evaluation.slices import cut
-from pipeline.evaluation.task_metrics import SLICE_ROWS, Said, Truth, as_json, measured, rows_of
-from pipeline.inference.predictor import Judge
+from pipeline.evaluation.bootstrap import interval
+from pipeline.evaluation.results import Comparison, Interval, SliceDifference, TaskComparison
+from pipeline.evaluation.slices import slice_names
+from pipeline.evaluation.task_metrics import (
+    MIN_SLICE_ROWS,
+    LabeledRows,
+    Predictions,
+    market_column,
+    metrics_with_intervals,
+    predictions_from_logits,
+)
+from pipeline.inference.predictor import Predictor
 
-SLICED = "pr_auc"
+SLICE_METRIC = "pr_auc"
 
-TIMED_ROWS = 256  # of each version in turn, for its throughput
-
+TIMED_ROWS = 256  # in a round
 TIMED_ROUNDS = 3
 
 
-@dataclass(frozen=True)
-class TaskComparison:
-    """One task: figures of both, and challenger minus champion."""
-
-    challenger: Mapping[str, Interval]
-    champion: Mapping[str, Interval]
-    difference: Mapping[str, Interval]
-    difference_D: np.ndarray  # of PR-AUC
-    slices: tuple[dict[str, Any], ...]  # by, slice, rows, difference of PR-AUC
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All tasks that both versions know, and how fast the versions judge."""
-
-    tasks: Mapping[str, TaskComparison]
-    # tasks of the champion that the challenger does not know, or that have no rows of both classes
-    not_compared: tuple[str, ...]
-    macro_pr_auc: Interval  # challenger minus champion
-    speed_ratio: float  # challenger's rows a second over the champion's
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        tasks = {
-            name: {side: as_json(getattr(task, side)) for side in ("challenger", "champion", "difference")}
-            | {"slices": list(task.slices)}
-            for name, task in self.tasks.items()
-        }
-        macro = as_json({"macro_pr_auc_difference": self.macro_pr_auc})
-        return {
-            "tasks": tasks,
-            "not_compared": list(self.not_compared),
-            **macro,
-            "speed_ratio": self.speed_ratio,
-        }
-
-
-def compare_judges(
-    challenger: Judge, champion: Judge, tables: Mapping[str, pa.Table], batch_tokens: int, seed: int
+def compare_versions(
+    challenger: Predictor, champion: Predictor, tables: Mapping[str, pa.Table], batch_tokens: int, seed: int
 ) -> Comparison:
-    """Both on contract rows of each task, each with its own templates and calibration. `tables` hold judged
-    rows of both classes.
+    """Compare two versions, each with its own templates and calibration.
 
-    ConfigError: there is no task that both know, or one has other labels than the other.
+    Args:
+        challenger: Version whose gain is measured.
+        champion: Version that it is compared with.
+        tables: Labeled contract rows of both classes, by task.
+        batch_tokens: Tokens of one forward pass at most, padding included.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ConfigError: The versions have no task in common, or one with other labels.
     """
-    both = [task for task in challenger.tasks if task.name in tables and same_task(task, champion.tasks)]
-    if not both:
+    shared = [
+        task for task in challenger.tasks if task.name in tables and is_shared_task(task, champion.tasks)
+    ]
+    if not shared:
         raise ConfigError(
-            "the versions know no task in common that has both relevant and irrelevant test rows; there "
-            "is nothing to compare"
+            "the versions have no task in common with both relevant and irrelevant test rows; compare "
+            "versions of the same tasks"
         )
-    tasks = {}
-    for position, task in enumerate(both):
+    comparisons = {}
+    for position, task in enumerate(shared):
         table = tables[task.name]
-        truth = truth_of(task, table)
-        said = [said_of(judge, table, task.name, batch_tokens) for judge in (challenger, champion)]
-        tasks[task.name] = compare_task(truth, said[0], said[1], seed + position)
-    value = float(np.mean([task.difference["pr_auc"].value for task in tasks.values()]))
-    macro = interval(value, np.mean([task.difference_D for task in tasks.values()], axis=0))
-    missing = tuple(task.name for task in champion.tasks if task.name not in tasks)
+        rows = labeled_rows(task, table)
+        predicted = [predict(version, table, task.name, batch_tokens) for version in (challenger, champion)]
+        comparisons[task.name] = compare_task(rows, predicted[0], predicted[1], seed + position)
+    macro_value = float(np.mean([task.difference["pr_auc"].value for task in comparisons.values()]))
+    macro_D = np.mean([task.difference_D for task in comparisons.values()], axis=0)
+    shared_tables = {task.name: tables[task.name] for task in shared}
     return Comparison(
-        tasks,
-        missing,
-        macro,
-        speed_ratio(challenger, champion, {task.name: tables[task.name] for task in both}, batch_tokens),
+        comparisons,
+        tuple(task.name for task in champion.tasks if task.name not in comparisons),
+        interval(macro_value, macro_D),
+        measure_speed_ratio(challenger, champion, shared_tables, batch_tokens),
     )
 
 
-def same_task(task: Task, others: Sequence[Task], where: str = "the two versions") -> bool:
-    """Whether a task is among others. ConfigError: it is, with other labels; `where` tells people in which
-    two places they differ.
+def is_shared_task(task: Task, others: Sequence[Task], where: str = "the two versions") -> bool:
+    """Return whether `others` has a task of this name.
+
+    Raises:
+        ConfigError: It has the task with other labels; the message says that they differ in `where`.
     """
-    known = next((one for one in others if one.name == task.name), None)
-    if known is not None and (known.labels, known.relevant_from) != (task.labels, task.relevant_from):
-        raise ConfigError(f"task {task.name} has unlike labels in {where}; they cannot be compared")
-    return known is not None
+    known = next((other for other in others if other.name == task.name), None)
+    if known is None:
+        return False
+    if (known.labels, known.relevant_from) != (task.labels, task.relevant_from):
+        raise ConfigError(f"task {task.name} has different labels in {where}; they cannot be compared")
+    return True
 
 
-def truth_of(task: Task, table: pa.Table) -> Truth:
-    """Judged rows of one task."""
-    return Truth(
+def labeled_rows(task: Task, table: pa.Table) -> LabeledRows:
+    """Return queries, labels and slices of contract rows."""
+    return LabeledRows(
         task,
         np.asarray(table.column("query").to_pylist(), dtype=object),
         table.column("label").to_numpy(),
-        cut(table, task.labels),
+        slice_names(table, task.labels),
     )
 
 
-def said_of(judge: Judge, table: pa.Table, task_name: str, batch_tokens: int) -> Said:
-    """What a version says of one task's rows."""
-    task = next(known for known in judge.tasks if known.name == task_name)
-    logits_NC = judge.logits(judge.encode({task_name: table}), batch_tokens)[:, : len(task.labels)]
-    return said_by(logits_NC, judge.calibration[task_name], task, markets_of(table))
+def predict(predictor: Predictor, table: pa.Table, task_name: str, batch_tokens: int) -> Predictions:
+    """Return a version's predictions for one task's rows."""
+    task = next(known for known in predictor.tasks if known.name == task_name)
+    logits_NC = predictor.logits(predictor.encode({task_name: table}), batch_tokens)[:, : len(task.labels)]
+    return predictions_from_logits(logits_NC, predictor.calibration[task_name], task, market_column(table))
 
 
-def compare_task(truth: Truth, challenger: Said, champion: Said, seed: int) -> TaskComparison:
-    """Figures of both and their differences, draw by draw on the same queries."""
-    (mine, mine_D), (other, other_D) = measured(truth, challenger, seed), measured(truth, champion, seed)
-    difference = differences(mine, mine_D, other, other_D)
+def compare_task(
+    rows: LabeledRows, challenger: Predictions, champion: Predictions, seed: int
+) -> TaskComparison:
+    """Return the metrics of both versions and their differences, draw by draw on the same queries."""
+    challenger_metrics, challenger_draws = metrics_with_intervals(rows, challenger, seed)
+    champion_metrics, champion_draws = metrics_with_intervals(rows, champion, seed)
     return TaskComparison(
-        mine,
-        other,
-        difference,
-        mine_D["pr_auc"] - other_D["pr_auc"],
-        tuple(slice_differences(truth, challenger, champion, seed)),
+        challenger_metrics,
+        champion_metrics,
+        metric_differences(challenger_metrics, challenger_draws, champion_metrics, champion_draws),
+        challenger_draws["pr_auc"] - champion_draws["pr_auc"],
+        _slice_differences(rows, challenger, champion, seed),
     )
 
 
-def differences(
-    mine: Mapping[str, Interval],
-    mine_D: Mapping[str, np.ndarray],
-    other: Mapping[str, Interval],
-    other_D: Mapping[str, np.ndarray],
+def metric_differences(
+    challenger: Mapping[str, Interval],
+    challenger_draws: Mapping[str, np.ndarray],
+    champion: Mapping[str, Interval],
+    champion_draws: Mapping[str, np.ndarray],
 ) -> dict[str, Interval]:
-    """Mine minus the other's, of every figure that both have; the draws (D,) are of the same queries."""
+    """Return challenger minus champion of every metric that both have; draws (D,) are of the same queries."""
     return {
-        name: interval(mine[name].value - other[name].value, mine_D[name] - other_D[name])
-        for name in mine
-        if name in other
+        name: interval(
+            challenger[name].value - champion[name].value, challenger_draws[name] - champion_draws[name]
+        )
+        for name in challenger
+        if name in champion
     }
 
 
-def slice_differences(truth: Truth, challenger: Said, champion: Said, seed: int) -> list[dict[str, Any]]:
-    """Challenger minus champion on each slice that has rows enough and both classes."""
-    found = []
-    for by, name_N in truth.slices.items():
+def _slice_differences(
+    rows: LabeledRows, challenger: Predictions, champion: Predictions, seed: int
+) -> tuple[SliceDifference, ...]:
+    """Return challenger minus champion on each slice with enough rows and both classes."""
+    differences = []
+    for by, name_N in rows.slices.items():
         for name in sorted(set(name_N.tolist())):
             chosen_N = name_N == name
-            part = truth.rows(chosen_N)
-            if chosen_N.sum() < SLICE_ROWS or part.positive_N.all() or not part.positive_N.any():
+            part, num_rows = rows.select(chosen_N), int(chosen_N.sum())
+            has_one_class = part.is_relevant_N.all() or not part.is_relevant_N.any()
+            if num_rows < MIN_SLICE_ROWS or has_one_class:
                 continue
-            (mine, mine_D), (other, other_D) = (
-                measured(part, rows_of(said, chosen_N), seed) for said in (challenger, champion)
+            challenger_metrics, challenger_draws = metrics_with_intervals(
+                part, challenger.select(chosen_N), seed
             )
-            gap = interval(mine[SLICED].value - other[SLICED].value, mine_D[SLICED] - other_D[SLICED])
-            found.append({"by": by, "slice": name, "rows": int(chosen_N.sum()), "difference": asdict(gap)})
-    return found
+            champion_metrics, champion_draws = metrics_with_intervals(part, champion.select(chosen_N), seed)
+            difference = interval(
+                challenger_metrics[SLICE_METRIC].value - champion_metrics[SLICE_METRIC].value,
+                challenger_draws[SLICE_METRIC] - champion_draws[SLICE_METRIC],
+            )
+            differences.append(SliceDifference(by, name, num_rows, difference))
+    return tuple(differences)
 
 
-def speed_ratio(
-    challenger: Judge, champion: Judge, tables: Mapping[str, pa.Table], batch_tokens: int
+def measure_speed_ratio(
+    challenger: Predictor, champion: Predictor, tables: Mapping[str, pa.Table], batch_tokens: int
 ) -> float:
-    """Rows a second of one over the other's, in turn on the same rows; the median of a few rounds."""
+    """Return the challenger's rows per second divided by the champion's.
+
+    Both predict the same rows in turn, TIMED_ROUNDS times; medians are compared.
+    """
     rows = {name: table.slice(0, max(1, TIMED_ROWS // len(tables))) for name, table in tables.items()}
-    seconds: dict[int, list[float]] = {0: [], 1: []}
+    challenger_s: list[float] = []
+    champion_s: list[float] = []
     for _ in range(TIMED_ROUNDS):
-        for number, judge in enumerate((challenger, champion)):
+        for predictor, seconds in ((challenger, challenger_s), (champion, champion_s)):
             started_s = time.perf_counter()
-            judge.logits(judge.encode(rows), batch_tokens)
-            seconds[number].append(time.perf_counter() - started_s)
-    return float(np.median(seconds[1]) / np.median(seconds[0]))
+            predictor.logits(predictor.encode(rows), batch_tokens)
+            seconds.append(time.perf_counter() - started_s)
+    return float(np.median(champion_s) / np.median(challenger_s))

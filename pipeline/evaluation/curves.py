@@ -1,4 +1,4 @@
-"""What a report draws of a task's rows.
+"""Curves of a task's rows, as points and as charts.
 
 Shape legend: N rows, C labels, P points, K bins.
 """
@@ -12,8 +12,9 @@ from pipeline.evaluation.svg_charts import Line, line_chart
 
 
 def precision_recall(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(recall (P,), precision (P,)), one point for each score at which a threshold can stand, from the
-    highest down. There are positives.
+    """Return recall (P,) and precision (P,) at each distinct score, from the highest down.
+
+    At least one row must be positive.
     """
     order = np.argsort(-score_N, kind="stable")
     ends_tie = np.append(np.diff(score_N[order]) != 0, True)
@@ -22,44 +23,43 @@ def precision_recall(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.nd
 
 
 def reliability(probability_N: np.ndarray, positive_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(mean probability (K,), share of positives (K,)) of the bins of the calibration error that hold
-    rows.
-    """
+    """Return mean probability (K,) and share of positives (K,) of the calibration error's non-empty bins."""
     bin_N = equal_mass_bins(probability_N)
     counts = np.bincount(bin_N, minlength=NUM_BINS)
     filled = counts > 0
-    said, seen = (
+    mean_probability, positive_share = (
         np.bincount(bin_N, weights=value, minlength=NUM_BINS)[filled] / counts[filled]
         for value in (probability_N, positive_N)
     )
-    return said, seen
+    return mean_probability, positive_share
 
 
-def confusion(label_N: np.ndarray, said_N: np.ndarray, num_labels: int) -> np.ndarray:
-    """Rows by true and by said label (C, C)."""
-    return np.bincount(label_N * num_labels + said_N, minlength=num_labels**2).reshape(num_labels, num_labels)
+def confusion(label_N: np.ndarray, predicted_N: np.ndarray, num_labels: int) -> np.ndarray:
+    """Return row counts by true label and predicted label (C, C)."""
+    cell_N = label_N * num_labels + predicted_N
+    return np.bincount(cell_N, minlength=num_labels**2).reshape(num_labels, num_labels)
 
 
-def surest_errors(probability_N: np.ndarray, positive_N: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the rows on whose wrong side of one half the probability lies, the surest first, at most
-    so many.
-    """
+def most_confident_errors(probability_N: np.ndarray, positive_N: np.ndarray, count: int) -> np.ndarray:
+    """Return the row numbers of at most `count` errors at a threshold of one half, most confident first."""
     wrong = np.flatnonzero((probability_N >= 0.5) != positive_N)
     order = np.argsort(-np.abs(probability_N[wrong] - 0.5), kind="stable")
     return wrong[order[:count]]
 
 
-def curve_charts(sides: Sequence[tuple[str, np.ndarray]], positive_N: np.ndarray) -> dict[str, str]:
-    """SVG by name: precision over recall of the relevant rows and of the others, and reliability, a line for
-    each (name, probability (N,)).
+def curve_charts(systems: Sequence[tuple[str, np.ndarray]], positive_N: np.ndarray) -> dict[str, str]:
+    """Draw precision over recall of both classes, and reliability.
+
+    Args:
+        systems: Name and probability (N,) of each system; a line of every chart.
+        positive_N: Whether each row is relevant.
+
+    Returns:
+        SVG documents by name.
     """
-    relevant: list[Line] = [
-        (name, *precision_recall(probability_N, positive_N)) for name, probability_N in sides
-    ]
-    defects: list[Line] = [
-        (name, *precision_recall(-probability_N, ~positive_N)) for name, probability_N in sides
-    ]
-    reliable: list[Line] = [(name, *reliability(probability_N, positive_N)) for name, probability_N in sides]
+    relevant = [Line(name, *precision_recall(probability_N, positive_N)) for name, probability_N in systems]
+    defects = [Line(name, *precision_recall(-probability_N, ~positive_N)) for name, probability_N in systems]
+    reliable = [Line(name, *reliability(probability_N, positive_N)) for name, probability_N in systems]
     return {
         "relevant rows": line_chart("relevant rows", "recall", "precision", relevant),
         "defects": line_chart("irrelevant rows (defects)", "recall", "precision", defects),

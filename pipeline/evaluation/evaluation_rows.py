@@ -1,32 +1,38 @@
-"""The test rows that two versions are compared on."""
+"""Test rows that versions are compared on."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.config.run import RunConfig
+from pipeline.config.splits import SplitConfig
 from pipeline.config.tasks import Task
 from pipeline.data.reader import read_split
 from pipeline.errors import DataRefusedError
 
+NO_TASK_WITH_BOTH_CLASSES = (
+    "no task has both relevant and irrelevant rows in the test split; add queries or raise split.test_share"
+)
 
-def judged_test_rows(config: RunConfig) -> Mapping[str, pa.Table]:
-    """Test rows of the tasks that have both classes there. DataRefusedError: none has."""
-    tables = read_split(config.accepted_dir, config.tasks, config.split, "test")
-    found = {
+
+def labeled_test_rows(accepted_dir: Path, tasks: Sequence[Task], split: SplitConfig) -> dict[str, pa.Table]:
+    """Return the test rows of each task that has both classes.
+
+    Raises:
+        DataRefusedError: No task has both classes.
+    """
+    tables = read_split(accepted_dir, tasks, split, "test")
+    labeled = {
         task.name: tables[task.name]
-        for task in config.tasks
-        if task.name in tables and has_both(tables[task.name], task)
+        for task in tasks
+        if task.name in tables and has_both_classes(tables[task.name], task)
     }
-    if not found:
-        raise DataRefusedError(
-            "no task has both relevant and irrelevant rows in the test split; add queries or raise "
-            "split.test_share"
-        )
-    return found
+    if not labeled:
+        raise DataRefusedError(NO_TASK_WITH_BOTH_CLASSES)
+    return labeled
 
 
-def has_both(table: pa.Table, task: Task) -> bool:
-    """Whether there are relevant and irrelevant rows."""
+def has_both_classes(table: pa.Table, task: Task) -> bool:
+    """Return whether a table has relevant and irrelevant rows."""
     relevant = table.column("label").to_numpy() >= task.relevant_from
     return bool(relevant.any() and not relevant.all())

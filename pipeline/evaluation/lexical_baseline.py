@@ -1,7 +1,8 @@
-"""The floor every model must beat: gradient-boosted trees on lexical features, one model a task.
+"""Lexical baseline that every model must beat: gradient-boosted trees on lexical features.
 
-Shapes: B rows, F features, V hashed terms. Needs no training of text encoders, no GPU and no network; seconds
-for thousands of rows.
+Each task has its own. It needs no GPU and no network, and takes seconds for thousands of rows.
+
+Shape legend: B rows, F features, V hashed terms.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.feature_extraction.text import TfidfTransformer
 
-# Runs of letters or digits; kana and ideographs one by one, as Chinese and Japanese put no space between
+# Runs of letters or digits. Kana and ideographs count one by one: Chinese and Japanese have no spaces between
 # words.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 
 _WORD = re.compile(rf"[^\W_{_CJK}]+|[{_CJK}]")
 
-_MAX_TEXT_CHARS = 2_000  # what a query can match stands early in an ad; the rest costs time only
+_MAX_TEXT_CHARS = 2_000  # later text of an ad hardly matters for a match
 
 _HASHED_TERMS = 2**18
 
@@ -39,9 +40,7 @@ def _words(text: str) -> list[str]:
 
 
 def _term_counts(text: list[str], unit: str) -> csr_matrix:
-    """(B, V) counts of words, or of runs of 2 to 5 characters inside a word. Hashed: texts without one term
-    need no special case.
-    """
+    """Return hashed counts (B, V) of words, or of runs of 2 to 5 characters within words."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     by_unit: dict[str, dict[str, Any]] = {
@@ -55,9 +54,7 @@ def _term_counts(text: list[str], unit: str) -> csr_matrix:
 
 
 def _overlap(query: str, text: str) -> tuple[float, ...]:
-    """Six numbers of one pair: shares of the words found in the other side, their Jaccard index, phrase
-    match, last word, length.
-    """
+    """Return two shares of common words, their Jaccard index, phrase match, last word and length."""
     query_words, text_words = _words(query), _words(text)
     query_set, text_set = set(query_words), set(text_words)
     num_common = len(query_set & text_set)
@@ -73,32 +70,37 @@ def _overlap(query: str, text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class LexicalBaseline:
-    """Trees over lexical features of a query and the text columns of an ad. Build with `fit`, read with
-    `probability`.
-    """
+    """Fitted trees over lexical features of a query and the text columns of an ad."""
 
     columns: tuple[str, ...]
     idf: Mapping[str, TfidfTransformer]
     trees: HistGradientBoostingClassifier | None
-    constant: float  # the answer where training saw one class only
+    constant: float  # probability if training had one class only
 
     @classmethod
     def fit(
         cls, query: Sequence[str], ads: Mapping[str, Sequence[str]], relevant: np.ndarray, seed: int = 0
     ) -> LexicalBaseline:
-        """Fit on B rows: `ads` maps each text column (title, description, ...) to B texts, `relevant` is (B,)
-        bool. ValueError if uneven.
+        """Fit the trees.
+
+        Args:
+            query: B queries.
+            ads: B texts by text column (title, description, ...).
+            relevant: (B,) bool.
+            seed: Seed of the trees.
+
+        Raises:
+            ValueError: There are no rows or no columns, or columns have different lengths.
         """
         from sklearn.ensemble import HistGradientBoostingClassifier
         from sklearn.feature_extraction.text import TfidfTransformer
 
         columns, relevant = tuple(sorted(ads)), np.asarray(relevant, dtype=bool)
-        sizes = {"query": len(query), "relevant": len(relevant)} | {
-            column: len(ads[column]) for column in columns
-        }
+        sizes = {"query": len(query), "relevant": len(relevant)}
+        sizes |= {column: len(ads[column]) for column in columns}
         if len(set(sizes.values())) != 1 or not len(query) or not columns:
             raise ValueError(
-                f"the baseline needs one or more rows and an equal number in each column; got {sizes}"
+                f"columns are empty or have different lengths: {sizes}; pass equally many texts in each"
             )
         if relevant.all() or not relevant.any():
             return cls(columns, {}, None, float(relevant[0]))
@@ -114,18 +116,20 @@ class LexicalBaseline:
         return fitted
 
     def probability(self, query: Sequence[str], ads: Mapping[str, Sequence[str]]) -> np.ndarray:
-        """(B,) float64, P(relevant) of each row. ValueError if a column seen in `fit` is missing."""
+        """Return P(relevant) of each row (B,).
+
+        Raises:
+            ValueError: A column of `fit` is missing.
+        """
         missing = [column for column in self.columns if column not in ads]
         if missing:
-            raise ValueError(f"the baseline was fitted on columns {self.columns}; missing here: {missing}")
+            raise ValueError(f"columns are missing: {missing}; the baseline was fitted on {self.columns}")
         if self.trees is None or not len(query):
             return np.full(len(query), self.constant, dtype=np.float64)
         return self.trees.predict_proba(self._features(query, ads))[:, 1].astype(np.float64)
 
     def _features(self, query: Sequence[str], ads: Mapping[str, Sequence[str]]) -> np.ndarray:
-        """(B, F) float64: two cosines and six overlap numbers a column, and the length of the query in words
-        and characters.
-        """
+        """Return features (B, F): query length, and two cosines and six overlap features per column."""
         queries = [_normalise(value) for value in query]
         features: list[Any] = [
             [float(len(_words(value))) for value in queries],

@@ -1,51 +1,69 @@
-"""What training several tasks together brought over training each alone (the mean relative gain of Maninis et
-al. 2019), where such runs exist.
+"""Gain of training several tasks together over training each alone.
+
+Reference: mean relative gain of Maninis et al. 2019, Attentive Single-Tasking of Multiple Tasks.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.evaluation.results import SingleTaskGain, TaskEvaluation
 from pipeline.storage.filesystem import json_sha256
 
 
+@dataclass(frozen=True)
+class _SingleTaskRun:
+    """Evaluation of a run of one task."""
+
+    evaluated_s: float  # time of the evaluation
+    run: str
+    task: str
+    pr_auc: float
+    rows_digest: str
+
+
 def rows_digest(table: pa.Table) -> str:
-    """What tells test rows from others: their ids, in whatever order."""
+    """Return a digest of the row ids, whatever their order."""
     return json_sha256(sorted(table.column("row_id").to_pylist()))
 
 
-def gain_over_single_tasks(work_dir: Path, own_name: str, tasks: Mapping[str, Any]) -> dict[str, Any] | None:
-    """{"runs": run by task, "mean_relative_gain"}: the mean of (PR-AUC - that of the run of the task alone) /
-    the latter, over the tasks that a run of one task in the same folder was measured on, by the very same
-    rows; the newest where there are several. None: there is no such run.
+def gain_over_single_tasks(
+    work_dir: Path, own_name: str, tasks: Mapping[str, TaskEvaluation]
+) -> SingleTaskGain | None:
+    """Return the mean of (PR-AUC - single-task PR-AUC) / single-task PR-AUC over tasks.
 
-    `tasks` are an evaluation's, each with `rows_digest`.
+    A task counts if another run in `work_dir` was trained on it alone and evaluated on the same rows. The
+    newest such run is used; without any, the result is None.
     """
-    found: dict[str, tuple[float, str, float]] = {}  # task -> when, run, PR-AUC
+    newest_runs: dict[str, _SingleTaskRun] = {}
     for path in sorted(work_dir.glob("*/evaluation.json")):
         if path.parent.name == own_name:
             continue
-        try:
-            other = json.loads(path.read_text(encoding="utf-8"))["tasks"]
-            ((name, figures),) = other.items()
-            digest, pr_auc = figures["rows_digest"], float(figures["model"]["pr_auc"]["value"])
-        # of several tasks, of an earlier release, or being written
-        except (KeyError, OSError, TypeError, ValueError):
+        run = _read_single_task_run(path)
+        if run is None or run.task not in tasks or tasks[run.task].rows_digest != run.rows_digest:
             continue
-        if name in tasks and tasks[name]["rows_digest"] == digest:
-            found[name] = max(
-                found.get(name, (0.0, "", 0.0)), (path.stat().st_mtime, path.parent.name, pr_auc)
-            )
-    if not found:
+        known = newest_runs.get(run.task)
+        if known is None or (known.evaluated_s, known.run) < (run.evaluated_s, run.run):
+            newest_runs[run.task] = run
+    if not newest_runs:
         return None
     gains = [
-        (tasks[name]["model"]["pr_auc"]["value"] - alone) / alone for name, (_, _, alone) in found.items()
+        (tasks[name].systems["model"]["pr_auc"].value - run.pr_auc) / run.pr_auc
+        for name, run in newest_runs.items()
     ]
-    return {
-        "runs": {name: run for name, (_, run, _) in found.items()},
-        "mean_relative_gain": float(np.mean(gains)),
-    }
+    return SingleTaskGain({name: run.run for name, run in newest_runs.items()}, float(np.mean(gains)))
+
+
+def _read_single_task_run(path: Path) -> _SingleTaskRun | None:
+    """Read an evaluation.json; None if it has several tasks, another format, or is being written."""
+    try:
+        tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+        ((name, fields),) = tasks.items()
+        pr_auc = float(fields["model"]["pr_auc"]["value"])
+        return _SingleTaskRun(path.stat().st_mtime, path.parent.name, name, pr_auc, fields["rows_digest"])
+    except (KeyError, OSError, TypeError, ValueError):
+        return None

@@ -1,13 +1,13 @@
-"""How far two distributions over the same categories lie apart.
+"""Population stability index and KL divergence of two distributions over the same categories.
 
 For smoothed shares p of the reference and q of the current counts over B categories:
 
     PSI = sum (q - p) ln(q / p)        KL = sum q ln(q / p), in nats
 
-PSI is the symmetric sum of two KL divergences (S. Kullback and R. A. Leibler, Ann. Math. Stat. 22, 1951). 0.1
-to look and 0.25 for drift are the credit industry's rule (N. Siddiqi, Credit Risk Scorecards, 2006), blind to
-the number of rows: by chance alone PSI is about chi-square with B - 1 degrees of freedom times 1 / n + 1 / m
-(B. Yurdakul, Statistical Properties of Population Stability Index, 2018).
+PSI is the symmetric sum of two KL divergences (S. Kullback and R. A. Leibler, Ann. Math. Stat. 22, 1951). The
+credit industry warns from 0.1 and reports drift from 0.25, whatever the number of rows (N. Siddiqi, Credit
+Risk Scorecards, 2006). By chance alone PSI is about chi-square with B - 1 degrees of freedom times
+1 / n + 1 / m (B. Yurdakul, Statistical Properties of Population Stability Index, 2018).
 
 Shape legend: B categories.
 """

@@ -1,228 +1,154 @@
-"""How good a trained model is: calibrated on the valid split, measured on the test split, beside a lexical
-floor and the untrained model.
+"""Evaluation of a trained bundle: calibration on the valid split, metrics on the test split.
+
+A lexical baseline and the untrained model are measured beside it.
 
 Shape legend: N rows of a task, C its labels, D bootstrap draws.
 """
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from models.serialization.bundle import write_bundle
+from models.serialization.bundle import Bundle, write_bundle
 from pipeline.config.run import RunConfig
 from pipeline.config.splits import Split
 from pipeline.config.tasks import Task
 from pipeline.data.reader import find_partitions, read_split
 from pipeline.encoding.batches import EncodedRows
-from pipeline.encoding.encoded_cache import EncodingPlan, OnProgress, publish_encoded
+from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.errors import DataRefusedError, RetryableError
 from pipeline.evaluation.bootstrap import interval
 from pipeline.evaluation.calibration_fit import fit_calibration
 from pipeline.evaluation.curves import curve_charts
+from pipeline.evaluation.evaluation_rows import NO_TASK_WITH_BOTH_CLASSES
 from pipeline.evaluation.lexical_baseline import LexicalBaseline
 from pipeline.evaluation.multitask_gain import gain_over_single_tasks, rows_digest
+from pipeline.evaluation.provable_precision import DecisionEvidence, measure_evidence
+from pipeline.evaluation.results import SYSTEMS, Evaluation, Interval, MetricsSummary, TaskEvaluation
 from pipeline.evaluation.score_reference import build_reference
-from pipeline.evaluation.slices import cut
-from pipeline.evaluation.svg_charts import standalone
-from pipeline.evaluation.task_metrics import Said, Truth, as_json, measured, measured_slices
+from pipeline.evaluation.slices import slice_names
+from pipeline.evaluation.task_metrics import (
+    LabeledRows,
+    Predictions,
+    market_column,
+    metrics_with_intervals,
+    predictions_from_logits,
+    slice_metrics,
+)
 from pipeline.inference.calibration import (
     Calibration,
     calibrated_probabilities,
-    decide,
     relevance_probability,
 )
-from pipeline.inference.predictor import Judge, fresh_judge, load_judge
+from pipeline.inference.predictor import Predictor, build_predictor, load_predictor
+from pipeline.runtime.progress import Progress, ProgressBar
 from pipeline.storage.filesystem import write_bytes, write_json
-
-SYSTEMS = ("model", "lexical", "untrained")
 
 
 @dataclass(frozen=True)
-class TaskScores:
-    """One task's test rows, and what each system says of them."""
+class TaskPredictions:
+    """One task's test rows and the predictions of each system."""
 
-    truth: Truth
-    said: dict[str, Said]
+    rows: LabeledRows
+    systems: Mapping[str, Predictions]
+    rows_digest: str = ""  # of the row ids
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """Rows of the three splits: as tables by task, and encoded where the model predicts them."""
+
+    tables: Mapping[Split, Mapping[str, pa.Table]]
+    valid: EncodedRows
+    test: EncodedRows
 
 
 def run_evaluation(
-    config: RunConfig, trained_dir: Path, on_encoded: OnProgress, on_progress: OnProgress
-) -> dict[str, Any]:
-    """Calibrate the trained bundle, publish it as <run>/bundle, measure it, write <run>/evaluation.json and
-    return its content.
+    config: RunConfig, trained_dir: Path, progress: Progress, target_precision: float | None = None
+) -> Evaluation:
+    """Calibrate a trained bundle, publish it as <run>/bundle and write <run>/evaluation.json.
 
-    `on_encoded` gets rows encoded and rows in all, where training did not encode them. DataRefusedError: the
-    test split is empty.
+    Args:
+        config: Config of the run.
+        trained_dir: Bundle folder that training wrote.
+        progress: Shows encoded rows, unless training encoded them, and predicted rows.
+        target_precision: Target of every task in place of the bundle's own.
+
+    Raises:
+        DataRefusedError: The test split is empty or has no task with both classes.
+        RetryableError: The rows changed during the evaluation.
     """
-    judge, trained = load_judge(trained_dir)
-    encoded = encoded_sides(config, judge, trained.tokenizer_dir, on_encoded)
-    tables = {
-        side: read_split(config.accepted_dir, config.tasks, config.split, side)
-        for side in ("train", "valid", "test")
-    }
-    if not tables["test"]:
-        raise DataRefusedError(
-            f"no row of {config.accepted_dir} falls into the test split; add queries or raise "
-            "split.test_share"
-        )
-    check_same_rows(
-        encoded["test"], [tables["test"][task.name] for task in judge.tasks if task.name in tables["test"]]
+    predictor, trained = load_predictor(trained_dir)
+    if target_precision is not None:
+        predictor = _with_target(predictor, target_precision)
+    rows = _read_rows(config, predictor, trained.tokenizer_dir, progress)
+    batch_tokens = config.scoring.batch_tokens
+    evidence: dict[str, DecisionEvidence] = {}
+    with progress.track("evaluate", len(rows.valid) + 2 * len(rows.test), "pairs") as bar:
+        runner = _LogitRunner(bar, batch_tokens)
+        if len(rows.valid):
+            valid_logits = runner.logits(predictor, rows.valid)
+            predictor = _calibrate(predictor, rows.valid, valid_logits, rows.tables["valid"])
+            evidence = _measure_evidence(predictor, rows.valid, valid_logits)
+        bundle_sha256 = _publish_bundle(config.run_dir / "bundle", trained, predictor)
+        model_logits = runner.logits(predictor, rows.test)
+        untrained_logits = runner.logits(build_predictor(config), rows.test)
+
+    predictions = _predict_tasks(predictor, rows, model_logits, untrained_logits, config.seed)
+    if not predictions:
+        raise DataRefusedError(NO_TASK_WITH_BOTH_CLASSES)
+    _write_plots(config.run_dir / "plots", predictions)
+    reference = build_reference(
+        predictor,
+        bundle_sha256,
+        rows.tables["test"],
+        _test_probabilities(predictor, rows.test, model_logits),
+        batch_tokens,
     )
-    total = sum(map(len, encoded.values())) + len(encoded["test"])
-    done = Counter(total, on_progress)
-    if len(encoded["valid"]):
-        check_same_rows(
-            encoded["valid"],
-            [tables["valid"][task.name] for task in judge.tasks if task.name in tables["valid"]],
-        )
-        logits = judge.logits(encoded["valid"], config.scoring.batch_tokens, done.begin)
-        judge = calibrated(judge, encoded["valid"], logits, tables["valid"])
-    description = {
-        **trained.description,
-        "calibration": {name: c.model_dump(mode="json") for name, c in judge.calibration.items()},
-    }
-    sha256 = write_bundle(config.run_dir / "bundle", description, trained.tensors, trained.tokenizer_dir)
-    model_logits = judge.logits(encoded["test"], config.scoring.batch_tokens, done.begin)
-    untrained_logits = fresh_judge(config).logits(encoded["test"], config.scoring.batch_tokens, done.begin)
-    scores = task_scores(judge, encoded["test"], model_logits, untrained_logits, tables, config.seed)
-    if not scores:
-        raise DataRefusedError(
-            "no task has both relevant and irrelevant rows in the test split; add queries or raise "
-            "split.test_share"
-        )
-    write_plots(config.run_dir / "plots", scores)
-    said = test_probabilities(judge, encoded["test"], model_logits)
-    write_json(
-        config.run_dir / "score_reference.json",
-        build_reference(judge, sha256, tables["test"], said, config.scoring.batch_tokens),
+    write_json(config.run_dir / "score_reference.json", reference.to_json())
+    summary = summarize(predictions, config.seed)
+    evaluation = Evaluation(
+        bundle_sha256,
+        trained.description["training"]["data_digest"],
+        summary,
+        tuple(task.name for task in config.tasks if task.name not in summary.tasks),
+        gain_over_single_tasks(config.work_dir, config.name, summary.tasks)
+        if len(config.tasks) > 1
+        else None,
+        evidence,
     )
-    digests = {"bundle_sha256": sha256, "data_digest": trained.description["training"]["data_digest"]}
-    result = {**digests, **summary(scores, config.seed), "not_measured": not_measured(config, scores)}
-    for name, figures in result["tasks"].items():
-        figures["rows_digest"] = rows_digest(tables["test"][name])
-    if len(config.tasks) > 1:
-        result["single_task"] = gain_over_single_tasks(config.work_dir, config.name, result["tasks"])
-    write_json(config.run_dir / "evaluation.json", result)
-    return result
+    write_json(config.run_dir / "evaluation.json", evaluation.to_json())
+    return evaluation
 
 
-def encoded_sides(
-    config: RunConfig, judge: Judge, tokenizer_dir: Path, on_encoded: OnProgress
-) -> dict[str, EncodedRows]:
-    """Encoded valid and test rows as the judge reads them; those that training encoded, where data and
-    tokenizer are the same.
-    """
-    partitions = find_partitions(config.accepted_dir, config.tasks)
-    plan = EncodingPlan(partitions, config.split, judge.tasks, judge.encoder.config, tokenizer_dir)
-    folder = publish_encoded(plan, config.run_dir, on_encoded)
-    sides: tuple[Split, ...] = ("valid", "test")
-    return {side: read_encoded(folder, side, judge.tasks) for side in sides}
-
-
-def check_same_rows(encoded: EncodedRows, tables: list[pa.Table]) -> None:
-    """RetryableError unless the encoded rows are those of the tables, in their order."""
-    if tables and not encoded.row_id_N.equals(pa.concat_tables(tables).column("row_id")):
-        raise RetryableError("the judged rows changed while they were read; run the same command again")
-
-
-def not_measured(config: RunConfig, scores: list[TaskScores]) -> list[str]:
-    """Tasks without both classes in the test split."""
-    return [
-        task.name for task in config.tasks if task.name not in {score.truth.task.name for score in scores}
+def summarize(predictions: Sequence[TaskPredictions], seed: int) -> MetricsSummary:
+    """Measure every task and system, the model's slices, and macro averages over tasks."""
+    tasks: dict[str, TaskEvaluation] = {}
+    pr_auc_draws: dict[str, list[np.ndarray]] = {system: [] for system in SYSTEMS}
+    for position, task in enumerate(predictions):
+        tasks[task.rows.task.name], draws = _evaluate_task(task, seed + position)
+        for system in SYSTEMS:
+            pr_auc_draws[system].append(draws[system])
+    values = {system: [task.systems[system]["pr_auc"].value for task in tasks.values()] for system in SYSTEMS}
+    lead = [model - lexical for model, lexical in zip(values["model"], values["lexical"], strict=True)]
+    lead_draws = [
+        model_D - lexical_D
+        for model_D, lexical_D in zip(pr_auc_draws["model"], pr_auc_draws["lexical"], strict=True)
     ]
-
-
-class Counter:
-    """Adds up progress over several passes."""
-
-    def __init__(self, total: int, on_progress: OnProgress) -> None:
-        self.total, self.on_progress, self.begun = total, on_progress, 0
-        on_progress(0, total)
-
-    def begin(self, rows: np.ndarray) -> None:
-        """These rows are about to be judged."""
-        self.begun += len(rows)
-        self.on_progress(self.begun, self.total)
-
-
-def calibrated(judge: Judge, valid: EncodedRows, logits: np.ndarray, tables: dict[str, pa.Table]) -> Judge:
-    """The judge with each task's calibration fitted on its valid rows; tasks without valid rows keep the
-    identity.
-    """
-    fitted = {}
-    for index, task in enumerate(judge.tasks):
-        rows = np.flatnonzero(valid.task_N == index)
-        market_N = markets_of(tables[task.name]) if len(rows) else np.zeros(0, dtype=object)
-        fitted[task.name] = fit_calibration(
-            logits[rows, : len(task.labels)], valid.label_N[rows], task, valid.queries_of(rows), market_N
-        )
-    return replace(judge, calibration=fitted)
-
-
-def test_probabilities(judge: Judge, test: EncodedRows, logits_NC: np.ndarray) -> dict[str, np.ndarray]:
-    """Calibrated label probabilities of the rows of each task that has some."""
-    of_task = {
-        task.name: (np.flatnonzero(test.task_N == index), task) for index, task in enumerate(judge.tasks)
-    }
-    return {
-        name: calibrated_probabilities(logits_NC[rows, : len(task.labels)], judge.calibration[name], task)
-        for name, (rows, task) in of_task.items()
-        if len(rows)
-    }
-
-
-def markets_of(table: pa.Table) -> np.ndarray:
-    """The market of each row, as objects."""
-    return np.asarray(table.column("market").to_pylist(), dtype=object)
-
-
-def task_scores(
-    judge: Judge,
-    test: EncodedRows,
-    model_logits: np.ndarray,
-    untrained_logits: np.ndarray,
-    tables: dict[str, dict[str, pa.Table]],
-    seed: int,
-) -> list[TaskScores]:
-    """What all systems say of each task's test rows; the lexical floor learns from the same training rows as
-    the model.
-    """
-    scores = []
-    for index, task in enumerate(judge.tasks):
-        rows = np.flatnonzero(test.task_N == index)
-        positive_N = test.label_N[rows] >= task.relevant_from
-        if positive_N.all() or not positive_N.any():
-            continue  # no row, or one class only: hardly a figure is defined
-        table = tables["test"][task.name]
-        truth = Truth(task, test.queries_of(rows), test.label_N[rows], cut(table, task.labels))
-        said = {
-            "model": said_by(
-                model_logits[rows, : len(task.labels)], judge.calibration[task.name], task, markets_of(table)
-            ),
-            "lexical": Said(lexical_probability(task, tables["train"].get(task.name), table, seed)),
-            "untrained": said_by(
-                untrained_logits[rows, : len(task.labels)], Calibration(), task, markets_of(table)
-            ),
-        }
-        scores.append(TaskScores(truth, said))
-    return scores
-
-
-def said_by(logits_NC: np.ndarray, calibration: Calibration, task: Task, market_N: np.ndarray) -> Said:
-    """A calibrated model's word on some rows."""
-    label_probability_NC = calibrated_probabilities(logits_NC, calibration, task)
-    probability_N = relevance_probability(label_probability_NC, task)
-    return Said(probability_N, label_probability_NC, decide(probability_N, calibration, market_N))
+    return MetricsSummary(
+        tasks,
+        {system: _macro_interval(values[system], pr_auc_draws[system]) for system in SYSTEMS},
+        min(tasks, key=lambda name: tasks[name].systems["model"]["pr_auc"].value),
+        _macro_interval(lead, lead_draws),
+    )
 
 
 def lexical_probability(task: Task, train: pa.Table | None, test: pa.Table, seed: int) -> np.ndarray:
-    """The floor: trees on lexical features of the columns that the task's template reads; a task without
-    training rows gets one half.
-    """
+    """Return the lexical baseline's probability of relevance (N,); one half without training rows."""
     if train is None:
         return np.full(test.num_rows, 0.5)
 
@@ -230,58 +156,183 @@ def lexical_probability(task: Task, train: pa.Table | None, test: pa.Table, seed
         return [text or "" for text in table.column(column).to_pylist()]
 
     relevant = train.column("label").to_numpy() >= task.relevant_from
-    baseline = LexicalBaseline.fit(
-        texts(train, "query"), {c: texts(train, c) for c in task.ad_columns}, relevant, seed
-    )
+    train_ads = {column: texts(train, column) for column in task.ad_columns}
+    baseline = LexicalBaseline.fit(texts(train, "query"), train_ads, relevant, seed)
     return baseline.probability(texts(test, "query"), {c: texts(test, c) for c in task.ad_columns})
 
 
-def write_plots(folder: Path, scores: list[TaskScores]) -> None:
-    """The curves of each task as SVG files, the model's beside the lexical floor's."""
-    folder.mkdir(exist_ok=True)
-    for score in scores:
-        sides = [(name, score.said[name].probability_N) for name in ("model", "lexical")]
-        for name, svg in curve_charts(sides, score.truth.positive_N).items():
-            write_bytes(
-                folder / f"{score.truth.task.name}-{name.replace(' ', '-')}.svg",
-                standalone(svg).encode("utf-8"),
-            )
+class _LogitRunner:
+    """Runner of several predictions that advance one progress bar."""
+
+    def __init__(self, bar: ProgressBar, batch_tokens: int) -> None:
+        self.bar, self.batch_tokens, self.num_rows = bar, batch_tokens, 0
+
+    def logits(self, predictor: Predictor, rows: EncodedRows) -> np.ndarray:
+        plan = predictor.plan_logits(rows, self.batch_tokens)
+        for step in plan:
+            self.num_rows += len(step.rows)
+            self.bar.update(self.num_rows)
+            step.run()
+        return plan.result
 
 
-def summary(scores: list[TaskScores], seed: int) -> dict[str, Any]:
-    """Figures of every task and system with their intervals, the model's by slice, macro PR-AUC, and the
-    paired difference between model and floor.
-    """
-    tasks: dict[str, Any] = {}
-    draws: dict[str, list[np.ndarray]] = {system: [] for system in SYSTEMS}
-    for position, score in enumerate(scores):
-        truth = score.truth
-        figures: dict[str, Any] = {
-            "rows": len(truth.label_N),
-            "queries": len(set(truth.query_N)),
-            "relevant": int(truth.positive_N.sum()),
-        }
-        for system in SYSTEMS:
-            intervals, of_system = measured(truth, score.said[system], seed + position)
-            figures[system] = as_json(intervals)
-            draws[system].append(of_system["pr_auc"])
-        lead = figures["model"]["pr_auc"]["value"] - figures["lexical"]["pr_auc"]["value"]
-        figures["model_minus_lexical_pr_auc"] = asdict(
-            interval(lead, draws["model"][-1] - draws["lexical"][-1])
+def _read_rows(
+    config: RunConfig, predictor: Predictor, tokenizer_dir: Path, progress: Progress
+) -> EvaluationRows:
+    """Read the splits, and encode valid and test unless training did so with this data and tokenizer."""
+    partitions = find_partitions(config.accepted_dir, config.tasks)
+    plan = EncodingPlan(partitions, config.split, predictor.tasks, predictor.encoder.config, tokenizer_dir)
+    folder = publish_encoded(plan, config.run_dir, progress)
+    splits: tuple[Split, ...] = ("train", "valid", "test")
+    tables = {split: read_split(config.accepted_dir, config.tasks, config.split, split) for split in splits}
+    rows = EvaluationRows(
+        tables,
+        valid=read_encoded(folder, "valid", predictor.tasks),
+        test=read_encoded(folder, "test", predictor.tasks),
+    )
+    if not tables["test"]:
+        raise DataRefusedError(
+            f"test split of {config.accepted_dir} is empty; add queries or raise split.test_share"
         )
-        figures["slices"] = measured_slices(truth, score.said["model"], seed + position)
-        tasks[truth.task.name] = figures
-    values = {system: [task[system]["pr_auc"]["value"] for task in tasks.values()] for system in SYSTEMS}
-    lead_D = [m - f for m, f in zip(draws["model"], draws["lexical"], strict=True)]
-    lead = [m - f for m, f in zip(values["model"], values["lexical"], strict=True)]
-    return {
-        "tasks": tasks,
-        "macro_pr_auc": {system: macro_interval(values[system], draws[system]) for system in SYSTEMS},
-        "worst_task": min(tasks, key=lambda name: tasks[name]["model"]["pr_auc"]["value"]),
-        "model_minus_lexical_macro_pr_auc": macro_interval(lead, lead_D),
-    }
+    _check_same_rows(rows.test, tables["test"], predictor.tasks)
+    if len(rows.valid):
+        _check_same_rows(rows.valid, tables["valid"], predictor.tasks)
+    return rows
 
 
-def macro_interval(values: list[float], draws: list[np.ndarray]) -> dict[str, float]:
-    """The mean over tasks with its interval: each draw redraws the queries of every task."""
-    return asdict(interval(float(np.mean(values)), np.mean(draws, axis=0)))
+def _check_same_rows(encoded: EncodedRows, tables: Mapping[str, pa.Table], tasks: Sequence[Task]) -> None:
+    """Raise RetryableError if encoded rows and tables differ."""
+    tables_in_order = [tables[task.name] for task in tasks if task.name in tables]
+    if tables_in_order and not encoded.row_id_N.equals(pa.concat_tables(tables_in_order).column("row_id")):
+        raise RetryableError("accepted rows changed during the evaluation; run the same command again")
+
+
+def _calibrate(
+    predictor: Predictor, valid: EncodedRows, logits: np.ndarray, tables: Mapping[str, pa.Table]
+) -> Predictor:
+    """Return the predictor with calibrations fitted on valid rows; a task without any keeps the identity."""
+    calibration = {}
+    for index, task in enumerate(predictor.tasks):
+        rows = np.flatnonzero(valid.task_N == index)
+        market_N = market_column(tables[task.name]) if len(rows) else np.zeros(0, dtype=object)
+        calibration[task.name] = fit_calibration(
+            logits[rows, : len(task.labels)], valid.label_N[rows], task, valid.queries_of(rows), market_N
+        )
+    return replace(predictor, calibration=calibration)
+
+
+def _with_target(predictor: Predictor, target_precision: float) -> Predictor:
+    tasks = [task.model_copy(update={"target_precision": target_precision}) for task in predictor.tasks]
+    return replace(predictor, tasks=tuple(tasks))
+
+
+def _measure_evidence(
+    predictor: Predictor, valid: EncodedRows, logits: np.ndarray
+) -> dict[str, DecisionEvidence]:
+    """Return the evidence for decisions of each task with valid rows."""
+    evidence = {}
+    for index, task in enumerate(predictor.tasks):
+        rows = np.flatnonzero(valid.task_N == index)
+        if len(rows):
+            calibration = predictor.calibration[task.name]
+            label_probability_NC = calibrated_probabilities(
+                logits[rows, : len(task.labels)], calibration, task
+            )
+            probability_N = relevance_probability(label_probability_NC, task)
+            relevant_N = valid.label_N[rows] >= task.relevant_from
+            evidence[task.name] = measure_evidence(
+                probability_N, relevant_N, task.target_precision, calibration
+            )
+    return evidence
+
+
+def _publish_bundle(folder: Path, trained: Bundle, predictor: Predictor) -> str:
+    """Write the trained bundle with the predictor's calibration and return its sha256."""
+    calibration = {name: fitted.model_dump(mode="json") for name, fitted in predictor.calibration.items()}
+    tasks = [task.model_dump(mode="json") for task in predictor.tasks]
+    description = {**trained.description, "tasks": tasks, "calibration": calibration}
+    return write_bundle(folder, description, trained.tensors, trained.tokenizer_dir)
+
+
+def _test_probabilities(
+    predictor: Predictor, test: EncodedRows, logits_NC: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return calibrated label probabilities (N, C) of each task that has rows."""
+    probabilities = {}
+    for index, task in enumerate(predictor.tasks):
+        rows = np.flatnonzero(test.task_N == index)
+        if len(rows):
+            probabilities[task.name] = calibrated_probabilities(
+                logits_NC[rows, : len(task.labels)], predictor.calibration[task.name], task
+            )
+    return probabilities
+
+
+def _predict_tasks(
+    predictor: Predictor,
+    rows: EvaluationRows,
+    model_logits: np.ndarray,
+    untrained_logits: np.ndarray,
+    seed: int,
+) -> list[TaskPredictions]:
+    """Return the predictions of all systems for each task with both classes.
+
+    The lexical baseline learns from the training rows of the model.
+    """
+    predictions = []
+    for index, task in enumerate(predictor.tasks):
+        task_rows = np.flatnonzero(rows.test.task_N == index)
+        label_N = rows.test.label_N[task_rows]
+        is_relevant_N = label_N >= task.relevant_from
+        if is_relevant_N.all() or not is_relevant_N.any():
+            continue  # most metrics need both classes
+        table, num_labels = rows.tables["test"][task.name], len(task.labels)
+        market_N = market_column(table)
+        lexical_N = lexical_probability(task, rows.tables["train"].get(task.name), table, seed)
+        systems = {
+            "model": predictions_from_logits(
+                model_logits[task_rows, :num_labels], predictor.calibration[task.name], task, market_N
+            ),
+            "lexical": Predictions(lexical_N),
+            "untrained": predictions_from_logits(
+                untrained_logits[task_rows, :num_labels], Calibration(), task, market_N
+            ),
+        }
+        query_N = rows.test.queries_of(task_rows)
+        labeled = LabeledRows(task, query_N, label_N, slice_names(table, task.labels))
+        predictions.append(TaskPredictions(labeled, systems, rows_digest(table)))
+    return predictions
+
+
+def _write_plots(folder: Path, predictions: Sequence[TaskPredictions]) -> None:
+    """Write each task's curves as SVG files, the model's beside the lexical baseline's."""
+    folder.mkdir(exist_ok=True)
+    for task in predictions:
+        lines = [(name, task.systems[name].probability_N) for name in ("model", "lexical")]
+        for name, svg in curve_charts(lines, task.rows.is_relevant_N).items():
+            path = folder / f"{task.rows.task.name}-{name.replace(' ', '-')}.svg"
+            write_bytes(path, svg.encode("utf-8"))
+
+
+def _evaluate_task(task: TaskPredictions, seed: int) -> tuple[TaskEvaluation, dict[str, np.ndarray]]:
+    """Return one task's metrics, and the PR-AUC draws (D,) of each system."""
+    rows, systems, pr_auc_draws = task.rows, {}, {}
+    for system in SYSTEMS:
+        systems[system], draws = metrics_with_intervals(rows, task.systems[system], seed)
+        pr_auc_draws[system] = draws["pr_auc"]
+    lead = systems["model"]["pr_auc"].value - systems["lexical"]["pr_auc"].value
+    evaluation = TaskEvaluation(
+        rows=len(rows.label_N),
+        queries=len(set(rows.query_N)),
+        relevant=int(rows.is_relevant_N.sum()),
+        systems=systems,
+        model_minus_lexical_pr_auc=interval(lead, pr_auc_draws["model"] - pr_auc_draws["lexical"]),
+        slices=slice_metrics(rows, task.systems["model"], seed),
+        rows_digest=task.rows_digest,
+    )
+    return evaluation, pr_auc_draws
+
+
+def _macro_interval(values: Sequence[float], draws: Sequence[np.ndarray]) -> Interval:
+    """Return the mean over tasks; each draw redraws the queries of every task."""
+    return interval(float(np.mean(values)), np.mean(draws, axis=0))

@@ -1,10 +1,12 @@
-"""What goes with a version to tell, where it is scored with, whether it still says the same: canary rows with
-their probabilities, and how probabilities and labels were spread over the test rows.
+"""Reference of a version: canary rows with their probabilities, and score profiles.
+
+A scorer compares its canary probabilities before it publishes. Score drift compares profiles.
 
 Shape legend: N rows, C labels of the task.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,94 +15,153 @@ import pyarrow as pa
 
 from pipeline.errors import DamagedInputError
 from pipeline.inference.calibration import relevance_probability
-from pipeline.inference.multitask_predictor import AllTasksJudge
-from pipeline.inference.predictor import Judge
-from pipeline.inference.probabilities import judge_all_tasks, judge_rows
+from pipeline.inference.multitask_predictor import MultitaskPredictor
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.probabilities import predict_multitask_probabilities, predict_probabilities
 from pipeline.schema import ROW_SCHEMA
 from pipeline.storage.filesystem import read_json
 
 CANARY_ROWS = 8  # of each task
 
-BINS = 20  # of the probability, from 0 to 1
+PROBABILITY_BINS = 20  # from 0 to 1
 
 FORMAT = 1
 
-Profile = dict[str, dict[str, list[int]]]  # market -> probability and labels -> counts
+Profile = dict[str, dict[str, list[int]]]  # market -> "probability" and "labels" -> row counts
+
+
+@dataclass(frozen=True)
+class Canary:
+    """Rows of one task and the relevance probabilities that the version computed for them."""
+
+    table: pa.Table  # contract rows
+    probability_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class ScoreReference:
+    """Content of score_reference.json."""
+
+    bundle_sha256: str
+    canaries: Mapping[str, Canary]  # by task
+    profiles: Mapping[str, Profile]  # by task, of the test rows
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "ScoreReference":
+        """Parse the recorded form."""
+        canaries = {
+            task: Canary(pa.Table.from_pylist(canary["rows"], ROW_SCHEMA), np.asarray(canary["probability"]))
+            for task, canary in fields["canaries"].items()
+        }
+        return cls(fields["bundle_sha256"], canaries, fields["profiles"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recorded form."""
+        canaries = {
+            task: {"rows": canary.table.to_pylist(), "probability": canary.probability_N.tolist()}
+            for task, canary in self.canaries.items()
+        }
+        return {
+            "format": FORMAT,
+            "bundle_sha256": self.bundle_sha256,
+            "canaries": canaries,
+            "profiles": dict(self.profiles),
+        }
 
 
 def build_reference(
-    judge: Judge,
+    predictor: Predictor,
     bundle_sha256: str,
     tables: Mapping[str, pa.Table],
     probabilities: Mapping[str, np.ndarray],
     batch_tokens: int,
-) -> dict[str, Any]:
-    """The reference of a bundle, json, from rows of each task and what the judge said of them, label
-    probabilities (N, C) by task. The canary rows are judged again by themselves, as they will be: bfloat16
-    differs with the rows beside them.
+) -> ScoreReference:
+    """Build the reference of a bundle.
+
+    Canary rows are predicted again by themselves, as a scorer does: in bfloat16 a row's probability
+    depends on the other rows of its batch.
+
+    Args:
+        predictor: The bundle's predictor.
+        bundle_sha256: Digest of the bundle.
+        tables: Contract rows by task.
+        probabilities: Label probabilities (N, C) of these rows by task; tasks without any are left out.
+        batch_tokens: Tokens of one forward pass at most, padding included.
     """
     canaries, profiles = {}, {}
-    for task in judge.tasks:
+    for task in predictor.tasks:
         if task.name not in probabilities:
             continue
         table, probability_NC = tables[task.name], probabilities[task.name]
-        rows = table.slice(0, CANARY_ROWS)
-        canary_N = relevance_probability(judge_rows(judge, rows, task, batch_tokens), task)
-        canaries[task.name] = {"rows": rows.to_pylist(), "probability": canary_N.tolist()}
-        probability_N, label_N = relevance_probability(probability_NC, task), probability_NC.argmax(axis=1)
-        profiles[task.name] = profile_of(
-            probability_N, label_N, table.column("market").to_pylist(), len(task.labels)
+        canary_rows = table.slice(0, CANARY_ROWS)
+        canary_NC = predict_probabilities(predictor, canary_rows, task, batch_tokens)
+        canaries[task.name] = Canary(canary_rows, relevance_probability(canary_NC, task))
+        profiles[task.name] = build_profile(
+            relevance_probability(probability_NC, task),
+            probability_NC.argmax(axis=1),
+            table.column("market").to_pylist(),
+            len(task.labels),
         )
-    return {"format": FORMAT, "bundle_sha256": bundle_sha256, "canaries": canaries, "profiles": profiles}
+    return ScoreReference(bundle_sha256, canaries, profiles)
 
 
-def read_reference(path: Path, bundle_sha256: str) -> dict[str, Any]:
-    """The reference of a bundle. DamagedInputError: the file is another's, or none."""
-    reference = read_json(path)
-    if reference.get("format") != FORMAT or reference.get("bundle_sha256") != bundle_sha256:
+def read_reference(path: Path, bundle_sha256: str) -> ScoreReference:
+    """Read the reference of a bundle.
+
+    Raises:
+        DamagedInputError: The file is not JSON, or belongs to another bundle.
+    """
+    fields = read_json(path)
+    if fields.get("format") != FORMAT or fields.get("bundle_sha256") != bundle_sha256:
         raise DamagedInputError(
             f"{path} is not the reference of bundle {bundle_sha256[:12]}; register that bundle again"
         )
-    return dict(reference)
+    return ScoreReference.from_json(fields)
 
 
 def canary_difference(
-    judge: Judge, reference: Mapping[str, Any], batch_tokens: int, all_tasks: AllTasksJudge | None = None
+    predictor: Predictor,
+    reference: ScoreReference,
+    batch_tokens: int,
+    multitask: MultitaskPredictor | None = None,
 ) -> float:
-    """How far the judge's probabilities of the canary rows are from those of the reference, at most.
-    `all_tasks`: it judges, in the judge's place.
+    """Return the largest absolute difference of canary probabilities from the reference.
+
+    `multitask` predicts in place of `predictor` if given.
     """
     largest = 0.0
-    for task in judge.tasks:
-        canary = reference["canaries"].get(task.name)
-        if canary is not None:
-            table = pa.Table.from_pylist(canary["rows"], ROW_SCHEMA)
-            by_all = judge_all_tasks(all_tasks, table, batch_tokens) if all_tasks else {}
-            probability_NC = by_all[task.name] if all_tasks else judge_rows(judge, table, task, batch_tokens)
-            probability_N = relevance_probability(probability_NC, task)
-            largest = max(largest, float(np.abs(probability_N - canary["probability"]).max()))
+    for task in predictor.tasks:
+        canary = reference.canaries.get(task.name)
+        if canary is None:
+            continue
+        if multitask is None:
+            probability_NC = predict_probabilities(predictor, canary.table, task, batch_tokens)
+        else:
+            probability_NC = predict_multitask_probabilities(multitask, canary.table, batch_tokens)[task.name]
+        difference_N = np.abs(relevance_probability(probability_NC, task) - canary.probability_N)
+        largest = max(largest, float(difference_N.max()))
     return largest
 
 
-def profile_of(
-    probability_N: np.ndarray, label_N: np.ndarray, markets: list[str | None], num_labels: int
+def build_profile(
+    probability_N: np.ndarray, label_N: np.ndarray, markets: Sequence[str | None], num_labels: int
 ) -> Profile:
-    """How probabilities and labels are spread, market by market."""
+    """Count rows by probability bin and by label, market by market."""
     market_N = np.array([market or "" for market in markets], dtype=object)
-    found: Profile = {}
+    profile: Profile = {}
     for market in sorted(set(market_N.tolist())):
-        mine = market_N == market
-        bins = np.minimum((probability_N[mine] * BINS).astype(int), BINS - 1)
-        found[market] = {
-            "probability": np.bincount(bins, minlength=BINS).tolist(),
-            "labels": np.bincount(label_N[mine], minlength=num_labels).tolist(),
+        in_market = market_N == market
+        bin_N = np.minimum((probability_N[in_market] * PROBABILITY_BINS).astype(int), PROBABILITY_BINS - 1)
+        profile[market] = {
+            "probability": np.bincount(bin_N, minlength=PROBABILITY_BINS).tolist(),
+            "labels": np.bincount(label_N[in_market], minlength=num_labels).tolist(),
         }
-    return found
+    return profile
 
 
-def add_profile(total: Profile, more: Mapping[str, Mapping[str, list[int]]]) -> None:
-    """Add the counts of some rows to those of others."""
-    for market, counts in more.items():
-        mine = total.setdefault(market, {name: [0] * len(values) for name, values in counts.items()})
+def add_profile(total: Profile, other: Mapping[str, Mapping[str, list[int]]]) -> None:
+    """Add the counts of one profile to another in place."""
+    for market, counts in other.items():
+        sums = total.setdefault(market, {name: [0] * len(values) for name, values in counts.items()})
         for name, values in counts.items():
-            mine[name] = [one + other for one, other in zip(mine[name], values, strict=True)]
+            sums[name] = [a + b for a, b in zip(sums[name], values, strict=True)]

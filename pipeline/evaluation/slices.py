@@ -1,4 +1,4 @@
-"""Parts of a task's test rows that a model may be worse on: one name a row for each way of cutting.
+"""Slices of a task's rows, by market, query length, language and other dimensions.
 
 Shape legend: N rows.
 """
@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-QUERY_WORDS = ((1, "1 word"), (2, "2 words"), (4, "3 to 4 words"))  # up to so many; beyond: 5 words and more
+# (upper bound, slice name); larger values have the name given to `_name_by_bound`
+QUERY_WORDS = ((1, "1 word"), (2, "2 words"), (4, "3 to 4 words"))
 
-# tail queries to head queries, by how many of a query's ads were judged
+# labeled ads of a query: tail queries to head queries
 QUERY_ADS = ((1, "1 ad"), (9, "2 to 9 ads"))
 
-# ISO 639-1, of most of what is advertised; out of all languages, texts this short are often taken for rare
-# ones
+# ISO 639-1 codes of common languages. With all languages allowed, short texts are often
+# classified as a rare one.
 LANGUAGES = [
     "ar",
     "bg",
@@ -55,13 +56,16 @@ LANGUAGES = [
     "zh",
 ]
 
-SURE_ENOUGH = 0.5  # of a language, among those
+MIN_LANGUAGE_PROBABILITY = 0.5
 
-UNSURE = "unclear"
+UNCLEAR_LANGUAGE = "unclear"
 
 
-def cut(table: pa.Table, label_names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Slice names (N,) by way of cutting: market, query_words, query_ads, language, ad_length, label."""
+def slice_names(table: pa.Table, label_names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Return the slice name of each row (N,) by dimension.
+
+    Dimensions: market, query_words, query_ads, language, ad_length, label.
+    """
     queries = table.column("query").to_pylist()
     words_N = pc.list_value_length(
         pc.utf8_split_whitespace(pc.utf8_trim_whitespace(table.column("query")))
@@ -70,43 +74,44 @@ def cut(table: pa.Table, label_names: tuple[str, ...]) -> dict[str, np.ndarray]:
     titles = table.column("ad_title").to_pylist()
     return {
         "market": np.asarray(table.column("market").to_pylist(), dtype=object),
-        "query_words": steps(words_N, QUERY_WORDS, "5 words and more"),
-        "query_ads": steps(ads_Q[index_N], QUERY_ADS, "10 ads and more"),
+        "query_words": _name_by_bound(words_N, QUERY_WORDS, "5 words and more"),
+        "query_ads": _name_by_bound(ads_Q[index_N], QUERY_ADS, "10 ads and more"),
         "language": np.asarray(
-            [language(f"{query} {title}") for query, title in zip(queries, titles, strict=True)], dtype=object
+            [detect_language(f"{query} {title}") for query, title in zip(queries, titles, strict=True)],
+            dtype=object,
         ),
-        "ad_length": thirds(pc.utf8_length(table.column("ad_title")).to_numpy(), "characters"),
+        "ad_length": _name_by_third(pc.utf8_length(table.column("ad_title")).to_numpy(), "characters"),
         "label": np.asarray(label_names, dtype=object)[table.column("label").to_numpy()],
     }
 
 
-def steps(number_N: np.ndarray, named: tuple[tuple[int, str], ...], beyond: str) -> np.ndarray:
-    """The name of the first step that a number is not above."""
-    place_N = np.searchsorted([most for most, _ in named], number_N)
-    return np.asarray([*(name for _, name in named), beyond], dtype=object)[place_N]
+def detect_language(text: str) -> str:
+    """Return the ISO 639-1 code of a text's language, or UNCLEAR_LANGUAGE.
 
-
-def thirds(number_N: np.ndarray, unit: str) -> np.ndarray:
-    """Which third of the rows each is in, named by its bounds."""
-    low, high = np.quantile(number_N, [1 / 3, 2 / 3]).astype(int)
-    return steps(
-        number_N, ((low, f"up to {low} {unit}"), (high, f"up to {high} {unit}")), f"above {high} {unit}"
-    )
-
-
-def language(text: str) -> str:
-    """The language of a query and its ad's title together, as most queries alone are too short to tell: an
-    ISO 639-1 code, or UNSURE.
+    Pass a query together with its ad's title: most queries alone are too short.
     """
-    code, sure = identifier().classify(text)
-    return str(code) if sure >= SURE_ENOUGH else UNSURE
+    code, probability = _language_classifier().classify(text)
+    return str(code) if probability >= MIN_LANGUAGE_PROBABILITY else UNCLEAR_LANGUAGE
+
+
+def _name_by_bound(number_N: np.ndarray, bounds: tuple[tuple[int, str], ...], beyond: str) -> np.ndarray:
+    """Return the name of the first bound that is not exceeded; `beyond` if all are."""
+    position_N = np.searchsorted([bound for bound, _ in bounds], number_N)
+    return np.asarray([*(name for _, name in bounds), beyond], dtype=object)[position_N]
+
+
+def _name_by_third(number_N: np.ndarray, unit: str) -> np.ndarray:
+    """Return the third that each row is in, named by its bounds."""
+    low, high = np.quantile(number_N, [1 / 3, 2 / 3]).astype(int)
+    bounds = ((low, f"up to {low} {unit}"), (high, f"up to {high} {unit}"))
+    return _name_by_bound(number_N, bounds, f"above {high} {unit}")
 
 
 @functools.cache
-def identifier() -> Any:
-    """langid's classifier of LANGUAGES, with its published weights."""
+def _language_classifier() -> Any:
+    """Return py3langid's classifier with its published weights, limited to LANGUAGES."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    found = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    found.set_languages(LANGUAGES)
-    return found
+    classifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    classifier.set_languages(LANGUAGES)
+    return classifier

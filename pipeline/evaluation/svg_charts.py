@@ -1,114 +1,120 @@
-"""Small charts as SVG text, in colours that follow the page's light or dark."""
+"""Small line charts as SVG: standalone files, or inline in a page whose colors they follow."""
 
+import hashlib
+import io
+import re
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-WIDTH, HEIGHT, MARGIN = 340, 250, 38
+SIZE_INCHES = (3.6, 2.7)
 
-CURVE_POINTS = 200  # of a curve at most
+MAX_CURVE_POINTS = 200  # keeps a chart at some kilobytes
 
-COLOURS = ("#2563c9", "#c2571a", "#2e8540", "#8a3fa8", "#8a6d00", "#0f7c86")  # of a chart outside a page
+LINE_COLORS = ("#2563c9", "#c2571a", "#2e8540", "#8a3fa8", "#8a6d00", "#0f7c86")
+INK, DIM, FRAME, BACKGROUND = "#1d2126", "#5d6672", "#d9dde3", "#ffffff"
 
-Line = tuple[str, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # name, x, y
+# custom properties of templates/report.css
+CSS_COLORS = {
+    INK: "--ink",
+    DIM: "--dim",
+    FRAME: "--line",
+    BACKGROUND: "--card",
+    **{color: f"--c{number}" for number, color in enumerate(LINE_COLORS)},
+}
+
+SVG_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",  # keep text as text elements, not as paths
+    "font.sans-serif": ["DejaVu Sans"],
+}
+NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart."""
+
+    name: str  # in the legend
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
 
 
 def line_chart(
-    title: str, x_name: str, y_name: str, lines: Sequence[Line], diagonal: bool = False, unit: bool = True
+    title: str,
+    x_name: str,
+    y_name: str,
+    lines: Sequence[Line],
+    diagonal: bool = False,
+    unit_axes: bool = True,
 ) -> str:
-    """Lines over common axes; with `unit` both go from 0 to 1. A name and a class a line, for the legend."""
-    xs, ys = (
-        np.concatenate([np.asarray(line[1], float) for line in lines]),
-        np.concatenate([np.asarray(line[2], float) for line in lines]),
-    )
-    x_low, x_high = (0.0, 1.0) if unit else limits(xs)
-    y_low, y_high = (0.0, 1.0) if unit else limits(ys)
+    """Draw lines over common axes and return a standalone SVG document.
 
-    def place(x: float, y: float) -> str:
-        across = MARGIN + (x - x_low) / (x_high - x_low) * (WIDTH - 2 * MARGIN)
-        return f"{across:.1f},{HEIGHT - MARGIN - (y - y_low) / (y_high - y_low) * (HEIGHT - 2 * MARGIN):.1f}"
+    Args:
+        title: Title of the chart.
+        x_name: Label of the x axis.
+        y_name: Label of the y axis.
+        lines: Lines to draw; a single one named as the title gets no legend.
+        diagonal: Draw the line from corner to corner.
+        unit_axes: Both axes go from 0 to 1.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    drawn = (
-        [f'<polyline class="diagonal" points="{place(x_low, y_low)} {place(x_high, y_high)}"/>']
-        if diagonal
-        else []
-    )
-    legend = []
-    for order, (name, line_x, line_y) in enumerate(lines):
-        chosen = thinned(len(line_x))
-        points = " ".join(place(float(line_x[i]), float(line_y[i])) for i in chosen)
-        drawn.append(f'<polyline class="line{order % 6}" points="{points}"/>')
-        legend.append(f'<tspan class="text{order % 6}" dx="8">{escape(name)}</tspan>')
-    frame = (
-        f'<rect class="frame" x="{MARGIN}" y="{MARGIN}" width="{WIDTH - 2 * MARGIN}" '
-        f'height="{HEIGHT - 2 * MARGIN}"/>'
-    )
-    ticks = [
-        (MARGIN, HEIGHT - MARGIN + 14, "start", number(x_low)),
-        (WIDTH - MARGIN, HEIGHT - MARGIN + 14, "end", number(x_high)),
-        (MARGIN - 4, HEIGHT - MARGIN, "end", number(y_low)),
-        (MARGIN - 4, MARGIN + 8, "end", number(y_high)),
-    ]
-    texts = [f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>' for x, y, anchor, text in ticks]
-    texts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_name)}</text>')
-    texts.append(
-        f'<text x="12" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 12 '
-        f'{HEIGHT / 2})">{escape(y_name)}</text>'
-    )
-    texts.append(
-        f'<text class="title" x="{MARGIN}" y="14">{escape(title)}</text><text x="{MARGIN - 8}" '
-        f'y="30">{"".join(legend)}</text>'
-    )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}">{frame}{"".join(drawn)}{"".join(texts)}</svg>'
-    )
+    # Equal charts get equal ids; different charts of one page get different ones.
+    content = [(line.name, list(line.x), list(line.y)) for line in lines]
+    salt = hashlib.sha256(repr((title, content)).encode()).hexdigest()
+    # The SVG writer reads its settings from the process's rcParams; the context restores them.
+    with rc_context({**SVG_SETTINGS, "svg.hashsalt": salt}):
+        figure = Figure(figsize=SIZE_INCHES, facecolor=BACKGROUND, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+        axes = figure.add_subplot()
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color=DIM, linewidth=0.8, linestyle=(0, (3, 4)))
+        for number, line in enumerate(lines):
+            kept = _thin(len(line.x))
+            x, y = np.asarray(line.x, float)[kept], np.asarray(line.y, float)[kept]
+            axes.plot(x, y, color=LINE_COLORS[number % len(LINE_COLORS)], linewidth=1.4, label=line.name)
+        if unit_axes:
+            axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        _style(axes, title, x_name, y_name)
+        if [line.name for line in lines] != [title]:
+            figure.legend(
+                loc="outside lower left",
+                ncols=len(lines),
+                frameon=False,
+                fontsize=8,
+                labelcolor="linecolor",
+                handlelength=1.2,
+            )
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=NO_METADATA)
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]  # without the XML and document type declarations
 
 
-def limits(values: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest, apart from each other."""
-    low, high = float(values.min()), float(values.max())
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+def inline_svg(svg: str) -> str:
+    """Return a chart for use inside a page: colors follow the page, and ids that may repeat are dropped."""
+    for color, name in CSS_COLORS.items():
+        svg = svg.replace(color, f"var({name})")
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would style the whole page
+    return re.sub(r' id="[a-z0-9.]+_\d+"', "", svg)
 
 
-def thinned(count: int) -> list[int]:
-    """Positions of the points that are drawn, both ends among them."""
-    return sorted(set(np.linspace(0, count - 1, min(count, CURVE_POINTS)).astype(int).tolist()))
+def _style(axes: Any, title: str, x_name: str, y_name: str) -> None:
+    """Apply the colors and font sizes of all charts."""
+    axes.set_title(title, loc="left", color=INK, fontsize=9, fontweight="bold")
+    axes.set_xlabel(x_name, color=DIM, fontsize=8)
+    axes.set_ylabel(y_name, color=DIM, fontsize=8)
+    axes.set_facecolor("none")
+    axes.tick_params(colors=DIM, labelsize=8, length=2, width=0.6)
+    axes.grid(color=FRAME, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FRAME)
 
 
-def number(value: float) -> str:
-    """A tick's text."""
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def confusion_table(confusion_CC: np.ndarray, labels: Sequence[str]) -> str:
-    """True label by decided label, shaded by the share of its row."""
-    head = "".join(f"<th>{escape(label)}</th>" for label in labels)
-    rows = []
-    for label, counts in zip(labels, confusion_CC, strict=True):
-        total = max(1.0, float(counts.sum()))
-        cells = "".join(
-            f'<td style="--share:{count / total:.2f}" class="shaded">{count:,.0f}</td>' for count in counts
-        )
-        rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
-    return (
-        '<table class="confusion"><thead><tr><th>true \\ '
-        f"decided</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-def standalone(svg: str) -> str:
-    """A chart as a file of its own, in fixed colours."""
-    colours = "".join(
-        f".line{n}{{stroke:{colour}}}.text{n}{{fill:{colour}}}" for n, colour in enumerate(COLOURS)
-    )
-    shapes = (
-        "text{font:10px "
-        "sans-serif}polyline{fill:none;stroke-width:1.6}.frame{fill:none;stroke:#ccc}.diagonal{stroke:#888}"
-    )
-    style = f"<style>{shapes}{colours}</style>"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{2 * HEIGHT}"'
-    return svg.replace("<svg", head, 1).replace(
-        ">", f'>{style}<rect width="100%" height="100%" fill="#fff"/>', 1
-    )
+def _thin(count: int) -> np.ndarray:
+    """Return the positions of the points to draw, both ends among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_CURVE_POINTS)).astype(int))

@@ -1,1 +1,1 @@
-"""A predictor turns rows into calibrated probabilities, and these into labels."""
+"""Predictors: rows to calibrated probabilities, and these to labels."""

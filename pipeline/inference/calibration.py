@@ -1,82 +1,79 @@
-"""From logits to probabilities that mean what they say, and from those to decisions: plain numbers, which a
-bundle carries.
+"""Calibrated probabilities from logits, and decisions from probabilities.
 
-Shape legend: N rows, C labels of the finest task.
+Shape legend: N rows, C labels of the task.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from pipeline.config.strict_model import Frozen
+from pipeline.config.scoring import WhenUnproven
+from pipeline.config.strict_model import StrictModel
 from pipeline.config.tasks import Task
 
 Method = Literal["temperature", "platt", "isotonic"]
 
 
-class Thresholds(Frozen):
-    """Where decisions begin."""
+class Thresholds(StrictModel):
+    """Probabilities at which decisions begin; between the two the decision is to abstain."""
 
-    relevant_at: float | None = None  # decide relevant at or above this probability; None: never
-    # decide irrelevant below this one; None: never. Between the two: abstain
-    irrelevant_below: float | None = None
+    relevant_at: float | None = None  # relevant at or above; None: never
+    irrelevant_below: float | None = None  # irrelevant below; None: never
 
 
 class Calibration(Thresholds):
-    """One task's plain numbers."""
+    """Calibration of one task."""
 
     temperature: float = Field(default=1.0, gt=0)  # divides the logits
-    method: Method = "temperature"  # what is done to the probability of being relevant after that
-    slope: float = 1.0  # platt: of the log odds
-    intercept: float = 0.0  # platt: added to them
-    # isotonic: probability before and after, rising; straight lines between
+    method: Method = "temperature"  # recalibrates the probability of relevance
+    slope: float = 1.0  # platt: factor of the log odds
+    intercept: float = 0.0  # platt: added to the log odds
+    # isotonic: (probability before, after), non-decreasing, interpolated linearly
     curve: tuple[tuple[float, float], ...] = ()
-    markets: dict[str, Thresholds] = {}  # thresholds of markets that have rows enough
+    markets: dict[str, Thresholds] = {}  # own thresholds of markets with enough rows
 
 
 def label_probabilities(logits_NC: np.ndarray, temperature: float) -> np.ndarray:
-    """Softmax of logits / temperature (N, C); labels with a logit of -inf get 0."""
+    """Return softmax(logits / temperature) (N, C); a logit of -inf gives 0."""
     scaled = logits_NC / temperature
     exp = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return exp / exp.sum(axis=1, keepdims=True)
 
 
 def relevance_probability(label_probability_NC: np.ndarray, task: Task) -> np.ndarray:
-    """The probability that the label counts as relevant (N,)."""
+    """Return the probability that the label counts as relevant (N,)."""
     return label_probability_NC[:, task.relevant_from :].sum(axis=1).clip(0.0, 1.0)
 
 
 def expected_grade(label_probability_NC: np.ndarray) -> np.ndarray:
-    """The mean label index (N,)."""
+    """Return the mean label index (N,)."""
     return label_probability_NC @ np.arange(label_probability_NC.shape[1])
 
 
 def calibrated_probabilities(logits_NC: np.ndarray, calibration: Calibration, task: Task) -> np.ndarray:
-    """Label probabilities (N, C) that mean what they say: those of the temperature, moved so that the
-    relevant labels together have the probability that the method gives; among relevant ones, and among
-    irrelevant ones, their proportions stay.
+    """Return calibrated label probabilities (N, C).
+
+    The method recalibrates the probability of relevance. Proportions among the relevant labels, and among the
+    irrelevant ones, stay those of the softmax.
     """
     probability_NC = label_probabilities(logits_NC, calibration.temperature)
     if calibration.method == "temperature" or not len(logits_NC):
         return probability_NC
     before_N = relevance_probability(probability_NC, task)
-    after_N = moved(before_N, calibration)
+    after_N = recalibrate(before_N, calibration)
     relevant_C = np.arange(probability_NC.shape[1]) >= task.relevant_from
-    share_N2 = np.stack(
-        [
-            np.divide(1 - after_N, 1 - before_N, out=np.ones_like(after_N), where=before_N < 1),
-            np.divide(after_N, before_N, out=np.ones_like(after_N), where=before_N > 0),
-        ],
-        axis=1,
-    )
-    scaled_NC = probability_NC * share_N2[:, relevant_C.astype(int)]
+    irrelevant_scale_N = np.divide(1 - after_N, 1 - before_N, out=np.ones_like(after_N), where=before_N < 1)
+    relevant_scale_N = np.divide(after_N, before_N, out=np.ones_like(after_N), where=before_N > 0)
+    scale_N2 = np.stack([irrelevant_scale_N, relevant_scale_N], axis=1)
+    scaled_NC = probability_NC * scale_N2[:, relevant_C.astype(int)]
     return scaled_NC / scaled_NC.sum(axis=1, keepdims=True)
 
 
-def moved(probability_N: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """What the method makes of the probability of being relevant (N,)."""
+def recalibrate(probability_N: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Return the probability of relevance after Platt scaling or the isotonic curve (N,)."""
     if calibration.method == "platt":
         return 1 / (1 + np.exp(-(calibration.slope * log_odds(probability_N) + calibration.intercept)))
     before, after = np.asarray(calibration.curve).T
@@ -84,23 +81,48 @@ def moved(probability_N: np.ndarray, calibration: Calibration) -> np.ndarray:
 
 
 def log_odds(probability_N: np.ndarray) -> np.ndarray:
-    """log(p / (1 - p)), finite."""
+    """Return log(p / (1 - p)), clipped to finite values."""
     clipped_N = probability_N.clip(1e-12, 1 - 1e-12)
     return np.log(clipped_N) - np.log1p(-clipped_N)
 
 
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions of N rows, and the basis of each."""
+
+    decision_N: np.ndarray  # relevant, irrelevant, abstain
+    basis_N: np.ndarray  # target_precision, best_guess, unproven
+
+
 def decide(
-    probability_N: np.ndarray, calibration: Calibration, market_N: Sequence[str] | np.ndarray | None = None
-) -> np.ndarray:
-    """relevant, irrelevant or abstain for each row (N,), by the thresholds of its market where that has its
-    own.
+    probability_N: np.ndarray,
+    calibration: Calibration,
+    market_N: Sequence[str] | np.ndarray | None = None,
+    when_unproven: WhenUnproven = "abstain",
+) -> Decisions:
+    """Decide by the thresholds of each row's market, or of the task if the market has none.
+
+    A threshold that is None is unproven: the valid split could not show the target precision on that side.
+    Rows on that side of probability 0.5 then abstain; with `best_guess` they get the more probable decision.
     """
-    decision = np.full(len(probability_N), "abstain", dtype="<U10")
+    decision_N = np.full(len(probability_N), "abstain", dtype="<U10")
+    basis_N = np.full(len(probability_N), "target_precision", dtype="<U16")
     markets = np.asarray(market_N if market_N is not None else [""] * len(probability_N), dtype=object)
     for market in set(markets.tolist()):
-        thresholds, rows = calibration.markets.get(market, calibration), markets == market
-        if thresholds.irrelevant_below is not None:
-            decision[rows & (probability_N < thresholds.irrelevant_below)] = "irrelevant"
-        if thresholds.relevant_at is not None:
-            decision[rows & (probability_N >= thresholds.relevant_at)] = "relevant"
-    return decision
+        thresholds = calibration.markets.get(market, calibration)
+        in_market_N = markets == market
+        above_half_N, below_half_N = probability_N >= 0.5, probability_N < 0.5
+        sides = (
+            ("irrelevant", thresholds.irrelevant_below, np.less, below_half_N),
+            ("relevant", thresholds.relevant_at, np.greater_equal, above_half_N),
+        )
+        for decision, threshold, is_beyond, _ in sides:
+            if threshold is not None:
+                decision_N[in_market_N & is_beyond(probability_N, threshold)] = decision
+        for decision, threshold, _, half_N in sides:
+            unproven_N = in_market_N & half_N & (decision_N == "abstain")
+            if threshold is None and when_unproven == "best_guess":
+                decision_N[unproven_N] = decision
+            if threshold is None:
+                basis_N[unproven_N] = "best_guess" if when_unproven == "best_guess" else "unproven"
+    return Decisions(decision_N, basis_N)

@@ -1,4 +1,7 @@
-"""Scores that are known already, found by the hash of a row's texts."""
+"""Scores that an earlier run computed, looked up by the hash of a row's texts.
+
+Shape legend: N rows, M cached rows.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,8 +15,8 @@ HASH_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Known:
-    """Rows of one task with their scores, in the order of their hashes."""
+class CachedScores:
+    """Scores of rows of one task, sorted by hash."""
 
     hash_M: np.ndarray  # bytes
     probability_M: np.ndarray
@@ -21,20 +24,23 @@ class Known:
     grade_M: np.ndarray
 
     def find(self, hash_N: np.ndarray) -> np.ndarray:
-        """The place of each row's hash (N,), -1 where it is not known."""
-        place_N = np.searchsorted(self.hash_M, hash_N)
-        inside_N = place_N < len(self.hash_M)
-        found_N = np.zeros(len(hash_N), bool)
-        found_N[inside_N] = self.hash_M[place_N[inside_N]] == hash_N[inside_N]
-        return np.where(found_N, place_N, -1)
+        """Return the position of each row's hash (N,); -1: not cached."""
+        position_N = np.searchsorted(self.hash_M, hash_N)
+        inside_N = position_N < len(self.hash_M)
+        is_cached_N = np.zeros(len(hash_N), bool)
+        is_cached_N[inside_N] = self.hash_M[position_N[inside_N]] == hash_N[inside_N]
+        return np.where(is_cached_N, position_N, -1)
 
 
-NOTHING_KNOWN = Known(np.zeros(0, f"S{HASH_BYTES}"), np.zeros(0), np.zeros(0, np.int32), np.zeros(0))
+NO_CACHED_SCORES = CachedScores(
+    np.zeros(0, f"S{HASH_BYTES}"), np.zeros(0), np.zeros(0, np.int32), np.zeros(0)
+)
 
 
 def input_hashes(table: pa.Table, task: Task) -> np.ndarray:
-    """A hash of what the task's template reads of each row (N,): rows with one hash get one score from one
-    model.
+    """Return a hash of the texts that the task's template reads of each row (N,).
+
+    One model gives rows with equal hashes equal scores.
     """
     texts = [table.column(name).to_pylist() for name in ("query", *task.ad_columns)]
     return np.array(
@@ -46,14 +52,15 @@ def input_hashes(table: pa.Table, task: Task) -> np.ndarray:
     )
 
 
-def hashes_as_arrow(hash_N: np.ndarray) -> pa.Array:
-    """The same as a column; numpy itself would drop zeros at the end of a hash."""
+def hashes_to_arrow(hash_N: np.ndarray) -> pa.Array:
+    """Return hashes as an Arrow array, with trailing zero bytes, which numpy's own conversion drops."""
     return pa.Array.from_buffers(pa.binary(HASH_BYTES), len(hash_N), [None, pa.py_buffer(hash_N.tobytes())])
 
 
-def hashes_as_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of hashes, none of them null, as `input_hashes` has them; without a Python object for each of
-    millions.
+def hashes_from_arrow(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the hashes of a column without nulls, in the form of `input_hashes`.
+
+    Reads the buffers, because a Python object per hash would be slow.
     """
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     return np.concatenate(

@@ -1,6 +1,6 @@
-"""Group rows by the tokens they begin with.
+"""Groups of rows that begin with the same tokens.
 
-Shape legend: N rows, U rows that differ.
+Shape legend: N rows, U distinct rows.
 """
 
 from __future__ import annotations
@@ -11,65 +11,67 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MIN_SHARED_TOKENS = 8  # of a group's beginning; reading a shorter one by itself costs as much as it saves
+MIN_PREFIX_TOKENS = 8  # of a group; encoding a shorter prefix by itself costs as much as it saves
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows with one beginning."""
+class PrefixGroup:
+    """Rows with one prefix."""
 
-    rows: list[int]  # numbers among the rows that differ
-    shared: int  # tokens they all begin with
+    rows: list[int]  # numbers among the distinct rows
+    prefix_length: int  # tokens
 
 
-def distinct(id_lists: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """(rows that differ, (N,) which of them each row is)."""
+def find_distinct(id_lists: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the U distinct rows and, for each row, the number of the distinct row that equals it (N,)."""
     number: dict[bytes, int] = {}
-    first_N = np.array([number.setdefault(ids.tobytes(), len(number)) for ids in id_lists], dtype=np.int64)
-    _, firsts = np.unique(first_N, return_index=True)
-    return [id_lists[row] for row in firsts], first_N
+    distinct_N = np.array([number.setdefault(ids.tobytes(), len(number)) for ids in id_lists], dtype=np.int64)
+    _, first_U = np.unique(distinct_N, return_index=True)
+    return [id_lists[row] for row in first_U], distinct_N
 
 
-def rows_of_each(first_N: np.ndarray) -> list[np.ndarray]:
-    """Of each row that differs, the numbers of the rows that it stands for."""
-    return (
-        np.split(np.argsort(first_N, kind="stable"), np.cumsum(np.bincount(first_N))[:-1])
-        if len(first_N)
-        else []
-    )
+def rows_by_distinct(distinct_N: np.ndarray) -> list[np.ndarray]:
+    """Return the row numbers that each distinct row stands for."""
+    if not len(distinct_N):
+        return []
+    ends = np.cumsum(np.bincount(distinct_N))[:-1]
+    return np.split(np.argsort(distinct_N, kind="stable"), ends)
 
 
-def find_groups(ids_U: Sequence[np.ndarray]) -> tuple[int, list[Group]]:
-    """(tokens that all rows begin with, the rows in groups that begin alike by more than that). No beginning
-    is a whole row.
+def group_by_prefix(ids_U: Sequence[np.ndarray]) -> tuple[int, list[PrefixGroup]]:
+    """Group rows that share more than the prefix common to all. A prefix is shorter than its rows.
 
-    Neighbours in the rows' sorted order go together unless that would cut by more than a quarter what the
-    group shares, or what the row shares with the one after it.
+    Neighbors in sorted order join one group, unless that would shorten by more than a quarter either the
+    group's prefix or the prefix that the row shares with its next neighbor.
+
+    Returns:
+        The length of the prefix that all rows share, and the groups; each row is in one.
     """
     order = sorted(range(len(ids_U)), key=lambda row: ids_U[row].astype(">i4").tobytes())
     rows = [ids_U[row] for row in order]
-    common = min(same_beginning(rows[0], rows[-1]), min(map(len, rows)) - 1)
-    # beyond what all share, with the row before
-    alike = [
-        0,
-        *(min(same_beginning(a, b), len(a) - 1, len(b) - 1) - common for a, b in itertools.pairwise(rows)),
-        0,
-    ]
-    groups, members, shared = [], [order[0]], len(rows[0]) - 1 - common
+    common = min(common_prefix_length(rows[0], rows[-1]), min(map(len, rows)) - 1)
+    # tokens beyond `common` that a row shares with the one before it; 0 at both ends
+    shared_with_previous = [0]
+    for a, b in itertools.pairwise(rows):
+        shared_with_previous.append(min(common_prefix_length(a, b), len(a) - 1, len(b) - 1) - common)
+    shared_with_previous.append(0)
+
+    groups: list[PrefixGroup] = []
+    members, shared = [order[0]], len(rows[0]) - 1 - common
     for position in range(1, len(rows)):
-        together = min(alike[position], shared)
-        most = max(alike[position + 1], shared if len(members) > 1 else 0)
-        if together >= MIN_SHARED_TOKENS and 4 * together >= 3 * most:
+        if_joined = min(shared_with_previous[position], shared)
+        if_apart = max(shared_with_previous[position + 1], shared if len(members) > 1 else 0)
+        if if_joined >= MIN_PREFIX_TOKENS and 4 * if_joined >= 3 * if_apart:
             members.append(order[position])
-            shared = together
+            shared = if_joined
         else:
-            groups.append(Group(members, common + shared))
+            groups.append(PrefixGroup(members, common + shared))
             members, shared = [order[position]], len(rows[position]) - 1 - common
-    return common, [*groups, Group(members, common + shared)]
+    return common, [*groups, PrefixGroup(members, common + shared)]
 
 
-def same_beginning(one: np.ndarray, other: np.ndarray) -> int:
-    """Tokens that two rows begin with alike."""
-    length = min(len(one), len(other))
-    unlike = np.flatnonzero(one[:length] != other[:length])
-    return int(unlike[0]) if len(unlike) else length
+def common_prefix_length(a: np.ndarray, b: np.ndarray) -> int:
+    """Return the length of the longest common prefix of two rows."""
+    length = min(len(a), len(b))
+    different = np.flatnonzero(a[:length] != b[:length])
+    return int(different[0]) if len(different) else length

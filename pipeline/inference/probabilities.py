@@ -3,78 +3,146 @@
 Shape legend: N rows, C labels of the task.
 """
 
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+
 import numpy as np
 import pyarrow as pa
 
 from pipeline.config.tasks import Task
-from pipeline.encoding.prefetch import OnRows, encoded_parts
+from pipeline.encoding.prefetch import encode_in_parts, part_row_numbers, select_rows
 from pipeline.errors import RelevanceError
 from pipeline.inference.calibration import calibrated_probabilities
-from pipeline.inference.multitask_predictor import AllTasksJudge
-from pipeline.inference.predictor import Judge
+from pipeline.inference.multitask_predictor import MultitaskPredictor
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.step_plan import Plan, Step, planned
 
 SHOWN_ROWS = 5  # row ids in a message
 
+Encoded = TypeVar("Encoded")
+Logits = TypeVar("Logits")
 
-class PoisonRowsError(RelevanceError):
-    """Rows that the model has no finite answer to."""
+
+class NonFiniteLogitsError(RelevanceError):
+    """Rows for which the model computes no finite logits."""
 
 
-def judge_rows(
-    judge: Judge,
-    table: pa.Table,
-    task: Task,
-    batch_tokens: int,
-    on_rows: OnRows = lambda rows: None,
-    ahead: bool = True,
-) -> np.ndarray:
-    """Calibrated label probabilities (N, C) of contract rows of one task, in their order. `on_rows` gets the
-    numbers of rows that are about to be judged. PoisonRowsError: the model has no finite answer to some,
-    which it names.
+@planned
+def plan_probabilities(
+    predictor: Predictor, table: pa.Table, task: Task, batch_tokens: int, prefetch: bool = True
+) -> Generator[Step[Any], None, np.ndarray]:
+    """Plan the calibrated label probabilities of contract rows of one task.
 
-    `ahead`: whether rows may be tokenised while others are judged; if not, `on_rows` gets those that are
-    about to be tokenised too.
+    Args:
+        predictor: Model of the task.
+        table: Contract rows.
+        task: One of the predictor's tasks.
+        batch_tokens: Tokens of one forward pass at most, padding included.
+        prefetch: Tokenize rows while the model works on others. If False, tokenizing is a step of its own.
+
+    Returns:
+        A plan whose result is (N, C), in the order of the rows.
+
+    Raises:
+        NonFiniteLogitsError: The model computes no finite logits for some rows; the message lists them.
     """
     logits_NC = np.zeros((table.num_rows, len(task.labels)))
     if table.num_rows == 0:
         return logits_NC
-    columns, before_each = judge.encoder.columns(task.name), None if ahead else on_rows
-    for rows, encoded in encoded_parts(
-        table, columns, lambda part: judge.encode({task.name: part}), before_each
-    ):
-        of_part = judge.logits(encoded, batch_tokens, lambda some, rows=rows: on_rows(rows[some]))  # type: ignore[misc]
-        logits_NC[rows] = of_part[:, : len(task.labels)]
-    return finite_probabilities(judge, table, task, logits_NC)
+    parts = yield from _plan_parts(
+        lambda part: predictor.encode({task.name: part}),
+        lambda encoded: predictor.plan_logits(encoded, batch_tokens),
+        table,
+        predictor.encoder.columns(task.name),
+        prefetch,
+    )
+    for rows, part_logits in parts:
+        logits_NC[rows] = part_logits[:, : len(task.labels)]
+    return _finite_probabilities(predictor, table, task, logits_NC)
 
 
-def judge_all_tasks(
-    all_tasks: AllTasksJudge,
-    table: pa.Table,
-    batch_tokens: int,
-    on_rows: OnRows = lambda rows: None,
-    ahead: bool = True,
-) -> dict[str, np.ndarray]:
-    """The same of every task, by its name; the rows may be of any task's folder. PoisonRowsError: as
-    above.
+@planned
+def plan_multitask_probabilities(
+    multitask: MultitaskPredictor, table: pa.Table, batch_tokens: int, prefetch: bool = True
+) -> Generator[Step[Any], None, dict[str, np.ndarray]]:
+    """Plan the calibrated label probabilities of contract rows, of any task's folder, for every task.
+
+    Takes the arguments of `plan_probabilities` and raises its errors.
+
+    Returns:
+        A plan whose result is (N, C) by task.
     """
-    judge = all_tasks.judge
-    logits = {task.name: np.zeros((table.num_rows, len(task.labels))) for task in judge.tasks}
+    predictor = multitask.predictor
+    logits = {task.name: np.zeros((table.num_rows, len(task.labels))) for task in predictor.tasks}
     if table.num_rows:
-        columns, before_each = judge.encoder.columns(judge.tasks[0].name), None if ahead else on_rows
-        for rows, ids_by_task in encoded_parts(table, columns, all_tasks.encode, before_each):
-            of_part = all_tasks.logits(ids_by_task, batch_tokens, lambda some, rows=rows: on_rows(rows[some]))  # type: ignore[misc]
-            for name, of_task in of_part.items():
-                logits[name][rows] = of_task
-    return {task.name: finite_probabilities(judge, table, task, logits[task.name]) for task in judge.tasks}
-
-
-def finite_probabilities(judge: Judge, table: pa.Table, task: Task, logits_NC: np.ndarray) -> np.ndarray:
-    """Logits, calibrated. PoisonRowsError: some are not finite."""
-    poison = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1))
-    if len(poison):
-        shown = ", ".join(table.column("row_id").take(pa.array(poison[:SHOWN_ROWS])).to_pylist())
-        raise PoisonRowsError(
-            f"the model gives no finite number for {len(poison)} rows "
-            f"({shown}{', ...' if len(poison) > SHOWN_ROWS else ''})"
+        parts = yield from _plan_parts(
+            multitask.encode,
+            lambda ids_by_task: multitask.plan_logits(ids_by_task, batch_tokens),
+            table,
+            predictor.encoder.columns(predictor.tasks[0].name),
+            prefetch,
         )
-    return calibrated_probabilities(logits_NC, judge.calibration[task.name], task)
+        for rows, part_logits in parts:
+            for name, task_logits in part_logits.items():
+                logits[name][rows] = task_logits
+    return {
+        task.name: _finite_probabilities(predictor, table, task, logits[task.name])
+        for task in predictor.tasks
+    }
+
+
+def predict_probabilities(predictor: Predictor, table: pa.Table, task: Task, batch_tokens: int) -> np.ndarray:
+    """Return the result of `plan_probabilities`."""
+    return plan_probabilities(predictor, table, task, batch_tokens).run()
+
+
+def predict_multitask_probabilities(
+    multitask: MultitaskPredictor, table: pa.Table, batch_tokens: int
+) -> dict[str, np.ndarray]:
+    """Return the result of `plan_multitask_probabilities`."""
+    return plan_multitask_probabilities(multitask, table, batch_tokens).run()
+
+
+def _plan_parts(
+    encode: Callable[[pa.Table], Encoded],
+    plan_logits: Callable[[Encoded], Plan[Logits]],
+    table: pa.Table,
+    columns: Sequence[str],
+    prefetch: bool,
+) -> Generator[Step[Any], None, list[tuple[np.ndarray, Logits]]]:
+    """Yield the steps of each part of the table; return each part's row numbers and logits."""
+    results = []
+    if prefetch:
+        for rows, encoded in encode_in_parts(table, columns, encode):
+            logits = yield from plan_logits(encoded).renumbered(rows)
+            results.append((rows, logits))
+        return results
+    for rows in part_row_numbers(table, columns):
+        encoding = _encode_step(encode, table, rows)
+        yield encoding
+        logits = yield from plan_logits(encoding.result).renumbered(rows)
+        results.append((rows, logits))
+    return results
+
+
+def _encode_step(encode: Callable[[pa.Table], Encoded], table: pa.Table, rows: np.ndarray) -> Step[Encoded]:
+    return Step(rows, lambda: encode(select_rows(table, rows)))
+
+
+def _finite_probabilities(
+    predictor: Predictor, table: pa.Table, task: Task, logits_NC: np.ndarray
+) -> np.ndarray:
+    """Return calibrated probabilities (N, C).
+
+    Raises:
+        NonFiniteLogitsError: Some logits are not finite.
+    """
+    bad_rows = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1))
+    if len(bad_rows):
+        shown = ", ".join(table.column("row_id").take(pa.array(bad_rows[:SHOWN_ROWS])).to_pylist())
+        more = ", ..." if len(bad_rows) > SHOWN_ROWS else ""
+        raise NonFiniteLogitsError(
+            f"logits are not finite for {len(bad_rows)} rows: {shown}{more}; remove these rows, or train "
+            "the version again"
+        )
+    return calibrated_probabilities(logits_NC, predictor.calibration[task.name], task)

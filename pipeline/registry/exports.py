@@ -1,112 +1,104 @@
-"""One task of a registered version as a folder that other tools load."""
+"""Export of one task of a registered version to a folder that other tools load."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from models.files import publish_dir, remove_tree, temporary_path
 from models.serialization.export import ExportTask, export_merged, export_peft
 from pipeline.errors import ConfigError
-from pipeline.inference.predictor import Judge, load_judge
-from pipeline.registry.version_files import FetchedVersion
-from pipeline.storage.filesystem import (
-    publish_dir,
-    read_json,
-    remove_tree,
-    temporary_beside,
-    write_bytes,
-    write_json,
-)
+from pipeline.inference.predictor import Predictor, load_predictor
+from pipeline.registry.version_files import VersionFiles
+from pipeline.storage.filesystem import read_json, write_bytes, write_json
 
 ExportFormat = Literal["peft", "merged"]
 
 WRITERS: dict[str, Callable[[ExportTask, Path], None]] = {"peft": export_peft, "merged": export_merged}
 
-ABOUT = "relevance.json"
+METADATA_FILE = "relevance.json"
 
 
-def export_task(version: FetchedVersion, task: str, export_format: ExportFormat, out_dir: Path) -> None:
-    """Write one task of a version into `out_dir`, whole or not at all. The same export that is there already
-    stays as it is.
+def export_task(version: VersionFiles, task: str, export_format: ExportFormat, out_dir: Path) -> None:
+    """Write one task of a version into `out_dir`, completely or not at all.
 
-    ConfigError: no such task, something else is in the place of `out_dir`, or the adapter's method is no such
-    thing for a task.
+    An equal export that exists already is kept.
+
+    Raises:
+        ConfigError: The task is unknown, `out_dir` holds something else, or the adapter method cannot be
+            exported in this format.
     """
-    names = [known["name"] for known in read_json(version.bundle_dir / "bundle.json")["tasks"]]
+    names = [task_fields["name"] for task_fields in read_json(version.bundle_dir / "bundle.json")["tasks"]]
     if task not in names:
-        raise ConfigError(
-            f"task {task!r} is not one of version {version.version}'s, which are {', '.join(names)}"
-        )
-    if is_export(out_dir, version, task, export_format):
+        raise ConfigError(f"version {version.version} has no task {task!r}; its tasks: {', '.join(names)}")
+    if _is_same_export(out_dir, version, task, export_format):
         return
     if out_dir.exists():
         raise ConfigError(f"{out_dir} exists already; remove it or name another folder with --out")
-    judge, bundle = load_judge(version.bundle_dir, version.bundle_sha256)
-    staged = temporary_beside(out_dir)
+    predictor, bundle = load_predictor(version.bundle_dir, version.bundle_sha256)
+    staged = temporary_path(out_dir)
     try:
         staged.mkdir()
         try:
-            WRITERS[export_format](
-                described_task(judge, names.index(task), bundle.description["backbone"]), staged
-            )
+            export = _describe_task(predictor, names.index(task), bundle.description["backbone"])
+            WRITERS[export_format](export, staged)
         except ValueError as error:
             raise ConfigError(
                 f"version {version.version} cannot be exported as {export_format}: {error}"
             ) from error
         for path in sorted(bundle.tokenizer_dir.iterdir()):
             write_bytes(staged / path.name, path.read_bytes())
-        write_json(staged / ABOUT, about_export(judge, bundle.description, version, task, export_format))
+        metadata = _export_metadata(predictor, bundle.description, version, task)
+        write_json(staged / METADATA_FILE, metadata | {"format": export_format})
         publish_dir(staged, out_dir)
     finally:
         remove_tree(staged)
 
 
-def is_export(folder: Path, version: FetchedVersion, task: str, export_format: ExportFormat) -> bool:
-    """Whether a folder holds this very export."""
-    if not (folder / ABOUT).is_file():
+def _is_same_export(folder: Path, version: VersionFiles, task: str, export_format: ExportFormat) -> bool:
+    """Return True if a folder holds this export."""
+    if not (folder / METADATA_FILE).is_file():
         return False
-    about = read_json(folder / ABOUT)
-    return bool(
-        (about["bundle_sha256"], about["task"]["name"], about["format"])
-        == (version.bundle_sha256, task, export_format)
-    )
+    metadata = read_json(folder / METADATA_FILE)
+    found = (metadata["bundle_sha256"], metadata["task"]["name"], metadata["format"])
+    return bool(found == (version.bundle_sha256, task, export_format))
 
 
-def about_export(
-    judge: Judge, description: dict[str, Any], version: FetchedVersion, task: str, export_format: ExportFormat
+def _export_metadata(
+    predictor: Predictor, description: Mapping[str, Any], version: VersionFiles, task: str
 ) -> dict[str, Any]:
-    """What relevance.json says: all that turns a pair into this export's inputs, and its logits into a
-    decision.
-    """
+    """Return what turns a pair into the model's input and its logits into a decision, as JSON."""
     return {
-        "task": next(known.model_dump(mode="json") for known in judge.tasks if known.name == task),
+        "task": next(known.model_dump(mode="json") for known in predictor.tasks if known.name == task),
         "encode": description["encode"],
         "encoder_version": description["encoder_version"],
-        "calibration": judge.calibration[task].model_dump(mode="json"),
+        "calibration": predictor.calibration[task].model_dump(mode="json"),
         "base_model": description["backbone"],
         "model_version": version.version,
         "bundle_sha256": version.bundle_sha256,
-        "format": export_format,
     }
 
 
-def described_task(judge: Judge, index: int, backbone: dict[str, Any]) -> ExportTask:
-    """A task with what its loader must know. ConfigError: no token can fill the padding and end no row."""
+def _describe_task(predictor: Predictor, index: int, backbone: Mapping[str, Any]) -> ExportTask:
+    """Return a task with the facts that its loader needs.
+
+    Raises:
+        ConfigError: The tokenizer has no token for the padding that ends no row.
+    """
     source = str(backbone["source"])
-    on_disk = (
-        source.startswith(("package:", ".", "/", "~")) or source.endswith(".gguf") or Path(source).exists()
-    )
-    tokenizer = judge.encoder.tokenizer
+    is_path = source.startswith(("package:", ".", "/", "~")) or source.endswith(".gguf")
+    is_local = is_path or Path(source).exists()
+    tokenizer = predictor.encoder.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if pad_id is None or (judge.model.pooling == "last" and judge.encoder.suffix[-1:] == [pad_id]):
+    if pad_id is None or (predictor.model.pooling == "last" and predictor.encoder.suffix[-1:] == [pad_id]):
         raise ConfigError(
-            "this backbone's tokenizer has no token that could fill the padding and ends no row, so "
-            "exports would pool wrong ones"
+            "the backbone's tokenizer has no padding token that differs from the last token of a row; an "
+            "export would pool wrong tokens, choose another backbone"
         )
     return ExportTask(
-        model=judge.model,
+        model=predictor.model,
         index=index,
-        label_names=judge.tasks[index].labels,
-        base_source=str(judge.backbone.folder) if on_disk else source,
-        base_revision=None if on_disk else backbone["revision"],
+        label_names=predictor.tasks[index].labels,
+        base_source=str(predictor.backbone.folder) if is_local else source,
+        base_revision=None if is_local else backbone["revision"],
         pad_id=pad_id,
     )

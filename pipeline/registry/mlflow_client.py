@@ -1,36 +1,43 @@
-"""A client of MLflow whose errors name what to do."""
+"""Client of MLflow whose errors say what to do."""
 
 import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
+from pipeline.registry.mlflow_internals import is_account_refused
 
 MAX_ERROR_CHARS = 300
 
-REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # MLflow's names of 401 and 403
 
+def connect_mlflow(tracking_uri: str) -> Any:
+    """Return an MLflow client of a store that answers.
 
-def mlflow_client(config: RunConfig) -> Any:
-    """An MLflow client on the config's store, with bounded waits. RetryableError: the store does not answer.
-    ConfigError: it refuses the account.
+    Raises:
+        RetryableError: The store does not answer.
+        ConfigError: The store refuses the account.
     """
     import mlflow
 
-    mlflow.set_tracking_uri(config.tracking_uri)
-    client = mlflow.MlflowClient(config.tracking_uri, registry_uri=config.tracking_uri)
-    with told_errors(config):
+    # For the whole process: model URIs and artifacts are resolved through the global setting only.
+    mlflow.set_tracking_uri(tracking_uri)
+    client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    with translate_mlflow_errors(tracking_uri):
         client.search_experiments(max_results=1)
     return client
 
 
 @contextlib.contextmanager
-def told_errors(config: RunConfig) -> Iterator[None]:
-    """While inside, what MLflow raises comes out as RetryableError, or as ConfigError where it refuses the
-    account.
+def translate_mlflow_errors(tracking_uri: str) -> Iterator[None]:
+    """Turn errors of MLflow into errors with a remedy.
+
+    Raises:
+        ConfigError: The store refuses the account.
+        RetryableError: Any other error of MLflow.
     """
     try:
         yield
@@ -40,60 +47,70 @@ def told_errors(config: RunConfig) -> Iterator[None]:
         from mlflow.exceptions import MlflowException
         from requests import RequestException
 
-        # the latter from artifacts that a server hands on
+        # Artifacts that a server passes on raise RequestException.
         if not isinstance(error, MlflowException | RequestException):
             raise
-        where, told = f"MLflow at {without_password(config.tracking_uri)}", shortened(str(error))
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        refused = getattr(error, "error_code", None) in REFUSALS or status in (401, 403)
-        if refused or any(f"error code {code} " in str(error) for code in (401, 403)):
-            cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account that may"
-            raise ConfigError(f"{where} refuses the account ({told}); {cure}") from error
+        place, reason = f"MLflow at {hide_password(tracking_uri)}", _shorten(str(error))
+        if is_account_refused(error):
+            raise ConfigError(
+                f"{place} refuses the account ({reason}); set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD to an account with access"
+            ) from error
         raise RetryableError(
-            f"{where} does not answer as it should ({told}); see to it or set registry.tracking_uri, then "
+            f"{place} does not answer as expected ({reason}); check it or set registry.tracking_uri, then "
             "run again"
         ) from error
 
 
-def without_password(uri: str) -> str:
-    """An address as messages show it."""
+def hide_password(uri: str) -> str:
+    """Return an address without its account, for messages."""
     return re.sub(r"//[^/@]*@", "//***@", uri)
 
 
-def shortened(text: str) -> str:
-    """An error's words on one line; MLflow's may hold a whole page. What was asked stands at the beginning,
-    the cause at the end.
-    """
-    words = " ".join(text.split())
-    return (
-        words
-        if len(words) <= MAX_ERROR_CHARS
-        else f"{words[: MAX_ERROR_CHARS // 3]}…{words[-2 * MAX_ERROR_CHARS // 3 :]}"
-    )
-
-
-def experiment_id(client: Any, config: RunConfig) -> str:
-    """The experiment named like the registered model; its artifacts lie in the run's folder when the store is
-    the embedded one.
-    """
-    found = client.get_experiment_by_name(config.registry.model)
-    if found is not None:
-        return str(found.experiment_id)
-    location = (
-        (config.run_dir / "mlartifacts").as_uri() if config.tracking_uri.startswith("sqlite:") else None
-    )
-    return str(client.create_experiment(config.registry.model, artifact_location=location))
-
-
 def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:
-    """The id of the run of a training in this very folder, if it was tracked: the same training elsewhere has
-    its own.
+    """Return the id of the run that tracks a training in the config's run folder.
+
+    An equal training in another folder has a run of its own.
     """
-    wanted = f"tags.fingerprint = '{fingerprint}' and tags.folder = '{config.run_dir}'"
-    found = client.search_runs([experiment_id(client, config)], wanted, max_results=1)
-    return str(found[0].info.run_id) if found else None
+    experiment = _ensure_experiment(client, config)
+    query = f"tags.fingerprint = '{fingerprint}' and tags.folder = '{config.run_dir}'"
+    runs = client.search_runs([experiment], query, max_results=1)
+    return str(runs[0].info.run_id) if runs else None
 
 
-def metric_history(client: Any, run_id: str, name: str) -> list[tuple[float, float]]:
-    """(step, value) of a figure of a run, in the order of steps."""
-    return sorted((float(one.step), float(one.value)) for one in client.get_metric_history(run_id, name))
+def create_run(client: Any, config: RunConfig, tags: dict[str, str] | None = None) -> str:
+    """Create an MLflow run named like the config's run, and return its id."""
+    experiment = _ensure_experiment(client, config)
+    return str(client.create_run(experiment, run_name=config.name, tags=tags).info.run_id)
+
+
+def read_metric_history(client: Any, run_id: str, name: str) -> list[tuple[float, float]]:
+    """Return (step, value) of a metric of a run, sorted by step."""
+    history = client.get_metric_history(run_id, name)
+    return sorted((float(metric.step), float(metric.value)) for metric in history)
+
+
+def _ensure_experiment(client: Any, config: RunConfig) -> str:
+    """Return the id of the experiment named like the registered model; create it if it is missing."""
+    name = config.registry.model
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    return str(client.create_experiment(name, artifact_location=_artifact_location(config)))
+
+
+def _artifact_location(config: RunConfig) -> str | None:
+    """Return the run folder's artifact folder for the embedded store; None: the server decides."""
+    if not config.tracking_uri.startswith("sqlite:"):
+        return None
+    folder: Path = config.run_dir / "mlartifacts"
+    return folder.as_uri()
+
+
+def _shorten(text: str) -> str:
+    """Return an error message on one line, cut in the middle: the cause is at its end."""
+    line = " ".join(text.split())
+    if len(line) <= MAX_ERROR_CHARS:
+        return line
+    head, tail = MAX_ERROR_CHARS // 3, 2 * MAX_ERROR_CHARS // 3
+    return f"{line[:head]}…{line[-tail:]}"

@@ -1,46 +1,57 @@
-"""A version's model card: what it is for, what it was made of, what it can do, where it stops. Markdown,
-written from recorded facts alone.
-"""
+"""Model card of a version: purpose, origin, metrics and limits, in Markdown, from recorded facts alone."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.run import RunConfig
+from pipeline.evaluation.results import Evaluation, Interval, MetricsSummary
 
-SHOWN = ("pr_auc", "defect_pr_auc", "roc_auc", "macro_f1", "calibration_error")
+SHOWN_METRICS = ("pr_auc", "defect_pr_auc", "roc_auc", "macro_f1", "calibration_error")
+
+WORST_SLICES = 8
 
 LIMITS = """- It has seen queries and ads of the markets below. Other markets, languages and ads are untested.
-- Texts are cut to the limits below; what stands beyond them is not read.
-- Labels carry their annotators' errors, and the figures above are measured against such labels.
-- It judges relevance. It does not judge whether an ad is lawful, true or safe."""
+- Texts are cut to the limits below; the rest is not read.
+- Labels carry their annotators' errors, and the metrics above are measured against such labels.
+- It predicts relevance. It does not predict whether an ad is lawful, true or safe."""
 
 
 def model_card(
-    config: RunConfig, description: dict[str, Any], bundle_sha256: str, evaluation: dict[str, Any]
+    config: RunConfig, description: Mapping[str, Any], bundle_sha256: str, evaluation: Evaluation
 ) -> str:
-    """The card of a bundle that was evaluated."""
-    training, backbone = description["training"], description["backbone"]
+    """Return the card of an evaluated bundle.
+
+    Args:
+        config: The run's config.
+        description: Content of the bundle's bundle.json.
+        bundle_sha256: Digest of the bundle.
+        evaluation: The bundle's evaluation.
+    """
+    summary = evaluation.summary
     sections = [
         f"# {config.registry.model}, from run {config.name}",
         (
-            "Judges how relevant an ad is to a query, for the tasks below: calibrated probabilities, "
+            "Predicts how relevant an ad is to a query, for the tasks below: calibrated probabilities, "
             "labels, and decisions with an abstain band."
         ),
         (
-            "## Use\n\nOrdering and filtering of ads offline, relabelling, monitoring of relevance by "
-            "market. Rows it abstains on are for people."
+            "## Use\n\nRanking and filtering of ads offline, relabeling, monitoring of relevance by market. "
+            "Rows it abstains on are for people."
         ),
-        f"## Made of\n\n{made_of(config, training, backbone, bundle_sha256)}",
-        f"## Data\n\n{data_lines(config, training, evaluation)}",
-        f"## Figures on the test split\n\n{figures_table(evaluation)}\n\n{macro_line(evaluation)}",
-        f"## Calibration and decisions\n\n{calibration_lines(description)}",
+        f"## Origin\n\n{_origin_lines(config, description, bundle_sha256)}",
+        f"## Data\n\n{_data_lines(config, description['training'], summary)}",
+        f"## Metrics on the test split\n\n{_metrics_table(summary)}\n\n{_macro_line(summary)}",
+        f"## Calibration and decisions\n\n{_calibration_lines(description['calibration'])}",
         f"## Limits\n\n{LIMITS}",
-        f"## Worst slices\n\n{worst_slices(evaluation)}",
+        f"## Worst slices\n\n{_worst_slices(summary)}",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def made_of(config: RunConfig, training: dict[str, Any], backbone: dict[str, Any], bundle_sha256: str) -> str:
-    """Base model, adapter, training."""
+def _origin_lines(config: RunConfig, description: Mapping[str, Any], bundle_sha256: str) -> str:
+    """Return base model, adapter, training and digest as a list."""
+    training, backbone = description["training"], description["backbone"]
     source = f"`{backbone['source']}`" + (f" at `{backbone['revision']}`" if backbone["revision"] else "")
     return "\n".join(
         [
@@ -58,16 +69,13 @@ def made_of(config: RunConfig, training: dict[str, Any], backbone: dict[str, Any
     )
 
 
-def data_lines(config: RunConfig, training: dict[str, Any], evaluation: dict[str, Any]) -> str:
-    """Tasks, rows, markets, split."""
+def _data_lines(config: RunConfig, training: Mapping[str, Any], summary: MetricsSummary) -> str:
+    """Return split, test rows and markets of each task, and text limits as a list."""
     split = f"split by query: {config.split.valid_share:.0%} valid, {config.split.test_share:.0%} test"
     lines = [f"- data digest `{training['data_digest'][:16]}`; {split}"]
-    for name, figures in evaluation["tasks"].items():
-        markets = ", ".join(part["slice"] for part in figures["slices"] if part["by"] == "market")
-        rows = (
-            f"{figures['rows']:,} test rows of {figures['queries']:,} queries, {figures['relevant']:,} "
-            "relevant"
-        )
+    for name, task in summary.tasks.items():
+        markets = ", ".join(part.name for part in task.slices if part.by == "market")
+        rows = f"{task.rows:,} test rows of {task.queries:,} queries, {task.relevant:,} relevant"
         lines.append(f"- {name}: {rows}; markets {markets}")
     encode = config.encode
     lines.append(
@@ -77,63 +85,61 @@ def data_lines(config: RunConfig, training: dict[str, Any], evaluation: dict[str
     return "\n".join(lines)
 
 
-def figures_table(evaluation: dict[str, Any]) -> str:
-    """One line a task."""
-    lines = ["| task | " + " | ".join(SHOWN) + " | lexical floor's pr_auc |", "|---" * (len(SHOWN) + 2) + "|"]
-    for name, figures in evaluation["tasks"].items():
-        cells = [with_interval(figures["model"][figure]) for figure in SHOWN]
-        lines.append(
-            f"| {name} | " + " | ".join([*cells, with_interval(figures["lexical"]["pr_auc"])]) + " |"
-        )
+def _metrics_table(summary: MetricsSummary) -> str:
+    """Return a table with one line per task."""
+    columns = ["task", *SHOWN_METRICS, "lexical floor's pr_auc"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for name, task in summary.tasks.items():
+        cells = [_show_interval(task.systems["model"][metric]) for metric in SHOWN_METRICS]
+        cells.append(_show_interval(task.systems["lexical"]["pr_auc"]))
+        lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
 
 
-def with_interval(figure: dict[str, Any]) -> str:
-    """A figure and its 95 % interval."""
-    if figure["value"] is None:
+def _show_interval(interval: Interval) -> str:
+    """Return a metric and its 95 % interval as text."""
+    if math.isnan(interval.value):
         return "not defined"
-    span = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if figure["low"] is not None else ""
-    return f"{figure['value']:.3f}{span}"
+    span = "" if math.isnan(interval.low) else f" [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{interval.value:.3f}{span}"
 
 
-def macro_line(evaluation: dict[str, Any]) -> str:
-    """The mean over tasks, and the worst of them."""
-    macro, lead = evaluation["macro_pr_auc"]["model"], evaluation["model_minus_lexical_macro_pr_auc"]
+def _macro_line(summary: MetricsSummary) -> str:
+    """Return the mean over tasks, and the worst of them."""
+    lead = summary.model_minus_lexical_macro_pr_auc
     return (
-        f"Macro PR-AUC {with_interval(macro)}, above the lexical floor by {with_interval(lead)}. "
-        f"Worst task: {evaluation['worst_task']}."
-        " Intervals: 95 %, queries drawn again 1,000 times."
+        f"Macro PR-AUC {_show_interval(summary.macro_pr_auc['model'])}, above the lexical floor by "
+        f"{_show_interval(lead)}. Worst task: {summary.worst_task}. "
+        "Intervals: 95 %, queries drawn again 1,000 times."
     )
 
 
-def calibration_lines(description: dict[str, Any]) -> str:
-    """Method and thresholds of each task."""
+def _calibration_lines(calibrations: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return method and thresholds of each task as a list."""
     lines = []
-    for name, calibration in description["calibration"].items():
+    for name, calibration in calibrations.items():
         above, below = calibration["relevant_at"], calibration["irrelevant_below"]
-        decisions = (
-            f"relevant {'never' if above is None else f'from {above:.3f}'}, irrelevant "
-            f"{'never' if below is None else f'below {below:.3f}'}"
-        )
+        relevant = "never" if above is None else f"from {above:.3f}"
+        irrelevant = "never" if below is None else f"below {below:.3f}"
         lines.append(
             f"- {name}: {calibration['method']}, temperature {calibration['temperature']:.3f}; "
-            f"{decisions}; abstains between"
+            f"relevant {relevant}, irrelevant {irrelevant}; abstains between"
         )
     return "\n".join(lines)
 
 
-def worst_slices(evaluation: dict[str, Any], count: int = 8) -> str:
-    """The slices with the lowest PR-AUC among those measured."""
-    found = [
-        (part["figures"]["pr_auc"]["value"], name, part)
-        for name, figures in evaluation["tasks"].items()
-        for part in figures["slices"]
-        if "figures" in part and 0 < part["relevant"] < part["rows"]
+def _worst_slices(summary: MetricsSummary) -> str:
+    """Return a table of the measured slices with the lowest PR-AUC."""
+    measured = [
+        (part.metrics["pr_auc"], name, part)
+        for name, task in summary.tasks.items()
+        for part in task.slices
+        if part.metrics is not None and not part.has_one_class
     ]
     lines = ["| task | slice | rows | relevant | pr_auc |", "|---|---|---|---|---|"]
-    for _, name, part in sorted(found, key=lambda one: one[0])[:count]:
-        pr_auc = with_interval(part["figures"]["pr_auc"])
+    for pr_auc, name, part in sorted(measured, key=lambda one: one[0].value)[:WORST_SLICES]:
         lines.append(
-            f"| {name} | {part['by']}: {part['slice']} | {part['rows']:,} | {part['relevant']:,} | {pr_auc} |"
+            f"| {name} | {part.by}: {part.name} | {part.rows:,} | {part.relevant:,} | "
+            f"{_show_interval(pr_auc)} |"
         )
     return "\n".join(lines)

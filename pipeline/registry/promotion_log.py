@@ -1,219 +1,291 @@
-"""Which version is champion: a log of promotions, each put in place only if nobody else's is there. MLflow's
-aliases are a view of the log and are repaired from it, as they are last-writer-wins.
+"""Append-only log of promotions; its last entry is the champion.
 
-    <promotions>/<model>/000001.json   version, the champion it was to replace, who, when, why, the verdict
+An entry is put in place only if no other one is there. MLflow's aliases are a view of the log. They are
+repaired from it, because their last writer wins.
+
+    <promotions>/<model>/000001.json   version, replaced champion, who, when, why, the gate's verdict
 """
 
 import getpass
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RetryableError
 from pipeline.storage.filesystem import canonical_json, put_if_absent, read_json
 
-Record = dict[str, Any]
+PROMOTION, ROLLBACK = "promotion", "rollback"
 
 
-def read_promotions(config: RunConfig) -> list[Record]:
-    """All promotions and rollbacks, oldest first. The last is the champion. DamagedInputError: a record is
-    damaged or gone.
-    """
-    found: list[Record] = []
-    for path in sorted(
-        path for path in config.promotions_dir.glob("*.json") if not path.name.startswith(".")
-    ):
+@dataclass(frozen=True)
+class GateTag:
+    """Summary of the promotion gate's last verdict on a version, in the version's tag `gate`."""
+
+    against: str  # version it was compared with
+    passed: bool
+    sha256: str  # of the whole verdict
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> "GateTag | None":
+        """Parse the tag of a version; None if the gate has not judged it."""
+        return cls(**json.loads(tags["gate"])) if "gate" in tags else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recorded form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PromotionEntry:
+    """One promotion or rollback."""
+
+    number: int  # from 1
+    kind: str  # promotion | rollback
+    version: str
+    expected_champion: str | None  # version it replaces
+    by: str
+    at: str
+    bundle_sha256: str
+    macro_pr_auc: float
+    lexical_macro_pr_auc: float
+    override: str | None = None  # reason given by a person
+    gate: GateTag | None = None
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "PromotionEntry":
+        """Parse a recorded entry; the first entries have no kind."""
+        gate = fields.get("gate")
+        return cls(**{"kind": PROMOTION, **fields, "gate": GateTag(**gate) if gate else None})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry as it is recorded; rollbacks have no verdict."""
+        fields = asdict(self)
+        if self.kind == ROLLBACK:
+            del fields["gate"]
+        return fields
+
+
+@dataclass(frozen=True)
+class PromotionResult:
+    """Entry of a promotion or rollback, and the state of MLflow's aliases."""
+
+    entry: PromotionEntry
+    aliases: str  # for messages
+
+
+@dataclass(frozen=True)
+class PromotionLog:
+    """Promotion log of one registered model."""
+
+    folder: Path
+    model: str
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> "PromotionLog":
+        """Return the log that a config names."""
+        return cls(config.promotions_dir, config.registry.model)
+
+    def read(self) -> list[PromotionEntry]:
+        """Return all entries, oldest first.
+
+        Raises:
+            DamagedInputError: An entry is damaged or missing.
+        """
+        entries: list[PromotionEntry] = []
+        for path in sorted(path for path in self.folder.glob("*.json") if not path.name.startswith(".")):
+            try:
+                entries.append(PromotionEntry.from_json(read_json(path)))
+            except (DamagedInputError, TypeError) as error:
+                raise DamagedInputError(
+                    f"entry of the promotion log is damaged: {path}; restore it from a backup, the log says "
+                    "which version is champion"
+                ) from error
+            if entries[-1].number != len(entries):
+                raise DamagedInputError(
+                    f"promotion log in {self.folder} lacks entry {len(entries)}; restore it from a backup"
+                )
+        return entries
+
+    def champion(self) -> PromotionEntry | None:
+        """Return the entry of the champion; None if nothing was promoted."""
+        entries = self.read()
+        return entries[-1] if entries else None
+
+    def promote(
+        self, client: Any, version: str, tags: Mapping[str, str], override: str | None = None
+    ) -> PromotionResult:
+        """Make a version champion.
+
+        The version must have passed the gate against the present champion. Without a champion it must beat
+        the lexical baseline. Promoting the champion again changes nothing.
+
+        Args:
+            client: An MLflow client.
+            version: The version.
+            tags: The version's tags.
+            override: Reason to promote whatever the gate says; it is recorded.
+
+        Raises:
+            GateRefusedError: The gate does not pass the version.
+            RetryableError: Another promotion came first.
+        """
+        entries = self.read()
+        if entries and entries[-1].version == version:
+            return PromotionResult(entries[-1], self.sync_aliases(client))
+        champion = entries[-1].version if entries else None
+        gate = GateTag.from_tags(tags)
+        if override is None:
+            if champion is None:
+                self._check_beats_baseline(version, tags)
+            else:
+                self._check_gate(version, gate, champion)
+        measured = {
+            "bundle_sha256": tags["bundle_sha256"],
+            "macro_pr_auc": float(tags["macro_pr_auc"]),
+            "lexical_macro_pr_auc": float(tags["lexical_macro_pr_auc"]),
+        }
+        return self._append(
+            client, entries, PROMOTION, {"version": version, "override": override, "gate": gate, **measured}
+        )
+
+    def roll_back(self, client: Any, reason: str) -> PromotionResult:
+        """Make the previous champion champion again; a second rollback goes back one more.
+
+        Raises:
+            ConfigError: There is no previous champion.
+            RetryableError: Another promotion came first.
+        """
+        entries = self.read()
+        line = champion_line(entries)
+        if len(line) < 2:
+            raise ConfigError(
+                f"model {self.model} has no earlier champion; `relevance history` lists its promotions"
+            )
+        previous = line[-2]
+        fields = {
+            "version": previous.version,
+            "override": reason,
+            "bundle_sha256": previous.bundle_sha256,
+            "macro_pr_auc": previous.macro_pr_auc,
+            "lexical_macro_pr_auc": previous.lexical_macro_pr_auc,
+        }
+        return self._append(client, entries, ROLLBACK, fields)
+
+    def sync_aliases(self, client: Any) -> str:
+        """Set MLflow's aliases from the log, and return their state for a message.
+
+        A failure does not raise: the log is what counts. A user who saw a rollback fail would repeat it, and
+        go back two champions.
+        """
         try:
-            found.append(read_json(path))
-        except DamagedInputError as error:
-            told = (
-                f"{path}, a record of the promotion log, is damaged; restore it from a backup: the log "
-                "says which version is champion"
-            )
-            raise DamagedInputError(told) from error
-        if found[-1]["number"] != len(found):
-            raise DamagedInputError(
-                f"the promotion log in {path.parent} lacks record {len(found)}; restore it from a backup"
-            )
-    return found
+            self.repair_aliases(client)
+        except (Exception, KeyboardInterrupt) as error:
+            return f"behind the log until the next use ({type(error).__name__})"
+        return "as in the log"
 
+    def repair_aliases(self, client: Any) -> None:
+        """Set MLflow's aliases champion and previous_champion from the log.
 
-def promote(
-    config: RunConfig, client: Any, version: str, tags: dict[str, str], override: str | None = None
-) -> Record:
-    """Make a version champion if the gate let it pass against the champion of now, or, where there is none,
-    if it beats the lexical floor.
+        The log is read again afterwards: a concurrent promotion may have been faster.
+        """
+        num_synced = -1
+        while num_synced != len(entries := self.read()):
+            num_synced = len(entries)
+            registered = client.get_registered_model(self.model).aliases.items()
+            aliases = {alias: str(version) for alias, version in registered}
+            line = [entry.version for entry in champion_line(entries)]
+            wanted = dict(zip(("champion", "previous_champion"), reversed(line[-2:]), strict=False))
+            for alias, version in wanted.items():
+                if aliases.get(alias) != version:
+                    self._set_alias(client, alias, version)
+            if "previous_champion" in aliases.keys() - wanted.keys():
+                client.delete_registered_model_alias(self.model, "previous_champion")
 
-    `tags` are the version's. With `override`, a reason, it is promoted whatever the gate says, and the reason
-    is recorded. Returns the record; the champion's own if it is this version already; `aliases` in it says
-    whether they follow. GateRefusedError: the gate does not let it pass. RetryableError: another promotion
-    came in between.
-    """
-    log = read_promotions(config)
-    if log and log[-1]["version"] == version:
-        return {**log[-1], "aliases": follow(config, client)}
-    champion = log[-1]["version"] if log else None
-    gate = gate_tag(tags)
-    if override is None:
-        check_gate(config.registry.model, version, tags, gate, champion)
-    return append(
-        config,
-        client,
-        log,
-        {"kind": "promotion", "version": version, "override": override, "gate": gate, **figures(tags)},
-    )
-
-
-def gate_tag(tags: dict[str, str]) -> Record | None:
-    """What the gate last said of a version: against, passed, sha256 of the whole verdict. None: nothing
-    yet.
-    """
-    return dict(json.loads(tags["gate"])) if "gate" in tags else None
-
-
-def check_gate(
-    model: str, version: str, tags: dict[str, str], gate: Record | None, champion: str | None
-) -> None:
-    """GateRefusedError unless the version may take the champion's place."""
-    if champion is None:
-        mine, floor = float(tags["macro_pr_auc"]), float(tags["lexical_macro_pr_auc"])
-        if not mine > floor:
+    def _check_beats_baseline(self, version: str, tags: Mapping[str, str]) -> None:
+        model, lexical = float(tags["macro_pr_auc"]), float(tags["lexical_macro_pr_auc"])
+        if not model > lexical:
             raise GateRefusedError(
-                f"version {version} of {model} has macro PR-AUC {mine:.4f}, the lexical floor "
-                f"{floor:.4f}; it stays challenger."
-                " Train longer, or on more rows, and register again"
+                f"version {version} of {self.model} has macro PR-AUC {model:.4f}, the lexical floor "
+                f"{lexical:.4f}; it stays challenger. Train longer, or on more rows, and register again"
             )
-        return
-    look = f"relevance evaluate --version {version} --against champion"
-    if gate is None or gate["against"] != champion:
-        against = "no version" if gate is None else f"version {gate['against']}"
-        raise GateRefusedError(
-            f"version {version} of {model} was compared with {against}, the champion is version "
-            f"{champion}; run `{look}` first"
+
+    def _check_gate(self, version: str, gate: GateTag | None, champion: str) -> None:
+        command = f"relevance evaluate --version {version} --against champion"
+        if gate is None or gate.against != champion:
+            against = "no version" if gate is None else f"version {gate.against}"
+            raise GateRefusedError(
+                f"version {version} of {self.model} was compared with {against}, the champion is version "
+                f"{champion}; run `{command}` first"
+            )
+        if gate.passed is not True:
+            raise GateRefusedError(
+                f"version {version} of {self.model} did not pass the gate against version {champion}; "
+                f"`{command}` says why, --override with a --reason promotes it anyway"
+            )
+
+    def _append(
+        self, client: Any, entries: Sequence[PromotionEntry], kind: str, fields: Mapping[str, Any]
+    ) -> PromotionResult:
+        """Put the next entry in place if no other one is there, then sync the aliases."""
+        expected = entries[-1].version if entries else None
+        entry = PromotionEntry(
+            number=len(entries) + 1,
+            kind=kind,
+            expected_champion=expected,
+            by=_user_name(),
+            at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **fields,
         )
-    if gate["passed"] is not True:
-        over = "--override with a --reason goes over it"
-        raise GateRefusedError(
-            f"version {version} of {model} did not pass the gate against version {champion}; `{look}` "
-            f"says why, {over}"
-        )
+        path = self.folder / f"{entry.number:06d}.json"
+        if not put_if_absent(path, canonical_json(entry.to_json()).encode()):
+            raise RetryableError(
+                f"another promotion of {self.model} came first: expected champion {expected}; look at "
+                "`relevance history`, then run again"
+            )
+        return PromotionResult(entry, self.sync_aliases(client))
+
+    def _set_alias(self, client: Any, alias: str, version: str) -> None:
+        """Point an alias at a version. A previous champion that was deleted in MLflow gets no alias."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.set_registered_model_alias(self.model, alias, version)
+        except MlflowException as error:
+            if alias == "champion" or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
 
-def roll_back(config: RunConfig, client: Any, reason: str) -> Record:
-    """Make the champion before this one champion again; done twice it goes back two champions. ConfigError:
-    there is none to go back to.
+def champion_line(entries: Sequence[PromotionEntry]) -> list[PromotionEntry]:
+    """Return the promotions that rollbacks can return to, the champion last.
+
+    A rollback removes the promotion that it went back from.
     """
-    log = read_promotions(config)
-    line = champions(log)
-    if len(line) < 2:
-        raise ConfigError(
-            f"model {config.registry.model} has no earlier champion to go back to; `relevance history` "
-            "lists what was promoted"
-        )
-    before = line[-2]
-    kept = {key: before[key] for key in ("bundle_sha256", "macro_pr_auc", "lexical_macro_pr_auc")}
-    return append(
-        config, client, log, {"kind": "rollback", "version": before["version"], "override": reason, **kept}
-    )
-
-
-def champions(log: list[Record]) -> list[Record]:
-    """The promotions whose versions stand behind each other, the champion last: a rollback takes away the one
-    it went back from.
-    """
-    line: list[Record] = []
-    for record in log:
-        if record.get("kind") == "rollback":
+    line: list[PromotionEntry] = []
+    for entry in entries:
+        if entry.kind == ROLLBACK:
             line.pop()
         else:
-            line.append(record)
+            line.append(entry)
     return line
 
 
-def append(config: RunConfig, client: Any, log: list[Record], facts: Record) -> Record:
-    """Put the next record in place if nobody else has, then let the aliases follow."""
-    expected = log[-1]["version"] if log else None
-    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = {"number": len(log) + 1, "expected_champion": expected, "by": user(), "at": at, **facts}
-    if not put_if_absent(
-        config.promotions_dir / f"{record['number']:06d}.json", canonical_json(record).encode()
-    ):
-        raise RetryableError(
-            f"another promotion of {config.registry.model} came first: expected champion {expected}; "
-            "look, then run again"
-        )
-    return {**record, "aliases": follow(config, client)}
-
-
-def follow(config: RunConfig, client: Any) -> str:
-    """Let the aliases follow the log; why they do not yet, where the store does not let them. What is in the
-    log is done, so this is no failure: a rollback that was told to have failed would be typed again, and go
-    back two champions.
-    """
-    try:
-        repair_aliases(config, client)
-    except (Exception, KeyboardInterrupt) as error:
-        return f"behind the log until the next use ({type(error).__name__})"
-    return "as the log says"
-
-
-def rolled_back(log: list[Record], version: str) -> Record | None:
-    """The rollback by which a version was left, if that was the last that was done with it."""
-    about = [record for record in log if version in (record["version"], record["expected_champion"])]
+def last_rollback_of(entries: Sequence[PromotionEntry], version: str) -> PromotionEntry | None:
+    """Return the rollback from a version, if it is the last entry about that version."""
+    about = [entry for entry in entries if version in (entry.version, entry.expected_champion)]
     last = about[-1] if about else None
-    return (
-        last
-        if last is not None and last["kind"] == "rollback" and last["expected_champion"] == version
-        else None
-    )
+    if last is not None and last.kind == ROLLBACK and last.expected_champion == version:
+        return last
+    return None
 
 
-def user() -> str:
-    """Who does this: the account's name, its number where a container knows no name for it."""
+def _user_name() -> str:
+    """Return the account's name; its number in a container that has no name for it."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
-
-
-def figures(tags: dict[str, str]) -> Record:
-    """What the log keeps of a version."""
-    return {
-        "bundle_sha256": tags["bundle_sha256"],
-        "macro_pr_auc": float(tags["macro_pr_auc"]),
-        "lexical_macro_pr_auc": float(tags["lexical_macro_pr_auc"]),
-    }
-
-
-def repair_aliases(config: RunConfig, client: Any) -> None:
-    """Make the aliases champion and previous_champion say what the log says. The log is read again
-    afterwards: who was slower than another promotion may have set an alias back.
-    """
-    model, done = config.registry.model, -1
-    while done != len(log := read_promotions(config)):
-        done = len(log)
-        aliases = {
-            alias: str(version) for alias, version in client.get_registered_model(model).aliases.items()
-        }
-        line = [record["version"] for record in champions(log)]
-        wanted = dict(zip(("champion", "previous_champion"), reversed(line[-2:]), strict=False))
-        for alias, version in wanted.items():
-            if aliases.get(alias) != version:
-                set_alias(client, model, alias, version)
-        if "previous_champion" in aliases.keys() - wanted.keys():
-            client.delete_registered_model_alias(model, "previous_champion")
-
-
-def set_alias(client: Any, model: str, alias: str, version: str) -> None:
-    """Point an alias at a version. An earlier champion that was deleted in MLflow has none: nothing hangs on
-    it but a rollback.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.set_registered_model_alias(model, alias, version)
-    except MlflowException as error:
-        if alias == "champion" or error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise

@@ -1,4 +1,4 @@
-"""The software and the machine that something is made with."""
+"""Software and machine that a training runs on."""
 
 import importlib.metadata
 import os
@@ -22,25 +22,24 @@ LIBRARIES = (
 
 
 def environment() -> dict[str, Any]:
-    """The software and the machine that a training was started from."""
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    machine = {"platform": platform.platform(), "cpus": os.cpu_count()}
+    """Return versions and platform in the JSON form that is logged with a run."""
     return {
         "code_version": code_version(),
         "python": platform.python_version(),
-        **machine,
-        "libraries": versions,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 
 
 def code_version() -> str:
-    """The package's version and, where it runs from a checkout, the commit."""
+    """Return the package's version, and the commit if it runs from a checkout."""
     version, root = importlib.metadata.version("ads-relevance"), Path(__file__).parents[2]
     if not (root / ".git").exists():
         return version
-    asked = subprocess.run(
+    describe = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
         text=True,
     )
-    return f"{version}+{asked.stdout.strip()}" if asked.returncode == 0 else version
+    return f"{version}+{describe.stdout.strip()}" if describe.returncode == 0 else version

@@ -1,4 +1,4 @@
-"""What a registered version holds as its code: MLflow runs this file, nothing is unpickled."""
+"""Code of a registered version: MLflow runs this file and unpickles nothing."""
 
 from mlflow.models import set_model
 

@@ -1,103 +1,123 @@
-"""One MLflow run per training, fed live. Training itself never waits for it and never needs it."""
+"""Live tracking of a training in one MLflow run. Training never waits for MLflow and never needs it."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import RelevanceError
-from pipeline.registry.mlflow_client import experiment_id, find_run, mlflow_client, told_errors
+from pipeline.registry.mlflow_client import connect_mlflow, create_run, find_run, translate_mlflow_errors
+from pipeline.registry.mlflow_internals import start_system_monitor
 from pipeline.registry.provenance import environment
 from pipeline.storage.filesystem import canonical_json, read_json
+from pipeline.training.event_log import EvaluationEvent, StepEvent
 
-# steps are sent in groups: a request a step would cost more than the step of a small model
+logger = logging.getLogger(__name__)
+
+# Steps are sent in groups: a request per step would cost more than the step of a small model.
 SEND_EVERY_S = 2.0
 
-# a store that is away holds up what people see of the training for as long as its answer is waited for
+# While the store is away, each attempt blocks the training's display until its timeout.
 RETRY_EVERY_S = 600.0
 
-MAX_WAITING = 200_000  # figures that are kept for it: some thousand steps
+MAX_WAITING = 200_000  # queued metrics: some thousand steps
 
-SYSTEM_EVERY_S = 10.0  # between looks at the driver's machine
+SYSTEM_EVERY_S = 10.0  # between readings of the driver's machine
 
-MAX_PARAM_CHARS = 6000  # of a value that MLflow takes
+MAX_PARAM_CHARS = 6000  # MLflow's limit of a parameter's value
+
+COMMAND_TAG = "relevance_run_id"  # id of the command
+
+METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's limits
 
 
 class RunTracker:
-    """Sends one training to MLflow: parameters, config, environment and the data's verdict at its start, then
-    steps, evaluations and the load of this machine. A store that does not answer is told of, and asked again
-    every RETRY_EVERY_S seconds and at the end: it then gets what it missed, the last MAX_WAITING figures of
-    it. A store that takes no files gets the rest.
+    """Client that sends one training to MLflow.
+
+    At the start it sends parameters, config, environment and the data gate's verdict; then steps, evaluations
+    and the load of this machine. A store that does not answer is tried again every RETRY_EVERY_S seconds and
+    at the end. It then gets the last MAX_WAITING metrics that it missed. A store that takes no files gets
+    everything else.
     """
 
     def __init__(
-        self, config: RunConfig, fingerprint: str, data_digest: str, say: Callable[[str], None]
+        self, config: RunConfig, fingerprint: str, data_digest: str, command_run_id: str = ""
     ) -> None:
-        self.config, self.fingerprint, self.data_digest, self.say = config, fingerprint, data_digest, say
+        self.config, self.fingerprint, self.data_digest = config, fingerprint, data_digest
+        self.command_run_id = command_run_id
         self.waiting: list[Any] = []
         self.sent_s = time.monotonic()
-        self.failed_s: float | None = None  # when the store did not answer last; None: it does
+        self.failed_s: float | None = None  # time of the last failure; None: the store answers
         self.client: Any = None
         self.run_id: str | None = None
-        self.system: Any = None
+        self.monitor: Any = None
         self.opened = False
         self.send()
 
-    def log_step(self, line: dict[str, Any]) -> None:
-        """Queue one step's losses, rates and speed; send when it is time."""
+    def log_step(self, event: StepEvent) -> None:
+        """Queue one step's losses, rates and speed; send the queue if it is due."""
         values = {
-            name: line[name]
-            for name in ("loss", "learning_rate", "rows_per_s", "tokens_per_s", "gradient_norm", "mfu")
+            "loss": event.loss,
+            "learning_rate": event.learning_rate,
+            "rows_per_s": event.rows_per_s,
+            "tokens_per_s": event.tokens_per_s,
+            "gradient_norm": event.gradient_norm,
+            "mfu": event.mfu,
         }
-        values |= {f"seconds_{name}": seconds for name, seconds in line["seconds"].items()}
-        values |= {f"loss_{name}": loss for name, loss in line["task_losses"].items()}
-        values |= {f"gradient_norm_{name}": norm for name, norm in line["group_gradient_norms"].items()}
-        self._queue(values, line["step"])
+        values |= {f"seconds_{name}": seconds for name, seconds in event.seconds.items()}
+        values |= {f"loss_{name}": loss for name, loss in event.task_losses.items()}
+        values |= {f"gradient_norm_{name}": norm for name, norm in event.group_gradient_norms.items()}
+        self._queue(values, event.step)
 
-    def log_evaluation(self, line: dict[str, Any]) -> None:
+    def log_evaluation(self, event: EvaluationEvent) -> None:
         """Queue an evaluation on the valid split."""
         values = {
-            f"valid_{name}_{task}": figures[name]
-            for task, figures in line["tasks"].items()
+            f"valid_{name}_{task}": metrics[name]
+            for task, metrics in event.tasks.items()
             for name in ("pr_auc", "roc_auc", "log_loss")
         }
-        values |= {f"valid_{name}": line[name] for name in ("macro_pr_auc", "macro_log_loss") if name in line}
-        self._queue(values, line["evaluated_after"])
+        if event.macro_pr_auc is not None and event.macro_log_loss is not None:
+            values["valid_macro_pr_auc"] = event.macro_pr_auc
+            values["valid_macro_log_loss"] = event.macro_log_loss
+        self._queue(values, event.evaluated_after)
 
     def send(self) -> None:
-        """Send what is queued, unless the store did not answer a while ago."""
+        """Send the queue, unless the store failed less than RETRY_EVERY_S ago."""
         self.sent_s = time.monotonic()
         if self.failed_s is None or self.sent_s - self.failed_s >= RETRY_EVERY_S:
             self._try_to_send()
         del self.waiting[:-MAX_WAITING]
 
     def finish(self, status: str) -> None:
-        """Send the rest and close the run: FINISHED, FAILED or KILLED."""
+        """Send the rest and close the run with status FINISHED, FAILED or KILLED."""
         self._try_to_send()
-        if self.system:
-            self.system.finish()
+        if self.monitor:
+            self.monitor.finish()
         if self.run_id is not None:
-            self._trying(lambda: self.client.set_terminated(self.run_id, status))
+            self._attempt(lambda: self.client.set_terminated(self.run_id, status))
 
     def _try_to_send(self) -> None:
-        """Open the run if it is not open, and send what is queued."""
+        """Open the run if it is not open, and send the queue."""
 
-        def work() -> None:
+        def send_all() -> None:
             if not self.opened:
                 self._open()
-            while self.waiting:  # MLflow takes 1,000 metrics a call
-                self.client.log_batch(self.run_id, metrics=self.waiting[:1000])
-                del self.waiting[:1000]
+            while self.waiting:
+                self.client.log_batch(self.run_id, metrics=self.waiting[:METRICS_PER_CALL])
+                del self.waiting[:METRICS_PER_CALL]
 
-        self._trying(work)
+        self._attempt(send_all)
 
     def _open(self) -> None:
-        """The run, told what it is of."""
+        self.client = connect_mlflow(self.config.tracking_uri)
         self.run_id = self._open_run()
-        self._tell_start()
+        self._log_start(self.run_id)
+        if self.command_run_id:  # the newest command that trained this run
+            self.client.set_tag(self.run_id, COMMAND_TAG, self.command_run_id)
         self.opened = True
-        self.system = self._watch_system()
+        self.monitor = start_system_monitor(self.run_id, SYSTEM_EVERY_S)
 
     def _queue(self, values: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
@@ -107,84 +127,75 @@ class RunTracker:
         if time.monotonic() - self.sent_s >= SEND_EVERY_S:
             self.send()
 
-    def _trying(self, work: Callable[[], Any]) -> None:
-        """Do `work`, or tell that it failed. A store that is lost, and one that is back, is told of once."""
+    def _attempt(self, work: Callable[[], Any]) -> None:
+        """Do `work`; log only when the store is lost and when it is back."""
         try:
             work()
         except Exception as error:
             if self.failed_s is None:
-                told = (
-                    str(error)
-                    if isinstance(error, RelevanceError)
-                    else f"MLflow stopped answering ({type(error).__name__})"
-                )
-                self.say(f"  {told}. Training goes on without it")
+                reason = f"MLflow stopped answering ({type(error).__name__})"
+                if isinstance(error, RelevanceError):
+                    reason = str(error)
+                logger.warning(f"  {reason}. Training goes on without it")
             self.failed_s = time.monotonic()
             return
         if self.failed_s is not None:
-            self.say("  MLflow answers again and has the figures that it missed")
+            logger.info("  MLflow answers again and has the metrics that it missed")
             self.failed_s = None
 
     def _open_run(self) -> str:
-        """The run of this fingerprint: opened again after an interruption, or new."""
-        config = self.config
-        self.client = mlflow_client(config)
-        run_id = find_run(self.client, config, self.fingerprint)
+        """Return the run of this fingerprint: reopened after an interruption, or new."""
+        run_id = find_run(self.client, self.config, self.fingerprint)
         if run_id is not None:
             self.client.update_run(run_id, status="RUNNING")
             return run_id
-        experiment = experiment_id(self.client, config)
-        tags = {"fingerprint": self.fingerprint, "folder": str(config.run_dir)}
-        return str(self.client.create_run(experiment, run_name=config.name, tags=tags).info.run_id)
+        tags = {"fingerprint": self.fingerprint, "folder": str(self.config.run_dir)}
+        return create_run(self.client, self.config, tags)
 
-    def _tell_start(self) -> None:
-        """What was asked for, on which data, with which software: once, as it was when the training began."""
+    def _log_start(self, run_id: str) -> None:
+        """Log settings, data and software of the training, once: a resumed run keeps its first values."""
         from mlflow.entities import Param, RunTag
 
-        if "data_gate" in self.client.get_run(self.run_id).data.tags:  # told last
+        if "data_gate" in self.client.get_run(run_id).data.tags:  # the tag that is logged last
             return
-        plain = self.config.model_dump(mode="json")
-        params = [Param(name, text[:MAX_PARAM_CHARS]) for name, text in leaves(plain)]
+        settings = self.config.model_dump(mode="json")
+        params = [Param(name, text[:MAX_PARAM_CHARS]) for name, text in flatten_settings(settings)]
         report = self.config.validation_dir / "report.json"
         verdict = read_json(report) if report.is_file() else {}
-        passed = ("passed" if verdict["passed"] else "refused") if verdict else "not run"
-        tags = {"data_digest": self.data_digest, "data_gate": passed}
-        for start in range(0, len(params), 100):  # MLflow takes 100 parameters a call
-            self.client.log_batch(self.run_id, params=params[start : start + 100])
+        for start in range(0, len(params), PARAMS_PER_CALL):
+            self.client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
         try:
-            self.client.log_dict(self.run_id, plain, "config.yaml")
-            self.client.log_dict(self.run_id, environment(), "environment.json")
-            self.client.log_dict(self.run_id, verdict, "data_gate.json")
+            self.client.log_dict(run_id, settings, "config.yaml")
+            self.client.log_dict(run_id, environment(), "environment.json")
+            self.client.log_dict(run_id, verdict, "data_gate.json")
         except Exception as error:
-            self.say(
-                f"  MLflow takes no files ({type(error).__name__}); the run has no config, environment "
-                "and verdict of the data"
+            logger.warning(
+                f"  MLflow takes no files ({type(error).__name__}); the run has no config, environment and "
+                "verdict of the data gate"
             )
-        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-    def _watch_system(self) -> Any:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        monitor = SystemMetricsMonitor(self.run_id, sampling_interval=SYSTEM_EVERY_S, resume_logging=True)
-        monitor.start()
-        return monitor
+        gate = "not run"
+        if verdict:
+            gate = "passed" if verdict["passed"] else "refused"
+        tags = {"data_digest": self.data_digest, "data_gate": gate}
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
-def leaves(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """Each setting as (a.b, its value as text); a list is one value."""
+def flatten_settings(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each setting as (a.b, value as text); a list is one value."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from leaves(inner, f"{where}.{key}" if where else key)
+            yield from flatten_settings(inner, f"{prefix}.{key}" if prefix else key)
     else:
-        yield where, value if isinstance(value, str) else canonical_json(value)
+        yield prefix, value if isinstance(value, str) else canonical_json(value)
 
 
 def close_run(config: RunConfig, fingerprint: str) -> str | None:
-    """The run of a finished training, closed if its command was killed before it could; None where the store
-    knows none or does not answer.
+    """Close the run of a finished training whose command was killed, and return its id.
+
+    Returns None if the store does not know the run or does not answer.
     """
-    with contextlib.suppress(RelevanceError), told_errors(config):
-        client = mlflow_client(config)
+    with contextlib.suppress(RelevanceError), translate_mlflow_errors(config.tracking_uri):
+        client = connect_mlflow(config.tracking_uri)
         run_id = find_run(client, config, fingerprint)
         if run_id is not None and client.get_run(run_id).info.status != "FINISHED":
             client.set_terminated(run_id, "FINISHED")

@@ -1,47 +1,50 @@
-"""How much of a machine's arithmetic training and scoring use."""
+"""FLOP counts of training and scoring, to compare with the peak of the machine."""
 
 import torch
 from torch import nn
 
 from models.relevance import RelevanceModel
-from pipeline.runtime.timing import matmul_peak
+from pipeline.runtime.timing import measure_matmul_peak
 
 
 def forward_flops_per_token(model: nn.Module) -> int:
-    """Two for each number of a frozen matrix. Attention's own products and the adapters, some hundredths at
-    query-ad lengths, are left out.
+    """Count the operations of a forward pass per token: two for each number of a frozen matrix.
+
+    Attention scores and adapters are left out: a few hundredths at the lengths of queries and ads.
     """
     return 2 * sum(
-        p.numel()
-        for name, p in model.named_parameters()
-        if not p.requires_grad and p.ndim == 2 and "embed" not in name
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and parameter.ndim == 2 and "embed" not in name
     )
 
 
-def seconds_at_peak(model: nn.Module, device: torch.device, dtype: torch.dtype) -> float:
-    """That a token would take if this machine did nothing but large matrix products; 0 where it has no room
-    to find out.
+def peak_seconds_per_token(model: nn.Module, device: torch.device, dtype: torch.dtype) -> float:
+    """Return the seconds per token of a forward pass at the measured matmul peak of this machine.
+
+    The result is 0 if the device has too little free memory to measure the peak.
     """
     try:
-        return forward_flops_per_token(model) / matmul_peak(device, dtype)
+        return forward_flops_per_token(model) / measure_matmul_peak(device, dtype)
     except RuntimeError:  # out of memory, on a GPU
         return 0.0
 
 
-def flops_per_token(model: nn.Module) -> int:
-    """Of a training step: forward, and as many backward, where gradients pass through frozen matrices and
-    none is kept for them.
+def training_flops_per_token(model: nn.Module) -> int:
+    """Count the operations of a training step per token.
+
+    The backward pass costs as much as the forward pass: gradients flow through frozen matrices, but none is
+    computed for their weights.
     """
     return 2 * forward_flops_per_token(model)
 
 
 def step_flops(model: RelevanceModel) -> tuple[int, int]:
-    """Of a training step, for each token, and beside it for each row: where rows are packed, parts of the
-    last layer take one token of a row.
+    """Count the operations of a training step: (per token, per row).
+
+    Where rows are packed, parts of the last layer process one token of a row.
     """
-    of_rows = (
-        sum(flops_per_token(module) for module in model.read_tokens.modules)
-        if model.read_tokens is not None
-        else 0
-    )
-    return flops_per_token(model) - of_rows, of_rows
+    per_row = 0
+    if model.last_layer_selector is not None:
+        per_row = sum(training_flops_per_token(module) for module in model.last_layer_selector.modules)
+    return training_flops_per_token(model) - per_row, per_row

@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class ProgressBar(Protocol):
-    """One bar."""
+    """A progress bar."""
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         """Set the number of elements done, a short note beside the bar, and a new total if it changed."""
@@ -19,7 +19,7 @@ class Progress(Protocol):
     """Factory of progress bars."""
 
     def track(
-        self, description: str, total: int | None, unit: str, already: int = 0
+        self, description: str, total: int | None, unit: str, initial: int = 0
     ) -> contextlib.AbstractContextManager[ProgressBar]:
         """Open a bar that closes with the context.
 
@@ -27,11 +27,13 @@ class Progress(Protocol):
             description: The verb in front of the bar, such as "encode".
             total: Number of elements in all; None if it is unknown.
             unit: Plural noun of the elements, such as "rows".
-            already: Elements done by an earlier command; they do not count towards the rate.
+            initial: Elements done by an earlier command; they do not count towards the rate.
         """
 
 
-class _SilentBar:
+class SilentBar:
+    """Progress bar that shows nothing."""
+
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         pass
 
@@ -41,6 +43,6 @@ class SilentProgress:
 
     @contextlib.contextmanager
     def track(
-        self, description: str, total: int | None, unit: str, already: int = 0
+        self, description: str, total: int | None, unit: str, initial: int = 0
     ) -> Iterator[ProgressBar]:
-        yield _SilentBar()
+        yield SilentBar()

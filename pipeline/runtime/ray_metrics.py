@@ -1,15 +1,31 @@
-"""Ray metrics, which every Ray node exports for Prometheus.
+"""Ray metrics, which every Ray node exports for Prometheus."""
 
-Each metric carries its run's name as its tag `run`. Ray must be connected.
-"""
-
+from dataclasses import dataclass
 from typing import Any
 
 
-def metric(kind: str, run: str, name: str, description: str, *tags: str) -> Any:
-    """A Gauge or Counter of Ray, with tags beside `run`."""
+@dataclass(frozen=True)
+class MetricTags:
+    """Tags of all metrics of a command."""
+
+    run: str  # the config's name
+    run_id: str = ""  # of the command
+
+
+def create_metric(kind: str, common_tags: MetricTags, name: str, description: str, *tags: str) -> Any:
+    """Return a metric `relevance_<name>` of Ray, tagged with its run. Ray must be connected.
+
+    Args:
+        kind: Class of `ray.util.metrics`: "Gauge" or "Counter".
+        common_tags: Values of the tags `run` and `run_id`.
+        name: Name without the prefix.
+        description: Help text for Prometheus.
+        tags: Names of further tags, whose values come with each observation.
+    """
     from ray.util import metrics
 
-    made = getattr(metrics, kind)(f"relevance_{name}", description=description, tag_keys=("run", *tags))
-    made.set_default_tags({"run": run})
-    return made
+    ray_metric = getattr(metrics, kind)(
+        f"relevance_{name}", description=description, tag_keys=("run", "run_id", *tags)
+    )
+    ray_metric.set_default_tags({"run": common_tags.run, "run_id": common_tags.run_id})
+    return ray_metric

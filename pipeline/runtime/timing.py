@@ -7,32 +7,36 @@ from typing import Any
 
 import torch
 
-MATRIX = 1024  # large enough that a processor reaches its best
+MATRIX_SIZE = 1024  # rows and columns; large enough for a CPU to reach its peak
 
-ROUNDS = 5  # after one that warms up
+GPU_FACTOR = 8  # larger matrices that a GPU needs
 
-ENOUGH_S = 0.5
+MAX_ROUNDS = 5  # after one round of warm-up
+
+MAX_MEASURE_S = 0.5  # no round starts after this
 
 
 @contextlib.contextmanager
-def clock(seconds: dict[str, float], what: str) -> Iterator[None]:
-    """Add the time spent inside to what `seconds` says of `what`."""
+def record_seconds(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time spent inside to `seconds[name]`."""
     started_s = time.monotonic()
     yield
-    seconds[what] = seconds.get(what, 0.0) + time.monotonic() - started_s
+    seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started_s
 
 
 class DeviceClock:
-    """The time that a device spends on what is done inside; a GPU, which works on while Python goes on, is
-    not waited for until it is asked.
+    """Context that adds up the time a device spends on the work inside.
+
+    GPU work is asynchronous, and only `seconds` waits for it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.marks: list[Any] = []  # in pairs, a begin and an end: seconds, or events of the GPU's stream
+        # alternately begin and end: seconds, or events in the GPU's stream
+        self.marks: list[Any] = []
 
     def restart(self) -> None:
-        """Forget what was not asked for."""
+        """Drop the time recorded since the last call of `seconds`."""
         self.marks.clear()
 
     def __enter__(self) -> None:
@@ -49,30 +53,35 @@ class DeviceClock:
         return event
 
     def seconds(self) -> float:
-        """Since it was asked last, when all of it is done."""
-        wait_for(self.device)
-        pairs, self.marks = list(zip(self.marks[::2], self.marks[1::2], strict=True)), []
-        return float(sum(a.elapsed_time(b) / 1000 if self.device.type == "cuda" else b - a for a, b in pairs))
+        """Wait for the device and return the seconds recorded since the last call."""
+        synchronize(self.device)
+        pairs = list(zip(self.marks[::2], self.marks[1::2], strict=True))
+        self.marks = []
+        if self.device.type == "cuda":
+            return float(sum(begin.elapsed_time(end) / 1000 for begin, end in pairs))
+        return float(sum(end - begin for begin, end in pairs))
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product on this worker's threads or GPU, measured:
-    the fastest of a few, as others may work beside it, or the first one where it takes long, as in a
-    precision that the processor does not know.
+def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the floating-point operations per second of a large matrix product on this device.
+
+    The fastest of a few rounds counts, since other processes may use the device too. A slow product, as in a
+    precision that the processor emulates, is measured once.
     """
-    size = MATRIX * (8 if device.type == "cuda" else 1)
-    one, other = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    size = MATRIX_SIZE * (GPU_FACTOR if device.type == "cuda" else 1)
+    left = torch.randn(size, size, dtype=dtype, device=device)
+    right = torch.randn(size, size, dtype=dtype, device=device)
     seconds: list[float] = []
-    while len(seconds) <= ROUNDS and sum(seconds) < ENOUGH_S:
-        wait_for(device)
+    while len(seconds) <= MAX_ROUNDS and sum(seconds) < MAX_MEASURE_S:
+        synchronize(device)
         started_s = time.perf_counter()
-        one @ other
-        wait_for(device)
+        left @ right
+        synchronize(device)
         seconds.append(time.perf_counter() - started_s)
     return 2 * size**3 / min(seconds)
 
 
-def wait_for(device: torch.device) -> None:
-    """Until a GPU has done what it was asked to: it works on while Python goes on."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done its queued work; return at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,6 +1,7 @@
-"""Kill a process that gives no sign of life, from a process of its own.
+"""Guard process: kill a watched process that sends no heartbeat.
 
-`python watchdog_process.py PID TIMEOUT_S`, with what `Watch` writes on stdin.
+Usage: `python watchdog_process.py PID TIMEOUT_S`; `Watchdog` writes the signals to its stdin. It is started
+by its path, so it imports the standard library only.
 """
 
 import os
@@ -8,29 +9,24 @@ import select
 import signal
 import sys
 
-WATCHED, UNWATCHED = b"1", b"0"  # a sign of life, and that none will come for now
+HEARTBEAT, PAUSE = b"1", b"0"  # a pause lasts until the next heartbeat
 
 
 def guard(pid: int, timeout_s: float) -> None:
-    """Follow the parent process `pid` until it is gone, or kill it if it is watched and silent for
-    `timeout_s` seconds.
-    """
-    watched = False
+    """Kill the parent process `pid` if no heartbeat comes for `timeout_s` seconds; return once it ended."""
+    is_watched = False
     while True:
         ready, _, _ = select.select([0], [], [], timeout_s)
-        signs = os.read(0, 65536) if ready else b""
-        if os.getppid() != pid or (ready and not signs):  # it ended
+        signals = os.read(0, 65536) if ready else b""
+        is_stdin_closed = ready and not signals
+        if os.getppid() != pid or is_stdin_closed:  # the parent ended
             return
-        if signs:
-            watched = signs.endswith(WATCHED)
-        elif watched:
-            # told first: who sees the process gone may look at once
+        if signals:
+            is_watched = signals.endswith(HEARTBEAT)
+        elif is_watched:
+            # printed first, so that the file is complete when the process ends
             print(
-                (
-                    f"process {pid} gave no sign of life for {timeout_s:g} s, as one that was stopped does, "
-                    "and was killed"
-                ),
-                flush=True,
+                f"process {pid} killed: no heartbeat for {timeout_s:g} s; it was probably stopped", flush=True
             )
             os.kill(pid, signal.SIGKILL)
             return

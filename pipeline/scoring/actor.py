@@ -1,255 +1,309 @@
-"""The actor of the batch scoring job: it judges and publishes one work unit at a time.
+"""Actor of the batch scoring job: scores and publishes one work unit at a time.
 
-What goes wrong with a unit stays with it. An actor that dies, or gets no further and ends itself, is started
-again and takes up its unit again, up to MAX_ATTEMPTS times in all; then the unit is told as failed, with the
-rows that were being judged, and the others go on.
+An error of a unit stays with the unit. An actor that crashes or hangs is started again and retries its unit,
+up to MAX_ATTEMPTS times in all. Then the unit fails with the ids of the rows that were being scored, and the
+others go on.
+
+Shape legend: N rows of a unit.
 """
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.config.tasks import Task, check_known_task
-from pipeline.encoding.prefetch import OnRows
+from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.evaluation.score_reference import canary_difference, read_reference
-from pipeline.inference.labels import ScoringContext, score_all_tasks, score_rows
-from pipeline.inference.multitask_predictor import AllTasksJudge
-from pipeline.runtime.timing import wait_for
-from pipeline.scoring.attempts import MAX_ATTEMPTS, Attempts, Starts
-from pipeline.scoring.label_store import is_published, judged_tasks, publish_partition, read_manifest
-from pipeline.scoring.row_errors import part_rows
+from pipeline.inference.labels import ScoringContext, plan_multitask_scores, plan_scores
+from pipeline.inference.multitask_predictor import MultitaskPredictor
+from pipeline.inference.step_plan import Plan
+from pipeline.inference.task_predictor import TokenUsage
+from pipeline.runtime.run_log import log_work_unit, logging_to
+from pipeline.runtime.timing import synchronize
+from pipeline.scoring.actor_settings import ActorSettings
+from pipeline.scoring.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
+from pipeline.scoring.label_store import is_published, publish_unit, read_manifest
+from pipeline.scoring.row_errors import split_valid_rows
 from pipeline.scoring.score_cache import ScoreCache
-from pipeline.scoring.unit_manifest import label_facts
-from pipeline.scoring.unit_result import Outcome
-from pipeline.scoring.work_units import Unit, read_unit, unit_of_fields
+from pipeline.scoring.unit_manifest import UnitInput, UnitManifest, profile_labels
+from pipeline.scoring.unit_result import UnitResult
+from pipeline.scoring.work_units import WorkUnit, read_unit
 from pipeline.storage.object_store import open_store
 
+logger = logging.getLogger(__name__)
 
-def check_start(starts: Starts, num_actors: int, device: Any) -> None:
-    """RelevanceError: an actor had better not load its model: too many in a row ended over it, and Ray would
-    go on starting them. ConfigError: there is no such device here.
+
+class UnitScorer:
+    """Ray Data actor that holds one verified model and scores one unit per call."""
+
+    def __init__(self, settings: ActorSettings) -> None:
+        import torch
+
+        from pipeline.inference.predictor import load_predictor
+        from pipeline.runtime.flops import peak_seconds_per_token
+        from pipeline.runtime.watchdog import Watchdog
+
+        scoring, version = settings.scoring, settings.version
+        torch.set_num_threads(scoring.threads_per_actor)  # the actor has its process to itself
+        device = torch.device("cuda" if scoring.use_gpu else "cpu")
+        self.settings, self.scores = settings, open_store(settings.scores_location)
+        self.context = ScoringContext(
+            scoring.batch_tokens, version.version, version.bundle_sha256, scoring.when_unproven
+        )
+        self.attempts_dir, self.peak_s_per_token = settings.attempts_dir, 0.0
+        self.multitask: MultitaskPredictor | None = None
+        name = uuid.uuid4().hex[:8]
+        # The log stays open for the life of the actor: Ray ends its process.
+        logging_to(settings.log, f"actor {name}").__enter__()
+        stuck = self.attempts_dir / f"stuck-{name}.txt"
+        self.watchdog = Watchdog(stuck.open("w", encoding="utf-8"), scoring.hang_timeout_s)
+        self.cache = ScoreCache(self.scores, settings.cached_files, self.watchdog.heartbeat)
+        loads = LoadAttempts(self.attempts_dir)
+        with self.watchdog:
+            try:
+                _check_can_load(loads, scoring.num_actors, device)
+                loads.begin()
+                self.predictor, self.bundle = load_predictor(
+                    version.bundle_dir, version.bundle_sha256, device
+                )
+                loads.reset()
+                self.refusal = self._check_canaries(None)
+                self.peak_s_per_token = peak_seconds_per_token(
+                    self.predictor.model, device, self.predictor.backbone.dtype
+                )
+            # Ray restarts an actor that fails to start, and drops its error. Units report it instead.
+            except RelevanceError as error:
+                self.refusal = f"nothing was published by this actor: {error}"
+                logger.error("%s", self.refusal)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score a batch of Ray Data; units and results are JSON texts."""
+        units = [WorkUnit.from_json(json.loads(str(text))) for text in batch["unit"]]
+        return {"result": [json.dumps(self.score_unit(unit).to_json()) for unit in units]}
+
+    def score_unit(self, unit: WorkUnit) -> UnitResult:
+        """Score and publish one unit. Errors of the unit are part of the result."""
+        with log_work_unit(unit.unit_id):
+            result = self._score_or_explain(unit)
+            if result.error:
+                logger.error("unit failed: %s", result.error)
+            else:
+                logger.info("unit published: %d labels, %d errors", result.labels, result.errors)
+        return result
+
+    def _score_or_explain(self, unit: WorkUnit) -> UnitResult:
+        if self.refusal:
+            return UnitResult(unit.unit_id, unit.path, error=self.refusal)
+        attempts = UnitAttempts(self.attempts_dir, unit.unit_id)
+        try:
+            if is_published(self.scores, unit.unit_id):
+                return self._published_result(unit)
+            return self._begin_attempt(unit, attempts)
+        except (OSError, RetryableError) as error:
+            return UnitResult(unit.unit_id, unit.path, error=f"{unit.path}: {error}", retry=True)
+        except RelevanceError as error:
+            return UnitResult(unit.unit_id, unit.path, error=f"{unit.path}: {error}")
+        except Exception as error:
+            if _is_device_lost(error):
+                logger.error("device lost: %s", error)
+                os._exit(1)  # every later call would fail; the next process retries the unit
+            message = f"{unit.path}: {type(error).__name__}: {error}, {attempts.describe_in_flight()}"
+            return UnitResult(unit.unit_id, unit.path, error=message)
+
+    def _published_result(self, unit: WorkUnit) -> UnitResult:
+        """Return the result of a unit that a lost actor or another scorer published."""
+        manifest = read_manifest(self.scores, unit.unit_id)
+        return UnitResult(
+            unit.unit_id, unit.path, manifest.num_labels, manifest.num_errors, tasks=manifest.tasks
+        )
+
+    def _begin_attempt(self, unit: WorkUnit, attempts: UnitAttempts) -> UnitResult:
+        """Count an attempt and score the unit.
+
+        Raises:
+            RelevanceError: All attempts are used up.
+        """
+        if attempts.count() >= MAX_ATTEMPTS:
+            raise RelevanceError(
+                f"scoring crashed or hung {MAX_ATTEMPTS} times, last {attempts.describe_in_flight()}; "
+                "remove these rows or see the worker's log"
+            )
+        with self.watchdog:
+            # Load the cache before the attempt begins: an attempt is about the unit's own rows.
+            for name in [task.name for task in self.predictor.tasks] if unit.all_tasks else [unit.task]:
+                self.cache.load_task(name)
+            attempts.begin()
+            return self._score(unit, attempts)
+
+    def _score(self, unit: WorkUnit, attempts: UnitAttempts) -> UnitResult:
+        """Score the rows of a unit and publish their labels."""
+        task = check_known_task(unit.task, self.predictor.tasks, "the model's bundle")
+        multitask = self._load_multitask() if unit.all_tasks else None
+        tasks = self.predictor.tasks if unit.all_tasks else (task,)
+        unit_rows, first_row = read_unit(unit)
+        table, errors = split_valid_rows(unit_rows, task.name, first_row, self.bundle.sha256)
+        is_predicted_N = np.zeros(table.num_rows, bool)
+        before = self._usage(task, multitask)
+        try:
+            # One by one, so that the row that fails is the only one in flight.
+            for row in attempts.retry_candidates():
+                plan = self._plan(table.slice(row, 1), task, multitask, is_retry=True)
+                self._run(plan.renumbered(np.array([row])), table, attempts, is_predicted_N)
+            plan = self._plan(table, task, multitask, is_retry=attempts.count() > 1)
+            scored = self._run(plan, table, attempts, is_predicted_N)
+        except (RelevanceError, OSError):
+            raise
+        except Exception as error:
+            if _is_device_lost(error):
+                raise
+            if attempts.count() < MAX_ATTEMPTS and len(attempts.in_flight_rows()) > 1:
+                attempts.begin()
+                return self._score(unit, attempts)
+            raise
+        self._publish(unit, tasks, table, scored, errors)
+        after = self._usage(task, multitask)
+        tokens_computed = after.tokens_computed - before.tokens_computed
+        return UnitResult(
+            unit.unit_id,
+            unit.path,
+            scored.num_rows,
+            errors.num_rows,
+            reused=int((~is_predicted_N).sum()),
+            tokens_in=after.tokens_in - before.tokens_in,
+            tokens_computed=tokens_computed,
+            model_s=after.model_s - before.model_s,
+            at_peak_s=tokens_computed * self.peak_s_per_token,
+            tasks=tuple(scored_task.name for scored_task in tasks),
+        )
+
+    def _plan(
+        self, rows: pa.Table, task: Task, multitask: MultitaskPredictor | None, is_retry: bool
+    ) -> Plan[pa.Table]:
+        """Plan the labels of rows. In a retry, tokenizing is a step too, so that its rows are recorded."""
+        if multitask is not None:
+            names = [known.name for known in self.predictor.tasks]
+            cached = {name: self.cache.load_task(name) for name in names}
+            return plan_multitask_scores(multitask, rows, self.context, cached, prefetch=not is_retry)
+        cached_scores = self.cache.load_task(task.name)
+        return plan_scores(self.predictor, rows, task, self.context, cached_scores, prefetch=not is_retry)
+
+    def _run(
+        self, plan: Plan[pa.Table], table: pa.Table, attempts: UnitAttempts, is_predicted_N: np.ndarray
+    ) -> pa.Table:
+        """Run a plan over rows of `table`, and mark the rows it predicts.
+
+        The rows of each step are recorded before it runs.
+        """
+        for step in plan:
+            self.watchdog.heartbeat()
+            if attempts.count() > 1:
+                # Wait for the previous step, so that its error is not attributed to the rows of this one.
+                synchronize(self.predictor.device)
+            is_predicted_N[step.rows] = True
+            attempts.record_in_flight(step.rows, table.column("row_id").take(pa.array(step.rows)).to_pylist())
+            step.run()
+        return plan.result
+
+    def _usage(self, task: Task, multitask: MultitaskPredictor | None) -> TokenUsage:
+        """Return a copy of the usage so far: of one task, or of all together."""
+        return replace(multitask.usage() if multitask is not None else self.predictor.task_usage(task))
+
+    def _publish(
+        self, unit: WorkUnit, tasks: Sequence[Task], table: pa.Table, scored: pa.Table, errors: pa.Table
+    ) -> None:
+        """Publish the labels of a unit.
+
+        Args:
+            unit: The unit.
+            tasks: Tasks that each valid row has a label of.
+            table: The valid rows.
+            scored: Their labels, task by task.
+            errors: The other rows.
+        """
+        assert scored.num_rows == len(tasks) * table.num_rows, "every valid row has a label of each task"
+        num_rows = table.num_rows + errors.num_rows
+        manifest = UnitManifest(
+            unit_id=unit.unit_id,
+            task=unit.task,
+            input=UnitInput(unit.path, unit.digest, unit.part, num_rows),
+            model_version=self.context.model_version,
+            bundle_sha256=self.context.bundle_sha256,
+            encoder_version=ENCODER_VERSION,
+            tasks=tuple(task.name for task in tasks),
+            profiles=profile_labels(scored, tasks, table.column("market").to_pylist()),
+            all_tasks=unit.all_tasks,
+        )
+        publish_unit(self.scores, manifest, scored, errors)
+
+    def _load_multitask(self) -> MultitaskPredictor:
+        """Return the predictor of all tasks, built and checked on first use.
+
+        Raises:
+            RelevanceError: Its canary probabilities differ from the recorded ones.
+        """
+        if self.multitask is None:
+            multitask = MultitaskPredictor(self.predictor)
+            # Without the single pass it computes the same as the predictor that was checked at the start.
+            refusal = self._check_canaries(multitask) if multitask.one_pass is not False else ""
+            if refusal:
+                raise RelevanceError(refusal)
+            self.multitask = multitask
+        return self.multitask
+
+    def _check_canaries(self, multitask: MultitaskPredictor | None) -> str:
+        """Return why nothing may be published; empty if canary rows have their recorded probabilities.
+
+        Each actor checks for itself, as machines differ.
+        """
+        if self.settings.reference_path is None:
+            return ""
+        reference = read_reference(self.settings.reference_path, self.bundle.sha256)
+        difference = canary_difference(self.predictor, reference, self.context.batch_tokens, multitask)
+        tolerance = self.settings.scoring.canary_tolerance
+        if difference <= tolerance:
+            return ""
+        return (
+            f"canary probabilities differ from those of the version's evaluation by up to {difference:.4f}, "
+            f"more than scoring.canary_tolerance {tolerance}; nothing was published by this actor. "
+            "Compare software and hardware of both machines"
+        )
+
+
+def _check_can_load(loads: LoadAttempts, num_actors: int, device: Any) -> None:
+    """Check that this node may load the model.
+
+    Raises:
+        RelevanceError: Too many loads crashed in a row; Ray would restart actors without end.
+        ConfigError: The device does not exist here.
     """
     import torch
 
-    if starts.number() >= MAX_ATTEMPTS * num_actors:
+    num_crashes = loads.count()
+    if num_crashes >= MAX_ATTEMPTS * num_actors:
         raise RelevanceError(
-            f"the process ended or got no further while it loaded the model, {starts.number()} times; see "
-            "Ray's logs, memory first"
+            f"model loading crashed or hung {num_crashes} times in a row; see the worker's log, check memory "
+            "first"
         )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "scoring.use_gpu is set, and torch finds no GPU here; install a torch with CUDA on this "
-            "node, or set it to false"
+            "scoring.use_gpu is true and torch finds no GPU on this node; install a torch with CUDA here, or "
+            "set it to false"
         )
 
 
-def lost_device(error: Exception) -> bool:
-    """Whether a GPU is of no more use to this process, as after an illegal access; not where only its memory
-    was too small.
+def _is_device_lost(error: Exception) -> bool:
+    """Return True if the process cannot use its GPU any more, as after an illegal memory access.
+
+    Running out of memory leaves the GPU usable.
     """
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
-
-
-class UnitScorer:
-    """A Ray Data actor: holds one verified model, scores one unit a call. Each call returns what became of
-    the unit.
-    """
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        """`settings`: of `actor_settings`."""
-        import torch
-
-        from pipeline.inference.predictor import load_judge
-        from pipeline.runtime.flops import seconds_at_peak
-        from pipeline.runtime.watchdog import Watch
-
-        torch.set_num_threads(settings["threads"])
-        device = torch.device("cuda" if settings["use_gpu"] else "cpu")
-        self.settings, self.scores = settings, open_store(settings["scores"])
-        self.context = ScoringContext(
-            settings["batch_tokens"], settings["model_version"], settings["bundle_sha256"]
-        )
-        self.cache, self.token_s = ScoreCache(self.scores, settings["known_files"]), 0.0
-        self.attempts_dir = Path(settings["attempts_dir"])
-        self.all_tasks: AllTasksJudge | None = None
-        stuck = self.attempts_dir / f"stuck-{uuid.uuid4().hex[:8]}.txt"
-        self.watch = Watch(stuck.open("w", encoding="utf-8"), settings["hang_timeout_s"])
-        starts = Starts(self.attempts_dir)
-        with self.watch:
-            try:
-                check_start(starts, settings["num_actors"], device)
-                starts.begin()
-                self.judge, self.bundle = load_judge(
-                    Path(settings["bundle_dir"]), settings["bundle_sha256"], device
-                )
-                starts.done()
-                self.refusal = self._check_canaries(None)
-                self.token_s = seconds_at_peak(self.judge.model, device, self.judge.backbone.dtype)
-            # an actor that does not start is started again and tells nobody why
-            except RelevanceError as error:
-                self.refusal = f"nothing was published from here: {error}"
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        units = [unit_of_fields(json.loads(str(text))) for text in batch["unit"]]
-        return {"outcome": [json.dumps(asdict(self.outcome(unit))) for unit in units]}
-
-    def _check_canaries(self, all_tasks: AllTasksJudge | None) -> str:
-        """Why nothing may be published from here; empty: it may. Each actor checks for itself, as machines
-        differ.
-        """
-        if self.settings["reference"] is None:
-            return ""
-        reference = read_reference(Path(self.settings["reference"]), self.bundle.sha256)
-        found = canary_difference(self.judge, reference, self.context.batch_tokens, all_tasks)
-        if found <= self.settings["canary_tolerance"]:
-            return ""
-        moved = (
-            f"canary rows are judged otherwise here than when the version was evaluated: by up to {found:.4f}"
-        )
-        limit = f"more than scoring.canary_tolerance {self.settings['canary_tolerance']}"
-        return (
-            f"{moved}, {limit}; nothing was published from here. Compare the software and the hardware of "
-            "both"
-        )
-
-    def outcome(self, unit: Unit) -> Outcome:
-        """Score one unit. No error of a unit's own comes out: it is the outcome."""
-        if self.refusal:
-            return Outcome(unit.partition, unit.path, error=self.refusal)
-        attempts = Attempts(self.attempts_dir, unit.partition)
-        try:
-            return self._unless_done(unit, attempts)
-        except (OSError, RetryableError) as error:
-            return Outcome(unit.partition, unit.path, error=f"{unit.path}: {error}", retry=True)
-        except RelevanceError as error:
-            return Outcome(unit.partition, unit.path, error=f"{unit.path}: {error}")
-        except Exception as error:
-            if lost_device(error):
-                # nothing that this process is given would succeed; the one after it takes up the unit again
-                os._exit(1)
-            return Outcome(
-                unit.partition,
-                unit.path,
-                error=f"{unit.path}: {type(error).__name__}: {error}, {attempts.in_hand()}",
-            )
-
-    def _unless_done(self, unit: Unit, attempts: Attempts) -> Outcome:
-        """Begin an attempt, unless the unit is published, by an actor that was lost before it could tell or
-        another scorer, or had its attempts.
-        """
-        if is_published(self.scores, unit.partition):
-            manifest = read_manifest(self.scores, unit.partition)
-            return Outcome(
-                unit.partition,
-                unit.path,
-                manifest["rows"],
-                manifest.get("error_rows", 0),
-                tasks=tuple(judged_tasks(manifest)),
-            )
-        if attempts.number() >= MAX_ATTEMPTS:
-            why = (
-                f"the process that scored it ended or got no further {MAX_ATTEMPTS} times, the last time "
-                f"{attempts.in_hand()}"
-            )
-            raise RelevanceError(f"{why}; take these rows out or see the worker's log")
-        with self.watch:
-            for name in [task.name for task in self.judge.tasks] if unit.all_tasks else [unit.task]:
-                # before the attempt, which is about the unit's own rows
-                self.cache.of_task(name, self.watch.alive)
-            attempts.begin()
-            return self._score(unit, attempts)
-
-    def _score(self, unit: Unit, attempts: Attempts) -> Outcome:
-        """Judge and publish."""
-        task = check_known_task(unit.task, self.judge.tasks, "the model's bundle")
-        tasks, all_tasks = (self.judge.tasks, self._judge_of_all()) if unit.all_tasks else ((task,), None)
-        whole, first_row = read_unit(unit)
-        table, errors = part_rows(whole, task.name, first_row, self.bundle.sha256)
-        row_ids = table.column("row_id")
-        judged_N = np.zeros(table.num_rows, bool)
-        again = attempts.number() > 1  # then whatever goes wrong must do so while its own rows are in hand
-
-        def begin(rows: np.ndarray) -> None:
-            self.watch.alive()
-            if again:
-                wait_for(self.judge.device)
-            judged_N[rows] = True
-            attempts.take(rows, row_ids.take(pa.array(rows)).to_pylist())
-
-        def score(rows: pa.Table, on_rows: OnRows) -> pa.Table:
-            context = replace(self.context, on_rows=on_rows, ahead=not again)
-            if all_tasks is not None:
-                known = {one.name: self.cache.of_task(one.name) for one in tasks}
-                return score_all_tasks(all_tasks, rows, context, known)
-            return score_rows(self.judge, rows, task, context, self.cache.of_task(task.name))
-
-        before = self._spent(task, all_tasks)
-        try:
-            for row in attempts.suspects():  # one by one, so that the one which does it is the one in hand
-                score(table.slice(row, 1), lambda _, row=row: begin(np.array([row])))  # type: ignore[misc]
-            scored = score(table, begin)
-        except (RelevanceError, OSError):
-            raise
-        except Exception as error:
-            if lost_device(error):
-                raise
-            if attempts.number() < MAX_ATTEMPTS and len(attempts.rows_taken()) > 1:
-                attempts.begin()
-                return self._score(unit, attempts)
-            raise
-        self._publish(unit, tasks, whole.num_rows, table, scored, errors)
-        took = {name: value - before[name] for name, value in self._spent(task, all_tasks).items()}
-        return Outcome(
-            unit.partition,
-            unit.path,
-            scored.num_rows,
-            errors.num_rows,
-            reused=int((~judged_N).sum()),
-            at_peak_s=took["tokens_computed"] * self.token_s,
-            tasks=tuple(one.name for one in tasks),
-            **took,
-        )
-
-    def _spent(self, task: Task, all_tasks: AllTasksJudge | None) -> dict[str, Any]:
-        """What judging took so far: of one task, or of all together."""
-        return asdict(all_tasks.spent() if all_tasks is not None else self.judge.spent(task))
-
-    def _publish(
-        self,
-        unit: Unit,
-        tasks: Sequence[Task],
-        num_rows: int,
-        table: pa.Table,
-        scored: pa.Table,
-        errors: pa.Table,
-    ) -> None:
-        """Publish the labels of a unit of `num_rows` rows: `table` those scored, `errors` the others."""
-        assert scored.num_rows == len(tasks) * (num_rows - errors.num_rows), (
-            "rows in are labels and errors together, of each task"
-        )
-        markets = table.column("market").to_pylist()
-        facts = label_facts(unit, tasks, num_rows, scored, markets, self.context)
-        publish_partition(self.scores, unit.partition, scored, facts, errors)
-
-    def _judge_of_all(self) -> AllTasksJudge:
-        """Made for the first unit that is judged for all tasks. RelevanceError: it judges canary rows
-        otherwise than they were.
-        """
-        if self.all_tasks is None:
-            made = AllTasksJudge(self.judge)
-            # task by task they were judged already
-            refusal = self._check_canaries(made) if made.one_pass is not False else ""
-            if refusal:
-                raise RelevanceError(refusal)
-            self.all_tasks = made
-        return self.all_tasks

@@ -1,90 +1,123 @@
-"""What an actor has begun, noted beside the run for the actor that comes after it: its start, and its
-units.
-"""
+"""Files that record begun attempts of a run, for the actor that continues after a crash."""
 
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.storage.filesystem import remove_tree
+from models.files import remove_tree
 
-MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is without end
+MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is unlimited
 
-KEEP_S = 7 * 24 * 3600.0  # notes of a run that failed, for who looks into it
+KEEP_S = 7 * 24 * 3600.0  # files of failed runs stay for diagnosis
 
 SHOWN_ROWS = 5  # row ids in a message
 
 
-class Starts:
-    """How often in a row processes of one run of the job ended before they had loaded their model."""
+class LoadAttempts:
+    """Counter of processes of one run that began to load the model and have not finished."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "starts"
 
-    def number(self) -> int:
-        """Starts that came to nothing, those under way included."""
+    def count(self) -> int:
+        """Return the number of loads that crashed or are under way since the last success."""
         try:
             return self.path.stat().st_size
-        except FileNotFoundError:  # none, or another actor's came through
+        except FileNotFoundError:
             return 0
 
     def begin(self) -> None:
-        """One more."""
+        """Count one more load."""
         with self.path.open("ab") as file:
             file.write(b".")
 
-    def done(self) -> None:
-        """One came through."""
+    def reset(self) -> None:
+        """Start again from 0, after a load that succeeded."""
         self.path.unlink(missing_ok=True)
 
 
-class Attempts:
-    """Of one unit in one run of the job."""
+@dataclass(frozen=True)
+class InFlightRows:
+    """Rows that an attempt is scoring."""
 
-    def __init__(self, folder: Path, partition: str) -> None:
-        self.begun_path, self.taken_path = folder / f"{partition}.begun", folder / f"{partition}.rows"
+    rows: tuple[int, ...] = ()  # numbers in the unit
+    row_ids: tuple[str, ...] = ()
 
-    def number(self) -> int:
-        """How often the unit was begun."""
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "InFlightRows":
+        """Parse the recorded form."""
+        return cls(tuple(fields["rows"]), tuple(fields["row_ids"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recorded form."""
+        return {"rows": list(self.rows), "row_ids": list(self.row_ids)}
+
+
+class UnitAttempts:
+    """Attempts at one work unit in one run."""
+
+    def __init__(self, folder: Path, unit_id: str) -> None:
+        self.begun_path, self.in_flight_path = folder / f"{unit_id}.begun", folder / f"{unit_id}.rows"
+
+    def count(self) -> int:
+        """Return the number of attempts that began."""
         return self.begun_path.stat().st_size if self.begun_path.is_file() else 0
 
     def begin(self) -> None:
-        """One more."""
+        """Count one more attempt."""
         with self.begun_path.open("ab") as file:
             file.write(b".")
 
-    def take(self, rows: np.ndarray, row_ids: list[str]) -> None:
-        """These rows, by their numbers in the unit and their ids, are about to be judged."""
-        self.taken_path.write_text(json.dumps({"rows": rows.tolist(), "row_ids": row_ids}), encoding="utf-8")
+    def record_in_flight(self, rows: np.ndarray, row_ids: list[str]) -> None:
+        """Record rows that are about to be scored, by number in the unit and by id."""
+        in_flight = InFlightRows(tuple(rows.tolist()), tuple(row_ids))
+        self.in_flight_path.write_text(json.dumps(in_flight.to_json()), encoding="utf-8")
 
-    def _taken(self) -> dict[str, list[Any]]:
-        try:
-            return dict(json.loads(self.taken_path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # none yet, or the process ended while it wrote
-            return {"rows": [], "row_ids": []}
+    def in_flight_rows(self) -> list[int]:
+        """Return the numbers of the rows that were recorded last."""
+        return list(self._read_in_flight().rows)
 
-    def rows_taken(self) -> list[int]:
-        """Numbers of the rows that were being judged last."""
-        return self._taken()["rows"]
+    def retry_candidates(self) -> list[int]:
+        """Return the rows that stopped an earlier attempt; none at the first attempt."""
+        return self.in_flight_rows() if self.count() > 1 else []
 
-    def suspects(self) -> list[int]:
-        """Rows that an attempt before this one did not get past; none at the first."""
-        return self.rows_taken() if self.number() > 1 else []
-
-    def in_hand(self) -> str:
-        """The rows that were being judged last, for people."""
-        row_ids = self._taken()["row_ids"]
+    def describe_in_flight(self) -> str:
+        """Return the rows that were recorded last as text for an error message."""
+        row_ids = self._read_in_flight().row_ids
         if not row_ids:
-            return "before any row was judged"
+            return "before any row was scored"
         more = f" and {len(row_ids) - SHOWN_ROWS} more" if len(row_ids) > SHOWN_ROWS else ""
-        return f"while it judged rows {', '.join(row_ids[:SHOWN_ROWS])}{more}"
+        return f"while scoring rows {', '.join(row_ids[:SHOWN_ROWS])}{more}"
+
+    def _read_in_flight(self) -> InFlightRows:
+        try:
+            return InFlightRows.from_json(json.loads(self.in_flight_path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # no row yet, or the process died while it wrote
+            return InFlightRows()
+
+
+def create_attempts_dir(run_dir: Path, name: str) -> Path:
+    """Create the folder `name` for the attempts of one run, and remove old folders."""
+    root = run_dir / "scoring"
+    sweep_attempts(root)
+    folder = root / name
+    folder.mkdir(parents=True)
+    return folder
+
+
+def attempt_evidence(folder: Path) -> list[Path]:
+    """Return the files that explain failed units: stacks of actors that hung, and rows in flight."""
+    stacks = [path for path in folder.glob("stuck-*.txt") if path.stat().st_size]
+    return sorted([*stacks, *folder.glob("*.rows")])
 
 
 def sweep_attempts(root: Path) -> None:
-    """Remove what runs that failed or were killed more than KEEP_S ago have left of their attempts."""
+    """Remove folders that failed or killed runs left more than KEEP_S ago."""
     for folder in root.glob("*") if root.is_dir() else ():
         if folder.is_dir() and folder.stat().st_mtime < time.time() - KEEP_S:
             remove_tree(folder)

@@ -1,22 +1,24 @@
-"""Publishing scores so that a reader never sees a part: files staged and synced first, a manifest put in
-place last, if absent. In a folder or a bucket; `root` is either's place.
+"""Store of published labels in a folder or a bucket.
 
-    <root>/data/<partition>/<attempt>.parquet     labels, written first; nobody reads them yet
-    <root>/errors/<partition>/<attempt>.parquet   rows that got no label, where there are any
-    <root>/manifests/<partition>.json             names the files; readers start here
-    <root>/runs/<run>.json                        the partitions of one run of the job
+A reader never sees part of a work unit: files are staged and synced first, and the manifest is put in place
+last, if absent.
 
-A partition's id follows from its input and the model: a rerun finds the manifest and does nothing, and a new
-model is a new output.
+    <root>/data/<unit>/<attempt>.parquet     labels; invisible until a manifest names them
+    <root>/errors/<unit>/<attempt>.parquet   rows without a label, where there are any
+    <root>/manifests/<unit>.json             names the files; readers start here
+    <root>/runs/<run>.json                   scoring records (pipeline/scoring/scoring_record.py)
+
+A unit's id follows from its input and the model. A rerun finds the manifest and does nothing; a new model
+has new ids.
 """
 
 import io
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +26,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.files import bytes_sha256
-from pipeline.errors import ConfigError, DamagedInputError, RelevanceError
+from pipeline.errors import DamagedInputError, RelevanceError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.names import check_name
 from pipeline.scoring.row_errors import ERROR_SCHEMA
+from pipeline.scoring.unit_manifest import PublishedFile, UnitManifest
 from pipeline.storage.filesystem import canonical_json, json_sha256
 from pipeline.storage.object_store import Store, open_store
 
 Root = Path | str | Store
 
-KINDS = {"files": "data", "error_files": "errors"}  # what a manifest calls them, and their folder
+LABELS, ERRORS = "data", "errors"  # folders of the two kinds of files
 
-ORPHAN_S = 24 * 3600.0  # no scorer works on one partition for so long
+ORPHAN_S = 24 * 3600.0  # no scorer works on one unit for so long
 
 
 @dataclass(frozen=True)
-class PartitionSource:
-    """What a partition's labels follow from: one input file under one model."""
+class UnitSource:
+    """Input file and model that a unit's labels follow from."""
 
     task: str
     input_path: str
@@ -49,251 +52,243 @@ class PartitionSource:
     encoder_version: str
 
 
-def partition_id(
-    source: PartitionSource, part: tuple[int, int] | None = None, variants: Sequence[str] = ()
+def compute_unit_id(
+    source: UnitSource, part: tuple[int, int] | None = None, variants: Iterable[str] = ()
 ) -> str:
-    """The id of the output of one input file, or of a range of its rows (first, one behind the last), under
-    one model: the task's name and 24 hex digits. `variants`: ways of scoring that give other labels than the
-    plain one, by name.
+    """Return the id of a work unit: the task's name and 24 hex digits.
+
+    Args:
+        source: The input file and the model.
+        part: (first row, one past the last); None: all rows of the file.
+        variants: Names of scoring variants that give other labels than the plain one.
     """
-    made_of = {
+    hashed: dict[str, Any] = {
         "task": source.task,
         "path": source.input_path,
         "input": source.input_sha256,
         "bundle": source.bundle_sha256,
         "encoder": source.encoder_version,
     }
-    digest = json_sha256(
-        made_of | ({"rows": list(part)} if part else {}) | ({"ways": sorted(variants)} if variants else {})
-    )
-    return f"{source.task[:38]}-{digest[:24]}"
+    if part:
+        hashed["rows"] = list(part)
+    if names := sorted(variants):
+        hashed["ways"] = names
+    return f"{source.task[:38]}-{json_sha256(hashed)[:24]}"
 
 
-def is_published(root: Root, partition: str) -> bool:
-    """Whether the partition's manifest is in place."""
-    return open_store(root).exists(manifest_key(partition))
+def is_published(root: Root, unit_id: str) -> bool:
+    """Return whether a unit's manifest is in place."""
+    return open_store(root).exists(manifest_key(unit_id))
 
 
-def published_partitions(root: Root) -> set[str]:
-    """The partitions whose manifests are in place now, by one listing: a store would be asked for thousands
-    of them one by one.
+def list_published_units(root: Root) -> set[str]:
+    """Return the ids of all published units, by one listing: thousands of single requests would be slow."""
+    keys = list_json_keys(open_store(root), "manifests")
+    return {key.removeprefix("manifests/").removesuffix(".json") for key in keys}
+
+
+def manifest_key(unit_id: str) -> str:
+    """Return the key of a unit's manifest.
+
+    Raises:
+        ConfigError: The id is not a valid name.
     """
-    return {
-        key.removeprefix("manifests/").removesuffix(".json")
-        for key in json_keys(open_store(root), "manifests")
-    }
+    return f"manifests/{check_name(unit_id, 'unit')}.json"
 
 
-def manifest_key(partition: str) -> str:
-    """Where a partition's manifest lies. ConfigError: the partition has no valid name."""
-    return f"manifests/{check_name(partition, 'partition')}.json"
-
-
-def publish_partition(
-    root: Root, partition: str, table: pa.Table, facts: dict[str, Any], errors: pa.Table | None = None
+def publish_unit(
+    root: Root, manifest: UnitManifest, labels: pa.Table, errors: pa.Table | None = None
 ) -> bool:
-    """Publish the labels of one partition and the rows that got none. True: this call did; False: it was
-    published already, and this call left nothing.
+    """Publish the labels of a unit, and its rows without a label.
+
+    Args:
+        root: The location of all scores.
+        manifest: The unit's manifest without counts and files.
+        labels: Rows in SCORE_SCHEMA.
+        errors: Rows in ERROR_SCHEMA.
+
+    Returns:
+        True if this call published the unit; False if it was published already. In that case this call
+        leaves nothing behind.
     """
-    store, key, attempt = open_store(root), manifest_key(partition), uuid.uuid4().hex
-    kinds = {"files": table} | ({"error_files": errors} if errors is not None and errors.num_rows else {})
-    staged = {kind: f"{KINDS[kind]}/{partition}/{attempt}.parquet" for kind in kinds}
-    manifest: dict[str, Any] = {}
+    store, attempt = open_store(root), uuid.uuid4().hex
+    manifest_at = manifest_key(manifest.unit_id)
+    tables = {LABELS: labels}
+    if errors is not None and errors.num_rows:
+        tables[ERRORS] = errors
+    staged = {folder: f"{folder}/{manifest.unit_id}/{attempt}.parquet" for folder in tables}
     try:
-        manifest = {
-            **facts,
-            "partition": partition,
-            "rows": table.num_rows,
-            "error_rows": errors.num_rows if errors else 0,
-        }
-        for kind, rows in kinds.items():
-            content = parquet_bytes(rows)
-            store.put(staged[kind], content)
-            manifest[kind] = [{"path": staged[kind], "sha256": bytes_sha256(content), "rows": rows.num_rows}]
+        files = {folder: (_put_table(store, staged[folder], table),) for folder, table in tables.items()}
     except BaseException:
-        with suppress(OSError, RelevanceError):  # what cannot be removed is swept later
-            remove(store, staged.values())
+        with suppress(OSError, RelevanceError):  # sweep_orphans removes the rest later
+            _delete(store, staged.values())
         raise
+    complete = replace(
+        manifest,
+        num_labels=labels.num_rows,
+        num_errors=errors.num_rows if errors is not None else 0,
+        label_files=files[LABELS],
+        error_files=files.get(ERRORS, ()),
+    )
     try:
-        published = store.put_if_absent(key, canonical_json(manifest).encode())
-    # a disk says no for good; after any other end the manifest may still appear, and what it names must be
-    # there
+        published = store.put_if_absent(manifest_at, canonical_json(complete.to_json()).encode())
+    # A disk's refusal is final. After any other error the manifest may still appear and need its files.
     except OSError:
-        if not (store.exists(key) and attempt in store.get(key).decode()):
-            remove(store, staged.values())
+        if not (store.exists(manifest_at) and attempt in store.get(manifest_at).decode()):
+            _delete(store, staged.values())
         raise
     if not published:
-        remove(store, staged.values())
+        _delete(store, staged.values())
     return published
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A whole file, in memory: partitions have a bounded number of rows."""
+def read_manifests(root: Root, bundle_sha256: str | None = None) -> list[UnitManifest]:
+    """Return the published manifests of one model, or of all, sorted by unit id."""
+    store = open_store(root)
+    manifests = [_parse_manifest(store, key) for key in list_json_keys(store, "manifests")]
+    if bundle_sha256 is None:
+        return manifests
+    return [manifest for manifest in manifests if manifest.bundle_sha256 == bundle_sha256]
+
+
+def read_manifest(root: Root, unit_id: str) -> UnitManifest:
+    """Return the manifest of a published unit.
+
+    Raises:
+        DamagedInputError: The manifest is missing or damaged.
+    """
+    return _parse_manifest(open_store(root), manifest_key(unit_id))
+
+
+def read_published(root: Root, bundle_sha256: str | None = None) -> pa.Table:
+    """Return all published labels (SCORE_SCHEMA) of one model, or of all.
+
+    Raises:
+        DamagedInputError: A file that a manifest names is missing or altered.
+    """
+    store = open_store(root)
+    return read_labels(store, read_manifests(store, bundle_sha256))
+
+
+def read_errors(root: Root, bundle_sha256: str | None = None) -> pa.Table:
+    """Return the rows without a label (ERROR_SCHEMA) of one model, or of all.
+
+    Raises:
+        DamagedInputError: A file that a manifest names is missing or altered.
+    """
+    store = open_store(root)
+    manifests = read_manifests(store, bundle_sha256)
+    files = [(manifest.unit_id, file) for manifest in manifests for file in manifest.error_files]
+    return _read_files(store, files, ERROR_SCHEMA)
+
+
+def read_labels(store: Store, manifests: Iterable[UnitManifest]) -> pa.Table:
+    """Return the labels (SCORE_SCHEMA) that manifests name.
+
+    Raises:
+        DamagedInputError: A named file is missing or altered.
+    """
+    files = [(manifest.unit_id, file) for manifest in manifests for file in manifest.label_files]
+    return _read_files(store, files, SCORE_SCHEMA)
+
+
+def read_unaltered(store: Store, file: PublishedFile) -> bytes | None:
+    """Return the content of a published file; None if it is missing or altered."""
+    try:
+        content = store.get(file.path)
+    except FileNotFoundError:
+        return None
+    return content if bytes_sha256(content) == file.sha256 else None
+
+
+def list_json_keys(store: Store, folder: str) -> list[str]:
+    """Return the keys of complete JSON files in a folder, sorted."""
+    return [entry.key for entry in store.list(folder) if entry.key.endswith(".json") and not entry.is_hidden]
+
+
+def read_stored_json(store: Store, key: str) -> dict[str, Any]:
+    """Return a JSON object of the store.
+
+    Raises:
+        DamagedInputError: It is missing or not valid JSON.
+    """
+    try:
+        return dict(json.loads(store.get(key)))
+    except FileNotFoundError as error:
+        raise DamagedInputError(f"file is missing: {store.location}/{key}; score its input again") from error
+    except ValueError as error:
+        raise DamagedInputError(
+            f"file is not valid JSON: {store.location}/{key} ({error}); delete it and score again"
+        ) from error
+
+
+def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
+    """Remove files of killed scorers: those that no manifest names and that are old enough.
+
+    Returns:
+        Number of files removed.
+    """
+    store, cutoff_s = open_store(root), time.time() - older_than_s
+    entries = [entry for folder in (LABELS, ERRORS) for entry in store.list(folder)]
+    old = [entry.key for entry in entries if entry.modified_s < cutoff_s]
+    # List manifests after files, so that a unit published in between keeps its files.
+    published = set(list_json_keys(store, "manifests")) if old else set()
+    attempts: dict[str, set[str]] = {}  # by unit
+    for entry in entries:
+        attempts.setdefault(_unit_of(entry.key), set()).add(entry.key.rpartition("/")[2])
+    orphans = []
+    for key in old:
+        manifest_at = f"manifests/{_unit_of(key)}.json"
+        if manifest_at in published:
+            # A published unit's only attempt is its manifest's; reading all manifests would take hours.
+            if len(attempts[_unit_of(key)]) == 1:
+                continue
+            manifest = _parse_manifest(store, manifest_at)
+            if key in {file.path for file in (*manifest.label_files, *manifest.error_files)}:
+                continue
+        orphans.append(key)
+    _delete(store, orphans)
+    return len(orphans)
+
+
+def _unit_of(key: str) -> str:
+    """Return the unit id in the key of a label or error file."""
+    return key.split("/")[1]
+
+
+def _parse_manifest(store: Store, key: str) -> UnitManifest:
+    fields = read_stored_json(store, key)
+    try:
+        return UnitManifest.from_json(fields)
+    except (KeyError, TypeError) as error:
+        raise DamagedInputError(
+            f"file is not a manifest: {store.location}/{key} ({error!r}); delete it and score again"
+        ) from error
+
+
+def _put_table(store: Store, key: str, table: pa.Table) -> PublishedFile:
+    """Write a table, whole in memory: units have a bounded number of rows."""
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-    return file.getvalue()
+    content = file.getvalue()
+    store.put(key, content)
+    return PublishedFile(key, bytes_sha256(content), table.num_rows)
 
 
-def remove(store: Store, keys: Iterable[str]) -> None:
-    """Delete keys."""
+def _delete(store: Store, keys: Iterable[str]) -> None:
     for key in keys:
         store.delete(key)
 
 
-def json_keys(store: Store, folder: str) -> list[str]:
-    """Keys of whole json contents in a folder, sorted."""
-    return [entry.key for entry in store.list(folder) if entry.key.endswith(".json") and not entry.hidden]
-
-
-def parse_json(store: Store, key: str) -> dict[str, Any]:
-    """DamagedInputError: it is gone or not whole."""
-    try:
-        return dict(json.loads(store.get(key)))
-    except FileNotFoundError as error:
-        raise DamagedInputError(f"{store.place}/{key} is gone; score its input again") from error
-    except ValueError as error:
-        raise DamagedInputError(
-            f"{store.place}/{key} is not whole json ({error}); delete it and score again"
-        ) from error
-
-
-def judged_tasks(manifest: Mapping[str, Any]) -> list[str]:
-    """The tasks that each row of a partition has a label of: its own, or those that it was judged for
-    together.
-    """
-    return list(manifest.get("tasks") or [manifest["task"]])
-
-
-def read_manifests(root: Root, bundle_sha256: str | None = None) -> list[dict[str, Any]]:
-    """The published manifests of one model or of all, by partition id."""
-    store = open_store(root)
-    found = [parse_json(store, key) for key in json_keys(store, "manifests")]
-    return [one for one in found if bundle_sha256 is None or one["bundle_sha256"] == bundle_sha256]
-
-
-def read_manifest(root: Root, partition: str) -> dict[str, Any]:
-    """One published manifest. DamagedInputError: it is gone or not whole."""
-    return parse_json(open_store(root), manifest_key(partition))
-
-
-def read_published(root: Root, bundle_sha256: str | None = None) -> pa.Table:
-    """The score rows that manifests name, of one model or of all. DamagedInputError: a named file is missing
-    or altered.
-    """
-    return read_rows(root, read_manifests(root, bundle_sha256), "files", SCORE_SCHEMA)
-
-
-def read_errors(root: Root, bundle_sha256: str | None = None) -> pa.Table:
-    """The rows that got no label, with their reasons. DamagedInputError: as above."""
-    return read_rows(root, read_manifests(root, bundle_sha256), "error_files", ERROR_SCHEMA)
-
-
-def put_record(root: Root, record: dict[str, Any]) -> str:
-    """Keep the record of a run of the job; where."""
-    store, key = open_store(root), f"runs/{record['run']}.json"
-    store.put_if_absent(key, canonical_json(record).encode())
-    return f"{store.place}/{key}"
-
-
-def newest_records(root: Root) -> Iterator[dict[str, Any]]:
-    """The records of runs of the job, the last one first, each read when it is asked for."""
-    store = open_store(root)
-    for key in reversed(json_keys(store, "runs")):
-        yield parse_json(store, key)
-
-
-def accepted_records(root: Root) -> Iterator[dict[str, Any]]:
-    """The same of runs that were accepted: no unit failed, and their scores were spread as they may be."""
-    return (record for record in newest_records(root) if record["accepted"])
-
-
-def last_record(root: Root, all_tasks: bool | None = None) -> dict[str, Any] | None:
-    """The record of the last run that was accepted. `all_tasks`: of those that judged rows for all tasks, or
-    of those that did not.
-    """
-    return next(
-        (
-            one
-            for one in accepted_records(root)
-            if all_tasks is None or one.get("all_tasks", False) == all_tasks
-        ),
-        None,
-    )
-
-
-def read_run(root: Root, run: str | None = None) -> pa.Table:
-    """The score rows of one run of the job, the last accepted one if none is named: of the inputs and under
-    the model that it had, whether it scored them or found them scored. ConfigError: there is no such run.
-    DamagedInputError: as above.
-    """
-    store = open_store(root)
-    if run:
-        keys = json_keys(store, "runs")
-        if f"runs/{run}.json" not in keys:
-            there = ", ".join(key.removeprefix("runs/").removesuffix(".json") for key in keys) or "none"
-            raise ConfigError(f"{store.place} has no run {run}; there are: {there}")
-        record = parse_json(store, f"runs/{run}.json")
-    else:
-        last = last_record(store)
-        if last is None:
-            raise ConfigError(f"{store.place} has no accepted run yet")
-        record = last
-    return read_rows(
-        store, [read_manifest(store, partition) for partition in record["partitions"]], "files", SCORE_SCHEMA
-    )
-
-
-def read_rows(root: Root, manifests: list[dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
-    """The rows of one kind that manifests name."""
-    store, tables = open_store(root), []
-    for manifest in manifests:
-        for entry in manifest.get(kind, ()):
-            content = unaltered(store, entry)
-            if content is None:
-                remedy = f"delete manifests/{manifest['partition']}.json and score again"
-                raise DamagedInputError(
-                    f"{store.place}/{entry['path']} is missing or does not match its manifest; {remedy}"
-                )
-            tables.append(pq.read_table(pa.BufferReader(content)))
+def _read_files(store: Store, files: Iterable[tuple[str, PublishedFile]], schema: pa.Schema) -> pa.Table:
+    """Read files of units, given as (unit id, file)."""
+    tables = []
+    for unit_id, file in files:
+        content = read_unaltered(store, file)
+        if content is None:
+            raise DamagedInputError(
+                f"{store.location}/{file.path} is missing or does not match its manifest; "
+                f"delete manifests/{unit_id}.json and score again"
+            )
+        tables.append(pq.read_table(pa.BufferReader(content)))
     return pa.concat_tables(tables, promote_options="default") if tables else schema.empty_table()
-
-
-def unaltered(store: Store, file: Mapping[str, Any]) -> bytes | None:
-    """The content of a file that a manifest names; None: it is gone or altered."""
-    try:
-        content = store.get(file["path"])
-    except FileNotFoundError:
-        return None
-    return content if bytes_sha256(content) == file["sha256"] else None
-
-
-def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
-    """Remove files that no manifest names and nobody wrote to for so long: what killed scorers left. Returns
-    how many.
-    """
-    store, before_s = open_store(root), time.time() - older_than_s
-    entries = [entry for kind in KINDS.values() for entry in store.list(kind)]
-    old = [entry.key for entry in entries if entry.modified_s < before_s]
-    # manifests are looked at after the files were found: one that was published in between names what it
-    # needs
-    published = set(json_keys(store, "manifests")) if old else set()
-    attempts: dict[str, set[str]] = {}  # by partition
-    for entry in entries:
-        attempts.setdefault(entry.key.split("/")[1], set()).add(entry.key.rpartition("/")[2])
-    orphans = []
-    for key in old:
-        partition = key.split("/")[1]
-        manifest = f"manifests/{partition}.json"
-        # the only attempt at a published partition is the one its manifest names; reading all manifests ever
-        # written would take hours
-        if manifest not in published or (
-            len(attempts[partition]) > 1 and key not in named_files(parse_json(store, manifest))
-        ):
-            orphans.append(key)
-    remove(store, orphans)
-    return len(orphans)
-
-
-def named_files(manifest: dict[str, Any]) -> set[str]:
-    """All files that a manifest names."""
-    return {entry["path"] for kind in KINDS for entry in manifest.get(kind, ())}

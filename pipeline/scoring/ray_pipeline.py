@@ -1,79 +1,52 @@
-"""Score work units with a pool of Ray Data actors."""
+"""Scoring of work units by a pool of Ray Data actors."""
 
 import json
-import uuid
-from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from pipeline.config.run import RunConfig
-from pipeline.errors import last_line
-from pipeline.registry.version_files import FetchedVersion
+from models.files import remove_tree
+from pipeline.errors import summarize_error
 from pipeline.scoring.actor import UnitScorer
-from pipeline.scoring.attempts import MAX_ATTEMPTS, sweep_attempts
-from pipeline.scoring.score_cache import cached_files
-from pipeline.scoring.unit_result import Outcome, read_outcome
-from pipeline.scoring.work_units import Unit
-from pipeline.storage.filesystem import remove_tree
+from pipeline.scoring.actor_settings import ActorSettings
+from pipeline.scoring.attempts import MAX_ATTEMPTS
+from pipeline.scoring.unit_result import UnitResult
+from pipeline.scoring.work_units import WorkUnit
 
 
-def actor_settings(config: RunConfig, version: FetchedVersion, attempts_dir: Path) -> dict[str, Any]:
-    """What an actor is told, as plain values."""
-    return {
-        "bundle_dir": str(version.bundle_dir),
-        "bundle_sha256": version.bundle_sha256,
-        "model_version": version.version,
-        "reference": str(version.reference_path) if version.reference_path.is_file() else None,
-        "canary_tolerance": config.scoring.canary_tolerance,
-        "scores": str(config.scores_place),
-        "known_files": cached_files(config.scores_place, version.bundle_sha256),
-        "attempts_dir": str(attempts_dir),
-        "num_actors": config.scoring.num_actors,
-        "threads": config.scoring.threads_per_actor,
-        "batch_tokens": config.scoring.batch_tokens,
-        "hang_timeout_s": config.scoring.hang_timeout_s,
-        "use_gpu": config.scoring.use_gpu,
-    }
+def score_on_ray(units: Sequence[WorkUnit], settings: ActorSettings) -> Iterator[UnitResult]:
+    """Yield each unit's result as it comes. Ray must be running.
 
-
-def scored_units(config: RunConfig, units: list[Unit], champion: FetchedVersion) -> Iterator[Outcome]:
-    """Each unit's outcome as it comes. Ray must be running."""
+    The files about attempts are removed if all units succeed.
+    """
     from ray.exceptions import RayError
 
-    attempts_dir = config.run_dir / "scoring" / uuid.uuid4().hex[:12]
-    sweep_attempts(attempts_dir.parent)
-    attempts_dir.mkdir(parents=True)
-    settings = actor_settings(config, champion, attempts_dir)
-    left, lost, failed = {unit.partition: unit for unit in units}, "", False
+    remaining = {unit.unit_id: unit for unit in units}
+    last_error, has_failures = "", False
     for _ in range(MAX_ATTEMPTS):
         try:
-            for outcome in ray_outcomes(config, list(left.values()), settings):
-                del left[outcome.partition]
-                failed = failed or bool(outcome.error)
-                yield outcome
-        # one actor that is lost at the wrong moment ends a whole pipeline of Ray Data
+            for result in _run_pipeline(list(remaining.values()), settings):
+                del remaining[result.unit_id]
+                has_failures = has_failures or bool(result.error)
+                yield result
+        # An actor lost at the wrong moment ends a whole pipeline of Ray Data.
         except RayError as error:
-            lost = last_line(error)
-        if not left:
+            last_error = summarize_error(error)
+        if not remaining:
             break
-    for unit in left.values():
-        yield Outcome(
-            unit.partition,
-            unit.path,
-            error=f"{unit.path}: Ray lost its actors {MAX_ATTEMPTS} times ({lost})",
-            retry=True,
+    for unit in remaining.values():
+        message = (
+            f"{unit.path}: Ray lost its actors {MAX_ATTEMPTS} times ({last_error}); run the command again"
         )
-    if not failed and not left:  # or it tells where actors were stuck
-        remove_tree(attempts_dir)
+        yield UnitResult(unit.unit_id, unit.path, error=message, retry=True)
+    if not has_failures and not remaining:
+        remove_tree(settings.attempts_dir)
 
 
-def ray_outcomes(config: RunConfig, units: list[Unit], settings: dict[str, Any]) -> Iterator[Outcome]:
-    """One pipeline of Ray Data over units, on one actor pool."""
+def _run_pipeline(units: Sequence[WorkUnit], settings: ActorSettings) -> Iterator[UnitResult]:
+    """Yield the results of one Ray Data pipeline with one actor pool."""
     import ray
 
-    scoring = config.scoring
-    items = [{"unit": json.dumps(asdict(unit))} for unit in units]
+    scoring = settings.scoring
+    items = [{"unit": json.dumps(unit.to_json())} for unit in units]
     dataset = ray.data.from_items(items, override_num_blocks=len(units)).map_batches(
         UnitScorer,
         fn_constructor_args=(settings,),
@@ -81,10 +54,9 @@ def ray_outcomes(config: RunConfig, units: list[Unit], settings: dict[str, Any])
         compute=ray.data.ActorPoolStrategy(size=min(scoring.num_actors, len(units))),
         num_cpus=scoring.threads_per_actor,
         num_gpus=1 if scoring.use_gpu else 0,
-        # our own notes end a unit's attempts; Ray's must not end before: it may count the death of an actor
-        # and its absence after it
+        # UnitAttempts ends a unit's attempts. Ray may count an actor's death twice: its limits are higher.
         max_restarts=MAX_ATTEMPTS * len(units),
         max_task_retries=4 * MAX_ATTEMPTS,
     )
     for row in dataset.iter_rows():
-        yield read_outcome(json.loads(row["outcome"]))
+        yield UnitResult.from_json(json.loads(row["result"]))

@@ -1,5 +1,6 @@
-"""Rows that cannot be scored, each with its reason: they are published beside the labels, so that rows in are
-labels and errors together.
+"""Rows that cannot be scored, each with its reason.
+
+They are published beside the labels, so that labels and errors together account for all rows in.
 
 Shape legend: N rows.
 """
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.schema import COLUMNS, TEXT_COLUMNS, Column
 
-MUST_SHOW = ("query", "ad_title")  # a judgement needs both
+REQUIRED_VISIBLE_COLUMNS = ("query", "ad_title")  # relevance needs both
 
 ERROR_SCHEMA = pa.schema(
     [
@@ -23,20 +24,28 @@ ERROR_SCHEMA = pa.schema(
 )
 
 
-def part_rows(
+def split_valid_rows(
     table: pa.Table, task_name: str, first_row: int, bundle_sha256: str
 ) -> tuple[pa.Table, pa.Table]:
-    """(rows to score, errors in ERROR_SCHEMA) of contract rows of one task; `first_row` is the first one's
-    number in its file.
+    """Separate rows that can be scored from those that cannot.
 
-    Labels and weights are not looked at: scoring has no use for them.
+    Labels and weights are not checked: scoring does not use them.
+
+    Args:
+        table: Contract rows of one task.
+        task_name: The task.
+        first_row: Number of the table's first row in its file.
+        bundle_sha256: Digest of the model's bundle.
+
+    Returns:
+        (valid rows, errors in ERROR_SCHEMA).
     """
     reason_N = np.full(table.num_rows, "", dtype=object)
     for column in COLUMNS:
         if column.name in ("row_id", "market", *TEXT_COLUMNS):
-            for reason, bad_N in column_errors(table.column(column.name), column):
+            for reason, bad_N in _column_errors(table.column(column.name), column):
                 reason_N[bad_N & (reason_N == "")] = reason
-    repeated_N = repeats(table.column("row_id"))
+    repeated_N = _mark_repeated(table.column("row_id"))
     reason_N[repeated_N & (reason_N == "")] = "row_id repeats"
     bad = np.flatnonzero(reason_N != "")
     errors = {
@@ -49,24 +58,22 @@ def part_rows(
     return table.filter(pa.array(reason_N == "")), pa.table(errors, schema=ERROR_SCHEMA)
 
 
-def column_errors(values: pa.ChunkedArray, column: Column) -> list[tuple[str, np.ndarray]]:
-    """(reason, (N,) where) of one text column."""
-    found = []
+def _column_errors(values: pa.ChunkedArray, column: Column) -> list[tuple[str, np.ndarray]]:
+    """Return (reason, mask (N,)) of each kind of error in a text column."""
+    errors = []
     if not column.nullable:
-        found.append((f"{column.name} is null", pc.is_null(values).to_numpy()))
-    if column.name in MUST_SHOW:
-        shown = pc.utf8_trim_whitespace(values)
-        found.append(
-            (f"{column.name} is blank", pc.equal(pc.utf8_length(shown), 0).fill_null(False).to_numpy())
-        )
+        errors.append((f"{column.name} is null", pc.is_null(values).to_numpy()))
+    if column.name in REQUIRED_VISIBLE_COLUMNS:
+        num_chars = pc.utf8_length(pc.utf8_trim_whitespace(values))
+        errors.append((f"{column.name} is blank", pc.equal(num_chars, 0).fill_null(False).to_numpy()))
     if column.max_chars is not None:
-        longer = pc.greater(pc.utf8_length(values), column.max_chars).fill_null(False).to_numpy()
-        found.append((f"{column.name} has over {column.max_chars:,} characters", longer))
-    return found
+        too_long = pc.greater(pc.utf8_length(values), column.max_chars).fill_null(False).to_numpy()
+        errors.append((f"{column.name} has over {column.max_chars:,} characters", too_long))
+    return errors
 
 
-def repeats(row_ids: pa.ChunkedArray) -> np.ndarray:
-    """(N,) ids that an earlier row has."""
+def _mark_repeated(row_ids: pa.ChunkedArray) -> np.ndarray:
+    """Return a mask (N,) of rows whose id an earlier row has."""
     numbers = row_ids.combine_chunks().dictionary_encode("encode").indices.to_numpy()
     repeated_N = np.ones(len(row_ids), dtype=bool)
     repeated_N[np.unique(numbers, return_index=True)[1]] = False

@@ -1,54 +1,135 @@
-"""What a manifest of labels says beside the names of its files, and how a run reads it again."""
+"""Manifest of a work unit: the JSON file that makes the unit's labels visible.
+
+Shape legend: N rows of one task.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config.tasks import Task
-from pipeline.encoding.encoder import ENCODER_VERSION
-from pipeline.evaluation.score_reference import Profile, profile_of
-from pipeline.inference.labels import ScoringContext
-from pipeline.scoring.work_units import Unit
+from pipeline.evaluation.score_reference import Profile, build_profile
+
+NATIVE_PRECISION = "native"
 
 
-def label_facts(
-    unit: Unit,
-    tasks: Sequence[Task],
-    num_rows: int,
-    scored: pa.Table,
-    markets: list[str | None],
-    context: ScoringContext,
-) -> dict[str, Any]:
-    """The facts of a unit of `num_rows` rows. `scored`: its labels, those of one task after those of another;
-    `markets`: of each row that has some.
+@dataclass(frozen=True)
+class UnitInput:
+    """Rows that a work unit was read from."""
 
-    `task` is whose folder the rows lie in. Those that were judged for all tasks have `tasks` and `profiles`
-    by task; others `profile`, of that one.
+    path: str
+    digest: str  # of the whole file
+    part: tuple[int, int] | None  # (first row, one past the last); None: all rows
+    num_rows: int
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "UnitInput":
+        """Parse the value of a manifest's `input`."""
+        part = fields.get("part")
+        return cls(fields["path"], fields["digest"], tuple(part) if part else None, fields["rows"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value of a manifest's `input`."""
+        part = list(self.part) if self.part else None
+        return {"path": self.path, "digest": self.digest, "part": part, "rows": self.num_rows}
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """Parquet file that a manifest names."""
+
+    path: str  # key below the location of all scores
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class UnitManifest:
+    """Manifest of one work unit.
+
+    The publishing call fills in the counts and the files.
+    """
+
+    unit_id: str
+    task: str  # of the folder that the rows lie in
+    input: UnitInput
+    model_version: str
+    bundle_sha256: str
+    encoder_version: str
+    tasks: tuple[str, ...]  # tasks that each row has a label of
+    profiles: Mapping[str, Profile]  # by task
+    all_tasks: bool  # True: rows are labeled for every task of the model, not for their own only
+    num_labels: int = 0
+    num_errors: int = 0
+    label_files: tuple[PublishedFile, ...] = ()
+    error_files: tuple[PublishedFile, ...] = ()
+    precision: str = NATIVE_PRECISION  # other values occur only in recorded manifests
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "UnitManifest":
+        """Parse a manifest.
+
+        Raises:
+            KeyError: A field is missing that every manifest has.
+        """
+        all_tasks = "profiles" in fields
+        return cls(
+            unit_id=fields["partition"],
+            task=fields["task"],
+            input=UnitInput.from_json(fields["input"]),
+            model_version=fields["model_version"],
+            bundle_sha256=fields["bundle_sha256"],
+            encoder_version=fields["encoder_version"],
+            tasks=tuple(fields.get("tasks") or [fields["task"]]),
+            profiles=fields["profiles"] if all_tasks else {fields["task"]: fields.get("profile", {})},
+            all_tasks=all_tasks,
+            num_labels=fields["rows"],
+            num_errors=fields.get("error_rows", 0),
+            label_files=tuple(PublishedFile(**file) for file in fields["files"]),
+            error_files=tuple(PublishedFile(**file) for file in fields.get("error_files", ())),
+            precision=fields.get("precision", NATIVE_PRECISION),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as it is recorded."""
+        fields: dict[str, Any] = {
+            "partition": self.unit_id,
+            "task": self.task,
+            "input": self.input.to_json(),
+            "model_version": self.model_version,
+            "bundle_sha256": self.bundle_sha256,
+            "encoder_version": self.encoder_version,
+            "rows": self.num_labels,
+            "error_rows": self.num_errors,
+            "files": [asdict(file) for file in self.label_files],
+        }
+        if self.all_tasks:
+            fields |= {"tasks": list(self.tasks), "profiles": dict(self.profiles)}
+        else:
+            fields["profile"] = self.profiles[self.task]
+        if self.error_files:
+            fields["error_files"] = [asdict(file) for file in self.error_files]
+        if self.precision != NATIVE_PRECISION:
+            fields["precision"] = self.precision
+        return fields
+
+
+def profile_labels(
+    scored: pa.Table, tasks: Sequence[Task], markets: Sequence[str | None]
+) -> dict[str, Profile]:
+    """Count probabilities and labels by task and market.
+
+    Args:
+        scored: Labels of the first task in the rows' order, then of the second, and so on.
+        tasks: The tasks in that order.
+        markets: (N,) market of each row.
     """
     profiles = {}
     for number, task in enumerate(tasks):
-        of_task = scored.slice(number * len(markets), len(markets))
-        probability_N, label_N = of_task.column("probability").to_numpy(), of_task.column("label").to_numpy()
-        profiles[task.name] = profile_of(probability_N, label_N, markets, len(task.labels))
-    return {
-        "task": unit.task,
-        "input": {"path": unit.path, "digest": unit.digest, "part": unit.part, "rows": num_rows},
-        "model_version": context.model_version,
-        "bundle_sha256": context.bundle_sha256,
-        "encoder_version": ENCODER_VERSION,
-        **(
-            {"tasks": list(profiles), "profiles": profiles}
-            if unit.all_tasks
-            else {"profile": profiles[unit.task]}
-        ),
-    }
-
-
-def profiles_of(manifest: Mapping[str, Any]) -> dict[str, Profile]:
-    """How a partition's scores are spread, by task."""
-    return (
-        dict(manifest["profiles"])
-        if "profiles" in manifest
-        else {manifest["task"]: manifest.get("profile", {})}
-    )
+        task_labels = scored.slice(number * len(markets), len(markets))
+        probability_N = task_labels.column("probability").to_numpy()
+        label_N = task_labels.column("label").to_numpy()
+        profiles[task.name] = build_profile(probability_N, label_N, list(markets), len(task.labels))
+    return profiles

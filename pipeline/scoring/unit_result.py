@@ -1,33 +1,37 @@
-"""What became of the units of a scoring run."""
+"""Result of scoring one work unit."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one unit."""
+class UnitResult:
+    """Counts and costs of one work unit, or the reason why it failed."""
 
-    partition: str
+    unit_id: str
     path: str
     labels: int = 0
     errors: int = 0
-    reused: int = 0  # rows of texts that runs before had judged
-    error: str = ""  # empty: it is published
-    retry: bool = False  # whether the same command may succeed later
+    reused: int = 0  # rows whose texts earlier runs scored
+    error: str = ""  # empty: the unit is published
+    retry: bool = False  # True: the same command may succeed later
     tokens_in: int = 0
     tokens_computed: int = 0
     model_s: float = 0.0
-    # that the tokens computed would take if the machine did nothing but large matrix products
-    at_peak_s: float = 0.0
-    tasks: tuple[str, ...] = ()  # that each row got a label of, where any did
+    at_peak_s: float = 0.0  # time for the computed tokens at the measured peak of matrix products
+    tasks: tuple[str, ...] = ()  # tasks that each row got a label of
 
     @property
     def rows(self) -> int:
-        """That got their labels."""
+        """Number of rows that got labels."""
         return self.labels // max(1, len(self.tasks))
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "UnitResult":
+        """Parse the JSON form, which has lists for tuples."""
+        return cls(**{**fields, "tasks": tuple(fields["tasks"])})
 
-def read_outcome(fields: dict[str, Any]) -> Outcome:
-    """An outcome out of json, which knows no tuples."""
-    return Outcome(**{**fields, "tasks": tuple(fields["tasks"])})
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, in which results leave an actor."""
+        return asdict(self)

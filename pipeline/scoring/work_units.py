@@ -1,133 +1,159 @@
-"""What a scoring run has to do: units, each an input file or a range of its rows, under one model."""
+"""Work units of a scoring run: each an input file, or a range of its rows, under one model."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.run import RunConfig
-from pipeline.config.scoring import as_place
-from pipeline.data.reader import check_schema, naming_damage
+from pipeline.config.scoring import WhenUnproven, parse_location
+from pipeline.config.tasks import Task
+from pipeline.data.reader import check_schema, translate_read_errors
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import ConfigError
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scoring.inputs import changed, count_rows, find_inputs, open_input
-from pipeline.scoring.label_store import PartitionSource, partition_id, published_partitions
+from pipeline.scoring.inputs import count_rows, find_inputs, input_changed, open_input
+from pipeline.scoring.label_store import UnitSource, compute_unit_id, list_published_units
 
 DATE = "{date}"
 
-ALL_TASKS = "all-tasks"  # the way of scoring, in partition ids
+# scoring variants, part of unit ids
+ALL_TASKS = "all-tasks"
+BEST_GUESS = "best-guess"
 
-# a file of more is taken in parts of so many; fixed, as parts of other sizes would label rows twice
+# Larger files are scored in parts of this size. Fixed, as parts of another size would label rows twice.
 UNIT_ROWS = 50_000
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One input file, or rows `first` to before `last` of it, to score under one model."""
+class WorkUnit:
+    """Rows to score under one model and to publish at once."""
 
     task: str
     path: str
-    digest: str  # of the file
-    partition: str
-    part: tuple[int, int] | None  # None: all rows
-    rows: int = 0  # 0 too where the file cannot be read
-    all_tasks: bool = False  # whether its rows are judged for every task of the model; else for its own
+    digest: str  # of the whole file
+    unit_id: str
+    part: tuple[int, int] | None  # (first row, one past the last); None: all rows
+    rows: int = 0  # 0 also if the file cannot be read
+    all_tasks: bool = False  # True: label rows for every task of the model, not for their own only
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "WorkUnit":
+        """Parse the JSON form, which has lists for tuples."""
+        return cls(**{**fields, "part": tuple(fields["part"]) if fields["part"] else None})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, in which units reach an actor."""
+        return asdict(self)
 
 
-def on_date(config: RunConfig, date: str | None) -> RunConfig:
-    """The config with the logical date where data.to_score has {date}. ConfigError: there is no date to put
-    there, or no place for it.
+def insert_date(location: Path | str, date: str | None) -> Path | str:
+    """Return the location of the rows to score, with the logical date in place of {date}.
+
+    Raises:
+        ConfigError: The location has {date} and there is no date, or the other way round.
     """
-    place = str(config.to_score_place)
-    if date is None and DATE in place:
-        raise ConfigError(
-            f"data.to_score {place} has {DATE} in it; say which with `relevance score --logical-date`, as "
-            "2026-01-31"
-        )
-    if date is not None and DATE not in place:
-        raise ConfigError(
-            f"data.to_score {place} has no {DATE} for the logical date; put it where the folders of days "
-            "differ, or name no date"
-        )
+    has_date = DATE in str(location)
     if date is None:
-        return config
-    there = place.replace(DATE, date)
-    return config.model_copy(update={"data": config.data.model_copy(update={"to_score": as_place(there)})})
+        if has_date:
+            raise ConfigError(
+                f"data.to_score has {DATE} and no date was given: {location}; name one with "
+                "`relevance score --logical-date`, as 2026-01-31"
+            )
+        return location
+    if not has_date:
+        raise ConfigError(
+            f"data.to_score has no {DATE} for the logical date: {location}; put {DATE} where the folders of "
+            "days differ, or name no date"
+        )
+    dated: Path | str = parse_location(str(location).replace(DATE, date))
+    return dated
 
 
 def plan_units(
-    config: RunConfig, bundle_sha256: str, all_tasks: bool = False
-) -> tuple[list[Unit], list[Unit]]:
-    """(units still to score, those published before), in a fixed order: task by task. Who takes up a unit
-    sees whether it was published since.
+    rows_location: Path | str,
+    scores_location: Path | str,
+    tasks: Sequence[Task],
+    bundle_sha256: str,
+    all_tasks: bool = False,
+    when_unproven: WhenUnproven = "abstain",
+) -> tuple[list[WorkUnit], list[WorkUnit]]:
+    """List the work units of all input files, task by task, in a fixed order.
+
+    Returns:
+        (units to score, units published already). An actor checks again before it scores.
     """
-    done, variants = published_partitions(config.scores_place), [ALL_TASKS] if all_tasks else []
-    to_do: list[Unit] = []
-    published: list[Unit] = []
-    for task, files in find_inputs(config.to_score_place, config.tasks).items():
+    published_ids = list_published_units(scores_location)
+    guesses = when_unproven == "best_guess"
+    variants = [name for name, is_used in ((ALL_TASKS, all_tasks), (BEST_GUESS, guesses)) if is_used]
+    to_do: list[WorkUnit] = []
+    published: list[WorkUnit] = []
+    for task, files in find_inputs(rows_location, tasks).items():
         for file, num_rows in zip(files, count_rows(files), strict=True):
-            source = PartitionSource(task, file.name, file.digest, bundle_sha256, ENCODER_VERSION)
-            # as releases did that knew no parts
-            whole = partition_id(source, variants=variants) in done
-            for part in [None] if whole else parts_of(num_rows):
-                partition = partition_id(source, part, variants)
-                unit = Unit(
-                    task,
-                    file.path,
-                    file.digest,
-                    partition,
-                    part,
-                    part[1] - part[0] if part else num_rows,
-                    all_tasks,
+            source = UnitSource(task, file.name, file.digest, bundle_sha256, ENCODER_VERSION)
+            # A large file may be published whole, by a release without parts.
+            whole_is_published = compute_unit_id(source, variants=variants) in published_ids
+            for part in [None] if whole_is_published else _split_rows(num_rows):
+                unit = WorkUnit(
+                    task=task,
+                    path=file.path,
+                    digest=file.digest,
+                    unit_id=compute_unit_id(source, part, variants),
+                    part=part,
+                    rows=part[1] - part[0] if part else num_rows,
+                    all_tasks=all_tasks,
                 )
-                (published if whole or (part and partition in done) else to_do).append(unit)
+                (published if unit.unit_id in published_ids else to_do).append(unit)
     return to_do, published
 
 
-def unit_of_fields(fields: dict[str, Any]) -> Unit:
-    """A unit out of json, which knows no tuples."""
-    return Unit(**{**fields, "part": tuple(fields["part"]) if fields["part"] else None})
+def read_unit(unit: WorkUnit) -> tuple[pa.Table, int]:
+    """Read the rows of a unit.
+
+    Returns:
+        (rows in ROW_SCHEMA, number of the first one in its file).
+
+    Raises:
+        DamagedInputError: The file is damaged.
+        DataRefusedError: The file has another schema.
+        RetryableError: The file changed since the units were planned.
+    """
+    with open_input(unit.path, unit.digest) as file:
+        check_schema(file, unit.path)
+        # The file could not be read when the units were planned.
+        if unit.part is None and file.metadata.num_rows > UNIT_ROWS:
+            raise input_changed(unit.path)
+        first, last = unit.part or (0, file.metadata.num_rows)
+        with translate_read_errors(unit.path):
+            table = _read_range(file, first, last)
+            table.validate(full=True)
+    return pa.table(table.columns, names=ROW_SCHEMA.names), first
 
 
-def parts_of(num_rows: int) -> list[tuple[int, int] | None]:
-    """Ranges of UNIT_ROWS rows each; None alone for a file that is one unit."""
+def _split_rows(num_rows: int) -> list[tuple[int, int] | None]:
+    """Return ranges of UNIT_ROWS rows; [None] for a file that is one unit."""
     if num_rows <= UNIT_ROWS:
         return [None]
     return [(first, min(first + UNIT_ROWS, num_rows)) for first in range(0, num_rows, UNIT_ROWS)]
 
 
-def read_unit(unit: Unit) -> tuple[pa.Table, int]:
-    """(its rows in the contract's schema, the number of the first one in its file).
-
-    DamagedInputError, DataRefusedError: as `read_partition` says. RetryableError: the file is another than
-    when the units were planned.
-    """
-    with open_input(unit.path, unit.digest) as file:
-        check_schema(file, unit.path)
-        # it could not be read when the units were planned
-        if unit.part is None and file.metadata.num_rows > UNIT_ROWS:
-            raise changed(unit.path)
-        first, last = unit.part or (0, file.metadata.num_rows)
-        with naming_damage(unit.path):
-            table = read_range(file, first, last)
-            table.validate(full=True)
-    return pa.table(table.columns, names=ROW_SCHEMA.names), first
-
-
-def read_range(file: pq.ParquetFile, first: int, last: int) -> pa.Table:
-    """Rows `first` to before `last`, in bounded memory whatever the sizes of row groups."""
-    starts = np.cumsum(
-        [0, *(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))]
-    )
-    groups = [group for group in range(len(starts) - 1) if starts[group] < last and starts[group + 1] > first]
-    at, kept = int(starts[groups[0]]) if groups else 0, []
-    for batch in file.iter_batches(UNIT_ROWS, row_groups=groups) if groups else ():
-        if at >= last:
+def _read_range(file: pq.ParquetFile, first: int, last: int) -> pa.Table:
+    """Read rows `first` to before `last` in bounded memory, whatever the sizes of row groups."""
+    metadata = file.metadata
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    starts = np.cumsum([0, *sizes])
+    groups = [group for group in range(len(sizes)) if starts[group] < last and starts[group + 1] > first]
+    if not groups:
+        return pa.Table.from_batches([], file.schema_arrow)
+    position = int(starts[groups[0]])
+    kept = []
+    for batch in file.iter_batches(UNIT_ROWS, row_groups=groups):
+        if position >= last:
             break
-        skipped = max(0, first - at)
-        kept.append(batch.slice(skipped, last - at - skipped))
-        at += batch.num_rows
+        skipped = max(0, first - position)
+        kept.append(batch.slice(skipped, last - position - skipped))
+        position += batch.num_rows
     return pa.Table.from_batches(kept, file.schema_arrow)

@@ -1,1 +1,1 @@
-"""Durable files, object stores and leases."""
+"""Atomic file writes, object stores and leases."""

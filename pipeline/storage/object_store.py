@@ -1,6 +1,6 @@
-"""Where labels are published, and rows to score may lie: a folder, or a bucket of a store that speaks S3.
+"""Stores of contents by key: a folder, or a bucket of an object store with the S3 protocol.
 
-Either keeps a key's content whole or absent, and puts it there if absent: of several at once for exactly one.
+Both write atomically, and both can create a key only if it is absent.
 """
 
 from __future__ import annotations
@@ -19,40 +19,46 @@ from typing import Any
 from pipeline.errors import RetryableError
 from pipeline.names import is_bucket
 from pipeline.storage.filesystem import put_if_absent, safe_join, write_bytes
-from pipeline.storage.object_store_errors import asking, unusable
+from pipeline.storage.object_store_errors import to_location_error, translate_store_errors
 
-ANSWER_S, CONNECT_S = 60, 10  # that a request may take, and a connection
+REQUEST_TIMEOUT_S = 60
 
-PIECE = 16 * 2**20  # bytes of one request, so that a slow line answers in time
+CONNECT_TIMEOUT_S = 10
 
-RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=90)}
+MAX_RANGE_BYTES = 16 * 2**20  # of one request, so that a slow connection stays within the timeout
+
+RETRY_CONFIG = {"max_retries": 5, "retry_timeout": timedelta(seconds=90)}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One key as a listing has it."""
+class StoreEntry:
+    """One key of a listing."""
 
     key: str
     modified_s: float
     size: int
-    version: str  # of the content, as the store calls it; empty in a folder
+    version: str  # ETag of the content; empty in a folder
 
     @property
-    def hidden(self) -> bool:
-        """Whether it is no content but a part of one that is being written."""
+    def is_hidden(self) -> bool:
+        """Return True for a temporary file that is being written."""
         return self.key.rpartition("/")[2].startswith(".")
 
 
 class Store(ABC):
-    """Contents by key, such as manifests/p.json. What is put is durable on return. OSError, RetryableError:
-    the disk or the store does not do it.
+    """Contents by key, such as manifests/p.json. Writes are durable on return.
+
+    Raises:
+        OSError: The disk fails.
+        RetryableError: The object store fails.
+        ConfigError: The key, the account or the location is wrong.
     """
 
-    place: str
+    location: str  # path or URL
 
     @abstractmethod
     def get(self, key: str) -> bytes:
-        """The content. FileNotFoundError: there is none."""
+        """Return the content; FileNotFoundError if the key does not exist."""
 
     @abstractmethod
     def put(self, key: str, content: bytes) -> None:
@@ -60,28 +66,29 @@ class Store(ABC):
 
     @abstractmethod
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        """False, and nothing changed: the key has other content. Of several at once with different contents
-        exactly one gets True.
+        """Create the key; return False and change nothing if it has other content.
+
+        Of several concurrent callers with different contents exactly one gets True.
         """
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether the key has content."""
+        """Return True if the key exists."""
 
     @abstractmethod
-    def list(self, folder: str) -> Iterator[Entry]:
-        """All keys below, sorted."""
+    def list(self, folder: str) -> Iterator[StoreEntry]:
+        """Yield all keys below `folder`, sorted."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove the key if it is there."""
+        """Delete the key if it exists."""
 
 
 class Folder(Store):
-    """A folder of this machine or of a file system that all machines see."""
+    """Store in a folder, local or on a shared file system."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.place = root, str(root)
+        self.root, self.location = root, str(root)
 
     def _path(self, key: str) -> Path:
         return safe_join(self.root, key)
@@ -98,89 +105,97 @@ class Folder(Store):
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
-    def list(self, folder: str) -> Iterator[Entry]:
+    def list(self, folder: str) -> Iterator[StoreEntry]:
         for path in sorted(self._path(folder).rglob("*")):
-            with contextlib.suppress(FileNotFoundError):  # removed since
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                 if not path.is_dir():
                     state = path.lstat()
-                    yield Entry(str(path.relative_to(self.root.resolve())), state.st_mtime, state.st_size, "")
+                    yield StoreEntry(
+                        str(path.relative_to(self.root.resolve())), state.st_mtime, state.st_size, ""
+                    )
 
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
 
 class Bucket(Store):
-    """A bucket, or a prefix in one: s3://bucket/prefix. Credentials, region and endpoint are those of the
-    AWS_ variables or of the machine's role.
+    """Store in a bucket or below a prefix of one: s3://bucket/prefix.
+
+    Credentials, region and endpoint come from the AWS_ variables or from the machine's role.
     """
 
     def __init__(self, url: str) -> None:
         from obstore.exceptions import BaseError
         from obstore.store import S3Store
 
-        self.place = url.rstrip("/")
+        self.location = url.rstrip("/")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-        plain = endpoint.startswith("http://")
-        options: Any = {"timeout": f"{ANSWER_S}s", "connect_timeout": f"{CONNECT_S}s", "allow_http": plain}
+        options: Any = {
+            "timeout": f"{REQUEST_TIMEOUT_S}s",
+            "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+            "allow_http": endpoint.startswith("http://"),
+        }
         try:
-            self._store = S3Store.from_url(self.place, client_options=options, retry_config=RETRIES)  # type: ignore[arg-type]
+            self._store = S3Store.from_url(self.location, client_options=options, retry_config=RETRY_CONFIG)  # type: ignore[arg-type]
         except BaseError as error:
-            raise unusable(error, self.place) from error
+            raise to_location_error(error, self.location) from error
 
     def get(self, key: str) -> bytes:
-        with asking(self.place, key):
+        with translate_store_errors(self.location, key):
             return bytes(self._store.get(key).bytes())
 
     def get_range(self, key: str, version: str, start: int, end: int) -> bytes:
-        """Bytes of one version. RetryableError: the key has another by now, or none."""
+        """Return bytes `start` to `end` of one version; RetryableError if that version is gone."""
         try:
-            with asking(self.place, key):
+            with translate_store_errors(self.location, key):
                 return bytes(
                     self._store.get(key, options={"if_match": version, "range": (start, end)}).bytes()
                 )
         except FileNotFoundError as error:
             raise RetryableError(
-                f"{self.place}/{key} was removed while it was read; run the same command again"
+                f"{self.location}/{key} was deleted while it was read; run the same command again"
             ) from error
 
     def put(self, key: str, content: bytes) -> None:
-        with asking(self.place, key):
+        with translate_store_errors(self.location, key):
             self._store.put(key, content, use_multipart=False)
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        with asking(self.place, key):
+        with translate_store_errors(self.location, key):
             try:
                 self._store.put(key, content, mode="create", use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
-                return self.get(key) == content  # its first answer was lost, and the request sent again
+                # obstore repeats a request whose answer was lost; then our own content is there
+                return self.get(key) == content
             return True
 
     def exists(self, key: str) -> bool:
         try:
-            with asking(self.place, key):
+            with translate_store_errors(self.location, key):
                 self._store.head(key)
         except FileNotFoundError:
             return False
         return True
 
-    def list(self, folder: str) -> Iterator[Entry]:
-        with asking(self.place, folder):
-            found = [one for page in self._store.list(folder or None) for one in page]
-        for one in sorted(found, key=lambda one: one["path"]):
-            yield Entry(one["path"], one["last_modified"].timestamp(), one["size"], one["e_tag"] or "")
+    def list(self, folder: str) -> Iterator[StoreEntry]:
+        with translate_store_errors(self.location, folder):
+            objects = [meta for page in self._store.list(folder or None) for meta in page]
+        for meta in sorted(objects, key=lambda meta: meta["path"]):
+            modified_s, etag = meta["last_modified"].timestamp(), meta["e_tag"] or ""
+            yield StoreEntry(meta["path"], modified_s, meta["size"], etag)
 
     def delete(self, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError), asking(self.place, key):
+        with contextlib.suppress(FileNotFoundError), translate_store_errors(self.location, key):
             self._store.delete(key)
 
 
-class StoredFile(io.RawIOBase):
-    """One version of a bucket's object, for those who read files."""
+class BucketFile(io.RawIOBase):
+    """Read-only file on one version of a bucket's object."""
 
-    def __init__(self, bucket: Bucket, entry: Entry) -> None:
-        self._bucket, self._entry, self._at = bucket, entry, 0
+    def __init__(self, bucket: Bucket, entry: StoreEntry) -> None:
+        self._bucket, self._entry, self._position = bucket, entry, 0
 
     def readable(self) -> bool:
         return True
@@ -189,38 +204,41 @@ class StoredFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
-        return self._at
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._entry.size}
+        self._position = offset + origins[whence]
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        start, end = self._at, min(self._at + len(buffer), self._entry.size)
-        while self._at < end:
-            content = self._bucket.get_range(
-                self._entry.key, self._entry.version, self._at, min(end, self._at + PIECE)
-            )
-            buffer[self._at - start : self._at - start + len(content)] = content
-            self._at += len(content)
+        start = self._position
+        end = min(start + len(buffer), self._entry.size)
+        while self._position < end:
+            stop = min(end, self._position + MAX_RANGE_BYTES)
+            content = self._bucket.get_range(self._entry.key, self._entry.version, self._position, stop)
+            filled = self._position - start
+            buffer[filled : filled + len(content)] = content
+            self._position += len(content)
         return max(0, end - start)
 
 
-def open_store(place: Path | str | Store) -> Store:
-    """The store at a place: s3://bucket/prefix, or a folder, which need not be there yet."""
-    if isinstance(place, Store):
-        return place
-    return open_bucket(str(place)) if is_bucket(place) else Folder(Path(place))
+def open_store(location: Path | str | Store) -> Store:
+    """Return the store at s3://bucket/prefix or in a folder, which need not exist yet."""
+    if isinstance(location, Store):
+        return location
+    return open_bucket(str(location)) if is_bucket(location) else Folder(Path(location))
 
 
 def open_bucket(url: str) -> Bucket:
-    """The bucket at a place, one for all who ask in a process: its client keeps connections open."""
-    return _opened(
-        url.rstrip("/"),
-        tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))),
-    )
+    """Return the process's client of a bucket. It is shared because it keeps connections open.
+
+    Changed AWS_ variables give a new client.
+    """
+    settings = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    return _cached_bucket(url.rstrip("/"), tuple(settings))
 
 
 @functools.lru_cache(maxsize=32)
-def _opened(url: str, _settings: tuple[tuple[str, str], ...]) -> Bucket:
+def _cached_bucket(url: str, _settings: tuple[tuple[str, str], ...]) -> Bucket:
     return Bucket(url)

@@ -1,122 +1,108 @@
-"""What a store that speaks S3 answers in place of what it was asked for, as our errors: what a second try
-cannot mend is an error of the config or the account, the rest may pass.
+"""Translation of an S3 store's errors into errors for users.
 
-Listings tell their refusals as errors of no kind, so that status and code are read out of the text; requests
-of HEAD have no code, and refusals to delete no status. What the codes mean:
+An answer that no retry can change is a ConfigError. All others are RetryableError. Reference for the codes:
 https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 """
 
 import contextlib
-import re
 from collections.abc import Iterator
 
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
+from pipeline.storage.obstore_internals import StoreFailure, first_line, lacks_key_or_secret, parse_error
 
-NO_BUCKET = "NoSuchBucket"  # as the protocol says it
+NO_SUCH_BUCKET = "NoSuchBucket"
 
-STATUS, CODE = (
-    re.compile(r"non-2xx status code: (\d{3})"),
-    re.compile(r"<Code>([^<]+)</Code>|\(code: (\w+)\)"),
-)
-
-MESSAGE = re.compile(r"<Message>([^<]{1,300})")
-
-# where a machine's role is looked up, for want of a key
-ROLE = re.compile(r"performing [A-Z]+ https?://[^/\s]+/latest/(?:api/token|meta-data/)")
-
-NO_REGION = "Received redirect without LOCATION"  # what is made of S3's answer 301
-
-ACCOUNT = (
+CHECK_ACCOUNT = (
     "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or the machine's role, and what "
     "they are allowed to do"
 )
 
-PLACE = "check AWS_REGION, AWS_ENDPOINT_URL and the bucket's name in the config"
+CHECK_LOCATION = "check AWS_REGION, AWS_ENDPOINT_URL and the bucket's name in the config"
 
-REMEDIES = {  # of answers with status 400 or none
-    "AccessDenied": ACCOUNT,
-    "InvalidToken": ACCOUNT,
-    "ExpiredToken": ACCOUNT,
-    "TokenRefreshRequired": ACCOUNT,
-    "InvalidSecurity": ACCOUNT,
-    "AuthorizationHeaderMalformed": PLACE,
-    "InvalidBucketName": PLACE,
-    "IllegalLocationConstraintException": PLACE,
+REMEDIES = {  # for answers with status 400 or without a status
+    "AccessDenied": CHECK_ACCOUNT,
+    "InvalidToken": CHECK_ACCOUNT,
+    "ExpiredToken": CHECK_ACCOUNT,
+    "TokenRefreshRequired": CHECK_ACCOUNT,
+    "InvalidSecurity": CHECK_ACCOUNT,
+    "AuthorizationHeaderMalformed": CHECK_LOCATION,
+    "InvalidBucketName": CHECK_LOCATION,
+    "IllegalLocationConstraintException": CHECK_LOCATION,
 }
 
 
 @contextlib.contextmanager
-def asking(place: str, key: str) -> Iterator[None]:
-    """While inside, the store's errors come out as ours. FileNotFoundError: the key has no content."""
+def translate_store_errors(location: str, key: str) -> Iterator[None]:
+    """Raise obstore's errors as errors for users.
+
+    Raises:
+        FileNotFoundError: The key does not exist.
+        ConfigError: The key, the account or the location is wrong.
+        RetryableError: Any other failure.
+    """
     from obstore.exceptions import BaseError, PreconditionError
 
     try:
         yield
     except ValueError as error:
         raise ConfigError(
-            f"{key!r} is no key of {place} ({first_line(error)}); use a path inside it"
+            f"key of {location} is invalid: {key!r} ({first_line(error)}); use a path inside it"
         ) from error
     except PreconditionError as error:
         raise RetryableError(
-            f"{place}/{key} changed while it was read; run the same command again"
+            f"{location}/{key} changed while it was read; run the same command again"
         ) from error
     except (FileNotFoundError, PermissionError, BaseError) as error:
-        if isinstance(error, FileNotFoundError) and NO_BUCKET not in str(error):
-            raise FileNotFoundError(f"{place}/{key} is not there") from error
-        raise told(error, place, key) from error
+        if isinstance(error, FileNotFoundError) and NO_SUCH_BUCKET not in str(error):
+            raise FileNotFoundError(f"{location}/{key} does not exist") from error
+        raise to_user_error(error, location, key) from error
 
 
-def told(error: Exception, place: str, key: str = "") -> RelevanceError:
-    """Our error for one of the store's."""
-    text = str(error)
-    status = int(found[1]) if (found := STATUS.search(text)) else 0
-    code = found[1] or found[2] if (found := CODE.search(text)) else ""
-    why = f"{status} {code}: {found[1]}" if code and (found := MESSAGE.search(text)) else first_line(error)
-    if code == NO_BUCKET:
+def to_user_error(error: Exception, location: str, key: str = "") -> RelevanceError:
+    """Return the error for users that corresponds to an error of a request."""
+    failure = parse_error(error)
+    if failure.code == NO_SUCH_BUCKET:
         return ConfigError(
-            f"{place} lies in no bucket that there is; make the bucket, or correct the config or "
-            "AWS_ENDPOINT_URL"
+            f"bucket does not exist: {location}; create it, or correct the config or AWS_ENDPOINT_URL"
         )
-    if ROLE.search(text) and status < 500 and status != 429:
-        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role that may"
+    if failure.is_role_lookup and failure.status < 500 and failure.status != 429:
         return ConfigError(
-            f"{place} cannot be asked: no credentials are set, and the machine has no role ({why}); {remedy}"
+            f"{location} is not accessible: no credentials are set, and the machine has no role "
+            f"({failure.reason}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a "
+            "role with access"
         )
-    remedy = (
-        ACCOUNT
-        if refused(error, status)
-        else PLACE
-        if NO_REGION in text
-        else REMEDIES.get(code, "")
-        if status in (0, 400)
-        else ""
-    )
+    remedy = _find_remedy(error, failure)
     if remedy:
-        return ConfigError(f"{place} refuses access to {key or 'what it holds'} ({why}); {remedy}")
-    return RetryableError(f"{place} does not do what it is asked ({why}); run the same command again")
+        return ConfigError(
+            f"{location} refuses access to {key or 'its content'} ({failure.reason}); {remedy}"
+        )
+    return RetryableError(f"request to {location} failed ({failure.reason}); run the same command again")
 
 
-def refused(error: Exception, status: int) -> bool:
-    """Whether it is an answer to who asks."""
+def to_location_error(error: Exception, location: str) -> ConfigError:
+    """Return the error for users if a client for a location cannot be built."""
+    if lacks_key_or_secret(error):
+        return ConfigError(
+            f"{location} is not accessible: {first_line(error)}; set both AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or neither"
+        )
+    return ConfigError(
+        f"object store URL is invalid: {location} ({first_line(error)}); write it as s3://bucket/prefix"
+    )
+
+
+def _find_remedy(error: Exception, failure: StoreFailure) -> str:
+    """Return what the user can do about an answer that no retry changes; empty if a retry may help."""
+    if _is_access_refusal(error, failure.status):
+        return CHECK_ACCOUNT
+    if failure.is_region_redirect:
+        return CHECK_LOCATION
+    return REMEDIES.get(failure.code, "") if failure.status in (0, 400) else ""
+
+
+def _is_access_refusal(error: Exception, status: int) -> bool:
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
     return status in (401, 403) or isinstance(
         error, PermissionError | PermissionDeniedError | UnauthenticatedError
     )
-
-
-def unusable(error: Exception, place: str) -> ConfigError:
-    """Of a place that cannot even be asked."""
-    if re.search(r"Missing(SecretAccessKey|AccessKeyId)", str(error)):
-        return ConfigError(
-            f"{place} cannot be asked: {first_line(error)}; set both AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or neither"
-        )
-    return ConfigError(
-        f"{place} is no place in an object store ({first_line(error)}); write it as s3://bucket/prefix"
-    )
-
-
-def first_line(error: Exception) -> str:
-    """Of an error that shows how it came about in many."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,36 +1,50 @@
-"""Training from the driver's side: start the workers, follow what they write, hand back the bundle."""
+"""Driver of a training: starts the workers, follows their events, restarts them when they are lost."""
 
 import contextlib
+import logging
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from models.backbone import resolve_folder
+from models.files import remove_tree
 from pipeline.config.run import RunConfig
+from pipeline.config.training import TrainingConfig
 from pipeline.data.reader import find_partitions
-from pipeline.encoding.encoded_cache import EncodingPlan, OnProgress, publish_encoded
-from pipeline.errors import RelevanceError, RetryableError, last_line
-from pipeline.runtime.ray_internals import go_without
-from pipeline.storage.filesystem import remove_tree
-from pipeline.training.checkpoint import newest_checkpoint
-from pipeline.training.event_log import LiveFollower, OnLine
+from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
+from pipeline.errors import RetryableError, summarize_error
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.ray_internals import disable_sigint_handler
+from pipeline.runtime.ray_metrics import MetricTags
+from pipeline.runtime.run_log import RunLog
+from pipeline.training.checkpoint import find_newest_checkpoint
+from pipeline.training.checkpoint_folder import log_damaged
+from pipeline.training.event_log import EventFollower, TrainingListener
 from pipeline.training.metrics import TrainingGauges
 from pipeline.training.plan import TrainingPlan
-from pipeline.training.worker import StoppedError, train_worker
-from pipeline.training.worker_failures import BUGS, OF_OTHERS, find_error, no_room, out_of_memory, stuck_files
+from pipeline.training.stop_signal import StopSignal
+from pipeline.training.worker import StoppedError, WorkerSettings, train_worker
+from pipeline.training.worker_failures import (
+    collect_hang_reports,
+    find_error,
+    find_fatal_error,
+    is_peer_failure,
+    remove_hang_reports,
+)
+
+logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3  # of the workers from one checkpoint, or of Ray's controller, within one command
 
-# A worker trains in a thread beside Ray's. By itself the C library gives such a thread heaps of its own, and
-# gives much of them back to the system after each pass, only to get it again page by page, cleared anew: a
-# tenth of a step on a virtual machine.
-KEEP_MEMORY = {
+# Settings of the C library's allocator for workers. A worker trains in a thread beside Ray's. By default
+# such a thread gets heaps of its own, and much of them returns to the system after each pass, only to be
+# mapped and cleared again: a tenth of a step on a virtual machine.
+ALLOCATOR_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -38,153 +52,173 @@ KEEP_MEMORY = {
 
 
 def run_training(
-    plan: TrainingPlan, on_encoded: OnProgress, on_line: OnLine, say: Callable[[str], None]
+    plan: TrainingPlan, listener: TrainingListener, progress: Progress, log: RunLog | None = None
 ) -> None:
-    """Train to the bundle, from where an interrupted training of the same plan was. `open_checkpoints` has
-    been called.
+    """Train to the bundle, from the newest checkpoint of the same plan. `open_checkpoints` must come first.
 
-    `on_encoded` gets rows encoded and rows in all, where they are not encoded yet; `on_line` each line of the
-    live file as soon as it is written; `say` what a person should know. RetryableError: workers or nodes were
-    lost more often than they are started again, a disk is full, or the process was told to end (SIGTERM): the
-    state is kept first.
+    Args:
+        plan: The training.
+        listener: Receives the events of the workers from a thread of its own.
+        progress: Shows the encoding of rows that are not encoded yet.
+        log: The command's log, which the workers write to as well.
+
+    Raises:
+        RetryableError: Workers were lost more than MAX_RESTARTS times from one checkpoint, a disk is full, or
+            the process was asked to end (SIGTERM, Ctrl-C). The state is kept.
     """
     config = plan.config
-    partitions, tokenizer_dir = (
+    encoded_dir = encode_rows(config, progress)
+    plan.event_log_path.write_text("")
+    remove_hang_reports(plan.dir)
+    stop = StopSignal(plan.dir / "stop")
+    stop.clear()
+    settings = WorkerSettings(
+        config=config.model_dump(mode="json"),
+        fingerprint=plan.fingerprint,
+        data_digest=plan.data_digest,
+        encoded_dir=encoded_dir,
+        bundle_dir=plan.bundle_dir,
+        checkpoint_dir=plan.checkpoint_dir,
+        event_log_path=plan.event_log_path,
+        stop_path=stop.path,
+        log=log,
+    )
+    gauges = TrainingGauges(MetricTags(config.name, log.run_id if log else ""))
+    # `relevance status`, possibly in another container, looks whether `active` is locked
+    with (
+        FileLock(plan.dir / "active"),
+        EventFollower(plan.event_log_path, [gauges, listener]),
+        stop_on_signals(stop),
+    ):
+        train_with_restarts(settings, config.training, plan.dir, gauges)
+    remove_tree(plan.checkpoint_dir)
+    if stop.is_requested():
+        raise StoppedError(
+            "training was finished when it was asked to stop; run the same command again to continue from "
+            "its bundle"
+        )
+
+
+def encode_rows(config: RunConfig, progress: Progress) -> Path:
+    """Return the folder of the encoded rows, which are encoded first unless that was done."""
+    plan = EncodingPlan(
         find_partitions(config.accepted_dir, config.tasks),
+        config.split,
+        config.tasks,
+        config.encode,
         resolve_folder(config.backbone),
     )
-    encoding = EncodingPlan(partitions, config.split, config.tasks, config.encode, tokenizer_dir)
-    encoded_dir = publish_encoded(encoding, config.run_dir, on_encoded)
-    live_path, stop_path, active_path = (plan.dir / name for name in ("live.jsonl", "stop", "active"))
-    live_path.write_text("")
-    for path in (*plan.dir.glob("stuck-*.txt"), *plan.dir.glob("hung-*.txt")):
-        path.unlink()
-    stop_path.unlink(missing_ok=True)
-    settings = {
-        "config": config.model_dump(mode="json"),
-        "fingerprint": plan.fingerprint,
-        "data_digest": plan.data_digest,
-        "encoded_dir": str(encoded_dir),
-        "bundle_dir": str(plan.bundle_dir),
-        "checkpoint_dir": str(plan.checkpoint_dir),
-        "live_path": str(live_path),
-        "stop_path": str(stop_path),
-    }
-    gauges = TrainingGauges(config.name)
-    # `relevance status` looks whether it is locked, from another container too
-    with (
-        FileLock(active_path),
-        LiveFollower(live_path, gauges.watching(on_line)),
-        asked_to_stop(stop_path, say),
-    ):
-        fit(config, settings, plan.dir / "ray", say, gauges)
-    remove_tree(plan.checkpoint_dir)
-    if stop_path.exists():
-        raise StoppedError(
-            "the training was finished when it was asked to stop; run the same command again to go on "
-            "from its bundle"
-        )
+    return publish_encoded(plan, config.run_dir, progress)
 
 
 @contextlib.contextmanager
-def asked_to_stop(stop_path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """While inside, SIGTERM or Ctrl-C asks the workers to keep their state and stop; a second one of its kind
-    ends the process as ever.
+def stop_on_signals(stop: StopSignal) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C ask the workers to keep their state and stop.
+
+    A second signal of the same kind has its usual effect.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
 
-    def ask(number: int, _: object) -> None:
-        signal.signal(number, before[signal.Signals(number)])
-        stop_path.touch()
-        say(
-            f"  {signal.Signals(number).name}: keeping the state after this step, then stopping; once "
-            "more ends it at once"
+    def request_stop(number: int, _: object) -> None:
+        signal.signal(number, previous[signal.Signals(number)])
+        stop.request()
+        logger.info(
+            f"  {signal.Signals(number).name}: stopping after this step, the state is kept; the same signal "
+            "again ends the command at once"
         )
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, ask)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in previous:
+        signal.signal(number, request_stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def fit(
-    config: RunConfig,
-    settings: dict[str, Any],
-    storage_dir: Path,
-    say: Callable[[str], None],
-    gauges: TrainingGauges,
-) -> None:
-    """Run the workers to their end, starting them again where they are lost, MAX_RESTARTS times from one
-    checkpoint. Errors of their code, and those meant for the user, come out as they were raised.
+class LossCounter:
+    """Counts how often workers were lost, in all and since the newest checkpoint."""
 
-    The loop is ours as Ray would start workers again whatever ended them, a stop that was asked for and a
-    loss that is not finite too. It ends, as checkpoints do: there is one every so many steps at most.
+    def __init__(self) -> None:
+        self.losses = 0
+        self.restarts = 0  # from the furthest checkpoint
+        self._furthest = ""
+        self._previous: tuple[str, Path | None] | None = None
+
+    def is_repeated(self, error: Exception, newest: Path | None) -> bool:
+        """Return whether the workers were lost to the same error from the same checkpoint the last time."""
+        return (summarize_error(error), newest) == self._previous
+
+    def add(self, error: Exception, newest: Path | None) -> None:
+        """Count a loss."""
+        self._previous = (summarize_error(error), newest)
+        self.losses += 1
+        self.restarts += 1
+        if newest is not None and newest.name > self._furthest:
+            self._furthest, self.restarts = newest.name, 1
+
+
+def train_with_restarts(
+    settings: WorkerSettings, training: TrainingConfig, training_dir: Path, gauges: TrainingGauges
+) -> None:
+    """Run the workers to their end; start lost ones again, MAX_RESTARTS times from one checkpoint.
+
+    Ray's own restarts are off: they would also follow a requested stop and a loss that is not finite. The
+    loop ends because every checkpoint is further than the one before.
+
+    Raises:
+        RelevanceError: As the workers raised it, or RetryableError if they were lost too often.
+        Exception: An error of the workers' own code, as they raised it.
     """
-    before: tuple[str, Path | None] | None = None
-    # the newest checkpoint so far, starts anew from it, and losses of workers in all
-    furthest, restarts, losses = "", 0, 0
+    counter = LossCounter()
     while True:
         try:
-            run_workers(config, settings, storage_dir)
+            run_workers(settings, training, training_dir / "ray")
             return
         except Exception as error:
-            told = (
-                find_error(error, (RelevanceError,))
-                or out_of_memory(error)
-                or no_room(error, config)
-                or find_error(error, BUGS)
-            )
-            if told is not None:
-                raise told from error
-            newest, problems = newest_checkpoint(Path(settings["checkpoint_dir"]))
-            now, own = (last_line(error), newest), find_error(error, (RuntimeError,))
-            if now == before and own is not None and not any(word in str(own).lower() for word in OF_OTHERS):
-                # twice the same from the same place: no worker was lost, their code cannot go on
-                raise own from error
-            before, losses, restarts = now, losses + 1, restarts + 1
-            if newest is not None and newest.name > furthest:
-                furthest, restarts = newest.name, 1
-            for path in stuck_files(Path(settings["live_path"]), losses):
-                say(
-                    f"  a worker got no further for {config.training.hang_timeout_s:g} s "
-                    f"(training.hang_timeout_s); where it was is in {path}"
+            fatal_error = find_fatal_error(error, training)
+            if fatal_error is not None:
+                raise fatal_error from error
+            newest, problems = find_newest_checkpoint(settings.checkpoint_dir)
+            worker_error = find_error(error, (RuntimeError,))
+            is_repeated = counter.is_repeated(error, newest)
+            if is_repeated and worker_error is not None and not is_peer_failure(worker_error):
+                raise worker_error from error  # no worker was lost: their code cannot continue
+            counter.add(error, newest)
+            for path in collect_hang_reports(training_dir, counter.losses):
+                logger.warning(
+                    f"  a worker made no progress for {training.hang_timeout_s:g} s "
+                    f"(training.hang_timeout_s); its stack traces are in {path}"
                 )
-            if restarts > MAX_RESTARTS or Path(settings["stop_path"]).exists():
-                lost = (
-                    f"training workers were lost ({last_line(error)}); run the same command again: it "
-                    "goes on from its last checkpoint"
-                )
-                raise RetryableError(lost) from error
-            gauges.restarted()
-            say(
-                f"  workers were lost ({last_line(error)}); starting them again, {restarts} of "
-                f"{MAX_RESTARTS} times from one checkpoint"
+            reason = summarize_error(error)
+            if counter.restarts > MAX_RESTARTS or StopSignal(settings.stop_path).is_requested():
+                raise RetryableError(
+                    f"training workers were lost ({reason}); run the same command again: it resumes from the "
+                    "last checkpoint"
+                ) from error
+            gauges.count_restart()
+            logger.warning(
+                f"  workers were lost ({reason}); restarting them, {counter.restarts} of {MAX_RESTARTS} "
+                "times from one checkpoint"
             )
-            for problem in problems:
-                say(f"  a damaged checkpoint is passed over: {problem}")
+            log_damaged(problems)
 
 
-def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) -> None:
-    """One start of the workers, to their end."""
+def run_workers(settings: WorkerSettings, training: TrainingConfig, ray_dir: Path) -> None:
+    """Start the workers once and wait until they end."""
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    # Ray resumes a run of the same name from its own snapshot; ours are the checkpoints, so Ray's state
-    # starts empty every time
-    remove_tree(storage_dir)
-    training = config.training
+    # Ray resumes a run of the same name from its own snapshot; resuming is the checkpoints' task
+    remove_tree(ray_dir)
     resources = {"CPU": training.threads_per_worker} | ({"GPU": 1} if training.use_gpu else {})
-    failures = FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=MAX_RESTARTS)  # type: ignore[call-arg]
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={**settings, "asked_at_s": time.time()},
+        train_loop_config={"settings": settings.to_json(), "requested_at_s": time.time()},
         torch_config=TorchConfig(
             backend="nccl" if training.use_gpu else "gloo", timeout_s=math.ceil(training.hang_timeout_s)
         ),
@@ -192,11 +226,15 @@ def run_workers(config: RunConfig, settings: dict[str, Any], storage_dir: Path) 
             num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources
         ),
         run_config=RayRunConfig(
-            name=config.name,
-            storage_path=str(storage_dir),
-            failure_config=failures,
-            worker_runtime_env={"env_vars": KEEP_MEMORY},  # type: ignore[call-arg]
+            name=settings.config["name"],
+            storage_path=str(ray_dir),
+            failure_config=FailureConfig(
+                max_failures=0,
+                max_preemption_failures=0,  # type: ignore[call-arg]
+                controller_failure_limit=MAX_RESTARTS,
+            ),
+            worker_runtime_env={"env_vars": ALLOCATOR_ENVIRONMENT},  # type: ignore[call-arg]
         ),
     )
-    go_without(trainer)
+    disable_sigint_handler(trainer)
     trainer.fit()

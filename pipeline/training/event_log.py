@@ -1,105 +1,222 @@
-"""The log of a training's events: workers write it, the driver and `relevance status` read it."""
+"""Event log of a training: workers append to it, the driver and `relevance status` read it.
+
+The log is a file of JSON lines, one event each. An event's fields are the keys of its line.
+"""
 
 import json
-import math
+import logging
 import threading
-import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from models.files import naming_file
-from pipeline.training.step import StepDone, Worker
+from models.files import name_file_in_errors
+from pipeline.errors import summarize_error
 
-OnLine = Callable[[dict[str, Any]], None]
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5  # between looks at the log
 
 
-def read_line(text: str) -> dict[str, Any] | None:
-    """A line; None where it is none, as a full disk or a power cut may leave it."""
+@dataclass(frozen=True)
+class BestEvaluation:
+    """Best evaluation on the valid split so far."""
+
+    step: int
+    macro_pr_auc: float
+    log_loss: float  # mean over tasks; decides between equal macro PR-AUCs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "BestEvaluation":
+        """Build from the JSON form."""
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class StartEvent:
+    """Workers started and restored their state."""
+
+    starts_after: int  # steps done by then
+    best: BestEvaluation | None
+    tokens_shared: tuple[int, ...] | None  # shared prefix length of each task; None: rows are padded
+    seconds: dict[str, float]  # by phase of the start
+    at_s: float  # Unix time
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "StartEvent":
+        """Build from the JSON form; TypeError if a key is missing or unknown."""
+        best, shared = value["best"], value["tokens_shared"]
+        return cls(
+            **{
+                **value,
+                "best": None if best is None else BestEvaluation.from_json(best),
+                "tokens_shared": None if shared is None else tuple(shared),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """An optimizer step was taken; sums and speeds are those of all ranks together."""
+
+    step: int  # steps done, this one included
+    num_steps: int  # of the whole run
+    rows: int
+    loss: float
+    task_losses: dict[str, float]  # of the tasks that have rows in the batch
+    learning_rate: float
+    rows_per_s: float
+    tokens_per_s: float
+    tokens: int  # of the rows, each with its whole prefix
+    tokens_computed: int  # a shared prefix once per pass; padding included
+    padding: int  # tokens
+    mfu: float  # model FLOPs utilization, of a measured matrix product
+    at_s: float  # Unix time
+    step_s: float
+    seconds: dict[str, float]  # of rank 0, by phase of the step
+    gradient_norm: float
+    group_gradient_norms: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "StepEvent":
+        """Build from the JSON form; TypeError if a key is missing or unknown."""
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class EvaluationEvent:
+    """The model was evaluated on the valid split."""
+
+    evaluated_after: int  # steps
+    tasks: dict[str, dict[str, float]]  # metrics by task; tasks without both classes are left out
+    macro_pr_auc: float | None  # means over `tasks`; None if it is empty
+    macro_log_loss: float | None
+    is_best: bool
+    seconds: float
+    at_s: float  # Unix time
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, without the means that are None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "EvaluationEvent":
+        """Build from the JSON form; TypeError if a key is missing or unknown."""
+        return cls(**{"macro_pr_auc": None, "macro_log_loss": None, **value})
+
+
+TrainingEvent = StartEvent | StepEvent | EvaluationEvent
+
+
+class TrainingListener(Protocol):
+    """Receiver of a training's events, in their order."""
+
+    def start(self, event: StartEvent) -> None:
+        """Handle a start of the workers."""
+
+    def step(self, event: StepEvent) -> None:
+        """Handle a step."""
+
+    def evaluation(self, event: EvaluationEvent) -> None:
+        """Handle an evaluation."""
+
+
+def notify(listener: TrainingListener, event: TrainingEvent) -> None:
+    """Call the listener's method for the event."""
+    match event:
+        case StartEvent():
+            listener.start(event)
+        case StepEvent():
+            listener.step(event)
+        case EvaluationEvent():
+            listener.evaluation(event)
+
+
+def parse_event(line: str) -> TrainingEvent | None:
+    """Return the event of a line; None if it is damaged, as a full disk or a power cut may leave it."""
     try:
-        line = json.loads(text)
-    except ValueError:
+        value = json.loads(line)
+        if "starts_after" in value:
+            return StartEvent.from_json(value)
+        if "evaluated_after" in value:
+            return EvaluationEvent.from_json(value)
+        return StepEvent.from_json(value)
+    except (ValueError, TypeError, KeyError):
         return None
-    return line if isinstance(line, dict) else None
 
 
-class LiveFollower:
-    """Calls back with each json line that the training writes, from a thread of its own, until closed. What
-    goes wrong in a call goes to stderr, and the lines after it are called back with all the same: a training
-    does not hang on who looks on.
+def read_events(path: Path) -> list[TrainingEvent]:
+    """Return the whole events of a log; none if there is no log."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [event for event in map(parse_event, lines) if event is not None]
+
+
+def append_event(path: Path, event: TrainingEvent) -> None:
+    """Append a line to the log."""
+    # workers that died may have left half a line
+    is_torn = isinstance(event, StartEvent) and _ends_in_half_a_line(path)
+    with name_file_in_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write("\n" * is_torn + json.dumps(event.to_json()) + "\n")
+
+
+def _ends_in_half_a_line(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+
+
+class EventFollower:
+    """Thread that passes each new event of a log to listeners, until the context ends.
+
+    An error of a listener is logged, and later events reach it all the same: training does not depend on its
+    listeners.
     """
 
-    def __init__(self, path: Path, on_line: OnLine, every_s: float = 0.5) -> None:
-        self.path, self.on_line, self.every_s = path, on_line, every_s
-        self.closing = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
+    def __init__(self, path: Path, listeners: Sequence[TrainingListener], poll_s: float = POLL_S) -> None:
+        self.path, self.listeners, self.poll_s = path, listeners, poll_s
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> "LiveFollower":
-        self.thread.start()
+    def __enter__(self) -> "EventFollower":
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self.thread.join()
+        self._closing.set()
+        self._thread.join()
 
     def _follow(self) -> None:
         with self.path.open(encoding="utf-8") as file:
             tail = ""
             while True:
-                last_round = self.closing.is_set()
+                is_last_round = self._closing.is_set()
                 tail += file.read()
                 *lines, tail = tail.split("\n")
-                for line in filter(None, map(read_line, lines)):
-                    try:
-                        self.on_line(line)
-                    except Exception:
-                        traceback.print_exc()
-                if last_round:
+                for line in lines:
+                    event = parse_event(line)
+                    if event is not None:
+                        self._notify_all(event)
+                if is_last_round:
                     return
-                self.closing.wait(self.every_s)
+                self._closing.wait(self.poll_s)
 
-
-def live_record(worker: Worker, done: StepDone, step_s: float) -> dict[str, Any]:
-    """One step as people follow it. `step_s` it took in all."""
-    rows = worker.sampler.global_rows(done.step)
-    names = [task.name for task in worker.config.tasks]
-    tokens = int(worker.encoded.length_N[rows].sum())
-    flops = (done.tokens_computed - done.num_padding) * worker.flops_per_token + len(
-        rows
-    ) * worker.flops_per_row
-    return {
-        "step": done.step + 1,
-        "num_steps": worker.num_steps,
-        "rows": len(rows),
-        "loss": float(done.loss_T.sum() / max(done.weight_T.sum(), 1e-12)),
-        "task_losses": {
-            name: float(loss / weight)
-            for name, loss, weight in zip(names, done.loss_T, done.weight_T, strict=True)
-            if weight > 0
-        },
-        "learning_rate": worker.config.optimizer.learning_rate * done.rate_share,
-        "rows_per_s": len(rows) / step_s,
-        "tokens_per_s": tokens / step_s,
-        "tokens": tokens,  # of the rows, whether what they begin with was computed for each of them or once
-        "tokens_computed": done.tokens_computed,  # padding included
-        "padding": done.num_padding,
-        "mfu": flops / step_s / (worker.peak_flops_per_s * worker.world_size),
-        "at_s": time.time(),
-        "step_s": step_s,
-        "seconds": {name: round(value, 6) for name, value in done.seconds.items()},
-        "gradient_norm": math.sqrt(sum(norm**2 for norm in done.group_norms.values())),
-        "group_gradient_norms": done.group_norms,
-    }
-
-
-def append_live(path: Path, record: dict[str, Any]) -> None:
-    """Add a json line to the file that the driver follows."""
-    # a start before this one may have ended in the middle of a line
-    torn = (
-        path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        if "starts_after" in record
-        else False
-    )
-    with naming_file(path), path.open("a", encoding="utf-8") as file:
-        file.write("\n" * torn + json.dumps(record) + "\n")
+    def _notify_all(self, event: TrainingEvent) -> None:
+        for listener in self.listeners:
+            try:
+                notify(listener, event)
+            except Exception as error:
+                name = type(listener).__name__
+                logger.exception(f"  {name} failed: {summarize_error(error)}; training continues")

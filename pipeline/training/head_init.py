@@ -1,43 +1,61 @@
-"""Where the heads of a training start.
+"""Initialization of the heads at the start of a training.
 
-Shape legend: B rows whose logits are looked at, P of one pass, T tasks, C labels of the finest task, D width.
+Shape legend: B rows whose logits are measured, P rows of one pass, T tasks, C labels of the finest task, D
+width.
 """
 
 import numpy as np
 import torch
 
 from pipeline.encoding.batches import EncodedRows, collate, length_batches
-from pipeline.inference.predictor import Judge
+from pipeline.inference.predictor import Predictor
 
-HEAD_START_ROWS = 24  # rows of a task whose mean logits its head's bias makes up for
+INIT_ROWS = 24  # rows of each task that its head's bias is fitted on
 
-HEAD_START_TOKENS = 1024  # of a batch of them: small, so that ranks get like shares
+INIT_BATCH_TOKENS = 1024  # per pass: small, so that ranks get similar shares
 
 
 @torch.no_grad()
-def start_heads(
-    judge: Judge, encoded: EncodedRows, beginning_T: np.ndarray | None, rank: int = 0, world_size: int = 1
+def initialize_heads(
+    predictor: Predictor,
+    encoded: EncodedRows,
+    prefix_length_T: np.ndarray | None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> None:
-    """Start each head at its task's label shares, measured on the training rows; its logits on the first rows
-    of each task. `beginning_T`: as in `collate`. Ranks share the rows and sum up what they found, so all
-    start equal.
+    """Set each head's bias so that its mean prediction on the first rows equals the task's label shares.
+
+    Ranks share the rows and add up what they computed, so that all start equal.
+
+    Args:
+        predictor: The untrained model.
+        encoded: The train split.
+        prefix_length_T: Shared prefix of each task's rows, for packed rows; None: rows are padded.
+        rank: Rank of this worker.
+        world_size: Number of ranks.
     """
-    rows = np.concatenate(
-        [np.flatnonzero(encoded.task_N == index)[:HEAD_START_ROWS] for index in range(len(judge.tasks))]
-    )
-    most_labels = max(len(task.labels) for task in judge.tasks)
-    share_TC = torch.ones(len(judge.tasks), most_labels)
-    for index, task in enumerate(judge.tasks):
-        # none is impossible
-        counts = np.bincount(encoded.label_N[encoded.task_N == index], minlength=len(task.labels)) + 1
-        share_TC[index, : len(task.labels)] = torch.from_numpy(counts / counts.sum())
-    pooled_BD = torch.zeros(len(rows), judge.backbone.width, device=judge.device)
-    for part in length_batches(encoded.length_N[rows], HEAD_START_TOKENS)[rank::world_size]:
-        batch = collate(encoded, rows[part], len(judge.tasks), judge.pad_id, beginning_T).to(judge.device)
-        pooled_PD = judge.model.pooled(*batch.inputs)
-        pooled_BD[torch.from_numpy(part).to(judge.device)] = pooled_PD.float()
+    num_tasks, device = len(predictor.tasks), predictor.device
+    rows = np.concatenate([np.flatnonzero(encoded.task_N == index)[:INIT_ROWS] for index in range(num_tasks)])
+    pooled_BD = torch.zeros(len(rows), predictor.backbone.width, device=device)
+    for positions in length_batches(encoded.length_N[rows], INIT_BATCH_TOKENS)[rank::world_size]:
+        batch = collate(encoded, rows[positions], num_tasks, predictor.pad_id, prefix_length_T).to(device)
+        pooled_PD = predictor.model.pooled_states(*batch.inputs)
+        pooled_BD[torch.from_numpy(positions).to(device)] = pooled_PD.float()
     if world_size > 1:
         torch.distributed.all_reduce(pooled_BD)
-    judge.model.heads.start_at_label_shares(
-        pooled_BD, torch.from_numpy(encoded.task_N[rows]).to(judge.device), share_TC.to(judge.device)
+    predictor.model.heads.init_biases_from_label_shares(
+        pooled_BD,
+        torch.from_numpy(encoded.task_N[rows]).to(device),
+        label_shares(predictor, encoded).to(device),
     )
+
+
+def label_shares(predictor: Predictor, encoded: EncodedRows) -> torch.Tensor:
+    """Return the share of each label of each task (T, C), smoothed so that none is 0."""
+    most_labels = max(len(task.labels) for task in predictor.tasks)
+    share_TC = torch.ones(len(predictor.tasks), most_labels)
+    for index, task in enumerate(predictor.tasks):
+        labels = encoded.label_N[encoded.task_N == index]
+        counts = np.bincount(labels, minlength=len(task.labels)) + 1
+        share_TC[index, : len(task.labels)] = torch.from_numpy(counts / counts.sum())
+    return share_TC

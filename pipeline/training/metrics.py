@@ -1,44 +1,42 @@
 """Ray metrics of a training."""
 
-from typing import Any
-
-from pipeline.runtime.ray_metrics import metric
-from pipeline.training.event_log import OnLine
+from pipeline.runtime.ray_metrics import MetricTags, create_metric
+from pipeline.training.event_log import EvaluationEvent, StartEvent, StepEvent
 
 
 class TrainingGauges:
-    """Step time, speed, restarts."""
+    """Gauges of steps, speed and quality, and a counter of restarts; a `TrainingListener`."""
 
-    def __init__(self, run: str) -> None:
-        self.step = metric("Gauge", run, "training_step", "Steps done.")
-        self.step_seconds = metric("Gauge", run, "training_step_seconds", "Seconds of the last step.")
-        self.tokens_per_s = metric(
+    def __init__(self, run: MetricTags) -> None:
+        self._steps = create_metric("Gauge", run, "training_step", "Steps done.")
+        self._step_seconds = create_metric("Gauge", run, "training_step_seconds", "Seconds of the last step.")
+        self._tokens_per_s = create_metric(
             "Gauge", run, "training_tokens_per_second", "Tokens a second of the last step, padding left out."
         )
-        self.macro_pr_auc = metric(
+        self._macro_pr_auc = create_metric(
             "Gauge",
             run,
             "training_valid_macro_pr_auc",
             "Macro PR-AUC of the last evaluation on the valid split.",
         )
-        self.restarts = metric(
+        self._restarts = create_metric(
             "Counter", run, "training_restarts", "Times that lost workers were started again."
         )
 
-    def watching(self, on_line: OnLine) -> OnLine:
-        """`on_line`, with each line told to Ray first."""
+    def start(self, event: StartEvent) -> None:
+        """Do nothing: a start has no metric."""
 
-        def told(line: dict[str, Any]) -> None:
-            if "step" in line:
-                self.step.set(line["step"])
-                self.step_seconds.set(line["step_s"])
-                self.tokens_per_s.set(line["tokens_per_s"])
-            elif "macro_pr_auc" in line:
-                self.macro_pr_auc.set(line["macro_pr_auc"])
-            on_line(line)
+    def step(self, event: StepEvent) -> None:
+        """Record a step."""
+        self._steps.set(event.step)
+        self._step_seconds.set(event.step_s)
+        self._tokens_per_s.set(event.tokens_per_s)
 
-        return told
+    def evaluation(self, event: EvaluationEvent) -> None:
+        """Record an evaluation."""
+        if event.macro_pr_auc is not None:
+            self._macro_pr_auc.set(event.macro_pr_auc)
 
-    def restarted(self) -> None:
-        """Workers were lost and are started again."""
-        self.restarts.inc()
+    def count_restart(self) -> None:
+        """Count a restart of lost workers."""
+        self._restarts.inc()

@@ -1,4 +1,4 @@
-"""Parameter groups and the rate of each step."""
+"""AdamW over the trained tensors, and the learning-rate schedule."""
 
 from typing import Any
 
@@ -10,8 +10,10 @@ from pipeline.config.training import OptimizerConfig
 
 
 def build_optimizer(model: RelevanceModel | FlatModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained tensors, one group for each kind of them. Each group carries its `name` and its
-    `peak_rate`; decay never pulls a transform away from the identity, nor a mixture or a head towards zero.
+    """Build AdamW with one parameter group for each kind of trained tensor.
+
+    Each group carries its `name` and `peak_rate`. Only projections decay: decay would pull a transform away
+    from the identity, and a mixture or a head towards zero.
     """
     rates = {
         "mixtures": config.mixture_learning_rate or config.learning_rate,
@@ -27,38 +29,38 @@ def build_optimizer(model: RelevanceModel | FlatModel, config: OptimizerConfig) 
         for name, parameters in model.parameter_groups().items()
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), eps=1e-8)
-    hold_what_has_no_gradient(optimizer)
+    freeze_zero_gradient_entries(optimizer)
     return optimizer
 
 
-def hold_what_has_no_gradient(optimizer: torch.optim.Optimizer) -> None:
-    """Keep numbers whose gradient is exactly 0 as they are in a step: those of tasks that have no row in the
-    batch.
+def freeze_zero_gradient_entries(optimizer: torch.optim.Optimizer) -> None:
+    """Keep entries whose gradient is exactly 0 unchanged: those of tasks without a row in the batch.
 
-    Adam would move them on by the momentum of steps that did see the task. Their moments fade as Adam has it,
-    so that a task that comes back takes no larger step than others. Works on single numbers, so also on the
-    flat parts that ZeRO makes of the parameters. Hooks, as DeepSpeed takes torch's own AdamW but no subclass
-    of it.
+    Adam would move them by the momentum of steps that did see the task. Their moments decay as usual, so a
+    task that returns takes no larger step than others. It works on single entries, hence also on the flat
+    partitions that ZeRO makes of the parameters. It uses hooks because DeepSpeed accepts torch's AdamW but
+    no subclass.
     """
-    before: list[tuple[torch.Tensor, torch.Tensor]] = []
+    values_before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def remember(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def save_values(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        before.extend((p, p.detach().clone()) for p in parameters)
+        values_before.extend((p, p.detach().clone()) for p in parameters)
 
-    def put_back(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def restore_values(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         with torch.no_grad():
-            for parameter, number in before:
-                parameter.copy_(torch.where(parameter.grad == 0, number, parameter))  # type: ignore[arg-type]
-        before.clear()
+            for parameter, value in values_before:
+                parameter.copy_(torch.where(parameter.grad == 0, value, parameter))  # type: ignore[arg-type]
+        values_before.clear()
 
-    optimizer.register_step_pre_hook(remember)
-    optimizer.register_step_post_hook(put_back)
+    optimizer.register_step_pre_hook(save_values)
+    optimizer.register_step_post_hook(restore_values)
 
 
-def rate_share(step: int, num_steps: int, warmup_share: float) -> float:
-    """The share of the peak rate at a step counted from 0: a linear rise, then a linear fall to nothing just
-    after the last step.
+def learning_rate_scale(step: int, num_steps: int, warmup_share: float) -> float:
+    """Return the factor of the peak learning rate at a step counted from 0.
+
+    It rises linearly, then falls linearly to 0 just after the last step.
     """
     warmup_steps = max(1, round(num_steps * warmup_share))
     if step < warmup_steps:

@@ -1,7 +1,8 @@
-"""Whether a training's rows go through the model packed, without padding, and what all rows of a task begin
-with, its template's instruction, which a packed pass takes once.
+"""Test whether a training can pack its rows without padding, and the prefix that rows of a task share.
 
-Shape legend: T tasks.
+A packed pass processes the shared prefix, the instruction of a task's template, once.
+
+Shape legend: B rows, S tokens, C labels, T tasks, M rows of one task.
 """
 
 import inspect
@@ -11,93 +12,102 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.config.run import RunConfig
+from models.config import AdapterConfig
 from pipeline.encoding.batches import EncodedRows, collate
-from pipeline.inference.predictor import Judge
-from pipeline.inference.task_predictor import are_close, attention_window
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.task_predictor import attention_window, logits_are_close
+
+# relative difference that other tokens in front of a row may cause in its logits: in bfloat16 the order of
+# sums causes up to 0.01
+MAX_NEIGHBOR_EFFECT = 0.02
 
 
-def packed_beginnings(config: RunConfig, judge: Judge, encoded: EncodedRows) -> np.ndarray | None:
-    """Tokens (T,) that each task's rows begin with, where the judge's model gives packed rows the logits that
-    it gives padded ones; None where it does not, or it would not be faster.
+def probe_packing(predictor: Predictor, encoded: EncodedRows, adapter: AdapterConfig) -> np.ndarray | None:
+    """Return the shared prefix length of each task (T,) if rows can be packed, else None.
+
+    They can if the model gives packed rows the logits of padded ones. Packing is then enabled in the model.
     """
-    # a GPU waits for its next operation at these sizes, not for tokens; on one, packing has not been measured
-    if judge.device.type == "cuda":
+    # at these sizes a GPU waits for its next operation and not for tokens; packing is not measured on one
+    if predictor.device.type == "cuda":
         return None
-    # dropout would drop the same of a beginning for all rows of a pass
-    if judge.model.pooling != "last" or config.adapter.lora_dropout:
+    # dropout would drop the same elements of a prefix for all rows of a pass
+    if predictor.model.pooling != "last" or adapter.lora_dropout:
         return None
-    trunk: Any = judge.model.trunk
-    if "position_ids" not in inspect.signature(
-        trunk.forward
-    ).parameters or encoded.length_N.max() > attention_window(trunk):
+    trunk: Any = predictor.model.trunk
+    takes_positions = "position_ids" in inspect.signature(trunk.forward).parameters
+    if not takes_positions or encoded.length_N.max() > attention_window(trunk):
         return None
-    length_T = beginning_lengths(encoded, len(judge.tasks))
-    return length_T if tried(judge, encoded, length_T) else None
+    length_T = shared_prefix_lengths(encoded, len(predictor.tasks))
+    return length_T if packing_is_exact(predictor, encoded, length_T) else None
 
 
-def beginning_lengths(encoded: EncodedRows, num_tasks: int) -> np.ndarray:
-    """Tokens (T,) that all rows of each task begin with, at least one less than its shortest row has; 0 of a
-    task without two rows.
+def shared_prefix_lengths(encoded: EncodedRows, num_tasks: int) -> np.ndarray:
+    """Return the number of tokens (T,) that all rows of each task begin with.
+
+    Every row keeps at least one token behind the prefix. A task with fewer than two rows has none.
     """
     length_T, length_N = np.zeros(num_tasks, np.int64), encoded.length_N
     for task in range(num_tasks):
-        mine = np.flatnonzero(encoded.task_N == task)
-        if len(mine) > 1:
-            start_M, shortest = encoded.starts[mine], int(length_N[mine].min())
+        task_rows = np.flatnonzero(encoded.task_N == task)
+        if len(task_rows) > 1:
+            start_M, shortest = encoded.starts[task_rows], int(length_N[task_rows].min())
             while length_T[task] < shortest - 1 and not np.ptp(encoded.ids[start_M + length_T[task]]):
                 length_T[task] += 1
     return length_T
 
 
 @torch.no_grad()
-def tried(judge: Judge, encoded: EncodedRows, length_T: np.ndarray) -> bool:
-    """Whether the model, as it trains, gives rows packed the logits that it gives them padded, whatever lies
-    before them. If so its attention is left such that it takes them, else as it was.
+def packing_is_exact(predictor: Predictor, encoded: EncodedRows, length_T: np.ndarray) -> bool:
+    """Return whether the model in training mode gives packed rows the logits of padded ones.
+
+    Rows must not see their neighbours in a pass. Packing stays enabled only if the result is true.
     """
-    rows, pad_id, model = rows_to_try(encoded, length_T), judge.pad_id, judge.model
-    padded = collate(encoded, rows, len(length_T), pad_id).to(judge.device)
-    packed = collate(encoded, rows, len(length_T), pad_id, length_T).to(judge.device)
-    assert packed.packed is not None
-    first = int(packed.packed.last_B[0]) + 1  # tokens of the first row
-    other_ids = torch.cat([packed.input_ids_BS[:, :first].flip(1), packed.input_ids_BS[:, first:]], dim=1)
-    behind_others = replace(packed, input_ids_BS=other_ids)
-    training = model.training
+    model = predictor.model
+    was_training = model.training
     model.train()
     try:
-        expected_BC = model(*padded.inputs)
-        model.take_packed()
-        again_BC, found_BC, behind_others_BC = (
-            model(*batch.inputs) for batch in (padded, packed, behind_others)
-        )
-        real, dtype = expected_BC.isfinite(), judge.backbone.dtype
-        same = are_close(found_BC[real], expected_BC[real], dtype) and are_close(
-            again_BC[real], expected_BC[real], dtype
-        )
-        apart = (behind_others_BC - found_BC)[1:][real[1:]].norm() <= APART * found_BC[1:][real[1:]].norm()
-        good = bool(same and apart)
-    except Exception:  # whatever an architecture makes of what it was not made for
-        good = False
+        is_exact = _compare_packed_and_padded(predictor, encoded, length_T)
+    except Exception:  # an architecture that packing was not made for may raise anything
+        is_exact = False
     finally:
-        model.train(training)
-    if not good:
-        model.take_padded_only()
-    return good
+        model.train(was_training)
+    if not is_exact:
+        model.disable_packing()
+    return is_exact
 
 
-def rows_to_try(encoded: EncodedRows, length_T: np.ndarray) -> np.ndarray:
-    """The longest row of one task and the shortest behind it, where the end of another shows most, and so of
-    a second; of tasks with a beginning where there are such.
+def _compare_packed_and_padded(predictor: Predictor, encoded: EncodedRows, length_T: np.ndarray) -> bool:
+    rows, model, dtype = probe_rows(encoded, length_T), predictor.model, predictor.backbone.dtype
+    padded = collate(encoded, rows, len(length_T), predictor.pad_id).to(predictor.device)
+    packed = collate(encoded, rows, len(length_T), predictor.pad_id, length_T).to(predictor.device)
+    assert packed.packed is not None
+    first_tokens = int(packed.packed.last_B[0]) + 1  # of the first row
+    head_BS, tail_BS = packed.input_ids_BS[:, :first_tokens], packed.input_ids_BS[:, first_tokens:]
+    other_neighbor = replace(packed, input_ids_BS=torch.cat([head_BS.flip(1), tail_BS], dim=1))
+    expected_BC = model(*padded.inputs)
+    model.enable_packing()
+    padded_again_BC = model(*padded.inputs)
+    packed_BC = model(*packed.inputs)
+    other_neighbor_BC = model(*other_neighbor.inputs)
+    real = expected_BC.isfinite()
+    if not logits_are_close(packed_BC[real], expected_BC[real], dtype):
+        return False
+    if not logits_are_close(padded_again_BC[real], expected_BC[real], dtype):
+        return False
+    effect = (other_neighbor_BC - packed_BC)[1:][real[1:]].norm()
+    return bool(effect <= MAX_NEIGHBOR_EFFECT * packed_BC[1:][real[1:]].norm())
+
+
+def probe_rows(encoded: EncodedRows, length_T: np.ndarray) -> np.ndarray:
+    """Return the rows to compare: the longest and the shortest row of up to two tasks.
+
+    A short row behind a long one shows best what runs over the end of a row. Tasks with a shared prefix come
+    first.
     """
     tasks = np.unique(encoded.task_N)
     chosen = []
     for task in tasks[np.argsort(length_T[tasks] == 0, kind="stable")][:2]:
-        mine = np.flatnonzero(encoded.task_N == task)
-        length_M = encoded.length_N[mine]
-        chosen += [mine[length_M.argmax()], mine[length_M.argmin()]]
+        task_rows = np.flatnonzero(encoded.task_N == task)
+        length_M = encoded.length_N[task_rows]
+        chosen += [task_rows[length_M.argmax()], task_rows[length_M.argmin()]]
     return np.array(chosen)
-
-
-# of their length, that logits may differ by the row before them: in bfloat16 one in a hundred with the order
-# of sums
-APART = 0.02

@@ -1,4 +1,4 @@
-"""What a training is: the settings and data that its weights follow from, and where it lies."""
+"""Identity of a training: the settings and data that its weights depend on, and its folders."""
 
 import json
 from dataclasses import dataclass
@@ -6,18 +6,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from models.adapters.injection import adapter_parameter_count, targets
-from models.backbone import BackboneUnavailableError, empty_trunk, folder_digest, resolve_folder
+from models.adapters.injection import adapter_parameter_count, find_targets
+from models.backbone import BackboneUnavailableError, build_meta_trunk, folder_digest, resolve_folder
+from models.config import AdapterConfig, BackboneConfig
 from models.serialization.bundle import BundleRefusedError, read_bundle
 from pipeline.config.run import RunConfig
+from pipeline.config.tasks import Task
 from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError
 from pipeline.storage.filesystem import json_sha256
 
-NO_NUMBERS = {"checkpoint_every_steps", "hang_timeout_s"}  # settings of training that no number follows from
+# settings of `training` that no number depends on
+FIELDS_WITHOUT_NUMERIC_EFFECT = {"checkpoint_every_steps", "hang_timeout_s"}
 
-# and those that only rounding follows from
-SPREAD = {
+# settings of `training` that change only rounding
+PARALLELISM_FIELDS = {
     "num_workers",
     "threads_per_worker",
     "use_gpu",
@@ -26,99 +29,119 @@ SPREAD = {
     "compile_layers",
 }
 
-# facts by what people call them
-TOLD = {"data": "the digest of the accepted rows", "backbone_digest": "the digest of the backbone"}
+# how messages call inputs that are not settings
+FIELD_LABELS = {"data": "the digest of the accepted rows", "backbone_digest": "the digest of the backbone"}
 
 BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "training", "optimizer")
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """One training. Two plans with equal facts are one training, however its work is spread over workers:
-    their numbers differ by rounding.
+    """One training.
+
+    Plans with equal inputs are the same training, however its work is divided among workers: their numbers
+    differ by rounding only.
     """
 
     config: RunConfig
-    facts: dict[str, Any]  # all that the trained weights follow from, setting by setting
+    inputs: dict[str, Any]  # JSON: every setting and digest that the trained weights depend on
 
     @cached_property
     def fingerprint(self) -> str:
-        """Moves when a fact does."""
-        return json_sha256(self.facts)
+        """Sha256 of the inputs."""
+        return json_sha256(self.inputs)
 
     @property
     def data_digest(self) -> str:
-        return str(self.facts["data"])
+        """Digest of the accepted rows."""
+        return str(self.inputs["data"])
 
     @property
     def dir(self) -> Path:
+        """Folder of everything but the bundle."""
         return self.config.run_dir / "training"
 
     @property
     def checkpoint_dir(self) -> Path:
+        """Folder of the checkpoints."""
         return self.dir / "checkpoints"
 
     @property
+    def event_log_path(self) -> Path:
+        """Event log that workers write."""
+        return self.dir / "live.jsonl"
+
+    @property
     def bundle_dir(self) -> Path:
-        """Where the trained bundle comes to lie."""
+        """Folder of the trained bundle."""
         return self.config.run_dir / "trained"
 
     def is_finished(self) -> bool:
-        """Whether the bundle of this very training is there."""
+        """Return whether this training's bundle exists."""
         return trained_fingerprint(self.bundle_dir) == self.fingerprint
 
 
 def plan_training(config: RunConfig) -> TrainingPlan:
-    """The training a config asks for on the accepted rows. ConfigError: the backbone is not to be had or
-    lacks a target module.
+    """Return the training that a config asks for on the accepted rows.
+
+    Raises:
+        ConfigError: The backbone is not available or lacks a target module.
     """
-    backbone = checked_backbone(config)
+    backbone_dir = check_backbone(config.backbone, config.adapter)
     plain = config.model_dump(mode="json")
-    # what dropout draws depends on which rank has a row
-    free = NO_NUMBERS if config.adapter.lora_dropout else NO_NUMBERS | SPREAD
-    plain["training"] = {key: value for key, value in plain["training"].items() if key not in free}
-    digest = data_digest(find_partitions(config.accepted_dir, config.tasks))
-    return TrainingPlan(
-        config,
-        {**{key: plain[key] for key in BLOCKS}, "data": digest, "backbone_digest": folder_digest(backbone)},
-    )
+    ignored = FIELDS_WITHOUT_NUMERIC_EFFECT
+    # with dropout, what is dropped depends on which rank has a row
+    if not config.adapter.lora_dropout:
+        ignored = ignored | PARALLELISM_FIELDS
+    plain["training"] = {key: value for key, value in plain["training"].items() if key not in ignored}
+    inputs = {
+        **{key: plain[key] for key in BLOCKS},
+        "data": data_digest(find_partitions(config.accepted_dir, config.tasks)),
+        "backbone_digest": folder_digest(backbone_dir),
+    }
+    return TrainingPlan(config, inputs)
 
 
-def checked_backbone(config: RunConfig) -> Path:
-    """The backbone's folder; ConfigError if it is not to be had or lacks a target module, before any worker
-    is started.
+def check_backbone(backbone: BackboneConfig, adapter: AdapterConfig) -> Path:
+    """Return the backbone's folder.
+
+    Raises:
+        ConfigError: The backbone is not available or lacks a target module. No worker has started by then.
     """
     try:
-        folder = resolve_folder(config.backbone)
-        targets(empty_trunk(folder), config.adapter)
+        folder = resolve_folder(backbone)
+        find_targets(build_meta_trunk(folder), adapter)
     except (BackboneUnavailableError, ValueError) as error:
         raise ConfigError(str(error)) from error
     return folder
 
 
-def planned_parameters(config: RunConfig) -> tuple[int, int]:
-    """(trainable, total) numbers of the model that a checked config describes, from shapes alone."""
-    trunk = empty_trunk(resolve_folder(config.backbone))
-    heads = sum(len(task.labels) for task in config.tasks) * (trunk.config.get_text_config().hidden_size + 1)
-    trainable = adapter_parameter_count(trunk, config.adapter, len(config.tasks)) + heads
+def count_parameters(
+    backbone: BackboneConfig, adapter: AdapterConfig, tasks: tuple[Task, ...]
+) -> tuple[int, int]:
+    """Return the numbers of (trainable, total) parameters of a model, from shapes alone."""
+    trunk = build_meta_trunk(resolve_folder(backbone))
+    heads = sum(len(task.labels) for task in tasks) * (trunk.config.get_text_config().hidden_size + 1)
+    trainable = adapter_parameter_count(trunk, adapter, len(tasks)) + heads
     return trainable, sum(parameter.numel() for parameter in trunk.parameters()) + trainable
 
 
 def trained_fingerprint(bundle_dir: Path) -> str | None:
-    """The fingerprint of the training that wrote a bundle; None if there is no whole bundle."""
+    """Return the fingerprint of the training that wrote a bundle; None if there is no whole bundle."""
     try:
         return str(read_bundle(bundle_dir).description["training"]["fingerprint"])
     except BundleRefusedError:
         return None
 
 
-def changes(before: Any, now: Any, where: str = "") -> list[str]:
-    """Each fact that differs, as sentences."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            text
-            for key in sorted({*before, *now})
-            for text in changes(before.get(key), now.get(key), f"{where}.{key}" if where else key)
-        ]
-    where = TOLD.get(where, where)
-    return [] if before == now else [f"{where} was {json.dumps(before)}, is {json.dumps(now)}"]
+def describe_changes(before: Any, after: Any, path: str = "") -> list[str]:
+    """Return a sentence for each input that differs, named by its path, such as "optimizer.learning_rate"."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        sentences = []
+        for key in sorted({*before, *after}):
+            inner_path = f"{path}.{key}" if path else key
+            sentences += describe_changes(before.get(key), after.get(key), inner_path)
+        return sentences
+    if before == after:
+        return []
+    return [f"{FIELD_LABELS.get(path, path)} was {json.dumps(before)}, is {json.dumps(after)}"]

@@ -1,5 +1,4 @@
-"""One optimizer step of one rank: forward and backward of its rows in as many passes as fit, exact means over
-all ranks, and the step.
+"""One optimizer step of one rank: passes forward and backward, exact means over all ranks, the update.
 
 Shape legend: B rows of a pass, T tasks.
 """
@@ -7,6 +6,7 @@ Shape legend: B rows of a pass, T tasks.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,188 +19,261 @@ from models.losses import row_losses, task_sums
 from pipeline.config.run import RunConfig
 from pipeline.encoding.batches import EncodedRows, collate
 from pipeline.errors import ConfigError, RelevanceError
-from pipeline.inference.predictor import Judge
+from pipeline.inference.predictor import Predictor
 from pipeline.runtime.timing import DeviceClock
-from pipeline.runtime.watchdog import Watch
+from pipeline.runtime.watchdog import Watchdog
 from pipeline.training.deepspeed_engine import gradient_norms
-from pipeline.training.optimizer import rate_share
+from pipeline.training.event_log import StepEvent
+from pipeline.training.optimizer import learning_rate_scale
 from pipeline.training.sampler import Sampler
+
+MAX_ROWS_SHOWN = 8  # row ids in an error message
+
+MIN_WEIGHT = 1e-12  # divisor where all rows of a batch weigh nothing
 
 
 class TrainingDivergedError(RelevanceError):
-    """A loss or a gradient was not finite; nothing was published."""
+    """A loss or a gradient is not finite; nothing was published."""
 
 
 @dataclass(frozen=True)
-class Worker:
-    """One rank's share of a training run."""
+class WorkerState:
+    """Everything one rank trains with."""
 
     config: RunConfig
-    judge: Judge
-    encoded: EncodedRows
+    predictor: Predictor
+    encoded: EncodedRows  # the train split
     sampler: Sampler
     engine: Any  # DeepSpeed's
     rank: int
     world_size: int
     flops_per_token: int
-    flops_per_row: int  # beside those of its tokens
+    flops_per_row: int  # on top of those of its tokens
     peak_flops_per_s: float  # of this rank
-    watch: Watch
-    # tokens that each task's rows begin with, for packed rows; None: rows are padded
-    beginning_T: np.ndarray | None
+    watchdog: Watchdog
+    prefix_length_T: np.ndarray | None  # shared prefix of each task's rows; None: rows are padded, not packed
 
     @cached_property
     def relevant_from_T(self) -> torch.Tensor:
-        """The lowest relevant label of each task. Made once: to bring it to a GPU anew would wait for it in
-        each pass.
-        """
-        return torch.tensor([task.relevant_from for task in self.config.tasks], device=self.judge.device)
+        """Lowest relevant label of each task, on the device: a copy in each pass would wait for a GPU."""
+        return torch.tensor([task.relevant_from for task in self.config.tasks], device=self.predictor.device)
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return max(1, round(self.config.training.epochs * self.sampler.batches_per_epoch))
 
 
 @dataclass
-class StepDone:
-    """What came of one step: sums over all ranks, and this rank's seconds by what its device spent them on;
-    "backward" is with DeepSpeed's own exchange of gradients, "communication" is what comes on top.
+class StepMeter:
+    """What the passes of a step count on this rank."""
+
+    step: int
+    device: torch.device
+    tokens_computed: int = 0  # padding included
+    num_padding: int = 0  # tokens
+    # rows of each pass and their losses, which stay on the device: reading them would wait for a GPU
+    row_losses: list[tuple[np.ndarray, torch.Tensor]] = field(default_factory=list)
+    clocks: dict[str, DeviceClock] = field(default_factory=dict)
+
+    def clock(self, phase: str) -> DeviceClock:
+        """Return the clock of a phase, a context that counts the time spent inside."""
+        return self.clocks.setdefault(phase, DeviceClock(self.device))
+
+    def diverged_rows(self) -> list[int]:
+        """Return this rank's rows whose loss is not finite."""
+        return [
+            row
+            for rows, loss_B in self.row_losses
+            for row in rows[~torch.isfinite(loss_B).cpu().numpy()].tolist()
+        ]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one step; sums are over all ranks.
+
+    `seconds` are this rank's, by phase. "backward" includes DeepSpeed's exchange of gradients,
+    "communication" is the rest of the exchange.
     """
 
     step: int
-    rate_share: float
-    device: torch.device
-    loss_T: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    weight_T: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    group_norms: dict[str, float] = field(default_factory=dict)
-    stop: bool = False
-    tokens_computed: int = 0  # of all ranks, padding included
-    num_padding: int = 0  # of these
-    clocks: dict[str, DeviceClock] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)  # when the step is done
-
-    def clock(self, what: str) -> DeviceClock:
-        """Count the time spent inside."""
-        return self.clocks.setdefault(what, DeviceClock(self.device))
+    rate_scale: float
+    loss_T: np.ndarray  # weighted sums
+    weight_T: np.ndarray
+    group_norms: dict[str, float]
+    stop_requested: bool
+    tokens_computed: int  # padding included
+    num_padding: int  # tokens
+    seconds: dict[str, float]
 
 
-def train_step(worker: Worker, step: int, stop: bool) -> StepDone:
-    """One optimizer step on the global batch of `step`, in as many passes as the token budget asks for."""
-    done = StepDone(
-        step, rate_share(step, worker.num_steps, worker.config.optimizer.warmup_share), worker.judge.device
-    )
-    # dropout is a function of the step, so that a resumed run drops what the uninterrupted one would have
+def train_step(worker: WorkerState, step: int, stop: bool) -> StepResult:
+    """Take one optimizer step on the global batch of `step`, in as many passes as the token budget requires.
+
+    Args:
+        worker: This rank's state.
+        step: Step, counted from 0.
+        stop: Whether this rank was asked to stop; the result says it to all ranks.
+
+    Raises:
+        TrainingDivergedError: A loss or a gradient is not finite.
+    """
+    config, engine, device = worker.config, worker.engine, worker.predictor.device
+    meter = StepMeter(step, device)
+    rate_scale = learning_rate_scale(step, worker.num_steps, config.optimizer.warmup_share)
+    # dropout is a function of the step, so that a resumed run drops what an uninterrupted one would have
     # dropped
-    torch.manual_seed(position_seed(worker.config.seed, step, worker.rank))
-    for group in worker.engine.optimizer.param_groups:
-        group["lr"] = group["peak_rate"] * done.rate_share
-    with done.clock("data"):
-        rows = worker.sampler.global_rows(step)
-        budget = worker.config.training.micro_batch_tokens
-        parts = worker.sampler.micro_rows(step, worker.rank, worker.world_size, budget, worker.beginning_T)
-    # DeepSpeed averages over ranks: times the world size over the batch's whole weight, that is the exact
-    # weighted mean over its rows
-    scale = worker.world_size / max(float(worker.encoded.weight_N[rows].sum()), 1e-12)
-    sums_2T = torch.zeros(2, len(worker.config.tasks), device=worker.judge.device)
-    losses: list[tuple[np.ndarray, torch.Tensor]] = []
-    for index, mine in enumerate(parts):
+    torch.manual_seed(position_seed(config.seed, step, worker.rank))
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["peak_rate"] * rate_scale
+    with meter.clock("data"):
+        batch_rows = worker.sampler.global_rows(step)
+        budget = config.training.micro_batch_tokens
+        parts = worker.sampler.micro_rows(
+            step, worker.rank, worker.world_size, budget, worker.prefix_length_T
+        )
+    sums_2T = _run_passes(worker, batch_rows, parts, meter)
+    with meter.clock("communication"):
+        counts = (stop, meter.tokens_computed, meter.num_padding, sum(map(len, parts)))
+        counts_4 = torch.tensor([float(count) for count in counts], device=sums_2T.device)
+        totals = torch.cat([sums_2T.flatten(), counts_4])
+        torch.distributed.all_reduce(totals)
+    stop_requests, tokens, padding, num_rows = totals[-4:].tolist()
+    assert num_rows == len(batch_rows), f"ranks took {num_rows:.0f} rows of a batch of {len(batch_rows)}"
+    sums_2T = totals[:-4].reshape(2, -1)
+    if not torch.isfinite(sums_2T).all():
+        raise diverged_error(worker, step, "loss", gather_rows(meter.diverged_rows()))
+    with meter.clock("communication"):
+        group_norms = gradient_norms(engine)
+    diverged_groups = [name for name, norm in group_norms.items() if not math.isfinite(norm)]
+    if diverged_groups:
+        raise diverged_error(worker, step, f"gradient of the {', '.join(diverged_groups)}", batch_rows)
+    with meter.clock("optimizer"):
+        engine.step()
+    seconds = {phase: clock.seconds() for phase, clock in meter.clocks.items()}  # waits for a GPU
+    loss_T, weight_T = sums_2T.cpu().double().numpy()
+    return StepResult(
+        step,
+        rate_scale,
+        loss_T,
+        weight_T,
+        group_norms,
+        stop_requests > 0,
+        int(tokens),
+        int(padding),
+        seconds,
+    )
+
+
+def _run_passes(
+    worker: WorkerState, batch_rows: np.ndarray, parts: list[np.ndarray], meter: StepMeter
+) -> torch.Tensor:
+    """Run all passes of a step; return this rank's sums of losses and weights (2, T)."""
+    # DeepSpeed averages over ranks: the world size over the batch's weight gives the exact weighted mean of
+    # its rows
+    scale = worker.world_size / max(float(worker.encoded.weight_N[batch_rows].sum()), MIN_WEIGHT)
+    sums_2T = torch.zeros(2, len(worker.config.tasks), device=worker.predictor.device)
+    for index, rows in enumerate(parts):
         worker.engine.set_gradient_accumulation_boundary(index + 1 == len(parts))
-        # a rank without a row goes along with one that weighs nothing: the others wait for it in every pass
-        loss_T, weight_T = micro_step(
-            worker, mine if len(mine) else rows[:1], scale if len(mine) else 0.0, done, losses
-        )
+        if len(rows):
+            loss_T, weight_T = micro_step(worker, rows, scale, meter)
+        else:
+            # a rank without rows takes one that weighs nothing: the others wait for it in every pass
+            loss_T, weight_T = micro_step(worker, batch_rows[:1], 0.0, meter)
         sums_2T += torch.stack([loss_T, weight_T])
-    with done.clock("communication"):
-        counted = (stop, done.tokens_computed, done.num_padding, sum(map(len, parts)))
-        mine_too = torch.tensor([float(count) for count in counted], device=sums_2T.device)
-        everything = torch.cat([sums_2T.flatten(), mine_too])
-        torch.distributed.all_reduce(everything)
-    stopping, tokens, padding, num_rows = everything[-4:].tolist()
-    assert num_rows == len(rows), f"ranks took {num_rows:.0f} rows of a batch of {len(rows)}"
-    done.stop, done.tokens_computed, done.num_padding = stopping > 0, int(tokens), int(padding)
-    sums = everything[:-4].reshape(2, -1)
-    if not torch.isfinite(sums).all():
-        bad_rows = [
-            row for mine, loss_B in losses for row in mine[~torch.isfinite(loss_B).cpu().numpy()].tolist()
-        ]
-        raise diverged(worker, step, "loss", gather_rows(bad_rows))
-    with done.clock("communication"):
-        done.group_norms = gradient_norms(worker.engine)
-    if not all(math.isfinite(norm) for norm in done.group_norms.values()):
-        raise diverged(
-            worker,
-            step,
-            "gradient of the "
-            + ", ".join(n for n, norm in done.group_norms.items() if not math.isfinite(norm)),
-            rows,
-        )
-    with done.clock("optimizer"):
-        worker.engine.step()
-    # on a GPU this waits for the step
-    done.seconds = {what: spent.seconds() for what, spent in done.clocks.items()}
-    done.loss_T, done.weight_T = sums.cpu().double().numpy()
-    return done
+    return sums_2T
 
 
 def micro_step(
-    worker: Worker,
-    mine: np.ndarray,
-    scale: float,
-    done: StepDone,
-    losses: list[tuple[np.ndarray, torch.Tensor]],
+    worker: WorkerState, rows: np.ndarray, scale: float, meter: StepMeter
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward and backward of some rows; their loss and weight sums per task, nothing with a `scale` of 0.
-    The rows and the loss of each are added to `losses`, on the device: to look at them here would wait for a
-    GPU, which idles then while the next pass is prepared.
+    """Run one pass forward and backward.
+
+    Args:
+        worker: This rank's state.
+        rows: Row numbers of the pass.
+        scale: Factor of the loss; 0: the rows weigh nothing.
+        meter: Counts of the step, which this adds to.
+
+    Returns:
+        Sums of losses and of weights by task (T,).
     """
-    worker.watch.alive()
-    with done.clock("data"):
-        batch = collate(
-            worker.encoded, mine, len(worker.config.tasks), worker.judge.pad_id, worker.beginning_T
-        ).to(worker.judge.device)
+    worker.watchdog.heartbeat()
+    num_tasks, device = len(worker.config.tasks), worker.predictor.device
+    with meter.clock("data"):
+        batch = collate(worker.encoded, rows, num_tasks, worker.predictor.pad_id, worker.prefix_length_T)
+        batch = batch.to(device)
         weight_B = batch.weight_B if scale else torch.zeros_like(batch.weight_B)
-    with done.clock("forward"):
+    with meter.clock("forward"):
         try:
             logits_BC = worker.engine(*batch.inputs)
         except TaskShapeError as error:
             raise ConfigError(str(error)) from error
         loss_B = row_losses(logits_BC, batch.label_B, worker.relevant_from_T[batch.task_B])
-        loss_T, weight_T = task_sums(loss_B, weight_B, batch.task_B, len(worker.config.tasks))
-    with done.clock("backward"):
+        loss_T, weight_T = task_sums(loss_B, weight_B, batch.task_B, num_tasks)
+    with meter.clock("backward"):
         worker.engine.backward(loss_T.sum() * scale)
-    losses.append((mine, loss_B.detach()))
-    done.tokens_computed += batch.input_ids_BS.numel()
-    done.num_padding += batch.num_padding
+    meter.row_losses.append((rows, loss_B.detach()))
+    meter.tokens_computed += batch.input_ids_BS.numel()
+    meter.num_padding += batch.num_padding
     return loss_T.detach(), weight_T.detach()
 
 
-def any_rank(mine: bool, device: torch.device) -> bool:
-    """Whether any rank says so. All ranks must call it."""
-    said = torch.tensor(float(mine), device=device)
-    torch.distributed.all_reduce(said)
-    return bool(said > 0)
+def step_event(worker: WorkerState, result: StepResult, step_s: float) -> StepEvent:
+    """Build the event of a step that took `step_s` seconds."""
+    rows = worker.sampler.global_rows(result.step)
+    tokens = int(worker.encoded.length_N[rows].sum())
+    flops = (result.tokens_computed - result.num_padding) * worker.flops_per_token
+    flops += len(rows) * worker.flops_per_row
+    task_sums_T = zip(worker.config.tasks, result.loss_T, result.weight_T, strict=True)
+    return StepEvent(
+        step=result.step + 1,
+        num_steps=worker.num_steps,
+        rows=len(rows),
+        loss=float(result.loss_T.sum() / max(result.weight_T.sum(), MIN_WEIGHT)),
+        task_losses={task.name: float(loss / weight) for task, loss, weight in task_sums_T if weight > 0},
+        learning_rate=worker.config.optimizer.learning_rate * result.rate_scale,
+        rows_per_s=len(rows) / step_s,
+        tokens_per_s=tokens / step_s,
+        tokens=tokens,
+        tokens_computed=result.tokens_computed,
+        padding=result.num_padding,
+        mfu=flops / step_s / (worker.peak_flops_per_s * worker.world_size),
+        at_s=time.time(),
+        step_s=step_s,
+        seconds={phase: round(value, 6) for phase, value in result.seconds.items()},
+        gradient_norm=math.sqrt(sum(norm**2 for norm in result.group_norms.values())),
+        group_gradient_norms=result.group_norms,
+    )
 
 
-def gather_rows(mine: list[int]) -> np.ndarray:
-    """Row numbers of all ranks."""
-    every: list[list[int] | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, mine)
-    return np.asarray([row for rows in every for row in rows or ()], dtype=np.int64)
+def any_rank(value: bool, device: torch.device) -> bool:
+    """Return whether `value` is true on any rank. All ranks must call it."""
+    total = torch.tensor(float(value), device=device)
+    torch.distributed.all_reduce(total)
+    return bool(total > 0)
 
 
-def diverged(worker: Worker, step: int, what: str, rows: np.ndarray) -> TrainingDivergedError:
-    """What to raise where a number is not finite, naming the tasks and the rows it came from."""
-    names = ", ".join(worker.config.tasks[task].name for task in np.unique(worker.encoded.task_N[rows]))
-    shown = ", ".join(worker.encoded.row_ids_of(rows[:8])) + (", ..." if len(rows) > 8 else "")
+def gather_rows(rows: list[int]) -> np.ndarray:
+    """Return the row numbers of all ranks together. All ranks must call it."""
+    rows_by_rank: list[list[int] | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(rows_by_rank, rows)
+    return np.asarray([row for rows in rows_by_rank for row in rows or ()], dtype=np.int64)
+
+
+def diverged_error(worker: WorkerState, step: int, name: str, rows: np.ndarray) -> TrainingDivergedError:
+    """Return the error for a number that is not finite, naming its tasks and rows."""
+    tasks = ", ".join(worker.config.tasks[task].name for task in np.unique(worker.encoded.task_N[rows]))
+    row_ids = ", ".join(worker.encoded.row_ids_of(rows[:MAX_ROWS_SHOWN]))
+    row_ids += ", ..." if len(rows) > MAX_ROWS_SHOWN else ""
     return TrainingDivergedError(
-        f"the {what} of step {step + 1} is not finite (task {names}; rows {shown}); nothing was "
-        "published. Look at these rows, or remove"
-        f" {worker.config.run_dir / 'training' / 'checkpoints'} and train anew with a lower "
-        "optimizer.learning_rate"
+        f"the {name} of step {step + 1} is not finite (task {tasks}; rows {row_ids}); nothing was published. "
+        f"Check these rows, or remove {worker.config.run_dir / 'training' / 'checkpoints'} and train again "
+        "with a lower optimizer.learning_rate"
     )
 
 
 def position_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of what is random within one rank's share of one step."""
+    """Return the random seed of one rank's share of one step."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)

@@ -1,145 +1,148 @@
-"""How a model does on the valid split while it is trained: macro PR-AUC over steps, the best weights kept, an
-end when nothing gets better.
+"""Evaluation on the valid split during training: macro PR-AUC over steps, best weights, early stopping.
 
 Shape legend: N rows, C labels of the finest task.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.config.tasks import Task
 from pipeline.encoding.batches import EncodedRows, collate, length_batches
-from pipeline.evaluation.metrics import calibration_figures, ranking_figures
+from pipeline.evaluation.metrics import calibration_metrics, ranking_metrics
 from pipeline.inference.calibration import label_probabilities, relevance_probability
-from pipeline.training.step import TrainingDivergedError, Worker, any_rank
+from pipeline.training.event_log import BestEvaluation
+from pipeline.training.step import TrainingDivergedError, WorkerState, any_rank
+from pipeline.training.stop_signal import StopSignal
 
 
 @dataclass(frozen=True)
-class Best:
-    """The evaluation that was best so far, and the weights it was of."""
+class ValidationMetrics:
+    """Metrics of the model after some steps."""
 
     step: int
-    macro_pr_auc: float
-    log_loss: float  # mean over tasks; decides between equal macro PR-AUCs
+    tasks: dict[str, dict[str, float]]  # metrics by task; tasks without both classes are left out
+    macro_pr_auc: float | None  # means over `tasks`; None if it is empty
+    macro_log_loss: float | None
+
+    def is_better_than(self, best: BestEvaluation | None) -> bool:
+        """Return whether this is the best evaluation so far; never without metrics."""
+        if self.macro_pr_auc is None or self.macro_log_loss is None:
+            return False
+        if best is None:
+            return True
+        return (self.macro_pr_auc, -self.macro_log_loss) > (best.macro_pr_auc, -best.log_loss)
+
+
+@dataclass(frozen=True)
+class BestWeights:
+    """Trained tensors of the best evaluation so far."""
+
+    evaluation: BestEvaluation
     tensors: dict[str, torch.Tensor]
 
-    def facts(self) -> dict[str, Any]:
-        """All but the weights, as json."""
-        return {"step": self.step, "macro_pr_auc": self.macro_pr_auc, "log_loss": self.log_loss}
 
+class ValidationLoop:
+    """Evaluations between steps.
 
-class Interim:
-    """Evaluations between steps, the same on all ranks: each judges its part of the rows, all see all
-    logits.
+    Each rank runs the model on its part of the rows; all ranks see all logits and compute the same metrics.
     """
 
-    def __init__(self, worker: Worker, valid: EncodedRows) -> None:
-        """Of `valid` at most `training.evaluate_task_rows` rows a task are judged, the same ones each
-        time.
-        """
+    def __init__(self, worker: WorkerState, valid: EncodedRows) -> None:
+        """Draw at most `training.evaluate_task_rows` rows of each task, the same for every evaluation."""
         training = worker.config.training
         self.worker, self.valid = worker, valid
-        self.every = training.evaluate_every_steps or worker.sampler.batches_per_epoch
-        self.rows_N = drawn_rows(
+        self.every_steps = training.evaluate_every_steps or worker.sampler.batches_per_epoch
+        self.rows_N = draw_rows(
             valid.task_N, len(worker.config.tasks), training.evaluate_task_rows, worker.config.seed
         )
         tokens = (training.micro_batch_tokens or worker.config.scoring.batch_tokens) * worker.world_size
         self.batches = length_batches(valid.length_N[self.rows_N], tokens)  # positions in rows_N
 
-    def due(self, step: int) -> bool:
-        """Whether the model is judged after `step` steps."""
-        return step > 0 and (step % self.every == 0 or step == self.worker.num_steps)
+    def is_due(self, step: int) -> bool:
+        """Return whether the model is evaluated after `step` steps."""
+        return step > 0 and (step % self.every_steps == 0 or step == self.worker.num_steps)
 
-    def exhausted(self, best: Best | None, step: int) -> bool:
-        """Whether `training.patience` evaluations in a row were no better than the best."""
+    def is_patience_exhausted(self, best: BestWeights | None, step: int) -> bool:
+        """Return whether the last `training.patience` evaluations were no better than the best."""
         patience = self.worker.config.training.patience
-        return (
-            patience is not None
-            and best is not None
-            and step // self.every - best.step // self.every >= patience
-        )
+        if patience is None or best is None:
+            return False
+        return step // self.every_steps - best.evaluation.step // self.every_steps >= patience
 
-    def evaluate(self, step: int, asked_to_stop: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
-        """Figures of each task that has both classes among its rows, and their means; None on all ranks as
-        soon as one is asked to stop. All ranks must call it. TrainingDivergedError: logits are not finite.
+    def evaluate(self, step: int, stop: StopSignal) -> ValidationMetrics | None:
+        """Compute the metrics of each task that has both classes among its rows, and their means.
+
+        All ranks must call it.
+
+        Returns:
+            None on all ranks as soon as one is asked to stop.
+
+        Raises:
+            TrainingDivergedError: Logits are not finite.
         """
-        logits_NC, tasks = self._logits(asked_to_stop), {}
+        logits_NC = self._logits(stop)
         if logits_NC is None:
             return None
+        tasks: dict[str, dict[str, float]] = {}
         for index, task in enumerate(self.worker.config.tasks):
-            mine = np.flatnonzero(self.valid.task_N[self.rows_N] == index)
-            positive_N = self.valid.label_N[self.rows_N[mine]] >= task.relevant_from
+            positions = np.flatnonzero(self.valid.task_N[self.rows_N] == index)
+            positive_N = self.valid.label_N[self.rows_N[positions]] >= task.relevant_from
             if positive_N.all() or not positive_N.any():
-                continue  # no row, or one class only: none of the figures is defined
-            if not np.isfinite(logits_NC[mine, : len(task.labels)]).all():
+                continue  # no row, or one class only: no metric is defined
+            task_logits_NC = logits_NC[positions, : len(task.labels)]
+            if not np.isfinite(task_logits_NC).all():
                 raise TrainingDivergedError(
                     f"logits of valid rows of {task.name} are not finite after step {step}; lower "
                     "optimizer.learning_rate"
                 )
-            probability_N = relevance_probability(
-                label_probabilities(logits_NC[mine, : len(task.labels)], 1.0), task
-            )
-            ones = np.ones((1, len(mine)))
-            figures = {
-                **ranking_figures(probability_N, positive_N, ones),
-                **calibration_figures(probability_N, positive_N, ones),
-            }
-            tasks[task.name] = {
-                "rows": len(mine),
-                **{name: float(value[0]) for name, value in figures.items()},
-            }
-        means = {
-            f"macro_{name}": float(np.mean([figures[name] for figures in tasks.values()]))
-            for name in ("pr_auc", "log_loss")
-            if tasks
-        }
-        return {"evaluated_after": step, "tasks": tasks, **means}
+            tasks[task.name] = task_metrics(task_logits_NC, positive_N, task)
+        return ValidationMetrics(step, tasks, _mean(tasks, "pr_auc"), _mean(tasks, "log_loss"))
 
     @torch.no_grad()
-    def _logits(self, asked_to_stop: Callable[[], bool]) -> np.ndarray | None:
-        """(N, C) of the rows drawn, in their order; None: asked to stop."""
-        worker = self.worker
+    def _logits(self, stop: StopSignal) -> np.ndarray | None:
+        """Return the logits (N, C) of `rows_N`; None: asked to stop."""
+        worker, tasks, device = self.worker, self.worker.config.tasks, self.worker.predictor.device
         worker.engine.eval()
-        logits_NC = torch.zeros(
-            len(self.rows_N), max(len(task.labels) for task in worker.config.tasks), dtype=torch.float64
-        )
+        num_labels = max(len(task.labels) for task in tasks)
+        logits_NC = torch.zeros(len(self.rows_N), num_labels, dtype=torch.float64)
         for positions in self.batches:
-            worker.watch.alive()
-            if any_rank(asked_to_stop(), worker.judge.device):
+            worker.watchdog.heartbeat()
+            if any_rank(stop.is_requested(), device):
                 return None
-            mine = positions[worker.rank :: worker.world_size]
-            # a rank without a row goes along with one that counts for nothing: at ZeRO 3 the others wait for
-            # it
-            rows = self.rows_N[mine if len(mine) else positions[:1]]
-            batch = collate(self.valid, rows, len(worker.config.tasks), worker.judge.pad_id).to(
-                worker.judge.device
-            )
-            # compiling for a few batches would take longer than they do
+            own_positions = positions[worker.rank :: worker.world_size]
+            # at ZeRO 3 other ranks wait for one without rows: it takes a row and ignores the result
+            rows = self.rows_N[own_positions if len(own_positions) else positions[:1]]
+            batch = collate(self.valid, rows, len(tasks), worker.predictor.pad_id).to(device)
+            # compiling takes longer than the few batches
             with torch.compiler.set_stance("force_eager"):
-                of_batch = worker.engine(*batch.inputs).double().cpu()
-            if len(mine):
-                logits_NC[mine] = of_batch
+                batch_logits_BC = worker.engine(*batch.inputs).double().cpu()
+            if len(own_positions):
+                logits_NC[own_positions] = batch_logits_BC
         worker.engine.train()
-        everything = logits_NC.to(worker.judge.device)
-        torch.distributed.all_reduce(everything)
-        return everything.cpu().numpy()
+        all_logits_NC = logits_NC.to(device)
+        torch.distributed.all_reduce(all_logits_NC)
+        return all_logits_NC.cpu().numpy()
 
 
-def better(figures: dict[str, Any], best: Best | None) -> bool:
-    """Whether an evaluation is the best so far. One without a figure never is."""
-    if "macro_pr_auc" not in figures:
-        return False
-    return best is None or (figures["macro_pr_auc"], -figures["macro_log_loss"]) > (
-        best.macro_pr_auc,
-        -best.log_loss,
-    )
+def task_metrics(logits_NC: np.ndarray, positive_N: np.ndarray, task: Task) -> dict[str, float]:
+    """Return the number of rows and the metrics of one task."""
+    probability_N = relevance_probability(label_probabilities(logits_NC, 1.0), task)
+    weight_1N = np.ones((1, len(positive_N)))
+    metrics = {
+        **ranking_metrics(probability_N, positive_N, weight_1N),
+        **calibration_metrics(probability_N, positive_N, weight_1N),
+    }
+    return {"rows": len(positive_N), **{name: float(value[0]) for name, value in metrics.items()}}
 
 
-def drawn_rows(task_N: np.ndarray, num_tasks: int, task_rows: int, seed: int) -> np.ndarray:
-    """Row numbers of at most `task_rows` rows of each task."""
+def _mean(tasks: dict[str, dict[str, float]], name: str) -> float | None:
+    return float(np.mean([metrics[name] for metrics in tasks.values()])) if tasks else None
+
+
+def draw_rows(task_N: np.ndarray, num_tasks: int, task_rows: int, seed: int) -> np.ndarray:
+    """Return the row numbers of at most `task_rows` random rows of each task."""
     random = np.random.Generator(np.random.Philox(key=seed))
     drawn = [random.permutation(np.flatnonzero(task_N == task))[:task_rows] for task in range(num_tasks)]
     return np.concatenate(drawn)

@@ -1,15 +1,16 @@
-"""What ended the workers, and what a user can do about it."""
+"""Errors that end the workers, sorted by what can be done about them."""
 
 from pathlib import Path
 
-from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError, RetryableError, last_line
+from pipeline.config.training import TrainingConfig
+from pipeline.errors import ConfigError, RelevanceError, RetryableError, summarize_error
+from pipeline.runtime.ray_internals import is_startup_timeout
 
-# words of a RuntimeError that tells of another worker
-OF_OTHERS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "store")
+# words in a RuntimeError that was caused by the loss of another worker
+PEER_FAILURE_KEYWORDS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "store")
 
-# what a worker's own code raises, as opposed to what it raises because another worker is gone
-BUGS = (
+# errors of a worker's own code, as opposed to those that the loss of another worker causes
+PROGRAMMING_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -23,16 +24,23 @@ BUGS = (
 )
 
 
-def stuck_files(live_path: Path, losses: int) -> list[Path]:
-    """What workers that got no further left, put where the next ones will not write. `losses`: how often
-    workers were lost by now.
-    """
-    left = [path for path in sorted(live_path.parent.glob("stuck-*.txt")) if path.stat().st_size]
-    return [path.rename(path.with_name(f"hung-{losses}-{path.name.removeprefix('stuck-')}")) for path in left]
+def find_fatal_error(error: BaseException, training: TrainingConfig) -> Exception | None:
+    """Return the error that makes another start of the workers pointless; None if there is none."""
+    return (
+        find_error(error, (RelevanceError,))
+        or out_of_memory_error(error)
+        or placement_timeout_error(error, training)
+        or find_error(error, PROGRAMMING_ERRORS)
+    )
+
+
+def is_peer_failure(error: Exception) -> bool:
+    """Return whether the error says that another worker was lost."""
+    return any(word in str(error).lower() for word in PEER_FAILURE_KEYWORDS)
 
 
 def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> Exception | None:
-    """The first error of such a kind that workers raised, if one of them ended the training."""
+    """Return the first error of such a kind among the causes of `error` and the errors of workers."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
@@ -46,32 +54,45 @@ def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) 
     return None
 
 
-def no_room(error: BaseException, config: RunConfig) -> RetryableError | None:
-    """What to look at where the cluster found no place for the workers in the time that it has for it."""
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-    if not isinstance(getattr(error, "controller_failure", error), WorkerGroupStartupTimeoutError):
+def placement_timeout_error(error: BaseException, training: TrainingConfig) -> RetryableError | None:
+    """Return the user's error if the cluster had no free resources for the workers in time."""
+    if not is_startup_timeout(error):
         return None
-    training = config.training
-    each = f"{training.threads_per_worker} CPUs" + (" and a GPU" if training.use_gpu else "")
-    cure = "wait until others are done, add nodes, or lower training.num_workers or threads_per_worker"
+    resources = f"{training.threads_per_worker} CPUs" + (" and a GPU" if training.use_gpu else "")
     return RetryableError(
-        f"the Ray cluster had no room for {training.num_workers} workers of {each} each; {cure}, then run "
-        "the same command again"
+        f"the Ray cluster had no room for {training.num_workers} workers of {resources} each; wait until "
+        "others are done, add nodes, or lower training.num_workers or threads_per_worker, then run the same "
+        "command again"
     )
 
 
-def out_of_memory(error: BaseException) -> ConfigError | None:
-    """What to change where a worker's device had no memory left, which it would not have the next time
-    either.
-    """
+def out_of_memory_error(error: BaseException) -> ConfigError | None:
+    """Return the user's error if a worker's device ran out of memory, as it would the next time."""
     import torch
 
     found = find_error(error, (torch.OutOfMemoryError,))
     if found is None:
         return None
-    cure = (
-        "lower training.micro_batch_tokens, or set training.gradient_checkpointing, a higher "
-        "deepspeed.zero_stage or offload"
+    return ConfigError(
+        f"a worker ran out of memory ({summarize_error(found)}); lower training.micro_batch_tokens, or set "
+        "training.gradient_checkpointing, a higher deepspeed.zero_stage or offload"
     )
-    return ConfigError(f"a worker ran out of memory ({last_line(found)}); {cure}")
+
+
+def collect_hang_reports(training_dir: Path, losses: int) -> list[Path]:
+    """Rename the stack traces of workers that hung, so that the next workers do not overwrite them.
+
+    Args:
+        training_dir: Folder that the watchdogs write to.
+        losses: How often workers were lost so far; a part of the new names.
+    """
+    reports = [path for path in sorted(training_dir.glob("stuck-*.txt")) if path.stat().st_size]
+    return [
+        path.rename(path.with_name(f"hung-{losses}-{path.name.removeprefix('stuck-')}")) for path in reports
+    ]
+
+
+def remove_hang_reports(training_dir: Path) -> None:
+    """Remove the stack traces of an earlier command."""
+    for path in (*training_dir.glob("stuck-*.txt"), *training_dir.glob("hung-*.txt")):
+        path.unlink()

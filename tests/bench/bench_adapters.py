@@ -1,8 +1,9 @@
-"""What adapters cost: `python -m tests.bench.bench_adapters [--repeats N] [--threads N] [--quick]`.
+"""Cost of adapters in training and inference.
 
-Prints tables, and as its last line one JSON object of ratios, first over second. Times are medians over
-rounds in which the sides take turns; a ratio is one of medians, and the span in brackets is that of the
-rounds' own ratios.
+    python -m tests.bench.bench_adapters [--repeats N] [--threads N] [--quick]
+
+Prints tables, and as its last line one JSON object of ratios, first over second. The sides take turns in
+every round. Times are medians over rounds. A ratio is one of medians; in brackets the span of single rounds.
 
 Shape legend: B rows, S tokens, D width, C labels, T tasks.
 """
@@ -37,14 +38,14 @@ from tests.bench.support.published import PublishedMTLLoRALinear
 from tests.bench.support.sides import (
     adapted_model,
     base_model,
+    batch_logits,
     closest_rank,
-    judge,
-    judge_all_tasks,
-    judge_batches,
-    judge_task_by_task,
     kept_bytes,
+    logits_in_one_pass,
+    logits_in_passes,
     peft_model,
     published_model,
+    run_batches,
     train,
 )
 from tests.bench.support.timing import (
@@ -62,7 +63,7 @@ from tests.bench.support.timing import (
     time_in_turn,
 )
 
-NUM_TASKS = 4  # unless a table says otherwise
+NUM_TASKS = 4  # except where a table names another number
 METHODS: dict[str, AdapterConfig] = {
     "mtl_lora": MTLLoRAConfig(),
     "lora": LoRAConfig(),
@@ -77,7 +78,7 @@ Ratios = dict[str, float]
 
 
 def bench_training(backbone: Backbone, batches: Sequence[Batch], rounds: int) -> Ratios:
-    """Training with LoRA and MTL-LoRA of equal size, against PEFT's LoRA and the bare trunk."""
+    """Measure training with LoRA and MTL-LoRA of equal size, against PEFT's LoRA and the bare trunk."""
     rank = closest_rank(backbone, METHODS["mtl_lora"], NUM_TASKS)
     base, peft, mtl, mtl_64 = "base alone", f"PEFT LoRA r={rank}", f"mtl_lora T={NUM_TASKS}", "mtl_lora T=64"
     models = {
@@ -124,7 +125,7 @@ def bench_training(backbone: Backbone, batches: Sequence[Batch], rounds: int) ->
 
 
 def bench_published(backbone: Backbone, batch: Batch, rounds: int) -> Ratios:
-    """Training as MTL-LoRA is computed here, against the published computation of the same function."""
+    """Measure training with MTL-LoRA as computed here, against its published computation."""
     ours, published = "mtl_lora", "mtl_lora as published"
     models = {
         "base alone": base_model(backbone, 8).train(),
@@ -133,7 +134,7 @@ def bench_published(backbone: Backbone, batch: Batch, rounds: int) -> Ratios:
     }
     with torch.no_grad():
         torch.testing.assert_close(
-            judge(models[published], batch), judge(models[ours], batch), rtol=1e-4, atol=1e-4
+            batch_logits(models[published], batch), batch_logits(models[ours], batch), rtol=1e-4, atol=1e-4
         )
     kept = {name: kept_bytes(model, [batch]) for name, model in models.items()}
     timings = time_in_turn(
@@ -154,7 +155,7 @@ def bench_published(backbone: Backbone, batch: Batch, rounds: int) -> Ratios:
 
 
 def bench_one_layer(rounds: int) -> None:
-    """The same for one linear by itself, where the rest of a model hides nothing."""
+    """Measure a single linear layer, where the rest of the model does not hide differences."""
     torch.manual_seed(SEED)
     routing, generator, task_B = TaskRouting(), torch.Generator().manual_seed(SEED), torch.randint(8, (64,))
     x_BSD, gradient_BSD = torch.randn(64, 64, 1024, requires_grad=True), torch.randn(64, 64, 1024)
@@ -169,7 +170,7 @@ def bench_one_layer(rounds: int) -> None:
     }
 
     def forward(layer: nn.Module) -> torch.Tensor:
-        with routing.tasks(task_B):
+        with routing.task_context(task_B):
             return layer(x_BSD)
 
     def step(layer: nn.Module) -> None:
@@ -188,8 +189,8 @@ def bench_one_layer(rounds: int) -> None:
     print_comparison(caption, timings, "mtl_lora", kept)
 
 
-def bench_judge_all(backbone: Backbone, batches: Sequence[Batch], rounds: int) -> Ratios:
-    """Six tasks' judgements of the same pairs in one pass, against six passes."""
+def bench_all_tasks(backbone: Backbone, batches: Sequence[Batch], rounds: int) -> Ratios:
+    """Measure logits of six tasks in one pass, against six passes."""
     num_layers, num_tasks = len(transformer_layers(backbone.trunk)[1]), 6
     task_layers = min(4, num_layers - 1)
     sides: dict[str, Callable[[], object]] = {}
@@ -199,20 +200,20 @@ def bench_judge_all(backbone: Backbone, batches: Sequence[Batch], rounds: int) -
     ):
         model = adapted_model(backbone, adapter, num_tasks).eval()
         one_pass, passes = (
-            partial(judge_all_tasks, model, batches),
-            partial(judge_task_by_task, model, batches),
+            partial(logits_in_one_pass, model, batches),
+            partial(logits_in_passes, model, batches),
         )
         torch.testing.assert_close(one_pass(), passes(), rtol=1e-4, atol=1e-4)
-        sides |= {f"{method} judge_all": one_pass, f"{method} {num_tasks} passes": passes}
-    timings = time_in_turn("judge_all", sides, rounds)
+        sides |= {f"{method} one pass": one_pass, f"{method} {num_tasks} passes": passes}
+    timings = time_in_turn("all tasks", sides, rounds)
     ratios = {
-        method: timings.ratio(f"{method} judge_all", f"{method} {num_tasks} passes")
+        method: timings.ratio(f"{method} one pass", f"{method} {num_tasks} passes")
         for method in ("mtl_lora", "mtlora")
     }
     rows = [
         [
             method,
-            f"{timings.median_ms(f'{method} judge_all'):.0f}",
+            f"{timings.median_ms(f'{method} one pass'):.0f}",
             f"{timings.median_ms(f'{method} {num_tasks} passes'):.0f}",
             str(ratio),
         ]
@@ -220,20 +221,19 @@ def bench_judge_all(backbone: Backbone, batches: Sequence[Batch], rounds: int) -
     ]
     by_layers = (num_layers - task_layers + num_tasks * task_layers) / (num_tasks * num_layers)
     known = (
-        f"the last {task_layers} of {num_layers} layers know tasks (layers run: {by_layers:.3f} of the "
-        "passes')"
+        f"the last {task_layers} of {num_layers} layers depend on the task (layers run: {by_layers:.3f} of "
+        "those of the passes)"
     )
     caption = (
-        f"Judging {about(batches)} for all of {num_tasks} tasks, {known}, {backbone.dtype}, rounds: {rounds}"
+        f"Inference on {about(batches)} for all of {num_tasks} tasks, {known}, {backbone.dtype}, "
+        f"rounds: {rounds}"
     )
-    print_table(caption, ["judging", "ms judge_all", f"ms {num_tasks} passes", "ratio"], rows)
+    print_table(caption, ["method", "ms one pass", f"ms {num_tasks} passes", "ratio"], rows)
     return {"judge_all_over_passes": ratios["mtl_lora"].of_medians}
 
 
 def bench_inference(backbone: Backbone, batches: Sequence[Batch], rounds: int) -> Ratios:
-    """Scoring with every method, beside the weights and merged into them, and as two of them were
-    published.
-    """
+    """Measure inference with every method: as adapters, merged, and two of them as published."""
     base = "base alone"
     models: dict[str, RelevanceModel | MergedModel] = {base: base_model(backbone, NUM_TASKS)}
     for method, adapter in METHODS.items():
@@ -248,12 +248,12 @@ def bench_inference(backbone: Backbone, batches: Sequence[Batch], rounds: int) -
     with torch.inference_mode():
         for method in ("mtl_lora", "moe_lora"):
             ours, published = (
-                judge(models[name].eval(), batches[0]) for name in (method, f"{method} as published")
+                batch_logits(models[name].eval(), batches[0]) for name in (method, f"{method} as published")
             )
             torch.testing.assert_close(published, ours, rtol=1e-4, atol=1e-4)
     timings = time_in_turn(
         "inference",
-        {name: partial(judge_batches, model.eval(), batches) for name, model in models.items()},
+        {name: partial(run_batches, model.eval(), batches) for name, model in models.items()},
         rounds,
     )
     print_comparison(
@@ -271,7 +271,7 @@ def bench_inference(backbone: Backbone, batches: Sequence[Batch], rounds: int) -
 
 
 def timed_backbone(dtype: str, quick: bool) -> Backbone:
-    """The real backbone; for a quick look its first two layers."""
+    """Return the backbone; with `quick` only its first two layers."""
     backbone = load_backbone(BackboneConfig(dtype=dtype))
     if quick:
         backbone.trunk.config.num_hidden_layers = 2
@@ -280,19 +280,19 @@ def timed_backbone(dtype: str, quick: bool) -> Backbone:
 
 
 def main() -> None:
-    """Run all tables: about 13 minutes on two cores."""
+    """Print all tables: about 13 minutes on two cores."""
     parser = argparse.ArgumentParser(
-        description="What adapters cost, against PEFT, the published code and the bare model"
+        description="Cost of adapters, against PEFT, the published code and the bare model"
     )
     parser.add_argument(
         "--repeats",
         type=int,
         default=7,
-        help="counted rounds of the first table; the others take three less, at least one",
+        help="counted rounds of the first table; the others have three fewer, at least one",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument(
-        "--quick", action="store_true", help="one round and two layers: whether it runs, not how fast"
+        "--quick", action="store_true", help="one round and two layers, to check that it runs"
     )
     arguments = parser.parse_args()
     prepare_environment()
@@ -309,11 +309,11 @@ def main() -> None:
         "layers; adapters on q, k, v and o of all"
     )
     print(
-        f"lengths of {pairs}, mean {statistics.mean(lengths):.1f} tokens; batches are the middle ones of "
+        f"lengths of {pairs}, mean {statistics.mean(lengths):.1f} tokens; the batches are the middle ones of "
         "the shorter and the longer half"
     )
     print(
-        "adapters (PyPI) is left out: it pins transformers ~=4.57 and cannot be installed beside "
+        "not measured: adapters (PyPI), which pins transformers ~=4.57 and cannot be installed with "
         "transformers 5"
     )
     ratios = bench_training(backbone, batches, rounds)
@@ -321,7 +321,7 @@ def main() -> None:
         backbone, build_batch([64] * 64, vocab_size, torch.Generator().manual_seed(SEED)), fewer_rounds
     )
     bench_one_layer(fewer_rounds)
-    ratios |= bench_judge_all(backbone, batches[-1:], fewer_rounds)
+    ratios |= bench_all_tasks(backbone, batches[-1:], fewer_rounds)
     ratios |= bench_inference(backbone, batches, fewer_rounds)
     bench_training(timed_backbone("bfloat16", arguments.quick), batches, fewer_rounds)
     print(f"\n{time.perf_counter() - start:.0f} s in all")

@@ -1,9 +1,11 @@
-"""What an interval costs: `python -m tests.bench.bench_bootstrap [--rows N]`. Made-up scores of a task with
-three labels and ten rows a query.
+"""Cost of bootstrap intervals.
 
-Ours: every figure of an evaluation, 1,000 draws of the queries. The other side: a loop over draws with
-scikit-learn's roc_auc_score, average_precision_score, brier_score_loss and log_loss alone, on fewer draws and
-multiplied up. The last line of stdout is one json object.
+    python -m tests.bench.bench_bootstrap [--rows N]
+
+Synthetic scores of a task with three labels and ten rows per query. Ours: every metric of an evaluation,
+1,000 draws of the queries. The other side: a loop over draws with scikit-learn's roc_auc_score,
+average_precision_score, brier_score_loss and log_loss, with fewer draws, extrapolated. The last line of
+stdout is one JSON object.
 """
 
 import argparse
@@ -14,14 +16,14 @@ import numpy as np
 
 from pipeline.config.tasks import Task
 from pipeline.evaluation.bootstrap import NUM_DRAWS
-from pipeline.evaluation.task_metrics import Said, Truth, measured
+from pipeline.evaluation.task_metrics import LabeledRows, Predictions, metrics_with_intervals
 
 LOOPED_DRAWS = 20
 ROUNDS = 3
 
 
-def made_up(num_rows: int) -> tuple[Truth, Said]:
-    """Labels that scores know a little of."""
+def synthetic_predictions(num_rows: int) -> tuple[LabeledRows, Predictions]:
+    """Return labels, and predictions that follow them with noise."""
     random = np.random.default_rng(0)
     label_N = random.integers(0, 3, num_rows)
     logits_NC = random.normal(size=(num_rows, 3)) + np.eye(3)[label_N]
@@ -31,42 +33,41 @@ def made_up(num_rows: int) -> tuple[Truth, Said]:
         name="made-up", labels=("bad", "fair", "good"), relevant_from=1, template="{query} {ad_title}"
     )
     query_N = np.arange(num_rows) // 10
-    return Truth(task, query_N, label_N, {}), Said(
+    return LabeledRows(task, query_N, label_N, {}), Predictions(
         probability_N, probability_NC, np.where(probability_N > 0.8, "relevant", "abstain")
     )
 
 
-def looped(truth: Truth, said: Said) -> None:
-    """scikit-learn on rows drawn query by query, `LOOPED_DRAWS` times."""
+def loop_over_draws(rows: LabeledRows, predictions: Predictions) -> None:
+    """Compute scikit-learn's metrics on LOOPED_DRAWS draws of the queries."""
     from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
-    random, positive_N = np.random.default_rng(0), truth.positive_N
-    num_queries = int(truth.query_N.max()) + 1
+    random, is_relevant_N = np.random.default_rng(0), rows.is_relevant_N
+    num_queries = int(rows.query_N.max()) + 1
     for _ in range(LOOPED_DRAWS):
-        weight_N = np.bincount(random.integers(0, num_queries, num_queries), minlength=num_queries)[
-            truth.query_N
-        ]
-        for figure in (roc_auc_score, average_precision_score, brier_score_loss, log_loss):
-            figure(positive_N, said.probability_N, sample_weight=weight_N)
+        drawn = random.integers(0, num_queries, num_queries)
+        weight_N = np.bincount(drawn, minlength=num_queries)[rows.query_N]
+        for metric in (roc_auc_score, average_precision_score, brier_score_loss, log_loss):
+            metric(is_relevant_N, predictions.probability_N, sample_weight=weight_N)
 
 
 def main() -> None:
-    """Both sides in turn; medians."""
-    parser = argparse.ArgumentParser(description="What an interval costs")
+    """Measure both sides in turn and print medians."""
+    parser = argparse.ArgumentParser(description="Cost of bootstrap intervals")
     parser.add_argument("--rows", type=int, default=100_000)
-    truth, said = made_up(parser.parse_args().rows)
+    rows, predictions = synthetic_predictions(parser.parse_args().rows)
     ours_s, theirs_s = [], []
     for _ in range(ROUNDS):
         started_s = time.perf_counter()
-        figures, _ = measured(truth, said, 0)
+        metrics, _ = metrics_with_intervals(rows, predictions, 0)
         ours_s.append(time.perf_counter() - started_s)
         started_s = time.perf_counter()
-        looped(truth, said)
+        loop_over_draws(rows, predictions)
         theirs_s.append((time.perf_counter() - started_s) * NUM_DRAWS / LOOPED_DRAWS)
     ours, theirs = float(np.median(ours_s)), float(np.median(theirs_s))
     print(
-        f"{len(figures)} figures, {len(truth.label_N):,} rows, {NUM_DRAWS:,} draws: {ours:.1f} s; "
-        f"scikit-learn, 4 figures: {theirs:.1f} s"
+        f"{len(metrics)} metrics, {len(rows.label_N):,} rows, {NUM_DRAWS:,} draws: {ours:.1f} s; "
+        f"scikit-learn, 4 metrics: {theirs:.1f} s"
     )
     print(
         json.dumps(

@@ -1,10 +1,13 @@
-"""Rows a second of the encoded cache, in this process and as Ray tasks: python -m tests.bench.bench_encoding
-[rows] [workers].
+"""Speed of the encoded cache in this process and in Ray tasks.
+
+python -m tests.bench.bench_encoding [ROWS] [WORKERS]
 """
 
+import contextlib
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,20 +34,21 @@ TASK = Task(
 
 
 def write_judged(root: Path, num_rows: int) -> None:
-    """Rows of README words: a query of 4, a title of 10, a description of 20; row groups of 10,000 rows."""
+    """Write rows of random README words: 4 in a query, 10 in a title, 20 in a description."""
     draw, words = np.random.default_rng(0), np.array((ROOT / "README.md").read_text().split(), dtype=object)
     texts = {
         name: [" ".join(row) for row in draw.choice(words, (num_rows, n))]
         for name, n in (("query", 4), ("ad_title", 10), ("ad_description", 20))
     }
-    given = {
+    values = {
         **texts,
         "row_id": [str(n) for n in range(num_rows)],
         "market": ["us"] * num_rows,
         "label": [0] * num_rows,
     }
     columns = [
-        pa.array(given[f.name], f.type) if f.name in given else pa.nulls(num_rows, f.type) for f in ROW_SCHEMA
+        pa.array(values[f.name], f.type) if f.name in values else pa.nulls(num_rows, f.type)
+        for f in ROW_SCHEMA
     ]
     (root / "task=a").mkdir(parents=True)
     pq.write_table(
@@ -52,11 +56,30 @@ def write_judged(root: Path, num_rows: int) -> None:
     )
 
 
-def timed(what: str, num_rows: int, plan: EncodingPlan, run_dir: Path) -> Path:
-    """Build the cache and say how fast; the time runs from the first news, as on the console."""
-    news: list[float] = []
-    folder = publish_encoded(plan, run_dir, lambda done, total: news.append(time.monotonic()))
-    print(f"{what}: {num_rows / (news[-1] - news[0]):,.0f} rows/s", flush=True)
+class TimedProgress:
+    """Progress that records the time of each update."""
+
+    def __init__(self) -> None:
+        self.update_times_s: list[float] = []
+
+    @contextlib.contextmanager
+    def track(
+        self, description: str, total: int | None, unit: str, initial: int = 0
+    ) -> Iterator["TimedProgress"]:
+        """Yield itself as the bar."""
+        yield self
+
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Record the time."""
+        self.update_times_s.append(time.monotonic())
+
+
+def build_timed(title: str, num_rows: int, plan: EncodingPlan, run_dir: Path) -> Path:
+    """Build the cache and print its speed, from the first progress update as on the console."""
+    progress = TimedProgress()
+    folder = publish_encoded(plan, run_dir, progress)
+    elapsed_s = progress.update_times_s[-1] - progress.update_times_s[0]
+    print(f"{title}: {num_rows / elapsed_s:,.0f} rows/s", flush=True)
     return folder
 
 
@@ -71,7 +94,7 @@ def main(num_rows: int, workers: int) -> None:
         plan = EncodingPlan(
             find_partitions(root / "judged", [TASK]), SplitConfig(), (TASK,), EncodeConfig(), tokenizer_dir
         )
-        folder = timed("in this process", num_rows, plan, root / "one")
+        folder = build_timed("in this process", num_rows, plan, root / "one")
         started_s = time.monotonic()
         train = read_encoded(folder, "train", [TASK])
         print(
@@ -79,8 +102,8 @@ def main(num_rows: int, workers: int) -> None:
             f"{len(train.ids) / len(train):.0f} tokens a row"
         )
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
-        timed(f"{workers} Ray workers, first use, their start included", num_rows, plan, root / "many")
-        timed(f"{workers} Ray workers, warm", num_rows, plan, root / "warm")
+        build_timed(f"{workers} Ray workers, first use, start-up included", num_rows, plan, root / "many")
+        build_timed(f"{workers} Ray workers, warm", num_rows, plan, root / "warm")
         ray.shutdown()
 
 

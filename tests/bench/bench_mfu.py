@@ -1,11 +1,15 @@
-"""How much of a GPU training uses: `python -m tests.bench.bench_mfu [--steps N]`. Needs a GPU of 40 GB and
-more; torch, transformers and pydantic do.
+"""Model FLOP utilization (MFU) of training on a GPU.
 
-A Llama of 1.2 billion numbers (16 layers of width 2048) with random bfloat16 weights and MTL-LoRA on q, k, v,
-o, four tasks, rows of 64 tokens as query-ad pairs have, forward, backward and AdamW on one GPU; MFU is what
-frozen matrices ask for, 4 operations a number and token, over a measured bfloat16 product of 8192 x 8192, so
-recomputing does not count. Ways in turn, medians of steps. Then where the GPU's time goes, by kind of kernel,
-and the share in which it waits for Python. The last line is one JSON object.
+    python -m tests.bench.bench_mfu [--steps N]
+
+Needs a GPU of at least 40 GB, and only torch, transformers and pydantic. The model is a Llama of 1.2
+billion parameters (16 layers of width 2048) with random bfloat16 weights, MTL-LoRA on q, k, v, o, four
+tasks, and rows of 64 tokens. A step is forward, backward and AdamW.
+
+MFU is the work of the frozen matrices, 4 operations per parameter and token, over a measured bfloat16
+product of 8192 x 8192; recomputation does not count. Setups run in turn; medians of steps count. Also
+prints the shares of GPU time by kind of kernel, and the share in which it waits for Python. The last line
+is one JSON object.
 """
 
 import argparse
@@ -29,8 +33,8 @@ from models.relevance import build_model
 from models.training.compilation import compile_layers
 from models.training.flat_parameters import FlatModel
 from pipeline.config.training import OptimizerConfig
-from pipeline.runtime.flops import flops_per_token
-from pipeline.runtime.timing import matmul_peak
+from pipeline.runtime.flops import training_flops_per_token
+from pipeline.runtime.timing import measure_matmul_peak
 from pipeline.training.optimizer import build_optimizer
 
 SHAPE = {
@@ -42,7 +46,7 @@ SHAPE = {
 }
 ROW_TOKENS, NUM_TASKS, WARM_STEPS = 64, 4, 3
 METHODS = {"mtl_lora": MTLLoRAConfig(), "lora": LoRAConfig(rank=15, lora_alpha=30)}
-KINDS = {  # of kernels, by words of their names; the first that fits
+KERNEL_KINDS = {  # words in kernel names; the first match counts
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk"),
     "attention": ("flash", "fmha", "softmax", "cudnn", "sdpa"),
     "optimizer": ("adam", "multi_tensor"),
@@ -51,14 +55,14 @@ KINDS = {  # of kernels, by words of their names; the first that fits
 
 
 class RandomBackbone(Backbone):
-    """A trunk of random weights, which knows no yes and no."""
+    """Trunk of random weights, without an answer direction."""
 
     def answer_direction(self) -> None:
         return None
 
 
-class Way:
-    """One way to train: a method, with or without recomputing and compiled layers, and rows of a pass."""
+class Setup:
+    """One training setup: method, rows per pass, with or without recomputation and compiled layers."""
 
     def __init__(
         self, method: str, rows: int, checkpointing: bool, compiled: bool, shape: dict[str, int]
@@ -76,7 +80,7 @@ class Way:
             .to("cuda")
             .train()
         )
-        self.flops = flops_per_token(model)
+        self.flops = training_flops_per_token(model)
         if checkpointing:
             model.enable_gradient_checkpointing()
         if compiled:
@@ -94,7 +98,7 @@ class Way:
         )
 
     def step(self) -> None:
-        """Forward, backward, clipping, AdamW."""
+        """Run forward, backward, clipping and AdamW."""
         loss_B = row_losses(
             self.model(self.ids_BS, self.mask_BS, self.task_B), self.label_B, self.relevant_from_B
         )
@@ -103,8 +107,8 @@ class Way:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def seconds(self, steps: int) -> float:
-        """Of a step, the median."""
+    def step_seconds(self, steps: int) -> float:
+        """Return the median seconds of a step."""
         times = []
         for _ in range(WARM_STEPS + steps):
             torch.cuda.synchronize()
@@ -114,18 +118,16 @@ class Way:
             times.append(time.perf_counter() - started_s)
         return statistics.median(times[WARM_STEPS:])
 
-    def where_time_goes(self, step_s: float) -> dict[str, float]:
-        """Shares of a step by kind of kernel, and what no kernel fills, "waiting for Python", as seen by the
-        profiler's kernel times.
-        """
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    def time_shares(self, step_s: float) -> dict[str, float]:
+        """Return the shares of a step by kind of kernel; time without a kernel is "waiting for Python"."""
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             self.step()
             torch.cuda.synchronize()
         shares: dict[str, float] = {}
-        for event in seen.key_averages():
+        for event in profiled.key_averages():
             name = event.key.lower()
             kind = next(
-                (kind for kind, words in KINDS.items() if any(word in name for word in words)),
+                (kind for kind, words in KERNEL_KINDS.items() if any(word in name for word in words)),
                 "elementwise and the rest",
             )
             shares[kind] = shares.get(kind, 0.0) + event.self_device_time_total / 1e6 / step_s
@@ -133,10 +135,10 @@ class Way:
 
 
 def measure(
-    way: tuple[str, int, bool, bool], steps: int, peak: float, shape: dict[str, int]
+    settings: tuple[str, int, bool, bool], steps: int, peak: float, shape: dict[str, int]
 ) -> dict[str, Any]:
-    """Figures of one way; its memory is freed before the next."""
-    method, rows, checkpointing, compiled = way
+    """Measure one setup; its memory is freed before the next."""
+    method, rows, checkpointing, compiled = settings
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     about = {
@@ -146,33 +148,38 @@ def measure(
         "compiled": compiled,
     }
     try:
-        one = Way(method, rows, checkpointing, compiled, shape)
-        step_s = one.seconds(steps)
+        setup = Setup(method, rows, checkpointing, compiled, shape)
+        step_s = setup.step_seconds(steps)
     except torch.OutOfMemoryError:
         return {**about, "mfu": None}
-    found = {"tokens_per_s": rows * ROW_TOKENS / step_s, "mfu": rows * ROW_TOKENS / step_s * one.flops / peak}
+    found = {
+        "tokens_per_s": rows * ROW_TOKENS / step_s,
+        "mfu": rows * ROW_TOKENS / step_s * setup.flops / peak,
+    }
     found |= {"step_s": step_s, "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
     return {
         **about,
         **found,
-        "shares": {kind: round(share, 3) for kind, share in one.where_time_goes(step_s).items()},
+        "shares": {kind: round(share, 3) for kind, share in setup.time_shares(step_s).items()},
     }
 
 
 def main() -> None:
-    """All ways in turn."""
-    parser = argparse.ArgumentParser(description="How much of a GPU training uses")
+    """Measure all setups in turn."""
+    parser = argparse.ArgumentParser(description="MFU of training on a GPU")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="fewer, for a try")
-    parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512, 1024], help="of a pass")
     parser.add_argument(
-        "--quick", action="store_true", help="without compiled layers, which take a minute to compile"
+        "--layers", type=int, default=SHAPE["num_hidden_layers"], help="fewer for a quick try"
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512, 1024], help="rows per pass")
+    parser.add_argument(
+        "--quick", action="store_true", help="skip compiled layers, which take a minute to compile"
     )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("no GPU here: this bench measures one")
+        sys.exit("no GPU found; this bench measures one")
     shape = {**SHAPE, "num_hidden_layers": arguments.layers}
-    peak = matmul_peak(torch.device("cuda"), torch.bfloat16)
+    peak = measure_matmul_peak(torch.device("cuda"), torch.bfloat16)
     print(
         (
             f"{torch.cuda.get_device_name()}: {peak / 1e12:.0f} TFLOP/s in a product of 8192 x 8192 in "
@@ -180,18 +187,19 @@ def main() -> None:
         ),
         flush=True,
     )
-    ways = [
+    setups = [
         ("mtl_lora", rows, recomputed, compiled)
         for compiled in (False, True)
         for rows in arguments.rows
         for recomputed in (False, True)
     ]
-    ways.insert(1, ("lora", arguments.rows[-1], False, False))
+    setups.insert(1, ("lora", arguments.rows[-1], False, False))
     found = []
-    for way in ways:
-        if way[3] and (arguments.quick or way[1] != arguments.rows[-2:][0]):
+    for settings in setups:
+        _, rows, _, compiled = settings
+        if compiled and (arguments.quick or rows != arguments.rows[-2:][0]):
             continue
-        found.append(measure(way, arguments.steps, peak, shape))
+        found.append(measure(settings, arguments.steps, peak, shape))
         print(json.dumps(found[-1]), flush=True)
     print(json.dumps({"peak_tflops": peak / 1e12, "ways": found}))
 

@@ -1,10 +1,12 @@
-"""What dealing a batch's rows to ranks by their tasks saves: `python -m tests.bench.bench_rank_shares`.
+"""Balance of packed rows over ranks.
 
-Packed rows with the lengths of judged pairs (the real ones of ../shared/data where there are any, else
-made-up ones), shared out to four tasks at random, like ones in a batch, behind instructions of the shipped
-template's length and of 80 tokens. Counts the tokens of the rank that has most, which the others wait for,
-times the ranks, over those of one rank that takes the whole batch: dealt by length alone, and as training
-deals. The last line is one JSON object.
+    python -m tests.bench.bench_rank_shares
+
+Compares distribution by length alone with distribution by task, as in training. Counts the tokens of the
+fullest rank, for which the others wait, times the number of ranks, over the tokens of one rank with the
+whole batch. Rows have the lengths of labeled pairs (the real ones of ../shared/data if they are on disk),
+random tasks out of four, similar lengths in a batch, and instructions of the shipped template's length or
+of 80 tokens. The last line is one JSON object.
 """
 
 import json
@@ -14,7 +16,7 @@ import numpy as np
 
 from models.backbone import resolve_folder
 from models.config import BackboneConfig
-from pipeline.training.rank_balancing import deal_by_length, deal_by_task, tokens_of_ranks
+from pipeline.training.rank_balancing import count_tokens_per_rank, deal_by_length, deal_by_task
 from pipeline.training.sampler import Sampler, SamplerSettings
 from tests.bench.support.timing import SEED, pair_lengths, print_table
 
@@ -33,7 +35,7 @@ CASES = [
 def over_one_rank(
     world_size: int, batch_rows: int, instruction: int, lengths: list[int]
 ) -> tuple[float, float, float]:
-    """(tokens dealt by length, tokens dealt as training does, ms a batch that the dealing took)."""
+    """Return the token ratios by length and by task, and the milliseconds to distribute a batch."""
     draw = np.random.default_rng(SEED)
     task_N = draw.integers(TASKS, size=20_000)
     length_N = np.maximum(draw.choice(lengths, 20_000), SHIPPED + 1) - SHIPPED + instruction
@@ -50,29 +52,34 @@ def over_one_rank(
             ([np.arange(len(rows))], deal_by_length(len(rows), world_size), by_task)
         ):
             tokens[number] += len(shares) * max(
-                tokens_of_ranks(length_B - instruction, task_B, beginning_T, shares)
+                count_tokens_per_rank(length_B - instruction, task_B, beginning_T, shares)
             )
     return tokens[1] / tokens[0], tokens[2] / tokens[0], 1e3 * seconds / (step + 1)
 
 
 def main() -> None:
-    """All cases."""
-    lengths, which = pair_lengths(resolve_folder(BackboneConfig()))
+    """Print all cases."""
+    lengths, pairs = pair_lengths(resolve_folder(BackboneConfig()))
     found = {case: over_one_rank(*case, lengths) for case in CASES}
     rows = [
-        [f"{ranks} ranks, {rows} rows, {words} tokens alike", f"{a:.3f}", f"{b:.3f}", f"{ms:.1f}"]
-        for (ranks, rows, words), (a, b, ms) in found.items()
+        [
+            f"{ranks} ranks, {rows} rows, {shared} common tokens",
+            f"{by_length:.3f}",
+            f"{by_task:.3f}",
+            f"{ms:.1f}",
+        ]
+        for (ranks, rows, shared), (by_length, by_task, ms) in found.items()
     ]
     print_table(
-        f"tokens of the rank with most, times ranks, over those of one rank; {which}",
+        f"tokens of the fullest rank, times ranks, over those of one rank; {pairs}",
         ["batch", "by length", "by task", "ms"],
         rows,
     )
     print(
         json.dumps(
             {
-                f"ranks_{ranks}_rows_{rows}_alike_{words}": round(b, 4)
-                for (ranks, rows, words), (_, b, _) in found.items()
+                f"ranks_{ranks}_rows_{rows}_alike_{shared}": round(by_task, 4)
+                for (ranks, rows, shared), (_, by_task, _) in found.items()
             }
         )
     )

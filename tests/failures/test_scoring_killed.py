@@ -1,5 +1,6 @@
-"""Scoring killed at every point where it changes the disk, and several at once: each row one label, and no
-reader ever sees part of a unit.
+"""Scorers killed at every point where they change the disk, and concurrent scorers.
+
+Each row gets one label, and no reader ever sees part of a unit.
 """
 
 import json
@@ -15,12 +16,12 @@ import pytest
 
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
-from pipeline.inference.predictor import describe, fresh_judge
+from pipeline.inference.predictor import build_predictor, bundle_description
 from pipeline.scoring.label_store import read_manifests, read_published, sweep_orphans
-from pipeline.scoring.work_units import plan_units
 from tests.failures.support import scorer
 from tests.support.places import ROOT
-from tests.support.planted import VERDICTS, planted_config, planted_rows, write_rows
+from tests.support.planted import LABEL_WORDS, planted_config, planted_rows, write_rows
+from tests.support.scoring_world import plan
 
 pytestmark = pytest.mark.e2e
 
@@ -35,16 +36,18 @@ class Scoring:
 
         self.root = root
         self.expected: list[str] = []
-        for task in VERDICTS:
+        for task in LABEL_WORDS:
             for part in range(PARTS):
-                rows = planted_rows(task, ROWS, 10 + part, labelled=False)
+                rows = planted_rows(task, ROWS, 10 + part, labeled=False)
                 write_rows(rows, root / "to_score" / f"task={task}" / f"part-{part}.parquet")
                 self.expected += [row["row_id"] for row in rows]
         self.plain = planted_config(root, str(tiny_llama))
-        judge = fresh_judge(build_config(self.plain, "test"))
-        facts = describe(judge, build_config(self.plain, "test"), {"fingerprint": "f" * 64})
+        predictor = build_predictor(build_config(self.plain, "test"))
+        description = bundle_description(
+            predictor, build_config(self.plain, "test"), {"fingerprint": "f" * 64}
+        )
         self.bundle_sha256 = write_bundle(
-            root / "bundle", facts, judge.model.trainable_state(), judge.backbone.folder
+            root / "bundle", description, predictor.model.trainable_state(), predictor.backbone.folder
         )
         (root / "config.json").write_text(json.dumps(self.plain))
         command = [
@@ -84,16 +87,14 @@ def scoring(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Itera
 
 @pytest.fixture(scope="module")
 def num_points(scoring: Scoring) -> int:
-    """Points of an undisturbed run."""
+    """Return the number of points of an undisturbed run."""
     done = scoring.run("undisturbed")
     assert done["exits"] == [0]
     return int(done["points"][0])
 
 
 class Reader:
-    """Looks at what is published all the time, as long as it is entered, and counts units of which it saw a
-    part.
-    """
+    """Reader that polls the published labels while it is entered, and counts partial units that it saw."""
 
     def __init__(self, scores: Path) -> None:
         self.scores, self.views, self.partial, self.over = scores, 0, 0, threading.Event()
@@ -118,7 +119,7 @@ class Reader:
 
 
 def check_whole(counts: Any, scoring: Scoring, name: str, reader: Reader) -> None:
-    """Every row once; nothing is left to do."""
+    """Check that every row is published once and nothing is left to do."""
     rows = Counter(read_published(scoring.scores(name)).column("row_id").to_pylist())
     twice, missing = (
         sum(count - 1 for count in rows.values()),
@@ -133,7 +134,7 @@ def check_whole(counts: Any, scoring: Scoring, name: str, reader: Reader) -> Non
         0,
         len(scoring.expected),
     ) and reader.views > 0
-    to_do, published = plan_units(scoring.config(name), scoring.bundle_sha256)
+    to_do, published = plan(scoring.config(name), scoring.bundle_sha256)
     assert (len(to_do), len(published)) == (0, 2 * PARTS)
 
 
@@ -145,7 +146,7 @@ def kill_and_run_again(counts: Any, scoring: Scoring, point: int) -> None:
         assert scoring.run(name)["exits"] == [0]
     check_whole(counts, scoring, name, reader)
     again = scoring.run(name)
-    assert again == {"points": [0], "exits": [0]}, "a second run had something to do"
+    assert again == {"points": [0], "exits": [0]}, "the second run had work to do"
     files = [
         path
         for kind in ("data", "errors", "manifests")
@@ -153,21 +154,21 @@ def kill_and_run_again(counts: Any, scoring: Scoring, point: int) -> None:
         if path.is_file()
     ]
     named = len(read_manifests(scoring.scores(name)))
-    assert len(files) <= 2 * named + 2  # what the killed one left: a file and its manifest at most
+    assert len(files) <= 2 * named + 2  # the killed scorer leaves a file and its manifest at most
     sweep_orphans(scoring.scores(name), older_than_s=-1)
     assert len(list((scoring.scores(name) / "data").rglob("*.*"))) == named
     check_whole(counts, scoring, name, reader)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.07, 0.31, 0.52, 0.99])
-def test_a_killed_scorer_leaves_no_duplicate_and_no_missing_row(
+def test_killed_scorer_leaves_no_duplicates(
     counts: Any, scoring: Scoring, num_points: int, share: float
 ) -> None:
     kill_and_run_again(counts, scoring, int(share * num_points))
 
 
 @pytest.mark.failures
-def test_a_scorer_killed_at_any_point_at_all_leaves_no_duplicate_and_no_missing_row(
+def test_scorer_killed_at_any_point_leaves_no_duplicates(
     counts: Any, scoring: Scoring, num_points: int
 ) -> None:
     assert num_points >= 100
@@ -177,7 +178,7 @@ def test_a_scorer_killed_at_any_point_at_all_leaves_no_duplicate_and_no_missing_
 
 
 @pytest.mark.parametrize("copies", [2, pytest.param(4, marks=pytest.mark.failures)])
-def test_scorers_at_once_label_every_row_once(counts: Any, scoring: Scoring, copies: int) -> None:
+def test_concurrent_scorers_label_every_row_once(counts: Any, scoring: Scoring, copies: int) -> None:
     for number in range(3):
         name = f"at-once-{copies}-{number}"
         with Reader(scoring.scores(name)) as reader:

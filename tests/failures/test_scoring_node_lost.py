@@ -1,4 +1,4 @@
-"""A node that goes away while it scores: its unit is scored elsewhere, the others once."""
+"""Loss of a node during scoring: its unit is scored elsewhere, the others once."""
 
 import json
 import os
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.e2e
 UNITS, NODES = 8, 2
 
 NOTING = """
-def instead_of(judge_rows):
-    def noted(judge, table, *arguments, **options):
+def instead_of(plan_probabilities):
+    def noted(predictor, table, *arguments, **options):
         with open({journal!r}, "a") as file:
             file.write(table.column("row_id")[0].as_py() + chr(10))
         time.sleep(2)
-        return judge_rows(judge, table, *arguments, **options)
+        return plan_probabilities(predictor, table, *arguments, **options)
     return noted
 """
 
@@ -37,9 +37,11 @@ import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from pipeline.config.loading import build_config
-from pipeline.registry.version_files import FetchedVersion
-from pipeline.scoring.ray_pipeline import scored_units
-from pipeline.scoring.work_units import plan_units
+from pipeline.registry.version_files import VersionFiles
+from pipeline.scoring.actor_settings import build_actor_settings
+from pipeline.scoring.attempts import create_attempts_dir
+from pipeline.scoring.ray_pipeline import score_on_ray
+from tests.support.scoring_world import plan
 
 plain, bundle_dir, sha256, nodes = json.loads(sys.argv[1])
 config = build_config(plain, "test")
@@ -47,9 +49,11 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_
 lost, *_ = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
 ray.init(address=cluster.address, log_to_driver=False)
 errors = []
-version = FetchedVersion("1", Path(bundle_dir), sha256)
-for outcome in scored_units(config, plan_units(config, sha256)[0], version):
-    errors.append(outcome.error)
+version = VersionFiles("1", Path(bundle_dir), sha256)
+attempts_dir = create_attempts_dir(config.run_dir, "a-run")
+settings = build_actor_settings(config.scoring, config.scores_location, version, attempts_dir)
+for result in score_on_ray(plan(config, sha256)[0], settings):
+    errors.append(result.error)
     if len(errors) == 2:
         cluster.remove_node(lost, allow_graceful=False)
 ray.shutdown()
@@ -59,17 +63,20 @@ print("ERRORS " + json.dumps(errors))
 
 
 @pytest.mark.failures
-def test_of_a_node_that_is_lost_its_units_alone_are_scored_again(tmp_path: Path, tiny_llama: Path) -> None:
+def test_only_units_of_a_lost_node_are_scored_again(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
     for number in range(2, UNITS):
         write_rows(
-            planted_rows("two", ROWS, 10 + number, labelled=False),
+            planted_rows("two", ROWS, 10 + number, labeled=False),
             tmp_path / "to_score" / "task=two" / f"part-1{number}-good.parquet",
         )
     plain = {**world.plain, "scoring": {**world.plain["scoring"], "num_actors": NODES, "hang_timeout_s": 60}}
     journal = tmp_path / "journal"
     write_patch(
-        tmp_path / "patch", "pipeline.inference.labels", "judge_rows", NOTING.format(journal=str(journal))
+        tmp_path / "patch",
+        "pipeline.inference.labels",
+        "plan_probabilities",
+        NOTING.format(journal=str(journal)),
     )
     command = [
         sys.executable,
@@ -86,5 +93,5 @@ def test_of_a_node_that_is_lost_its_units_alone_are_scored_again(tmp_path: Path,
     assert len(rows) == UNITS * ROWS and set(rows.values()) == {1}
     begun = Counter(journal.read_text().split())
     assert len(begun) == UNITS and sum(begun.values()) <= UNITS + 1, (
-        "the one that was being scored there, and no other"
+        "only the unit that the lost node was scoring"
     )

@@ -1,5 +1,6 @@
-"""Rows that raise, give no number, end the process or hang: their unit fails, naming them, after three
-attempts at most; the others are published.
+"""Rows that raise, give no finite logits, kill the process or make it hang.
+
+Their unit fails after three attempts at most, and its error names them; the others are published.
 """
 
 import errno
@@ -20,112 +21,114 @@ import torch
 
 from pipeline.evaluation.score_reference import build_reference
 from pipeline.inference import labels as scores
-from pipeline.inference.predictor import fresh_judge
+from pipeline.inference.predictor import build_predictor
+from pipeline.inference.probabilities import predict_probabilities
+from pipeline.inference.step_plan import Step, planned
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scoring.actor import Outcome
-from pipeline.scoring.attempts import MAX_ATTEMPTS, Attempts, Starts
+from pipeline.scoring.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
 from pipeline.scoring.label_store import read_errors, read_manifests, read_published
+from pipeline.scoring.unit_result import UnitResult
 from pipeline.storage.filesystem import write_json
 from tests.support.patches import write_patch
 from tests.support.places import ROOT
 from tests.support.planted import planted_rows, write_rows
-from tests.support.scoring_world import ROWS, World
+from tests.support.scoring_world import ROWS, World, by_name
 
 
-def by_kind(outcomes: list[Outcome]) -> dict[str, Outcome]:
-    return {Path(one.path).stem.split("-")[2]: one for one in outcomes}
+def failing_step(num_rows: int, error: Exception) -> Step[None]:
+    """A step over all rows that raises."""
+
+    def fail() -> None:
+        raise error
+
+    return Step(np.arange(num_rows), fail)
 
 
-def test_rows_that_raise_or_give_no_number_fail_their_unit_alone_and_are_named(
+def test_rows_that_raise_or_overflow_fail_only_their_unit(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, tiny_llama, "raise", "nan")
-    judged = scores.Judge.logits
+    plan_logits = scores.Predictor.plan_logits
     begun: list[int] = []
 
-    def poisoned(judge: Any, encoded: Any, batch_tokens: int, on_rows: Any) -> np.ndarray:
+    @planned
+    def poisoned(predictor: Any, encoded: Any, batch_tokens: int) -> Any:
         queries = encoded.query_N.to_pylist()
         if any("POISON raise" in query for query in queries):
             begun.append(len(encoded))
-            on_rows(np.arange(len(encoded)))
-            raise ArithmeticError("no such thing")
-        logits_NC = judged(judge, encoded, batch_tokens, on_rows)
+            yield failing_step(len(encoded), ArithmeticError("no such thing"))
+        logits_NC = yield from plan_logits(predictor, encoded, batch_tokens)
         logits_NC[["POISON nan" in query for query in queries], 0] = np.nan
         return logits_NC
 
-    monkeypatch.setattr(scores.Judge, "logits", poisoned)
+    monkeypatch.setattr(scores.Predictor, "plan_logits", poisoned)
     scorer = world.scorer()
-    outcomes = by_kind([scorer.outcome(unit) for unit in world.units()])
-    assert "ArithmeticError: no such thing, while it judged rows two-1-2" in outcomes["raise"].error
-    assert begun == [ROWS, 1], "tried whole, then the rows in hand by themselves"
-    assert "no finite number for 1 rows (two-2-2)" in outcomes["nan"].error
-    assert outcomes["good"].error == "" and outcomes["good"].labels == ROWS
+    results = by_name([scorer.score_unit(unit) for unit in world.units()])
+    assert "ArithmeticError: no such thing, while scoring rows two-1-2" in results["raise"].error
+    assert begun == [ROWS, 1], "the whole unit, then the rows in flight one by one"
+    assert "logits are not finite for 1 rows: two-2-2" in results["nan"].error
+    assert results["good"].error == "" and results["good"].labels == ROWS
     assert (
         len(read_manifests(world.scores_dir)) == 2 and read_published(world.scores_dir).num_rows == 2 * ROWS
     )
 
 
-def test_a_unit_that_was_begun_three_times_is_told_with_the_rows_in_hand_and_not_begun_again(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_unit_is_attempted_three_times_at_most(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
     scorer, unit = world.scorer(), world.units()[0]
-    attempts = Attempts(scorer.attempts_dir, unit.partition)
+    attempts = UnitAttempts(scorer.attempts_dir, unit.unit_id)
     for _ in range(MAX_ATTEMPTS):
         attempts.begin()
-    attempts.take(np.arange(6), ["a", "b", "c", "d", "e", "f"])
-    told = scorer.outcome(unit)
+    attempts.record_in_flight(np.arange(6), ["a", "b", "c", "d", "e", "f"])
+    result = scorer.score_unit(unit)
     assert (
-        "ended or got no further 3 times, the last time while it judged rows a, b, c, d, e and 1 more; "
-        "take these rows out"
-    ) in told.error
+        "scoring crashed or hung 3 times, last while scoring rows a, b, c, d, e and 1 more; remove these rows"
+    ) in result.error
     assert not read_manifests(world.scores_dir)
-    assert scorer.outcome(world.units()[1]).labels == ROWS
+    assert scorer.score_unit(world.units()[1]).labels == ROWS
 
 
-def test_a_machine_that_judges_canary_rows_otherwise_publishes_nothing(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_wrong_canary_probabilities_publish_nothing(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
-    judge = fresh_judge(world.config)
+    predictor = build_predictor(world.config)
     tables = {
-        task.name: pa.Table.from_pylist(planted_rows(task.name, 20, 1), ROW_SCHEMA) for task in judge.tasks
+        task.name: pa.Table.from_pylist(planted_rows(task.name, 20, 1), ROW_SCHEMA)
+        for task in predictor.tasks
     }
-    said = {task.name: scores.judge_rows(judge, tables[task.name], task, 512) for task in judge.tasks}
-    reference = build_reference(judge, world.sha256, tables, said, 512)
+    probabilities = {
+        task.name: predict_probabilities(predictor, tables[task.name], task, 512) for task in predictor.tasks
+    }
+    reference = build_reference(predictor, world.sha256, tables, probabilities, 512).to_json()
     right = json.dumps(reference)
     reference["canaries"]["three"]["probability"][3] += 0.03
     write_json(tmp_path / "score_reference.json", reference)
-    refused = world.scorer().outcome(world.units()[0])
+    refused = world.scorer().score_unit(world.units()[0])
     assert (
-        "canary rows are judged otherwise here than when the version was evaluated: by up to 0.0300"
-        in refused.error
+        "canary probabilities differ from those of the version's evaluation by up to 0.0300" in refused.error
     )
     assert not read_manifests(world.scores_dir)
     (tmp_path / "score_reference.json").write_text(right)
-    assert world.scorer().outcome(world.units()[0]).labels == ROWS
+    assert world.scorer().score_unit(world.units()[0]).labels == ROWS
 
 
-def test_bad_rows_are_published_as_errors_beside_the_labels_of_the_others(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_bad_rows_are_published_as_errors_beside_labels(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
-    rows = planted_rows("two", ROWS, 9, labelled=False)
+    rows = planted_rows("two", ROWS, 9, labeled=False)
     rows[1]["query"] = " "
     write_rows(rows, tmp_path / "to_score" / "task=two" / "part-9-bad.parquet")
     (tmp_path / "to_score" / "task=two" / "part-8-empty.parquet").unlink(missing_ok=True)
     write_rows([], tmp_path / "to_score" / "task=two" / "part-8-empty.parquet")
     scorer = world.scorer()
-    outcomes = by_kind([scorer.outcome(unit) for unit in world.units()])
-    assert (outcomes["bad"].labels, outcomes["bad"].errors, outcomes["empty"].labels) == (ROWS - 1, 1, 0)
+    results = by_name([scorer.score_unit(unit) for unit in world.units()])
+    assert (results["bad"].labels, results["bad"].errors, results["empty"].labels) == (ROWS - 1, 1, 0)
     [error] = read_errors(world.scores_dir).to_pylist()
     assert (error["row_id"], error["row"], error["reason"]) == ("two-9-1", 1, "query is blank")
     for manifest in read_manifests(world.scores_dir):
-        assert manifest["rows"] + manifest["error_rows"] == manifest["input"]["rows"]
+        assert manifest.num_labels + manifest.num_errors == manifest.input.num_rows
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["disk full", "disk broken"])
-def test_a_disk_that_fails_at_any_write_of_a_unit_leaves_it_to_be_tried_again(
+def test_disk_failure_at_any_write_makes_the_unit_retryable(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     world = World(tmp_path, tiny_llama)
@@ -150,12 +153,12 @@ def test_a_disk_that_fails_at_any_write_of_a_unit_leaves_it_to_be_tried_again(
 
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, failing)
-            told = scorer.outcome(unit)
-        if told.error:
+            result = scorer.score_unit(unit)
+        if result.error:
             failed += 1
-            assert told.retry and os.strerror(code) in told.error
+            assert result.retry and os.strerror(code) in result.error
             assert (
-                unit.partition in {one.partition for one in world.units()}
+                unit.unit_id in {one.unit_id for one in world.units()}
                 or read_published(world.scores_dir).num_rows == ROWS
             )
         assert read_published(world.scores_dir).num_rows in (0, ROWS)
@@ -163,31 +166,33 @@ def test_a_disk_that_fails_at_any_write_of_a_unit_leaves_it_to_be_tried_again(
         shutil.rmtree(scorer.attempts_dir)
         scorer.attempts_dir.mkdir()
     assert failed >= 8
-    assert [scorer.outcome(unit).error for unit in world.units()] == ["", ""] and read_published(
+    assert [scorer.score_unit(unit).error for unit in world.units()] == ["", ""] and read_published(
         world.scores_dir
     ).num_rows == 2 * ROWS
 
 
-def test_a_file_that_changed_since_it_was_planned_is_not_scored_under_its_old_name(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_changed_file_is_not_published_under_its_old_id(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
     scorer, unit = world.scorer(), world.units()[0]
-    write_rows(planted_rows("two", ROWS, 99, labelled=False), Path(unit.path))
-    told = scorer.outcome(unit)
-    assert told.retry and "changed while it was scored" in told.error and not read_manifests(world.scores_dir)
+    write_rows(planted_rows("two", ROWS, 99, labeled=False), Path(unit.path))
+    result = scorer.score_unit(unit)
+    assert (
+        result.retry
+        and "changed while it was scored" in result.error
+        and not read_manifests(world.scores_dir)
+    )
 
 
-def test_a_large_file_is_taken_in_parts(
+def test_large_file_is_scored_in_parts(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pyarrow.parquet as pq
 
-    from pipeline.scoring import work_units as score_units
+    from pipeline.scoring import work_units
 
-    monkeypatch.setattr(score_units, "UNIT_ROWS", 10)
+    monkeypatch.setattr(work_units, "UNIT_ROWS", 10)
     world = World(tmp_path, tiny_llama)
-    rows = planted_rows("two", 32, 7, labelled=False)
+    rows = planted_rows("two", 32, 7, labeled=False)
     rows[30]["ad_title"] = ""
     pq.write_table(
         pa.Table.from_pylist(rows, ROW_SCHEMA),
@@ -202,7 +207,7 @@ def test_a_large_file_is_taken_in_parts(
         (30, 32),
     ]
     scorer = world.scorer()
-    assert [scorer.outcome(unit).error for unit in units] == [""] * len(units)
+    assert [scorer.score_unit(unit).error for unit in units] == [""] * len(units)
     found = [
         row_id
         for row_id in read_published(world.scores_dir).column("row_id").to_pylist()
@@ -214,39 +219,49 @@ def test_a_large_file_is_taken_in_parts(
 
 
 MISBEHAVING = """
-def instead_of(judge_rows):
-    def misbehaving(judge, table, task, batch_tokens, on_rows, ahead=True):
-        import numpy
-        for row, query in enumerate(table.column("query").to_pylist()):
+def instead_of(plan_probabilities):
+    import numpy
+    from pipeline.inference.step_plan import Step, planned
+
+    def misbehaving(query):
+        if "exit" in query:
+            os._exit(1)
+        os.kill(os.getpid(), 19) if "stop" in query else hold_still()
+
+    @planned
+    def poisoned(predictor, table, task, batch_tokens, prefetch=True):
+        for query in table.column("query").to_pylist():
             if "POISON" in query:
-                on_rows(numpy.arange(table.num_rows))
-                if "exit" in query:
-                    os._exit(1)
-                os.kill(os.getpid(), 19) if "stop" in query else hold_still()
-        return judge_rows(judge, table, task, batch_tokens, on_rows, ahead)
-    return misbehaving
+                yield Step(numpy.arange(table.num_rows), lambda query=query: misbehaving(query))
+        plan = plan_probabilities(predictor, table, task, batch_tokens, prefetch)
+        return (yield from plan)
+
+    return poisoned
 """
 
 ON_RAY = """
 import json, sys
-from dataclasses import asdict
 from pathlib import Path
 from jobs.cluster import ray_cluster
 from pipeline.config.loading import build_config
-from pipeline.registry.version_files import FetchedVersion
-from pipeline.scoring.ray_pipeline import scored_units
-from pipeline.scoring.work_units import plan_units
+from pipeline.registry.version_files import VersionFiles
+from pipeline.scoring.actor_settings import build_actor_settings
+from pipeline.scoring.attempts import create_attempts_dir
+from pipeline.scoring.ray_pipeline import score_on_ray
+from tests.support.scoring_world import plan
 plain, bundle_dir, sha256 = json.loads(sys.argv[1])
 config = build_config(plain, "test")
 with ray_cluster(1):
-    units, _ = plan_units(config, sha256)
-    version = FetchedVersion("1", Path(bundle_dir), sha256)
-    print("OUTCOMES " + json.dumps([asdict(one) for one in scored_units(config, units, version)]))
+    units, _ = plan(config, sha256)
+    version = VersionFiles("1", Path(bundle_dir), sha256)
+    attempts_dir = create_attempts_dir(config.run_dir, "a-run")
+    settings = build_actor_settings(config.scoring, config.scores_location, version, attempts_dir)
+    print("RESULTS " + json.dumps([result.to_json() for result in score_on_ray(units, settings)]))
 """
 
 
-def outcomes_on_ray(world: World) -> list[Outcome]:
-    """Of all units, scored by actors that are patched."""
+def results_on_ray(world: World) -> list[UnitResult]:
+    """Return the results of all units, scored by patched actors."""
     environment = os.environ | {"PYTHONPATH": f"{world.root / 'patch'}:{ROOT}"}
     command = [
         sys.executable,
@@ -256,28 +271,23 @@ def outcomes_on_ray(world: World) -> list[Outcome]:
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("OUTCOMES "))
-    return [Outcome(**one) for one in json.loads(line.removeprefix("OUTCOMES "))]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULTS "))
+    return [UnitResult.from_json(one) for one in json.loads(line.removeprefix("RESULTS "))]
 
 
 @pytest.mark.failures
-def test_rows_that_end_hang_or_stop_the_process_are_tried_three_times_and_the_others_are_published(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_rows_that_kill_or_hang_the_process_are_tried_three_times(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama, "exit", "hang", "stop")
-    write_patch(tmp_path / "patch", "pipeline.inference.labels", "judge_rows", MISBEHAVING)
+    write_patch(tmp_path / "patch", "pipeline.inference.labels", "plan_probabilities", MISBEHAVING)
     started_s = time.monotonic()
-    outcomes = by_kind(outcomes_on_ray(world))
+    results = by_name(results_on_ray(world))
     for kind, row in (("exit", "two-1-2"), ("hang", "two-2-2"), ("stop", "two-3-2")):
-        assert (
-            f"ended or got no further 3 times, the last time while it judged rows {row};"
-            in outcomes[kind].error
-        )
-    assert outcomes["good"].labels == ROWS and read_published(world.scores_dir).num_rows == 2 * ROWS
+        assert f"scoring crashed or hung 3 times, last while scoring rows {row};" in results[kind].error
+    assert results["good"].labels == ROWS and read_published(world.scores_dir).num_rows == 2 * ROWS
     stuck = [
         path.read_text() for path in world.config.run_dir.glob("scoring/*/stuck-*.txt") if path.stat().st_size
     ]
-    assert [sum(words in text for text in stuck) for words in ("in misbehaving", "gave no sign of life")] == [
+    assert [sum(words in text for text in stuck) for words in ("in misbehaving", "killed: no heartbeat")] == [
         MAX_ATTEMPTS,
         MAX_ATTEMPTS,
     ]
@@ -291,46 +301,43 @@ def instead_of(load_backbone):
 
 
 @pytest.mark.failures
-def test_a_process_that_ends_over_its_start_is_started_three_times_and_no_more(
-    tmp_path: Path, tiny_llama: Path
-) -> None:
+def test_process_crashing_at_model_loading_starts_three_times(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
     write_patch(tmp_path / "patch", "pipeline.inference.predictor", "load_backbone", ENDING)
-    outcomes = outcomes_on_ray(world)
-    assert len(outcomes) == 2 and all(
-        "ended or got no further while it loaded the model, 3 times" in one.error for one in outcomes
-    )
+    results = results_on_ray(world)
+    assert len(results) == 2 and all("model loading crashed or hung 3 times" in one.error for one in results)
     assert not read_manifests(world.scores_dir)
 
 
-def test_a_start_that_comes_through_makes_up_for_those_that_did_not(tmp_path: Path, tiny_llama: Path) -> None:
+def test_successful_load_resets_the_count_of_crashes(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
-    starts = Starts(world.scorer().attempts_dir)
+    loads = LoadAttempts(world.scorer().attempts_dir)
     for _ in range(MAX_ATTEMPTS - 1):
-        starts.begin()
+        loads.begin()
     scorer, unit = world.scorer(), world.units()[0]
-    assert starts.number() == 0 and scorer.outcome(unit).labels == ROWS
+    assert loads.count() == 0 and scorer.score_unit(unit).labels == ROWS
     for _ in range(MAX_ATTEMPTS):
-        starts.begin()
+        loads.begin()
     assert (
-        "while it loaded the model, 3 times; see Ray's logs" in world.scorer().outcome(world.units()[0]).error
+        "model loading crashed or hung 3 times in a row; see the worker's log"
+        in world.scorer().score_unit(world.units()[0]).error
     )
 
 
-def test_a_gpu_that_is_not_there_is_told_and_nothing_is_published(tmp_path: Path, tiny_llama: Path) -> None:
+def test_missing_gpu_is_reported_and_nothing_published(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama, scoring={"use_gpu": True})
     assert (
-        "scoring.use_gpu is set, and torch finds no GPU here"
-        in world.scorer().outcome(world.units()[0]).error
+        "scoring.use_gpu is true and torch finds no GPU on this node"
+        in world.scorer().score_unit(world.units()[0]).error
     )
     assert not read_manifests(world.scores_dir)
 
 
 class EndedError(BaseException):
-    """In the place of a process's end."""
+    """Stands for the end of the process."""
 
 
-def test_a_process_whose_gpu_is_lost_ends_and_a_gpu_without_room_only_fails_the_unit(
+def test_lost_gpu_ends_the_process_but_full_memory_does_not(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, tiny_llama)
@@ -340,43 +347,45 @@ def test_a_process_whose_gpu_is_lost_ends_and_a_gpu_without_room_only_fails_the_
         raise EndedError
 
     def failing(error: Exception) -> Any:
-        def logits(judge: Any, encoded: Any, batch_tokens: int, on_rows: Any) -> np.ndarray:
-            on_rows(np.arange(len(encoded)))
-            raise error
+        @planned
+        def plan_logits(predictor: Any, encoded: Any, batch_tokens: int) -> Any:
+            yield failing_step(len(encoded), error)
 
-        return logits
+        return plan_logits
 
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(
-        scores.Judge,
-        "logits",
+        scores.Predictor,
+        "plan_logits",
         failing(torch.AcceleratorError("CUDA error: an illegal memory access was encountered")),
     )
     with pytest.raises(EndedError):
-        scorer.outcome(unit)
-    assert Attempts(scorer.attempts_dir, unit.partition).number() == 1, (
-        "the others are left to the process after it"
+        scorer.score_unit(unit)
+    assert UnitAttempts(scorer.attempts_dir, unit.unit_id).count() == 1, (
+        "the next process makes the other attempts"
     )
-    monkeypatch.setattr(scores.Judge, "logits", failing(torch.OutOfMemoryError("CUDA out of memory")))
-    assert "OutOfMemoryError: CUDA out of memory, while it judged rows two-0-0" in scorer.outcome(unit).error
+    monkeypatch.setattr(
+        scores.Predictor, "plan_logits", failing(torch.OutOfMemoryError("CUDA out of memory"))
+    )
+    assert "OutOfMemoryError: CUDA out of memory, while scoring rows two-0-0" in scorer.score_unit(unit).error
 
 
-def test_at_the_second_attempt_rows_are_told_before_they_are_tokenised(
+def test_second_attempt_notes_rows_before_tokenizing(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, tiny_llama)
     scorer, unit = world.scorer(), world.units()[0]
-    attempts, seen = Attempts(scorer.attempts_dir, unit.partition), []
-    encode = scores.Judge.encode
+    attempts, seen = UnitAttempts(scorer.attempts_dir, unit.unit_id), []
+    encode = scores.Predictor.encode
     monkeypatch.setattr(
-        scores.Judge,
+        scores.Predictor,
         "encode",
-        lambda judge, tables: seen.append(attempts.rows_taken()) or encode(judge, tables),
+        lambda predictor, tables: seen.append(attempts.in_flight_rows()) or encode(predictor, tables),
     )
-    assert scorer.outcome(unit).error == "" and seen == [[]]
-    (world.scores_dir / "manifests" / f"{unit.partition}.json").unlink()
+    assert scorer.score_unit(unit).error == "" and seen == [[]]
+    (world.scores_dir / "manifests" / f"{unit.unit_id}.json").unlink()
     assert (
-        scorer.outcome(unit).error == ""
+        scorer.score_unit(unit).error == ""
         and sorted(seen[1:5]) == [[0], [1], [2], [3]]
         and seen[5:] == [[0, 1, 2, 3]]
     )

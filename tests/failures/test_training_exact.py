@@ -1,6 +1,4 @@
-"""The same numbers however the work is cut: passes, ranks, ZeRO stages, offload, interruptions. Tolerances
-stand beside what they are of.
-"""
+"""Training gives the same numbers however its work is divided: passes, ranks, ZeRO stages, interruptions."""
 
 import json
 import os
@@ -20,6 +18,7 @@ from pipeline.data.reader import find_partitions
 from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.errors import DamagedInputError
+from pipeline.runtime.progress import SilentProgress
 from pipeline.training.checkpoint import check_checkpoint
 from pipeline.training.worker_setup import build_sampler
 from tests.failures.support.exact_trainings import (
@@ -40,8 +39,7 @@ from tests.support.planted import write_planted
 pytestmark = pytest.mark.e2e
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "training_losses.json"
-# float32 sums in another order, carried through the steps of Adam, whose first ones divide by numbers as
-# small as themselves
+# float32 sums in another order, carried through Adam, whose first steps divide by numbers of their own size
 LOSS_TOLERANCE = 2e-4
 BFLOAT16_TOLERANCE = 2e-2
 
@@ -59,13 +57,13 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> World:
         resolve_folder(config.backbone),
     )
     return World(
-        root, str(tiny_llama), publish_encoded(plan, root / "encoded", lambda _, __: None), config.tasks
+        root, str(tiny_llama), publish_encoded(plan, root / "encoded", SilentProgress()), config.tasks
     )
 
 
 @pytest.fixture(scope="module")
 def trained(world: World) -> World:
-    """Most ways on two ranks, and some on one."""
+    """Train most ways on two ranks, and some on one."""
     for world_size, ways in WAYS_BY_RANKS.items():
         train_ways(world, world_size, ways)
     return world
@@ -73,7 +71,7 @@ def trained(world: World) -> World:
 
 @pytest.fixture(scope="module")
 def trained_longer(trained: World) -> World:
-    """The other ways, and four ranks."""
+    """Train the other ways, and some on four ranks."""
     for world_size, ways in LONGER_BY_RANKS.items():
         train_ways(trained, world_size, ways)
     return trained
@@ -81,14 +79,12 @@ def trained_longer(trained: World) -> World:
 
 @pytest.mark.failures
 @pytest.mark.parametrize(("way", "world_size"), LONGER_RUNS)
-def test_losses_of_the_other_ways_are_the_same_too(trained_longer: World, way: str, world_size: int) -> None:
-    test_losses_are_those_of_one_process_that_takes_each_step_at_once(trained_longer, way, world_size)
+def test_losses_of_the_other_ways_equal_one_process(trained_longer: World, way: str, world_size: int) -> None:
+    test_losses_equal_one_process_with_one_pass_per_step(trained_longer, way, world_size)
 
 
 @pytest.mark.parametrize(("way", "world_size"), RUNS)
-def test_losses_are_those_of_one_process_that_takes_each_step_at_once(
-    trained: World, way: str, world_size: int
-) -> None:
+def test_losses_equal_one_process_with_one_pass_per_step(trained: World, way: str, world_size: int) -> None:
     expected, found = trained.losses("zero-0 on 1"), trained.losses(f"{way} on {world_size}")
     assert list(found) == list(range(1, STEPS + 1))
     for step, numbers in expected.items():
@@ -106,16 +102,15 @@ def test_losses_are_those_of_one_process_that_takes_each_step_at_once(
 
 
 @pytest.mark.failures
-def test_in_bfloat16_too_two_ranks_lose_what_one_process_loses(trained: World) -> None:
+def test_losses_of_two_ranks_equal_one_process_in_bfloat16(trained: World) -> None:
     ways = {"bfloat16 on 1": {"zero_stage": 0}, "bfloat16 on 2": {"zero_stage": 2}}
     for world_size, (name, deepspeed) in enumerate(ways.items(), 1):
         case = trained.case(name, training={"micro_batch_tokens": 256}, **deepspeed)
-        case["config"]["backbone"]["dtype"] = "bfloat16"
+        case["settings"]["config"]["backbone"]["dtype"] = "bfloat16"
         trained.train(world_size, [case], name)
     one, two = (trained.losses(name) for name in ways)
     assert list(one) == list(two) == list(range(1, STEPS + 1))
-    # eight bits of mantissa; the first steps are nearer than the later ones, which carry what the first
-    # differed by
+    # eight bits of mantissa; later steps carry the differences of the first
     assert [two[step]["loss"] for step in two] == pytest.approx(
         [numbers["loss"] for numbers in one.values()], rel=BFLOAT16_TOLERANCE
     )
@@ -123,38 +118,42 @@ def test_in_bfloat16_too_two_ranks_lose_what_one_process_loses(trained: World) -
 
 
 def impatient_case(trained: World, name: str, die_at: int | None = None) -> dict[str, Any]:
-    """Return a training whose rate spoils what its first steps have learnt."""
+    """Return a training whose learning rate undoes its first steps."""
     training = {"evaluate_every_steps": 2, "patience": 3, "epochs": 4}
     case = trained.case(name, die_at=die_at, training=training, zero_stage=2)
-    case["config"]["optimizer"] = {"learning_rate": 0.5, "head_learning_rate": 0.5, "warmup_share": 0.2}
+    case["settings"]["config"]["optimizer"] = {
+        "learning_rate": 0.5,
+        "head_learning_rate": 0.5,
+        "warmup_share": 0.2,
+    }
     return case
 
 
 @pytest.fixture(scope="module")
 def impatient(trained: World) -> World:
-    """With a training that ends as it gets no better."""
+    """Train one that ends by early stopping."""
     trained.train(2, [impatient_case(trained, "patience unbroken")], "patience unbroken")
     return trained
 
 
-def test_the_bundle_is_the_best_evaluation_s_and_a_training_that_gets_no_better_ends(
+def test_early_stopping_publishes_the_best_evaluation(
     impatient: World,
 ) -> None:
     evaluations = [line for line in impatient.lines("patience unbroken") if "evaluated_after" in line]
     steps = [line["evaluated_after"] for line in evaluations]
     best = max(evaluations, key=lambda line: (line["macro_pr_auc"], -line["macro_log_loss"]))
     assert steps == list(range(2, best["evaluated_after"] + 7, 2)) and steps[-1] < 48
-    about = read_bundle(impatient.root / "patience unbroken" / "bundle").description["training"]
-    assert about["best"] == {
+    record = read_bundle(impatient.root / "patience unbroken" / "bundle").description["training"]
+    assert record["best"] == {
         "step": best["evaluated_after"],
         "macro_pr_auc": best["macro_pr_auc"],
         "log_loss": best["macro_log_loss"],
     }
-    assert about["steps"] == steps[-1]
+    assert record["steps"] == steps[-1]
 
 
 @pytest.mark.failures
-def test_the_best_evaluation_outlives_the_ranks_that_made_it(impatient: World) -> None:
+def test_best_weights_survive_killed_ranks(impatient: World) -> None:
     case = impatient_case(impatient, "patience", die_at=6)
     impatient.train(2, [case], "patience, killed", KILLED)
     impatient.train(2, [{**case, "die_at": None}], "patience, going on")
@@ -167,15 +166,13 @@ MORE_KILLED = [pytest.param(way, marks=pytest.mark.failures) for way in OTHER_WA
 
 
 @pytest.mark.parametrize("way", ["zero-3", *MORE_KILLED])
-def test_ranks_killed_while_a_checkpoint_is_written_go_on_to_the_same_bits(
-    counts: Any, trained: World, way: str
-) -> None:
+def test_ranks_killed_during_a_checkpoint_resume_bit_for_bit(counts: Any, trained: World, way: str) -> None:
     name, (training, deepspeed) = f"killed, {way}", WAYS[way]
     trained.train(
         2, [trained.case(name, die_at=6, training=training, **deepspeed)], f"{name}, killed", KILLED
     )
     counts.add("kills")
-    # the sixth may have been whole by then
+    # the checkpoint of step 6 may be whole by then
     assert whole_checkpoints(trained, name) in (["step-00000003"], ["step-00000003", "step-00000006"])
     trained.train(2, [trained.case(name, training=training, **deepspeed)], f"{name}, going on")
     unbroken, found = trained.losses(f"{way} on 2"), trained.losses(name)
@@ -203,7 +200,7 @@ OTHERS = [
     ("before", "after"),
     [pytest.param(*pair, marks=pytest.mark.failures) for pair in OTHERS],
 )
-def test_another_number_of_ranks_or_another_stage_goes_on_where_the_first_was(
+def test_other_ranks_or_stage_resume_the_training(
     counts: Any, trained: World, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     name = f"other ranks, {before} then {after}"
@@ -231,9 +228,7 @@ MORE_DAMAGE = [
 
 @pytest.mark.failures
 @pytest.mark.parametrize("name", ["optimizer-1.safetensors", *MORE_DAMAGE])
-def test_a_damaged_newest_checkpoint_is_passed_over_and_the_bits_stay_the_same(
-    counts: Any, trained: World, name: str
-) -> None:
+def test_damaged_newest_checkpoint_does_not_change_the_result(counts: Any, trained: World, name: str) -> None:
     run = f"damaged {name}"
     trained.train(2, [trained.case(run, die_at=9, zero_stage=2)], f"{run}, killed", KILLED)
     newest = trained.root / run / "checkpoints" / whole_checkpoints(trained, run)[-1]
@@ -250,7 +245,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_bits_stay_the_same(
 
 
 def damage(random: Random, folder: Path) -> str:
-    """One thing that storage does to files, in words."""
+    """Damage a file as storage may; return a description."""
     path = random.choice(sorted(folder.iterdir()))
     content = bytearray(path.read_bytes())
     kind = random.choice(["flipped", "cut", "gone", "swapped"])
@@ -258,7 +253,7 @@ def damage(random: Random, folder: Path) -> str:
         content[random.randrange(len(content))] ^= 1 << random.randrange(8)
         path.write_bytes(content)
     elif kind == "cut":
-        # a line break at the end is none to miss
+        # a missing line break at the end would be no damage
         path.write_bytes(content[: random.randrange(len(content) - 1)])
     elif kind == "gone":
         path.unlink()
@@ -270,7 +265,7 @@ def damage(random: Random, folder: Path) -> str:
 
 
 @pytest.mark.failures
-def test_a_hundred_random_damages_are_all_detected(counts: Any, trained: World, tmp_path: Path) -> None:
+def test_random_damage_is_always_detected(counts: Any, trained: World, tmp_path: Path) -> None:
     # the best of steps 10 and before beside step 12 or 15: no two files are the same
     trained.train(
         2,
@@ -285,16 +280,15 @@ def test_a_hundred_random_damages_are_all_detected(counts: Any, trained: World, 
     for number in range(100):
         folder = tmp_path / str(number)
         shutil.copytree(whole, folder)
-        told = damage(random, folder)
+        damaged = damage(random, folder)
         counts.add("damaged")
         with pytest.raises(DamagedInputError):
             check_checkpoint(folder)
-            pytest.fail(f"{told} was not detected")
+            pytest.fail(f"{damaged} was not detected")
         counts.add("detected")
 
 
-# asked to stop in what, and the steps that are kept then: none is begun after it was heard, and no evaluation
-# is waited for
+# where the stop is requested, and the steps done by then: no step follows, and evaluations are cut short
 STOPS = {
     "before any step": (None, 0),
     "in a step": (("step", 7), 8),
@@ -305,16 +299,16 @@ STOPS = {
 
 @pytest.mark.failures
 @pytest.mark.parametrize("when", STOPS)
-def test_ranks_that_are_asked_to_stop_keep_their_state_and_say_so(trained: World, when: str) -> None:
+def test_stopped_ranks_keep_their_state(trained: World, when: str) -> None:
     (stop_in, kept), name = STOPS[when], f"stopped {when}"
     case = trained.case(name, zero_stage=2)
     if stop_in is None:
         Path(case["settings"]["stop_path"]).touch()
-    said = trained.train(2, [{**case, "stop_in": stop_in}], f"{name}, asked", exit_code=1)
+    output = trained.train(2, [{**case, "stop_in": stop_in}], f"{name}, asked", exit_code=1)
     assert (
         "training was stopped as asked"
         + (f", and its state after step {kept} is kept" if kept else " before its first step")
-        in said
+        in output
     )
     assert whole_checkpoints(trained, name)[-1:] == ([f"step-{kept:08d}"] if kept else [])
     assert kept not in [line["evaluated_after"] for line in trained.lines(name) if "evaluated_after" in line]
@@ -325,9 +319,10 @@ def test_ranks_that_are_asked_to_stop_keep_their_state_and_say_so(trained: World
     assert trained.best(name) == trained.best("zero-2 on 2")
 
 
-def test_the_token_budgets_of_the_ways_mean_one_two_and_four_passes(world: World) -> None:
-    config = build_config(world.case("passes")["config"], "test")
-    sampler = build_sampler(config, read_encoded(world.encoded_dir, "train", world.tasks))
+def test_token_budgets_give_one_two_and_four_passes(world: World) -> None:
+    config = build_config(world.case("passes")["settings"]["config"], "test")
+    encoded = read_encoded(world.encoded_dir, "train", world.tasks)
+    sampler = build_sampler(encoded, config.tasks, config.training, config.seed)
     passes = {
         budget: [len(sampler.micro_rows(step, 0, 2, budget)) for step in range(sampler.batches_per_epoch)]
         for budget in (None, 256, 128)
@@ -336,9 +331,7 @@ def test_the_token_budgets_of_the_ways_mean_one_two_and_four_passes(world: World
 
 
 @pytest.mark.parametrize("passes", [True, pytest.param(False, marks=pytest.mark.failures)])
-def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(
-    counts: Any, trained: World, passes: bool
-) -> None:
+def test_each_row_is_trained_on_once_despite_killed_ranks(counts: Any, trained: World, passes: bool) -> None:
     name, training = f"rows {passes}", {"micro_batch_tokens": 256} if passes else {}
     trained.train(
         2, [trained.case(name, die_at=9, training=training, zero_stage=2)], f"{name}, killed", KILLED
@@ -352,8 +345,8 @@ def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(
         ]
         starts = [n for n, line in enumerate(lines) if n == 0 or line["step"] < lines[n - 1]["step"]]
         assert len(starts) == 2  # steps after the checkpoint were done twice
-        again = lines[starts[1]]["step"]
-        for line in [line for line in lines[: starts[1]] if line["step"] < again] + lines[starts[1] :]:
+        resumed_at = lines[starts[1]]["step"]
+        for line in [line for line in lines[: starts[1]] if line["step"] < resumed_at] + lines[starts[1] :]:
             seen.setdefault((line["step"], rank), []).extend(line["rows"])
     encoded = read_encoded(trained.encoded_dir, "train", trained.tasks)
     batches = -(-len(encoded) // 16)
@@ -364,18 +357,17 @@ def test_each_row_is_trained_on_once_an_epoch_also_when_ranks_are_killed(
     counts.add("resumed")
 
 
-def test_the_first_losses_are_those_written_down(trained: World) -> None:
-    # written by the lines below, with WRITE_GOLDEN=1; if this fails and nothing was meant to change, the
-    # arithmetic has
+def test_losses_equal_the_golden_ones(trained: World) -> None:
+    # WRITE_GOLDEN=1 writes the file; otherwise a failure means that the arithmetic has changed
     found = {step: numbers["loss"] for step, numbers in trained.losses("zero-2 on 1").items()}
     if os.environ.get("WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
     written = {int(step): loss for step, loss in json.loads(GOLDEN.read_text()).items()}
-    assert found == pytest.approx(written, rel=1e-3)  # other processors round otherwise
+    assert found == pytest.approx(written, rel=1e-3)  # processors round differently
 
 
 def packs_rows(world: World, way: str) -> bool:
-    """Whether no step had padding, and some took rows' beginnings once."""
+    """Return whether no step had padding, and some processed a shared prefix once."""
     steps = [line for line in world.lines(way) if "step" in line]
     return not any(line["padding"] for line in steps) and any(
         line["tokens_computed"] < line["tokens"] for line in steps
@@ -383,12 +375,12 @@ def packs_rows(world: World, way: str) -> bool:
 
 
 @pytest.mark.parametrize("way", ["zero-2 on 1", "zero-2 on 2", "zero-3 on 2", "recomputed on 2"])
-def test_passes_have_no_padding_and_an_instruction_once(trained: World, way: str) -> None:
+def test_passes_have_no_padding_and_one_instruction(trained: World, way: str) -> None:
     assert packs_rows(trained, way)
 
 
 @pytest.mark.failures
-def test_compiled_passes_do_so_too(trained_longer: World) -> None:
+def test_compiled_passes_have_no_padding_either(trained_longer: World) -> None:
     assert packs_rows(trained_longer, "compiled on 2")
 
 

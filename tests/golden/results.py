@@ -1,10 +1,10 @@
-"""The results of a run of the planted rows, for comparing two versions of the code.
+"""Results of a run over the planted rows, to compare two versions of the code.
 
     python -m tests.golden.results --write before.json      at one commit
-    python -m tests.golden.results --against before.json    at another one: equal to the last bit, or exit 1
+    python -m tests.golden.results --against before.json    at another; exit 1 unless all bits are equal
 
-It runs the `relevance` command in one fixed folder, since recorded files hold paths.
-tests/jobs/commands/test_run.py compares a run with results.json on any machine, within a tolerance.
+The run is in one fixed folder, because recorded files hold paths. tests/jobs/commands/test_run.py compares a
+run with results.json on any machine, within a tolerance.
 """
 
 import argparse
@@ -17,15 +17,14 @@ from typing import Any
 import pyarrow.parquet as pq
 
 FOLDER = Path("/tmp/relevance-golden")
-# measured or drawn anew in each run
+# differ from run to run
 VOLATILE = {"at", "by", "speed_ratio"}
 
 
 def collect_results(root: Path) -> dict[str, Any]:
-    """Return what `relevance run` of `planted_config(root, ..)` computed: losses, digests, labels, verdicts,
-    log.
+    """Return losses, digests, labels, verdicts and promotions of a `relevance run` in `root`.
 
-    The gate's verdict is that of `relevance evaluate --version 1`, which compares the champion with itself.
+    The promotion gate's verdict is that of `relevance evaluate --version 1`; None if it did not run.
     """
     run_dir = root / "runs" / "planted"
     live = [json.loads(line) for line in (run_dir / "training" / "live.jsonl").read_text().splitlines()]
@@ -61,7 +60,7 @@ def read_labels(scores: Path) -> dict[str, list[Any]]:
 
 
 def read_verdict(path: Path) -> Any:
-    """Return the promotion gate's verdict without what it timed; None: it has not judged."""
+    """Return the promotion gate's verdict without the rule on time; None if there is none."""
     if not path.is_file():
         return None
     verdict = json.loads(path.read_text())
@@ -70,7 +69,7 @@ def read_verdict(path: Path) -> Any:
 
 
 def without_volatile(value: Any) -> Any:
-    """Return a JSON value without the keys that differ from run to run."""
+    """Return a JSON value without the keys in VOLATILE."""
     if isinstance(value, dict):
         return {name: without_volatile(inner) for name, inner in value.items() if name not in VOLATILE}
     if isinstance(value, list):
@@ -92,12 +91,12 @@ def run_planted() -> dict[str, Any]:
     run = relevance_in_process("run", "--config", str(config), cwd=FOLDER)
     assert run.returncode == 0, run.stderr
     gate = relevance_in_process("evaluate", "--config", str(config), "--version", "1", cwd=FOLDER)
-    assert gate.returncode == 1, f"a version is no better than itself: {gate.stderr}"
+    assert gate.returncode == 1, f"no version is better than itself: {gate.stderr}"
     return collect_results(FOLDER)
 
 
 def differences(found: Any, expected: Any, where: str = "") -> list[str]:
-    """Return the places where two JSON values differ."""
+    """Return a line for each place where two JSON values differ."""
     if isinstance(found, dict) and isinstance(expected, dict):
         names = [*found, *(name for name in expected if name not in found)]
         return [
@@ -109,7 +108,7 @@ def differences(found: Any, expected: Any, where: str = "") -> list[str]:
 
 
 def main() -> None:
-    """Write the results of this commit, or compare them with those of another one."""
+    """Write the results of this commit, or compare them with those of another."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The files of infra/: what they name exists and fits the production config."""
+"""Files of infra/: everything they name exists and fits the production config."""
 
 import importlib
 import re
@@ -30,10 +30,10 @@ from tests.support.infra_files import (
     SUBMITTERS,
     TARGETS,
     TEXTS,
+    command_line,
     flags,
     mounted,
     ray_pods,
-    words,
 )
 from tests.support.places import ROOT
 
@@ -41,9 +41,7 @@ from tests.support.places import ROOT
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_in_infra_is_one_that_relevance_takes(
-    command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_relevance_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://ray-head:8265")
     name, *options = shlex.split(command)
     context = typer.main.get_command(app).commands[name].make_context(name, options)
@@ -52,7 +50,7 @@ def test_every_command_in_infra_is_one_that_relevance_takes(
     check_paths(read_config(CONFIG_PATH, overrides), read_settings(CONFIG_PATH, overrides))
 
 
-def test_jobs_train_and_score_and_the_standing_cluster_does_what_lies_between() -> None:
+def test_each_stage_has_a_job_or_the_standing_cluster() -> None:
     assert {name: COMMAND.search(job["entrypoint"])[1].split()[0] for name, job in JOBS.items()} == {
         "rayjob-train.yaml": "train",
         "rayjob-score.yaml": "score",
@@ -61,10 +59,10 @@ def test_jobs_train_and_score_and_the_standing_cluster_does_what_lies_between() 
     assert {"evaluate", "register", "promote"} <= {
         found.split()[0] for found in COMMAND.findall(TEXTS["kuberay/raycluster.yaml"])
     }
-    assert words(SERVICES["relevance"])[-4:] == ["relevance", "train", "--config", MOUNTED_CONFIG]
+    assert command_line(SERVICES["relevance"])[-4:] == ["relevance", "train", "--config", MOUNTED_CONFIG]
 
 
-def test_the_config_lies_where_the_commands_look_for_it() -> None:
+def test_config_is_mounted_where_commands_read_it() -> None:
     (source,) = [v.split(":")[0] for v in SERVICES["ray-head"]["volumes"] if f":{MOUNTED_CONFIG}" in v]
     (generator,) = OBJECTS["kustomization.yaml"]["configMapGenerator"]
     assert (INFRA / source).resolve() == CONFIG_PATH == (INFRA / "kuberay" / generator["files"][0]).resolve()
@@ -75,11 +73,11 @@ def test_the_config_lies_where_the_commands_look_for_it() -> None:
         }
 
 
-def test_all_that_the_config_reads_and_writes_is_on_storage_that_every_worker_sees() -> None:
+def test_config_paths_are_on_shared_storage() -> None:
     config = read_config(CONFIG_PATH)
-    for path in (config.run_dir, config.judged_dir, config.to_score_place, config.promotions_dir):
+    for path in (config.run_dir, config.judged_dir, config.to_score_location, config.promotions_dir):
         assert path.is_relative_to("/storage")
-    assert not config.promotions_dir.is_relative_to(config.run_dir)  # the score job is a run of another name
+    assert not config.promotions_dir.is_relative_to(config.run_dir), "the score job has another run name"
     assert "storage:/storage" in SERVICES["ray-head"]["volumes"]
     claim = OBJECTS["storage.yaml"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -87,7 +85,7 @@ def test_all_that_the_config_reads_and_writes_is_on_storage_that_every_worker_se
         assert mounted(pod, "/storage") == {"persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
 
 
-def test_clusters_hold_every_process_that_the_config_asks_for() -> None:
+def test_clusters_have_room_for_every_process() -> None:
     config = read_config(CONFIG_PATH)
     training, scoring, head = config.training, config.scoring, flags(SERVICES["ray-head"])
     (device,) = SERVICES["ray-head"]["deploy"]["resources"]["reservations"]["devices"]
@@ -98,19 +96,19 @@ def test_clusters_hold_every_process_that_the_config_asks_for() -> None:
     ]:
         assert processes * cpus <= int(head["--num-cpus"]) and processes * gpus <= int(head["--num-gpus"])
         for cluster in CLUSTERS.values():
-            places = 0  # a process lies in one pod
+            slots = 0  # each process is in one pod
             for group in cluster["workerGroupSpecs"]:
-                # what KubeRay tells Ray
+                # KubeRay reports these to Ray
                 limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
                 by_gpu = int(limits.get("nvidia.com/gpu", 0)) // gpus if gpus else processes
-                places += group["replicas"] * min(int(limits["cpu"]) // cpus, by_gpu)
-            assert places >= processes
+                slots += group["replicas"] * min(int(limits["cpu"]) // cpus, by_gpu)
+            assert slots >= processes
 
 
-# --- what is named is there
+# --- names and files
 
 
-def test_compose_declares_all_that_its_services_use_and_uses_all_that_it_declares() -> None:
+def test_compose_declares_exactly_what_its_services_use() -> None:
     used: dict[str, set[str]] = {"volumes": set(), "secrets": set(), "networks": set()}
     for service in SERVICES.values():
         sources = {volume.split(":")[0] for volume in service.get("volumes", [])}
@@ -125,7 +123,7 @@ def test_compose_declares_all_that_its_services_use_and_uses_all_that_it_declare
     assert {kind: set(COMPOSE[kind]) for kind in used} == used
 
 
-def test_kustomization_lists_all_that_stands_before_a_job_in_one_namespace() -> None:
+def test_kustomization_lists_every_object_but_the_jobs() -> None:
     kustomization = OBJECTS["kustomization.yaml"]
     assert set(kustomization["resources"]) == set(OBJECTS) - set(RAY) - {"kustomization.yaml"}
     named = {o["metadata"]["namespace"] for o in RAY.values()} | {
@@ -134,14 +132,11 @@ def test_kustomization_lists_all_that_stands_before_a_job_in_one_namespace() -> 
     assert named == {kustomization["namespace"]}
 
 
-def test_dockerfile_copies_only_what_is_there_and_is_sent_to_the_builder() -> None:
+def test_dockerfile_copies_exactly_what_the_builder_gets() -> None:
     ignored = TEXTS["Dockerfile.dockerignore"].splitlines()
     sent = {line[1:].removesuffix("/**") for line in ignored if line.startswith("!")}
-    copied = {
-        word
-        for line in re.findall(r"^COPY (?!--from)(.*)$", TEXTS["Dockerfile"], re.M)
-        for word in line.split()[:-1]
-    }
+    lines = re.findall(r"^COPY (?!--from)(.*)$", TEXTS["Dockerfile"], re.M)
+    copied = {word for line in lines for word in line.split()[:-1]}
     assert "*" in ignored and copied == sent
     assert not sorted(name for name in copied if not (ROOT / name).exists())
     assert {
@@ -162,7 +157,7 @@ def test_images_are_built_here_or_pinned() -> None:
         assert service["image"].endswith(f"-{service['build']['target']}")
 
 
-def test_versions_are_those_of_the_constraints() -> None:
+def test_versions_match_the_constraints() -> None:
     dockerfile = TEXTS["Dockerfile"]
     assert (
         set(re.findall(r"torch==([\d.]+)", dockerfile)) == {PINS["torch"]}
@@ -179,7 +174,7 @@ def test_versions_are_those_of_the_constraints() -> None:
 
 
 @pytest.mark.parametrize("call", ["mlflow server", "ray start", "ray job submit"])
-def test_the_installed_version_knows_every_flag_that_infra_gives_it(call: str) -> None:
+def test_installed_program_knows_every_flag(call: str) -> None:
     program, *subcommands = call.split()
     command = importlib.import_module({"mlflow": "mlflow.cli", "ray": "ray.scripts.scripts"}[program]).cli
     for word in subcommands:
@@ -187,14 +182,14 @@ def test_the_installed_version_knows_every_flag_that_infra_gives_it(call: str) -
     known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     lines = [
         *TEXTS.values(),
-        *(" ".join(words(service)).replace("\\\n", " ") for service in SERVICES.values()),
+        *(" ".join(command_line(service)).replace("\\\n", " ") for service in SERVICES.values()),
     ]
     options = [found for line in lines for found in re.findall(rf"\b{call}\b(.*?)(?: -- |$)", line, re.M)]
     given = {flag for found in options for flag in re.findall(r"--[a-z-]+", found)}
     assert given and given <= known
 
 
-def test_the_ray_manifests_describe_one_cluster() -> None:
+def test_ray_manifests_describe_the_same_cluster() -> None:
     assert set(CLUSTERS) == {
         "raycluster.yaml",
         "rayjob-train.yaml",
@@ -205,12 +200,12 @@ def test_the_ray_manifests_describe_one_cluster() -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_ends_by_itself_and_gives_its_cluster_back(name: str) -> None:
+def test_job_has_a_deadline_and_frees_its_cluster(name: str) -> None:
     job = JOBS[name]
     assert 0 < job["activeDeadlineSeconds"] <= 2 * 86_400 and 0 < job["backoffLimit"] <= 3
     assert job["shutdownAfterJobFinishes"] is True and 0 < job["ttlSecondsAfterFinished"] <= 86_400
 
 
-def test_each_image_names_the_accelerator_that_its_workers_use() -> None:
+def test_each_image_names_its_accelerator() -> None:
     for target in ("cpu", "cuda"):
         assert re.findall(r"DS_ACCELERATOR=(\w+)", STAGES[target]) == [target]

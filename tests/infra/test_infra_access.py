@@ -1,4 +1,4 @@
-"""Access to what infra/ runs: only with a token or a password, and as an ordinary user."""
+"""Access control in infra/: tokens, passwords, unprivileged users."""
 
 import re
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from tests.support.infra_files import (
     SUBMITTERS,
     TARGETS,
     TEXTS,
+    command_line,
     flags,
     mounted,
-    words,
 )
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, scalar) of everything in parsed YAML."""
+    """Yield (path, scalar) for every scalar in parsed YAML."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(inner, (*path, str(key)))
@@ -34,11 +34,11 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
         yield path, value
 
 
-def test_ray_starts_nowhere_without_a_token() -> None:
+def test_ray_always_requires_a_token() -> None:
     with_ray = {
         name
         for name, service in SERVICES.items()
-        if "ray" in words(service) or "ray start" in " ".join(words(service))
+        if "ray" in command_line(service) or "ray start" in " ".join(command_line(service))
     }
     assert with_ray == {"ray-head", "relevance"}
     for name in with_ray:
@@ -50,7 +50,7 @@ def test_ray_starts_nowhere_without_a_token() -> None:
     assert re.search(r"^ENV .*\bRAY_AUTH_MODE=token\b", STAGES["runtime"], re.M)
 
 
-def test_ports_are_published_on_loopback_alone_and_the_database_nowhere() -> None:
+def test_ports_are_published_on_loopback_only() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"mlflow": ["127.0.0.1:5000:5000"], "ray-head": ["127.0.0.1:8265:8265"]}
     assert not {"network_mode", "privileged"} & {path[-1] for path, _ in leaves(SERVICES)}
@@ -62,7 +62,7 @@ def test_ports_are_published_on_loopback_alone_and_the_database_nowhere() -> Non
     }
 
 
-def test_mlflow_asks_for_an_account_and_answers_to_the_address_of_the_config() -> None:
+def test_mlflow_requires_an_account_and_allows_the_config_s_host() -> None:
     given, rights = flags(SERVICES["mlflow"]), TEXTS["mlflow-auth.ini"]
     host = str(read_config(CONFIG_PATH).registry.tracking_uri).removeprefix("http://")
     assert given["--app-name"] == "basic-auth" and "--disable-security-middleware" not in given
@@ -78,31 +78,32 @@ def test_mlflow_asks_for_an_account_and_answers_to_the_address_of_the_config() -
     )
 
 
-def test_no_secret_stands_in_a_file_or_in_the_environment_of_a_container() -> None:
+def test_no_secret_is_in_a_file_or_an_environment() -> None:
     for where, text in TEXTS.items():
         assert not re.search(r"\b[0-9a-fA-F]{32,}\b|PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@", text), where
         for name, value in re.findall(
             r"\b([A-Z_]*(?:PASSWORD|TOKEN|SECRET|KEY)[A-Z_]*)\s*[:=]\s*(\S+)", text
         ):
-            assert value.startswith(("/run/secrets/", '"$$(cat', "infra/secrets/")), f"{where}: {name}"
+            is_path = value.startswith(("/run/secrets/", "infra/secrets/", "~/", '"$$(cat'))
+            assert is_path, f"{where}: {name}"
         for name, value in re.findall(r"^\s*(\w*password\w*)\s*[:=]\s*(\S+)", text, re.M):
             assert value == "{file:", f"{where}: {name}"
     assert "Secret" not in {o["kind"] for o in OBJECTS.values()}
-    # secrets come as files, RAY_AUTH_* from KubeRay
+    # pods get secrets as files; KubeRay itself sets RAY_AUTH_*
     assert not [path for path, _ in leaves(RAY) if {"env", "envFrom"} & set(path)]
     assert all(secret["file"].startswith("./secrets/") for secret in COMPOSE["secrets"].values())
     assert TEXTS[".gitignore"].split() == ["/secrets/"]
 
 
 @pytest.mark.parametrize("pod", PODS)
-def test_a_pod_reads_its_password_from_a_file_that_only_its_user_may_open(pod: dict[str, Any]) -> None:
+def test_password_file_is_readable_by_its_user_only(pod: dict[str, Any]) -> None:
     assert mounted(pod, "/home/relevance/.mlflow") == {
         "secret": {"secretName": "mlflow-credentials", "defaultMode": 0o400}
     }
 
 
 @pytest.mark.parametrize("pod", [*PODS, *SUBMITTERS])
-def test_a_pod_runs_as_the_ordinary_user_of_its_image_behind_the_network_policy(pod: dict[str, Any]) -> None:
+def test_pod_is_unprivileged_and_under_the_network_policy(pod: dict[str, Any]) -> None:
     spec, policy = pod["spec"], OBJECTS["networkpolicy.yaml"]["spec"]
     user = f"{spec['securityContext']['runAsUser']}:{spec['securityContext']['runAsGroup']}"
     assert (

@@ -1,4 +1,4 @@
-"""The schedules of infra/: one idempotent command a day, retried only where that may help."""
+"""Schedules of infra/: one idempotent command a day, retried only if a retry may help."""
 
 import re
 import shlex
@@ -16,8 +16,8 @@ from jobs.cli import app
 from tests.support.infra_files import CRONJOB, JOBS, MOUNTED_CONFIG, OBJECTS, TEXTS, YESTERDAY
 
 
-def dated(command: str) -> dict[str, Any]:
-    """What a command line of a schedule asks for."""
+def parse_command(command: str) -> dict[str, Any]:
+    """Return the parameters of a `relevance` command line."""
     name, *options = shlex.split(command)
     return dict(typer.main.get_command(app).commands[name].make_context(name, options).params)
 
@@ -25,17 +25,19 @@ def dated(command: str) -> dict[str, Any]:
 def airflow_commands(
     monkeypatch: pytest.MonkeyPatch, exit_code: int
 ) -> tuple[dict[str, Any], list[list[str]], list[Exception]]:
-    """(what the DAG is given, the commands that its task runs on 2026-01-31, what they raise), with stand-ins
-    for Airflow's classes.
+    """Run the DAG of 2026-01-31 with stand-ins for Airflow's classes.
+
+    Returns:
+        The DAG's settings, the commands its task ran, and the errors it raised.
     """
-    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     ran: list[list[str]] = []
     raised: list[Exception] = []
     errors = {name: type(name, (Exception,), {}) for name in ("AirflowException", "AirflowFailException")}
 
     class Dag:
-        def __init__(self, name: str, **settings: Any) -> None:
-            given.update(settings, name=name)
+        def __init__(self, name: str, **given: Any) -> None:
+            settings.update(given, name=name)
 
         def __enter__(self) -> "Dag":
             return self
@@ -44,10 +46,9 @@ def airflow_commands(
             pass
 
     def operator(python_callable: Any, op_kwargs: dict[str, str], task_id: str) -> None:
+        arguments = {name: value.replace("{{ ds }}", "2026-01-31") for name, value in op_kwargs.items()}
         try:
-            python_callable(
-                **{name: value.replace("{{ ds }}", "2026-01-31") for name, value in op_kwargs.items()}
-            )
+            python_callable(**arguments)
         except Exception as error:
             raised.append(error)
 
@@ -69,13 +70,11 @@ def airflow_commands(
         subprocess, "run", lambda command: ran.append(command) or types.SimpleNamespace(returncode=exit_code)
     )
     exec(compile(TEXTS["schedules/airflow_dag.py"], "airflow_dag.py", "exec"), {"__name__": "dag"})
-    return given, ran, raised
+    return settings, ran, raised
 
 
-def test_all_schedules_run_one_idempotent_command_for_the_day_before(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    shell = subprocess.run
+def test_all_schedules_score_the_day_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run_shell = subprocess.run  # airflow_commands replaces it
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://ray-head:8265")
     (cron,) = [
         line for line in TEXTS["schedules/crontab"].splitlines() if re.match(r"[\d*]+( [\d*]+){4} ", line)
@@ -88,15 +87,15 @@ def test_all_schedules_run_one_idempotent_command_for_the_day_before(
         "kuberay": JOBS["raycronjob-score.yaml"]["entrypoint"],
     }
     for kind, line in lines.items():
-        found = dated(YESTERDAY.sub("2026-01-31", line).removeprefix("relevance "))
+        found = parse_command(YESTERDAY.sub("2026-01-31", line).removeprefix("relevance "))
         assert str(found["config"]) == MOUNTED_CONFIG and found["logical_date"] == "2026-01-31", kind
         assert found["overrides"] == ["name=production-scoring", "data.to_score=/storage/rows/{date}"], kind
         assert not any(found.get(name) for name in ("until", "dry_run", "again", "no_wait")), kind
     (tmp_path / "relevance").write_text("#!/bin/sh\necho $*\n")
     (tmp_path / "relevance").chmod(0o755)
     for kind in ("cron", "kubernetes", "kuberay"):
-        line = lines[kind].replace("\\%", "%")  # as cron hands it on
-        done = shell(
+        line = lines[kind].replace("\\%", "%")  # cron does the same
+        done = run_shell(
             ["/bin/sh", "-c", line],
             env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
             capture_output=True,
@@ -106,31 +105,29 @@ def test_all_schedules_run_one_idempotent_command_for_the_day_before(
         yesterday = datetime.now(UTC).date() - timedelta(days=1)
         assert f"data.to_score=/storage/rows/{{date}} --logical-date {yesterday}" in done.stdout, kind
     assert "\\%F" in cron and all("\\%" not in line for kind, line in lines.items() if kind != "cron"), (
-        "% is special to cron alone"
+        "only cron treats % specially"
     )
 
 
-def test_schedules_are_daily_in_utc_one_run_at_a_time_and_retry_only_what_may_succeed(
+def test_schedules_are_daily_exclusive_and_retry_only_exit_code_3(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given, _, raised = airflow_commands(monkeypatch, 3)
+    dag, _, raised = airflow_commands(monkeypatch, 3)
     assert type(raised[0]).__name__ == "AirflowException"
     for code in (1, 2, 4):
         assert type(airflow_commands(monkeypatch, code)[2][0]).__name__ == "AirflowFailException"
     spec, job = CRONJOB["spec"], CRONJOB["spec"]["jobTemplate"]["spec"]
     ray = OBJECTS["raycronjob-score.yaml"]["spec"]
-    assert given["schedule"] == ("15 3 * * *", "UTC") and {spec["schedule"], ray["schedule"]} == {
-        "15 3 * * *"
-    }
+    assert dag["schedule"] == ("15 3 * * *", "UTC") and {spec["schedule"], ray["schedule"]} == {"15 3 * * *"}
     assert spec["timeZone"] == ray["timeZone"] == "Etc/UTC"
-    assert given["max_active_runs"] == 1 and spec["concurrencyPolicy"] == "Forbid"
+    assert dag["max_active_runs"] == 1 and spec["concurrencyPolicy"] == "Forbid"
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule == {
         "action": "FailJob",
         "onExitCodes": {"containerName": "submit", "operator": "In", "values": [1, 2, 4]},
     }
-    assert job["backoffLimit"] == given["default_args"]["retries"] == 3
+    assert job["backoffLimit"] == dag["default_args"]["retries"] == 3
     assert JOBS["raycronjob-score.yaml"]["backoffLimit"] == 1, (
-        "it starts a cluster anew for what was refused, too"
+        "each retry costs a cluster, even after a refusal"
     )
-    assert spec["startingDeadlineSeconds"] <= 20 * 3600, "or it would begin on another day"
+    assert spec["startingDeadlineSeconds"] <= 20 * 3600, "a later start would score another day"

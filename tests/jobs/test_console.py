@@ -1,6 +1,7 @@
-"""People see the command's own lines; what libraries print goes to a file, whatever level they print on."""
+"""Terminal output of a command; the output of libraries goes to a file, whatever level it is printed on."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -8,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs import console as logs
-from jobs.console import Console, LateLine
+from jobs import console as console_module
+from jobs.console import Console, ConsoleHandler, aligned, messages_on
 from tests.support.places import ROOT
 
 NOISY = """
 import ctypes, logging, os, subprocess, sys, warnings
 from pathlib import Path
-from jobs.console import Console, third_parties_in
+from jobs.console import Console, libraries_in, messages_on
 
 print("before on stdout")
 ctypes.CDLL(None).puts(b"before from C")
-with third_parties_in(Path(sys.argv[1])) as console:
+with libraries_in(Path(sys.argv[1])) as console:
     print("noise print")
     print("noise print to stderr", file=sys.stderr)
     os.write(1, b"noise descriptor 1\\n")
@@ -28,10 +29,10 @@ with third_parties_in(Path(sys.argv[1])) as console:
     warnings.warn("noise warning")
     subprocess.run("echo noise child; echo noise child to stderr >&2", shell=True, check=True)
     ctypes.CDLL(None).puts(b"noise from C")  # stays in C's buffer until somebody flushes it
-    console.say("told to people")
+    console.say("message for people")
     console.result("result for programs")
-    with console.progress("train", 10, "steps") as progress:
-        progress.update(10)
+    with messages_on(console), console.track("train", 10, "steps") as bar:
+        bar.update(10)
     sys.stdout.write("noise without a line break")
 print("after on stdout")
 print("after on stderr", file=sys.stderr)
@@ -52,9 +53,9 @@ NOISES = (
 RAISING = """
 import sys
 from pathlib import Path
-from jobs.console import third_parties_in
+from jobs.console import libraries_in
 try:
-    with third_parties_in(Path(sys.argv[1])) as console:
+    with libraries_in(Path(sys.argv[1])) as console:
         print("noise")
         raise ValueError("broke")
 except ValueError as error:
@@ -90,11 +91,11 @@ def test_noise_of_every_level_goes_to_the_file_and_the_console_to_the_real_strea
         "result for programs",
     ]
     assert out.splitlines()[-1] == "after on stdout"
-    assert err.splitlines()[0] == "told to people" and err.splitlines()[-1] == "after on stderr"
+    assert err.splitlines()[0] == "message for people" and err.splitlines()[-1] == "after on stderr"
     assert err.splitlines()[1].startswith("  train 10/10 steps") and len(err.splitlines()) == 3
     log = log_path.read_text()
     assert all(f"noise {noise}" in log for noise in NOISES)
-    assert "told" not in log and "result" not in log and "before" not in log and "after" not in log
+    assert "people" not in log and "result" not in log and "before" not in log and "after" not in log
 
 
 def test_an_error_gives_the_streams_back(tmp_path: Path) -> None:
@@ -127,79 +128,97 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(logs, "time", clock)
+    monkeypatch.setattr(console_module, "time", clock)
     return clock
 
 
-def test_progress_tells_done_rate_and_time_left(clock: Clock) -> None:
+def test_progress_lines_show_done_rate_and_time_left(clock: Clock) -> None:
     err = io.StringIO()
-    with Console(err=err, out=io.StringIO()).progress("train", 1_000, "steps") as progress:
+    console = Console(err=err, out=io.StringIO())
+    with messages_on(console), console.track("train", 1_000, "steps") as bar:
         for done in range(0, 101, 10):
             clock.now_s = 100 + done / 10
-            progress.update(done, "loss 0.5")
+            bar.update(done, "loss 0.5")
     assert err.getvalue().splitlines() == [
         "  train 50/1,000 steps  10.0/s  95 s left  loss 0.5",
         "  train 100/1,000 steps  10.0/s  90 s left  loss 0.5",
-        "  train 100/1,000 steps  10.0/s  90 s left",
+        "  train 100/1,000 steps  10.0/s  90 s left  loss 0.5",
     ]
 
 
-def test_work_that_was_done_before_a_resume_does_not_count_towards_the_rate(clock: Clock) -> None:
+def test_elements_done_earlier_do_not_count_towards_the_rate(clock: Clock) -> None:
     err = io.StringIO()
-    with Console(err=err, out=io.StringIO()).progress("train", 1_000, "steps", already=900) as progress:
+    console = Console(err=err, out=io.StringIO())
+    with messages_on(console), console.track("train", 1_000, "steps", initial=900) as bar:
+        bar.update(900)
         clock.now_s += 10
-        progress.update(920)
+        bar.update(920)
     assert err.getvalue().splitlines()[-1] == "  train 920/1,000 steps  2.0/s  40 s left"
 
 
-def test_a_stream_without_end_in_sight_tells_done_and_rate(clock: Clock) -> None:
+def test_unknown_totals_show_done_and_rate(clock: Clock) -> None:
     err = io.StringIO()
-    with Console(err=err, out=io.StringIO()).progress("import", None, "rows") as progress:
+    console = Console(err=err, out=io.StringIO())
+    with messages_on(console), console.track("import", None, "rows") as bar:
+        bar.update(0)
         clock.now_s += 10
-        progress.update(4_096)
+        bar.update(4_096)
     assert err.getvalue().splitlines() == ["  import 4,096 rows  409.6/s", "  import 4,096 rows  409.6/s"]
 
 
-def test_an_error_closes_the_line_it_broke(clock: Clock) -> None:
-    err = Terminal()
-    with (
-        pytest.raises(ValueError, match="broke"),
-        Console(err=err, out=io.StringIO()).progress("train", 3, "steps"),
-    ):
-        raise ValueError("broke")
-    assert err.getvalue().endswith("\n")
-
-
-def test_progress_on_a_terminal_is_one_line_that_moves(clock: Clock) -> None:
-    err = Terminal()
-    with Console(err=err, out=io.StringIO()).progress("score", 3, "pairs") as progress:
-        for done in (1, 2, 3):
-            clock.now_s += 1
-            progress.update(done)
-    assert err.getvalue().count("\n") == 1 and err.getvalue().endswith("\n")
-    assert err.getvalue().count("\r\x1b[K") == 4
-
-
-def test_progress_without_anything_done_divides_by_nothing() -> None:
+def test_a_bar_opens_at_its_first_update_and_closes_when_all_is_done() -> None:
     err = io.StringIO()
-    with Console(err=err, out=io.StringIO()).progress("score", 0, "pairs"):
-        pass
-    assert err.getvalue() == "  score 0/0 pairs  0.0/s  time left unknown\n"
+    console = Console(err=err, out=io.StringIO())
+    with messages_on(console), console.track("encode", None, "rows") as bar:
+        assert err.getvalue() == ""
+        for done in (0, 500, 1_000):
+            bar.update(done, total=1_000)
+        assert err.getvalue().startswith("  encode 1,000/1,000 rows  ") and "/s" in err.getvalue()
+    assert err.getvalue().count("\n") == 1
 
 
-def test_results_and_talk_go_to_their_own_streams(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_closes_the_bar(clock: Clock) -> None:
+    console = Console(err=Terminal(), out=io.StringIO())
+    with pytest.raises(ValueError, match="broke"), console.track("train", 3, "steps") as bar:
+        bar.update(1)
+        assert console.live is not None
+        raise ValueError("broke")
+    assert console.live is None
+
+
+def test_terminal_bars_move_and_messages_stand_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    err = Terminal()
+    console = Console(err=err, out=io.StringIO())
+    with messages_on(console), console.track("score", 3, "pairs") as bar:
+        for done in (1, 2, 3):
+            bar.update(done, "units 1/2")
+        console.say("a message")
+    text = err.getvalue()
+    assert "score 3/3 pairs" in text and "units 1/2" in text and "a message\n" in text
+
+
+def test_results_and_messages_go_to_their_own_streams(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     console.say("for people")
     console.result('{"for": "programs"}')
     assert capsys.readouterr() == ('{"for": "programs"}\n', "for people\n")
 
 
-def test_a_late_line_opens_at_its_first_news_and_closes_when_all_is_done() -> None:
-    heard = io.StringIO()
-    line = LateLine(Console(err=heard, out=heard), "encode", "rows")
-    assert heard.getvalue() == ""
-    for done in (0, 500, 1_000):
-        line.update(done, total=1_000)
-    line.finish()
-    assert heard.getvalue().count("\n") == 1
-    assert heard.getvalue().startswith("  encode 1,000/1,000 rows  ") and "/s" in heard.getvalue()
+def test_only_our_modules_are_shown_and_handlers_are_restored() -> None:
+    err = io.StringIO()
+    logger = logging.getLogger("pipeline")
+    before = list(logger.handlers)
+    with messages_on(Console(err=err, out=io.StringIO())):
+        assert isinstance(logger.handlers[0], ConsoleHandler)
+        logging.getLogger("pipeline.data").info("rows read")
+        logging.getLogger("pipeline.data").debug("details")
+        logging.getLogger("some_library").info("chatter")
+    assert err.getvalue() == "rows read\n"
+    assert logger.handlers == before
+
+
+def test_tables_are_aligned_and_never_wrapped() -> None:
+    rows = [("task", "p"), ("query-title", "0.9"), ("[bold]x", "w" * 300)]
+    assert aligned(rows) == ["task         p", "query-title  0.9", f"[bold]x      {'w' * 300}"]

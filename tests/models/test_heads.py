@@ -22,7 +22,7 @@ def random_states(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
-def test_row_gets_the_logits_of_its_own_task_and_no_other() -> None:
+def test_row_gets_the_logits_of_its_task() -> None:
     heads, pooled_BD = build_heads(), random_states(4, 4)
     logits_BC = heads(pooled_BD, TASK_B)
     starts = (0, 2, 5)
@@ -43,7 +43,7 @@ def test_logits_beyond_a_tasks_labels_are_minus_infinity() -> None:
     )
 
 
-def test_softmax_over_all_columns_is_a_softmax_over_the_tasks_labels() -> None:
+def test_softmax_over_columns_equals_softmax_over_task_labels() -> None:
     logits_BC = build_heads()(random_states(4, 4), TASK_B)
     probability_BC = logits_BC.softmax(dim=1)
     torch.testing.assert_close(probability_BC.sum(dim=1), torch.ones(4, dtype=torch.float64))
@@ -51,7 +51,7 @@ def test_softmax_over_all_columns_is_a_softmax_over_the_tasks_labels() -> None:
     assert not probability_BC[1, 2:].any()
 
 
-def test_head_of_an_absent_task_gets_exactly_no_gradient() -> None:
+def test_head_of_an_absent_task_gets_zero_gradient() -> None:
     heads = build_heads()
     logits_BC = heads(random_states(4, 4), TASK_B)
     functional.cross_entropy(logits_BC, torch.tensor([4, 1, 0, 2])).backward()
@@ -59,40 +59,40 @@ def test_head_of_an_absent_task_gets_exactly_no_gradient() -> None:
     assert heads.weight_KD.grad[:2].any() and heads.weight_KD.grad[5:].any()
 
 
-def test_heads_that_start_from_a_direction_order_the_labels_along_it() -> None:
+def test_init_from_direction_orders_labels_along_it() -> None:
     heads = TaskHeads(4, NUM_LABELS_T)
     direction_D = torch.tensor([1.0, 0.0, 2.0, 0.0])
-    heads.start_from_direction(direction_D, 3.0)
+    heads.init_from_direction(direction_D, 3.0)
     for task, count in enumerate(NUM_LABELS_T):
         towards, away = heads(torch.stack([direction_D, -direction_D]), torch.tensor([task, task]))[:, :count]
         assert (towards.diff() > 0).all() and (away.diff() < 0).all()
         assert (towards[-1] - towards[0]).item() == pytest.approx(3.0 * direction_D.dot(direction_D).item())
 
 
-def test_heads_that_start_from_a_direction_have_no_favourite_where_it_says_nothing() -> None:
+def test_init_from_direction_gives_equal_logits_at_its_null_space() -> None:
     heads = TaskHeads(4, NUM_LABELS_T)
-    heads.start_from_direction(torch.tensor([1.0, 0.0, 2.0, 0.0]), 1.0)
+    heads.init_from_direction(torch.tensor([1.0, 0.0, 2.0, 0.0]), 1.0)
     logits_BC = heads(torch.tensor([[0.0, 1.0, 0.0, 1.0]]), torch.tensor([1]))
     assert not logits_BC[0, :3].any()
 
 
-def test_heads_that_start_at_label_shares_have_their_logs_as_mean_logits() -> None:
+def test_biases_from_label_shares_give_log_shares_as_mean_logits() -> None:
     heads, pooled_BD = build_heads(), random_states(4, 4)
     before = {name: parameter.detach().clone() for name, parameter in heads.named_parameters()}
     share_TC = torch.tensor(
         [[0.9, 0.1, 0.0, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.15, 0.25]],
         dtype=torch.float64,
     )
-    heads.start_at_label_shares(pooled_BD, TASK_B, share_TC)
+    heads.init_biases_from_label_shares(pooled_BD, TASK_B, share_TC)
     logits_BC = heads(pooled_BD, TASK_B)
     for task, count in ((0, 2), (2, 5)):
         mean_C = logits_BC[task == TASK_B][:, :count].mean(dim=0)
         torch.testing.assert_close(mean_C, share_TC[task, :count].log(), rtol=1e-12, atol=1e-12)
-    assert torch.equal(heads.bias_K[2:5], before["bias_K"][2:5]), "task 1 has no row here"
+    assert torch.equal(heads.bias_K[2:5], before["bias_K"][2:5]), "task 1 has no row"
     assert torch.equal(heads.weight_KD, before["weight_KD"])
 
 
-def test_tables_of_the_heads_are_no_part_of_the_saved_state() -> None:
+def test_head_index_tables_are_not_saved() -> None:
     assert set(TaskHeads(4, NUM_LABELS_T).state_dict()) == {"weight_KD", "bias_K"}
 
 
@@ -112,12 +112,12 @@ def test_mean_pooling_averages_the_real_tokens() -> None:
 
 
 @pytest.mark.parametrize("pooling", ("last", "mean"))
-def test_pooling_ignores_what_stands_in_the_padding(pooling: str) -> None:
+def test_pooling_ignores_padding(pooling: str) -> None:
     hidden_BSD = random_states(3, 4, 5)
     disturbed_BSD = torch.where(MASK_BS.bool().unsqueeze(-1), hidden_BSD, 1e6)
     assert torch.equal(pool(hidden_BSD, MASK_BS, pooling), pool(disturbed_BSD, MASK_BS, pooling))
 
 
 @pytest.mark.parametrize("pooling", ("last", "mean"))
-def test_pooling_answers_in_float32_whatever_the_trunk_computes_in(pooling: str) -> None:
+def test_pooling_returns_float32_for_any_trunk_dtype(pooling: str) -> None:
     assert pool(random_states(3, 4, 5).bfloat16(), MASK_BS, pooling).dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Losses as sums."""
+"""Row losses and their sums per task."""
 
 import torch
 from torch.nn import functional
@@ -8,7 +8,7 @@ from models.losses import row_losses, task_sums
 TASK_B = torch.tensor([2, 0, 2, 1, 0, 2])
 
 
-def test_weighted_sums_per_task_equal_a_loop_over_rows() -> None:
+def test_task_sums_equal_a_loop_over_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     value_B, weight_B = torch.rand(2, 6, generator=generator, dtype=torch.float64)
     sums_T, weights_T = task_sums(value_B, weight_B, TASK_B, 4)
@@ -27,7 +27,7 @@ def test_absent_task_has_sum_and_weight_zero() -> None:
     assert not sums_T[3:].any() and not weights_T[3:].any()
 
 
-def test_sums_of_two_halves_add_up_to_the_sums_of_the_whole() -> None:
+def test_task_sums_of_two_halves_add_up() -> None:
     value_B = torch.rand(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weight_B = torch.ones(6, dtype=torch.float64)
     whole = task_sums(value_B, weight_B, TASK_B, 3)
@@ -38,7 +38,7 @@ def test_sums_of_two_halves_add_up_to_the_sums_of_the_whole() -> None:
         torch.testing.assert_close(halves[0][index] + halves[1][index], whole[index], rtol=1e-14, atol=0)
 
 
-def test_gradient_of_a_task_sum_reaches_the_rows_of_that_task_by_their_weights() -> None:
+def test_task_sum_gradient_is_the_row_weights() -> None:
     value_B = torch.ones(6, requires_grad=True)
     weight_B = torch.arange(1.0, 7.0)
     task_sums(value_B, weight_B, TASK_B, 3)[0][2].backward()
@@ -50,9 +50,7 @@ LABEL_B = torch.tensor([1, 2, 0])
 RELEVANT_FROM_B = torch.tensor([1, 1, 1])
 
 
-def test_loss_of_a_row_is_cross_entropy_over_grades_plus_cross_entropy_of_relevant_against_irrelevant() -> (
-    None
-):
+def test_row_loss_is_grade_plus_relevance_cross_entropy() -> None:
     logits_BC = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     label_B, relevant_from_B = torch.arange(40) % 5, torch.arange(40) // 5 % 4 + 1
     losses_B = row_losses(logits_BC, label_B, relevant_from_B)
@@ -61,8 +59,8 @@ def test_loss_of_a_row_is_cross_entropy_over_grades_plus_cross_entropy_of_releva
     ):
         share_C = logits_C.softmax(dim=0)
         relevant = share_C[relevant_from:].sum()
-        of_its_side = relevant if label >= relevant_from else 1 - relevant
-        torch.testing.assert_close(loss, -share_C[label].log() - of_its_side.log(), rtol=1e-4, atol=1e-5)
+        own_side = relevant if label >= relevant_from else 1 - relevant
+        torch.testing.assert_close(loss, -share_C[label].log() - own_side.log(), rtol=1e-4, atol=1e-5)
 
 
 def test_task_of_two_labels_counts_its_cross_entropy_twice() -> None:
@@ -70,12 +68,12 @@ def test_task_of_two_labels_counts_its_cross_entropy_twice() -> None:
     torch.testing.assert_close(losses_B[0], -2 * LOGITS_BC[0, :2].log_softmax(dim=0)[1])
 
 
-def test_row_whose_labels_are_all_on_one_side_has_no_loss_of_sides() -> None:
+def test_relevance_loss_is_zero_when_all_labels_are_relevant() -> None:
     grade_B = functional.cross_entropy(LOGITS_BC, LABEL_B, reduction="none")
     torch.testing.assert_close(row_losses(LOGITS_BC, LABEL_B, torch.tensor([0, 0, 0])), grade_B)
 
 
-def test_labels_a_task_lacks_give_finite_gradients_that_are_zero() -> None:
+def test_absent_labels_have_zero_gradients() -> None:
     logits_BC = LOGITS_BC.clone().requires_grad_()
     row_losses(logits_BC, LABEL_B, RELEVANT_FROM_B).sum().backward()
     assert logits_BC.grad.isfinite().all()
@@ -83,7 +81,7 @@ def test_labels_a_task_lacks_give_finite_gradients_that_are_zero() -> None:
     assert logits_BC.grad[:2, :2].all()
 
 
-def test_surely_wrong_row_has_a_finite_loss_and_gradient() -> None:
+def test_confidently_wrong_row_has_finite_loss_and_gradient() -> None:
     logits_BC = torch.tensor([[1e4, 0.0, -1e4, float("-inf")]], requires_grad=True)
     loss_B = row_losses(logits_BC, torch.tensor([2]), torch.tensor([1]))
     loss_B.sum().backward()

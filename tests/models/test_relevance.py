@@ -1,4 +1,4 @@
-"""The whole model on tiny random trunks."""
+"""The relevance model on tiny random trunks."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 KINDS = ("llama", "bert")
 
 
-def stopped_logits(
+def eval_logits(
     model: RelevanceModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor, task_B: torch.Tensor
 ) -> torch.Tensor:
     with torch.no_grad():
@@ -34,10 +34,10 @@ def batch_gradients(model: RelevanceModel, batch: Batch) -> dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_finite_for_a_tasks_labels_and_minus_infinity_beyond(
+def test_logits_are_finite_exactly_for_the_task_labels(
     fresh_model: FreshModel, batch: Batch, kind: str
 ) -> None:
-    logits_BC = stopped_logits(fresh_model(kind), *batch)
+    logits_BC = eval_logits(fresh_model(kind), *batch)
     count_B = torch.tensor([2, 3, 5])[batch[2]]
     within_BC = torch.arange(5)[None, :] < count_B[:, None]
     assert logits_BC.shape == (6, 5) and logits_BC.dtype == torch.float32
@@ -45,23 +45,23 @@ def test_logits_are_finite_for_a_tasks_labels_and_minus_infinity_beyond(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_tensors_in_a_fresh_model_give_the_same_logits_bit_for_bit(
+def test_loaded_state_reproduces_logits_bit_for_bit(
     fresh_model: FreshModel, batch: Batch, trunk_dirs: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     trained = fresh_model(kind, seed=0, stir=7)
     write_bundle(tmp_path / "bundle", {}, trained.trainable_state(), trunk_dirs[kind])
     bundle = read_bundle(tmp_path / "bundle")
     fresh = fresh_model(kind, seed=99)
-    assert not torch.equal(stopped_logits(fresh, *batch), stopped_logits(trained, *batch))
+    assert not torch.equal(eval_logits(fresh, *batch), eval_logits(trained, *batch))
     fresh.load_trainable_state(bundle.tensors)
-    assert torch.equal(stopped_logits(fresh, *batch), stopped_logits(trained, *batch))
+    assert torch.equal(eval_logits(fresh, *batch), eval_logits(trained, *batch))
     assert load_tokenizer(bundle.tokenizer_dir)("buy red shoes") == load_tokenizer(trunk_dirs[kind])(
         "buy red shoes"
     )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_seed_gives_the_same_numbers_and_another_seed_others(fresh_model: FreshModel, kind: str) -> None:
+def test_weights_depend_on_the_seed_alone(fresh_model: FreshModel, kind: str) -> None:
     torch.manual_seed(1)
     first = fresh_model(kind, seed=3).trainable_state()
     torch.manual_seed(2)
@@ -75,7 +75,7 @@ def test_same_seed_gives_the_same_numbers_and_another_seed_others(fresh_model: F
     assert random and not any(torch.equal(first[name], other[name]) for name in random)
 
 
-def test_trained_state_is_adapters_and_heads_and_nothing_of_the_trunk(fresh_model: FreshModel) -> None:
+def test_trainable_state_is_adapters_and_heads(fresh_model: FreshModel) -> None:
     model = fresh_model()
     adapters = {
         f"trunk.layers.{layer}.self_attn.{linear}.{part}"
@@ -86,7 +86,7 @@ def test_trained_state_is_adapters_and_heads_and_nothing_of_the_trunk(fresh_mode
     assert set(model.trainable_state()) == adapters | {"heads.weight_KD", "heads.bias_K"}
 
 
-def test_training_moves_every_trained_tensor_and_no_other(fresh_model: FreshModel, batch: Batch) -> None:
+def test_training_changes_exactly_the_trainable_tensors(fresh_model: FreshModel, batch: Batch) -> None:
     model = fresh_model().train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(
@@ -97,13 +97,6 @@ def test_training_moves_every_trained_tensor_and_no_other(fresh_model: FreshMode
         optimizer.step()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == set(model.trainable_state())
-
-
-def test_parameter_counts_are_those_of_the_tensors(fresh_model: FreshModel) -> None:
-    model = fresh_model()
-    trainable, total = model.parameter_counts()
-    assert trainable == sum(tensor.numel() for tensor in model.trainable_state().values())
-    assert total == sum(parameter.numel() for parameter in model.parameters()) > trainable
 
 
 def test_weights_with_a_missing_tensor_are_refused(fresh_model: FreshModel) -> None:
@@ -119,14 +112,14 @@ def test_weights_with_an_unknown_tensor_are_refused(fresh_model: FreshModel) -> 
         model.load_trainable_state({**model.trainable_state(), "trunk.extra": torch.zeros(1)})
 
 
-def test_frozen_tensor_of_the_trunk_counts_as_unknown(fresh_model: FreshModel) -> None:
+def test_frozen_trunk_tensor_is_refused_as_unknown(fresh_model: FreshModel) -> None:
     model = fresh_model()
     name = "trunk.embed_tokens.weight"
     with pytest.raises(ValueError, match="embed_tokens.weight is unknown"):
         model.load_trainable_state({**model.trainable_state(), name: model.get_parameter(name)})
 
 
-def test_weights_of_another_shape_are_refused_before_any_is_set(fresh_model: FreshModel) -> None:
+def test_mismatched_shape_is_refused_before_any_change(fresh_model: FreshModel) -> None:
     model = fresh_model()
     before = {name: tensor.detach().clone() for name, tensor in model.trainable_state().items()}
     tensors = {name: tensor + 1 for name, tensor in before.items()} | {"heads.bias_K": torch.zeros(3)}
@@ -142,33 +135,31 @@ def test_padding_to_the_right_does_not_change_the_logits(
     ids_BS, mask_BS, task_B = batch
     model = fresh_model(kind, stir=7)
     padded_ids_BS = functional.pad(ids_BS, (0, 9), value=5)
-    padded = stopped_logits(model, padded_ids_BS, functional.pad(mask_BS, (0, 9)), task_B)
-    torch.testing.assert_close(padded, stopped_logits(model, ids_BS, mask_BS, task_B), rtol=1e-5, atol=1e-6)
+    padded = eval_logits(model, padded_ids_BS, functional.pad(mask_BS, (0, 9)), task_B)
+    torch.testing.assert_close(padded, eval_logits(model, ids_BS, mask_BS, task_B), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_row_gets_the_same_logits_alone_as_among_rows_of_other_tasks(
-    fresh_model: FreshModel, batch: Batch, kind: str
-) -> None:
+def test_row_does_not_depend_on_rows_of_other_tasks(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
     ids_BS, mask_BS, task_B = batch
     model = fresh_model(kind, stir=7)
-    together = stopped_logits(model, *batch)
+    together = eval_logits(model, *batch)
     for row in range(6):
         length = int(mask_BS[row].sum())
-        alone = stopped_logits(
+        alone = eval_logits(
             model, ids_BS[row : row + 1, :length], mask_BS[row : row + 1, :length], task_B[row : row + 1]
         )
         torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-6)
 
 
-def test_same_row_is_judged_differently_by_different_tasks(fresh_model: FreshModel, batch: Batch) -> None:
+def test_tasks_give_different_logits_for_a_row(fresh_model: FreshModel, batch: Batch) -> None:
     ids_BS, mask_BS, _ = batch
     model = fresh_model(stir=7)
     with torch.no_grad():
-        # the heads agree, so the adapters alone can differ
+        # equal heads, so that only the adapters can differ
         model.heads.weight_KD[2:4] = model.heads.weight_KD[:2]
         model.heads.bias_K.zero_()
-    one, other = (stopped_logits(model, ids_BS, mask_BS, torch.full((6,), task)) for task in (0, 1))
+    one, other = (eval_logits(model, ids_BS, mask_BS, torch.full((6,), task)) for task in (0, 1))
     assert (one[:, :2] - other[:, :2]).abs().min() > 1e-3
 
 
@@ -182,7 +173,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(
     runs = count_layer_runs(model)
     recompute_layers(model)
     checkpointed = batch_gradients(model, batch)
-    assert set(runs.values()) == {2}, "the blocks were not recomputed"
+    assert set(runs.values()) == {2}, "layers were not recomputed"
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name], rtol=1e-6, atol=1e-8, msg=name)
 
@@ -191,11 +182,11 @@ def recompute_layers(model: RelevanceModel) -> None:
     model.enable_gradient_checkpointing()
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
-            module.training = True  # checkpointing asks for training mode of the block alone
+            module.training = True  # transformers checkpoints a layer only in training mode
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_forward_passes_before_one_backward_are_recomputed_each_with_its_own_tasks(
+def test_recomputation_uses_the_tasks_of_its_own_pass(
     fresh_model: FreshModel, batch: Batch, kind: str
 ) -> None:
     ids_BS, mask_BS, task_B = batch
@@ -219,25 +210,27 @@ def test_two_forward_passes_before_one_backward_are_recomputed_each_with_its_own
         torch.testing.assert_close(checkpointed[name], plain[name], rtol=1e-6, atol=1e-7, msg=name)
 
 
-def test_kept_graph_can_be_recomputed_twice(fresh_model: FreshModel, batch: Batch) -> None:
+def test_retained_graph_can_be_recomputed_twice(fresh_model: FreshModel, batch: Batch) -> None:
     model = fresh_model(stir=7)
     recompute_layers(model)
     loss = model(*batch)[:, :2].square().sum()
-    found = []
+    gradients_by_run = []
     for _ in range(2):
         model.zero_grad()
         loss.backward(retain_graph=True)
-        found.append(
+        gradients_by_run.append(
             {
                 name: parameter.grad.clone()
                 for name, parameter in model.trainable_state().items()
                 if parameter.grad is not None
             }
         )
-    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+    assert all(
+        torch.equal(gradient, gradients_by_run[1][name]) for name, gradient in gradients_by_run[0].items()
+    )
 
 
-def test_checkpointing_that_would_lose_the_tasks_is_refused(fresh_model: FreshModel, batch: Batch) -> None:
+def test_plain_gradient_checkpointing_is_refused(fresh_model: FreshModel, batch: Batch) -> None:
     model = fresh_model(stir=7).train()
     model.trunk.gradient_checkpointing_enable()
     with pytest.raises(RuntimeError, match=r"RelevanceModel\.enable_gradient_checkpointing"):
@@ -251,21 +244,19 @@ def count_layer_runs(model: RelevanceModel) -> dict[str, int]:
     return runs
 
 
-def test_folded_into_the_base_weights_a_task_answers_the_same_without_adapters(
-    fresh_model: FreshModel, batch: Batch
-) -> None:
+def test_folded_adapters_reproduce_the_task_logits(fresh_model: FreshModel, batch: Batch) -> None:
     ids_BS, mask_BS, _ = batch
     model, task_B = fresh_model(stir=7), torch.full((6,), 1)
-    adapted = stopped_logits(model, ids_BS, mask_BS, task_B)
+    adapted = eval_logits(model, ids_BS, mask_BS, task_B)
     with torch.no_grad():
         for layer in adapted_layers(model).values():
             down_RD, up_OR = layer.fold(1)
             layer.base.weight += up_OR @ down_RD
             layer.up_ONR.zero_()
-    torch.testing.assert_close(stopped_logits(model, ids_BS, mask_BS, task_B), adapted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(eval_logits(model, ids_BS, mask_BS, task_B), adapted, rtol=1e-4, atol=1e-5)
 
 
-def test_fresh_decoder_scores_along_its_own_yes_and_no(
+def test_new_decoder_scores_along_its_answer_direction(
     fresh_model: FreshModel, fresh_backbone: Callable[..., Backbone], batch: Batch
 ) -> None:
     ids_BS, mask_BS, task_B = batch
@@ -273,7 +264,7 @@ def test_fresh_decoder_scores_along_its_own_yes_and_no(
     with torch.no_grad():
         hidden_BSD = backbone.trunk(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
     last_BD = hidden_BSD[torch.arange(6), mask_BS.sum(dim=1) - 1]
-    logits_BC = stopped_logits(fresh_model(), *batch)
+    logits_BC = eval_logits(fresh_model(), *batch)
     best_B = logits_BC.gather(1, torch.tensor([1, 2, 4])[task_B][:, None])[:, 0]
     torch.testing.assert_close(
         best_B - logits_BC[:, 0], HEAD_SCALE * last_BD @ backbone.answer_direction(), rtol=1e-4, atol=1e-5
@@ -281,16 +272,14 @@ def test_fresh_decoder_scores_along_its_own_yes_and_no(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_model_that_starts_at_label_shares_has_their_logs_as_mean_logits(
-    fresh_model: FreshModel, batch: Batch, kind: str
-) -> None:
+def test_new_model_starts_at_the_label_shares(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
     model = fresh_model(kind, stir=7).eval()
     share_TC = torch.tensor(
         [[0.9, 0.1, 0.0, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.15, 0.25]]
     )
     with torch.no_grad():
-        model.heads.start_at_label_shares(model.pooled(*batch), batch[2], share_TC)
-    logits_BC = stopped_logits(model, *batch)
+        model.heads.init_biases_from_label_shares(model.pooled_states(*batch), batch[2], share_TC)
+    logits_BC = eval_logits(model, *batch)
     for task, count in enumerate((2, 3, 5)):
         mean_C = logits_BC[batch[2] == task][:, :count].mean(dim=0)
         torch.testing.assert_close(mean_C, share_TC[task, :count].log(), rtol=1e-4, atol=1e-5)
@@ -309,9 +298,8 @@ print("width", backbone.width, backbone.answer_direction().shape[0])
 """
 
 
-def test_models_import_and_load_without_the_rest_of_the_stack(llama_dir: Path) -> None:
-    root = ROOT
+def test_models_import_with_torch_and_transformers_alone(llama_dir: Path) -> None:
     command = [sys.executable, "-c", BLOCKED_IMPORT, str(llama_dir)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith("width 32 32")

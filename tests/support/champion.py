@@ -1,26 +1,25 @@
-"""A champion without a training: a fresh model's bundle, registered and promoted in a store of the embedded
-kind.
-"""
+"""Champion without a training: an untrained model that is registered and promoted in an embedded store."""
 
 from pathlib import Path
 from typing import Any
 
 from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
-from pipeline.inference.predictor import describe, fresh_judge
-from pipeline.registry.mlflow_client import mlflow_client
-from pipeline.registry.model_versions import check_version, register_version
-from pipeline.registry.promotion_log import promote
+from pipeline.evaluation.results import Evaluation, Interval, MetricsSummary
+from pipeline.inference.predictor import build_predictor, bundle_description
+from pipeline.registry.mlflow_client import connect_mlflow
+from pipeline.registry.model_versions import get_version, register_version
+from pipeline.registry.promotion_log import PromotionLog
 from pipeline.storage.filesystem import write_json
 from tests.support.planted import planted_config, write_config, write_planted
 
-FIGURE = {"value": 0.9, "low": 0.8, "high": 1.0}
-EVALUATION = {
-    "tasks": {},
-    "macro_pr_auc": {"model": FIGURE, "lexical": {**FIGURE, "value": 0.7}},
-    "model_minus_lexical_macro_pr_auc": FIGURE,
-    "worst_task": "two",
-}
+PR_AUC = Interval(0.9, 0.8, 1.0)
+SUMMARY = MetricsSummary(
+    tasks={},
+    macro_pr_auc={"model": PR_AUC, "lexical": Interval(0.7, 0.8, 1.0)},
+    worst_task="two",
+    model_minus_lexical_macro_pr_auc=PR_AUC,
+)
 TRAINING = {
     "fingerprint": "f" * 64,
     "data_digest": "d" * 64,
@@ -31,9 +30,19 @@ TRAINING = {
 }
 
 
+def evaluation_of(bundle_sha256: str) -> Evaluation:
+    """Return an evaluation that beats the lexical floor."""
+    return Evaluation(bundle_sha256, "d" * 64, SUMMARY, ())
+
+
 def write_champion(root: Path, tiny_llama: Path) -> tuple[Path, dict[str, Any]]:
-    """A config whose model's version 1 is champion, and its settings. The log and the store lie beside the
-    runs, so that a run of another name finds the champion and has none of its files.
+    """Register and promote version 1.
+
+    The promotion log and the store are beside the runs: a run of another name finds the champion, and has
+    none of its files.
+
+    Returns:
+        (path of the config, its settings).
     """
     write_planted(root, num_rows=8)
     registry = {
@@ -43,16 +52,20 @@ def write_champion(root: Path, tiny_llama: Path) -> tuple[Path, dict[str, Any]]:
     }
     plain = planted_config(root, str(tiny_llama), registry=registry)
     config = build_config(plain, "test")
-    judge = fresh_judge(config)
+    predictor = build_predictor(config)
     tensors = {
-        name: tensor.detach() for name, tensor in judge.model.named_parameters() if tensor.requires_grad
+        name: tensor.detach() for name, tensor in predictor.model.named_parameters() if tensor.requires_grad
     }
     sha256 = write_bundle(
-        root / "made" / "bundle", describe(judge, config, TRAINING), tensors, judge.backbone.folder
+        root / "made" / "bundle",
+        bundle_description(predictor, config, TRAINING),
+        tensors,
+        predictor.backbone.folder,
     )
     config.validation_dir.mkdir(parents=True)
     write_json(config.profile_path, {"data_digest": "d" * 64})
-    version = register_version(config, root / "made" / "bundle", {**EVALUATION, "bundle_sha256": sha256})
-    client = mlflow_client(config)
-    promote(config, client, version, dict(check_version(client, "planted", version).tags))
+    version = register_version(config, root / "made" / "bundle", evaluation_of(sha256))
+    client = connect_mlflow(config.tracking_uri)
+    tags = get_version(client, "planted", version).tags
+    PromotionLog.from_config(config).promote(client, version, tags)
     return write_config(root / "config.yaml", plain), plain

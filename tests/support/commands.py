@@ -1,4 +1,4 @@
-"""The `relevance` command: in a process of its own, or in this one."""
+"""The `relevance` command, run in a new process or in this one."""
 
 import contextlib
 import json
@@ -17,12 +17,12 @@ RELEVANCE = [str(Path(sys.executable).with_name("relevance"))]
 
 
 def relevance(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does, elsewhere than in the repository."""
+    """Run the command as a user does, in a folder outside the repository."""
     return subprocess.run([*RELEVANCE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=500)
 
 
 def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run the command in this process: no new interpreter, no imports. For commands that start no Ray."""
+    """Run a command that starts no Ray in this process, which saves the imports."""
     from jobs.cli import app
 
     handler = signal.getsignal(signal.SIGTERM)
@@ -44,7 +44,7 @@ def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.Comple
 
 @contextlib.contextmanager
 def _stream_to(descriptor: int, name: str, file: IO[str]) -> Iterator[None]:
-    """Have a file descriptor and the stream of `sys` above it write into a file."""
+    """Redirect a file descriptor, and the stream of `sys` on it, into a file."""
     stream = getattr(sys, name)
     stream.flush()
     kept = os.dup(descriptor)
@@ -60,6 +60,15 @@ def _stream_to(descriptor: int, name: str, file: IO[str]) -> Iterator[None]:
 
 
 def last_json(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """Return the JSON object that ends stdout."""
+    """Return the JSON object in the last line of stdout."""
     assert result.returncode == 0, result.stderr
     return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def check_refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """Check the exit code and the words on stderr, without a traceback and with nothing on stdout."""
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr

@@ -1,6 +1,8 @@
-"""Judged rows to encode, and changes to what their encoding follows from."""
+"""Labeled rows to encode, and changes to the plan of their encoding."""
 
+import contextlib
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ ENCODE = EncodeConfig(max_tokens=64)
 
 
 def write_judged(root: Path) -> Path:
-    """Two tasks, several files and row groups, rows without label or with a weight, a partition without a
-    row.
+    """Write rows of two tasks in several files and row groups.
+
+    Some rows have no label, some have a weight, and one file has no row.
     """
     for task, counts in {"three": [70, 0, 31], "two": [50]}.items():
         for part, count in enumerate(counts):
@@ -45,13 +48,27 @@ def write_judged(root: Path) -> Path:
     return root
 
 
-def unheard(done: int, total: int) -> None:
-    """Progress nobody follows."""
+class RecordingProgress:
+    """Progress that records its updates and calls a function after each."""
 
+    def __init__(self, after_update: Callable[[int, int], None] = lambda done, total: None) -> None:
+        self.updates: list[tuple[int, int]] = []  # rows done, rows in all
+        self.after_update = after_update
+        self._total = 0
 
-def refuse(done: int, total: int) -> None:
-    """Progress that must not be: the rows are encoded already."""
-    raise AssertionError("rows were encoded again")
+    @contextlib.contextmanager
+    def track(
+        self, description: str, total: int | None, unit: str, initial: int = 0
+    ) -> Iterator["RecordingProgress"]:
+        """Yield itself as the bar."""
+        assert total is not None
+        self._total = total
+        yield self
+
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Record an update."""
+        self.updates.append((done, self._total))
+        self.after_update(done, self._total)
 
 
 def changed_task(plan: EncodingPlan, **fields: Any) -> EncodingPlan:

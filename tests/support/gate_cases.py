@@ -1,4 +1,4 @@
-"""Gate configs, bad values to plant, and the refusal that follows."""
+"""Gate configs, and bad values with the messages that they cause."""
 
 import pytest
 
@@ -12,7 +12,7 @@ LENIENT = GateConfig(max_quarantined_share=0.9, max_reason_share=0.9)
 
 
 def refusal_of(report) -> str:
-    """Return the message that refuses the data of a report."""
+    """Return the error message of a report that did not pass."""
     with pytest.raises(DataRefusedError) as error:
         check_report(report)
     assert error.value.exit_code == 1
@@ -21,7 +21,7 @@ def refusal_of(report) -> str:
     return str(error.value)
 
 
-BAD_VALUES = [  # column, values, rows to be refused, what the refusal shows
+BAD_VALUES = [  # column, values, bad rows, fragment of the message
     ("weight", [NAN, 1, 1, 1, 1, 1], [0], "nan"),
     ("weight", [1, INF, 1, -INF, 1, 1], [1, 3], "inf"),
     ("query", ["a", None, "b", "c", "d", "e"], [1], "null"),

@@ -1,4 +1,4 @@
-"""The files of infra/, read and parsed."""
+"""Parsed files of infra/."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from tests.support.places import ROOT
 INFRA, CONFIG_PATH = ROOT / "infra", ROOT / "jobs" / "configs" / "production.yaml"
 MOUNTED_CONFIG = "/etc/relevance/production.yaml"
 FILES = [p for p in sorted(INFRA.rglob("*")) if p.is_file() and "secrets" not in p.parts]
-# shell lines made whole
+# with continued shell lines joined
 TEXTS = {str(p.relative_to(INFRA)): p.read_text().replace("\\\n", " ") for p in FILES}
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
@@ -30,14 +30,18 @@ TARGETS = ("cpu", "cuda", "mlflow")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
 COMMAND = re.compile(r"(?:^|\s)relevance ((?:submit )?[a-z]+(?: --[a-z]\S* [^\s`]+)*)", re.M)
-# what a shell, or Airflow, puts a day in place of
+# the expressions that a shell and Airflow replace by a day
 YESTERDAY = re.compile(r"\"\$\(date -u -d yesterday \+\\?%F\)\"|\{\{ ds \}\}")
-ON_ONE_LINE = [re.sub(r"\n\s+(?=--)", " ", YESTERDAY.sub("2026-01-31", text)) for text in TEXTS.values()]
-COMMANDS = sorted({found for text in ON_ONE_LINE for found in COMMAND.findall(text)})
+JOINED_LINES = [
+    re.sub(r"\n\s+(?=--)", " ", YESTERDAY.sub("2026-01-31", text))
+    for name, text in TEXTS.items()
+    if not name.endswith(".md")  # a README may use other configs
+]
+COMMANDS = sorted({found for text in JOINED_LINES for found in COMMAND.findall(text)})
 
 
 def ray_pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
-    """The templates of head and workers."""
+    """Return the pod templates of head and workers."""
     return [
         cluster["headGroupSpec"]["template"],
         *(group["template"] for group in cluster["workerGroupSpecs"]),
@@ -56,22 +60,23 @@ SUBMITTERS = [
 
 
 def mounted(pod: dict[str, Any], path: str) -> dict[str, Any]:
-    """What a pod's first container sees at `path`: the volume without its name."""
+    """Return the volume that a pod's first container mounts at `path`, without its name."""
     (name,) = [m["name"] for m in pod["spec"]["containers"][0]["volumeMounts"] if m["mountPath"] == path]
     (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == name]
     return {key: value for key, value in volume.items() if key != "name"}
 
 
-def words(service: dict[str, Any]) -> list[str]:
-    """The command line of a compose service."""
+def command_line(service: dict[str, Any]) -> list[str]:
+    """Return the command line of a compose service."""
     return [*service.get("entrypoint", []), *service.get("command", [])]
 
 
 def flags(service: dict[str, Any]) -> dict[str, str]:
-    """Long options of a compose service that take a value."""
-    given = shlex.split(" ".join(words(service)).replace("$$(", "$("))
-    pairs = [
-        word.split("=") if "=" in word else [word, following]
-        for word, following in zip(given, [*given[1:], ""], strict=True)
-    ]
-    return {name: value for name, value in pairs if name.startswith("--")}
+    """Return the long options of a compose service with their values."""
+    given = shlex.split(" ".join(command_line(service)).replace("$$(", "$("))
+    options = {}
+    for word, following in zip(given, [*given[1:], ""], strict=True):
+        if word.startswith("--"):
+            name, separator, value = word.partition("=")
+            options[name] = value if separator else following
+    return options

@@ -1,4 +1,4 @@
-"""Functions replaced in processes that a test does not start itself."""
+"""Functions replaced in processes that a test does not start itself, such as Ray workers."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ WAITING = """
 import ctypes, os, pathlib, sys, threading, time
 
 def hold_still():
-    ctypes.PyDLL(None).sleep(1000)  # with the GIL held, as a library that is stuck may do
+    ctypes.PyDLL(None).sleep(1000)  # holds the GIL, as a stuck library may
 
 {code}
 
@@ -21,9 +21,14 @@ threading.Thread(target=wait_and_replace, daemon=True).start()
 
 
 def write_patch(folder: Path, module: str, name: str, code: str) -> None:
-    """Every Python process with `folder` on its path gets, once it has imported `module`, what
-    `instead_of(function)` of `code` returns in place of its function `name`. `hold_still()` is at hand there,
-    and os, pathlib and sys.
+    """Write a sitecustomize.py that replaces a function in every Python process with `folder` on its path.
+
+    Args:
+        folder: Folder to write; created if needed.
+        module: Module whose function is replaced, once a process has imported it.
+        name: Name of the function.
+        code: Source that defines `instead_of(function)`, which returns the replacement. It may use
+            `hold_still()`, os, pathlib and sys.
     """
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(WAITING.format(module=module, name=name, code=code))

@@ -1,4 +1,4 @@
-"""Where things lie that tests read."""
+"""Folders that tests read."""
 
 from pathlib import Path
 

@@ -1,5 +1,6 @@
-"""Contract rows whose labels follow from a word that lexical overlap cannot see: a model learns them at once,
-the lexical floor never.
+"""Contract rows whose label is the last word of the title.
+
+A model learns it at once; the lexical baseline cannot, because the word never occurs in the query.
 """
 
 import random
@@ -28,19 +29,19 @@ WORDS = [
     "garden",
     "kettle",
 ]
-# the last word of the title is the label
-VERDICTS = {"two": ("north", "south"), "three": ("north", "east", "south")}
+# last word of the title by label
+LABEL_WORDS = {"two": ("north", "south"), "three": ("north", "east", "south")}
 
 
-def planted_rows(task: str, num_rows: int, seed: int, labelled: bool = True) -> list[dict[str, Any]]:
-    """Rows of one task; two rows a query."""
+def planted_rows(task: str, num_rows: int, seed: int, labeled: bool = True) -> list[dict[str, Any]]:
+    """Build rows of one task, two for each query."""
     draw = random.Random(f"{task}-{seed}")
     rows = []
     for number in range(num_rows):
         if number % 2 == 0:
             query = " ".join(draw.sample(WORDS, 3)) + f" {number // 2}"
-        label = draw.randrange(len(VERDICTS[task]))
-        title = " ".join(draw.sample(WORDS, 3)) + " " + VERDICTS[task][label]
+        label = draw.randrange(len(LABEL_WORDS[task]))
+        title = " ".join(draw.sample(WORDS, 3)) + " " + LABEL_WORDS[task][label]
         texts = {
             "query": query,
             "ad_title": title,
@@ -53,7 +54,7 @@ def planted_rows(task: str, num_rows: int, seed: int, labelled: bool = True) -> 
                 "row_id": f"{task}-{seed}-{number}",
                 **texts,
                 "market": "us",
-                "label": label if labelled else None,
+                "label": label if labeled else None,
                 "weight": None,
             }
         )
@@ -61,22 +62,22 @@ def planted_rows(task: str, num_rows: int, seed: int, labelled: bool = True) -> 
 
 
 def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    """One contract partition."""
+    """Write rows as one parquet file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), path)
 
 
 def write_planted(root: Path, num_rows: int = 160, num_to_score: int = 12) -> None:
-    """root/judged and root/to_score, two partitions a task in the latter."""
-    for task in VERDICTS:
+    """Write root/judged with one file per task, and root/to_score with two."""
+    for task in LABEL_WORDS:
         write_rows(planted_rows(task, num_rows, 1), root / "judged" / f"task={task}" / "part-0.parquet")
         for part in (0, 1):
-            rows = planted_rows(task, num_to_score // 2, 10 + part, labelled=False)
+            rows = planted_rows(task, num_to_score // 2, 10 + part, labeled=False)
             write_rows(rows, root / "to_score" / f"task={task}" / f"part-{part}.parquet")
 
 
 def planted_config(root: Path, source: str, **blocks: Any) -> dict[str, Any]:
-    """A config over the planted rows."""
+    """Build a config for the planted rows; `blocks` add to it or replace its blocks."""
     template = "Query: {query}\nAd: {ad_title}"
     return {
         "name": "planted",
@@ -99,6 +100,6 @@ def planted_config(root: Path, source: str, **blocks: Any) -> dict[str, Any]:
 
 
 def write_config(path: Path, config: dict[str, Any]) -> Path:
-    """The config as YAML."""
+    """Write a config as YAML."""
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path

@@ -1,19 +1,34 @@
-"""Made-up partitions of scores, and what is published of them."""
+"""Synthetic labels and manifests of work units, and views of what is published."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.inference.labels import SCORE_SCHEMA
-from pipeline.scoring.label_store import (
-    read_published,
-)
+from pipeline.scoring.label_store import read_published
+from pipeline.scoring.unit_manifest import UnitInput, UnitManifest
 
-FACTS = {"bundle_sha256": "b" * 64, "task": "search"}
+BUNDLE_SHA256 = "b" * 64
 
 
-def score_rows(count: int, prefix: str = "r") -> pa.Table:
-    """Return so many rows of scores."""
+def unit_manifest(unit_id: str = "p", **changes: Any) -> UnitManifest:
+    """Return the manifest of a unit of task `search`, without counts and files."""
+    fields: dict[str, Any] = {
+        "task": "search",
+        "input": UnitInput("search.parquet", "1", None, 0),
+        "model_version": "1",
+        "bundle_sha256": BUNDLE_SHA256,
+        "encoder_version": "1",
+        "all_tasks": False,
+    }
+    fields |= changes
+    tasks = (fields["task"],)
+    return UnitManifest(unit_id, **{"tasks": tasks, "profiles": {task: {} for task in tasks}, **fields})
+
+
+def score_table(count: int, prefix: str = "r") -> pa.Table:
+    """Return `count` labels with ids of a prefix."""
     values = {
         "task": "search",
         "probability": 0.5,
@@ -21,18 +36,18 @@ def score_rows(count: int, prefix: str = "r") -> pa.Table:
         "label_name": "good",
         "expected_grade": 0.5,
         "decision": "abstain",
+        "model_version": "1",
+        "bundle_sha256": BUNDLE_SHA256,
     }
-    versions = {"model_version": "1", "bundle_sha256": "b" * 64}
-    return pa.Table.from_pylist(
-        [{"row_id": f"{prefix}{n}", **values, **versions} for n in range(count)], SCORE_SCHEMA
-    )
+    rows = [{"row_id": f"{prefix}{number}", **values} for number in range(count)]
+    return pa.Table.from_pylist(rows, SCORE_SCHEMA)
 
 
 def files_below(root: Path) -> list[str]:
-    """Return the paths of all files of a folder."""
-    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    """Return the paths of all files in a folder, relative to it."""
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
-def row_ids(root: Path) -> list[str]:
-    """Return the ids of all published rows."""
+def published_row_ids(root: Path) -> list[str]:
+    """Return the ids of all published rows, sorted."""
     return sorted(read_published(root).column("row_id").to_pylist())

@@ -1,6 +1,4 @@
-"""Real servers for tests: PostgreSQL and MLflow from installed programs, and a proxy that misbehaves in
-between.
-"""
+"""Servers for tests: PostgreSQL, MLflow, S3, and a proxy that injects faults."""
 
 import contextlib
 import http.client
@@ -24,43 +22,43 @@ PASSWORD = "a long enough password"
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Return a port that no process listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def postgres_programs() -> Path | None:
-    """The folder of PostgreSQL's programs, where it is installed."""
-    found = shutil.which("initdb")
-    places = (
-        [Path(found).resolve().parent]
-        if found
-        else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    )
-    return next(
-        (place for place in places if (place / "initdb").is_file() and (place / "postgres").is_file()), None
-    )
+    """Return the folder of PostgreSQL's programs; None if it is not installed."""
+    initdb = shutil.which("initdb")
+    if initdb:
+        folders = [Path(initdb).resolve().parent]
+    else:
+        folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    for folder in folders:
+        if (folder / "initdb").is_file() and (folder / "postgres").is_file():
+            return folder
+    return None
 
 
-def unprivileged() -> dict[str, Any]:
-    """What Popen needs so that PostgreSQL, which refuses to be root, is not."""
+def unprivileged_user() -> dict[str, Any]:
+    """Return Popen's arguments for a user other than root, as which PostgreSQL refuses to run."""
     if os.getuid() != 0:
         return {}
-    name = next(one.pw_name for one in pwd.getpwall() if one.pw_name in ("postgres", "nobody"))
+    name = next(user.pw_name for user in pwd.getpwall() if user.pw_name in ("postgres", "nobody"))
     return {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": []}
 
 
 @contextlib.contextmanager
 def postgres_server(programs: Path) -> Iterator[str]:
-    """A database of its own; its address for SQLAlchemy."""
-    who, port = unprivileged(), free_port()
+    """Run a new PostgreSQL server; yield the SQLAlchemy URI of its database."""
+    user, port = unprivileged_user(), free_port()
     with tempfile.TemporaryDirectory(prefix="postgres-") as root:
-        if who:
-            shutil.chown(root, who["user"], who["group"])
+        if user:
+            shutil.chown(root, user["user"], user["group"])
         folder = f"{root}/data"
-        words = [str(programs / "initdb"), "-D", folder, "-U", "mlflow", "--auth", "trust", "--no-sync"]
-        subprocess.run(words, check=True, capture_output=True, cwd=root, **who)
+        command = [str(programs / "initdb"), "-D", folder, "-U", "mlflow", "--auth", "trust", "--no-sync"]
+        subprocess.run(command, check=True, capture_output=True, cwd=root, **user)
         settings = [
             f"port={port}",
             f"unix_socket_directories={root}",
@@ -68,29 +66,32 @@ def postgres_server(programs: Path) -> Iterator[str]:
             "fsync=off",
         ]
         process = subprocess.Popen(
-            [str(programs / "postgres"), "-D", folder, *(word for one in settings for word in ("-c", one))],
+            [str(programs / "postgres"), "-D", folder, *(f"--{setting}" for setting in settings)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=root,
-            **who,
+            **user,
         )
         try:
             wait_for_port(port, process)
             yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
         finally:
-            process.send_signal(signal.SIGQUIT)  # at once, with its children
+            process.send_signal(signal.SIGQUIT)  # ends its children too, at once
             process.wait()
 
 
 @contextlib.contextmanager
 def mlflow_server(folder: Path, backend: str, accounts: bool) -> Iterator[str]:
-    """`mlflow server` with proxied artifacts; its address. With `accounts`, admin's password is PASSWORD."""
+    """Run `mlflow server` with proxied artifacts; yield its address.
+
+    With `accounts`, the server requires one; that of admin has the password PASSWORD.
+    """
     port = free_port()
-    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", backend]
-    words += ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", backend]
+    options += ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
     if accounts:
-        words = ["--app-name", "basic-auth", *words]
+        options = ["--app-name", "basic-auth", *options]
         config = folder / "auth.ini"
         authorize = "mlflow.server.auth:authenticate_request_basic_auth"
         lines = [
@@ -106,7 +107,7 @@ def mlflow_server(folder: Path, backend: str, accounts: bool) -> Iterator[str]:
             "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32,
         }
     with (folder / "server.log").open("w") as log:
-        command = [sys.executable, "-m", "mlflow", "server", *words]
+        command = [sys.executable, "-m", "mlflow", "server", *options]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             wait_for_port(port, process)
@@ -118,20 +119,20 @@ def mlflow_server(folder: Path, backend: str, accounts: bool) -> Iterator[str]:
             process.wait()
 
 
-def wait_for_port(port: int, process: subprocess.Popen[Any], at_most_s: float = 120) -> None:
-    """Until somebody listens."""
-    deadline_s = time.monotonic() + at_most_s
+def wait_for_port(port: int, process: subprocess.Popen[Any], timeout_s: float = 120) -> None:
+    """Wait until a process listens on a port; fail if it ends or the time is over."""
+    deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         assert process.poll() is None, f"the server ended with {process.returncode}"
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.1)
-    raise AssertionError(f"nobody listens on port {port}")
+    raise AssertionError(f"no process listens on port {port}")
 
 
-def wait_for_health(url: str, log: Path, at_most_s: float = 60) -> None:
-    """Until the server says it is well."""
-    deadline_s = time.monotonic() + at_most_s
+def wait_for_health(url: str, log: Path, timeout_s: float = 60) -> None:
+    """Wait until a server answers at its health URL; fail with its log if the time is over."""
+    deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
             return
@@ -143,28 +144,33 @@ S3_SERVER = """
 import sys
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
-# one request after the other: between its look and its write another may not come, as S3 promises
+# one request at a time: S3's conditional writes are atomic, moto's are not
 run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=False)
 """
 
 
 @contextlib.contextmanager
-def s3_server(*buckets: str, unguarded: int | None = None) -> Iterator[str]:
-    """A server that speaks S3, with buckets; its address. It looks at who asks after so many requests, if any
-    number is given.
+def s3_server(*buckets: str, requests_before_auth: int | None = None) -> Iterator[str]:
+    """Run an S3 server with buckets; yield its address.
+
+    Args:
+        buckets: Names of the buckets.
+        requests_before_auth: Number of requests after which keys are checked; None for never.
     """
-    port, environment = (
-        free_port(),
-        os.environ | ({} if unguarded is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(unguarded)}),
+    port, environment = free_port(), dict(os.environ)
+    if requests_before_auth is not None:
+        environment["INITIAL_NO_AUTH_ACTION_COUNT"] = str(requests_before_auth)
+    process = subprocess.Popen(
+        [sys.executable, "-c", S3_SERVER, str(port)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    words = [sys.executable, "-c", S3_SERVER, str(port)]
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_port(port, process)
         for bucket in buckets:
-            urllib.request.urlopen(
-                urllib.request.Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT"), timeout=30
-            )
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT")
+            urllib.request.urlopen(request, timeout=30)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
@@ -173,42 +179,42 @@ def s3_server(*buckets: str, unguarded: int | None = None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def guarded_s3_server() -> Iterator[tuple[str, str, str]]:
-    """A server that speaks S3, with the bucket labels, and looks at who asks; its address, and a key and its
-    secret that may do nothing.
+    """Run an S3 server that checks keys, with the bucket "labels".
+
+    Yields:
+        Its address, and a key and secret without any permission.
     """
     import boto3
 
-    with s3_server(unguarded=3) as address:
-        anybody = {
+    with s3_server(requests_before_auth=3) as address:
+        settings = {
             "endpoint_url": address,
             "region_name": "us-east-1",
             "aws_access_key_id": "any",
             "aws_secret_access_key": "any",
         }
-        boto3.client("s3", **anybody).create_bucket(Bucket="labels")
-        accounts = boto3.client("iam", **anybody)
+        boto3.client("s3", **settings).create_bucket(Bucket="labels")
+        accounts = boto3.client("iam", **settings)
         accounts.create_user(UserName="nobody")
-        made = accounts.create_access_key(UserName="nobody")["AccessKey"]
-        yield address, made["AccessKeyId"], made["SecretAccessKey"]
+        key = accounts.create_access_key(UserName="nobody")["AccessKey"]
+        yield address, key["AccessKeyId"], key["SecretAccessKey"]
 
 
-class Trouble:
-    """What goes wrong between a client and a server; set by the test. And what was asked, as (method,
-    path).
-    """
+class ProxyFaults:
+    """Faults that `proxy` injects, set by the test, and the requests it has received."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str]] = []
-        self.status: int | None = None  # answered in the place of the server
-        self.content = b'{"error_code": "INTERNAL_ERROR", "message": "made up"}'  # with the status
+        self.requests: list[tuple[str, str]] = []  # method, path
+        self.status: int | None = None  # answered in place of the server
+        self.content = b'{"error_code": "INTERNAL_ERROR", "message": "made up"}'  # sent with `status`
         self.delay_s = 0.0  # before each answer
-        # of requests whose path ends so, once each time it is set; the server does what was asked
+        # The next request whose path ends so reaches the server, but its answer is dropped.
         self.lose_answers_to = ""
 
 
 @contextlib.contextmanager
-def proxy(upstream: str, trouble: Trouble) -> Iterator[str]:
-    """An address that hands requests on to `upstream` and answers as `trouble` says."""
+def proxy(upstream: str, faults: ProxyFaults) -> Iterator[str]:
+    """Forward requests to `upstream` with faults; yield the proxy's address."""
     host, _, port = upstream.removeprefix("http://").partition(":")
 
     class Handler(BaseHTTPRequestHandler):
@@ -217,11 +223,11 @@ def proxy(upstream: str, trouble: Trouble) -> Iterator[str]:
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = self.path.partition("?")[0]
-            trouble.asked.append((self.command, path))
-            time.sleep(trouble.delay_s)
-            if trouble.status is not None:
-                content = b"" if self.command == "HEAD" else trouble.content
-                return self.answer(trouble.status, content, {"Content-Type": "application/json"})
+            faults.requests.append((self.command, path))
+            time.sleep(faults.delay_s)
+            if faults.status is not None:
+                content = b"" if self.command == "HEAD" else faults.content
+                return self.answer(faults.status, content, {"Content-Type": "application/json"})
             connection = http.client.HTTPConnection(host, int(port), timeout=60)
             headers = {
                 name: value
@@ -231,15 +237,15 @@ def proxy(upstream: str, trouble: Trouble) -> Iterator[str]:
             connection.request(self.command, self.path, body, headers)
             response = connection.getresponse()
             content = response.read()
-            if trouble.lose_answers_to and path.endswith(trouble.lose_answers_to):
-                trouble.lose_answers_to = ""
+            if faults.lose_answers_to and path.endswith(faults.lose_answers_to):
+                faults.lose_answers_to = ""
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return None
             return self.answer(response.status, content, dict(response.getheaders()))
 
         def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-            with contextlib.suppress(OSError):  # who asked may have given up
+            with contextlib.suppress(OSError):  # the client may have given up
                 self.send_response_only(status)
                 for name, value in ({"Content-Length": str(len(content))} | headers).items():
                     if name.lower() not in ("connection", "transfer-encoding"):
@@ -253,7 +259,7 @@ def proxy(upstream: str, trouble: Trouble) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that gave up is what is tested
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients give up on purpose
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

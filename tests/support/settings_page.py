@@ -1,4 +1,4 @@
-"""Write jobs/configs/README.md: every setting of a config, from the config classes and their comments.
+"""Generator of jobs/configs/README.md: every setting, from the config classes and their comments.
 
 python -m tests.support.settings_page
 """
@@ -36,7 +36,8 @@ COMMANDS = """
 
 def settings_of(block: type[Any]) -> Iterator[tuple[str, str, str, str]]:
     """Yield (name, type, default, meaning) of each setting that a config class defines, in its order."""
-    for base in reversed([one for one in block.__mro__ if one.__module__.startswith(("models", "pipeline"))]):
+    ours = [base for base in block.__mro__ if base.__module__.startswith(("models", "pipeline"))]
+    for base in reversed(ours):
         source = inspect.getsource(base)
         lines = source.split("\n")
         (definition,) = ast.parse(source).body
@@ -50,8 +51,8 @@ def settings_of(block: type[Any]) -> Iterator[tuple[str, str, str, str]]:
             yield name, type_name(node.annotation), default_of(node.value), comment_of(lines, node)
 
 
-class WithoutAnnotated(ast.NodeTransformer):
-    """Replaces Annotated[X, ..] by X."""
+class AnnotatedRemover(ast.NodeTransformer):
+    """Replacement of Annotated[X, ...] by X in a type."""
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         self.generic_visit(node)
@@ -61,12 +62,12 @@ class WithoutAnnotated(ast.NodeTransformer):
 
 
 def type_name(annotation: ast.expr) -> str:
-    """Return a type as people read it."""
-    return ast.unparse(WithoutAnnotated().visit(annotation)).replace("|", "\\|")
+    """Return a type as text for the page."""
+    return ast.unparse(AnnotatedRemover().visit(annotation)).replace("|", "\\|")
 
 
 def default_of(value: ast.expr | None) -> str:
-    """Return the default as it is written; empty: the setting is required."""
+    """Return the default as written in the class; empty for a required setting."""
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "Field":
         given = {keyword.arg: keyword.value for keyword in value.keywords}
         if "default_factory" in given:
@@ -100,8 +101,8 @@ def table_of(block: type[Any], left_out: tuple[str, ...] = ()) -> str:
     return f"| setting | type | default | meaning |\n|---|---|---|---|\n{body}\n"
 
 
-def first_sentence(block: type[Any]) -> str:
-    """Return what a config class says of itself."""
+def first_paragraph(block: type[Any]) -> str:
+    """Return the first paragraph of a config class's docstring."""
     return inspect.getdoc(block).split("\n\n")[0].replace("\n", " ")  # type: ignore[union-attr]
 
 
@@ -116,13 +117,13 @@ def build_page() -> str:
     blocks.pop("sources", None)
     for name in RunConfig.model_fields:
         if name in blocks:
-            parts += [f"## `{name}`\n", first_sentence(blocks[name]) + "\n", table_of(blocks[name])]
+            parts += [f"## `{name}`\n", first_paragraph(blocks[name]) + "\n", table_of(blocks[name])]
     parts.append("## `adapter`\n\nOne of these methods, by `method`; `mtl_lora` where none is named.\n")
     for name, block in method_blocks().items():
-        parts += [f"### `method: {name}`\n", first_sentence(block) + "\n", table_of(block, ("method",))]
+        parts += [f"### `method: {name}`\n", first_paragraph(block) + "\n", table_of(block, ("method",))]
     parts.append("## `sources`\n\nA list; each item is one of these kinds, by `kind`.\n")
     for name, block in source_blocks().items():
-        parts += [f"### `kind: {name}`\n", first_sentence(block) + "\n", table_of(block, ("kind",))]
+        parts += [f"### `kind: {name}`\n", first_paragraph(block) + "\n", table_of(block, ("kind",))]
     return "\n".join(parts)
 
 

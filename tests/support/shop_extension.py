@@ -1,4 +1,4 @@
-"""One extension of each kind, as another distribution would bring them."""
+"""Example extension of each kind, as another distribution would provide it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class GatedLoRAConfig(LoRAConfig):
 
 
 class GatedLoRALinear(LoRALinear):
-    """A pair with a gate between its two projections."""
+    """LoRA layer with a gate between its two projections."""
 
     def low_rank(self, u: torch.Tensor) -> torch.Tensor:
         config = self.config
@@ -41,7 +41,7 @@ class GatedLoRALinear(LoRALinear):
         return u * torch.sigmoid(config.steepness * u)
 
     def fold(self, task_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotMergeableError("gated_lora has no weight of its own: the gate reads each row")
+        raise NotMergeableError("gated_lora cannot be merged: its gate depends on the row")
 
 
 register_method(GatedLoRAConfig, GatedLoRALinear)
@@ -51,14 +51,14 @@ register_method(GatedLoRAConfig, GatedLoRALinear)
 
 
 class ShopSource(SourceBlock):
-    """Generated pairs of task two."""
+    """Source of generated pairs for task "two"."""
 
     kind: Literal["shop"]
     rows: int = 3
 
 
 def import_shop(source: ShopSource, target: ImportContext) -> ImportCounts:
-    """Write as many rows of task two as the block says."""
+    """Write the number of rows that the block asks for."""
     columns = {
         "row_id": [f"shop-{number}" for number in range(source.rows)],
         "query": [f"shoe {number}" for number in range(source.rows)],
@@ -79,7 +79,7 @@ IMPORTERS.register("shop", Importer(ShopSource, import_shop))
 
 @promotion_rule
 def refuse_everything(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
-    """Refuse every version."""
+    """Refuse every version, as an example."""
     return RuleVerdict("nothing passes", False, "an example of a rule")
 
 
@@ -95,8 +95,8 @@ register_case(
 
 
 @data_check
-def no_phone_numbers(task: Task, judged: bool) -> Iterable[Check]:
-    """No query holds a phone number."""
+def no_phone_numbers(task: Task, labels_required: bool) -> Iterable[Check]:
+    """Refuse queries with a phone number."""
     pattern = r"\d{3}-\d{4}"
     yield Check(
         "query_no_phone",

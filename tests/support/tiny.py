@@ -1,14 +1,10 @@
-"""A random language model of a few thousand numbers with a tokenizer of its own: everything real but the
-size.
-"""
+"""A tiny random language model with its own tokenizer."""
 
 from pathlib import Path
 
 
 def write_tiny_llama(folder: Path, seed: int = 0, num_layers: int = 2, width: int = 32) -> Path:
-    """A folder with a random Llama of two layers and a byte-level tokenizer, as `from_pretrained` reads
-    it.
-    """
+    """Write a random Llama and a byte-level tokenizer as a model folder; return the folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from tokenizers.trainers import BpeTrainer

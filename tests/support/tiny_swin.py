@@ -1,4 +1,4 @@
-"""Tiny random Swin transformers with MTLoRA pairs, images and a loss for them."""
+"""Tiny random Swin transformers with MTLoRA pairs, and images and a loss for them."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def build_trunk(**settings: Any) -> SwinModel:
         "drop_path_rate": 0.0,
     }
     trunk = SwinModel(SwinConfig(**shape | settings)).double().eval()
-    with torch.no_grad():  # fresh biases and tables are zero, which would hide a mistake in them
+    with torch.no_grad():  # new biases and tables are zero, which would hide errors
         for parameter in trunk.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return trunk
@@ -36,7 +36,7 @@ def build_trunk(**settings: Any) -> SwinModel:
 def build(
     mode: str = "matrixv2", stir: bool = False, seed: int = 0, dropout: float = 0.0, **settings: Any
 ) -> TaskStreamSwin:
-    """`stir` moves the up-projections away from zero."""
+    """Build a model; `stir` moves the up-projections away from zero."""
     config = MTLoRAConfig(
         rank=4, task_rank=2, mode=mode, shared_scale=2.0, task_scale=3.0, lora_dropout=dropout
     )  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def images(size: tuple[int, int] = (32, 32)) -> torch.Tensor:
 
 
 def weighted_sum(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """A loss to whose gradient every entry adds its own share."""
+    """Return a loss whose gradient differs in every entry."""
     return torch.stack(
         [
             (tensor * random_numbers(*tensor.shape, seed=5 + index)).sum()

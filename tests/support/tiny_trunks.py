@@ -1,4 +1,4 @@
-"""Tiny random models with a tokenizer beside them, written the way a downloaded one lies on disk."""
+"""Tiny random models and a tokenizer, written as model folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ WORDS = (
 
 
 def write_tokenizer(folder: Path, renamed: dict[str, str] | None = None) -> None:
-    """A tokenizer of whole words; `renamed` gives some another spelling."""
+    """Write a tokenizer of whole words; `renamed` changes the spelling of some."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -43,9 +43,7 @@ def write_tokenizer(folder: Path, renamed: dict[str, str] | None = None) -> None
 
 
 def write_model(folder: Path, model: Any) -> Path:
-    """config.json, model.safetensors and a tokenizer. save_pretrained would do, but imports deepspeed on the
-    way.
-    """
+    """Write config.json, model.safetensors and a tokenizer; save_pretrained would import deepspeed."""
     folder.mkdir(parents=True)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
@@ -61,6 +59,7 @@ def write_model(folder: Path, model: Any) -> Path:
 
 
 def tiny_llama(tied: bool, num_tokens: int = len(WORDS), num_layers: int = 2) -> Any:
+    """Build a Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
@@ -81,6 +80,7 @@ def tiny_llama(tied: bool, num_tokens: int = len(WORDS), num_layers: int = 2) ->
 
 
 def tiny_bert() -> Any:
+    """Build a BERT encoder without pooler."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(2)
@@ -97,7 +97,7 @@ def tiny_bert() -> Any:
 
 
 def tiny_opt() -> Any:
-    """Learned positions."""
+    """Build a decoder with learned positions."""
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(3)
@@ -115,7 +115,7 @@ def tiny_opt() -> Any:
 
 
 def tiny_bloom() -> Any:
-    """Distances in the place of positions: none can be given."""
+    """Build a decoder with ALiBi, which takes no positions."""
     from transformers import BloomConfig, BloomForCausalLM
 
     torch.manual_seed(5)
@@ -127,7 +127,7 @@ def tiny_bloom() -> Any:
 
 
 def tiny_mistral() -> Any:
-    """Looks back at 12 tokens only."""
+    """Build a decoder with an attention window of 12 tokens."""
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(4)
@@ -146,7 +146,7 @@ def tiny_mistral() -> Any:
 
 
 def tiny_mpt() -> Any:
-    """Distances in the place of positions too, and any argument is taken without a word."""
+    """Build a decoder with ALiBi that silently ignores unknown arguments."""
     from transformers import MptConfig, MptForCausalLM
 
     torch.manual_seed(6)
@@ -164,7 +164,7 @@ def tiny_mpt() -> Any:
 
 
 def tiny_lfm2() -> Any:
-    """A short convolution before attention: it runs over the end of a row into what lies behind."""
+    """Build a decoder with convolutions, which mix the tokens of adjacent packed rows."""
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
     torch.manual_seed(7)
@@ -182,7 +182,7 @@ def tiny_lfm2() -> Any:
     )
 
 
-KINDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {  # a maker, and linears to adapt
+KINDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {  # a builder, and linears to adapt
     "llama": (lambda: tiny_llama(tied=True), ("q_proj", "v_proj")),
     "bert": (tiny_bert, ("query", "value")),
     "opt": (tiny_opt, ("q_proj", "v_proj")),

@@ -101,9 +101,10 @@ def train_with_deepspeed(model: FlatModel, stage: int, rank: int) -> dict[str, A
 
     from pipeline.training.checkpoint import gather_trainables
     from pipeline.training.deepspeed_engine import deepspeed_config, gradient_norms
+    from pipeline.training.deepspeed_internals import use_default_process_group
 
     training = TrainingConfig(num_workers=2, batch_rows=8)
-    deepspeed.utils.groups._WORLD_GROUP = torch.distributed.group.WORLD  # as training has it
+    use_default_process_group()  # as training does
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=list(model.trainable_state().values()),
@@ -140,7 +141,9 @@ def main() -> None:
     import deepspeed
     from safetensors.torch import save_file
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    from pipeline.training.deepspeed_internals import disable_shared_memory_collectives
+
+    disable_shared_memory_collectives()
     deepspeed.init_distributed("gloo")
     for method in METHODS:
         for stage in STAGES:

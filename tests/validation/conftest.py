@@ -1,4 +1,4 @@
-"""Small good tables to break, shared by the tests of this folder."""
+"""Small valid tables, shared by the tests of this folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def _build_table(prefix: str = "r", **columns: list[Any]) -> pa.Table:
 
 @pytest.fixture(scope="session")
 def build_table() -> Callable[..., pa.Table]:
-    """Six good rows; a keyword replaces a whole column, `prefix` starts the row_ids."""
+    """Build six valid rows; a keyword replaces a whole column, `prefix` starts the row_ids."""
     return _build_table
 
 

@@ -1,1 +1,1 @@
-"""Profile accepted rows and compare profiles."""
+"""Profiles of accepted rows, and drift between them."""

@@ -1,12 +1,13 @@
-"""Distances of a feature's counts before and after, and what chance alone makes of them.
+"""Distance between two counts of a feature, and the distance that chance alone produces.
 
-A drift must pass the PSI's threshold and what chance passes (`pipeline.evaluation.psi`). Chance counts
-distinct queries, not rows, since rows of one query are alike.
+A drift must exceed both a threshold of the PSI (`pipeline.evaluation.psi`) and the limit of chance. Chance is
+computed from distinct queries, not rows, because rows of one query are alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,44 +19,55 @@ Counts = Mapping[str, float]  # by category
 NUM_LENGTH_GROUPS = 10
 
 
-def divergence(before: Counts, after: Counts) -> tuple[float, float, int]:
-    """PSI, KL(current || reference) and the number of categories that either side holds."""
-    categories = sorted(c for c in set(before) | set(after) if before.get(c, 0) or after.get(c, 0))
-    p, q = (np.array([side.get(c, 0) for c in categories], dtype=np.float64) for side in (before, after))
-    return psi(p, q), kl_divergence(p, q), len(categories)
+class Divergence(NamedTuple):
+    """Distance of the current counts from the reference counts."""
+
+    psi: float
+    kl: float  # KL(current || reference) in nats
+    num_categories: int  # that occur on either side
 
 
-def chance_limit(freedom: int, queries: Sequence[float], chance: float) -> float:
-    """The PSI that chance alone passes at the rate `chance`."""
+def divergence(reference: Counts, current: Counts) -> Divergence:
+    """Compute PSI and KL divergence over the categories that occur on either side."""
+    categories = sorted(c for c in set(reference) | set(current) if reference.get(c, 0) or current.get(c, 0))
+    p, q = (np.array([side.get(c, 0) for c in categories], dtype=np.float64) for side in (reference, current))
+    return Divergence(psi(p, q), kl_divergence(p, q), len(categories))
+
+
+def chance_limit(degrees_of_freedom: int, num_queries: Sequence[float], rate: float) -> float:
+    """Return the PSI that chance alone exceeds at a rate.
+
+    Args:
+        degrees_of_freedom: Number of categories less one, summed over groups.
+        num_queries: Distinct queries of the reference and of the current rows.
+        rate: Probability between 0 and 1.
+    """
     from scipy.stats import chi2
 
-    return float(chi2.isf(chance, freedom) * sum(1 / max(n, 1) for n in queries))
+    return float(chi2.isf(rate, degrees_of_freedom) * sum(1 / max(n, 1) for n in num_queries))
 
 
-def in_tenths(before: Counts, after: Counts) -> tuple[Counts, Counts]:
-    """Both sides over ranges that each hold about a tenth of the reference."""
-    total, passed, starts = sum(before.values()), 0.0, [0]
-    for edge in sorted(before, key=int):
+def group_by_deciles(reference: Counts, current: Counts) -> tuple[Counts, Counts]:
+    """Sum length counts over ranges that each hold about a tenth of the reference."""
+    total, passed, starts = sum(reference.values()), 0.0, [0]
+    for edge in sorted(reference, key=int):
         if passed >= total * len(starts) / NUM_LENGTH_GROUPS:
             starts.append(int(edge))
-        passed += before[edge]
-    names = [
-        f"{start}-{end - 1} chars" if end else f"{start}+ chars"
-        for start, end in zip(starts, [*starts[1:], 0], strict=True)
-    ]
-    sides: list[dict[str, float]] = []
-    for counts in (before, after):
-        side = dict.fromkeys(names, 0.0)
+        passed += reference[edge]
+    names = [f"{start}-{end - 1} chars" for start, end in zip(starts, starts[1:], strict=False)]
+    names.append(f"{starts[-1]}+ chars")
+
+    def grouped(counts: Counts) -> Counts:
+        groups = dict.fromkeys(names, 0.0)
         for edge, count in counts.items():
-            side[names[int(np.searchsorted(starts, int(edge), side="right")) - 1]] += count
-        sides.append(side)
-    return sides[0], sides[1]
+            groups[names[int(np.searchsorted(starts, int(edge), side="right")) - 1]] += count
+        return groups
+
+    return grouped(reference), grouped(current)
 
 
-def under_others(before: Counts, after: Counts) -> Counts:
-    """Categories that the reference keeps no name of, as one."""
-    named = {category: count for category, count in after.items() if category in before}
-    return named | {
-        OTHERS: named.get(OTHERS, 0)
-        + sum(count for category, count in after.items() if category not in before)
-    }
+def group_unnamed(reference: Counts, current: Counts) -> Counts:
+    """Sum the current categories that the reference does not name under OTHERS."""
+    named = {category: count for category, count in current.items() if category in reference}
+    unnamed = sum(count for category, count in current.items() if category not in reference)
+    return named | {OTHERS: named.get(OTHERS, 0) + unnamed}

@@ -1,10 +1,11 @@
-"""What a data set looks like, in a few kilobytes: the reference that later data are compared with (`drift`).
+"""Profile of a data set in a few kilobytes: the reference that later data are compared with.
 
 A `Tally` counts rows as they stream by. Every part of it is a sum or a maximum, so tallies of parts merge to
-the tally of the whole, exactly and in any order. Rows, labels, markets and queries are counted of all rows,
-texts of at most MAX_TEXT_ROWS a task, so memory stays bounded. A `Profile` is what is kept of a tally: the
-same counts but for the words, of which the most frequent keep their names and all keep a place among hash
-buckets. The same rows give the same bytes.
+the exact tally of the whole, in any order. Rows, labels, markets and queries are counted over all rows, texts
+over at most MAX_TEXT_ROWS per task, so memory stays bounded.
+
+A `Profile` is the part of a tally that is kept. Only the most frequent words keep their names; all words are
+counted in hash buckets. Equal rows give equal bytes.
 """
 
 from __future__ import annotations
@@ -22,32 +23,41 @@ import pyarrow.compute as pc
 from pipeline.errors import DamagedInputError
 from pipeline.schema import COLUMNS, MAX_LABELS, TEXT_COLUMNS
 from pipeline.storage.filesystem import canonical_json, read_json, write_bytes
-from validation.drift.seen_words import SeenWords, see_words, word_buckets
+from validation.drift.seen_words import SeenWords, build_seen_words, count_word_buckets
 from validation.text.hashing import hash_column
-from validation.text.scripts import SCRIPTS, main_scripts
-from validation.text.words import Source, drawn, drawn_share, fold_texts, read_batches, shown, split_words
+from validation.text.scripts import SCRIPTS, dominant_scripts
+from validation.text.words import (
+    RowSource,
+    compose,
+    fold_texts,
+    read_columns,
+    sample_rows,
+    sampling_share,
+    split_words,
+)
 
 PROFILE_VERSION = 1
 
 NULLABLE_TEXTS: tuple[str, ...] = tuple(c.name for c in COLUMNS if c.nullable and c.name in TEXT_COLUMNS)
 
-# Lower ends of the length bins, in characters: each length up to 11, then eight bins an octave. Coarser ones
-# are made of these when two are compared.
+# Lower ends of the length bins, in characters: each length up to 11, then eight bins per octave. A comparison
+# groups them into coarser bins.
 LENGTH_EDGES = np.unique([0, *(round(2 ** (k / 8)) for k in range(161))])
 
 MAX_MARKETS = 100_000  # counted
 
-MAX_NAMED = 64  # markets kept by name; the rest are "(other)"
+MAX_NAMED = 64  # markets kept by name; the others are summed under OTHERS
 
 OTHERS = "(other)"
 
 MAX_WORD_CHARS = 24  # of a word kept by name
 
-# kept by name over all tasks and columns; with the rest this keeps the file below 200 kB for 8 tasks and 5
-# scripts
+# words kept by name over all tasks and columns: the file stays below 200 kB for 8 tasks and 5 scripts
 _TOP_WORDS = 1_000
 
-_REGISTERS = 512  # of the count of distinct queries: HyperLogLog, standard error 1.04 / sqrt(512) = 5 %
+# Registers of the HyperLogLog count of distinct queries: standard error 1.04 / sqrt(512) = 5 %. No declared
+# dependency has a HyperLogLog.
+_REGISTERS = 512
 
 
 @dataclass
@@ -55,35 +65,27 @@ class ColumnTally:
     """Counts of one text column of one task."""
 
     nulls: int = 0
-    # texts by the lower end of their bin, in characters
-    lengths: Counter[int] = field(default_factory=Counter)
-    scripts: Counter[str] = field(default_factory=Counter)  # texts
-    words: Counter[str] = field(default_factory=Counter)  # occurrences of each folded word
+    lengths: Counter[int] = field(default_factory=Counter)  # texts by the lower end of their length bin
+    scripts: Counter[str] = field(default_factory=Counter)  # texts by script
+    words: Counter[str] = field(default_factory=Counter)  # occurrences by folded word
 
     def add(self, texts: pa.Array) -> None:
-        """Take up a column of a batch."""
+        """Count the texts of a batch."""
         self.nulls += texts.null_count
         present = texts.drop_null()
-        edges = LENGTH_EDGES[
-            np.searchsorted(
-                LENGTH_EDGES, pc.utf8_length(present).to_numpy(zero_copy_only=False), side="right"
-            )
-            - 1
-        ]
-        self.lengths.update(edges.tolist())
-        self.scripts.update(Counter(SCRIPTS[script] for script in main_scripts(present).tolist()))
-        counts = pc.value_counts(split_words(fold_texts(present))[1].cast(pa.string()))
-        self.words.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
+        lengths = pc.utf8_length(present).to_numpy(zero_copy_only=False)
+        bins = np.searchsorted(LENGTH_EDGES, lengths, side="right") - 1
+        self.lengths.update(LENGTH_EDGES[bins].tolist())
+        self.scripts.update(SCRIPTS[script] for script in dominant_scripts(present).tolist())
+        _, words = split_words(fold_texts(present))
+        self.words.update(_value_counts(words.cast(pa.string())))
 
     def merge(self, other: ColumnTally) -> None:
-        """Take up the rows of another tally."""
+        """Add the counts of another tally."""
         self.nulls += other.nulls
-        for mine, more in (
-            (self.lengths, other.lengths),
-            (self.scripts, other.scripts),
-            (self.words, other.words),
-        ):
-            mine.update(more)  # type: ignore[arg-type]
+        self.lengths.update(other.lengths)
+        self.scripts.update(other.scripts)
+        self.words.update(other.words)
 
 
 @dataclass
@@ -91,8 +93,8 @@ class TaskTally:
     """Counts of one task."""
 
     rows: int = 0
-    text_rows: int = 0  # of them, those drawn for `columns`
-    labels: Counter[str] = field(default_factory=Counter)  # by index; rows without a label are in none
+    text_rows: int = 0  # rows whose texts are counted in `columns`
+    labels: Counter[str] = field(default_factory=Counter)  # by index; rows without a label are left out
     markets: Counter[str] = field(default_factory=Counter)
     query_registers: np.ndarray = field(default_factory=lambda: np.zeros(_REGISTERS, dtype=np.uint8))
     columns: dict[str, ColumnTally] = field(
@@ -100,33 +102,34 @@ class TaskTally:
     )
 
     def add(self, batch: pa.RecordBatch, share: float = 1.0) -> None:
-        """Take up a batch of contract rows, and the texts of a share of them."""
+        """Count a batch of contract rows, and the texts of a share of them."""
         self.rows += batch.num_rows
         for value, count in Counter(batch["label"].drop_null().to_pylist()).items():
             self.labels[str(value) if 0 <= value < MAX_LABELS else "off scale"] += count
         self._count_markets(batch["market"])
-        hashes = hash_column(batch["query"])
-        hashes = hashes[hashes != 0]  # null
-        # leading zeros of the other 55 bits, and 1
-        rank = (56 - np.ceil(np.log2(hashes // _REGISTERS + 1.0))).astype(np.uint8)
-        np.maximum.at(self.query_registers, (hashes % _REGISTERS).astype(np.int64), rank)
-        texts = drawn(batch, share)
+        self._count_queries(batch["query"])
+        texts = sample_rows(batch, share)
         self.text_rows += texts.num_rows
         for name, column in self.columns.items():
             column.add(texts[name])
 
     def _count_markets(self, markets: pa.Array) -> None:
-        counts = pc.value_counts(markets.fill_null("(null)"))
-        self.markets.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
-        # no market, whatever the column is called: the rare ones lose their names
+        self.markets.update(_value_counts(markets.fill_null("(null)")))
+        # so many values are not markets: the rare ones lose their names
         if len(self.markets) > MAX_MARKETS:
             named = dict(_most_common(self.markets)[: MAX_MARKETS // 2])
-            self.markets = Counter(
-                named | {OTHERS: self.markets.total() - sum(n for name, n in named.items() if name != OTHERS)}
-            )
+            num_named = sum(count for name, count in named.items() if name != OTHERS)
+            self.markets = Counter(named | {OTHERS: self.markets.total() - num_named})
+
+    def _count_queries(self, queries: pa.Array) -> None:
+        hashes = hash_column(queries)
+        hashes = hashes[hashes != 0]  # null
+        # the lowest 9 bits choose the register; the rank is 1 + the leading zeros of the other 55 bits
+        rank = (56 - np.ceil(np.log2(hashes // _REGISTERS + 1.0))).astype(np.uint8)
+        np.maximum.at(self.query_registers, (hashes % _REGISTERS).astype(np.int64), rank)
 
     def merge(self, other: TaskTally) -> None:
-        """Take up the rows of another tally."""
+        """Add the counts of another tally."""
         self.rows += other.rows
         self.text_rows += other.text_rows
         self.labels.update(other.labels)
@@ -136,19 +139,17 @@ class TaskTally:
             column.merge(other.columns[name])
 
     def num_queries(self) -> int:
-        """About how many distinct queries (P. Flajolet et al., HyperLogLog, 2007; linear counting where
-        registers are empty).
+        """Estimate the number of distinct queries, to 5 %.
+
+        Reference: HyperLogLog, P. Flajolet et al., AofA 2007; linear counting for few queries.
         """
-        empty = int((self.query_registers == 0).sum())
-        raw = (
-            0.7213
-            / (1 + 1.079 / _REGISTERS)
-            * _REGISTERS**2
-            / float((2.0 ** -self.query_registers.astype(np.float64)).sum())
-        )
-        return round(
-            _REGISTERS * float(np.log(_REGISTERS / empty)) if empty and raw <= 2.5 * _REGISTERS else raw
-        )
+        num_empty = int((self.query_registers == 0).sum())
+        bias_correction = 0.7213 / (1 + 1.079 / _REGISTERS)
+        harmonic_sum = float((2.0 ** -self.query_registers.astype(np.float64)).sum())
+        estimate = bias_correction * _REGISTERS**2 / harmonic_sum
+        if num_empty and estimate <= 2.5 * _REGISTERS:
+            estimate = _REGISTERS * float(np.log(_REGISTERS / num_empty))
+        return round(estimate)
 
 
 @dataclass
@@ -158,25 +159,28 @@ class Tally:
     tasks: dict[str, TaskTally] = field(default_factory=dict)
 
     def merge(self, other: Tally) -> None:
-        """Take up the rows of another tally."""
+        """Add the counts of another tally."""
         for name, task in other.tasks.items():
             self.tasks.setdefault(name, TaskTally()).merge(task)
 
     def profile(self, max_markets: int = MAX_NAMED) -> Profile:
-        """What is kept of these counts."""
+        """Build the profile of these counts.
+
+        Args:
+            max_markets: Markets per task that keep their names.
+        """
         num_top = max(5, _TOP_WORDS // (len(TEXT_COLUMNS) * max(len(self.tasks), 1)))
-        return Profile(
-            {name: _task_profile(task, num_top, max_markets) for name, task in sorted(self.tasks.items())},
-            {
-                name: see_words([task.columns[name].words for task in self.tasks.values()])
-                for name in TEXT_COLUMNS
-            },
-        )
+        tasks = {name: _task_profile(task, num_top, max_markets) for name, task in sorted(self.tasks.items())}
+        seen_words = {
+            name: build_seen_words([task.columns[name].words for task in self.tasks.values()])
+            for name in TEXT_COLUMNS
+        }
+        return Profile(tasks, seen_words)
 
 
 @dataclass(frozen=True)
 class ColumnProfile:
-    """What is kept of one text column of one task."""
+    """Profile of one text column of one task."""
 
     nulls: int
     lengths: Mapping[str, int]
@@ -187,10 +191,10 @@ class ColumnProfile:
 
 @dataclass(frozen=True)
 class TaskProfile:
-    """What is kept of one task."""
+    """Profile of one task."""
 
     rows: int
-    text_rows: int  # of them, those whose texts were counted
+    text_rows: int  # rows whose texts were counted
     num_queries: int  # distinct, to 5 %
     labels: Mapping[str, int]
     markets: Mapping[str, int]
@@ -199,48 +203,62 @@ class TaskProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """The reference profile of a data set, by task; what holds for all is a sum over tasks."""
+    """Profile of a data set."""
 
     tasks: Mapping[str, TaskProfile]
     seen_words: Mapping[str, SeenWords]  # by column
 
-    def as_json(self) -> dict[str, Any]:
-        """The profile as a json value."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile as a JSON value."""
         return {"profile_version": PROFILE_VERSION, **asdict(self)}
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Profile:
+        """Build a profile from its JSON value.
 
-def build_tally(sources: Mapping[str, Source]) -> Tally:
-    """Count the rows of each task, a table or its parquet files. DamagedInputError: a file is not whole."""
+        Raises:
+            ValueError: The value has another version.
+            TypeError, KeyError, AttributeError: The value is not a profile.
+        """
+        if value["profile_version"] != PROFILE_VERSION:
+            raise ValueError(
+                f"profile_version is {value['profile_version']!r}, this program reads {PROFILE_VERSION}"
+            )
+        tasks = {}
+        for name, task in value["tasks"].items():
+            columns = {column: ColumnProfile(**counts) for column, counts in task["columns"].items()}
+            tasks[name] = TaskProfile(**{**task, "columns": columns})
+        return cls(tasks, {column: SeenWords(**seen) for column, seen in value["seen_words"].items()})
+
+
+def build_tally(sources: Mapping[str, RowSource]) -> Tally:
+    """Count the rows of each task.
+
+    Raises:
+        DamagedInputError: A file is not whole parquet.
+    """
     tally = Tally()
     for name, source in sources.items():
-        task, share = tally.tasks.setdefault(name, TaskTally()), drawn_share(source)
-        for batch in read_batches(source, ("row_id", *TEXT_COLUMNS, "market", "label")):
+        task, share = tally.tasks.setdefault(name, TaskTally()), sampling_share(source)
+        for batch in read_columns(source, ("row_id", *TEXT_COLUMNS, "market", "label")):
             task.add(batch, share)
     return tally
 
 
 def write_profile(path: Path, profile: Profile, data_digest: str) -> None:
-    """Replace `path` by the profile's json, with the digest of the data it is of
-    (`pipeline.data.reader.data_digest`).
-    """
-    write_bytes(path, f"{canonical_json({**profile.as_json(), 'data_digest': data_digest})}\n".encode())
+    """Write a profile as JSON, with the digest of its data (`pipeline.data.reader.data_digest`)."""
+    write_bytes(path, f"{canonical_json({**profile.to_json(), 'data_digest': data_digest})}\n".encode())
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile in `path`; DamagedInputError if it is none of this version."""
+    """Read a profile.
+
+    Raises:
+        DamagedInputError: The file is not a profile of this version.
+    """
     value = read_json(path)
     try:
-        if value["profile_version"] != PROFILE_VERSION:
-            raise ValueError(
-                f"profile_version is {value['profile_version']!r}, this program reads {PROFILE_VERSION}"
-            )
-        tasks = {
-            name: TaskProfile(
-                **{**task, "columns": {c: ColumnProfile(**column) for c, column in task["columns"].items()}}
-            )
-            for name, task in value["tasks"].items()
-        }
-        return Profile(tasks, {name: SeenWords(**seen) for name, seen in value["seen_words"].items()})
+        return Profile.from_json(value)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise DamagedInputError(
             f"{path} is not a data profile ({error}); profile the reference data again"
@@ -248,22 +266,36 @@ def read_profile(path: Path) -> Profile:
 
 
 def _task_profile(task: TaskTally, num_top: int, max_markets: int) -> TaskProfile:
-    columns = {}
-    for name, column in task.columns.items():
-        lengths = {str(edge): column.lengths[edge] for edge in sorted(column.lengths)}
-        top = {shown(word)[:MAX_WORD_CHARS]: count for word, count in _most_common(column.words)[:num_top]}
-        columns[name] = ColumnProfile(
-            column.nulls, lengths, dict(sorted(column.scripts.items())), word_buckets(column.words), top
-        )
     markets = _most_common(task.markets)
-    named = dict(sorted(markets[:max_markets])) | (
-        {OTHERS: sum(n for _, n in markets[max_markets:])} if len(markets) > max_markets else {}
-    )
+    named = dict(sorted(markets[:max_markets]))
+    if len(markets) > max_markets:
+        named[OTHERS] = sum(count for _, count in markets[max_markets:])
     return TaskProfile(
-        task.rows, task.text_rows, task.num_queries(), dict(sorted(task.labels.items())), named, columns
+        rows=task.rows,
+        text_rows=task.text_rows,
+        num_queries=task.num_queries(),
+        labels=dict(sorted(task.labels.items())),
+        markets=named,
+        columns={name: _column_profile(column, num_top) for name, column in task.columns.items()},
+    )
+
+
+def _column_profile(column: ColumnTally, num_top: int) -> ColumnProfile:
+    top = _most_common(column.words)[:num_top]
+    return ColumnProfile(
+        nulls=column.nulls,
+        lengths={str(edge): column.lengths[edge] for edge in sorted(column.lengths)},
+        scripts=dict(sorted(column.scripts.items())),
+        word_buckets=count_word_buckets(column.words),
+        top_words={compose(word)[:MAX_WORD_CHARS]: count for word, count in top},
     )
 
 
 def _most_common(counts: Counter[str]) -> list[tuple[str, int]]:
-    """By falling count, ties by name, so that the order of the rows does not show."""
+    """Sort by descending count, then by name, so that the order of the rows has no effect."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _value_counts(values: pa.Array) -> dict[str, int]:
+    counts = pc.value_counts(values)
+    return dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True))

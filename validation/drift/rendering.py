@@ -1,24 +1,29 @@
-"""A drift report for people: one screen of text, and one picture. Columns are tasks, rows are features, cells
-are PSI.
-"""
+"""Drift report as text and as a picture: a table of PSI by feature and task, and the largest changes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
+from models.files import atomic_writer
+from validation.drift.comparison import ALL_TASKS, DriftReport, FeatureDrift, ShareChange, Verdict
 
-from pipeline.storage.filesystem import replacing
-from validation.drift.comparison import ALL_TASKS, DriftReport, FeatureDrift
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-MAX_TASKS = 8  # columns beside "all"; those that moved most
+MAX_TASKS = 8  # columns beside "all"; the tasks with the largest PSI
 
-NUM_DETAILS = 8
+MAX_TASK_CHARS = 12  # of a task's name above its column
 
-_MARKS = {"steady": " ", "noise": "~", "empty": "-", "look": "?", "drift": "!"}
+NUM_DESCRIBED = 8  # features described in words
 
-_COLOURS = {
+NUM_PLOTTED = 4  # features whose changes are drawn
+
+MARKS: dict[Verdict, str] = {"steady": " ", "noise": "~", "empty": "-", "look": "?", "drift": "!"}
+
+_COLORS: dict[Verdict, str] = {
     "steady": "#e4ede4",
     "noise": "#dcdcdc",
     "empty": "#a9a9a9",
@@ -26,126 +31,143 @@ _COLOURS = {
     "drift": "#dd6b55",
 }
 
+_LEGEND: dict[Verdict, str] = {
+    "steady": "steady",
+    "noise": "within chance",
+    "look": "look",
+    "drift": "drift",
+    "empty": "one side empty",
+}
 
-def as_text(report: DriftReport) -> str:
-    """The report as an aligned table and a line for each of the features that moved most."""
-    cells, features, tasks = _grid(report)
-    width = max(len(name) for name in features)
-    thresholds = report.thresholds
-    lines = [
-        f"PSI against the reference: ! drift, at least {thresholds.drift:g}; ? look, at least "
-        f"{thresholds.look:g}; "
-        "~ chance may do it; - nothing to compare",
-        "".join([" " * width, *(f" {_short(task):>12} " for task in tasks)]),
-    ]
-    for name, sizes in (("rows then", report.reference_rows), ("rows now", report.current_rows)):
-        counts = [sum(sizes.values()) if task == ALL_TASKS else sizes[task] for task in tasks]
-        lines.append("".join([f"{name:{width}}", *(f" {count:>12,} " for count in counts)]))
-    for feature in features:
-        lines.append(
-            "".join([f"{feature:{width}}", *(_cell(cells.get((feature, task))) for task in tasks)]).rstrip()
-        )
-    return "\n".join([*lines, *map(sentence, report.moved()[:NUM_DETAILS])])
+_REFERENCE_COLOR, _CURRENT_COLOR = "#8fa8bf", "#d2691e"
 
 
-def _short(task: str) -> str:
-    return task if len(task) <= 12 else f"{task[:11]}…"
+def drift_rows(report: DriftReport) -> list[list[str]]:
+    """Return a heading, the row counts, and one row of cells per feature.
+
+    The first cell of a row is its name, the others are numbers by task. A mark of MARKS follows each PSI.
+    """
+    grid = _Grid.of(report)
+    rows = [["", *(_shorten(task) for task in grid.tasks)]]
+    for name, by_task in (
+        ("reference rows", report.reference_rows),
+        ("current rows", report.current_rows),
+    ):
+        counts = [sum(by_task.values()) if task == ALL_TASKS else by_task[task] for task in grid.tasks]
+        rows.append([name, *(f"{count:,} " for count in counts)])
+    for feature in grid.features:
+        rows.append([feature, *(_cell(grid.cells.get((feature, task))) for task in grid.tasks)])
+    return rows
 
 
-def _cell(found: FeatureDrift | None) -> str:
+def _shorten(task: str) -> str:
+    return task if len(task) <= MAX_TASK_CHARS else f"{task[: MAX_TASK_CHARS - 1]}…"
+
+
+def _cell(drift: FeatureDrift | None) -> str:
+    if drift is None:
+        return ""
+    number = "" if drift.psi is None else f"{drift.psi:.3f}"
+    return number + MARKS[drift.verdict]
+
+
+def drift_legend(report: DriftReport) -> str:
+    """Return a line that explains the marks of `drift_rows`."""
+    look, drift = report.thresholds.look, report.thresholds.drift
     return (
-        " " * 14
-        if found is None
-        else f" {'' if found.psi is None else format(found.psi, '.3f'):>12}{_MARKS[found.verdict]}"
+        f"PSI against the reference: ! drift, at least {drift:g}; ? look, at least {look:g}; "
+        "~ within chance; - nothing to compare"
     )
 
 
-def sentence(found: FeatureDrift) -> str:
-    """One feature that moved, and where to."""
-    where = f"{found.verdict}: {found.feature} of {'all tasks' if found.task == ALL_TASKS else found.task}"
-    if found.psi is None:
-        return f"{where}: only one side holds any"
-    return f"{where}: PSI {found.psi:.3f}, KL {found.kl:.3f}; " + ", ".join(
-        f"{name} {then:.1%} -> {now:.1%}" for name, then, now in found.changes
-    )
+def drift_messages(report: DriftReport) -> list[str]:
+    """Describe the features that moved most, one line each."""
+    return [describe(drift) for drift in report.moved()[:NUM_DESCRIBED]]
 
 
-def _grid(report: DriftReport) -> tuple[dict[tuple[str, str], FeatureDrift], list[str], list[str]]:
-    """Cells by feature and task, and the features and tasks in the order they are shown."""
-    cells = {(found.feature, found.task): found for found in report.features}
-    features = list(dict.fromkeys(found.feature for found in report.features))
-    farthest = {
-        task: max([found.psi or 0 for found in report.features if found.task == task], default=0.0)
-        for task in report.reference_rows
-    }
-    shown = set(sorted(farthest, key=lambda task: (-farthest[task], task))[:MAX_TASKS])
-    return cells, features, [ALL_TASKS, *(task for task in report.reference_rows if task in shown)]
+def describe(drift: FeatureDrift) -> str:
+    """Describe one feature that moved, with its largest changes."""
+    task = "all tasks" if drift.task == ALL_TASKS else drift.task
+    subject = f"{drift.verdict}: {drift.feature} of {task}"
+    if drift.psi is None:
+        return f"{subject}: only one side holds any"
+    changes = ", ".join(f"{c.category} {c.reference:.1%} -> {c.current:.1%}" for c in drift.changes)
+    return f"{subject}: PSI {drift.psi:.3f}, KL {drift.kl:.3f}; {changes}"
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Cells of the table, and its rows and columns in order."""
+
+    cells: Mapping[tuple[str, str], FeatureDrift]  # by feature and task
+    features: list[str]
+    tasks: list[str]
+
+    @classmethod
+    def of(cls, report: DriftReport) -> _Grid:
+        """Choose the tasks with the largest PSI."""
+        largest_psi = {
+            task: max([drift.psi or 0 for drift in report.features if drift.task == task], default=0.0)
+            for task in report.reference_rows
+        }
+        shown = set(sorted(largest_psi, key=lambda task: (-largest_psi[task], task))[:MAX_TASKS])
+        return cls(
+            {(drift.feature, drift.task): drift for drift in report.features},
+            list(dict.fromkeys(drift.feature for drift in report.features)),
+            [ALL_TASKS, *(task for task in report.reference_rows if task in shown)],
+        )
 
 
 def plot_drift(report: DriftReport, path: Path) -> None:
-    """Write a PNG: the table with verdicts as colours, and beside it where the features that moved most
-    went.
+    """Write a PNG with the table, verdicts as colors, and the largest changes beside it.
+
+    Equal reports give equal bytes.
     """
     # not pyplot, which keeps figures and chooses a backend for the process
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cells, features, tasks = _grid(report)
-    figure = Figure(
-        figsize=(5.5 + 1.25 * len(tasks) + 5.5, max(4.5, 0.32 * len(features) + 1.6)), layout="constrained"
-    )
+    grid = _Grid.of(report)
+    width = 5.5 + 1.25 * len(grid.tasks) + 5.5
+    figure = Figure(figsize=(width, max(4.5, 0.32 * len(grid.features) + 1.6)), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    table, details = figure.subplots(1, 2, width_ratios=[1.5 + 0.9 * len(tasks), 5])
-    _draw_table(table, cells, features, tasks)
-    _draw_details(details, [found for found in report.moved() if found.psi is not None][:4])
+    table, details = figure.subplots(1, 2, width_ratios=[1.5 + 0.9 * len(grid.tasks), 5])
+    _draw_table(table, grid)
+    _draw_changes(details, [drift for drift in report.moved() if drift.psi is not None][:NUM_PLOTTED])
     thresholds = report.thresholds
     figure.suptitle(
         f"Drift: PSI of {sum(report.current_rows.values()):,} rows against "
         f"{sum(report.reference_rows.values()):,} rows of the reference"
         f" (look {thresholds.look:g}, drift {thresholds.drift:g})"
     )
-    with replacing(path) as file:
-        canvas.print_png(file, metadata={"Software": None})
+    with atomic_writer(path) as file:
+        canvas.print_png(file, metadata={"Software": None})  # the version of matplotlib is left out
 
 
-def _draw_table(
-    axes: Any, cells: dict[tuple[str, str], FeatureDrift], features: list[str], tasks: list[str]
-) -> None:
+def _task_title(task: str) -> str:
+    return "all tasks" if task == ALL_TASKS else task
+
+
+def _draw_table(axes: Axes, grid: _Grid) -> None:
     from matplotlib.patches import Patch, Rectangle
 
-    for y, feature in enumerate(features):
-        for x, task in enumerate(tasks):
-            found = cells.get((feature, task))
-            if found:
-                axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=_COLOURS[found.verdict]))
-                axes.text(
-                    x,
-                    y,
-                    "–" if found.psi is None else f"{found.psi:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=9,
-                )
-    axes.set(xlim=(-0.5, len(tasks) - 0.5), ylim=(len(features) - 0.5, -0.5))
+    for y, feature in enumerate(grid.features):
+        for x, task in enumerate(grid.tasks):
+            drift = grid.cells.get((feature, task))
+            if drift:
+                axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=_COLORS[drift.verdict]))
+                number = "–" if drift.psi is None else f"{drift.psi:.2f}"
+                axes.text(x, y, number, ha="center", va="center", fontsize=9)
+    axes.set(xlim=(-0.5, len(grid.tasks) - 0.5), ylim=(len(grid.features) - 0.5, -0.5))
     axes.set_xticks(
-        range(len(tasks)),
-        ["all tasks" if task == ALL_TASKS else task for task in tasks],
-        rotation=20,
-        ha="left",
+        range(len(grid.tasks)), [_task_title(task) for task in grid.tasks], rotation=20, ha="left"
     )
     axes.xaxis.tick_top()
-    axes.set_yticks(range(len(features)), features)
+    axes.set_yticks(range(len(grid.features)), grid.features)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    words = {
-        "steady": "steady",
-        "noise": "within chance",
-        "look": "look",
-        "drift": "drift",
-        "empty": "one side empty",
-    }
     axes.legend(
-        handles=[Patch(color=_COLOURS[verdict], label=label) for verdict, label in words.items()],
+        handles=[Patch(color=_COLORS[verdict], label=label) for verdict, label in _LEGEND.items()],
         ncols=5,
         frameon=False,
         fontsize=8,
@@ -156,35 +178,36 @@ def _draw_table(
     )
 
 
-def _draw_details(axes, moved: list[FeatureDrift]) -> None:  # type: ignore[no-untyped-def]
-    bars = [(found, *change) for found in moved for change in found.changes]
-    if not bars:
+def _draw_changes(axes: Axes, drifts: list[FeatureDrift]) -> None:
+    """Draw a pair of bars for each change, under a heading for each feature."""
+    drifts = [drift for drift in drifts if drift.changes]
+    if not drifts:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "nothing moved", ha="center", va="center", transform=axes.transAxes)
         return
     y, ticks = 0.0, []
-    for i, (found, category, then, now) in enumerate(bars):
-        if i == 0 or found is not bars[i - 1][0]:
-            where = "all tasks" if found.task == ALL_TASKS else found.task
-            axes.text(
-                0,
-                y + (0.9 if i else 0),
-                f"{found.feature}, {where}: PSI {found.psi:.2f}",
-                fontsize=9,
-                fontweight="bold",
-                va="center",
-            )
-            y += 1.9 if i else 1.0
-        axes.barh([y - 0.18, y + 0.18], [then, now], height=0.34, color=["#8fa8bf", "#d2691e"])
-        axes.text(max(then, now), y, f"  {then:.1%} → {now:.1%}", va="center", fontsize=8)
-        ticks.append((y, category))
-        y += 1.0
+    for i, drift in enumerate(drifts):
+        heading = f"{drift.feature}, {_task_title(drift.task)}: PSI {drift.psi:.2f}"
+        axes.text(0, y + (0.9 if i else 0), heading, fontsize=9, fontweight="bold", va="center")
+        y += 1.9 if i else 1.0
+        for change in drift.changes:
+            _draw_change(axes, y, change)
+            ticks.append((y, change.category))
+            y += 1.0
+    largest = max(max(change.reference, change.current) for drift in drifts for change in drift.changes)
     axes.set(
         ylim=(y, -0.7),
-        xlim=(0, 1.3 * float(np.max([bar[2:] for bar in bars]))),
-        xlabel="share of the reference (blue) and now (orange)",
+        xlim=(0, 1.3 * largest),
+        xlabel="share of the reference (blue) and of the current rows (orange)",
     )
     axes.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks])
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1])
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _draw_change(axes: Axes, y: float, change: ShareChange) -> None:
+    shares = [change.reference, change.current]
+    axes.barh([y - 0.18, y + 0.18], shares, height=0.34, color=[_REFERENCE_COLOR, _CURRENT_COLOR])
+    label = f"  {change.reference:.1%} → {change.current:.1%}"
+    axes.text(max(shares), y, label, va="center", fontsize=8)

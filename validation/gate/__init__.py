@@ -1,1 +1,1 @@
-"""Decide which rows may be used."""
+"""Data gate: decides which rows may be used."""

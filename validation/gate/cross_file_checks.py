@@ -1,7 +1,8 @@
-"""What no file can see alone: row_ids used twice, and pairs judged twice. Hashes are compared bucket by
-bucket: beside a bucket, memory holds one byte a row.
+"""Checks across files: row_ids used twice, and query-ad pairs labeled twice.
 
-Shape legend: F files, N rows of a file, K rows of a bucket.
+Hashes are compared bucket by bucket. Beside one bucket, memory holds one byte per row.
+
+Shape legend: F files, N rows of a file, M rows of a batch, K rows of a bucket, P positions in a bucket.
 """
 
 from __future__ import annotations
@@ -15,61 +16,62 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from validation.gate.file_checks import PartitionVerdict
+from validation.gate.file_checks import FileVerdict
 
 BUCKET_ROWS = 1_000_000  # compared at once: about 60 MB
 
-REPEATED_ID, REPEATED_PAIR, CONFLICT = "row_id_repeated", "pair_repeated", "labels_conflict"
+REPEATED_ID, REPEATED_PAIR, LABEL_CONFLICT = "row_id_repeated", "pair_repeated", "labels_conflict"
 
 ConflictPolicy = Literal["drop", "majority", "keep"]
 
+_SALT_FACTOR = 0x9E3779B97F4A7C15
+
 
 @dataclass(frozen=True)
-class Repeats:
-    """Rows to set aside, by file and reason, as row numbers; and pairs with unlike labels, by task."""
+class Duplicates:
+    """Rows to quarantine because of other rows, and pairs whose labels differ."""
 
-    rows: list[dict[str, np.ndarray]]  # (F,)
-    conflicting_pairs: dict[str, int]
-    conflicting_rows: dict[str, int]
+    rows: list[dict[str, np.ndarray]]  # (F,): row numbers of each file by reason
+    conflicting_pairs: dict[str, int]  # by task
+    conflicting_rows: dict[str, int]  # by task
 
 
-def find_repeats(verdicts: Sequence[PartitionVerdict], policy: ConflictPolicy) -> Repeats:
-    """Later uses of a row_id, in the order of the files; then of a (task, query, ad), for equal labels all
-    but the first and for unlike ones as `policy` says. Rows that are bad by themselves take no part.
+def find_duplicates(verdicts: Sequence[FileVerdict], policy: ConflictPolicy) -> Duplicates:
+    """Find repeated row_ids and repeated (task, query, ad) pairs.
+
+    The first row of a row_id stays, in the order of the files. Of a pair with equal labels the first row
+    stays. Of a pair with different labels, the first row of each label that `policy` keeps stays. Rows that
+    are bad by themselves are left out.
     """
-    gone = [bad_rows(verdict) for verdict in verdicts]
-    found: list[dict[str, list[np.ndarray]]] = [{} for _ in verdicts]
-    for bucket in buckets(verdicts, gone, "row_id_hash"):
-        bucket.set_aside(np.flatnonzero(~bucket.is_first()), REPEATED_ID, found, gone)
+    collector = _Collector(verdicts)
+    for bucket in collector.buckets("row_id_hash"):
+        collector.add(bucket, np.flatnonzero(~bucket.is_first()), REPEATED_ID)
     tasks = sorted({verdict.task for verdict in verdicts})
     pairs, rows = Counter[str](dict.fromkeys(tasks, 0)), Counter[str](dict.fromkeys(tasks, 0))
-    for bucket in buckets(
-        verdicts, gone, "pair_hash", salt=[tasks.index(verdict.task) for verdict in verdicts]
-    ):
+    # the salt separates the pairs of different tasks
+    salts = [tasks.index(verdict.task) for verdict in verdicts]
+    for bucket in collector.buckets("pair_hash", salts):
         repeated, conflicting = bucket.repeats()
-        alike, unlike = [repeated], [np.zeros(0, dtype=np.int64)]
+        repeats, conflicts = [repeated], [np.zeros(0, dtype=np.int64)]
         for group in conflicting:
-            labels = bucket.label_K[group]
             task = verdicts[int(bucket.file_K[group[0]])].task
             pairs[task] += 1
             rows[task] += len(group)
+            labels = bucket.label_K[group]
             kept = kept_labels(labels, policy)
             for label in np.unique(labels).tolist():
-                of_label = group[labels == label]
+                same_label = group[labels == label]
                 if label in kept:
-                    alike.append(of_label[1:])
+                    repeats.append(same_label[1:])
                 else:
-                    unlike.append(of_label)
-        bucket.set_aside(np.concatenate(alike), REPEATED_PAIR, found, gone)
-        bucket.set_aside(np.concatenate(unlike), CONFLICT, found, gone)
-    arrays = [
-        {reason: np.sort(np.concatenate(parts)) for reason, parts in sorted(file.items())} for file in found
-    ]
-    return Repeats(arrays, dict(pairs), dict(rows))
+                    conflicts.append(same_label)
+        collector.add(bucket, np.concatenate(repeats), REPEATED_PAIR)
+        collector.add(bucket, np.concatenate(conflicts), LABEL_CONFLICT)
+    return Duplicates(collector.rows(), dict(pairs), dict(rows))
 
 
 def kept_labels(labels: np.ndarray, policy: ConflictPolicy) -> set[int]:
-    """The labels of a conflicting pair that stay."""
+    """Return the labels of a conflicting pair that stay."""
     values, counts = np.unique(labels, return_counts=True)
     if policy == "keep":
         return set(values.tolist())
@@ -78,107 +80,111 @@ def kept_labels(labels: np.ndarray, policy: ConflictPolicy) -> set[int]:
     return set()
 
 
-def bad_rows(verdict: PartitionVerdict) -> np.ndarray:
-    """Whether each row of a file is bad by itself (N,)."""
+def bad_row_mask(verdict: FileVerdict) -> np.ndarray:
+    """Return a mask of the rows that are bad by themselves (N,)."""
     bad_N = np.zeros(verdict.rows, dtype=bool)
     if verdict.bad_rows:
-        bad_N[pq.read_table(Path(verdict.folder) / "reasons.parquet", columns=["row"])["row"].to_numpy()] = (
-            True
-        )
+        rows = pq.read_table(Path(verdict.folder) / "reasons.parquet", columns=["row"])["row"]
+        bad_N[rows.to_numpy()] = True
     return bad_N
 
 
 class Bucket:
-    """Those rows whose hash another row has too, sorted by hash, then file, then row."""
+    """Rows whose hash occurs more than once, sorted by hash, then file, then row."""
 
     def __init__(
         self, hash_K: np.ndarray, file_K: np.ndarray, row_K: np.ndarray, label_K: np.ndarray
     ) -> None:
         order = np.lexsort((row_K, file_K, hash_K))
-        self.hash_K, self.file_K, self.row_K, self.label_K = (
-            hash_K[order],
-            file_K[order],
-            row_K[order],
-            label_K[order],
-        )
+        self.hash_K = hash_K[order]
+        self.file_K = file_K[order]
+        self.row_K = row_K[order]
+        self.label_K = label_K[order]
 
     def is_first(self) -> np.ndarray:
-        """Whether each row is the first of its hash (K,)."""
+        """Mark the first row of each hash (K,)."""
         return np.diff(self.hash_K, prepend=~self.hash_K[:1]) != 0
 
     def repeats(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Places of all but the first row of each hash whose labels agree, and the places of each hash whose
-        labels do not.
+        """Split repeated rows by whether the labels of their hash agree.
+
+        Returns:
+            Positions of all but the first row of each hash whose labels agree (P,), and for each other hash
+            the positions of its rows.
         """
         if not len(self.hash_K):
             return np.zeros(0, dtype=np.int64), []
         is_first_K = self.is_first()
         starts = np.flatnonzero(is_first_K)
-        unlike = np.minimum.reduceat(self.label_K, starts) != np.maximum.reduceat(self.label_K, starts)
+        lowest, highest = (f.reduceat(self.label_K, starts) for f in (np.minimum, np.maximum))
+        conflicts = lowest != highest  # by group
         group_K = np.cumsum(is_first_K) - 1
         ends = np.append(starts[1:], len(self.hash_K))
-        return np.flatnonzero(~is_first_K & ~unlike[group_K]), [
-            np.arange(starts[group], ends[group]) for group in np.flatnonzero(unlike)
-        ]
+        agreeing = np.flatnonzero(~is_first_K & ~conflicts[group_K])
+        return agreeing, [np.arange(starts[group], ends[group]) for group in np.flatnonzero(conflicts)]
 
-    def set_aside(
-        self,
-        places: np.ndarray,
-        reason: str,
-        found: list[dict[str, list[np.ndarray]]],
-        gone: list[np.ndarray],
-    ) -> None:
-        """Note the rows at some places under a reason."""
-        file_P, row_P = self.file_K[places], self.row_K[places]
+
+class _Collector:
+    """Reader of the keys of all files, and collector of the rows to quarantine."""
+
+    def __init__(self, verdicts: Sequence[FileVerdict]) -> None:
+        self._verdicts = verdicts
+        self._excluded = [bad_row_mask(verdict) for verdict in verdicts]  # (F,) masks (N,)
+        self._rows: list[dict[str, list[np.ndarray]]] = [{} for _ in verdicts]  # (F,) by reason
+
+    def add(self, bucket: Bucket, positions_P: np.ndarray, reason: str) -> None:
+        """Record the rows at some positions of a bucket; later buckets leave them out."""
+        file_P, row_P = bucket.file_K[positions_P], bucket.row_K[positions_P]
         for file in np.unique(file_P).tolist():
             rows = row_P[file_P == file]
-            found[file].setdefault(reason, []).append(rows)
-            gone[file][rows] = True
+            self._rows[file].setdefault(reason, []).append(rows)
+            self._excluded[file][rows] = True
+
+    def rows(self) -> list[dict[str, np.ndarray]]:
+        """Return the recorded row numbers of each file by reason, in ascending order."""
+        return [
+            {reason: np.sort(np.concatenate(parts)) for reason, parts in sorted(by_reason.items())}
+            for by_reason in self._rows
+        ]
+
+    def buckets(self, column: str, salts: Sequence[int] | None = None) -> Iterator[Bucket]:
+        """Yield the rows that share their hash in `column`.
+
+        Args:
+            column: Column of keys.parquet.
+            salts: Number of each file; equal hashes of files with different numbers do not match.
+        """
+        num_buckets = max(1, -(-sum(v.rows for v in self._verdicts) // BUCKET_ROWS))
+        for number in range(num_buckets):
+            parts = []
+            for index, verdict in enumerate(self._verdicts):
+                if verdict.refused or not verdict.rows:
+                    continue
+                salt = np.uint64((salts[index] if salts else 0) * _SALT_FACTOR % 2**64)
+                start = 0
+                with pq.ParquetFile(Path(verdict.folder) / "keys.parquet") as file:
+                    for keys in file.iter_batches(1 << 20, columns=[column, "label"]):
+                        hash_M = keys[column].to_numpy() ^ salt
+                        selected_M = ~self._excluded[index][start : start + len(hash_M)]
+                        if num_buckets > 1:
+                            selected_M &= hash_M % np.uint64(num_buckets) == number
+                        selected = np.flatnonzero(selected_M)
+                        files = np.full(len(selected), index, dtype=np.int32)
+                        labels = keys["label"].to_numpy()[selected]
+                        parts.append((hash_M[selected], files, start + selected, labels))
+                        start += len(hash_M)
+            if parts:
+                hashes, files, rows, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+                shared = np.flatnonzero(is_repeated(hashes))
+                if len(shared):
+                    yield Bucket(hashes[shared], files[shared], rows[shared], labels[shared])
 
 
-def buckets(
-    verdicts: Sequence[PartitionVerdict],
-    gone: Sequence[np.ndarray],
-    column: str,
-    salt: Sequence[int] | None = None,
-) -> Iterator[Bucket]:
-    """The rows that are not gone and share their hash in `column`, bucket by bucket; `salt` keeps the hashes
-    of files apart whose numbers differ.
-    """
-    num_buckets = max(1, -(-sum(v.rows for v in verdicts) // BUCKET_ROWS))
-    for number in range(num_buckets):
-        parts = []
-        for index, verdict in enumerate(verdicts):
-            if verdict.refused or not verdict.rows:
-                continue
-            mark, start = np.uint64((salt[index] if salt else 0) * 0x9E3779B97F4A7C15 % 2**64), 0
-            with pq.ParquetFile(Path(verdict.folder) / "keys.parquet") as file:
-                for keys in file.iter_batches(1 << 20, columns=[column, "label"]):
-                    hash_M = keys[column].to_numpy() ^ mark
-                    is_mine_M = ~gone[index][start : start + len(hash_M)]
-                    if num_buckets > 1:
-                        is_mine_M &= hash_M % np.uint64(num_buckets) == number
-                    mine = np.flatnonzero(is_mine_M)
-                    parts.append(
-                        (
-                            hash_M[mine],
-                            np.full(len(mine), index, dtype=np.int32),
-                            start + mine,
-                            keys["label"].to_numpy()[mine],
-                        )
-                    )
-                    start += len(hash_M)
-        if parts:
-            hash_M, *others = (np.concatenate(column) for column in zip(*parts, strict=True))
-            shared = shared_values(hash_M)
-            if len(shared):
-                sharing = np.flatnonzero(
-                    shared[np.minimum(np.searchsorted(shared, hash_M), len(shared) - 1)] == hash_M
-                )
-                yield Bucket(hash_M[sharing], *(other[sharing] for other in others))
-
-
-def shared_values(value_M: np.ndarray) -> np.ndarray:
-    """The values that occur more than once, rising."""
-    sorted_M = np.sort(value_M)
-    return np.unique(sorted_M[1:][sorted_M[1:] == sorted_M[:-1]])
+def is_repeated(values_M: np.ndarray) -> np.ndarray:
+    """Mark the values that occur more than once (M,)."""
+    sorted_M = np.sort(values_M)
+    repeated = np.unique(sorted_M[1:][sorted_M[1:] == sorted_M[:-1]])
+    if not len(repeated):
+        return np.zeros(len(values_M), dtype=bool)
+    nearest = np.minimum(np.searchsorted(repeated, values_M), len(repeated) - 1)
+    return repeated[nearest] == values_M

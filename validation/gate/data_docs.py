@@ -1,25 +1,26 @@
-"""Great Expectations at work: one verdict a suite, and the Data Docs as pages that stand on their own.
+"""Great Expectations suites, and Data Docs that are safe to open offline.
 
-Great Expectations 1.24 writes data values into its pages unescaped (render/view/view.py has Jinja escape
-.html templates; its own end in .j2), loads scripts and styles from outside hosts, and draws the list on its
-index page by script. Ad text is written by strangers, and data rooms are often offline. So values are escaped
-before they are stored, pages keep no script and no outside address, a content security policy tells the
-browser so, and the index is a page of our own.
+Ad text is untrusted. Values are therefore escaped before Great Expectations stores them. Pages keep no script
+and no outside address; a content security policy enforces both. The index page is rendered here, because
+Great Expectations draws its own by script.
 """
 
 from __future__ import annotations
 
 import contextlib
 import html
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.storage.filesystem import remove_tree
+import jinja2
+
+from models.files import remove_tree
+from validation.gate import gx_internals
 
 if TYPE_CHECKING:
     import great_expectations as gx
@@ -36,153 +37,137 @@ _RESULT_FORMAT = {
     "unexpected_index_column_names": ["row_id"],
 }
 
-# Whatever runs or has an address elsewhere. No data can be in a match: values are escaped by then.
-_ACTIVE = re.compile(
-    r'<script\b.*?</script>|<(?:link|img)\b[^>]*>|<footer\b.*?</footer>|\sonclick="[^"]*"|url\([^)]*\)',
-    re.DOTALL,
-)
-
-
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
-def _head() -> str:
-    """Return what each page's head holds: a policy that forbids everything from elsewhere, and the style."""
-    style = Path(__file__).with_name("data_docs.css").read_text("utf-8")
-    return f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{style}</style>'
+@dataclass(frozen=True)
+class _IndexEntry:
+    """One suite on the index page."""
+
+    name: str
+    num_passed: int
+    num_checks: int
+    results_page: str
+    expectations_page: str
 
 
-def readable(value: Any) -> str:
-    """A value as messages and pages show it: short, on one line, text quoted with control and invisible
-    characters spelled out.
+def format_value(value: Any) -> str:
+    """Format a value for messages and pages.
+
+    Text is shortened, quoted and kept on one line; control and invisible characters are spelled out.
     """
     if value is None:
         return "null"
     if isinstance(value, str):
-        return repr(_clip(value))
+        return repr(_shorten(value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _clip(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}… ({len(text):,} characters)"
 
 
-def _inert(value: Any) -> Any:
-    """The same json value with every text in it shortened, printable and free of markup."""
+def _escape_texts(value: Any) -> Any:
+    """Shorten every text in a JSON value and escape its markup and unprintable characters."""
     if isinstance(value, str):
-        return html.escape(repr(_clip(value))[1:-1])
+        return html.escape(repr(_shorten(value))[1:-1])
     if isinstance(value, dict):
-        return {_inert(key): _inert(item) for key, item in value.items()}
-    return [_inert(item) for item in value] if isinstance(value, list | tuple) else value
+        return {_escape_texts(key): _escape_texts(item) for key, item in value.items()}
+    return [_escape_texts(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _head_markup() -> str:
+    """Return the content security policy and the style that every page carries."""
+    style = Path(__file__).with_name("data_docs.css").read_text("utf-8")
+    return f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{style}</style>'
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What Great Expectations prints goes to stderr: stdout belongs to the command's json line."""
+def _output_on_stderr() -> Iterator[None]:
+    """Send the output of Great Expectations to stderr: stdout is reserved for the command's JSON line."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 class DataDocs:
-    """Runs suites in a Great Expectations context that lives in memory, and writes its Data Docs into one
-    folder.
+    """Runner of suites in an in-memory Great Expectations context, and writer of its Data Docs.
+
+    Args:
+        folder: Folder that receives the pages.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._verdicts: dict[str, dict[str, bool]] = {}
-        store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)}
-        index = {"class_name": "DefaultSiteIndexBuilder", "show_cta_footer": False}
-        site = {
-            "class_name": "SiteBuilder",
-            "show_how_to_buttons": False,
-            "store_backend": store,
-            "site_index_builder": index,
-        }
-        with _quiet():
+        self._results: dict[str, dict[str, bool]] = {}
+        with _output_on_stderr():
             import great_expectations as gx
             from great_expectations.data_context.types.base import (
                 DataContextConfig,
                 InMemoryStoreBackendDefaults,
-                ProgressBarsConfig,
             )
 
-            in_memory = InMemoryStoreBackendDefaults(init_temp_docs_sites=False)
             self._context = gx.get_context(
                 mode="ephemeral",
                 project_config=DataContextConfig(
-                    store_backend_defaults=in_memory,
-                    data_docs_sites={"data_docs": site},
+                    store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+                    data_docs_sites={"data_docs": gx_internals.data_docs_site(folder)},
                     analytics_enabled=False,
-                    progress_bars=ProgressBarsConfig(globally=False),
+                    progress_bars=gx_internals.disabled_progress_bars(),
                 ),
             )
             self._source = self._context.data_sources.add_pandas("rows")
 
-    def judge(self, suite: gx.ExpectationSuite, frame: pd.DataFrame) -> dict[str, bool]:
-        """Whether `frame` keeps each check of `suite`, by the check's name. The result is kept for the
-        pages.
-        """
+    def run_suite(self, suite: gx.ExpectationSuite, frame: pd.DataFrame) -> dict[str, bool]:
+        """Return True or False by the name of each check that `frame` passes or fails."""
         import great_expectations as gx
-        from great_expectations.core.run_identifier import RunIdentifier
 
-        with _quiet():
+        with _output_on_stderr():
             batch = self._source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("all")
             definition = gx.ValidationDefinition(
                 name=suite.name, data=batch, suite=self._context.suites.add(suite)
             )
             self._context.validation_definitions.add(definition)
-            run_id = RunIdentifier(run_name="gate", run_time=datetime.now(UTC))
-            result: Any = definition.run(
-                batch_parameters={"dataframe": frame}, result_format=_RESULT_FORMAT, run_id=run_id
+            suite_result: Any = definition.run(
+                batch_parameters={"dataframe": frame},
+                result_format=_RESULT_FORMAT,
+                run_id=gx.RunIdentifier(run_name="gate", run_time=datetime.now(UTC)),
             )
-        verdict = {one.expectation_config.meta["check"]: bool(one.success) for one in result.results}
-        self._verdicts[suite.name] = verdict
-        return verdict
+        passed = {
+            result.expectation_config.meta["check"]: bool(result.success) for result in suite_result.results
+        }
+        self._results[suite.name] = passed
+        return passed
 
     def write(self, failures: Sequence[str], notes: Sequence[str]) -> None:
-        """Write index.html and the pages of every suite judged so far."""
-        with _quiet():
-            self._make_results_inert()
+        """Write index.html and the pages of every suite that has run."""
+        with _output_on_stderr():
+            gx_internals.transform_stored_results(self._context, _escape_texts)
             self._context.build_data_docs()
-        remove_tree(self._folder / "static")
-        for page in self._folder.rglob("*.html"):
-            page.write_text(
-                _ACTIVE.sub("", page.read_text("utf-8")).replace("<head>", f"<head>{_head()}", 1), "utf-8"
+        remove_tree(self._folder / gx_internals.STATIC_FOLDER)
+        for path in self._folder.rglob("*.html"):
+            page = gx_internals.remove_active_markup(path.read_text("utf-8"))
+            path.write_text(gx_internals.insert_in_head(page, _head_markup()), "utf-8")
+        (self._folder / "index.html").write_text(self._render_index(failures, notes), "utf-8")
+
+    def _render_index(self, failures: Sequence[str], notes: Sequence[str]) -> str:
+        suites = [
+            _IndexEntry(
+                name,
+                sum(passed.values()),
+                len(passed),
+                str(gx_internals.results_page(self._folder, name)),
+                gx_internals.expectations_page(name),
             )
-        (self._folder / "index.html").write_text(self._index(failures, notes), "utf-8")
-
-    def _make_results_inert(self) -> None:
-        store = self._context.validation_results_store
-        for key in store.list_keys():
-            suite_result: Any = store.get(key)
-            for result in suite_result.results:
-                result.result = _inert(result.to_json_dict()["result"])
-            store.set(key, suite_result)
-
-    def _index(self, failures: Sequence[str], notes: Sequence[str]) -> str:
-        verdict = "refused" if failures else "accepted"
-        lines = [
-            (
-                f'<!DOCTYPE html><html><head><meta charset="UTF-8">{_head()}<title>Data '
-                f"{verdict}</title></head><body>"
-            ),
-            f'<h1>Data <span class="{verdict}">{verdict}</span></h1>',
-            "<table><tr><th>suite</th><th>checks passed</th><th>pages</th></tr>",
+            for name, passed in self._results.items()
         ]
-        for name, checks in self._verdicts.items():
-            results = next(self._folder.glob(f"validations/{name}/**/*.html")).relative_to(self._folder)
-            links = f'<a href="{results}">results</a> <a href="expectations/{name}.html">checks</a>'
-            lines.append(
-                f"<tr><td>{name}</td><td>{sum(checks.values())} of {len(checks)}</td><td>{links}</td></tr>"
-            )
-        lines.append("</table>")
-        for title, texts in (("Refused because", failures), ("Worth knowing", notes)):
-            if texts:
-                lines += [
-                    f"<h4>{title}</h4><ul>",
-                    *(f"<li>{html.escape(text)}</li>" for text in texts),
-                    "</ul>",
-                ]
-        return "\n".join([*lines, "</body></html>"])
+        loader = jinja2.FileSystemLoader(Path(__file__).parent)
+        environment = jinja2.Environment(
+            loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+        )
+        return environment.get_template("data_docs_index.html.j2").render(
+            head=_head_markup(),
+            verdict="refused" if failures else "accepted",
+            suites=suites,
+            lists=[("Refused because", failures), ("Worth knowing", notes)],
+        )

@@ -1,8 +1,8 @@
-"""What a good row is, said once and generated from the row contract and the task.
+"""Checks of a good row, generated from the row contract and the task.
 
-A `Check` carries the same promise twice: as a Great Expectations expectation, which holds the verdict and the
-Data Docs, and as a vectorised Arrow mask, which names the rows. The gate runs both and refuses the data if
-they ever disagree.
+A `Check` states one requirement twice: as a Great Expectations expectation, which gives the verdict and the
+Data Docs, and as a vectorized Arrow mask, which finds the rows. The gate runs both and refuses the data if
+they disagree.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ import pyarrow.compute as pc
 from pipeline.config.extensions import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
 from pipeline.schema import COLUMNS, ROW_SCHEMA, Column
-from validation.text.text_bytes import holds_nul
+from validation.text.text_bytes import contains_nul
 
 if TYPE_CHECKING:
     import great_expectations as gx
     import pandas as pd
 
-# Great Expectations names a pandas Arrow type by its Python type; widths are compared on the files' Arrow
-# schema instead.
+# Great Expectations names a pandas Arrow type by its Python type; `schema_differences` compares the widths
 GX_TYPES: dict[pa.DataType, str] = {pa.string(): "str", pa.int32(): "int", pa.float32(): "float"}
 
-# One character that leaves a mark: not control, not white space, not zero-width. Written out because RE2
-# (pyarrow) and Python disagree on what \s is, and above \xff as the characters themselves because RE2 knows
-# no \u.
+# One visible character: not control, not white space, not zero-width. Written out because RE2 (pyarrow) and
+# Python disagree on \s; characters above \xff are literal because RE2 has no \u.
 VISIBLE = (
     r"[^\x00-\x20\x7f-\xa0\xad"
     "\u115f\u1160\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufeff\uffa0]"
@@ -39,38 +37,40 @@ VISIBLE = (
 
 NUL = "\x00"
 
-PLAIN_STARTS = pa.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"))
+ASCII_ALPHANUMERIC = pa.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"))
 
 Mask = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise about a column, or about the table if `column` is empty."""
+    """One requirement on a column, or on the table if `column` is empty."""
 
-    name: str  # such as query_not_null; stable, carried by the expectation as meta
+    name: str  # such as query_not_null; stable, the expectation carries it as meta
     column: str
-    promise: str  # reads on after "must"
+    requirement: str  # continues a sentence after "must"
     expectation: str  # class in great_expectations.expectations
-    settings: Mapping[str, Any]  # its arguments, the column left out
-    failing: Mask | None = None  # rows that break the promise; None where no single row does
+    settings: Mapping[str, Any]  # its arguments without the column
+    failing_mask: Mask | None = None  # marks the rows that fail; None if rows cannot fail one by one
 
 
-# (task, whether each row must carry a label) -> the promises that rows of the task must keep
+# (task, labels_required) -> the checks that rows of the task must pass
 CheckBuilder = Callable[[Task, bool], Iterable[Check]]
 
 
 def data_check(builder: CheckBuilder) -> CheckBuilder:
-    """Register checks: all rows must keep their promises. ValueError: another builder has the function's
-    name.
+    """Register a builder of checks that all rows must pass.
+
+    Raises:
+        ValueError: Another builder has the function's name.
     """
     return DATA_CHECKS.register(builder.__name__, builder)  # type: ignore[no-any-return]
 
 
-def build_checks(task: Task, judged: bool = True) -> tuple[Check, ...]:
-    """Every promise rows of `task` must keep; `judged` data also promise a label in each row."""
+def build_checks(task: Task, labels_required: bool = True) -> tuple[Check, ...]:
+    """Build every check that rows of `task` must pass, installed extensions included."""
     load_installed_extensions()
-    return tuple(check for builder in DATA_CHECKS.values() for check in builder(task, judged))
+    return tuple(check for builder in DATA_CHECKS.values() for check in builder(task, labels_required))
 
 
 _COLUMNS_CHECK = Check(
@@ -83,32 +83,35 @@ _COLUMNS_CHECK = Check(
 
 
 @data_check
-def table_shape(task: Task, judged: bool) -> Iterable[Check]:
-    """The columns of the contract, and at least one row."""
+def table_shape(task: Task, labels_required: bool) -> Iterable[Check]:
+    """Require the columns of the contract, and at least one row."""
     yield _COLUMNS_CHECK
     minimum = {"min_value": 1}
     yield Check("row_count", "", "hold at least one row", "ExpectTableRowCountToBeBetween", minimum)
 
 
 @data_check
-def contract_columns(task: Task, judged: bool) -> Iterable[Check]:
-    """Type, presence, length and range of each column, as the contract has them."""
+def contract_columns(task: Task, labels_required: bool) -> Iterable[Check]:
+    """Require the types, presence, lengths and ranges of the contract."""
     for column in COLUMNS:
         name, settings = column.name, {"type_": GX_TYPES[column.type]}
         yield Check(
             f"{name}_type", name, f"be of type {column.type}", "ExpectColumnValuesToBeOfType", settings
         )
-        if not column.nullable or (judged and name == "label"):
-            promise, expectation = "never be null", "ExpectColumnValuesToNotBeNull"
-            yield Check(f"{name}_not_null", name, promise, expectation, {}, pc.is_null)
-        yield from (_text_checks(column) if column.type == pa.string() else [_range_check(column, task)])
+        if not column.nullable or (labels_required and name == "label"):
+            expectation = "ExpectColumnValuesToNotBeNull"
+            yield Check(f"{name}_not_null", name, "never be null", expectation, {}, pc.is_null)
+        if column.type == pa.string():
+            yield from _text_checks(column)
+        else:
+            yield _range_check(column, task)
 
 
 @data_check
-def unique_row_ids(task: Task, judged: bool) -> Iterable[Check]:
-    """No id twice. Here within a task; the gate compares the files of all tasks too."""
-    promise = "be unique among the files of the task"
-    yield Check("row_id_unique", "row_id", promise, "ExpectColumnValuesToBeUnique", {}, _repeated)
+def unique_row_ids(task: Task, labels_required: bool) -> Iterable[Check]:
+    """Require unique row_ids within a task; the gate compares the files of all tasks too."""
+    requirement = "be unique among the files of the task"
+    yield Check("row_id_unique", "row_id", requirement, "ExpectColumnValuesToBeUnique", {}, _repeated)
 
 
 def _text_checks(column: Column) -> list[Check]:
@@ -129,7 +132,7 @@ def _text_checks(column: Column) -> list[Check]:
             "hold no NUL character",
             "ExpectColumnValuesToNotMatchRegex",
             {"regex": r"\x00"},
-            _holds_nul,
+            _contains_nul,
         ),
     ]
     if not column.nullable:
@@ -147,7 +150,7 @@ def _text_checks(column: Column) -> list[Check]:
 
 
 def _range_check(column: Column, task: Task) -> Check:
-    # Both ends, always: a range open above lets infinity through.
+    # both ends are needed: an open range accepts infinity
     low, high = column.minimum, len(task.labels) - 1 if column.name == "label" else column.maximum
     assert low is not None and high is not None, f"number column {column.name} has an open range"
     return Check(
@@ -161,40 +164,35 @@ def _range_check(column: Column, task: Task) -> Check:
 
 
 def _longer(values: pa.ChunkedArray, max_chars: int) -> pa.ChunkedArray:
-    if (pc.max(pc.binary_length(values)).as_py() or 0) <= max_chars:  # no text has more characters than bytes
-        return _nowhere(values)
+    # no text has more characters than bytes, and bytes are cheaper to count
+    if (pc.max(pc.binary_length(values)).as_py() or 0) <= max_chars:
+        return _no_rows(values)
     return pc.greater(pc.utf8_length(values), max_chars)
 
 
-def _nowhere(values: pa.ChunkedArray) -> pa.ChunkedArray:
+def _no_rows(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(np.zeros(len(values), dtype=bool))])
 
 
 def _blank(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    # nearly every text begins with a letter or digit; the regular expression is only for the others
-    unlike_N = np.flatnonzero(
-        pc.invert(pc.is_in(pc.utf8_slice_codeunits(values, 0, 1), value_set=PLAIN_STARTS))
-        .fill_null(False)
-        .to_numpy()
-    )
+    # nearly every text starts with a letter or digit; the slower regular expression is for the others
+    starts_plain = pc.is_in(pc.utf8_slice_codeunits(values, 0, 1), value_set=ASCII_ALPHANUMERIC)
+    others = np.flatnonzero(pc.invert(starts_plain).fill_null(False).to_numpy())
     blank_N = np.zeros(len(values), dtype=bool)
-    if len(unlike_N):
-        blank_N[unlike_N] = (
-            pc.invert(pc.match_substring_regex(values.take(unlike_N), VISIBLE)).fill_null(False).to_numpy()
-        )
+    if len(others):
+        is_visible = pc.match_substring_regex(values.take(others), VISIBLE)
+        blank_N[others] = pc.invert(is_visible).fill_null(False).to_numpy()
     return pa.chunked_array([pa.array(blank_N)])
 
 
-def _holds_nul(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return (
-        pc.match_substring(values, NUL)
-        if any(holds_nul(chunk) for chunk in values.chunks)
-        else _nowhere(values)
-    )
+def _contains_nul(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    if any(contains_nul(chunk) for chunk in values.chunks):
+        return pc.match_substring(values, NUL)
+    return _no_rows(values)
 
 
 def _outside(values: pa.ChunkedArray, low: float, high: float) -> pa.ChunkedArray:
-    # Not "less or greater": NaN is neither, and must fail.
+    # not "less or greater": NaN is neither, and must fail
     return pc.invert(pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high)))
 
 
@@ -203,28 +201,32 @@ def _repeated(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def repeated_values(values: pa.ChunkedArray) -> pa.Array:
-    """The distinct values that occur more than once; null is no value."""
+    """Return the distinct values that occur more than once; null is not a value."""
     counts = pc.value_counts(values.drop_null())
     return counts.field("values").filter(pc.greater(counts.field("counts"), 1))
 
 
 def failing_rows(check: Check, table: pa.Table) -> np.ndarray:
-    """Row numbers, rising, at which `table` breaks `check`. Null breaks nothing but a not-null check."""
-    if check.failing is None:
-        return np.empty(0, dtype=np.int64)
-    return np.flatnonzero(check.failing(table[check.column]).fill_null(False).to_numpy())
+    """Return the row numbers at which `table` fails `check`, in ascending order.
 
-
-def build_suite(task: Task, judged: bool = True) -> gx.ExpectationSuite:
-    """The Great Expectations suite of `task`, for frames of `build_frame`; each expectation's meta holds the
-    name of its check.
+    Null fails only a not-null check.
     """
-    return build_check_suite(task.name, build_checks(task, judged))
+    if check.failing_mask is None:
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero(check.failing_mask(table[check.column]).fill_null(False).to_numpy())
 
 
-def build_schema_suite(name: str, found: Sequence[str]) -> gx.ExpectationSuite:
-    """The suite for a frame of `build_schema_frame` with the columns `found`: what the contract says they
-    should have been.
+def build_suite(task: Task, labels_required: bool = True) -> gx.ExpectationSuite:
+    """Build the Great Expectations suite of `task`, for frames of `build_frame`."""
+    return build_check_suite(task.name, build_checks(task, labels_required))
+
+
+def build_schema_suite(name: str, columns: Sequence[str]) -> gx.ExpectationSuite:
+    """Build the suite that compares a frame of `build_schema_frame` with the contract.
+
+    Args:
+        name: Name of the suite.
+        columns: Columns of the frame.
     """
     types = [
         Check(
@@ -235,29 +237,29 @@ def build_schema_suite(name: str, found: Sequence[str]) -> gx.ExpectationSuite:
             {"value_set": [str(c.type)]},
         )
         for c in COLUMNS
-        if found.count(c.name) == 1
+        if columns.count(c.name) == 1
     ]
     return build_check_suite(name, (_COLUMNS_CHECK, *types))
 
 
 def build_check_suite(name: str, checks: Sequence[Check]) -> gx.ExpectationSuite:
-    """A suite of checks under a name."""
+    """Build a suite of checks; the meta of each expectation holds the name of its check."""
     import great_expectations as gx
 
     expectations = []
     for check in checks:
-        where = {"column": check.column} if check.column else {}
-        described = f"{check.column or 'the table'} must {check.promise}"
-        expectation = getattr(gx.expectations, check.expectation)
-        expectations.append(
-            expectation(**where, **check.settings, description=described, meta={"check": check.name})
-        )
+        arguments = {**check.settings, "meta": {"check": check.name}}
+        arguments["description"] = f"{check.column or 'the table'} must {check.requirement}"
+        if check.column:
+            arguments["column"] = check.column
+        expectations.append(getattr(gx.expectations, check.expectation)(**arguments))
     return gx.ExpectationSuite(name=name, expectations=expectations)
 
 
 def build_frame(table: pa.Table) -> pd.DataFrame:
-    """Contract rows as pandas sees them with nothing lost: in Arrow types NaN stays a value, where numpy
-    types would make it a null, which every range check skips.
+    """Convert contract rows to pandas.
+
+    Arrow types keep NaN a value; numpy types would make it null, which every range check skips.
     """
     import pandas as pd
 
@@ -265,9 +267,7 @@ def build_frame(table: pa.Table) -> pd.DataFrame:
 
 
 def build_schema_frame(schema: pa.Schema) -> pd.DataFrame:
-    """A file's schema as one row: under each column's name, its Arrow type. No row is read from a file that
-    breaks the contract.
-    """
+    """Build a frame with one row: the Arrow type of each column of a schema."""
     import pandas as pd
 
     return pd.DataFrame([[str(field.type) for field in schema]], columns=list(schema.names))

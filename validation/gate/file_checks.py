@@ -1,7 +1,6 @@
-"""One parquet file against the row contract, in a stream: which rows are bad and why, and what other files
-must be compared with.
+"""Verdict on one parquet file: its bad rows with reasons, and what other files are compared by.
 
-Shape legend: N rows of the file, M rows of a batch.
+The file is read as a stream. Verdicts are cached by the file's bytes and the rules.
 """
 
 from __future__ import annotations
@@ -11,21 +10,21 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.files import file_sha256
+from models.files import file_sha256, remove_tree, temporary_path
 from pipeline import schema
 from pipeline.config.extensions import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
-from pipeline.data.reader import naming_damage, open_partition
+from pipeline.data.reader import open_partition, translate_read_errors
 from pipeline.errors import DamagedInputError, RetryableError
-from pipeline.schema import COLUMNS, ROW_SCHEMA, schema_difference
-from pipeline.storage.filesystem import json_sha256, read_json, remove_tree, temporary_beside, write_json
+from pipeline.schema import COLUMNS, ROW_SCHEMA, schema_differences
+from pipeline.storage.filesystem import json_sha256, read_json, write_json
 from validation.gate import row_checks
-from validation.gate.row_checks import KEY_SCHEMA, REASON_SCHEMA, RowScan
+from validation.gate.row_checks import KEY_SCHEMA, REASON_SCHEMA, RowExample, RowScan
 from validation.text import hashing, scripts, text_bytes
 
 BATCH_ROWS = 65_536
@@ -34,20 +33,27 @@ BATCH_BYTES = 128 * 2**20  # of texts as they lie in the file, before compressio
 
 
 @dataclass(frozen=True)
-class PartitionJob:
-    """What judging one file needs; plain, so that it can travel to another machine."""
+class FileJob:
+    """Arguments of `check_file`, plain enough to be sent to another machine."""
 
     path: Path
     relative: str  # to the data folder
     task: Task
-    judged: bool  # whether each row must carry a label
+    labels_required: bool  # True if each row must carry a label
     work_dir: Path
     scripts: tuple[str, ...] = ()  # that its texts are expected in; none: any
 
 
+class ColumnType(NamedTuple):
+    """A column of a file that breaks the contract."""
+
+    name: str
+    type: str  # Arrow's name
+
+
 @dataclass(frozen=True)
-class PartitionVerdict:
-    """What one file holds. `folder` keeps keys.parquet, reasons.parquet and sample.parquet of it."""
+class FileVerdict:
+    """Verdict on one file. `folder` holds its keys.parquet, reasons.parquet and sample.parquet."""
 
     relative: str
     task: str
@@ -57,18 +63,34 @@ class PartitionVerdict:
     bad_rows: int = 0
     refused: str = ""  # why no row was read: damage, or another schema
     damaged: bool = False
-    failing: dict[str, int] = field(default_factory=dict)  # rows by check
-    examples: dict[str, list[list[Any]]] = field(default_factory=dict)  # by check: row number, row_id, value
+    failing: dict[str, int] = field(default_factory=dict)  # rows by reason
+    examples: dict[str, list[RowExample]] = field(default_factory=dict)  # by reason
     label_counts: list[int] = field(default_factory=list)
     foreign: dict[str, int] = field(default_factory=dict)  # by column: texts in other scripts than expected
     differences: list[str] = field(default_factory=list)  # from the contract's schema
-    schema: list[list[str]] = field(default_factory=list)  # name and type of each column, where it differs
-    stamp: tuple[int, ...] = ()  # the file's, when it was hashed
+    schema: list[ColumnType] = field(default_factory=list)  # of a file with differences
+    stamp: tuple[int, ...] = ()  # `file_stamp` when the file was hashed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict as a JSON value."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> FileVerdict:
+        """Build a verdict from its JSON value."""
+        examples = {
+            reason: [RowExample(*example) for example in examples]
+            for reason, examples in value["examples"].items()
+        }
+        columns = [ColumnType(*column) for column in value["schema"]]
+        return cls(**{**value, "examples": examples, "schema": columns, "stamp": tuple(value["stamp"])})
 
 
-def judge_partition(job: PartitionJob) -> PartitionVerdict:
-    """The verdict on one file; found where the same bytes were judged before by the same rules.
-    RetryableError: the file changes meanwhile.
+def check_file(job: FileJob) -> FileVerdict:
+    """Check one file, or return the cached verdict on the same bytes and rules.
+
+    Raises:
+        RetryableError: The file changed meanwhile.
     """
     from filelock import FileLock
 
@@ -76,47 +98,50 @@ def judge_partition(job: PartitionJob) -> PartitionVerdict:
         stamp = file_stamp(job.path)
         sha256 = file_sha256(job.path)
     except OSError as error:
-        return PartitionVerdict(
+        return FileVerdict(
             job.relative, job.task.name, "", "", refused=f"cannot be read ({error})", damaged=True
         )
-    rules = {
-        "task": job.task.model_dump(mode="json"),
-        "judged": job.judged,
-        "scripts": job.scripts,
-        "columns": [c.name for c in COLUMNS],
-    }
-    folder = job.work_dir / json_sha256({"sha256": sha256, "code": rules_digest(), **rules})[:32]
+    folder = job.work_dir / _cache_key(job, sha256)
     job.work_dir.mkdir(parents=True, exist_ok=True)
-    # a file of the same bytes may be judged beside this one
+    # a file of the same bytes may be checked at the same time
     with FileLock(job.work_dir / f".{folder.name}.lock"):
-        if not is_whole(folder):
+        if not is_complete(folder):
             remove_tree(folder)
-            staged = temporary_beside(folder)
+            staged = temporary_path(folder)
             try:
                 staged.mkdir()
-                verdict = read_and_judge(job, sha256, staged)
+                verdict = read_and_check(job, sha256, staged)
                 check_unchanged(job.path, stamp)
-                if verdict.damaged:  # maybe the disk and not the file: looked at again the next time
+                if verdict.damaged:  # not cached: the disk may be at fault, and not the file
                     return replace(verdict, stamp=stamp)
-                write_json(
-                    staged / "verdict.json",
-                    {
-                        **asdict(verdict),
-                        "sizes": {path.name: path.stat().st_size for path in staged.iterdir()},
-                    },
-                )
+                sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
+                write_json(staged / "verdict.json", {**verdict.to_json(), "sizes": sizes})
                 staged.rename(folder)
             finally:
                 remove_tree(staged)
-        kept = {name: value for name, value in read_json(folder / "verdict.json").items() if name != "sizes"}
-    # the same bytes may lie under another name now
-    return PartitionVerdict(**{**kept, "relative": job.relative, "folder": str(folder), "stamp": stamp})
+        recorded = read_json(folder / "verdict.json")
+    del recorded["sizes"]
+    # the same bytes may have another name in this run
+    return replace(FileVerdict.from_json(recorded), relative=job.relative, folder=str(folder), stamp=stamp)
+
+
+def _cache_key(job: FileJob, sha256: str) -> str:
+    key = {
+        "sha256": sha256,
+        "code": rules_digest(),
+        "task": job.task.model_dump(mode="json"),
+        "judged": job.labels_required,
+        "scripts": job.scripts,
+        "columns": [c.name for c in COLUMNS],
+    }
+    return json_sha256(key)[:32]
 
 
 @functools.cache
 def rules_digest() -> str:
-    """Digest of the code that judges a file: the registered checks and what runs them. Verdicts are kept
-    under it, so that an edit of a rule has files judged anew.
+    """Return the digest of the code that checks a file: the registered checks and what runs them.
+
+    It is part of the cache key, so that files are checked again when a rule changes.
     """
     load_installed_extensions()
     modules = {inspect.getsourcefile(builder) for builder in DATA_CHECKS.values()}
@@ -125,25 +150,25 @@ def rules_digest() -> str:
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:
-    """What changes with a file's content."""
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    """Return inode, size and modification time, which change with a file's content."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def check_unchanged(path: Path, stamp: Sequence[int]) -> None:
-    """RetryableError if a file is not what it was when it was hashed."""
+    """Raise RetryableError if a file's stamp differs from `stamp`."""
     try:
         unchanged = file_stamp(path) == tuple(stamp)
     except OSError:
         unchanged = False
     if not unchanged:
         raise RetryableError(
-            f"{path} was changed while it was judged; run the same command again when nothing writes to it"
+            f"{path} changed during validation; run the same command again when nothing writes to it"
         )
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a verdict is there with all that belongs to it: after a power cut files may be cut short."""
+def is_complete(folder: Path) -> bool:
+    """Return True if a cached verdict and its files are whole: a power cut may leave them short."""
     try:
         sizes = read_json(folder / "verdict.json")["sizes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -151,43 +176,35 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def read_and_judge(job: PartitionJob, sha256: str, folder: Path) -> PartitionVerdict:
-    """Judge every row of a file and write what the gate needs of it into `folder`."""
-    verdict: dict[str, Any] = {
-        "relative": job.relative,
-        "task": job.task.name,
-        "sha256": sha256,
-        "folder": "",
-    }
+def read_and_check(job: FileJob, sha256: str, folder: Path) -> FileVerdict:
+    """Check every row of a file; write keys, reasons and sample to `folder`."""
+    verdict = FileVerdict(job.relative, job.task.name, sha256, folder="")
     try:
         with open_partition(job.path) as file:
-            schema = file.schema_arrow
-            differences = schema_difference(schema)
+            differences = schema_differences(file.schema_arrow)
             if differences:
-                types = [[f.name, str(f.type)] for f in schema]
-                rows = file.metadata.num_rows
-                return PartitionVerdict(
-                    **verdict,
-                    rows=rows,
+                return replace(
+                    verdict,
+                    rows=file.metadata.num_rows,
                     refused="; ".join(differences),
                     differences=differences,
-                    schema=types,
+                    schema=[ColumnType(f.name, str(f.type)) for f in file.schema_arrow],
                 )
-            scan = RowScan(job.task, job.judged, job.scripts)
+            scan = RowScan(job.task, job.labels_required, job.scripts)
             with (
                 pq.ParquetWriter(folder / "keys.parquet", KEY_SCHEMA, compression="none") as keys,
                 pq.ParquetWriter(folder / "reasons.parquet", REASON_SCHEMA, compression="zstd") as reasons,
             ):
-                for table in read_batches(file, job.path):
-                    key_table, reason_table = scan.judge(table)
+                for table in read_row_batches(file, job.path):
+                    key_table, reason_table = scan.check_batch(table)
                     keys.write_table(key_table)
                     if reason_table.num_rows:
                         reasons.write_table(reason_table)
     except DamagedInputError as error:
-        return PartitionVerdict(**verdict, refused=str(error), damaged=True)
+        return replace(verdict, refused=str(error), damaged=True)
     pq.write_table(scan.sample(), folder / "sample.parquet")
-    return PartitionVerdict(
-        **verdict,
+    return replace(
+        verdict,
         rows=scan.num_rows,
         bad_rows=scan.num_bad,
         failing=scan.failing,
@@ -197,16 +214,18 @@ def read_and_judge(job: PartitionJob, sha256: str, folder: Path) -> PartitionVer
     )
 
 
-def read_batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.Table]:
-    """The file's rows, some at a time: fewer where texts are long. DamagedInputError: a page does not match
-    its checksum, or cannot be decoded.
+def read_row_batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.Table]:
+    """Yield the file's rows in batches, smaller ones where texts are long.
+
+    Raises:
+        DamagedInputError: A page does not match its checksum, or cannot be decoded.
     """
     groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
     row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
     batch_rows = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(row_bytes, 1.0))))
-    batches = file.iter_batches(batch_size=batch_rows, use_threads=False)  # files are read side by side
+    batches = file.iter_batches(batch_size=batch_rows, use_threads=False)  # files are read in parallel
     while True:
-        with naming_damage(path):  # of reading alone: what is done with the rows is not the file's doing
+        with translate_read_errors(path):  # around the read alone: errors of the caller are not the file's
             batch = next(batches, None)
         if batch is None:
             return

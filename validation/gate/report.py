@@ -1,4 +1,4 @@
-"""The verdict on a data folder as a value: json for programs, one screen of text for people."""
+"""Verdict of the data gate on a data folder, as a value that is written as JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 from pipeline.errors import DamagedInputError, DataRefusedError
 from pipeline.schema import SCHEMA_VERSION
 
-MAX_LISTED_FAILURES = 10  # in an error message; the report holds them all
+MAX_LISTED_FAILURES = 10  # in an error message; the report lists them all
+
+NUM_SHOWN_REASONS = 3  # in a row of the summary
+
+_JSON_KEYS = {"labels_required": "judged"}  # keys of report.json that differ from the field's name
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One parquet file that was judged."""
+    """Verdict on one parquet file."""
 
     path: str  # relative to the data folder
     rows: int  # read
@@ -25,7 +29,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """One task's rows: read = accepted + quarantined, always."""
+    """Row counts of one task; read = accepted + quarantined."""
 
     read: int
     accepted: int
@@ -37,29 +41,30 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """The verdict on one data folder. The same bytes, tasks and settings give the same report."""
+    """Verdict on one data folder; equal bytes, tasks and settings give an equal report."""
 
     passed: bool
-    judged: bool  # whether each row had to carry a label
+    labels_required: bool  # True if each row had to carry a label
     data_dir: Path
     data_docs: Path  # index.html
     data_digest: str  # of the files as they were read
-    damaged: tuple[str, ...]  # files that cannot be what they claim to be
+    damaged: tuple[str, ...]  # files that are not whole parquet
     tasks: Mapping[str, TaskRecord]
     files: tuple[FileRecord, ...]
-    failures: tuple[str, ...]  # why the data are refused
-    warnings: tuple[str, ...]  # what was set aside, and what is worth knowing
+    failures: tuple[str, ...]  # reasons to refuse the data
+    warnings: tuple[str, ...]  # quarantined rows and other notes
 
-    def as_json(self) -> dict[str, Any]:
-        """The report as a json value; the Data Docs' path is relative to the report, so that the folder can
-        be moved.
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON value.
+
+        The path of the Data Docs is relative to the report, so that the folder can be moved.
         """
-        docs = f"{self.data_docs.parent.name}/{self.data_docs.name}"
+        value = {_JSON_KEYS.get(name, name): part for name, part in asdict(self).items()}
         return {
             "schema_version": SCHEMA_VERSION,
-            **asdict(self),
+            **value,
             "data_dir": str(self.data_dir),
-            "data_docs": docs,
+            "data_docs": f"{self.data_docs.parent.name}/{self.data_docs.name}",
         }
 
     @property
@@ -69,8 +74,11 @@ class ValidationReport:
 
 
 def check_report(report: ValidationReport) -> None:
-    """DataRefusedError, or DamagedInputError where a file is damaged, naming what is wrong, where the Data
-    Docs are and what to do; nothing if the report passed.
+    """Raise an error that lists the failures of a report, unless it passed.
+
+    Raises:
+        DamagedInputError: A file is damaged.
+        DataRefusedError: The data are refused for another reason.
     """
     if report.passed:
         return
@@ -78,37 +86,25 @@ def check_report(report: ValidationReport) -> None:
     num_unlisted = len(report.failures) - len(listed)
     if num_unlisted:
         listed.append(f"  - and {num_unlisted} more, see {report.data_docs.parent.parent / 'report.json'}")
-    refusal = DamagedInputError if report.damaged else DataRefusedError
-    raise refusal(
-        "\n".join(
-            [
-                f"the data in {report.data_dir} are refused:",
-                *listed,
-                f"Data Docs: {report.data_docs}",
-                "correct or remove these rows at their source and run `relevance validate` again",
-            ]
-        )
+    message = "\n".join(
+        [
+            f"the data in {report.data_dir} are refused:",
+            *listed,
+            f"Data Docs: {report.data_docs}",
+            "correct or remove these rows at their source and run `relevance validate` again",
+        ]
     )
+    raise DamagedInputError(message) if report.damaged else DataRefusedError(message)
 
 
-def summary_table(report: ValidationReport) -> str:
-    """One line a task, and the most common reasons, as aligned text."""
-    rows = [("task", "read", "accepted", "quarantined", "conflicting pairs", "reasons")]
+def summary_rows(report: ValidationReport) -> list[tuple[str, ...]]:
+    """Return a heading and one row of cells per task, with the most common reasons last."""
+    rows: list[tuple[str, ...]] = [
+        ("task", "read", "accepted", "quarantined", "conflicting pairs", "reasons")
+    ]
     for name, task in report.tasks.items():
-        common = sorted(task.reasons.items(), key=lambda item: (-item[1], item[0]))[:3]
+        common = sorted(task.reasons.items(), key=lambda item: (-item[1], item[0]))[:NUM_SHOWN_REASONS]
+        counts = (task.read, task.accepted, task.quarantined, task.conflicting_pairs)
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in common)
-        rows.append(
-            (
-                name,
-                f"{task.read:,}",
-                f"{task.accepted:,}",
-                f"{task.quarantined:,}",
-                f"{task.conflicting_pairs:,}",
-                reasons,
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+        rows.append((name, *(f"{count:,}" for count in counts), reasons))
+    return rows

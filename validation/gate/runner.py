@@ -1,10 +1,9 @@
-"""The door of the pipeline: rows come in file by file; good ones go on, bad ones go to quarantine, a verdict
-with Data Docs comes out.
+"""Data gate: checks every file, quarantines bad rows, and writes a verdict with Data Docs.
 
-    <work>/partitions/<key>/                       what was found in one file, by its sha256
-    <work>/quarantine/task=<name>/<file>.parquet   rows set aside, with their numbers and reasons
-    <work>/data_docs/, <work>/report.json
-    <accepted>/task=<name>/<file>.parquet          all other rows; the file itself where none was set aside
+    <work>/partitions/<key>/                       cached verdict on one file
+    <work>/quarantine/task=<name>/<file>.parquet   quarantined rows with their numbers and reasons
+    <work>/data_docs/, <work>/report.json          Data Docs; the verdict
+    <accepted>/task=<name>/<file>.parquet          all other rows; a copy of the file if all are good
 
 A file is read again only when its bytes or the rules change.
 """
@@ -12,7 +11,7 @@ A file is read again only when its bytes or the rules change.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +19,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.files import publish_dir, remove_tree, temporary_path
 from pipeline.config.gates import GateConfig
 from pipeline.config.tasks import Task
 from pipeline.data.parallel_map import map_in_order
 from pipeline.data.reader import find_partitions
-from pipeline.storage.filesystem import json_sha256, publish_dir, remove_tree, temporary_beside, write_json
-from validation.gate.cross_file_checks import CONFLICT, REPEATED_ID, REPEATED_PAIR, Repeats, find_repeats
-from validation.gate.data_docs import DataDocs, readable
+from pipeline.runtime.progress import Progress, SilentProgress
+from pipeline.storage.filesystem import json_sha256, write_json
+from validation.gate.cross_file_checks import (
+    LABEL_CONFLICT,
+    REPEATED_ID,
+    REPEATED_PAIR,
+    Duplicates,
+    find_duplicates,
+)
+from validation.gate.data_docs import DataDocs, format_value
 from validation.gate.expectations import (
     build_checks,
     build_frame,
@@ -35,52 +42,62 @@ from validation.gate.expectations import (
     build_suite,
     failing_rows,
 )
-from validation.gate.file_checks import PartitionJob, PartitionVerdict, judge_partition
-from validation.gate.quarantine import PartedRows
+from validation.gate.file_checks import FileJob, FileVerdict, check_file
+from validation.gate.quarantine import BackgroundSplit
 from validation.gate.report import FileRecord, TaskRecord, ValidationReport
-from validation.gate.script_checks import build_mix_frame, build_mix_suite, foreign_share, mix_sentences
-from validation.text.scripts import MIXED_COLUMNS
-
-Progress = Callable[[str, int, int], None]  # file just read, files read so far, files in all
+from validation.gate.script_checks import (
+    build_script_frame,
+    build_script_suite,
+    foreign_share,
+    script_failures,
+)
+from validation.text.scripts import SCRIPT_COLUMNS
 
 FRAME_ROWS = 20_000  # rows of a task that Great Expectations sees
 
-HARMLESS = {REPEATED_PAIR}  # kept once: nothing is lost, so it refuses nothing
+NON_BLOCKING_REASONS = {REPEATED_PAIR}  # one row of the pair is kept, so nothing is lost
+
+NUM_SHOWN_ROWS = 3  # in the message about one reason
+
+_DUPLICATE_REQUIREMENTS = {
+    REPEATED_ID: "column row_id must be unique among all files",
+    REPEATED_PAIR: "a query and ad with equal labels are kept once",
+    LABEL_CONFLICT: "a query and ad must not have different labels",
+}
 
 
 @dataclass(frozen=True)
-class Judged:
-    """All verdicts of a data folder, and what the files show together."""
+class FolderVerdicts:
+    """Verdicts on all files of a data folder, each alone and together."""
 
-    verdicts: list[PartitionVerdict]
-    repeats: Repeats
+    files: list[FileVerdict]
+    duplicates: Duplicates
 
-    def of_task(self, task: Task) -> list[tuple[PartitionVerdict, dict[str, np.ndarray]]]:
-        """The task's files, each with its rows set aside for what other files hold."""
-        return [
-            (v, rows) for v, rows in zip(self.verdicts, self.repeats.rows, strict=True) if v.task == task.name
-        ]
+    def of_task(self, task: Task) -> list[tuple[FileVerdict, dict[str, np.ndarray]]]:
+        """Return the task's files, each with its duplicate rows by reason."""
+        pairs = zip(self.files, self.duplicates.rows, strict=True)
+        return [(verdict, rows) for verdict, rows in pairs if verdict.task == task.name]
 
 
 @dataclass(frozen=True)
 class GateRun:
-    """What is judged, by which rules, and where the answer goes."""
+    """Input, rules and output folders of one run of the gate."""
 
     data_dir: Path
     tasks: Sequence[Task]
-    out_dir: Path  # gets report.json, data_docs/, quarantine/ and partitions/
-    accepted_dir: Path | None = None  # gets the good rows, if the data pass
-    judged: bool = True  # whether each row must carry a label
+    out_dir: Path  # receives report.json, data_docs/, quarantine/ and partitions/
+    accepted_dir: Path | None = None  # receives the good rows, if the data pass
+    labels_required: bool = True  # True if each row must carry a label
     config: GateConfig = GateConfig()
 
-    def jobs(self, partitions: Mapping[str, Sequence[Path]]) -> list[PartitionJob]:
-        """One job for each file, task by task."""
+    def file_jobs(self, partitions: Mapping[str, Sequence[Path]]) -> list[FileJob]:
+        """Return one job for each file, task by task."""
         return [
-            PartitionJob(
+            FileJob(
                 path,
                 path.relative_to(self.data_dir).as_posix(),
                 task,
-                self.judged,
+                self.labels_required,
                 self.out_dir / "partitions",
                 self.config.scripts.get(task.name, ()),
             )
@@ -90,65 +107,76 @@ class GateRun:
 
 
 def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport:
-    """Judge every file of the run's data folder; writes the folders that the module draws and, last,
-    report.json. Rows are accepted only if the data pass; what lay in the accepted folder before goes either
-    way.
+    """Check every file of the run's data folder.
 
-    DataRefusedError: there is no file at all. ConfigError: no such folder or task.
+    Writes the folders that the module docstring shows and, last, report.json. The accepted folder is emptied
+    first and filled only if the data pass.
+
+    Raises:
+        DataRefusedError: There is no file at all.
+        ConfigError: A folder or task does not exist.
     """
     partitions = find_partitions(run.data_dir, run.tasks)
-    # while the question is open, an older answer must not stand
+    # a run that is interrupted must not leave an older verdict
     (run.out_dir / "report.json").unlink(missing_ok=True)
     if run.accepted_dir is not None:
         remove_tree(run.accepted_dir)
-    present = [task for task in run.tasks if task.name in partitions]
-    jobs = run.jobs(partitions)
-    verdicts: list[PartitionVerdict] = []
-    for verdict in map_in_order(judge_partition, jobs, threads=True):
-        verdicts.append(verdict)
-        if progress:
-            progress(verdict.relative, len(verdicts), len(jobs))
-    found = Judged(verdicts, find_repeats(verdicts, run.config.label_conflicts))
-    remove_old_partitions(run.out_dir / "partitions", verdicts)
-    records = {task.name: task_record(task, found) for task in present}
+    files = _check_files(run.file_jobs(partitions), progress or SilentProgress())
+    verdicts = FolderVerdicts(files, find_duplicates(files, run.config.label_conflicts))
+    _remove_stale_verdicts(run.out_dir / "partitions", files)
+    tasks = [task for task in run.tasks if task.name in partitions]
+    records = {task.name: task_record(task, verdicts) for task in tasks}
     failures: list[str] = []
     warnings = [
-        f"task={t.name}: the task is configured, and {run.data_dir} holds no file of it"
-        for t in run.tasks
-        if t not in present
+        f"task={task.name}: the task is configured, but {run.data_dir} has no file of it"
+        for task in run.tasks
+        if task not in tasks
     ]
-    for task in present:
-        refusals, notes = told(task, found, records[task.name], run.config, run.judged)
-        failures += refusals
-        warnings += notes
-    quarantine_dir, wanted_dir = run.out_dir / "quarantine", None if failures else run.accepted_dir
-    # rows are parted by Arrow while Great Expectations keeps Python busy
-    with PartedRows(run.data_dir, verdicts, found.repeats.rows, quarantine_dir, wanted_dir) as parted:
-        failures += judge_by_expectations(run, present, found, failures, warnings)
-        accepted = parted.counts()
-        parted.publish(quarantine_dir)
-        if wanted_dir is not None and not failures:
-            parted.publish(wanted_dir)
-    digests = {task.name: sorted(v.sha256 for v, _ in found.of_task(task)) for task in present}
-    files = [FileRecord(v.relative, v.rows, n, v.sha256) for v, n in zip(verdicts, accepted, strict=True)]
+    for task in tasks:
+        task_failures, task_warnings = verdict_messages(task, verdicts, records[task.name], run)
+        failures += task_failures
+        warnings += task_warnings
+    quarantine_dir = run.out_dir / "quarantine"
+    accepted_dir = None if failures else run.accepted_dir
+    # Arrow splits the files in the background while Great Expectations keeps Python busy
+    with BackgroundSplit(
+        run.data_dir, files, verdicts.duplicates.rows, quarantine_dir, accepted_dir
+    ) as split:
+        failures += run_suites(run, tasks, verdicts, failures, warnings)
+        accepted = split.accepted_counts()
+        split.publish(quarantine_dir)
+        if accepted_dir is not None and not failures:
+            split.publish(accepted_dir)
+    digests = {task.name: sorted(v.sha256 for v, _ in verdicts.of_task(task)) for task in tasks}
     report = ValidationReport(
         passed=not failures,
-        judged=run.judged,
+        labels_required=run.labels_required,
         data_dir=run.data_dir,
         data_docs=run.out_dir / "data_docs" / "index.html",
         data_digest=json_sha256(digests),
-        damaged=tuple(v.relative for v in verdicts if v.damaged),
+        damaged=tuple(v.relative for v in files if v.damaged),
         tasks=records,
-        files=tuple(files),
+        files=tuple(
+            FileRecord(v.relative, v.rows, count, v.sha256) for v, count in zip(files, accepted, strict=True)
+        ),
         failures=tuple(failures),
         warnings=tuple(warnings),
     )
-    write_json(run.out_dir / "report.json", report.as_json())
+    write_json(run.out_dir / "report.json", report.to_json())
     return report
 
 
-def remove_old_partitions(folder: Path, verdicts: Sequence[PartitionVerdict]) -> None:
-    """Forget files that are no longer there."""
+def _check_files(jobs: Sequence[FileJob], progress: Progress) -> list[FileVerdict]:
+    verdicts: list[FileVerdict] = []
+    with progress.track("validate", len(jobs), "files") as bar:
+        for verdict in map_in_order(check_file, jobs, use_threads=True):
+            verdicts.append(verdict)
+            bar.update(len(verdicts))
+    return verdicts
+
+
+def _remove_stale_verdicts(folder: Path, verdicts: Sequence[FileVerdict]) -> None:
+    """Delete cached verdicts on files that no longer exist."""
     used = {Path(verdict.folder).name for verdict in verdicts}
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and path.name not in used and not path.name.startswith("."):
@@ -156,128 +184,119 @@ def remove_old_partitions(folder: Path, verdicts: Sequence[PartitionVerdict]) ->
             (folder / f".{path.name}.lock").unlink(missing_ok=True)
 
 
-def task_record(task: Task, found: Judged) -> TaskRecord:
-    """What a task's files hold."""
+def task_record(task: Task, verdicts: FolderVerdicts) -> TaskRecord:
+    """Sum the counts of a task's files; a file that was refused as a whole counts nothing."""
     reasons: Counter[str] = Counter()
     labels: Counter[str] = Counter()
-    read = aside = 0
-    for verdict, repeated in found.of_task(task):
+    read = quarantined = 0
+    for verdict, duplicates in verdicts.of_task(task):
         if verdict.refused:
             continue
         read += verdict.rows
-        aside += verdict.bad_rows + sum(len(rows) for rows in repeated.values())
+        quarantined += verdict.bad_rows + sum(len(rows) for rows in duplicates.values())
         reasons.update(verdict.failing)
-        reasons.update({reason: len(rows) for reason, rows in repeated.items()})
+        reasons.update({reason: len(rows) for reason, rows in duplicates.items()})
         labels.update(dict(zip(task.labels, verdict.label_counts, strict=True)))
-    counts = {name: labels[name] for name in task.labels}
     return TaskRecord(
-        read,
-        read - aside,
-        aside,
-        dict(sorted(reasons.items())),
-        counts,
-        found.repeats.conflicting_pairs.get(task.name, 0),
+        read=read,
+        accepted=read - quarantined,
+        quarantined=quarantined,
+        reasons=dict(sorted(reasons.items())),
+        label_counts={name: labels[name] for name in task.labels},
+        conflicting_pairs=verdicts.duplicates.conflicting_pairs.get(task.name, 0),
     )
 
 
-def told(
-    task: Task, found: Judged, record: TaskRecord, config: GateConfig, judged: bool
+def verdict_messages(
+    task: Task, verdicts: FolderVerdicts, record: TaskRecord, run: GateRun
 ) -> tuple[list[str], list[str]]:
-    """(why the task's data are refused, what else is worth knowing)."""
-    where = f"task={task.name}"
-    failures = [f"{v.relative}: {v.refused}; no row was read" for v, _ in found.of_task(task) if v.refused]
+    """Return the reasons to refuse a task's data, and the warnings about them."""
+    config, files = run.config, [verdict for verdict, _ in verdicts.of_task(task)]
+    failures = [f"{v.relative}: {v.refused}; no row was read" for v in files if v.refused]
     if not record.accepted and (record.read or not failures):
         failures.append(
-            f"{where}: the table must hold at least one good row; its files hold {record.read:,} rows, "
-            "and all were set aside"
+            f"task={task.name}: the table must hold at least one good row; its files hold {record.read:,} "
+            "rows, and all were quarantined"
         )
     if task.name in config.scripts:
-        failures += mix_sentences(
-            [v for v, _ in found.of_task(task)], config.scripts[task.name], config.max_foreign_share
-        )
-    serious = record.quarantined - sum(record.reasons.get(reason, 0) for reason in HARMLESS)
-    too_many = serious > config.max_quarantined_share * record.read
+        failures += script_failures(files, config.scripts[task.name], config.max_foreign_share)
+    num_blocking = record.quarantined - sum(record.reasons.get(r, 0) for r in NON_BLOCKING_REASONS)
+    too_many = num_blocking > config.max_quarantined_share * record.read
     if too_many:
-        bad = f"{serious:,} of {record.read:,} rows are bad"
         failures.append(
-            f"{where}: {bad}, more than gate.max_quarantined_share, {config.max_quarantined_share:.2%}"
+            f"task={task.name}: {num_blocking:,} of {record.read:,} rows are bad, more than "
+            f"gate.max_quarantined_share, {config.max_quarantined_share:.2%}"
         )
     warnings = []
-    for reason, sentence in row_sentences(task, found, judged):
-        over = too_many or record.reasons[reason] > config.max_reason_share * record.read
-        if over and reason not in HARMLESS:
-            failures.append(sentence)
+    for reason, message in reason_messages(task, verdicts, run.labels_required):
+        over_limit = too_many or record.reasons[reason] > config.max_reason_share * record.read
+        if over_limit and reason not in NON_BLOCKING_REASONS:
+            failures.append(message)
         else:
-            warnings.append(f"set aside: {sentence}")
+            warnings.append(f"quarantined: {message}")
     if record.conflicting_pairs:
-        rows = found.repeats.conflicting_rows[task.name]
-        pairs = f"{record.conflicting_pairs:,} query-ad pairs carry more than one label, in {rows:,} rows"
-        warnings.append(f"{where}: {pairs}; gate.label_conflicts is {config.label_conflicts}")
+        rows = verdicts.duplicates.conflicting_rows[task.name]
+        warnings.append(
+            f"task={task.name}: {record.conflicting_pairs:,} query-ad pairs have more than one label, in "
+            f"{rows:,} rows; gate.label_conflicts is {config.label_conflicts}"
+        )
     return failures, warnings
 
 
-def row_sentences(task: Task, found: Judged, judged: bool) -> Iterator[tuple[str, str]]:
-    """(reason, sentence) for each file and reason of rows set aside."""
-    promises = {check.name: (check.column, check.promise) for check in build_checks(task, judged)}
-    for verdict, repeated in found.of_task(task):
-        for reason, number in sorted(verdict.failing.items()):
-            column, promise = promises.get(reason, ("row_id", "stand in a row whose texts are all UTF-8"))
-            examples = verdict.examples[reason]
-            shown = "; ".join(
-                f"row {row:,} (row_id {readable(row_id)}) holds {readable(value)}"
-                for row, row_id, value in examples
-            )
-            more = "; ..." if number > len(examples) else ""
+def reason_messages(task: Task, verdicts: FolderVerdicts, labels_required: bool) -> Iterator[tuple[str, str]]:
+    """Yield (reason, message) for each file and reason of quarantined rows."""
+    requirements = {
+        check.name: (check.column, check.requirement) for check in build_checks(task, labels_required)
+    }
+    not_utf8 = ("row_id", "stand in a row whose texts are all UTF-8")
+    for verdict, duplicates in verdicts.of_task(task):
+        for reason, count in sorted(verdict.failing.items()):
+            column, requirement = requirements.get(reason, not_utf8)
+            shown = [
+                f"row {row:,} (row_id {format_value(row_id)}) holds {format_value(value)}"
+                for row, row_id, value in verdict.examples[reason]
+            ]
+            if count > len(shown):
+                shown.append("...")
             yield (
                 reason,
-                (
-                    f"{verdict.relative}: column {column} must {promise}; {number:,} of "
-                    f"{verdict.rows:,} rows "
-                    f"break this: {shown}{more}"
-                ),
+                f"{verdict.relative}: column {column} must {requirement}; {count:,} of {verdict.rows:,} rows "
+                f"break this: {'; '.join(shown)}",
             )
-        words = {
-            REPEATED_ID: "column row_id must be unique among all files",
-            REPEATED_PAIR: "a query and ad with equal labels are kept once",
-            CONFLICT: "a query and ad must not carry unlike labels",
-        }
-        for reason, rows in repeated.items():
-            first = ", ".join(f"{row:,}" for row in rows[:3].tolist())
+        for reason, rows in duplicates.items():
+            first = ", ".join(f"{row:,}" for row in rows[:NUM_SHOWN_ROWS].tolist())
             yield (
                 reason,
-                (
-                    f"{verdict.relative}: {words[reason]}; {len(rows):,} of {verdict.rows:,} rows repeat "
-                    f"another: row {first}"
-                ),
+                f"{verdict.relative}: {_DUPLICATE_REQUIREMENTS[reason]}; {len(rows):,} of {verdict.rows:,} "
+                f"rows repeat another: row {first}",
             )
 
 
-def judge_by_expectations(
-    run: GateRun, tasks: Sequence[Task], found: Judged, failures: Sequence[str], warnings: Sequence[str]
+def run_suites(
+    run: GateRun,
+    tasks: Sequence[Task],
+    verdicts: FolderVerdicts,
+    failures: Sequence[str],
+    warnings: Sequence[str],
 ) -> list[str]:
-    """Run the suites on samples that hold offending rows of every kind, and write the Data Docs. Returns what
-    contradicts the row masks.
+    """Run the suites on samples that hold bad rows of every kind, and write the Data Docs.
+
+    Returns:
+        A message for each check on which Great Expectations and the row masks disagree.
     """
-    staged = temporary_beside(run.out_dir / "data_docs")
+    staged = temporary_path(run.out_dir / "data_docs")
     disagreements = []
     try:
         docs = DataDocs(staged)
         for task in tasks:
-            files = [verdict for verdict, _ in found.of_task(task)]
-            strangers = {tuple(v.differences): v for v in files if v.differences}
-            for number, verdict in enumerate(strangers.values(), 1):
-                schema = pa.schema([(name, pa.string()) for name, _ in verdict.schema])
-                frame = build_schema_frame(schema)
-                frame.iloc[0] = [kind for _, kind in verdict.schema]
-                # no task can be called this: + is outside the name rule
-                docs.judge(build_schema_suite(f"{task.name}+schema-{number}", schema.names), frame)
-            sample = read_samples(files)
+            files = [verdict for verdict, _ in verdicts.of_task(task)]
+            _run_schema_suites(task, files, docs)
+            sample = read_sample(files)
             if sample is not None:
-                disagreements += compare(task, run.judged, sample, docs)
+                disagreements += _run_row_suite(task, run.labels_required, sample, docs)
             if sample is not None and task.name in run.config.scripts:
-                disagreements += compare_mix(
-                    task, run.config, [verdict for verdict in files if not verdict.refused], docs
-                )
+                readable = [verdict for verdict in files if not verdict.refused]
+                disagreements += _run_script_suite(task, run.config, readable, docs)
         docs.write([*failures, *disagreements], warnings)
         publish_dir(staged, run.out_dir / "data_docs")
     finally:
@@ -285,8 +304,8 @@ def judge_by_expectations(
     return disagreements
 
 
-def read_samples(files: Sequence[PartitionVerdict]) -> pa.Table | None:
-    """Rows of some files, those with bad rows first; None if no file was read."""
+def read_sample(files: Sequence[FileVerdict]) -> pa.Table | None:
+    """Return up to FRAME_ROWS rows of some files, those with bad rows first; None if no file was read."""
     tables: list[pa.Table] = []
     for verdict in sorted((v for v in files if not v.refused), key=lambda v: not v.bad_rows):
         tables.append(pq.read_table(Path(verdict.folder) / "sample.parquet"))
@@ -295,44 +314,45 @@ def read_samples(files: Sequence[PartitionVerdict]) -> pa.Table | None:
     return pa.concat_tables(tables).slice(0, FRAME_ROWS) if tables else None
 
 
-def compare(task: Task, judged: bool, sample: pa.Table, docs: DataDocs) -> list[str]:
-    """Great Expectations and the row masks on the same rows: a sentence for each check on which they
-    differ.
-    """
-    verdict = docs.judge(build_suite(task, judged), build_frame(sample))
-    checks = build_checks(task, judged)
-    kept = {
-        check.name: bool(sample.num_rows)
-        if check.name == "row_count"
-        else not len(failing_rows(check, sample))
-        for check in checks
-    }
-    return contradictions(task, verdict, kept)
+def _run_schema_suites(task: Task, files: Sequence[FileVerdict], docs: DataDocs) -> None:
+    """Run one suite for each set of differences from the contract's schema."""
+    by_differences = {tuple(v.differences): v for v in files if v.differences}
+    for number, verdict in enumerate(by_differences.values(), 1):
+        schema = pa.schema([(column.name, pa.string()) for column in verdict.schema])
+        frame = build_schema_frame(schema)
+        frame.iloc[0] = [column.type for column in verdict.schema]
+        # no task can have this name: + is outside the name rule
+        docs.run_suite(build_schema_suite(f"{task.name}+schema-{number}", schema.names), frame)
 
 
-def compare_mix(
-    task: Task, config: GateConfig, files: Sequence[PartitionVerdict], docs: DataDocs
+def _run_row_suite(task: Task, labels_required: bool, sample: pa.Table, docs: DataDocs) -> list[str]:
+    by_suite = docs.run_suite(build_suite(task, labels_required), build_frame(sample))
+    by_mask = {}
+    for check in build_checks(task, labels_required):
+        if check.name == "row_count":
+            by_mask[check.name] = bool(sample.num_rows)
+        else:
+            by_mask[check.name] = not len(failing_rows(check, sample))
+    return _disagreements(task, by_suite, by_mask)
+
+
+def _run_script_suite(
+    task: Task, config: GateConfig, files: Sequence[FileVerdict], docs: DataDocs
 ) -> list[str]:
-    """The same for the scripts of whole files."""
     scripts, max_share = config.scripts[task.name], config.max_foreign_share
-    verdict = docs.judge(build_mix_suite(task.name, scripts, max_share), build_mix_frame(files))
-    return contradictions(
-        task,
-        verdict,
-        {
-            f"{name}_scripts": all(foreign_share(v, name) <= max_share for v in files)
-            for name in MIXED_COLUMNS
-        },
-    )
+    by_suite = docs.run_suite(build_script_suite(task.name, scripts, max_share), build_script_frame(files))
+    by_file = {
+        f"{name}_scripts": all(foreign_share(v, name) <= max_share for v in files) for name in SCRIPT_COLUMNS
+    }
+    return _disagreements(task, by_suite, by_file)
 
 
-def contradictions(task: Task, verdict: Mapping[str, bool], kept: Mapping[str, bool]) -> list[str]:
-    """A sentence for each check that Great Expectations' `verdict` and our own `kept` tell differently."""
-    said = {True: "kept", False: "broken"}
+def _disagreements(task: Task, by_suite: Mapping[str, bool], by_mask: Mapping[str, bool]) -> list[str]:
+    """Return a message for each check that passes in one engine and fails in the other."""
+    outcome = {True: "passes", False: "fails"}
     return [
-        f"task={task.name}: {name} is {said[verdict[name]]} for Great Expectations and "
-        f"{said[is_kept]} for the row masks; this is a defect of the"
-        " pipeline, please report it"
-        for name, is_kept in kept.items()
-        if verdict[name] != is_kept
+        f"task={task.name}: check {name} {outcome[by_suite[name]]} in Great Expectations and "
+        f"{outcome[passed]} in the row masks; this is a bug of the pipeline, please report it"
+        for name, passed in by_mask.items()
+        if by_suite[name] != passed
     ]

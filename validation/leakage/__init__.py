@@ -1,1 +1,1 @@
-"""Find test rows that training has seen, and words that give a label away."""
+"""Leakage: test queries that training has seen, and words that give a label away."""

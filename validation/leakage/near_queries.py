@@ -1,156 +1,182 @@
-"""Queries of one split that nearly stand in another. Legend of array suffixes: Q distinct queries, E entries
-of a join.
+"""Queries of one split that nearly occur in another.
 
-Each distinct query gets 64-bit signatures, and queries that share a signature are alike; nothing is compared
-pairwise:
-- same: the normalised query itself. The split makes this impossible; it is looked at all the same.
+Each distinct query gets 64-bit signatures. Two queries with a common signature are near; nothing is compared
+pairwise. Kinds of near queries:
+
+- same: equal after normalization. The split makes this impossible; it is checked all the same.
 - spelling: equal up to case, accents, punctuation and spacing. A gap between two digits stays, so that 1.5 is
   not 15.
-- word_order: the same words in another order; the signature is the sum of the words' hashes.
-- one_word: one word more, less or other. Signatures are the sum and, for each word, the sum without it. Only
-  between queries of at least three words: with fewer, all would be alike. Many honest neighbours are of this
-  kind ("red running shoes", "blue running shoes"), the more so the denser the data: read its share as how far
-  the test resembles the training data, and only the kinds above as a leak.
-A query counts once, under the first kind it meets. Chinese, Japanese and Thai text without spaces is one
-word, so only the first two kinds see it.
+- word_order: the same words in another order. The signature is the sum of the words' hashes.
+- one_word: one word added, removed or replaced. The signatures are the sum and, for each word, the sum
+  without it. Only queries of at least three words count: with fewer, all would be near. Many pairs are honest
+  ("red running shoes", "blue running shoes"), and dense data have more of them. The share of this kind shows
+  how much the test resembles the training data; only the other kinds are leaks.
+
+A query counts once, under the first kind that applies. Chinese, Japanese and Thai text without spaces is one
+word, so only the first two kinds find it.
+
+Shape legend: R distinct raw queries, Q distinct normalized queries, W words of all queries, E entries of a
+join, C bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.splits import SPLITS, SplitConfig
-from pipeline.data.splits import normalise_query, split_rows
-from validation.text.hashing import mix
+from pipeline.data.splits import assign_splits, normalize_query
+from validation.text.hashing import mix_bits
 from validation.text.text_bytes import text_bytes
-from validation.text.words import fold_texts, hash_texts, shown
+from validation.text.words import compose, fold_texts, hash_texts
 
 KINDS = ("same", "spelling", "word_order", "one_word")
 
-MIN_WORDS = 3
+MIN_WORDS = 3  # of a query of kind one_word
 
-TAKEN_UP_AT_ONCE = 1 << 16
+MERGE_QUERIES = 1 << 16  # new queries that are merged at once
 
 MAX_QUERIES = 500_000  # compared at once: about 700 MB
 
 NUM_EXAMPLES = 5
 
-_LETTERS = mix(np.arange(1, 257, dtype=np.uint64))  # a number for each byte
+_BYTE_HASHES = mix_bits(np.arange(1, 257, dtype=np.uint64))  # a random number for each byte
 
-_TRAIN, _VALID, _TEST = (1 << SPLITS.index(side) for side in ("train", "valid", "test"))
+_TRAIN, _VALID, _TEST = (1 << SPLITS.index(split) for split in ("train", "valid", "test"))
 
-# What a query must not meet. A pair that spans two splits is counted on the later side.
-_LEAKS = {_TRAIN: 0, _VALID: _TRAIN, _TEST: _TRAIN | _VALID}
+_BIT_TO_SPLIT = {1 << i: split for i, split in enumerate(SPLITS)}
+
+# splits that a query must not have a near query in; a pair counts for the later split
+_EARLIER_SPLITS = {_TRAIN: 0, _VALID: _TRAIN, _TEST: _TRAIN | _VALID}
+
+
+class NearExample(NamedTuple):
+    """A query and a near query of another split."""
+
+    query: str
+    split: str
+    other: str
+    other_split: str
 
 
 @dataclass(frozen=True)
 class NearQueries:
-    """Queries of one kind that have a counterpart in another split."""
+    """Queries of one kind that have a near query in another split."""
 
     kind: str
-    num_test: int  # test queries with a counterpart in train or valid
-    num_valid: int  # valid queries with a counterpart in train
+    num_test: int  # test queries with a near query in train or valid
+    num_valid: int  # valid queries with a near query in train
     share_of_test: float
-    examples: tuple[tuple[str, str, str, str], ...]  # query, its split, counterpart, its split
+    examples: tuple[NearExample, ...]
 
 
-class DrawnQueries:
-    """The distinct queries of a stream; of more than MAX_QUERIES about that many, drawn by their letters:
-    queries that differ in case, accents, punctuation, spacing or the order of words have the same letters and
-    are drawn together.
+class QuerySample:
+    """Distinct queries of a stream; about MAX_QUERIES of them if there are more.
+
+    They are sampled by their letters, so that queries that differ in case, accents, punctuation, spacing or
+    word order are sampled together.
     """
 
     def __init__(self) -> None:
-        self._known, self._new, self._num_new = pa.array([], pa.string()), list[pa.Array](), 0
-        self._limit = np.uint64(2**64 - 1)  # keys up to here are drawn
+        self._merged = pa.array([], pa.string())
+        self._new: list[pa.Array] = []
+        self._num_new = 0
+        self._limit = np.uint64(2**64 - 1)  # queries with a letter key up to here are sampled
 
     def add(self, queries: pa.Array) -> None:
-        """Take up queries that may be known; null is none."""
-        self._new.append(self._drawn(pc.unique(queries.drop_null())))
+        """Add queries, known ones and null included."""
+        self._new.append(self._sample(pc.unique(queries.drop_null())))
         self._num_new += len(self._new[-1])
-        # so rarely that each is looked up a constant number of times
-        if self._num_new > max(len(self._known), TAKEN_UP_AT_ONCE):
-            self._take_up()
+        # wait for as many new queries as are merged already: the total work stays linear
+        if self._num_new > max(len(self._merged), MERGE_QUERIES):
+            self._merge()
 
     def queries(self) -> tuple[pa.Array, float]:
-        """The queries drawn, and about which share of all they are."""
-        self._take_up()
-        return self._known, (int(self._limit) + 1) / 2**64
+        """Return the sampled queries, and their approximate share of all queries."""
+        self._merge()
+        return self._merged, (int(self._limit) + 1) / 2**64
 
-    def _drawn(self, queries: pa.Array) -> pa.Array:
-        everything = int(self._limit) == 2**64 - 1
-        return queries if everything else queries.filter(pa.array(letter_keys(queries) <= self._limit))
+    def _sample(self, queries: pa.Array) -> pa.Array:
+        if int(self._limit) == 2**64 - 1:
+            return queries
+        return queries.filter(pa.array(letter_keys(queries) <= self._limit))
 
-    def _take_up(self) -> None:
-        self._known = pc.unique(pa.chunked_array([self._known, *self._new]))
+    def _merge(self) -> None:
+        self._merged = pc.unique(pa.chunked_array([self._merged, *self._new]))
         self._new, self._num_new = [], 0
-        if len(self._known) > MAX_QUERIES:
-            # below the next key, and not at it: queries of the same letters stay or go together
-            self._limit = np.uint64(
-                max(int(np.partition(letter_keys(self._known), MAX_QUERIES)[MAX_QUERIES]) - 1, 0)
-            )
-            self._known = self._drawn(self._known)
+        if len(self._merged) > MAX_QUERIES:
+            # below the next key, not at it: queries of the same letters stay or go together
+            next_key = int(np.partition(letter_keys(self._merged), MAX_QUERIES)[MAX_QUERIES])
+            self._limit = np.uint64(max(next_key - 1, 0))
+            self._merged = self._sample(self._merged)
 
 
 def letter_keys(queries: pa.Array) -> np.ndarray:
-    """A uniform 64-bit number for each query, equal for those made of the same letters and digits, folded
-    (Q,).
+    """Return a uniform 64-bit number for each query (Q,).
+
+    Queries of the same letters and digits have equal numbers.
     """
     start_Q, byte_C = text_bytes(pc.replace_substring(fold_texts(queries), " ", ""))
-    sum_C = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_LETTERS[byte_C])])
-    return mix(sum_C[start_Q[1:]] - sum_C[start_Q[:-1]])
+    sum_C = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_BYTE_HASHES[byte_C])])
+    return mix_bits(sum_C[start_Q[1:]] - sum_C[start_Q[:-1]])
 
 
 def find_near_queries(
     raw_queries: pa.Array, config: SplitConfig
 ) -> tuple[dict[str, int], tuple[NearQueries, ...]]:
-    """The number of distinct normalised queries of each split, and what of each kind leaks between them.
-    `raw_queries` are distinct.
+    """Find near queries of each kind.
+
+    Args:
+        raw_queries: Distinct queries as they lie in the rows (R,).
+        config: Split of the queries.
+
+    Returns:
+        Number of distinct normalized queries by split, and the near queries of each kind.
     """
     raw = raw_queries.to_pylist()
-    normal = pa.array([normalise_query(query) for query in raw], pa.string())
-    bit_of: dict[str, int] = {side: 1 << i for i, side in enumerate(SPLITS)}
-    bit_R = np.array([bit_of[side] for side in split_rows(raw, config).tolist()], dtype=np.uint8)
+    normal = pa.array([normalize_query(query) for query in raw], pa.string())
+    split_to_bit = {split: bit for bit, split in _BIT_TO_SPLIT.items()}
+    bit_R = np.array([split_to_bit[split] for split in assign_splits(raw, config).tolist()], dtype=np.uint8)
     codes = normal.dictionary_encode()
-    side_Q = np.zeros(len(codes.dictionary), dtype=np.uint8)
-    np.bitwise_or.at(side_Q, codes.indices.to_numpy(), bit_R)
-    queries, own_Q = codes.dictionary, _lowest_bit(side_Q)
-    counts = {side: int((own_Q == bit).sum()) for side, bit in bit_of.items()}
-    torn_Q = side_Q != own_Q
+    splits_Q = np.zeros(len(codes.dictionary), dtype=np.uint8)
+    np.bitwise_or.at(splits_Q, codes.indices.to_numpy(), bit_R)
+    queries, split_Q = codes.dictionary, _lowest_bit(splits_Q)
+    counts: dict[str, int] = {split: int((split_Q == bit).sum()) for bit, split in _BIT_TO_SPLIT.items()}
+    in_several_Q = splits_Q != split_Q
     examples = [
-        _example(queries, own_Q, q, q, int(_lowest_bit(side_Q ^ own_Q)[q]))
-        for q in np.flatnonzero(torn_Q)[:NUM_EXAMPLES]
+        _example(queries, split_Q, q, q, int(_lowest_bit(splits_Q ^ split_Q)[q]))
+        for q in np.flatnonzero(in_several_Q)[:NUM_EXAMPLES]
     ]
-    found = [
-        NearQueries("same", int(torn_Q.sum()), 0, int(torn_Q.sum()) / max(counts["test"], 1), tuple(examples))
-    ]
-    counted_Q = torn_Q
+    num_same = int(in_several_Q.sum())
+    found = [NearQueries("same", num_same, 0, num_same / max(counts["test"], 1), tuple(examples))]
+    counted_Q = in_several_Q
     for kind, (signature_E, query_E) in zip(KINDS[1:], _signatures(queries), strict=True):
-        leak_Q = _meets(signature_E, query_E, own_Q) & ~counted_Q
-        found.append(
-            _summary(kind, leak_Q, own_Q, counts, _examples(queries, own_Q, leak_Q, signature_E, query_E))
-        )
-        counted_Q = counted_Q | leak_Q
+        leaks_Q = _has_near_query(signature_E, query_E, split_Q) & ~counted_Q
+        num_test, num_valid = (int((leaks_Q & (split_Q == bit)).sum()) for bit in (_TEST, _VALID))
+        examples = _examples(queries, split_Q, leaks_Q, signature_E, query_E)
+        share = num_test / max(counts["test"], 1)
+        found.append(NearQueries(kind, num_test, num_valid, share, tuple(examples)))
+        counted_Q = counted_Q | leaks_Q
     return counts, tuple(found)
 
 
-def _lowest_bit(sides: np.ndarray) -> np.ndarray:
-    """One split of those that a broken split gave a query."""
-    return sides & (~sides + np.uint8(1))
+def _lowest_bit(splits: np.ndarray) -> np.ndarray:
+    """Return one of the splits that a query is in."""
+    return splits & (~splits + np.uint8(1))
 
 
 def _signatures(queries: pa.Array) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """For each kind but the first, signatures (E,) and the query each belongs to (E,)."""
+    """Yield signatures (E,) and the query of each (E,), for each kind but the first."""
     folded = fold_texts(queries)
-    # nothing but signs or pictures: these are the query
+    # a query of signs or pictures alone has no folded form
     folded = pc.if_else(pc.equal(folded, ""), queries, folded)
     closed = pc.replace_substring_regex(folded, r"(\p{N}) (\p{N})", r"\1_\2")
-    # of 1 2 3 the first pass sees one gap
+    # in "1 2 3" the first pass replaces one gap
     closed = pc.replace_substring_regex(closed, r"(\p{N}) (\p{N})", r"\1_\2")
     number_Q = np.arange(len(queries))
     yield hash_texts(pc.replace_substring(closed, " ", "")), number_Q
@@ -162,58 +188,45 @@ def _signatures(queries: pa.Array) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     np.add.at(sum_Q, query_W, hash_W)
     yield sum_Q, number_Q
 
-    long_Q = np.bincount(query_W, minlength=len(queries)) >= MIN_WORDS
-    long_W = long_Q[query_W]
-    without_W = sum_Q[query_W[long_W]] - hash_W[long_W]
-    yield np.concatenate([sum_Q[long_Q], without_W]), np.concatenate([number_Q[long_Q], query_W[long_W]])
+    is_long_Q = np.bincount(query_W, minlength=len(queries)) >= MIN_WORDS
+    is_long_W = is_long_Q[query_W]
+    sum_without_W = sum_Q[query_W[is_long_W]] - hash_W[is_long_W]
+    signature_E = np.concatenate([sum_Q[is_long_Q], sum_without_W])
+    yield signature_E, np.concatenate([number_Q[is_long_Q], query_W[is_long_W]])
 
 
-def _meets(signature_E: np.ndarray, query_E: np.ndarray, own_Q: np.ndarray) -> np.ndarray:
-    """Whether each query shares a signature with one of a split it must not meet (Q,)."""
+def _has_near_query(signature_E: np.ndarray, query_E: np.ndarray, split_Q: np.ndarray) -> np.ndarray:
+    """Mark each query that shares a signature with a query of an earlier split (Q,)."""
     order_E = np.argsort(signature_E, kind="stable")
     starts = np.flatnonzero(np.diff(signature_E[order_E], prepend=~signature_E[order_E[:1]]))
-    met_Q = np.zeros(len(own_Q), dtype=np.uint8)
+    met_Q = np.zeros(len(split_Q), dtype=np.uint8)  # splits of the queries with a common signature
     if len(starts):
-        group_E = np.bitwise_or.reduceat(own_Q[query_E[order_E]], starts)
-        np.bitwise_or.at(met_Q, query_E[order_E], np.repeat(group_E, np.diff(starts, append=len(order_E))))
-    forbidden = np.zeros(8, dtype=np.uint8)
-    forbidden[list(_LEAKS)] = list(_LEAKS.values())
-    return (met_Q & forbidden[own_Q]) != 0
-
-
-def _summary(
-    kind: str,
-    leak_Q: np.ndarray,
-    own_Q: np.ndarray,
-    counts: dict[str, int],
-    examples: list[tuple[str, str, str, str]],
-) -> NearQueries:
-    num_test, num_valid = (int((leak_Q & (own_Q == bit)).sum()) for bit in (_TEST, _VALID))
-    return NearQueries(kind, num_test, num_valid, num_test / max(counts["test"], 1), tuple(examples))
+        group_splits = np.bitwise_or.reduceat(split_Q[query_E[order_E]], starts)
+        group_sizes = np.diff(starts, append=len(order_E))
+        np.bitwise_or.at(met_Q, query_E[order_E], np.repeat(group_splits, group_sizes))
+    earlier = np.zeros(8, dtype=np.uint8)
+    earlier[list(_EARLIER_SPLITS)] = list(_EARLIER_SPLITS.values())
+    return (met_Q & earlier[split_Q]) != 0
 
 
 def _examples(
-    queries: pa.Array, own_Q: np.ndarray, leak_Q: np.ndarray, signature_E: np.ndarray, query_E: np.ndarray
-) -> list[tuple[str, str, str, str]]:
-    """The first few leaking queries, test before valid, each with a counterpart."""
-    first = [*np.flatnonzero(leak_Q & (own_Q == _TEST)), *np.flatnonzero(leak_Q & (own_Q == _VALID))][
-        :NUM_EXAMPLES
-    ]
-    found = []
-    for query in first:
-        alike_E = np.isin(signature_E, signature_E[query_E == query])
-        others = query_E[alike_E & ((own_Q[query_E] & _LEAKS[int(own_Q[query])]) != 0)]
-        found.append(_example(queries, own_Q, query, others.min(), own_Q[others.min()]))
-    return found
+    queries: pa.Array, split_Q: np.ndarray, leaks_Q: np.ndarray, signature_E: np.ndarray, query_E: np.ndarray
+) -> list[NearExample]:
+    """Return the first leaking queries, test before valid, each with a near query."""
+    leaking = [np.flatnonzero(leaks_Q & (split_Q == bit)) for bit in (_TEST, _VALID)]
+    examples = []
+    for query in np.concatenate(leaking)[:NUM_EXAMPLES]:
+        is_near_E = np.isin(signature_E, signature_E[query_E == query])
+        is_earlier_E = (split_Q[query_E] & _EARLIER_SPLITS[int(split_Q[query])]) != 0
+        other = query_E[is_near_E & is_earlier_E].min()
+        examples.append(_example(queries, split_Q, query, other, split_Q[other]))
+    return examples
 
 
-def _example(
-    queries: pa.Array, own_Q: np.ndarray, query: int, other: int, other_side: int
-) -> tuple[str, str, str, str]:
-    sides = {1 << i: side for i, side in enumerate(SPLITS)}
-    return (
-        shown(queries[int(query)].as_py()),
-        sides[int(own_Q[query])],
-        shown(queries[int(other)].as_py()),
-        sides[int(other_side)],
+def _example(queries: pa.Array, split_Q: np.ndarray, query: int, other: int, other_bit: int) -> NearExample:
+    return NearExample(
+        compose(queries[int(query)].as_py()),
+        _BIT_TO_SPLIT[int(split_Q[query])],
+        compose(queries[int(other)].as_py()),
+        _BIT_TO_SPLIT[int(other_bit)],
     )

@@ -1,1 +1,1 @@
-"""Bytes, words, scripts and hashes of texts."""
+"""Bytes, words, scripts and hashes of text columns."""

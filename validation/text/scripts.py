@@ -1,4 +1,7 @@
-"""The writing system of a text, by Unicode block. Legend of array suffixes: C characters, N texts."""
+"""Writing systems of texts, by Unicode block.
+
+Shape legend: C characters, N texts, S scripts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# Han stands for Chinese and the Chinese characters of Japanese; a text has the script of most of its letters.
+# han holds Chinese text and the Chinese characters of Japanese text
 _BLOCKS: dict[str, str] = {
     "latin": "41-5A 61-7A AA-AA BA-BA C0-D6 D8-F6 F8-24F 1E00-1EFF 2C60-2C7F A720-A7FF FF21-FF3A FF41-FF5A",
     "greek": "370-3FF 1F00-1FFF",
@@ -24,16 +27,16 @@ _BLOCKS: dict[str, str] = {
     "other": "530-58F 700-74F 780-89F E80-10FF 1200-1C7F A800-A95F A980-ABFF 10000-1BCAF",
 }
 
-NO_LETTERS = "none"  # digits, punctuation, pictures, or nothing
+NO_LETTERS = "none"  # script of digits, punctuation, pictures and empty text
 
 SCRIPTS: tuple[str, ...] = (NO_LETTERS, *_BLOCKS)
 
-MIXED_COLUMNS = ("query", "ad_title")  # whose scripts a task may restrict
+SCRIPT_COLUMNS = ("query", "ad_title")  # columns whose scripts a task may restrict
 
 
 @cache
 def _script_of_code() -> np.ndarray:
-    """The index into SCRIPTS of every code point."""
+    """Return the index into SCRIPTS of every code point."""
     table = np.zeros(0x110000, dtype=np.uint8)
     for index, blocks in enumerate(_BLOCKS.values(), 1):
         for block in blocks.split():
@@ -42,8 +45,8 @@ def _script_of_code() -> np.ndarray:
     return table
 
 
-def main_scripts(texts: pa.Array) -> np.ndarray:
-    """The index into SCRIPTS of the script that most letters of each text belong to (N,); null has none."""
+def dominant_scripts(texts: pa.Array) -> np.ndarray:
+    """Return the index into SCRIPTS of the script of most letters of each text (N,); null has no letters."""
     ascii_N = pc.string_is_ascii(texts).fill_null(True).to_numpy(zero_copy_only=False)
     latin_N = pc.match_substring_regex(texts, "[A-Za-z]").fill_null(False).to_numpy(zero_copy_only=False)
     script_N = np.where(latin_N, SCRIPTS.index("latin"), 0)
@@ -52,12 +55,15 @@ def main_scripts(texts: pa.Array) -> np.ndarray:
     return script_N
 
 
-def count_foreign(table: pa.Table, scripts: Sequence[str]) -> dict[str, int]:
-    """Texts of each of MIXED_COLUMNS that are mostly in another script; a text without letters is in any."""
-    welcome = [SCRIPTS.index(name) for name in (NO_LETTERS, *scripts)]
+def count_foreign_texts(table: pa.Table, scripts: Sequence[str]) -> dict[str, int]:
+    """Count the texts of each of SCRIPT_COLUMNS whose dominant script is not one of `scripts`.
+
+    A text without letters is never foreign.
+    """
+    expected = [SCRIPTS.index(name) for name in (NO_LETTERS, *scripts)]
     return {
-        name: int((~np.isin(main_scripts(table[name].combine_chunks()), welcome)).sum())
-        for name in MIXED_COLUMNS
+        name: int((~np.isin(dominant_scripts(table[name].combine_chunks()), expected)).sum())
+        for name in SCRIPT_COLUMNS
     }
 
 

@@ -1,5 +1,6 @@
-"""Columns of text as the bytes they lie in: what most rows are can be told of all of them at once. Legend of
-array suffixes: N texts, C bytes.
+"""Checks and normalization that read the bytes of a whole text column at once.
+
+Shape legend: N texts, C bytes.
 """
 
 from __future__ import annotations
@@ -8,16 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.splits import normalise_query
+from pipeline.data.splits import normalize_query
 
-BYTES_AT_ONCE = 1 << 18  # what fits the processor's cache: ten times as fast as a whole batch at once
+BLOCK_BYTES = 1 << 18  # fits the processor's cache: ten times as fast as a whole batch
 
-_SPACE, _LAST = 0x20, 0x7E  # printable ASCII
+_SPACE, _TILDE = 0x20, 0x7E  # first and last printable ASCII character
 
 
 def text_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(where each text starts, and where the last ends (N + 1,), the UTF-8 bytes (C,)) of a string array; a
-    null may span bytes.
+    """Return the offsets and the UTF-8 bytes of a string array.
+
+    Returns:
+        Start of each text and end of the last one (N + 1,), and the bytes (C,). A null may span bytes.
     """
     _, offsets, data = texts.buffers()
     if not len(texts) or data is None:
@@ -27,44 +30,46 @@ def text_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return start_N - start_N[0], np.frombuffer(data, np.uint8)[start_N[0] : start_N[-1]]
 
 
-def holds_nul(texts: pa.Array) -> bool:
-    """Whether any text holds a NUL character."""
+def contains_nul(texts: pa.Array) -> bool:
+    """Return True if any text contains a NUL character."""
     _, byte_C = text_bytes(texts)
     return bool(len(byte_C)) and not byte_C.min()
 
 
-def is_unlike_plain(texts: pa.Array) -> np.ndarray:
-    """Whether each text is anything but printable ASCII words in single spaces (N,); empty text is plain, and
-    so is null.
+def is_not_plain(texts: pa.Array) -> np.ndarray:
+    """Mark each text that is anything but printable ASCII words separated by single spaces (N,).
+
+    Empty text and null are plain.
     """
     texts = texts.fill_null("")
     start_N, byte_C = text_bytes(texts)
-    unlike_N = np.zeros(len(texts), dtype=bool)
-    filled_N = np.flatnonzero(np.diff(start_N))
-    if not len(filled_N):
-        return unlike_N
-    found = [np.zeros(0, dtype=np.int64)]
-    for first in range(0, len(byte_C), BYTES_AT_ONCE):
-        # one byte earlier, to see two spaces on both sides of the cut
-        part_C = byte_C[max(first - 1, 0) : first + BYTES_AT_ONCE]
+    not_plain_N = np.zeros(len(texts), dtype=bool)
+    nonempty = np.flatnonzero(np.diff(start_N))
+    if not len(nonempty):
+        return not_plain_N
+    unusual_bytes = [np.zeros(0, dtype=np.int64)]
+    for first in range(0, len(byte_C), BLOCK_BYTES):
+        # start one byte earlier, to see a pair of spaces that the block boundary cuts
+        part_C = byte_C[max(first - 1, 0) : first + BLOCK_BYTES]
         space_C = part_C == _SPACE
-        # unsigned: what lies below a space becomes large
-        strange_C = (part_C - np.uint8(_SPACE)) > _LAST - _SPACE
-        strange_C[1:] |= space_C[1:] & space_C[:-1]
-        if strange_C.any():
-            found.append(np.flatnonzero(strange_C) + max(first - 1, 0))
-    unlike_N[np.searchsorted(start_N, np.concatenate(found), side="right") - 1] = True
-    at_ends_N = (byte_C[start_N[filled_N]] == _SPACE) | (byte_C[start_N[filled_N + 1] - 1] == _SPACE)
-    unlike_N[filled_N[at_ends_N]] = True
-    return unlike_N
+        # the subtraction wraps around: bytes below a space become large
+        unusual_C = (part_C - np.uint8(_SPACE)) > _TILDE - _SPACE
+        unusual_C[1:] |= space_C[1:] & space_C[:-1]
+        if unusual_C.any():
+            unusual_bytes.append(np.flatnonzero(unusual_C) + max(first - 1, 0))
+    not_plain_N[np.searchsorted(start_N, np.concatenate(unusual_bytes), side="right") - 1] = True
+    starts_with_space = byte_C[start_N[nonempty]] == _SPACE
+    ends_with_space = byte_C[start_N[nonempty + 1] - 1] == _SPACE
+    not_plain_N[nonempty[starts_with_space | ends_with_space]] = True
+    return not_plain_N
 
 
-def normalise_texts(texts: pa.Array) -> pa.Array:
-    """`normalise_query` of each text; null reads as empty."""
+def normalize_texts(texts: pa.Array) -> pa.Array:
+    """Apply `normalize_query` to each text; null becomes empty text."""
     texts = texts.fill_null("")
-    lowered = pc.ascii_lower(texts)  # of plain text this is all there is to do
-    unlike_N = is_unlike_plain(texts)
-    if not unlike_N.any():
+    lowered = pc.ascii_lower(texts)  # plain text needs no more than this
+    not_plain_N = is_not_plain(texts)
+    if not not_plain_N.any():
         return lowered
-    normal = [normalise_query(text) for text in texts.filter(pa.array(unlike_N)).to_pylist()]
-    return pc.replace_with_mask(lowered, pa.array(unlike_N), pa.array(normal, texts.type))
+    normal = [normalize_query(text) for text in texts.filter(pa.array(not_plain_N)).to_pylist()]
+    return pc.replace_with_mask(lowered, pa.array(not_plain_N), pa.array(normal, texts.type))

@@ -1,5 +1,6 @@
-"""Texts as words, a column at a time: what leakage and drift compare. Legend of array suffixes: V distinct
-words, P pairs of a row and a word.
+"""Words of text columns, which leakage and drift compare.
+
+Shape legend: P pairs of a row and a word.
 """
 
 from __future__ import annotations
@@ -14,51 +15,52 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.reader import naming_damage, open_partition
+from pipeline.data.reader import open_partition, translate_read_errors
 from pipeline.errors import DamagedInputError
 from validation.text.hashing import hash_column
 
 BATCH_ROWS = 32_768
 
-# rows of a task whose words are looked at; shares of words are then known to a thousandth
+# rows of a task whose words are counted; enough for shares to within a thousandth
 MAX_TEXT_ROWS = 200_000
 
-MAX_CHARS = 4_096  # a text is looked at so far; models read less, and one page may hold a megabyte
+MAX_CHARS = 4_096  # of a text that are read; models read fewer, and one page may hold a megabyte
 
-_ACCENTS = "[\u0300-\u036f]+"  # of Latin, Greek and Cyrillic; the marks of other scripts make other words
+_ACCENTS = "[\u0300-\u036f]+"  # of Latin, Greek and Cyrillic; marks of other scripts distinguish words
 
-_GAP = r"[^\p{L}\p{M}\p{N}]+"
+_SEPARATORS = r"[^\p{L}\p{M}\p{N}]+"
 
-# Chinese and Japanese put no space between words: each character counts as one.
+# Chinese and Japanese put no space between words: each character counts as one word
 _UNSPACED = r"([\p{Han}\p{Hiragana}\p{Katakana}]\p{M}*)"
 
-Source: TypeAlias = "pa.Table | Sequence[Path]"
+RowSource: TypeAlias = "pa.Table | Sequence[Path]"  # rows in memory, or parquet files
 
 
-def read_batches(source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The named columns of a table or of parquet files, at most BATCH_ROWS rows at a time.
+def read_columns(source: RowSource, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield batches of at most BATCH_ROWS rows with the named columns.
 
-    DamagedInputError: a file is not whole parquet, holds text that is not UTF-8, or lacks a column.
+    Raises:
+        DamagedInputError: A file is not whole parquet, holds text that is not UTF-8, or lacks a column.
     """
     if isinstance(source, pa.Table):
         yield from source.select(list(columns)).to_batches(max_chunksize=BATCH_ROWS)
         return
     for path in source:
         with open_partition(path) as file:
-            absent = sorted(set(columns) - set(file.schema_arrow.names))
-            if absent:
+            missing = sorted(set(columns) - set(file.schema_arrow.names))
+            if missing:
                 raise DamagedInputError(
-                    f"{path} has no column {', '.join(absent)}; run `relevance validate` to see all that "
+                    f"{path} has no column {', '.join(missing)}; run `relevance validate` to see all that "
                     "is wrong with it"
                 )
-            with naming_damage(path):
+            with translate_read_errors(path):
                 for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
                     batch.validate(full=True)
                     yield batch.select(list(columns))
 
 
-def drawn_share(source: Source) -> float:
-    """The share of rows whose words are looked at."""
+def sampling_share(source: RowSource) -> float:
+    """Return the share of rows whose words are counted."""
     if isinstance(source, pa.Table):
         return min(1.0, MAX_TEXT_ROWS / max(source.num_rows, 1))
     num_rows = 0
@@ -68,45 +70,44 @@ def drawn_share(source: Source) -> float:
     return min(1.0, MAX_TEXT_ROWS / max(num_rows, 1))
 
 
-def drawn(batch: pa.RecordBatch, share: float) -> pa.RecordBatch:
-    """About that share of the rows, by the hash of row_id: the same ones however they lie in files."""
-    return (
-        batch
-        if share >= 1
-        else batch.filter(pa.array(hash_column(batch["row_id"]) < np.uint64(int(share * 2**64))))
-    )
+def sample_rows(batch: pa.RecordBatch, share: float) -> pa.RecordBatch:
+    """Return about that share of the rows, chosen by the hash of row_id alone."""
+    if share >= 1:
+        return batch
+    return batch.filter(pa.array(hash_column(batch["row_id"]) < np.uint64(int(share * 2**64))))
 
 
 def fold_texts(texts: pa.Array) -> pa.Array:
-    """Texts without case, accents, punctuation and runs of white space; null stays null. Letters stay taken
-    apart (NFKD).
+    """Remove case, accents, punctuation and repeated white space; null stays null.
+
+    Letters stay decomposed (NFKD).
     """
     # not pc.utf8_normalize: in pyarrow 25 it is slower than this, and its NFC does not compose
-    apart = [None if text is None else _taken_apart(text) for text in texts.to_pylist()]
-    folded = pc.replace_substring_regex(
-        pc.replace_substring_regex(pa.array(apart, pa.string()), _ACCENTS, ""), _GAP, " "
-    )
-    return pc.ascii_trim_whitespace(folded)
+    decomposed = [None if text is None else _decompose(text) for text in texts.to_pylist()]
+    without_accents = pc.replace_substring_regex(pa.array(decomposed, pa.string()), _ACCENTS, "")
+    return pc.ascii_trim_whitespace(pc.replace_substring_regex(without_accents, _SEPARATORS, " "))
 
 
-def _taken_apart(text: str) -> str:
+def _decompose(text: str) -> str:
     text = text[:MAX_CHARS]
     return text.lower() if text.isascii() else unicodedata.normalize("NFKD", text).casefold()
 
 
 def split_words(folded: pa.Array) -> tuple[np.ndarray, pa.DictionaryArray]:
-    """The words of folded texts, one after the other: the row of each (P,) and the words as a dictionary
-    array (P,).
+    """Split folded texts into words.
+
+    Returns:
+        The row of each word (P,), and the words as a dictionary array (P,).
     """
     spaced = pc.ascii_trim_whitespace(pc.replace_substring_regex(folded.fill_null(""), _UNSPACED, r" \1 "))
     words = pc.ascii_split_whitespace(spaced)
     row_P, flat = pc.list_parent_indices(words).to_numpy(), words.flatten()
-    real_P = pc.not_equal(flat, "")
-    return row_P[real_P.to_numpy(zero_copy_only=False)], flat.filter(real_P).dictionary_encode()
+    nonempty_P = pc.not_equal(flat, "")
+    return row_P[nonempty_P.to_numpy(zero_copy_only=False)], flat.filter(nonempty_P).dictionary_encode()
 
 
 def hash_texts(texts: pa.Array) -> np.ndarray:
-    """64 bits of blake2b for each text, the same on every machine."""
+    """Return 64 bits of blake2b for each text, equal on every machine."""
     digests = b"".join(
         hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         for text in texts.to_pylist()
@@ -114,6 +115,6 @@ def hash_texts(texts: pa.Array) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8")
 
 
-def shown(text: str) -> str:
-    """A folded word as people write it."""
+def compose(text: str) -> str:
+    """Return folded text with its letters composed (NFC), as people write it."""
     return unicodedata.normalize("NFC", text)

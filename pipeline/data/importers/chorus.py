@@ -1,4 +1,4 @@
-"""The Chorus electronics ratings (query_product_ratings.tsv) as task electronics."""
+"""Import the Chorus electronics ratings (query_product_ratings.tsv) as task electronics."""
 
 import hashlib
 from collections import Counter
@@ -8,16 +8,24 @@ from typing import Literal
 
 from pipeline.config.extensions import IMPORTERS, Importer
 from pipeline.config.sources import PathSource
-from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, label_index, required
-from pipeline.data.importers.records import Line, check_file
+from pipeline.data.importers.importer import (
+    ImportCounts,
+    RecordSource,
+    Row,
+    import_records,
+    label_index,
+    require_text,
+)
+from pipeline.data.importers.records import SourceRecord, check_file
 from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
-from pipeline.data.importers.text_files import read_separated
-from pipeline.data.writer import OnRows, StagedRows
+from pipeline.data.importers.text_files import read_delimited
+from pipeline.data.writer import StagedRows
 from pipeline.errors import DamagedInputError
+from pipeline.runtime.progress import ProgressBar
 
 
 class ChorusSource(PathSource):
-    """The ratings file of the Chorus electronics shop."""
+    """Ratings file of the Chorus electronics shop."""
 
     kind: Literal["chorus"]
 
@@ -26,26 +34,31 @@ CHORUS_TASK = "electronics"
 
 CHORUS_LABELS = ("0", "1", "2", "3")
 
-CHORUS_MARKET = "en"  # the source names no country; queries and products are English
+CHORUS_MARKET = "en"  # the source has no country; its texts are English
 
 _COLUMNS = ("query", "docid", "final_rating", "title", "short_description", "supplier")
 
 
-def import_chorus(file: Path, out_dir: Path, on_rows: OnRows | None = None) -> ImportCounts:
-    """The ratings as rows; final_rating 0 to 3 is the label, the number of a (query, docid) judged again ends
-    its row_id.
+def import_chorus(file: Path, out_dir: Path, bar: ProgressBar | None = None) -> ImportCounts:
+    """Publish the ratings as rows; final_rating 0 to 3 is the label.
 
-    ConfigError: file absent. DamagedInputError: empty, cut off, or its header is no text. DataRefusedError: a
-    column is missing, or as `import_lines`. Memory holds an id for each of the 3,188 pairs.
+    A row_id is made of docid and a hash of the query; the second rating of a pair has the suffix -2, and so
+    on. Memory holds an id for each of the 3,188 pairs.
+
+    Raises:
+        ConfigError: The file does not exist.
+        DamagedInputError: The file is empty or cut off, or its header is not text.
+        DataRefusedError: A column is missing, or see `import_records`.
     """
-    check_whole(check_file(file))
-    with StagedRows(out_dir, on_rows=on_rows) as staged:
-        return import_lines(Source("chorus", file, lambda: _numbered(file), _build_row), staged)
+    check_complete(check_file(file))
+    with StagedRows(out_dir, bar=bar) as staged:
+        return import_records(RecordSource("chorus", file, lambda: _read_with_ids(file), _build_row), staged)
 
 
-def check_whole(path: Path) -> None:
-    """DamagedInputError if a file of text ends in the middle of a line: where the last column is long and
-    unused, only this tells a cut in it.
+def check_complete(path: Path) -> None:
+    """Raise DamagedInputError if a text file ends in the middle of a line.
+
+    The last column is long and unused, so nothing else would show a cut in it.
     """
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
@@ -56,28 +69,29 @@ def check_whole(path: Path) -> None:
             )
 
 
-def _numbered(file: Path) -> Iterator[Line]:
-    """The lines with their row_id as a field."""
+def _read_with_ids(file: Path) -> Iterator[SourceRecord]:
+    """Yield the records with their row_id as a field."""
     num_seen: Counter[str] = Counter()
-    for line in read_separated(file, _COLUMNS, "\t"):
-        if not line.defect:
-            query_hash = hashlib.blake2b((line.fields["query"] or "").encode(), digest_size=6).hexdigest()
-            row_id = f"{CHORUS_TASK}-{clean_line(line.fields['docid'])}-{query_hash}"
-            num_seen[row_id] += 1
-            row_id = row_id if num_seen[row_id] == 1 else f"{row_id}-{num_seen[row_id]}"
-            line = line._replace(fields={**line.fields, "row_id": row_id})
-        yield line
+    for record in read_delimited(file, _COLUMNS, "\t"):
+        if record.defect:
+            yield record
+            continue
+        query_hash = hashlib.blake2b((record.fields["query"] or "").encode(), digest_size=6).hexdigest()
+        pair_id = f"{CHORUS_TASK}-{clean_line(record.fields['docid'])}-{query_hash}"
+        num_seen[pair_id] += 1
+        row_id = pair_id if num_seen[pair_id] == 1 else f"{pair_id}-{num_seen[pair_id]}"
+        yield record._replace(fields={**record.fields, "row_id": row_id})
 
 
-def _build_row(line: Line) -> tuple[str, Row]:
-    fields = line.fields
-    required(clean_line(fields["docid"]), "empty_id")
+def _build_row(record: SourceRecord) -> tuple[str, Row]:
+    fields = record.fields
+    require_text(clean_line(fields["docid"]), "empty_id")
     return CHORUS_TASK, {
         "row_id": fields["row_id"],
-        "query": required(clean_line(fields["query"]), "empty_query"),
+        "query": require_text(clean_line(fields["query"]), "empty_query"),
         "market": CHORUS_MARKET,
         "label": label_index(fields["final_rating"], CHORUS_LABELS),
-        "ad_title": required(build_title(fields["title"]), "empty_title"),
+        "ad_title": require_text(build_title(fields["title"]), "empty_title"),
         "ad_description": build_description((fields["supplier"],), (fields["short_description"],)),
     }
 
@@ -85,6 +99,6 @@ def _build_row(line: Line) -> tuple[str, Row]:
 IMPORTERS.register(
     "chorus",
     Importer(
-        ChorusSource, lambda source, target: import_chorus(source.path, target.judged_dir, target.on_rows)
+        ChorusSource, lambda source, context: import_chorus(source.path, context.judged_dir, context.bar)
     ),
 )

@@ -1,4 +1,4 @@
-"""Row ids that repeat, found among any number of them with bounded memory."""
+"""Search for repeated row ids among any number of them, with bounded memory."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-HASHES_AT_ONCE = 1_000_000  # hashes of 8 bytes compared at once: about 50 MB
+HASHES_AT_ONCE = 1_000_000  # 8-byte hashes compared at a time: about 50 MB
 
 
 def row_id_hash(row_id: str) -> bytes:
-    """8 bytes that stand for a row id."""
+    """Return an 8-byte hash of a row id."""
     return hashlib.blake2b(row_id.encode(), digest_size=8).digest()
 
 
 class RowIdHashes:
-    """The hashes of all row ids of an import, in a file of 8 bytes a row."""
+    """Hashes of all row ids of an import, in a file of 8 bytes per row."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b")
@@ -27,22 +27,23 @@ class RowIdHashes:
         self._file.close()
 
     def add(self, row_ids: Iterable[str]) -> None:
-        """Note the ids of some rows."""
+        """Store the hashes of some row ids."""
         self._file.write(b"".join(map(row_id_hash, row_ids)))
 
-    def repeated(self) -> frozenset[bytes]:
-        """The hashes that occur more than once: those of all ids that repeat, and one in millions by
-        accident.
+    def find_repeated(self) -> frozenset[bytes]:
+        """Return the hashes that occur more than once.
+
+        They include the hashes of all repeated ids, and rarely that of two different ids.
         """
         num_hashes = self._file.tell() // 8
         num_parts = -(-num_hashes // HASHES_AT_ONCE)
-        found: set[bytes] = set()
+        repeated: set[bytes] = set()
         for part in range(num_parts):
-            # uniform, so that each residue has about as many
+            # hashes are uniform, so each residue has about the same number
             chosen = np.concatenate([hashes[hashes % num_parts == part] for hashes in self._chunks()])
             values, counts = np.unique(chosen, return_counts=True)
-            found |= {value.tobytes() for value in values[counts > 1]}
-        return frozenset(found)
+            repeated |= {value.tobytes() for value in values[counts > 1]}
+        return frozenset(repeated)
 
     def _chunks(self) -> Iterator[np.ndarray]:
         self._file.seek(0)

@@ -1,9 +1,9 @@
-"""From lines to contract rows: what every import shares.
+"""Turn records of a source into contract rows: the part that all importers share.
 
-Each line of a source becomes one row, or one line of the quarantine with a reason: rows and quarantined lines
-add up to the lines read. Judgements of a query and product judged before are kept, and so are texts longer
-than the contract allows: the validation gate judges these. What becomes of the texts stands in
-pipeline/data/importers/text_cleaning.py. Memory is bounded whatever the size of a source.
+Each record becomes one row, or one reject with a reason: rows and rejects add up to the records read.
+Repeated labels of a query and product are kept, and so are texts longer than the contract allows: the data
+gate decides about these. pipeline/data/importers/text_cleaning.py says how texts are cleaned. Memory is
+bounded for any size of a source.
 """
 
 from collections import Counter, defaultdict
@@ -16,146 +16,152 @@ import pyarrow as pa
 
 from pipeline.data.importers.duplicate_ids import RowIdHashes, row_id_hash
 from pipeline.data.importers.lookup_table import Lookup
-from pipeline.data.importers.records import Line
-from pipeline.data.importers.rejects import BadLineError, Quarantine, quarantine_file
+from pipeline.data.importers.records import SourceRecord
+from pipeline.data.importers.rejects import BadRecordError, Rejects, rejects_path
 from pipeline.data.writer import StagedRows
 from pipeline.errors import DataRefusedError
 from pipeline.schema import ROW_SCHEMA
 
-BATCH_ROWS = 4_096  # rows gathered before they are handed to the writer
+BATCH_ROWS = 4_096  # rows per table for the writer
 
-BATCH_CHARS = 16 * 2**20  # or their texts, where these are long
+BATCH_CHARS = 16 * 2**20  # characters per table, if texts are long
 
-MAX_REPEATED_IDS = 1_000_000  # ids that repeat are kept in memory: about 150 MB
+MAX_REPEATED_IDS = 1_000_000  # repeated ids are kept in memory: about 150 MB
 
-Row = dict[str, Any]  # contract columns by name; columns left out are null
+Row = dict[str, Any]  # contract columns by name; a missing column is null
 
-RowBuilder = Callable[[Line], tuple[str, Row]]  # task and row of a line; BadLineError if it cannot be one
+RowBuilder = Callable[[SourceRecord], tuple[str, Row]]  # task and row; raises BadRecordError
 
-# key and texts of a line for a Lookup; BadLineError as above
-EntryBuilder = Callable[[Line], tuple[str, str | None, str | None]]
+# key and two texts for a Lookup; raises BadRecordError
+EntryBuilder = Callable[[SourceRecord], tuple[str, str | None, str | None]]
 
 
 @dataclass(frozen=True)
 class ImportCounts:
-    """What an import did with every judgement of its source."""
+    """Numbers of rows and rejects of an import."""
 
     rows: Mapping[str, int]  # rows published, by task
-    quarantined: Mapping[str, int]  # judgements left out, by reason; reasons that held for none are absent
+    rejected: Mapping[str, int]  # records without a row, by reason; reasons without a record are absent
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file of judgements and how its lines become rows."""
+class RecordSource:
+    """A file of labels and the functions that turn its records into rows."""
 
-    name: str  # names quarantine/<name>.parquet
+    name: str  # of quarantine/<name>.parquet
     path: Path
-    read: Callable[[], Iterable[Line]]  # starts anew at every call
+    read: Callable[[], Iterable[SourceRecord]]  # starts at the first record at every call
     build_row: RowBuilder
-    side_names: Sequence[str] = ()  # of files read by `read_side_file` before
+    lookup_names: Sequence[str] = ()  # names of the files that `fill_lookup` has read
 
 
-def import_lines(source: Source, staged: StagedRows) -> ImportCounts:
-    """Publish the lines of a source as rows, and those that cannot be rows in its quarantine.
+def import_records(source: RecordSource, staged: StagedRows) -> ImportCounts:
+    """Publish the records of a source as rows, and the others as rejects.
 
-    Of rows with the same id the first is kept; a second pass finds it where there are such. DataRefusedError:
-    too many lines are bad (pipeline/data/importers/rejects.py), or none can be used. Nothing is published
-    then, nor after any other error.
+    Of rows with the same id the first is kept; if there are any, a second pass finds it. After any error
+    nothing is published.
+
+    Raises:
+        DataRefusedError: Too many records are bad (pipeline/data/importers/rejects.py), or none became a row.
     """
-    quarantine, rows, repeated = _stage_rows(source, staged, frozenset())
+    rejects, rows, repeated = _stage_rows(source, staged, frozenset())
     if len(repeated) > MAX_REPEATED_IDS:
         raise DataRefusedError(
-            f"{len(repeated):,} ids of {source.path} are used more than once; map a column that tells its "
-            "lines apart"
+            f"{len(repeated):,} ids of {source.path} are used more than once; map a column with unique ids"
         )
     if repeated:
         staged.discard_rows()
-        quarantine, rows, _ = _stage_rows(source, staged, repeated)
-    quarantine.close()
-    reasons = dict(sorted(quarantine.reasons.items()))
-    if rows.total() + sum(reasons.values()) != quarantine.num_lines:
+        rejects, rows, _ = _stage_rows(source, staged, repeated)
+    rejects.close()
+    reasons = dict(sorted(rejects.reasons.items()))
+    if rows.total() + sum(reasons.values()) != rejects.num_records:
         raise AssertionError(
-            f"of {quarantine.num_lines} lines of {source.path} {rows.total()} became rows and {reasons} "
-            "were left out"
+            f"{source.path} has {rejects.num_records} records but {rows.total()} rows and rejects {reasons}"
         )
     if not rows:
-        raise DataRefusedError(
-            f"{source.path} gave no row; lines left out, by reason: {reasons or 'it holds none'}"
-        )
-    return ImportCounts(
-        staged.publish([quarantine_file(name) for name in (source.name, *source.side_names)]), reasons
-    )
+        cause = f"rejects by reason: {reasons}" if reasons else "it holds no record"
+        raise DataRefusedError(f"{source.path} gave no row; {cause}")
+    rejects_files = [rejects_path(name) for name in (source.name, *source.lookup_names)]
+    return ImportCounts(staged.publish(rejects_files), reasons)
 
 
-def read_side_file(
+def fill_lookup(
     path: Path,
     name: str,
-    lines: Iterable[Line],
+    records: Iterable[SourceRecord],
     build_entry: EntryBuilder,
     lookup: Lookup,
     staged: StagedRows,
 ) -> None:
-    """Keep the lines of a file of queries or products by key; bad ones, and those whose key is there already,
-    go to quarantine/<name>.parquet.
+    """Store the records of a file of queries or products by key.
+
+    Bad records and those with a repeated key go to quarantine/<name>.parquet.
     """
-    quarantine = Quarantine(staged.dir / quarantine_file(name), path)
-    for line in lines:
-        quarantine.num_lines += 1
+    rejects = Rejects(staged.dir / rejects_path(name), path)
+    for record in records:
+        rejects.num_records += 1
         try:
-            if line.defect:
-                raise BadLineError(line.defect)
-            if not lookup.put(*build_entry(line)):
-                raise BadLineError("repeated_id")
-        except BadLineError as error:
-            quarantine.add(line, str(error))
-    quarantine.close()
+            if record.defect:
+                raise BadRecordError(record.defect)
+            if not lookup.put(*build_entry(record)):
+                raise BadRecordError("repeated_id")
+        except BadRecordError as error:
+            rejects.add(record, str(error))
+    rejects.close()
 
 
-def required(text: str | None, reason: str) -> str:
-    """The text; BadLineError with the reason if there is none."""
+def require_text(text: str | None, reason: str) -> str:
+    """Return the text; raise BadRecordError with the reason if it is empty or None."""
     if not text:
-        raise BadLineError(reason)
+        raise BadRecordError(reason)
     return text
 
 
 def label_index(text: str | None, labels: Sequence[str]) -> int:
-    """The place of a source's label on its scale, worst first; BadLineError if it is not on it."""
+    """Return the index of a label on its scale, worst first; raise BadRecordError if it is unknown."""
     try:
         return labels.index((text or "").strip())
     except ValueError as error:
-        raise BadLineError("unknown_label") from error
+        raise BadRecordError("unknown_label") from error
 
 
 def _stage_rows(
-    source: Source, staged: StagedRows, repeated: frozenset[bytes]
-) -> tuple[Quarantine, Counter[str], frozenset[bytes]]:
-    """One pass over the lines: the quarantine, rows by task, and hashes of the row ids that repeat other than
-    those known.
+    source: RecordSource, staged: StagedRows, repeated: frozenset[bytes]
+) -> tuple[Rejects, Counter[str], frozenset[bytes]]:
+    """Read all records once.
+
+    Args:
+        repeated: Hashes of row ids that an earlier pass has found to repeat.
+
+    Returns:
+        The rejects, the number of rows by task, and the hashes of repeated row ids (empty if `repeated` is
+        given).
     """
-    quarantine = Quarantine(staged.dir / quarantine_file(source.name), source.path)
+    rejects = Rejects(staged.dir / rejects_path(source.name), source.path)
     seen: set[str] = set()
     with RowIdHashes(staged.dir / "row_ids") as hashes:
         batches = _Batches(staged, hashes)
-        for line in source.read():
-            quarantine.num_lines += 1
+        for record in source.read():
+            rejects.num_records += 1
             try:
-                if line.defect:
-                    raise BadLineError(line.defect)
-                task, row = source.build_row(line)
+                if record.defect:
+                    raise BadRecordError(record.defect)
+                task, row = source.build_row(record)
                 if repeated and row_id_hash(row["row_id"]) in repeated:
                     if row["row_id"] in seen:
-                        raise BadLineError("repeated_id")
+                        raise BadRecordError("repeated_id")
                     seen.add(row["row_id"])
-            except BadLineError as error:
-                quarantine.add(line, str(error))
+            except BadRecordError as error:
+                rejects.add(record, str(error))
             else:
                 batches.add(task, row)
         batches.flush()
-        return quarantine, batches.num_rows, frozenset() if repeated else hashes.repeated()
+        repeated_hashes = frozenset() if repeated else hashes.find_repeated()
+    return rejects, batches.num_rows, repeated_hashes
 
 
 class _Batches:
-    """Rows gathered for the writer, of all tasks together a bounded number and length."""
+    """Buffer of rows for the writer, with a bounded number and length of rows over all tasks."""
 
     def __init__(self, staged: StagedRows, hashes: RowIdHashes) -> None:
         self._staged, self._hashes = staged, hashes

@@ -1,52 +1,42 @@
-"""Texts by key on disk, for sources that keep queries and products in files of their own: any number of them,
-bounded memory.
-"""
+"""On-disk table of texts by key, for sources with separate files of queries and products."""
 
 import sqlite3
 from pathlib import Path
-from types import TracebackType
 
-CACHE_KB = 65_536  # of memory for pages; the rest of the memory that is free serves as the disk's cache
+CACHE_KB = 65_536  # memory for pages; the free memory of the machine caches the file as well
 
 
 class Lookup:
-    """Tuples of texts by key, in a temporary file as large as the texts. OSError: the disk is full."""
+    """Pairs of texts by key, in a temporary file as large as the texts; OSError if the disk is full."""
 
     def __init__(self, path: Path) -> None:
-        # No journal and no sync: the file does not outlive the import.
-        self._base = sqlite3.connect(path, isolation_level=None)
-        self._base.executescript(
-            f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-{CACHE_KB}; PRAGMA "
-            "locking_mode=EXCLUSIVE;"
+        self._database = sqlite3.connect(path, isolation_level=None)
+        # no journal and no sync: the file is deleted with the import
+        self._database.executescript(
+            f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-{CACHE_KB}; "
+            "PRAGMA locking_mode=EXCLUSIVE;"
         )
-        self._base.execute("CREATE TABLE texts (key TEXT NOT NULL UNIQUE, first TEXT, second TEXT)")
-        self._base.execute("BEGIN")
+        self._database.execute("CREATE TABLE texts (key TEXT NOT NULL UNIQUE, first TEXT, second TEXT)")
+        self._database.execute("BEGIN")
 
     def __enter__(self) -> "Lookup":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._base.close()
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
 
     def put(self, key: str, first: str | None, second: str | None = None) -> bool:
-        """Keep the texts of a key; False, and nothing changes, if the key is there already."""
+        """Store the texts of a key; return False and change nothing if the key exists."""
         try:
-            return (
-                self._base.execute(
-                    "INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", (key, first, second)
-                ).rowcount
-                == 1
+            cursor = self._database.execute(
+                "INSERT OR IGNORE INTO texts VALUES (?, ?, ?)", (key, first, second)
             )
         except sqlite3.Error as error:
-            raise OSError(
-                f"texts of the source could not be kept beside the data folder ({error})"
-            ) from error
+            raise OSError(f"texts of the source cannot be stored beside the data folder ({error})") from error
+        return cursor.rowcount == 1
 
     def get(self, key: str) -> tuple[str | None, str | None] | None:
-        """The texts of a key; None if it is not there."""
-        found: tuple[str | None, str | None] | None = self._base.execute(
-            "SELECT first, second FROM texts WHERE key = ?", (key,)
-        ).fetchone()
-        return found
+        """Return the texts of a key; None if it does not exist."""
+        query = "SELECT first, second FROM texts WHERE key = ?"
+        texts: tuple[str | None, str | None] | None = self._database.execute(query, (key,)).fetchone()
+        return texts

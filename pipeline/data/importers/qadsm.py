@@ -1,5 +1,6 @@
-"""QADSM of XGLUE, query-ad matching in English, German and French, as task qadsm; one file a language and
-split, tab-separated.
+"""Import QADSM of XGLUE, query-ad matching in English, German and French, as task qadsm.
+
+Each language and split has its own tab-separated file.
 """
 
 import re
@@ -8,24 +9,32 @@ from typing import Literal
 
 from pipeline.config.extensions import IMPORTERS, Importer
 from pipeline.config.sources import PathSource
-from pipeline.data.importers.importer import ImportCounts, Row, Source, import_lines, label_index, required
-from pipeline.data.importers.records import Line, check_file
+from pipeline.data.importers.importer import (
+    ImportCounts,
+    RecordSource,
+    Row,
+    import_records,
+    label_index,
+    require_text,
+)
+from pipeline.data.importers.records import SourceRecord, check_file
 from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
-from pipeline.data.importers.text_files import read_fields
-from pipeline.data.writer import OnRows, StagedRows
+from pipeline.data.importers.text_files import read_headerless_tsv
+from pipeline.data.writer import StagedRows
 from pipeline.errors import ConfigError
+from pipeline.runtime.progress import ProgressBar
 
 
 class QadsmSource(PathSource):
-    """One file of XGLUE's QADSM."""
+    """One file of QADSM."""
 
     kind: Literal["qadsm"]
-    language: str | None = None  # two letters; default: from a name such as xglue.qadsm.en.train
+    language: str | None = None  # two letters; default: from the file name, as in xglue.qadsm.en.train
 
 
 QADSM_TASK = "qadsm"
 
-QADSM_LABELS = ("Bad", "Good")  # from worst to best; some copies write 0 and 1
+QADSM_LABELS = ("Bad", "Good")  # worst first; some copies have 0 and 1
 
 _COLUMNS = ("query", "ad_title", "ad_description", "label")
 
@@ -35,44 +44,49 @@ _LANGUAGE = re.compile(r"[a-z]{2}")
 
 
 def import_qadsm(
-    file: Path, out_dir: Path, language: str | None = None, on_rows: OnRows | None = None
+    file: Path, out_dir: Path, language: str | None = None, bar: ProgressBar | None = None
 ) -> ImportCounts:
-    """The lines as rows; Bad and Good are 0 and 1, the language is the market.
+    """Publish the lines as rows; Bad and Good are 0 and 1, the language is the market.
 
-    Language and official split stand in the published file's name, such as xglue.qadsm.en.train; `language`
-    overrules it. Files of several languages and splits lie side by side in the data folder. ConfigError: file
-    absent, or its language unknown. DamagedInputError: empty. DataRefusedError: as `import_lines`.
+    Files of several languages and splits can share a data folder.
+
+    Args:
+        language: Two letters; default: from the file name, which also gives the official split.
+
+    Raises:
+        ConfigError: The file does not exist, or its language is unknown.
+        DamagedInputError: The file is empty.
+        DataRefusedError: See `import_records`.
     """
-    named = _FILE_NAME.search(check_file(file).name)
-    language = language or (named["language"].lower() if named else None)
-    if language is None or not _LANGUAGE.fullmatch(language):
-        said = (
-            f"language {language!r} is not two letters"
-            if language
-            else f"the name of {file} does not say its language"
-        )
+    parts = _FILE_NAME.search(check_file(file).name)
+    if not language and parts:
+        language = parts["language"].lower()
+    if not language or not _LANGUAGE.fullmatch(language):
+        problem = f"language {language!r} is not two letters" if language else f"{file} names no language"
         raise ConfigError(
-            f"{said}; name it, such as --language en, or call the file as published, such as "
-            "xglue.qadsm.en.train"
+            f"{problem}; add --language en, for example, or name the file as published: xglue.qadsm.en.train"
         )
-    split = named["split"].lower() if named else None
+    split = parts["split"].lower() if parts else None
     name = "-".join(filter(None, ("qadsm", language, split)))
 
-    def build_row(line: Line) -> tuple[str, Row]:
-        return QADSM_TASK, _build_row(line, name) | {"market": language, "official_split": split}
+    def build_row(record: SourceRecord) -> tuple[str, Row]:
+        return QADSM_TASK, _build_row(record, name) | {"market": language, "official_split": split}
 
-    with StagedRows(out_dir, name, on_rows) as staged:
-        return import_lines(Source(name, file, lambda: read_fields(file, _COLUMNS), build_row), staged)
+    with StagedRows(out_dir, name, bar) as staged:
+        return import_records(
+            RecordSource(name, file, lambda: read_headerless_tsv(file, _COLUMNS), build_row), staged
+        )
 
 
-def _build_row(line: Line, name: str) -> Row:
-    query, title, description, label = (line.fields[column] for column in _COLUMNS)
+def _build_row(record: SourceRecord, name: str) -> Row:
+    query, title, description, label = (record.fields[column] for column in _COLUMNS)
+    is_number = (label or "").strip() in ("0", "1")
     return {
-        "row_id": f"{name}-{line.number}",
-        "query": required(clean_line(query), "empty_query"),
-        "ad_title": required(build_title(title), "empty_title"),
+        "row_id": f"{name}-{record.number}",
+        "query": require_text(clean_line(query), "empty_query"),
+        "ad_title": require_text(build_title(title), "empty_title"),
         "ad_description": build_description((), (description,)),
-        "label": label_index(label, ("0", "1") if label and label.strip() in ("0", "1") else QADSM_LABELS),
+        "label": label_index(label, ("0", "1") if is_number else QADSM_LABELS),
     }
 
 
@@ -80,6 +94,6 @@ IMPORTERS.register(
     "qadsm",
     Importer(
         QadsmSource,
-        lambda source, target: import_qadsm(source.path, target.judged_dir, source.language, target.on_rows),
+        lambda source, context: import_qadsm(source.path, context.judged_dir, source.language, context.bar),
     ),
 )

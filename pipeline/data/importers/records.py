@@ -1,7 +1,7 @@
-"""Lines of a source, and parquet files read as such: a bounded part in memory whatever the size of the file.
+"""Records of a source, and the reader of parquet files; memory is bounded for any size of a file.
 
-A line that cannot be read is given out with its defect, and reading goes on behind it. Text is read in
-pipeline/data/importers/text_files.py.
+A record that cannot be read is returned with its defect, and reading continues after it.
+pipeline/data/importers/text_files.py reads text files.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.data.importers.text_cleaning import decode_text
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
-READ_ROWS = 4_096  # rows of parquet decoded at once: about 6 MB of product text
+READ_ROWS = 4_096  # rows of parquet decoded at a time: about 6 MB of product text
 
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
@@ -27,41 +27,42 @@ _SCALARS = (
 )
 
 
-class Line(NamedTuple):
-    """One line of a source: its fields by column, or the defect that left none."""
+class SourceRecord(NamedTuple):
+    """One record of a source: its fields by column, or a defect."""
 
-    # as an editor counts, from 1; a row of parquet: its place, from 1; a record over several lines: its first
+    # in text: number of its first line, from 1, as an editor counts; in parquet: number of the row, from 1
     number: int
     fields: Mapping[str, str | None]
-    text: str = ""  # as it stands in the source; empty for parquet, whose fields are all there is
+    text: str = ""  # as in the source; empty for parquet
     defect: str | None = None  # a reason of pipeline/data/importers/rejects.py
 
 
 def check_file(path: Path) -> Path:
-    """The path of a source. ConfigError if no file lies there."""
+    """Return the path of a source; raise ConfigError if it is not a file."""
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; point the import at the data set in its original layout")
     return path
 
 
-def check_columns(found: Sequence[str], wanted: Sequence[str], path: Path) -> None:
-    """DataRefusedError naming the columns that are missing or that the file names twice."""
-    missing = [name for name in wanted if name not in found]
+def check_columns(header: Sequence[str], wanted: Sequence[str], path: Path) -> None:
+    """Raise DataRefusedError if wanted columns are missing or repeated in the header."""
+    missing = [name for name in wanted if name not in header]
     if missing:
         raise DataRefusedError(
-            f"{path} has no column {', '.join(missing)}, only {', '.join(found)}; import it in its "
+            f"{path} has no column {', '.join(missing)}, only {', '.join(header)}; import it in its "
             "original layout"
         )
-    twice = sorted({name for name in wanted if found.count(name) > 1})
-    if twice:
+    repeated = sorted({name for name in wanted if header.count(name) > 1})
+    if repeated:
         raise DataRefusedError(
-            f"{path} names column {', '.join(twice)} twice; rename one of the two and import again"
+            f"{path} names column {', '.join(repeated)} twice; rename one of the two and import again"
         )
 
 
-def value_text(value: Any) -> str | None:
-    """A value of json or parquet as text: whole numbers without a point, truth values as json spells them,
-    bytes escaped.
+def format_value(value: Any) -> str | None:
+    """Return a value of json or parquet as text.
+
+    Whole numbers have no point, booleans are spelled as in json, bytes are escaped.
     """
     if value is None or isinstance(value, str):
         return value
@@ -72,32 +73,30 @@ def value_text(value: Any) -> str | None:
     return value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Line]:
-    """The rows of a parquet file, values as text; `optional` columns that are absent are null.
+def read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[SourceRecord]:
+    """Yield the rows of a parquet file with values as text; missing `optional` columns are left out.
 
-    ConfigError: no file. DamagedInputError: not whole parquet. DataRefusedError: a column is missing, named
-    twice, or is neither text nor a number.
+    Raises:
+        ConfigError: The path is not a file.
+        DamagedInputError: The file is not whole parquet.
+        DataRefusedError: A column is missing, repeated, or neither text nor number.
     """
     number = 0
     try:
-        # Buffered and not read ahead: the ESCI original keeps up to a million rows in one row group.
+        # buffered, not read ahead: ESCI has up to a million rows in one row group
         with pq.ParquetFile(
             check_file(path), page_checksum_verification=True, buffer_size=2**20, pre_buffer=False
         ) as file:
-            found = file.schema_arrow.names
-            check_columns(found, columns, path)
-            names = list(dict.fromkeys([*columns, *(name for name in optional if name in found)]))
+            header = file.schema_arrow.names
+            check_columns(header, columns, path)
+            names = list(dict.fromkeys([*columns, *(name for name in optional if name in header)]))
             _check_types(file.schema_arrow, names, path)
             for batch in file.iter_batches(READ_ROWS, columns=names):
                 for values in zip(*(_column_values(batch.column(name)) for name in names), strict=True):
                     number += 1
-                    fields = dict(zip(names, map(value_text, values), strict=True))
-                    yield Line(
-                        number,
-                        fields,
-                        "",
-                        "bad_encoding" if any(isinstance(v, bytes) for v in values) else None,
-                    )
+                    fields = dict(zip(names, map(format_value, values), strict=True))
+                    is_undecoded = any(isinstance(value, bytes) for value in values)
+                    yield SourceRecord(number, fields, defect="bad_encoding" if is_undecoded else None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedInputError(f"{path} is not whole parquet ({error}); download it again") from error
 
@@ -111,7 +110,7 @@ def _check_types(schema: pa.Schema, names: Sequence[str], path: Path) -> None:
     if wrong:
         shown = ", ".join(f"{name} ({kind})" for name, kind in wrong.items())
         raise DataRefusedError(
-            f"{path} has columns that are no text: {shown}; import it in its original layout"
+            f"{path} has columns that are neither text nor number: {shown}; import it in its original layout"
         )
 
 
@@ -120,7 +119,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _column_values(column: pa.Array) -> list[Any]:
-    """The values of a column; what is not UTF-8 stays bytes."""
+    """Return the values of a column; text that is not UTF-8 stays bytes."""
     kind = _plain_type(column.type)
     if not any(test(kind) for test in _TEXTS):
         return column.cast(kind).to_pylist()

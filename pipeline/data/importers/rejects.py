@@ -1,5 +1,6 @@
-"""Lines of a source that could not become rows, kept with the reason: <data
-folder>/quarantine/<source>.parquet.
+"""Rejects: source records that could not become rows, with their reasons.
+
+They are stored in <data folder>/quarantine/<source>.parquet.
 """
 
 import re
@@ -9,12 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.importers.records import Line
+from pipeline.data.importers.records import SourceRecord
 from pipeline.errors import DataRefusedError
 from pipeline.storage.filesystem import canonical_json
 
-# A wrong encoding, delimiter or mapping spoils nearly every line, honest damage a few of a hundred: what lies
-# between is for a person to judge.
+# A wrong encoding, delimiter or mapping damages nearly every record, other damage a few of a hundred. Between
+# them a person must decide.
 MAX_BAD_SHARE = 0.2
 
 MAX_TEXT_CHARS = 4_096
@@ -23,23 +24,23 @@ FLUSH_LINES = 4_096
 
 REASONS = {
     "wrong_field_count": "has more or fewer fields than the header",
-    "unclosed_quote": "opens a quote that is not closed where the record should end",
+    "unclosed_quote": "opens a quote that is not closed in its record",
     "misplaced_quote": "has text behind a closing quote",
-    "line_too_long": "is longer than any record",
+    "line_too_long": "is too long",
     "bad_encoding": "holds bytes that are not in the stated encoding",
     "not_json": "is not json",
-    "not_an_object": "is json, but no object",
-    "not_text": "has a list or an object where a text is wanted",
-    "unknown_label": "has a label that the source or the mapping does not know",
-    "unknown_market": "has a locale that the source does not know",
-    "unknown_query": "names a query that the source does not hold",
-    "unknown_product": "names a product that the source does not hold",
+    "not_an_object": "is json but not an object",
+    "not_text": "has a list or an object in place of a text",
+    "unknown_label": "has a label that is not in the source's scale or the mapping",
+    "unknown_market": "has an unknown locale",
+    "unknown_query": "names a query that is not in the source",
+    "unknown_product": "names a product that is not in the source",
     "empty_id": "has no id",
     "empty_query": "has no query",
     "empty_title": "has no title",
     "empty_market": "has no market",
-    "bad_weight": "has a weight that is no number",
-    "repeated_id": "has an id that an earlier line has",
+    "bad_weight": "has a weight that is not a number",
+    "repeated_id": "has an id of an earlier line",
 }
 
 SCHEMA = pa.schema(
@@ -50,62 +51,58 @@ SCHEMA = pa.schema(
     ]
 )
 
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+_SHORT_ESCAPES = {9: "\\t", 10: "\\n", 13: "\\r"}
 
 
-def quarantine_file(name: str) -> str:
-    """Where the bad lines of a source lie, below its data folder."""
+def rejects_path(name: str) -> str:
+    """Return the path of the rejects of a source, relative to its data folder."""
     return f"quarantine/{name}.parquet"
 
 
-class BadLineError(Exception):
-    """A line that cannot become a row; its argument is one of REASONS."""
+class BadRecordError(Exception):
+    """Record that cannot become a row; its argument is one of REASONS."""
 
 
-class Quarantine:
-    """The bad lines of one file, written as they come; nothing is written while there is none."""
+class Rejects:
+    """Writer of the rejects of one file. Without rejects there is no file."""
 
     def __init__(self, path: Path, source: Path) -> None:
         self.path, self.source = path, source
-        self.num_lines = 0  # read, bad ones included
-        self.reasons: Counter[str] = Counter()  # bad lines by reason
-        self._examples: dict[str, Line] = {}
+        self.num_records = 0  # read, with the rejects
+        self.reasons: Counter[str] = Counter()  # number of rejects by reason
+        self._examples: dict[str, SourceRecord] = {}  # first one by reason
         self._waiting: list[tuple[int, str, str]] = []
         self._writer: pq.ParquetWriter | None = None
 
-    def add(self, line: Line, reason: str) -> None:
-        """Keep a bad line."""
+    def add(self, record: SourceRecord, reason: str) -> None:
+        """Store a reject."""
         assert reason in REASONS, reason
         self.reasons[reason] += 1
-        self._examples.setdefault(reason, line)
-        self._waiting.append((line.number, reason, visible(line.text or canonical_json(line.fields))))
+        self._examples.setdefault(reason, record)
+        self._waiting.append((record.number, reason, _shown_text(record)))
         if len(self._waiting) >= FLUSH_LINES:
             self._flush()
 
     def close(self) -> None:
-        """Finish the file. DataRefusedError if more than MAX_BAD_SHARE of the lines are bad."""
+        """Finish the file; raise DataRefusedError if more than MAX_BAD_SHARE of the records are rejects."""
         self._flush()
         if self._writer:
             self._writer.close()
         num_bad = self.reasons.total()
-        if num_bad > MAX_BAD_SHARE * self.num_lines:
+        if num_bad > MAX_BAD_SHARE * self.num_records:
             reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.reasons.most_common())
-            examples = "; ".join(self._told(reason) for reason, _ in self.reasons.most_common(3))
-            share = (
-                f"{num_bad:,} of {self.num_lines:,} lines of {self.source} are bad ({reasons}), more than "
-                f"{MAX_BAD_SHARE:.0%}"
-            )
+            examples = "; ".join(self._describe_example(reason) for reason, _ in self.reasons.most_common(3))
             raise DataRefusedError(
-                f"{share}, and nothing was imported: {examples}; check format, encoding and mapping, or "
-                "repair these lines"
+                f"{num_bad:,} of {self.num_records:,} lines of {self.source} are bad ({reasons}), more than "
+                f"{MAX_BAD_SHARE:.0%}, and nothing was imported: {examples}; check format, encoding and "
+                "mapping, or repair these lines"
             )
 
-    def _told(self, reason: str) -> str:
-        line = self._examples[reason]
-        return (
-            f"line {line.number} {REASONS[reason]}: "
-            f"{visible(line.text or canonical_json(line.fields))[:120]!r}"
-        )
+    def _describe_example(self, reason: str) -> str:
+        record = self._examples[reason]
+        return f"line {record.number} {REASONS[reason]}: {_shown_text(record)[:120]!r}"
 
     def _flush(self) -> None:
         if self._waiting:
@@ -120,17 +117,20 @@ class Quarantine:
             self._waiting = []
 
 
-def visible(text: str) -> str:
-    """The first MAX_TEXT_CHARS of `text`, with control characters, marks of direction and undecoded bytes
-    spelled out.
-    """
-    return _UNSEEN.sub(_spelled, text[:MAX_TEXT_CHARS])[:MAX_TEXT_CHARS]
+def escape_invisible(text: str) -> str:
+    """Escape control characters, direction marks and undecoded bytes; cut to MAX_TEXT_CHARS."""
+    return _INVISIBLE.sub(_escape, text[:MAX_TEXT_CHARS])[:MAX_TEXT_CHARS]
 
 
-def _spelled(match: re.Match[str]) -> str:
+def _shown_text(record: SourceRecord) -> str:
+    """Return the text of a record as rejects show it."""
+    return escape_invisible(record.text or canonical_json(record.fields))
+
+
+def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that the encoding does not know
+    if 0xDC80 <= code <= 0xDCFF:  # surrogate of an undecoded byte
         code -= 0xDC00
-    return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code) or (
-        f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-    )
+    if code in _SHORT_ESCAPES:
+        return _SHORT_ESCAPES[code]
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -1,4 +1,4 @@
-"""The synthetic ads marketplace as a source."""
+"""Import the synthetic ads marketplace."""
 
 from typing import Literal
 
@@ -11,10 +11,10 @@ from pipeline.data.synthetic.marketplace import build_marketplace, write_marketp
 
 
 class SampleSource(SourceBlock):
-    """The synthetic ads marketplace."""
+    """Synthetic ads marketplace."""
 
     kind: Literal["sample"]
-    rows_per_task: int = Field(ge=1)  # judged rows
+    rows_per_task: int = Field(ge=1)  # rows with labels
     unlabelled_rows_per_task: int = Field(ge=0)  # rows to be scored
 
     @property
@@ -22,10 +22,10 @@ class SampleSource(SourceBlock):
         return "the synthetic ads marketplace"
 
 
-def import_sample(source: SampleSource, target: ImportContext) -> ImportCounts:
-    """Write judged rows where the config has them, unlabelled/ and truth.parquet into the data folder."""
-    marketplace = build_marketplace(source.rows_per_task, source.unlabelled_rows_per_task, target.seed)
-    write_marketplace(marketplace, target.data_dir, target.judged_dir)
+def import_sample(source: SampleSource, context: ImportContext) -> ImportCounts:
+    """Write labeled rows into `judged_dir`, and unlabelled/ and truth.parquet into the data folder."""
+    marketplace = build_marketplace(source.rows_per_task, source.unlabelled_rows_per_task, context.seed)
+    write_marketplace(marketplace, context.data_dir, context.judged_dir)
     return ImportCounts({name: table.num_rows for name, table in marketplace.rows.items()}, {})
 
 

@@ -1,5 +1,6 @@
-"""WANDS, Wayfair's annotated product searches, as task wands: query.csv, product.csv and label.csv,
-tab-separated as published.
+"""Import WANDS, annotated product searches of Wayfair, as task wands.
+
+The published files query.csv, product.csv and label.csv are tab-separated.
 """
 
 from pathlib import Path
@@ -9,32 +10,33 @@ from pipeline.config.extensions import IMPORTERS, Importer
 from pipeline.config.sources import PathSource
 from pipeline.data.importers.importer import (
     ImportCounts,
+    RecordSource,
     Row,
-    Source,
-    import_lines,
+    fill_lookup,
+    import_records,
     label_index,
-    read_side_file,
-    required,
+    require_text,
 )
 from pipeline.data.importers.lookup_table import Lookup
-from pipeline.data.importers.records import Line, check_file
-from pipeline.data.importers.rejects import BadLineError
+from pipeline.data.importers.records import SourceRecord, check_file
+from pipeline.data.importers.rejects import BadRecordError
 from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
-from pipeline.data.importers.text_files import read_separated
-from pipeline.data.writer import OnRows, StagedRows
+from pipeline.data.importers.text_files import read_delimited
+from pipeline.data.writer import StagedRows
+from pipeline.runtime.progress import ProgressBar
 
 
 class WandsSource(PathSource):
-    """The folder of WANDS with query.csv, product.csv and label.csv."""
+    """Folder of WANDS with query.csv, product.csv and label.csv."""
 
     kind: Literal["wands"]
 
 
 WANDS_TASK = "wands"
 
-WANDS_LABELS = ("Irrelevant", "Partial", "Exact")  # from worst to best
+WANDS_LABELS = ("Irrelevant", "Partial", "Exact")  # worst first
 
-WANDS_MARKET = "en"  # the source names no country; queries and products are English
+WANDS_MARKET = "en"  # the source has no country; its texts are English
 
 _QUERY_COLUMNS = ("query_id", "query")
 
@@ -43,87 +45,86 @@ _PRODUCT_COLUMNS = ("product_id", "product_name", "product_class", "product_desc
 _LABEL_COLUMNS = ("id", "query_id", "product_id", "label")
 
 
-def import_wands(source_dir: Path, out_dir: Path, on_rows: OnRows | None = None) -> ImportCounts:
-    """The judgements as rows; labels Irrelevant, Partial, Exact are 0 to 2. A description opens with the
-    product's class.
+def import_wands(source_dir: Path, out_dir: Path, bar: ProgressBar | None = None) -> ImportCounts:
+    """Publish the labels as rows; Irrelevant, Partial, Exact are 0 to 2.
 
-    Queries and products wait in a file beside `out_dir` that is as large as their texts. ConfigError: folder
-    or file absent. DamagedInputError: a file is empty or its header is no text. DataRefusedError: a column is
-    missing, or as `import_lines`.
+    A description begins with the class of the product. A temporary file beside `out_dir` holds the texts of
+    all queries and products.
+
+    Raises:
+        ConfigError: The folder or a file does not exist.
+        DamagedInputError: A file is empty, or its header is not text.
+        DataRefusedError: A column is missing, or see `import_records`.
     """
     queries, products, labels = (
         check_file(source_dir / f"{name}.csv") for name in ("query", "product", "label")
     )
-    with StagedRows(out_dir, on_rows=on_rows) as staged, Lookup(staged.dir / "texts") as lookup:
-        read_side_file(
+    with StagedRows(out_dir, bar=bar) as staged, Lookup(staged.dir / "texts") as lookup:
+        fill_lookup(
             queries,
             "wands-query",
-            read_separated(queries, _QUERY_COLUMNS, "\t"),
+            read_delimited(queries, _QUERY_COLUMNS, "\t"),
             _build_query,
             lookup,
             staged,
         )
-        read_side_file(
+        fill_lookup(
             products,
             "wands-product",
-            read_separated(products, _PRODUCT_COLUMNS, "\t"),
+            read_delimited(products, _PRODUCT_COLUMNS, "\t"),
             _build_product,
             lookup,
             staged,
         )
 
-        def build_row(line: Line) -> tuple[str, Row]:
-            return _build_row(line, lookup)
+        def build_row(record: SourceRecord) -> tuple[str, Row]:
+            return _build_row(record, lookup)
 
-        source = Source(
+        source = RecordSource(
             "wands",
             labels,
-            lambda: read_separated(labels, _LABEL_COLUMNS, "\t"),
+            lambda: read_delimited(labels, _LABEL_COLUMNS, "\t"),
             build_row,
             ("wands-query", "wands-product"),
         )
-        return import_lines(source, staged)
+        return import_records(source, staged)
 
 
-def _build_query(line: Line) -> tuple[str, str | None, str | None]:
-    return (
-        f"query {required(clean_line(line.fields['query_id']), 'empty_id')}",
-        clean_line(line.fields["query"]),
-        None,
-    )
+def _build_query(record: SourceRecord) -> tuple[str, str | None, None]:
+    """Return key and text of a query."""
+    query_id = require_text(clean_line(record.fields["query_id"]), "empty_id")
+    return f"query {query_id}", clean_line(record.fields["query"]), None
 
 
-def _build_product(line: Line) -> tuple[str, str | None, str | None]:
+def _build_product(record: SourceRecord) -> tuple[str, str | None, str | None]:
+    """Return key, title and description of a product."""
     product_id, name, product_class, description, features = (
-        line.fields[column] for column in _PRODUCT_COLUMNS
+        record.fields[column] for column in _PRODUCT_COLUMNS
     )
-    key = f"product {required(clean_line(product_id), 'empty_id')}"
+    key = f"product {require_text(clean_line(product_id), 'empty_id')}"
     return key, build_title(name), build_description((product_class,), (description, features))
 
 
-def _build_row(line: Line, texts: Lookup) -> tuple[str, Row]:
-    label_id, query_id, product_id, label = (clean_line(line.fields[column]) for column in _LABEL_COLUMNS)
+def _build_row(record: SourceRecord, texts: Lookup) -> tuple[str, Row]:
+    label_id, query_id, product_id, label = (clean_line(record.fields[column]) for column in _LABEL_COLUMNS)
     row: Row = {
-        "row_id": f"wands-{required(label_id, 'empty_id')}",
+        "row_id": f"wands-{require_text(label_id, 'empty_id')}",
         "market": WANDS_MARKET,
         "label": label_index(label, WANDS_LABELS),
     }
     query, product = texts.get(f"query {query_id}"), texts.get(f"product {product_id}")
     if query is None:
-        raise BadLineError("unknown_query")
+        raise BadRecordError("unknown_query")
     if product is None:
-        raise BadLineError("unknown_product")
-    found = {
-        "query": required(query[0], "empty_query"),
-        "ad_title": required(product[0], "empty_title"),
+        raise BadRecordError("unknown_product")
+    return WANDS_TASK, row | {
+        "query": require_text(query[0], "empty_query"),
+        "ad_title": require_text(product[0], "empty_title"),
         "ad_description": product[1],
     }
-    return WANDS_TASK, row | found
 
 
 IMPORTERS.register(
     "wands",
-    Importer(
-        WandsSource, lambda source, target: import_wands(source.path, target.judged_dir, target.on_rows)
-    ),
+    Importer(WandsSource, lambda source, context: import_wands(source.path, context.judged_dir, context.bar)),
 )

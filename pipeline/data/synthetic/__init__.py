@@ -1,1 +1,1 @@
-"""A synthetic ads marketplace with known relevance."""
+"""Synthetic ads marketplace with known relevance."""

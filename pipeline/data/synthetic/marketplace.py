@@ -1,15 +1,15 @@
-"""A made-up ads marketplace with judged query-ad pairs for four tasks: real words, known truth, no download.
+"""Synthetic ads marketplace: labeled query-ad pairs for four tasks, with known true grades and no download.
 
-A query wants a product type and some values; an ad offers a type, or something sold for it, or something that
-only carries its name. The grade of a pair follows from what the two share, never from the words that say it,
-so shared words alone cannot earn it: names have synonyms, accessories repeat the query, a wrong brand differs
-in one word. Judgements carry noise at a known rate, so the best possible score is known too.
+A query asks for a product type with some attribute values. An ad offers a product, an accessory, or a thing
+that only has the product's name in its own. The grade follows from the products and not from the words, so
+shared words alone do not decide it: names have synonyms, accessories repeat the query, a wrong brand differs
+in one word. Labels are the true grades with noise at a known rate, so the best possible metric is known too.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.catalog import enter_partitions
+from pipeline.data.catalog import add_partitions
 from pipeline.data.synthetic.products import (
     DECOYS,
     QUERY_FILLERS,
@@ -39,15 +39,15 @@ from pipeline.data.writer import write_partition
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 from pipeline.storage.filesystem import write_bytes
 
-NOISE_RATE = 0.08  # share of judgements that moved to another level, each other level as likely
+NOISE_RATE = 0.08  # share of labels that differ from the true grade, by any other level
 
 ADS_PER_QUERY = 5
 
 UNLABELLED_PARTITIONS = 2
 
-_UNLABELLED_FROM = 10**9  # queries of unlabelled rows are numbered from here, so they are drawn anew
+_UNLABELLED_FROM = 10**9  # first number of the queries of unlabelled rows: other numbers, other queries
 
-_TRUTH_SCHEMA = pa.schema(
+_TRUE_GRADES_SCHEMA = pa.schema(
     [
         pa.field("row_id", pa.string(), False),
         pa.field("task", pa.string(), False),
@@ -62,19 +62,17 @@ _IRRELEVANT, _COMPLEMENT, _SUBSTITUTE, _EXACT = range(4)
 
 @dataclass(frozen=True)
 class SampleTask:
-    """One way of judging pairs: labels from worst to best, the first that counts as relevant, the ad's
-    columns a judge sees.
-    """
+    """Task of the marketplace."""
 
     name: str
-    labels: tuple[str, ...]
-    relevant_from: int
-    ad_columns: tuple[str, ...]
+    labels: tuple[str, ...]  # worst first
+    relevant_from: int  # index of the first relevant label
+    ad_columns: tuple[str, ...]  # columns of the ad that decide the grade
     market: str = "us"
 
 
-# A keyword is worth a bid only if it means what was asked. A title or product that could stand in for it
-# still serves the user, and so does a page that shows such a product or a list of them.
+# A keyword is relevant only if it means the same as the query. A title or product is relevant also if it is a
+# substitute, and so is a page with such a product or a list of them.
 TASKS: tuple[SampleTask, ...] = (
     SampleTask("query-keyword", ("irrelevant", "relevant"), 1, ("ad_keyword",)),
     SampleTask("query-title", _ESCI, 2, ("ad_title",)),
@@ -84,7 +82,7 @@ TASKS: tuple[SampleTask, ...] = (
     SampleTask("query-product", _ESCI, 2, ("ad_title", "ad_description"), market="gb"),
 )
 
-# How many ads of a hundred are of each kind. A kind only proposes; `relevance` judges what came out.
+# Percent of ads of each kind. The kind only shapes the ad; `true_grade` decides the grade.
 _KINDS: dict[str, dict[str, int]] = {
     "query-keyword": {"same": 48, "wrong_value": 9, "sibling": 5, "accessory": 18, "decoy": 13, "other": 7},
     "query-title": {"same": 24, "wrong_value": 12, "sibling": 12, "accessory": 24, "decoy": 16, "other": 12},
@@ -106,8 +104,8 @@ _KINDS: dict[str, dict[str, int]] = {
     },
 }
 
-# How often an ad takes over the query's own name of the type, and its word for a value, where there are
-# synonyms. Relevant ads do it less often than the others, so that shared words say little about the grade.
+# Probability that an ad uses the same synonym as the query, for the name of the type and for a value. It is
+# lower for relevant ads, so that shared words say little about the grade.
 _COPY_NAME = {"same": 0.4, "wrong_value": 0.5}
 
 _COPY_WORD = {"same": 0.6, "wrong_value": 0.7}
@@ -119,20 +117,18 @@ _PAGE_KINDS = {"product": 46, "listing": 26, "sold_out": 10, "article": 10, "err
 
 @dataclass(frozen=True)
 class Marketplace:
-    """Tables by task name in the row contract, and the grade of every row before noise, unlabelled rows
-    included.
-    """
+    """Rows by task name in the row contract, and the true grades of all rows, with or without labels."""
 
     rows: dict[str, pa.Table]
     unlabelled: dict[str, pa.Table]
-    truth: pa.Table  # row_id, task, label int32
+    true_grades: pa.Table  # row_id, task, label int32
 
 
-def relevance(want: Product, ad: Product) -> int:
-    """The noise-free grade on the scale irrelevant, complement, substitute, exact.
+def true_grade(want: Product, ad: Product) -> int:
+    """Return the grade without noise: the index in irrelevant, complement, substitute, exact.
 
-    One difference, a value or a sibling type, makes a substitute; two, or the wrong audience, make the ad
-    irrelevant. A value left open fits.
+    One difference (a value or a sibling type) makes a substitute. Two differences or another audience make
+    the ad irrelevant. A value that is not given fits.
     """
     if ad.decoy or want.type.group != ad.type.group:
         return _IRRELEVANT
@@ -147,18 +143,20 @@ def relevance(want: Product, ad: Product) -> int:
 
 
 def task_grade(task: SampleTask, grade: int, page_kind: str | None = None) -> int:
-    """`grade` of `relevance` on the task's own scale. A page is no better than what it shows: a product good,
-    a list partial, all else bad.
+    """Return a grade of `true_grade` on the scale of a task.
+
+    The kind of a page limits its grade: a product page can be good, a listing partial, all others are bad.
     """
     if task.labels == _ESCI:
         return grade
     if page_kind is None:
         return int(grade == _EXACT)
-    return min(max(grade - 1, 0), {"product": 2, "listing": 1}.get(page_kind, 0))
+    page_limit = {"product": 2, "listing": 1}.get(page_kind, 0)
+    return min(max(grade - 1, 0), page_limit)
 
 
 def _build_ad(kind: str, want: Product, rng: Random) -> Product:
-    """An ad of the kind; of another product where the kind does not fit the wish."""
+    """Draw an ad of a kind; of another product if the kind does not fit the wanted one."""
     if kind == "other" or (kind == "wrong_value" and not want.values):
         return _build_other(want, rng)
     values = {name: value for name, value in want.values.items() if kind != "same" or rng.random() < 0.85}
@@ -178,7 +176,7 @@ def _build_ad(kind: str, want: Product, rng: Random) -> Product:
 
 
 def _build_other(want: Product, rng: Random) -> Product:
-    """A product that cannot stand in for the wanted one, with most of the wanted values it can have."""
+    """Draw a product of another group, with most of the wanted values that it can have."""
     product_type = rng.choice([other for other in product_types() if other.group != want.type.group])
     values = {
         name: value
@@ -193,11 +191,11 @@ def _build_other(want: Product, rng: Random) -> Product:
 def _build_texts(
     task: SampleTask, kind: str, page_kind: str | None, ad: Product, query: Query, rng: Random
 ) -> dict[str, str | None]:
-    """The texts of a pair, by column."""
+    """Draw the texts of a pair, by column."""
     copy_name, copy_word = _COPY_NAME.get(kind, _COPY_ELSE), _COPY_WORD.get(kind, _COPY_ELSE)
     wording = build_wording(ad, task.market, rng, query.wording, copy_name, copy_word)
     details = [build_price(ad, task.market, rng)]
-    if task.name == "query-product":  # half of the values stand in the description only
+    if task.name == "query-product":  # half of the values are in the description only
         moved = [name for name in wording.words if name != "brand" and rng.random() < 0.5]
         details = [*(wording.words[name] for name in moved), *details]
         wording = Wording(
@@ -216,13 +214,11 @@ def _build_texts(
     return texts
 
 
-def _judged_ads(task: SampleTask, seed: int, first: int) -> Iterator[tuple[dict[str, str | None], int]]:
-    """Texts and noise-free grade of one pair after the other, without end and without repetition, for the
-    queries numbered from `first`.
-    """
+def _generate_pairs(task: SampleTask, seed: int, first: int) -> Iterator[tuple[dict[str, str | None], int]]:
+    """Yield texts and true grade of distinct pairs without end, for the queries numbered from `first`."""
     seen = set()
     for number in itertools.count(first):
-        # a quarter of the queries are common to the tasks of a market
+        # the tasks of a market share a quarter of the queries
         scope = task.market if number % 4 == 0 else task.name
         query = build_query(task.market, Random(f"{seed}/{scope}/{number}"))
         rng = Random(f"{seed}/{task.name}/{number}/ads")
@@ -237,48 +233,57 @@ def _judged_ads(task: SampleTask, seed: int, first: int) -> Iterator[tuple[dict[
             identity = (query.text, *(texts.get(column) for column in task.ad_columns))
             if identity not in seen:
                 seen.add(identity)
-                yield texts, task_grade(task, relevance(query.want, ad), page_kind)
+                yield texts, task_grade(task, true_grade(query.want, ad), page_kind)
 
 
-def _noisy(grade: int, num_labels: int, rng: Random) -> int:
+def _add_noise(grade: int, num_labels: int, rng: Random) -> int:
+    """Return the grade, or with probability NOISE_RATE another one."""
     if rng.random() >= NOISE_RATE:
         return grade
     return rng.choice([level for level in range(num_labels) if level != grade])
 
 
-def _build_table(task: SampleTask, num_rows: int, seed: int, judged: bool) -> tuple[pa.Table, pa.Table]:
-    """Rows in the contract, and their truth."""
+def _build_table(task: SampleTask, num_rows: int, seed: int, has_labels: bool) -> tuple[pa.Table, pa.Table]:
+    """Return rows in the contract, and their true grades."""
     noise = Random(f"{seed}/{task.name}/noise")
-    ads = list(itertools.islice(_judged_ads(task, seed, 0 if judged else _UNLABELLED_FROM), num_rows))
-    grades = [grade for _, grade in ads]
-    columns: dict[str, list[Any]] = {name: [texts.get(name) for texts, _ in ads] for name in TEXT_COLUMNS}
-    columns["row_id"] = [f"{task.name}-{'' if judged else 'u'}{index:07d}" for index in range(num_rows)]
+    first, prefix = (0, "") if has_labels else (_UNLABELLED_FROM, "u")
+    pairs = list(itertools.islice(_generate_pairs(task, seed, first), num_rows))
+    grades = [grade for _, grade in pairs]
+    columns: dict[str, list[Any]] = {name: [texts.get(name) for texts, _ in pairs] for name in TEXT_COLUMNS}
+    columns["row_id"] = [f"{task.name}-{prefix}{index:07d}" for index in range(num_rows)]
     columns["market"] = [task.market] * num_rows
-    columns["label"] = [_noisy(grade, len(task.labels), noise) if judged else None for grade in grades]
-    columns["weight"] = [1.0 if judged else None] * num_rows
-    truth = {"row_id": columns["row_id"], "task": [task.name] * num_rows, "label": grades}
+    if has_labels:
+        columns["label"] = [_add_noise(grade, len(task.labels), noise) for grade in grades]
+        columns["weight"] = [1.0] * num_rows
+    true_grades = {"row_id": columns["row_id"], "task": [task.name] * num_rows, "label": grades}
     rows = pa.table(
         {name: columns.get(name, [None] * num_rows) for name in ROW_SCHEMA.names}, schema=ROW_SCHEMA
     )
-    return rows, pa.table(truth, schema=_TRUTH_SCHEMA)
+    return rows, pa.table(true_grades, schema=_TRUE_GRADES_SCHEMA)
 
 
 def build_marketplace(num_rows_per_task: int, num_unlabelled_per_task: int, seed: int) -> Marketplace:
-    """The marketplace of a seed: the same arguments give the same rows on every machine, and asking for more
-    only adds rows.
+    """Build the marketplace of a seed.
+
+    The same arguments give the same rows on every machine. Larger numbers only add rows.
     """
-    judged = {task.name: _build_table(task, num_rows_per_task, seed, judged=True) for task in TASKS}
-    unlabelled = {
-        task.name: _build_table(task, num_unlabelled_per_task, seed, judged=False) for task in TASKS
-    }
-    truth = pa.concat_tables([truth for tables in (judged, unlabelled) for _, truth in tables.values()])
-    rows, to_score = ({name: table for name, (table, _) in tables.items()} for tables in (judged, unlabelled))
-    return Marketplace(rows, to_score, truth)
+    rows, unlabelled, true_grades = {}, {}, []
+    for task in TASKS:
+        rows[task.name], grades = _build_table(task, num_rows_per_task, seed, has_labels=True)
+        true_grades.append(grades)
+    for task in TASKS:
+        unlabelled[task.name], grades = _build_table(task, num_unlabelled_per_task, seed, has_labels=False)
+        true_grades.append(grades)
+    return Marketplace(rows, unlabelled, pa.concat_tables(true_grades))
 
 
 def write_marketplace(marketplace: Marketplace, out_dir: Path, judged_dir: Path | None = None) -> None:
-    """Write judged/task=<name>/part-0.parquet, unlabelled/task=<name>/part-0.parquet and part-1.parquet,
-    their catalogues, and last truth.parquet. `judged_dir`: where judged rows go if not into judged/.
+    """Write the rows, their catalogues, and last truth.parquet.
+
+    Files are judged/task=<name>/part-0.parquet and unlabelled/task=<name>/part-<0 or 1>.parquet.
+
+    Args:
+        judged_dir: Folder of the labeled rows; default: judged/ in `out_dir`.
     """
     judged_dir = judged_dir or out_dir / "judged"
     for name, table in marketplace.rows.items():
@@ -291,45 +296,31 @@ def write_marketplace(marketplace: Marketplace, out_dir: Path, judged_dir: Path 
                 out_dir / "unlabelled" / f"task={name}" / f"part-{part}.parquet",
             )
     for folder in (judged_dir, out_dir / "unlabelled"):
-        enter_partitions(
-            folder,
-            [
-                path
-                for name in marketplace.rows
-                for path in sorted(folder.glob(f"task={name}/part-*.parquet"))
-            ],
-        )
-    truth = pa.BufferOutputStream()
-    pq.write_table(marketplace.truth, truth)
-    write_bytes(out_dir / "truth.parquet", truth.getvalue().to_pybytes())
+        paths = [
+            path for name in marketplace.rows for path in sorted(folder.glob(f"task={name}/part-*.parquet"))
+        ]
+        add_partitions(folder, paths)
+    true_grades = pa.BufferOutputStream()
+    pq.write_table(marketplace.true_grades, true_grades)
+    write_bytes(out_dir / "truth.parquet", true_grades.getvalue().to_pybytes())
 
 
-def ceiling(
-    judged: pa.Table, truth: pa.Table, relevant_from: int, row_ids: Collection[str] | None = None
-) -> float:
-    """Average precision of the noise-free grade as a score for the noisy judgements: what no model beats but
-    by luck.
+def average_precision_ceiling(labeled_rows: pa.Table, true_grades: pa.Table, relevant_from: int) -> float:
+    """Return the average precision of the true grades on the noisy labels: no model is better except by luck.
 
-    Over all rows of `judged`, or those in `row_ids`. ValueError if none is left, or one has no judgement or
-    no truth.
+    Raises:
+        ValueError: There is no row, or a row has no label or no true grade.
     """
     from sklearn.metrics import average_precision_score
 
-    grades = dict(zip(truth["row_id"].to_pylist(), truth["label"].to_pylist(), strict=True))
-    wanted = None if row_ids is None else set(row_ids)
-    labels = {
-        i: label
-        for i, label in zip(judged["row_id"].to_pylist(), judged["label"].to_pylist(), strict=True)
-        if wanted is None or i in wanted
-    }
-    unfit = [row_id for row_id, label in labels.items() if label is None or row_id not in grades]
-    if unfit or not labels:
-        raise ValueError(
-            "the ceiling needs rows with a judgement and a known grade; without: "
-            f"{', '.join(unfit[:3]) or 'no row is left'}"
-        )
-    return float(
-        average_precision_score(
-            [label >= relevant_from for label in labels.values()], [grades[row_id] for row_id in labels]
-        )
-    )
+    grades = dict(zip(true_grades["row_id"].to_pylist(), true_grades["label"].to_pylist(), strict=True))
+    row_ids, labels = labeled_rows["row_id"].to_pylist(), labeled_rows["label"].to_pylist()
+    unfit = [
+        row_id for row_id, label in zip(row_ids, labels, strict=True) if label is None or row_id not in grades
+    ]
+    if unfit:
+        raise ValueError(f"rows without label or true grade: {', '.join(unfit[:3])}; leave them out")
+    if not labels:
+        raise ValueError("no row given; the ceiling needs rows with labels and true grades")
+    relevant = [label >= relevant_from for label in labels]
+    return float(average_precision_score(relevant, [grades[row_id] for row_id in row_ids]))

@@ -1,8 +1,8 @@
-"""What is for sale on the made-up ads marketplace, and how it is put into words.
+"""Products of the synthetic marketplace and their wording.
 
-Product names are real and have synonyms, in American and in British English; brands are made up. Types of one
-group can stand in for each other, types of different groups cannot. Things sold for a product, and things
-that only carry its name, repeat the name and are not the product.
+Product names are real and have synonyms in American and British English; brands are invented. Types of one
+group are substitutes, types of different groups are not. Accessories and decoys repeat the name of a product
+and are not the product.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from random import Random
 
 @dataclass(frozen=True)
 class ProductType:
-    """One kind of product, known by its names."""
+    """Type of product with its names."""
 
     us: tuple[str, ...]  # names in American English, synonyms of each other
     gb: tuple[str, ...]  # names in British English
-    group: str  # types of one group can stand in for each other
+    group: str  # types of one group are substitutes
     category: str
-    accessories: tuple[str, ...]  # things sold for it
-    attributes: tuple[str, ...]  # keys of ATTRIBUTES that make sense here; a brand always does
+    accessories: tuple[str, ...]
+    attributes: tuple[str, ...]  # keys of ATTRIBUTES that fit; a brand always fits
     price_range: tuple[int, int]  # whole dollars or pounds
 
 
 @dataclass(frozen=True)
 class Category:
-    """Product types that share attributes, accessories and prices. A group a line: types apart by ";",
-    American and British names by "|".
+    """Product types that share attributes, accessories and prices.
+
+    Each string of `groups` is a group; ";" separates types, "|" American and British names.
     """
 
     name: str
@@ -170,8 +171,7 @@ CATEGORIES = (
     ),
 )
 
-# Attribute -> value -> its words, synonyms of each other. Words that begin with "for" follow the product
-# name, the rest stand before it.
+# Attribute -> value -> synonyms. Words that begin with "for" follow the product name, others precede it.
 ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
     "colour": {
         "red": ("red", "crimson", "scarlet"),
@@ -215,7 +215,7 @@ BRANDS = (
     "Kestrio",
 )
 
-# What carries the name of a product and is something else.
+# things that are not the product but have its name in their own
 DECOYS = (
     "{} poster",
     "toy {}",
@@ -230,7 +230,7 @@ QUERY_FILLERS = ("buy {}", "{} online", "best {}", "{} near me", "{} deals")
 
 AD_FILLERS = ("on sale", "free delivery", "new in", "best seller", "top rated", "today", "limited offer")
 
-# What a page behind an ad says, by kind of page.
+# texts of landing pages, by kind of page
 PAGE_TEXTS = {
     "product": (
         "{ad} in stock, add to basket",
@@ -249,19 +249,17 @@ PAGE_TEXTS = {
 
 @dataclass(frozen=True)
 class Product:
-    """What a query wants or an ad offers: a type, or an accessory or decoy that carries its name, with values
-    (`brand` among them).
-    """
+    """Product that a query asks for or an ad offers: a type, or an accessory or decoy with its name."""
 
     type: ProductType
-    values: dict[str, str]
+    values: dict[str, str]  # by attribute or "brand"
     accessory: str | None = None
     decoy: str | None = None
 
 
 @dataclass(frozen=True)
 class Wording:
-    """The words a product is put into: a name of its type and a word for each of its values."""
+    """Words for a product: a name of its type, and a word for each value by attribute."""
 
     name: str
     words: dict[str, str]
@@ -269,7 +267,7 @@ class Wording:
 
 @dataclass(frozen=True)
 class Query:
-    """What a user types, what it wants and the words it uses."""
+    """Query text, the wanted product and its words."""
 
     text: str
     want: Product
@@ -282,7 +280,7 @@ def _split(text: str, separator: str = ",") -> tuple[str, ...]:
 
 @cache
 def product_types() -> tuple[ProductType, ...]:
-    """Every product type, in the order of the table."""
+    """Return all product types, in the order of the table."""
     types = []
     for category in CATEGORIES:
         for group in category.groups:
@@ -297,28 +295,28 @@ def product_types() -> tuple[ProductType, ...]:
 
 @cache
 def siblings(product_type: ProductType) -> tuple[ProductType, ...]:
-    """The other types of its group."""
+    """Return the other types of the group."""
     return tuple(
         other for other in product_types() if other.group == product_type.group and other != product_type
     )
 
 
 def attribute_values(attribute: str) -> tuple[str, ...]:
-    """The values an attribute can take."""
+    """Return the values of an attribute."""
     return BRANDS if attribute == "brand" else tuple(ATTRIBUTES[attribute])
 
 
-def _pick(options: tuple[str, ...], taken: str | None, copy: float, rng: Random) -> str:
-    """`taken`, the query's own word, with probability `copy` if it is an option; else another option."""
-    if taken in options and (len(options) == 1 or rng.random() < copy):
-        return str(taken)
-    return rng.choice([option for option in options if option != taken])
+def _pick(options: tuple[str, ...], query_word: str | None, copy: float, rng: Random) -> str:
+    """Draw the word of the query with probability `copy` if it is an option, else another option."""
+    if query_word in options and (len(options) == 1 or rng.random() < copy):
+        return str(query_word)
+    return rng.choice([option for option in options if option != query_word])
 
 
 def build_wording(
     product: Product, market: str, rng: Random, query: Wording, copy_name: float, copy_word: float
 ) -> Wording:
-    """Words for a product in view of those of a query, which are taken over with the given probabilities."""
+    """Draw words for a product; those of the query are reused with the given probabilities."""
     name = _pick(product.type.gb if market == "gb" else product.type.us, query.name, copy_name, rng)
     words = {}
     for attribute, value in product.values.items():
@@ -330,7 +328,7 @@ def build_wording(
 
 
 def build_phrase(product: Product, wording: Wording, rng: Random) -> str:
-    """Brand, values and name in the order of English."""
+    """Return brand, values and name in the order of English."""
     name = wording.name
     if product.decoy:
         name = product.decoy.format(name)
@@ -342,7 +340,7 @@ def build_phrase(product: Product, wording: Wording, rng: Random) -> str:
 
 
 def build_query(market: str, rng: Random) -> Query:
-    """A product with one or two wishes most of the time, seldom an accessory."""
+    """Draw a query: mostly for a product with one or two values, seldom for an accessory."""
     product_type = rng.choice(product_types())
     wishes = [
         rng.choice(("brand", *product_type.attributes))
@@ -356,7 +354,7 @@ def build_query(market: str, rng: Random) -> Query:
 
 
 def build_price(product: Product, market: str, rng: Random) -> str:
-    """A price that fits the type and its tier; accessories and decoys cost a fifth."""
+    """Draw a price that fits the type and its tier; accessories and decoys cost a fifth."""
     tier = {"cheap": 0.6, "luxury": 2.5}.get(product.values.get("tier", ""), 1.0)
     amount = (
         rng.randint(*product.type.price_range) * tier * (0.2 if product.accessory or product.decoy else 1.0)
@@ -365,14 +363,14 @@ def build_price(product: Product, market: str, rng: Random) -> str:
 
 
 def build_page(kind: str, product: Product, phrase: str, wording: Wording, rng: Random) -> str:
-    """What the page behind an ad says, `phrase` being what the ad says."""
+    """Draw the text of a landing page; `phrase` is the text of the ad."""
     return rng.choice(PAGE_TEXTS[kind]).format(
         ad=phrase, name=wording.name, sibling=rng.choice(siblings(product.type)).us[0]
     )
 
 
 def pad_text(text: str, num_words: int, rng: Random) -> str:
-    """Text and fillers up to about a number of words, so that its length does not tell what it is about."""
+    """Add fillers up to about `num_words` words, so that the length says nothing about the grade."""
     fillers = rng.sample(AD_FILLERS, 3)
     while len(text.split()) < num_words and fillers:
         text = f"{text} {fillers.pop()}"

@@ -1,6 +1,4 @@
-"""Any number of made-up contract rows, written file by file in bounded memory; the same numbers give the same
-bytes.
-"""
+"""Synthetic contract rows in any number, written in bounded memory; equal arguments give equal bytes."""
 
 from pathlib import Path
 
@@ -16,12 +14,10 @@ ROWS_PER_FILE = 250_000
 BATCH_ROWS = 50_000
 
 
-def write_made_up(
+def write_synthetic_rows(
     folder: Path, num_rows: int, tasks: tuple[str, ...], seed: int = 17, rows_per_file: int = ROWS_PER_FILE
 ) -> None:
-    """task=<name>/part-<n>.parquet with rows of about 35 words, two rows a query; one row of 10,000 is
-    bad.
-    """
+    """Write task=<name>/part-<n>.parquet: 35 words per row, two rows per query, one bad row in 10,000."""
     for index, task in enumerate(tasks):
         (folder / f"task={task}").mkdir(parents=True, exist_ok=True)
         share = num_rows // len(tasks)
@@ -36,7 +32,7 @@ def write_made_up(
 
 
 def made_up_rows(task: str, first: int, num_rows: int, draw: np.random.Generator) -> pa.Table:
-    """A batch of rows, numbered from `first`."""
+    """Return a batch of rows, numbered from `first`."""
     numbers = np.arange(first, first + num_rows)
     query = [
         f"{words} {number // 2}"
@@ -62,5 +58,5 @@ def made_up_rows(task: str, first: int, num_rows: int, draw: np.random.Generator
 
 
 def phrases(draw: np.random.Generator, num_rows: int, num_words: int) -> list[str]:
-    """Words in single spaces."""
+    """Return random phrases of `num_words` words."""
     return [" ".join(row) for row in WORDS[draw.integers(0, len(WORDS), (num_rows, num_words))].tolist()]

@@ -1,9 +1,11 @@
-"""The mixes of tasks on which bench_methods.py compares adapter methods, as folders of encoded rows that
-another machine can train on.
+"""Mixes of tasks on which bench_methods.py compares adapter methods, as folders of encoded rows.
 
-"agreeing": the four tasks of jobs/configs/esci.yaml. "conflicting": the pairs of one of its markets asked
-three times with the same text, whether exact, whether a substitute, whether a complement. "commonsense": four
-of the question sets of MTL-LoRA's paper, each with its closed set of answers.
+A folder can be copied to another machine and trained on there.
+
+- agreeing: the four tasks of jobs/configs/esci.yaml
+- conflicting: pairs of one of its markets in three tasks with the same text: is the product an exact match, a
+  substitute, a complement?
+- commonsense: four question sets of MTL-LoRA's paper, each with its closed set of answers
 """
 
 import json
@@ -21,7 +23,7 @@ from tests.bench.support.train_sides import validate_and_encode
 from tests.support.places import ROOT, SHARED_DATA
 
 ESCI_CONFIG = ROOT / "jobs" / "configs" / "esci.yaml"
-QUESTIONS = {"exact": 3, "substitute": 2, "complement": 1}  # task -> the label of the source that it asks for
+QUESTIONS = {"exact": 3, "substitute": 2, "complement": 1}  # label of the source that counts as yes, by task
 ANSWERS = {
     "boolq": ["false", "true"],
     "arc_easy": [f"answer{n}" for n in range(1, 6)],
@@ -32,7 +34,7 @@ MIXES = ("agreeing", "conflicting", "commonsense")
 
 
 def conflicting_settings(judged: Path) -> dict[str, Any]:
-    """The settings of the conflicting mix, with rows under `judged`."""
+    """Return the settings of the conflicting mix, with rows in `judged`."""
     settings = yaml.safe_load(ESCI_CONFIG.read_text())
     template = "Does the product match the query?\nProduct: {ad_title}\nQuery: {query}\nAnswer:"
     tasks = [
@@ -44,14 +46,13 @@ def conflicting_settings(judged: Path) -> dict[str, Any]:
 
 
 def write_conflicting(esci_us: Path, judged: Path) -> None:
-    """Contract rows of the conflicting mix out of those of the task `esci_us`."""
+    """Write the contract rows of the conflicting mix, from those of the task esci_us."""
     rows = pa.concat_tables([pq.read_table(file) for file in sorted(esci_us.glob("*.parquet"))])
     for task, label in QUESTIONS.items():
-        asked = pa.array(
-            [int(one == label) for one in rows.column("label").to_pylist()], rows.schema.field("label").type
-        )
+        is_asked = [int(source_label == label) for source_label in rows.column("label").to_pylist()]
+        labels = pa.array(is_asked, rows.schema.field("label").type)
         ids = pa.array([f"{task}-{row_id}" for row_id in rows.column("row_id").to_pylist()])
-        table = rows.set_column(rows.schema.get_field_index("label"), rows.schema.field("label"), asked)
+        table = rows.set_column(rows.schema.get_field_index("label"), rows.schema.field("label"), labels)
         table = table.set_column(rows.schema.get_field_index("row_id"), rows.schema.field("row_id"), ids)
         (judged / f"task={task}").mkdir(parents=True, exist_ok=True)
         pq.write_table(table, judged / f"task={task}" / "part-0.parquet")
@@ -59,7 +60,8 @@ def write_conflicting(esci_us: Path, judged: Path) -> None:
 
 def encode_relevance(mix: str, folder: Path) -> None:
     """Import, validate and encode a mix of relevance tasks into `folder`."""
-    from jobs.commands.data import bring_in
+    from jobs.command_run import CommandRun
+    from jobs.commands.data import import_sources
     from jobs.console import Console
     from pipeline.config.loading import build_config
 
@@ -70,26 +72,21 @@ def encode_relevance(mix: str, folder: Path) -> None:
         "data": {},
         "work_dir": str(work_dir),
     }
-    bring_in(build_config(settings, mix), Console(err=sys.stderr))
+    import_sources(build_config(settings, mix), CommandRun(Console(out=sys.stderr)))
     if mix == "conflicting":
         write_conflicting(work_dir / "agreeing" / "data" / "judged" / "task=esci_us", work_dir / "judged")
         settings = {**conflicting_settings(work_dir / "judged"), "work_dir": str(work_dir)}
     validate_and_encode(build_config(settings, mix)).rename(folder / "encoded")
     shutil.rmtree(work_dir)
-    (folder / "settings.json").write_text(
-        json.dumps(
-            {key: value for key, value in settings.items() if key not in ("sources", "data", "work_dir")}
-        )
-    )
+    portable = {key: value for key, value in settings.items() if key not in ("sources", "data", "work_dir")}
+    (folder / "settings.json").write_text(json.dumps(portable))
 
 
 def encode_commonsense(folder: Path) -> None:
-    """Encode the question sets: a tenth of the training rows is the valid split, the published test rows are
-    the test.
-    """
+    """Encode the question sets; a tenth of the published training rows becomes the valid split."""
     from models.backbone import load_tokenizer, resolve_folder
     from models.config import BackboneConfig
-    from pipeline.encoding.encoded_dataset import ENCODED_SCHEMA, encoded_name, write_manifest
+    from pipeline.encoding.encoded_dataset import ENCODED_SCHEMA, encoded_file_name, write_manifest
 
     encoded = folder / "encoded"
     encoded.mkdir()
@@ -109,7 +106,7 @@ def encode_commonsense(folder: Path) -> None:
             valid_N = np.arange(len(ids)) % 10 == 0 if source == "train" else np.zeros(len(ids), bool)
             for side, chosen_N in (("valid", valid_N), (source, ~valid_N)):
                 if chosen_N.any():
-                    pq.write_table(whole.filter(pa.array(chosen_N)), encoded / encoded_name(task, side))  # type: ignore[arg-type]
+                    pq.write_table(whole.filter(pa.array(chosen_N)), encoded / encoded_file_name(task, side))  # type: ignore[arg-type]
     write_manifest(encoded)
     tasks = [
         {"name": task, "labels": answers, "relevant_from": 1, "template": "{query}{ad_title}\nAnswer:"}

@@ -1,7 +1,7 @@
-"""The other sides of bench_train.py: a bare loop over our model and batches, and Hugging Face's Trainer, on
-the rows of our steps.
+"""The other sides of bench_train.py: a plain PyTorch loop, and Hugging Face's Trainer.
 
-Each is called in a process of its own, or in one of two, which share each batch. On a GPU where there is one.
+Both train on the rows of our steps, in a new process or in two that share each batch; on a GPU if there is
+one.
 """
 
 import json
@@ -12,32 +12,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bench.support.train_sides import BATCH_ROWS, WARM_STEPS, Figures, encoded_rows, read_run
+from tests.bench.support.train_sides import BATCH_ROWS, WARM_STEPS, Measurements, encoded_rows, read_run
 
-LORA_RANK = 15  # 1.73 M parameters beside MTL-LoRA's 1.70 M
+LORA_RANK = 15  # 1.73 M parameters; MTL-LoRA has 1.70 M
 
 
-def in_two_processes(side: Callable[..., Figures], *arguments: Any) -> Figures:
-    """A side of two workers, with the variables that torchrun would give them; what the first of them tells,
-    its own padding among it.
-    """
+def in_two_processes(side: Callable[..., Measurements], *arguments: Any) -> Measurements:
+    """Run a side in two processes with the variables of torchrun; return the results of rank 0."""
     import torch
 
     from tests.support.servers import free_port
 
     with tempfile.TemporaryDirectory() as name:
         torch.multiprocessing.spawn(
-            one_of_two, (free_port(), Path(name) / "figures.json", side, arguments), nprocs=2
+            run_rank, (free_port(), Path(name) / "results.json", side, arguments), nprocs=2
         )
-        figures: Figures = json.loads((Path(name) / "figures.json").read_text())
-        return figures
+        results: Measurements = json.loads((Path(name) / "results.json").read_text())
+        return results
 
 
-def one_of_two(
-    rank: int, port: int, told: Path, side: Callable[..., Figures], arguments: tuple[Any, ...]
+def run_rank(
+    rank: int, port: int, results_path: Path, side: Callable[..., Measurements], arguments: tuple[Any, ...]
 ) -> None:
-    """One of the two processes."""
-    numbers = {
+    """Run one rank of a side; rank 0 writes its results."""
+    variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
         "WORLD_SIZE": 2,
@@ -45,76 +43,77 @@ def one_of_two(
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": 1,
     }
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in numbers.items()}})
-    figures = side(*arguments)
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in variables.items()}})
+    results = side(*arguments)
     if rank == 0:
-        told.write_text(json.dumps(figures))
+        results_path.write_text(json.dumps(results))
 
 
-def place() -> tuple[int, int]:
-    """This process's rank, and how many share each batch."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Return this process's rank and the number of processes that share each batch."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def add_up_gradients(trained: list[Any]) -> None:
-    """Sum them over all ranks, in one exchange."""
+def sum_gradients(parameters: list[Any]) -> None:
+    """Sum the gradients over all ranks in one exchange."""
     import torch
 
-    flat = torch.cat([(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in trained])
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
-    for one, gradient in zip(trained, flat.split([one.numel() for one in trained]), strict=True):
-        one.grad = gradient.view_as(one)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
-def bare(run_dir: Path, steps: int, compiled: bool) -> Figures:
-    """Our model and batches in a loop of plain torch."""
+def bare(run_dir: Path, steps: int, compiled: bool) -> Measurements:
+    """Train our model on our batches in a plain PyTorch loop."""
     import torch
 
     from models.losses import row_losses, task_sums
     from models.training.compilation import compile_layers
     from pipeline.encoding.batches import collate
-    from pipeline.inference.predictor import fresh_judge
-    from pipeline.runtime.timing import wait_for
-    from pipeline.training.head_init import start_heads
+    from pipeline.inference.predictor import build_predictor
+    from pipeline.runtime.timing import synchronize
+    from pipeline.training.head_init import initialize_heads
     from pipeline.training.optimizer import build_optimizer
-    from pipeline.training.packing_probe import packed_beginnings
+    from pipeline.training.packing_probe import probe_packing
     from pipeline.training.worker_setup import build_sampler
 
-    rank, world_size = place()
+    rank, world_size = rank_and_world_size()
     torch.set_num_threads(2 // world_size)
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
     device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
     config, encoded = read_run(run_dir), encoded_rows(run_dir)
-    sampler = build_sampler(config, encoded)
-    judge = fresh_judge(config, device)
-    beginning_T = packed_beginnings(config, judge, encoded)
-    start_heads(judge, encoded, beginning_T, rank, world_size)
+    sampler = build_sampler(encoded, config.tasks, config.training, config.seed)
+    predictor = build_predictor(config, device)
+    beginning_T = probe_packing(predictor, encoded, config.adapter)
+    initialize_heads(predictor, encoded, beginning_T, rank, world_size)
     if compiled:
-        compile_layers(judge.model)
-    judge.model.train()
-    optimizer = build_optimizer(judge.model, config.optimizer)
+        compile_layers(predictor.model)
+    predictor.model.train()
+    optimizer = build_optimizer(predictor.model, config.optimizer)
     relevant_from_T = torch.tensor([task.relevant_from for task in config.tasks], device=device)
-    trained = list(judge.model.trainable_state().values())
+    trained = list(predictor.model.trainable_state().values())
     times, tokens = [time.perf_counter()], [0, 0]
     for step in range(steps):
         batch = collate(
             encoded,
             sampler.rank_rows(step, rank, world_size, beginning_T),
             len(config.tasks),
-            judge.pad_id,
+            predictor.pad_id,
             beginning_T,
         ).to(device)
-        logits_BC = judge.model(*batch.inputs)
+        logits_BC = predictor.model(*batch.inputs)
         loss_B = row_losses(logits_BC, batch.label_B, relevant_from_T[batch.task_B])
         loss_T, _ = task_sums(loss_B, batch.weight_B, batch.task_B, len(config.tasks))
         (loss_T.sum() / len(sampler.global_rows(step))).backward()
         if world_size > 1:
-            add_up_gradients(trained)
+            sum_gradients(trained)
         torch.nn.utils.clip_grad_norm_(trained, config.optimizer.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
-        wait_for(device)
+        synchronize(device)
         times.append(time.perf_counter())
         tokens = [tokens[0] + batch.num_padding, tokens[1] + batch.input_ids_BS.numel()]
     return {
@@ -159,7 +158,7 @@ def lora_classifier(config: Any) -> tuple[Any, Any]:
 
 
 def training_arguments(out_dir: str, steps: int, world_size: int, grouped: bool) -> Any:
-    """Return Trainer's settings: our batch and learning rate, nothing logged or saved."""
+    """Return Trainer's settings: our batch size and learning rate; no logging, no saving."""
     import torch
     from transformers import TrainingArguments
 
@@ -181,22 +180,22 @@ def training_arguments(out_dir: str, steps: int, world_size: int, grouped: bool)
     )
 
 
-def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
-    """transformers' Trainer over the very rows of our steps."""
+def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Measurements:
+    """Train with transformers' Trainer on the rows of our steps."""
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
 
-    from pipeline.runtime.timing import wait_for
+    from pipeline.runtime.timing import synchronize
     from pipeline.training.worker_setup import build_sampler
 
-    _, world_size = place()
+    _, world_size = rank_and_world_size()
     torch.set_num_threads(2 // world_size)
     config, encoded = read_run(run_dir), encoded_rows(run_dir)
-    items = step_items(encoded, build_sampler(config, encoded), steps)
+    items = step_items(encoded, build_sampler(encoded, config.tasks, config.training, config.seed), steps)
     model, tokenizer = lora_classifier(config)
     collate, tokens, times = DataCollatorWithPadding(tokenizer), [0, 0], []
 
-    def counted(examples: list[dict[str, Any]]) -> Any:
+    def collate_and_count(examples: list[dict[str, Any]]) -> Any:
         batch = collate(examples)
         tokens[0] += sum(len(example["input_ids"]) for example in examples)
         tokens[1] += batch["input_ids"].numel()
@@ -204,7 +203,7 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            wait_for(model.device)
+            synchronize(model.device)
             times.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as out_dir:
@@ -212,7 +211,7 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Figures:
             model=model,
             args=training_arguments(out_dir, steps, world_size, grouped),
             train_dataset=items,
-            data_collator=counted,
+            data_collator=collate_and_count,
             callbacks=[Clock()],
         )
         trainer.train()

@@ -1,5 +1,6 @@
-"""MTL-LoRA and MOELoRA computed as their published code does, on the numbers of this project's layers: same
-function, other products.
+"""MTL-LoRA and MOELoRA as in their published code, with the parameters of this project's layers.
+
+The functions are equal; the matrix products differ.
 
 Shape legend: B rows, S tokens, D width in, O width out, R rank, N up-projections, E experts, Q rank of one
 expert, T tasks.
@@ -14,8 +15,9 @@ from models.adapters.mtl_lora import MTLLoRALinear
 
 
 class PublishedMTLLoRALinear(nn.Module):
-    """MTL-LoRA as in microsoft's code (Yang et al., AAAI 2025; src/adapter/mlora.py): each row gets its own
-    copy of all three matrices.
+    """MTL-LoRA as in microsoft's code: each row has its own copy of all three matrices.
+
+    Reference: Yang et al., AAAI 2025; src/adapter/mlora.py.
     """
 
     def __init__(self, layer: MTLLoRALinear) -> None:
@@ -28,8 +30,8 @@ class PublishedMTLLoRALinear(nn.Module):
         self.mix_TN = nn.Parameter(layer.mix_TN.detach().clone())
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) -> (B, S, O)."""
-        task_B = self.routing.current()
+        """Map (B, S, D) to (B, S, O)."""
+        task_B = self.routing.current_tasks()
         shares_TN = torch.softmax(self.mix_TN / self.mixture_temperature, dim=-1)
         up_TOR = (shares_TN @ self.up_NOR.flatten(1)).unflatten(1, self.up_NOR.shape[1:])
         down_BRD = self.down_1RD.index_select(0, torch.zeros_like(task_B))
@@ -38,15 +40,15 @@ class PublishedMTLLoRALinear(nn.Module):
         u_BSR = torch.bmm(x_BSD, down_BRD.to(x_BSD.dtype).transpose(1, 2))
         z_BSR = torch.bmm(u_BSR, transform_BRR.to(x_BSD.dtype).transpose(1, 2))
         y_BSO = self.base(x_BSD)
-        # the second factor is that of a tunable scaler, which is off: the published code multiplies all the
-        # same
+        # 1.0 is a tunable scaler that is off; the published code multiplies by it too
         y_BSO += torch.bmm(z_BSR, up_BOR.to(x_BSD.dtype).transpose(1, 2)) * self.scale * 1.0
         return y_BSO
 
 
 class PublishedMoELoRALinear(nn.Module):
-    """MOELoRA as in its authors' code (Liu et al., SIGIR 2024; peft/tuners/mmoelora.py): a loop over the
-    experts, each a whole LoRA.
+    """MOELoRA as in its authors' code: a loop over the experts, each a complete LoRA.
+
+    Reference: Liu et al., SIGIR 2024; peft/tuners/mmoelora.py.
     """
 
     def __init__(self, layer: MoELoRALinear) -> None:
@@ -59,9 +61,9 @@ class PublishedMoELoRALinear(nn.Module):
         self.gate_EV = nn.Parameter(layer.gate_EV.detach().clone())
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) -> (B, S, O)."""
+        """Map (B, S, D) to (B, S, O)."""
         y_BSO = self.base(x_BSD)
-        weight_BE = torch.softmax(self.task_TV[self.routing.current()] @ self.gate_EV.t(), dim=-1).to(
+        weight_BE = torch.softmax(self.task_TV[self.routing.current_tasks()] @ self.gate_EV.t(), dim=-1).to(
             x_BSD.dtype
         )
         for expert, (down_QD, up_OQ) in enumerate(zip(self.down_EQD, self.up_EOQ, strict=True)):
@@ -81,8 +83,10 @@ PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def as_published(trunk: nn.Module) -> nn.Module:
-    """The trunk with its adapted layers computed as published, in place. KeyError: a method without a
-    published form here.
+    """Replace the adapted layers of a trunk by their published form, in place.
+
+    Raises:
+        KeyError: The method has no published form here.
     """
     for name, layer in adapted_layers(trunk).items():
         replace_module(trunk, name, PUBLISHED[type(layer)](layer))

@@ -1,5 +1,4 @@
-"""The sides: models of this project, of PEFT and of the methods' own authors, all on the same backbone
-weights; and what is timed of them.
+"""Models that are compared: of this project, of PEFT, and as published; all on the same backbone weights.
 
 Shape legend: B rows, C labels.
 """
@@ -24,21 +23,18 @@ from models.relevance import RelevanceModel
 from tests.bench.support.published import as_published
 from tests.bench.support.timing import NUM_LABELS, SEED, Batch, saved_bytes
 
-NOISE = 0.02  # standard deviation of what is added to fresh adapters, so that none of them is zero
+NOISE = 0.02  # standard deviation of the noise on new adapters, so that none is zero
 
 
 def shared_trunk(backbone: Backbone) -> Any:
-    """The trunk with modules of its own and the same weights: deepcopy takes what stands in its memo for the
-    copy of a thing.
-    """
-    return copy.deepcopy(
-        backbone.trunk,
-        {id(tensor): tensor for tensor in [*backbone.trunk.parameters(), *backbone.trunk.buffers()]},
-    )
+    """Return a copy of the trunk's modules that shares its weights."""
+    tensors = [*backbone.trunk.parameters(), *backbone.trunk.buffers()]
+    # deepcopy does not copy what its memo already knows
+    return copy.deepcopy(backbone.trunk, {id(tensor): tensor for tensor in tensors})
 
 
 def finish(trunk: nn.Module, routing: TaskRouting, backbone: Backbone, num_tasks: int) -> RelevanceModel:
-    """Heads on a trunk, and noise on all that is trained."""
+    """Return a trunk with heads, and noise on all trained parameters."""
     model = RelevanceModel(
         trunk, TaskHeads(backbone.width, (NUM_LABELS,) * num_tasks), routing, backbone.pooling
     )
@@ -50,21 +46,21 @@ def finish(trunk: nn.Module, routing: TaskRouting, backbone: Backbone, num_tasks
 
 
 def adapted_model(backbone: Backbone, adapter: AdapterConfig, num_tasks: int) -> RelevanceModel:
-    """A model with this project's adapters."""
+    """Return a model with this project's adapters."""
     trunk = shared_trunk(backbone)
     return finish(trunk, inject(trunk, adapter, num_tasks, SEED), backbone, num_tasks)
 
 
 def published_model(backbone: Backbone, adapter: AdapterConfig, num_tasks: int) -> RelevanceModel:
-    """The same numbers, computed as published."""
+    """Return a model with the same parameters, computed as published."""
     model = adapted_model(backbone, adapter, num_tasks)
     as_published(model.trunk)
-    model.adapted = []  # none of the layers that were replaced
+    model.adapted = []  # the layers were replaced
     return model
 
 
 def base_model(backbone: Backbone, num_tasks: int) -> RelevanceModel:
-    """Heads on the bare trunk. In training its gradient runs back through all layers, as adapters make it."""
+    """Return heads on the bare trunk; in training the gradient runs through all layers, as with adapters."""
     trunk = shared_trunk(backbone).requires_grad_(False)
     trunk.get_input_embeddings().register_forward_hook(
         lambda module, args, output: output.requires_grad_() if module.training else None
@@ -73,7 +69,7 @@ def base_model(backbone: Backbone, num_tasks: int) -> RelevanceModel:
 
 
 def peft_model(backbone: Backbone, rank: int, num_tasks: int) -> RelevanceModel:
-    """PEFT's LoRA on the same linears."""
+    """Return a model with PEFT's LoRA on the same linear layers."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -83,54 +79,54 @@ def peft_model(backbone: Backbone, rank: int, num_tasks: int) -> RelevanceModel:
 
 
 def closest_rank(backbone: Backbone, adapter: AdapterConfig, num_tasks: int) -> int:
-    """The rank at which LoRA trains most nearly as many numbers."""
-    wanted = adapter_parameter_count(backbone.trunk, adapter, num_tasks)
+    """Return the rank at which LoRA has the closest number of parameters."""
+    target = adapter_parameter_count(backbone.trunk, adapter, num_tasks)
     return min(
         range(1, 65),
         key=lambda rank: abs(
-            adapter_parameter_count(backbone.trunk, LoRAConfig(rank=rank), num_tasks) - wanted
+            adapter_parameter_count(backbone.trunk, LoRAConfig(rank=rank), num_tasks) - target
         ),
     )
 
 
-# --- What is timed
+# --- timed functions
 
 
 def train(model: RelevanceModel, batches: Sequence[Batch]) -> None:
-    """Forward and backward of each batch."""
+    """Run forward and backward of each batch."""
     for batch in batches:
         model.zero_grad(set_to_none=True)
         loss_of(model, batch).backward()
 
 
 def loss_of(model: RelevanceModel, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy of a batch."""
-    return nn.functional.cross_entropy(judge(model, batch), batch.label_B)
+    """Return the mean cross-entropy of a batch."""
+    return nn.functional.cross_entropy(batch_logits(model, batch), batch.label_B)
 
 
-def judge(model: RelevanceModel | MergedModel, batch: Batch) -> torch.Tensor:
-    """Logits (B, C) of a batch."""
+def batch_logits(model: RelevanceModel | MergedModel, batch: Batch) -> torch.Tensor:
+    """Return the logits (B, C) of a batch."""
     if isinstance(model, MergedModel):
         return model(batch.input_ids_BS, batch.mask_BS)
     return model(batch.input_ids_BS, batch.mask_BS, batch.task_B(len(model.heads.num_labels_T)))
 
 
 @torch.inference_mode()
-def judge_batches(model: RelevanceModel | MergedModel, batches: Sequence[Batch]) -> None:
-    """Logits of each batch in turn."""
+def run_batches(model: RelevanceModel | MergedModel, batches: Sequence[Batch]) -> None:
+    """Compute the logits of each batch."""
     for batch in batches:
-        judge(model, batch)
+        batch_logits(model, batch)
 
 
 @torch.inference_mode()
-def judge_all_tasks(model: RelevanceModel, batches: Sequence[Batch]) -> list[dict[int, torch.Tensor]]:
-    """All tasks' logits of each batch, in one pass a batch."""
+def logits_in_one_pass(model: RelevanceModel, batches: Sequence[Batch]) -> list[dict[int, torch.Tensor]]:
+    """Return all tasks' logits of each batch, in one pass per batch."""
     return [all_task_logits(model, batch.input_ids_BS, batch.mask_BS) for batch in batches]
 
 
 @torch.inference_mode()
-def judge_task_by_task(model: RelevanceModel, batches: Sequence[Batch]) -> list[dict[int, torch.Tensor]]:
-    """The same in as many passes as tasks."""
+def logits_in_passes(model: RelevanceModel, batches: Sequence[Batch]) -> list[dict[int, torch.Tensor]]:
+    """Return all tasks' logits of each batch, in one pass per task."""
     tasks = range(len(model.heads.num_labels_T))
     return [
         {
@@ -142,6 +138,6 @@ def judge_task_by_task(model: RelevanceModel, batches: Sequence[Batch]) -> list[
 
 
 def kept_bytes(model: RelevanceModel, batches: Sequence[Batch]) -> int:
-    """Bytes of activations that the forward passes keep for backward; no weights."""
+    """Return the bytes of activations that the forward passes save for backward, without weights."""
     resident = [*model.parameters(), *model.buffers()]
     return sum(saved_bytes(partial(loss_of, model, batch), resident) for batch in batches)

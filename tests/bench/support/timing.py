@@ -1,6 +1,6 @@
-"""What is timed and how: batches of real lengths, and sides that run in turn.
+"""Batches of real lengths, and timing of several implementations in turn.
 
-Whatever else the machine does falls on all sides alike. Shape legend: B rows, S tokens, T tasks.
+Taking turns spreads other load of the machine over all of them. Shape legend: B rows, S tokens, T tasks.
 """
 
 import gc
@@ -21,7 +21,7 @@ from tests.support.places import ROOT, SHARED_DATA
 SEED = 17
 NUM_LABELS = 4  # of every task
 BATCH_ROWS = 16
-NUM_BATCHES = 2  # of a step: shorter rows and longer ones
+NUM_BATCHES = 2  # per step: one of shorter rows, one of longer rows
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,18 @@ class Batch:
 
     input_ids_BS: torch.Tensor
     mask_BS: torch.Tensor
-    draw_B: torch.Tensor  # in [0, 1): decides the rows' tasks
+    draw_B: torch.Tensor  # uniform in [0, 1); chooses the task of each row
     label_B: torch.Tensor
 
     def task_B(self, num_tasks: int) -> torch.Tensor:
-        """The task of each row."""
+        """Return the task of each row."""
         return (self.draw_B * num_tasks).long()
 
 
 def pair_lengths(folder: Path) -> tuple[list[int], str]:
-    """Tokens of every judged pair, and which pairs they are: the real ones where they are on disk, else the
-    made-up marketplace's.
+    """Return the tokens of every labeled pair, and a description of the pairs.
+
+    They are the real pairs if those are on disk, and synthetic ones otherwise.
     """
     from pipeline.config.loading import read_config
     from pipeline.data.importers.chorus import import_chorus
@@ -64,15 +65,12 @@ def pair_lengths(folder: Path) -> tuple[list[int], str]:
         tables = build_marketplace(700, 1, SEED).rows
     encoder = Encoder(load_tokenizer(folder), config.tasks, config.encode)
     lengths = [len(ids) for name, table in tables.items() for ids in encoder.encode(table, name)]
-    return lengths, (
-        f"{len(lengths):,} {'real (ESCI sample and Chorus electronics)' if real else 'made-up'} judged pairs"
-    )
+    kind = "real (ESCI sample and Chorus electronics)" if real else "synthetic"
+    return lengths, f"{len(lengths):,} {kind} labeled pairs"
 
 
 def build_batches(lengths: Sequence[int], vocab_size: int) -> list[Batch]:
-    """The middle batch of each half of the pairs sorted by length: rows of like length together, as training
-    and scoring cut them.
-    """
+    """Return the middle batch of each half of the pairs, sorted by length as in training and scoring."""
     generator = torch.Generator().manual_seed(SEED)
     ordered = sorted(lengths)
     starts = [
@@ -82,13 +80,11 @@ def build_batches(lengths: Sequence[int], vocab_size: int) -> list[Batch]:
 
 
 def build_batch(lengths: Sequence[int], vocab_size: int, generator: torch.Generator) -> Batch:
-    """Rows of these lengths with random tokens, tasks and labels."""
+    """Return rows of these lengths with random tokens, tasks and labels."""
     mask_BS = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     input_ids_BS = torch.randint(vocab_size, mask_BS.shape, generator=generator) * mask_BS
-    draw_B, label_B = (
-        torch.rand(len(lengths), generator=generator),
-        torch.randint(NUM_LABELS, (len(lengths),), generator=generator),
-    )
+    draw_B = torch.rand(len(lengths), generator=generator)
+    label_B = torch.randint(NUM_LABELS, (len(lengths),), generator=generator)
     return Batch(input_ids_BS, mask_BS, draw_B, label_B)
 
 
@@ -97,10 +93,10 @@ def build_batch(lengths: Sequence[int], vocab_size: int, generator: torch.Genera
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times longer one side took than another."""
+    """Time of one side over that of another."""
 
     of_medians: float
-    lowest: float  # of the rounds' own ratios
+    lowest: float  # ratio of a single round
     highest: float
 
     def __str__(self) -> str:
@@ -117,7 +113,7 @@ class Timings:
         return 1000 * statistics.median(self.seconds[side])
 
     def ratio(self, side: str, other: str) -> Ratio:
-        """`side` over `other`."""
+        """Return the time of `side` over that of `other`."""
         by_round = [
             first / second for first, second in zip(self.seconds[side], self.seconds[other], strict=True)
         ]
@@ -125,17 +121,15 @@ class Timings:
 
 
 def time_in_turn(title: str, sides: Mapping[str, Callable[[], object]], rounds: int) -> Timings:
-    """Run every side once a round, each round starting one side further. The first round warms up and does
-    not count.
+    """Run every side once per round, each round starting with the next side.
+
+    The first round warms up and does not count.
     """
     names = list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_index in range(rounds + 1):
-        print(
-            f"{title}: {f'round {round_index} of {rounds}' if round_index else 'warm-up'}",
-            file=sys.stderr,
-            flush=True,
-        )
+        label = f"round {round_index} of {rounds}" if round_index else "warm-up"
+        print(f"{title}: {label}", file=sys.stderr, flush=True)
         first = round_index % len(names)
         gc.collect()
         for name in names[first:] + names[:first]:
@@ -147,18 +141,19 @@ def time_in_turn(title: str, sides: Mapping[str, Callable[[], object]], rounds: 
 
 
 def saved_bytes(forward: Callable[[], torch.Tensor], resident: Iterable[torch.Tensor]) -> int:
-    """Bytes that `forward` keeps for its backward pass: each storage once, those of the `resident` tensors
-    not at all.
+    """Return the bytes that `forward` saves for its backward pass, without those of `resident` tensors.
+
+    Each storage counts once.
     """
     size_bytes: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         size_bytes[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a node that kept its own output would be kept by it, for ever
+        return tensor.detach()  # a node that saved its own output would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()  # held until the count is over: a freed storage's address could be given out again
+        result = forward()  # kept alive while counting: the address of a freed storage may be reused
     for tensor in resident:
         size_bytes.pop(tensor.untyped_storage().data_ptr(), None)
     del result
@@ -169,26 +164,19 @@ def saved_bytes(forward: Callable[[], torch.Tensor], resident: Iterable[torch.Te
 
 
 def print_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned text under a caption, names to the left and figures to the right."""
+    """Print aligned text under a caption, names to the left and numbers to the right."""
     widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
     print(f"\n{caption}")
-    for name, *figures in (header, *rows):
-        print(
-            "  ".join(
-                [
-                    "",
-                    name.ljust(widths[0]),
-                    *(figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)),
-                ]
-            )
-        )
+    for name, *numbers in (header, *rows):
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        print("  ".join(["", name.ljust(widths[0]), *cells]))
     sys.stdout.flush()
 
 
 def print_comparison(
     caption: str, timings: Timings, reference: str, kept_bytes: Mapping[str, int] | None = None
 ) -> None:
-    """Each side's time, over that of the reference, and what it keeps for backward where that was counted."""
+    """Print each side's time over that of the reference, and its saved activations if they were counted."""
     header = ["side", "ms", f"over {reference}"]
     rows = [
         [name, f"{timings.median_ms(name):.1f}", str(timings.ratio(name, reference))]
@@ -204,16 +192,17 @@ def print_comparison(
 
 
 def mib(size_bytes: int) -> str:
+    """Return bytes as MiB."""
     return f"{size_bytes / 2**20:.1f}"
 
 
 def about(batches: Sequence[Batch]) -> str:
-    """The batches in words."""
+    """Describe batches in words."""
     return " + ".join(f"{len(batch.mask_BS)} rows x {batch.mask_BS.shape[1]} tokens" for batch in batches)
 
 
 def machine() -> str:
-    """What the figures are taken on."""
+    """Describe the machine."""
     cpu_info = Path("/proc/cpuinfo")
     lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

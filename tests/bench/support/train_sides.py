@@ -1,5 +1,6 @@
-"""Our side of bench_train.py: `relevance train` from the command to the end, on rows that all sides take."""
+"""Our side of bench_train.py: `relevance train`, on the rows that all sides train on."""
 
+import itertools
 import json
 import os
 import shutil
@@ -12,57 +13,60 @@ from typing import Any
 
 from tests.support.places import ROOT
 
-BATCH_ROWS = int(os.environ.get("BENCH_BATCH_ROWS", "8"))  # as bench_train.py hands it on
-WARM_STEPS = 5  # that do not count: first touch of memory, libraries' own set-up
-SPENT = ("data", "forward", "backward", "communication", "optimizer")
-SAVE_EVERY = 200  # steps between two saves, unless a config says otherwise
+BATCH_ROWS = int(os.environ.get("BENCH_BATCH_ROWS", "8"))  # set by bench_train.py
+WARM_STEPS = 5  # not counted: memory and libraries warm up
+TIME_SHARES = ("data", "forward", "backward", "communication", "optimizer")
+SAVE_EVERY = 200  # steps between two saves, the default of training.checkpoint_every_steps
 
-Figures = dict[str, float]
+Measurements = dict[str, float]
 
 
 def read_run(run_dir: Path, **training: Any) -> Any:
-    """The config of the real pairs, writing into `run_dir`."""
+    """Return the config of the real pairs, with `run_dir` as its work_dir."""
     from pipeline.config.loading import read_config
 
-    sets = {
+    overrides = {
         "work_dir": run_dir,
         "training.batch_rows": BATCH_ROWS,
         **{f"training.{key}": value for key, value in training.items()},
     }
-    os.chdir(ROOT)  # the config names its sources from here
+    os.chdir(ROOT)  # the config's sources are relative paths
     return read_config(
-        ROOT / "jobs" / "configs" / "esci.yaml", [f"{key}={value}" for key, value in sets.items()]
+        ROOT / "jobs" / "configs" / "esci.yaml", [f"{key}={value}" for key, value in overrides.items()]
     )
 
 
 def prepare(run_dir: Path) -> None:
-    """Import, validate and encode, as a run does before it trains."""
-    from jobs.commands.data import bring_in
+    """Import, validate and encode the rows, as a run does before it trains."""
+    from jobs.command_run import CommandRun
+    from jobs.commands.data import import_sources
     from jobs.console import Console
 
     config = read_run(run_dir)
-    bring_in(config, Console(err=sys.stderr))
+    import_sources(config, CommandRun(Console(out=sys.stderr)))
     validate_and_encode(config)
 
 
 def validate_and_encode(config: Any) -> Path:
-    """The folder of the run's encoded rows."""
+    """Validate and encode a run's rows; return the folder of encoded rows."""
+    from jobs.command_run import CommandRun
     from jobs.commands.validate import run_validate
     from jobs.console import Console
     from models.backbone import resolve_folder
     from pipeline.data.reader import find_partitions
     from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
+    from pipeline.runtime.progress import SilentProgress
 
-    run_validate(config, Console(err=sys.stderr))
+    run_validate(config, CommandRun(Console(out=sys.stderr)))
     partitions = find_partitions(config.accepted_dir, config.tasks)
     plan = EncodingPlan(
         partitions, config.split, config.tasks, config.encode, resolve_folder(config.backbone)
     )
-    return publish_encoded(plan, config.run_dir, lambda _, __: None)
+    return publish_encoded(plan, config.run_dir, SilentProgress())
 
 
 def encoded_rows(run_dir: Path) -> Any:
-    """The training rows that `prepare` encoded."""
+    """Return the training rows that `prepare` encoded."""
     from pipeline.encoding.encoded_dataset import read_encoded
 
     config = read_run(run_dir)
@@ -74,20 +78,21 @@ def encoded_rows(run_dir: Path) -> Any:
     return read_encoded(folder, "train", config.tasks)
 
 
-def steps_of_an_epoch(run_dir: Path) -> int:
-    """Batches in a pass over the training rows."""
+def steps_per_epoch(run_dir: Path) -> int:
+    """Return the batches in a pass over the training rows."""
     from pipeline.training.worker_setup import build_sampler
 
-    return int(build_sampler(read_run(run_dir), encoded_rows(run_dir)).batches_per_epoch)
+    config, encoded = read_run(run_dir), encoded_rows(run_dir)
+    return int(build_sampler(encoded, config.tasks, config.training, config.seed).batches_per_epoch)
 
 
-def ours(run_dir: Path, steps: int, workers: int, compiled: bool, save_every: int = 100_000) -> Figures:
-    """`relevance train`, from the command to the end."""
+def ours(run_dir: Path, steps: int, workers: int, compiled: bool, save_every: int = 100_000) -> Measurements:
+    """Run `relevance train`; return speed, padding and time shares."""
     import torch
 
-    sets = {
+    overrides = {
         "work_dir": run_dir,
-        "training.epochs": steps / steps_of_an_epoch(run_dir),
+        "training.epochs": steps / steps_per_epoch(run_dir),
         "training.num_workers": workers,
         "training.threads_per_worker": 2 // workers,
         "training.batch_rows": BATCH_ROWS,
@@ -96,7 +101,7 @@ def ours(run_dir: Path, steps: int, workers: int, compiled: bool, save_every: in
         "training.evaluate_task_rows": 1,
         "training.use_gpu": torch.cuda.is_available(),
     }
-    # or the command would find it finished
+    # the command would otherwise find the training finished
     shutil.rmtree(read_run(run_dir).run_dir / "trained", ignore_errors=True)
     started_s = time.time()
     command = [
@@ -105,21 +110,17 @@ def ours(run_dir: Path, steps: int, workers: int, compiled: bool, save_every: in
         "--config",
         str(ROOT / "jobs" / "configs" / "esci.yaml"),
     ]
-    words = [word for name, value in sets.items() for word in ("--set", f"{name}={value}")]
-    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
+    options = [word for name, value in overrides.items() for word in ("--set", f"{name}={value}")]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    lines = [
-        json.loads(line)
-        for line in (read_run(run_dir).run_dir / "training" / "live.jsonl").read_text().splitlines()
-    ]
-    all_steps, start = (
-        [line for line in lines if "step" in line],
-        next(line for line in lines if "starts_after" in line),
-    )
+    log = (read_run(run_dir).run_dir / "training" / "live.jsonl").read_text()
+    events = [json.loads(line) for line in log.splitlines()]
+    all_steps = [event for event in events if "step" in event]
+    start = next(event for event in events if "starts_after" in event)
     counted = all_steps[WARM_STEPS:]
     seconds = counted[-1]["at_s"] - all_steps[WARM_STEPS - 1]["at_s"]
-    spent = {name: sum(line["seconds"].get(name, 0.0) for line in counted) / seconds for name in SPENT}
+    spent = {name: sum(line["seconds"].get(name, 0.0) for line in counted) / seconds for name in TIME_SHARES}
     before = {f"before first step: {name}": value for name, value in start["seconds"].items()}
     before["before first step: command to workers"] = (
         start["at_s"] - sum(start["seconds"].values()) - started_s
@@ -141,28 +142,27 @@ def ours(run_dir: Path, steps: int, workers: int, compiled: bool, save_every: in
 
 
 def save_cost(counted: list[dict[str, Any]]) -> float:
-    """What a save takes of the time between two saves, were there SAVE_EVERY steps between them: the time a
-    step is held up, and how much longer a step beside which a checkpoint is written takes for its tokens than
-    others do.
+    """Return the share of time that saving costs with SAVE_EVERY steps between two saves.
+
+    It is the time that a step waits for a save, and the slowdown of the step during which the checkpoint is
+    written, by the tokens it computes.
+
+    Args:
+        counted: Step events of a training.
     """
-    pace = {
-        beside: [
-            sum(v for k, v in line["seconds"].items() if k != "checkpoint") / line["tokens_computed"]
-            for line in some
-        ]
-        for beside, some in (
-            (True, [n for o, n in zip(counted, counted[1:], strict=False) if "checkpoint" in o["seconds"]]),
-            (
-                False,
-                [n for o, n in zip(counted, counted[1:], strict=False) if "checkpoint" not in o["seconds"]],
-            ),
-        )
-    }
-    if not pace[True]:
+    with_save = [step for step in counted if "checkpoint" in step["seconds"]]
+    during_save = [step for last, step in itertools.pairwise(counted) if "checkpoint" in last["seconds"]]
+    undisturbed = [step for last, step in itertools.pairwise(counted) if "checkpoint" not in last["seconds"]]
+    if not during_save:
         return 0.0
-    tokens = statistics.mean(line["tokens_computed"] for line in counted)
-    usual_s = statistics.median(pace[False]) * tokens
-    held_s = statistics.median(
-        line["seconds"]["checkpoint"] for line in counted if "checkpoint" in line["seconds"]
-    )
-    return (held_s + max(0.0, statistics.median(pace[True]) * tokens - usual_s)) / (SAVE_EVERY * usual_s)
+    mean_tokens = statistics.mean(step["tokens_computed"] for step in counted)
+    usual_s = statistics.median(map(seconds_per_token, undisturbed)) * mean_tokens
+    during_save_s = statistics.median(map(seconds_per_token, during_save)) * mean_tokens
+    waiting_s = statistics.median(step["seconds"]["checkpoint"] for step in with_save)
+    return (waiting_s + max(0.0, during_save_s - usual_s)) / (SAVE_EVERY * usual_s)
+
+
+def seconds_per_token(step: dict[str, Any]) -> float:
+    """Return a step's time per computed token, without saving."""
+    seconds = sum(value for name, value in step["seconds"].items() if name != "checkpoint")
+    return float(seconds / step["tokens_computed"])

@@ -1,4 +1,4 @@
-"""Trainings of planted rows on ranks without Ray, in all ways to cut the work."""
+"""Trainings of planted rows on ranks without Ray, with the work divided in every way."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from models.serialization.bundle import read_bundle
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.inference.calibration import label_probabilities
-from pipeline.inference.predictor import load_judge
+from pipeline.inference.predictor import load_predictor
+from pipeline.training.worker import WorkerSettings
 from tests.failures.support import ranks
 from tests.support.planted import planted_config
 
@@ -17,7 +18,7 @@ STEPS = 20  # of 12 an epoch
 
 
 def exact_config(root: Path, source: str, **blocks: Any) -> dict[str, Any]:
-    """Planted rows whose texts begin with an instruction, long enough that passes take it once."""
+    """Return a config of planted rows with an instruction long enough to be shared by a packed pass."""
     config = planted_config(root, source, **blocks) | {"encode": {"max_tokens": 160}}
     for task in config["tasks"]:
         task["template"] = "Does the ad offer what the query asks for?\n" + task["template"]
@@ -26,7 +27,7 @@ def exact_config(root: Path, source: str, **blocks: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class World:
-    """Rows encoded once, and where each training of them writes."""
+    """Rows encoded once, and a folder for each training on them."""
 
     root: Path
     source: str
@@ -36,7 +37,7 @@ class World:
     def case(
         self, name: str, die_at: int | None = None, training: dict[str, Any] | None = None, **deepspeed: Any
     ) -> dict[str, Any]:
-        """One training, in its own folder."""
+        """Return a case for `ranks.train_on_ranks`: one training in its own folder."""
         blocks: dict[str, Any] = {
             "training": {
                 "batch_rows": 16,
@@ -50,25 +51,27 @@ class World:
         folder = self.root / name
         folder.mkdir(exist_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
-        paths = {
-            "bundle_dir": "bundle",
-            "checkpoint_dir": "checkpoints",
-            "live_path": "live.jsonl",
-            "stop_path": "stop",
-        }
-        settings = {key: str(folder / value) for key, value in paths.items()}
-        settings |= {"fingerprint": "f", "data_digest": "d", "encoded_dir": str(self.encoded_dir)}
-        return {"config": config, "settings": settings, "die_at": die_at}
+        settings = WorkerSettings(
+            config=config,
+            fingerprint="f",
+            data_digest="d",
+            encoded_dir=self.encoded_dir,
+            bundle_dir=folder / "bundle",
+            checkpoint_dir=folder / "checkpoints",
+            event_log_path=folder / "live.jsonl",
+            stop_path=folder / "stop",
+        )
+        return {"settings": settings.to_json(), "die_at": die_at}
 
     def train(self, world_size: int, cases: list[dict[str, Any]], log: str, exit_code: int = 0) -> str:
-        """Train the cases on as many ranks; what the first of them printed."""
+        """Train the cases on as many ranks; return what rank 0 printed."""
         codes = ranks.train_on_ranks(world_size, cases, self.root / "logs" / log)
-        told = (self.root / "logs" / log / "rank-0.log").read_text()
-        assert codes == [exit_code] * world_size, told[-3000:]
-        return told
+        output = (self.root / "logs" / log / "rank-0.log").read_text()
+        assert codes == [exit_code] * world_size, output[-3000:]
+        return output
 
     def losses(self, name: str) -> dict[int, dict[str, float]]:
-        """Loss and task losses by step; a step that was done twice must have been the same both times."""
+        """Return losses and gradient norm by step; a step done twice must be equal both times."""
         found: dict[int, dict[str, float]] = {}
         for line in self.lines(name):
             if "step" in line:
@@ -82,21 +85,21 @@ class World:
         return found
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """What the training wrote for those who follow it."""
+        """Return the events of the training as JSON."""
         return [json.loads(line) for line in (self.root / name / "live.jsonl").read_text().splitlines()]
 
     def best(self, name: str) -> dict[str, float]:
-        """The evaluation whose weights were published."""
+        """Return the evaluation whose weights were published."""
         return dict(read_bundle(self.root / name / "bundle").description["training"]["best"])
 
     def probabilities(self, name: str) -> list[float]:
-        """What the published model says of some rows."""
-        judge, _ = load_judge(self.root / name / "bundle")
-        logits_NC = judge.logits(read_encoded(self.encoded_dir, "test", self.tasks), 4096)
+        """Return the published model's probabilities of the test split."""
+        predictor, _ = load_predictor(self.root / name / "bundle")
+        logits_NC = predictor.logits(read_encoded(self.encoded_dir, "test", self.tasks), 4096)
         return [float(p) for p in label_probabilities(logits_NC, 1.0).ravel()]
 
     def weights(self, name: str) -> bytes:
-        """The trained tensors as they were published."""
+        """Return the published weights."""
         return (self.root / name / "bundle" / "weights.safetensors").read_bytes()
 
 
@@ -142,7 +145,7 @@ LONGER_RUNS = [(way, world_size) for world_size, ways in LONGER_BY_RANKS.items()
 
 
 def train_ways(world: World, world_size: int, ways: list[str]) -> None:
-    """Train all of these ways on as many ranks."""
+    """Train every way on as many ranks."""
     cases = [world.case(f"{way} on {world_size}", training=WAYS[way][0], **WAYS[way][1]) for way in ways]
     world.train(world_size, cases, f"{len(ways)} ways on {world_size}")
 

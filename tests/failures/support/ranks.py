@@ -1,9 +1,10 @@
-"""Training without Ray: `python -m tests.failures.support.ranks RANK WORLD_SIZE PORT CASES` is one of
-WORLD_SIZE processes that train each case of a json file in turn.
+"""Training without Ray: `python -m tests.failures.support.ranks RANK WORLD_SIZE PORT CASES` is one rank.
 
-A case: {"config": the run's config, "settings": what the driver gives its workers, "die_at": step or null,
-"stop_in": null or which step, or the evaluation after which, the driver asks to stop in}. Ranks die without a
-word right after they began to write the checkpoint of step `die_at`.
+It trains each case of a JSON file in turn. A case is an object:
+
+    settings    JSON form of the `WorkerSettings`
+    die_at      step whose checkpoint ranks have just begun to write when they kill themselves; null: none
+    stop_in     ["step", n] or ["evaluation", n]: when the driver asks to stop; null or absent: never
 """
 
 import json
@@ -21,7 +22,7 @@ TIMEOUT_S = 120  # and as much for each case
 
 
 def train_on_ranks(world_size: int, cases: list[dict[str, Any]], folder: Path) -> list[int]:
-    """Run the cases on as many ranks; their exit codes. What they print lies in folder/rank-<n>.log."""
+    """Run the cases on as many ranks and return their exit codes; they print to folder/rank-<n>.log."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.json").write_text(json.dumps(cases))
     port, ranks = str(free_port()), []
@@ -50,33 +51,37 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
 
     from pipeline.config.loading import build_config
     from pipeline.encoding.encoded_dataset import read_encoded
-    from pipeline.runtime.watchdog import Watch
+    from pipeline.runtime.watchdog import Watchdog
     from pipeline.training import step as train_step
     from pipeline.training import worker as train_loop
     from pipeline.training.checkpoint import CheckpointWriter
-    from pipeline.training.validation_loop import Interim
-    from pipeline.training.worker_setup import RankPlace, build_worker
+    from pipeline.training.stop_signal import StopSignal
+    from pipeline.training.validation_loop import ValidationLoop
+    from pipeline.training.worker_setup import RankContext, build_worker
 
-    config = build_config(case["config"], "the case")
-    encoded = read_encoded(Path(case["settings"]["encoded_dir"]), "train", config.tasks)
-    stop_path, (stop_kind, stop_step) = Path(case["settings"]["stop_path"]), case.get("stop_in") or ("", 0)
-    micro_step, evaluate = train_step.micro_step, Interim.evaluate
+    settings = train_loop.WorkerSettings.from_json(case["settings"])
+    config = build_config(settings.config, "the case")
+    encoded = read_encoded(settings.encoded_dir, "train", config.tasks)
+    rows_path = settings.event_log_path.with_name(f"rows-{rank}.jsonl")
+    stop, (stop_kind, stop_step) = StopSignal(settings.stop_path), case.get("stop_in") or ("", 0)
+    micro_step, evaluate = train_step.micro_step, ValidationLoop.evaluate
 
-    def recorded(worker: Any, mine: Any, scale: float, done: Any, *rest: Any) -> Any:
-        """What was trained on, as it happens."""
+    def recording_micro_step(worker: Any, rows: Any, scale: float, meter: Any) -> Any:
+        """Record the rows of the pass."""
         if scale:
-            with (Path(case["settings"]["live_path"]).parent / f"rows-{rank}.jsonl").open("a") as file:
-                file.write(json.dumps({"step": done.step, "rows": mine.tolist()}) + "\n")
-        if rank == 0 and stop_kind == "step" and done.step + 1 == stop_step:
-            stop_path.touch()
-        return micro_step(worker, mine, scale, done, *rest)
+            with rows_path.open("a") as file:
+                file.write(json.dumps({"step": meter.step, "rows": rows.tolist()}) + "\n")
+        if rank == 0 and stop_kind == "step" and meter.step + 1 == stop_step:
+            stop.request()
+        return micro_step(worker, rows, scale, meter)
 
-    def evaluated(interim: Interim, step: int, asked_to_stop: Any) -> Any:
+    def stopping_evaluate(validation: ValidationLoop, step: int, seen: StopSignal) -> Any:
         if rank == 0 and stop_kind == "evaluation" and step == stop_step:
-            stop_path.touch()
-        return evaluate(interim, step, asked_to_stop)
+            stop.request()
+        return evaluate(validation, step, seen)
 
-    train_step.micro_step, Interim.evaluate = recorded, evaluated  # type: ignore[method-assign]
+    train_step.micro_step = recording_micro_step
+    ValidationLoop.evaluate = stopping_evaluate  # type: ignore[method-assign]
     if case["die_at"] is not None:
         save = CheckpointWriter.save
 
@@ -86,16 +91,16 @@ def run_case(case: dict[str, Any], rank: int, world_size: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         CheckpointWriter.save = save_and_die  # type: ignore[method-assign]
-    with Watch(sys.stderr, TIMEOUT_S) as watch:
-        place = RankPlace(rank, world_size, torch.device("cpu"))
-        worker = build_worker(config, encoded, place, {}, watch)
-        train_loop.train(worker, case["settings"], {})
-    train_step.micro_step, Interim.evaluate = micro_step, evaluate  # type: ignore[method-assign]
+    with Watchdog(sys.stderr, TIMEOUT_S) as watchdog:
+        context = RankContext(rank, world_size, torch.device("cpu"))
+        worker = build_worker(config, encoded, context, {}, watchdog)
+        train_loop.train(worker, settings, {})
+    train_step.micro_step, ValidationLoop.evaluate = micro_step, evaluate  # type: ignore[method-assign]
     worker.engine.destroy()
 
 
 def main() -> None:
-    """All cases in turn."""
+    """Train all cases in turn."""
     rank, world_size, port, cases = (
         int(sys.argv[1]),
         int(sys.argv[2]),
@@ -112,8 +117,10 @@ def main() -> None:
     import deepspeed
     import torch
 
+    from pipeline.training.deepspeed_internals import disable_shared_memory_collectives
+
     torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    disable_shared_memory_collectives()
     deepspeed.init_distributed("gloo")
     for case in cases:
         run_case(case, rank, world_size)

@@ -1,9 +1,15 @@
-"""Scoring without Ray: `python -m tests.failures.support.scorer CONFIG BUNDLE_DIR BUNDLE_SHA256` loads a
-model once, then for each line of stdin forks processes that score and die.
+"""Scoring processes without Ray that die at a chosen point.
 
-A line: {"work_dir": where the run writes, "die_at": number of the point to die at or null, "copies": how many
-score at once}. The answer is a line: {"points": [points each process passed], "exits": [exit codes, negative
-for a signal]}. Points lie before and after everything that changes a name or makes bytes safe on the disk.
+`python -m tests.failures.support.scorer CONFIG BUNDLE_DIR BUNDLE_SHA256` loads a model once. For each line of
+stdin it forks processes that score:
+
+    {"work_dir": folder of the run, "die_at": number of a point or null, "copies": number of processes}
+
+The answer is a line:
+
+    {"points": [points that each process passed], "exits": [exit codes, negative for a signal]}
+
+There is a point before and after each call that changes a name or syncs bytes to the disk.
 """
 
 import json
@@ -18,7 +24,7 @@ CHANGES = ("fsync", "link", "replace", "unlink")
 
 
 class Points:
-    """Counts points, and dies at one of them."""
+    """Counter of points that kills the process at one of them."""
 
     def __init__(self, die_at: int | None) -> None:
         self.die_at, self.passed = die_at, 0
@@ -39,25 +45,25 @@ class Points:
 
 
 def score(scorer: Any, config: Any, die_at: int | None) -> int:
-    """Score what is to do; the points passed."""
-    from pipeline.scoring.work_units import plan_units
+    """Score all units that are left; return the number of points passed."""
     from pipeline.storage.object_store import open_store
+    from tests.support.scoring_world import plan
 
     points = Points(die_at)
     attempts_dir = config.run_dir / "scoring" / str(os.getpid())
     attempts_dir.mkdir(parents=True)
-    scorer.attempts_dir, scorer.scores = attempts_dir, open_store(config.scores_place)
+    scorer.attempts_dir, scorer.scores = attempts_dir, open_store(config.scores_location)
     for name in CHANGES:
         setattr(os, name, points.around(getattr(os, name)))
-    units, _ = plan_units(config, scorer.bundle.sha256)
+    units, _ = plan(config, scorer.bundle.sha256)
     for unit in units:
-        outcome = scorer.outcome(unit)
-        assert not outcome.error, outcome.error
+        result = scorer.score_unit(unit)
+        assert not result.error, result.error
     return points.passed
 
 
 def fork(scorer: Any, config: Any, die_at: int | None) -> tuple[int, int]:
-    """(process id, file that its count comes through)."""
+    """Fork a scoring process; return its id and a file descriptor with its number of points."""
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:
@@ -72,21 +78,19 @@ def fork(scorer: Any, config: Any, die_at: int | None) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Answer line by line."""
+    """Answer each line of stdin."""
     import torch
 
     from pipeline.config.loading import build_config
-    from pipeline.registry.version_files import FetchedVersion
-    from pipeline.scoring.actor import UnitScorer
-    from pipeline.scoring.ray_pipeline import actor_settings
+    from pipeline.registry.version_files import VersionFiles
+    from tests.support.scoring_world import build_scorer
 
     plain, bundle_dir, sha256 = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
     folder = Path(plain["work_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    scorer = UnitScorer(
-        actor_settings(build_config(plain, "the test"), FetchedVersion("1", bundle_dir, sha256), folder)
-    )
+    version = VersionFiles("1", bundle_dir, sha256)
+    scorer = build_scorer(build_config(plain, "the test"), version, folder)
     for line in sys.stdin:
         order = json.loads(line)
         config = build_config({**plain, "work_dir": order["work_dir"]}, "the test")

@@ -1,6 +1,4 @@
-"""The report in a browser: filters clicked, nothing said on the console, light and dark. Needs the Chromium
-that is installed.
-"""
+"""The report page in a browser, with an installed Chromium."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config.tasks import Task
-from pipeline.evaluation.bootstrap import Interval
-from pipeline.evaluation.comparison import compare_task, truth_of
+from pipeline.evaluation.comparison import compare_task, labeled_rows
 from pipeline.evaluation.html_report import TaskReport, VersionReport, report_page
-from pipeline.evaluation.task_metrics import Said, measured, measured_slices
+from pipeline.evaluation.results import GateOutcome, Interval
+from pipeline.evaluation.task_metrics import Predictions, metrics_with_intervals, slice_metrics
 from pipeline.schema import ROW_SCHEMA
 from tests.support.planted import planted_rows
 
@@ -31,58 +29,61 @@ VERDICT = {
 }
 
 
-def said_of(random: np.random.Generator, label_N: np.ndarray, num_labels: int, noise: float) -> Said:
-    """A system that knows more or less of the labels."""
+def noisy_predictions(
+    random: np.random.Generator, label_N: np.ndarray, num_labels: int, noise: float
+) -> Predictions:
+    """Return predictions that follow the labels, with noise."""
     score_NC = np.eye(num_labels)[label_N] + noise * random.random((len(label_N), num_labels))
     probability_NC = score_NC / score_NC.sum(axis=1, keepdims=True)
     probability_N = probability_NC[:, 1:].sum(axis=1)
-    return Said(probability_N, probability_NC, np.where(probability_N > 0.5, "relevant", "irrelevant"))
+    return Predictions(probability_N, probability_NC, np.where(probability_N > 0.5, "relevant", "irrelevant"))
+
+
+def hostile_task_report(name: str, labels: tuple[str, ...], random: np.random.Generator) -> TaskReport:
+    """Return the report of one task whose ads contain HTML."""
+    rows = planted_rows(name, 300, 1)
+    for number, row in enumerate(rows):
+        row["market"] = "de" if number % 3 == 0 else "us"
+        row["ad_title"] += HOSTILE
+    task = Task(name=name, labels=labels, relevant_from=1, template="{query} {ad_title}")
+    table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+    labeled = labeled_rows(task, table)
+    predictions = noisy_predictions(random, labeled.label_N, len(labels), noise=4.0)
+    other = noisy_predictions(random, labeled.label_N, len(labels), noise=6.0)
+    metrics, _ = metrics_with_intervals(labeled, predictions, 1)
+    slices = slice_metrics(labeled, predictions, 1)
+    compared = compare_task(labeled, predictions, other, 1)
+    return TaskReport(
+        table, labeled, predictions, metrics, slices, other, compared.champion, compared.difference
+    )
 
 
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random, tasks = np.random.default_rng(0), []
-    for name, labels in (("two", ("bad", "good")), ("three", ("bad", "fair", "good"))):
-        rows = planted_rows(name, 300, 1)
-        for number, row in enumerate(rows):
-            row["market"] = ("us", "de")[number % 3 == 0]
-            row["ad_title"] += HOSTILE
-        task, table = (
-            Task(name=name, labels=labels, relevant_from=1, template="{query} {ad_title}"),
-            pa.Table.from_pylist(rows, schema=ROW_SCHEMA),
-        )
-        truth = truth_of(task, table)
-        said, other = (said_of(random, truth.label_N, len(labels), noise) for noise in (4.0, 6.0))
-        figures, _ = measured(truth, said, 1)
-        compared = compare_task(truth, said, other, 1)
-        slices = measured_slices(truth, said, 1)
-        tasks.append(
-            TaskReport(table, truth, said, figures, slices, other, compared.champion, compared.difference)
-        )
-    training = {
-        "loss": [(step, 1 / step) for step in range(1, 40)],
-        "valid_macro_pr_auc": [(10, 0.6), (20, 0.7)],
-        "learning_rate": [],
-    }
-    macro = {"macro PR-AUC": Interval(0.8, 0.7, 0.9)}
+    random = np.random.default_rng(0)
+    tasks = {"two": ("bad", "good"), "three": ("bad", "fair", "good")}
     report = VersionReport(
-        "planted",
-        "2",
-        "challenger",
-        "1",
-        {"bundle sha256": "0" * 64},
-        VERDICT,
-        macro,
-        tasks,
-        training,
-        "steady <b>everywhere",
+        model="planted",
+        version="2",
+        standing="challenger",
+        against="1",
+        facts={"bundle sha256": "0" * 64},
+        verdict=GateOutcome.from_json(VERDICT),
+        macro={"macro PR-AUC": Interval(0.8, 0.7, 0.9)},
+        tasks=[hostile_task_report(name, labels, random) for name, labels in tasks.items()],
+        training={
+            "loss": [(step, 1 / step) for step in range(1, 40)],
+            "valid_macro_pr_auc": [(10, 0.6), (20, 0.7)],
+            "learning_rate": [],
+        },
+        drift="steady <b>everywhere",
     )
     path = tmp_path_factory.mktemp("report") / "version-2.html"
     path.write_text(report_page(report), encoding="utf-8")
     return path
 
 
-def test_a_text_of_an_ad_stays_text(page_path: Path) -> None:
+def test_ad_text_is_escaped(page_path: Path) -> None:
     text = page_path.read_text()
     assert "<script>document" not in text and "<img" not in text and "&lt;script&gt;document.title" in text
     assert "steady &lt;b&gt;everywhere" in text
@@ -102,31 +103,27 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_filters_choose_errors_and_slices_and_nothing_goes_wrong_on_the_page(
-    browser: Any, page_path: Path, scheme: str
-) -> None:
+def test_filters_work_without_errors_or_requests(browser: Any, page_path: Path, scheme: str) -> None:
     page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    messages, requests = [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(page_path.as_uri())
     rows = page.locator("#errors tbody tr")
     visible = page.locator("#errors tbody tr:not([hidden])")
     assert rows.count() == visible.count() == 100
     for name, value in (("task", "three"), ("market", "de"), ("label", "bad")):
         page.select_option(f"select[name={name}]", value)
-        wanted = [row.get_attribute(f"data-{name}") for row in visible.all()]
-        assert wanted and set(wanted) == {value}
+        shown = [row.get_attribute(f"data-{name}") for row in visible.all()]
+        assert shown and set(shown) == {value}
     assert page.inner_text("#shown") == f"{visible.count()} of 100 shown"
-    assert (
-        not page.locator("h3", has_text="two").first.is_visible()
-        and page.locator("h3", has_text="three").first.is_visible()
-    )
+    assert not page.locator("h3", has_text="two").first.is_visible()
+    assert page.locator("h3", has_text="three").first.is_visible()
     page.select_option("select[name=task]", "")
     assert {row.get_attribute("data-task") for row in visible.all()} <= {"two", "three"}
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    assert page.title() == "planted version 2" and not said
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert page.title() == "planted version 2" and not messages
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

@@ -1,211 +1,202 @@
-"""What `relevance score` ends with, by the command a user types, where something it needs is wanting: a
-folder and a bucket alike.
-"""
+"""`relevance score` on a folder and a bucket: its refusals, and scoring without the registry."""
 
-import json
 import re
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.commands.score import check_outcomes
+from jobs.commands.score import check_results
 from pipeline.errors import RelevanceError, RetryableError
 from pipeline.scoring.label_store import read_published
-from pipeline.scoring.unit_result import Outcome
+from pipeline.scoring.unit_result import UnitResult
 from pipeline.storage.object_store import open_store
 from tests.support.champion import write_champion
-from tests.support.commands import last_json, relevance
+from tests.support.commands import last_json, relevance, relevance_in_process
 from tests.support.planted import planted_rows, write_rows
 from tests.support.servers import guarded_s3_server
 
 pytestmark = pytest.mark.e2e
 
-AWAY = "http://127.0.0.1:9"
+UNREACHABLE = "http://127.0.0.1:9"
 
 
 @dataclass
 class Place:
-    """A champion's config, and where a test's rows and labels are."""
+    """A champion's config, and the location of a test's rows and labels."""
 
     root: Path
     config: Path
-    here: str
+    location: str
 
     def put(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write rows under the location of the rows to score."""
         write_rows(rows, self.root / "upload.parquet")
-        open_store(f"{self.here}/rows").put(name, (self.root / "upload.parquet").read_bytes())
+        open_store(f"{self.location}/rows").put(name, (self.root / "upload.parquet").read_bytes())
 
-    def score(self, **settings: str) -> Any:
-        given = {"data.to_score": f"{self.here}/rows", "scoring.scores": f"{self.here}/scores", **settings}
-        words = [
-            word for name, text in given.items() for word in ("--set", f"{name.replace('__', '.')}={text}")
-        ]
-        return relevance("score", "--config", str(self.config), *words, cwd=self.root)
+    def score(
+        self, command: Callable[..., subprocess.CompletedProcess[str]] = relevance_in_process, **settings: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `relevance score`; `command` must start a process if Ray will be started."""
+        given = {
+            "data.to_score": f"{self.location}/rows",
+            "scoring.scores": f"{self.location}/scores",
+            **settings,
+        }
+        words = []
+        for name, value in given.items():
+            words += ["--set", f"{name.replace('__', '.')}={value}"]
+        return command("score", "--config", str(self.config), *words, cwd=self.root)
 
-    def refused(self, code: int, *told: str, **settings: str) -> None:
-        """The command ends with the code and says so, and nothing of labels is there, not in part."""
+    def check_refused(self, code: int, *words: str, **settings: str) -> None:
+        """Check exit code and message, and that no part of a label was written."""
         result = self.score(**settings)
         assert result.returncode == code, result.stderr
         last = result.stderr.strip().splitlines()[-1]
-        assert last.startswith("error: ") and all(words in last for words in told), last
+        assert last.startswith("error: ") and all(word in last for word in words), last
         assert "Traceback" not in result.stderr and not result.stdout
         if "scoring__scores" not in settings:
-            assert [
-                entry.key
-                for entry in open_store(f"{self.here}/scores").list("")
-                if not entry.key.startswith("lease/")
-            ] == []
+            keys = [entry.key for entry in open_store(f"{self.location}/scores").list("")]
+            assert [key for key in keys if not key.startswith("lease/")] == []
 
 
 @pytest.fixture(scope="module")
 def champion(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Path, Path]:
+    """Root folder and config of a run with a champion."""
     root = tmp_path_factory.mktemp("champion")
     return root, write_champion(root, tiny_llama)[0]
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, champion: tuple[Path, Path], tmp_path: Path, s3: str) -> Place:
-    made = Place(*champion, str(tmp_path) if request.param == "folder" else f"s3://labels/{tmp_path.name}")
-    made.put("task=two/part-0.parquet", planted_rows("two", 4, 1, labelled=False))
-    return made
-
-
 @pytest.fixture
 def in_folder(champion: tuple[Path, Path], tmp_path: Path) -> Place:
-    """Where the command ends before it looks at the place."""
-    made = Place(*champion, str(tmp_path))
-    made.put("task=two/part-0.parquet", planted_rows("two", 4, 1, labelled=False))
-    return made
+    """Four rows to score in a folder."""
+    place = Place(*champion, str(tmp_path))
+    place.put("task=two/part-0.parquet", planted_rows("two", 4, 1, labeled=False))
+    return place
 
 
 @pytest.fixture
 def in_bucket(champion: tuple[Path, Path], tmp_path: Path, s3: str) -> Place:
-    return Place(*champion, f"s3://labels/{tmp_path.name}")
+    """Four rows to score in a bucket."""
+    place = Place(*champion, f"s3://labels/{tmp_path.name}")
+    place.put("task=two/part-0.parquet", planted_rows("two", 4, 1, labeled=False))
+    return place
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits for MLflow a tenth as long as production."""
+    """Give up on MLflow after a second."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
-def test_fetched_champion_scores_without_the_registry_and_an_empty_file_has_no_rows(
-    in_bucket: Place, champion: tuple[Path, Path], impatient: None
-) -> None:
-    in_bucket.put("task=two/part-0.parquet", planted_rows("two", 4, 1, labelled=False))
+def test_downloaded_champion_scores_without_the_registry(in_bucket: Place, impatient: None) -> None:
     in_bucket.put("task=three/empty.parquet", [])
-    # fetches the champion's files
-    assert (
-        relevance("score", "--config", str(in_bucket.config), "--dry-run", cwd=in_bucket.root).returncode == 0
+    dry_run = relevance_in_process(
+        "score", "--config", str(in_bucket.config), "--dry-run", cwd=in_bucket.root
     )
-    not_allowed = {"registry__tracking_uri": AWAY, "registry__use_fetched_champion": "false"}
-    in_bucket.refused(
+    assert dry_run.returncode == 0, "downloads the champion's files"
+    in_bucket.check_refused(
         3,
         "is not used without it (registry.use_fetched_champion)",
-        f"MLflow at {AWAY} does not answer",
-        **not_allowed,
+        f"MLflow at {UNREACHABLE} does not answer",
+        registry__tracking_uri=UNREACHABLE,
+        registry__use_fetched_champion="false",
     )
-    scored = in_bucket.score(registry__tracking_uri=AWAY)
-    assert (
-        "does not answer" in scored.stderr
-        and "going on with version 1, the champion by the promotion log" in scored.stderr
-    )
-    assert re.search(
-        r"[01]\.\d\d of \d+ tokens were computed; \d+% of the time in the model, .*; arithmetic at \d+% of",
-        scored.stderr,
-    )
+    scored = in_bucket.score(relevance, registry__tracking_uri=UNREACHABLE)
     result = last_json(scored)
-    assert (result["units_scored"], result["rows_in"], result["labels"], result["errors"]) == (2, 4, 4, 0)
-    assert read_published(f"{in_bucket.here}/scores").num_rows == 4
-    assert last_json(in_bucket.score(registry__tracking_uri=AWAY))["units_already_published"] == 2
-
-
-def test_a_champion_whose_files_are_not_here_waits_for_the_registry(
-    in_folder: Place, impatient: None
-) -> None:
-    told = (
-        "version 1 of planted, the champion by the promotion log, is not here yet",
-        f"MLflow at {AWAY} does not answer",
-        "run again",
+    assert "does not answer" in scored.stderr
+    assert "using version 1, the champion by the promotion log" in scored.stderr
+    usage = (
+        r"[01]\.\d\d of [\d,]+ tokens were computed; "
+        r"\d+% of the time in the model, .*; arithmetic at \d+% of"
     )
-    in_folder.refused(3, *told, name="elsewhere", registry__tracking_uri=AWAY)
+    assert re.search(usage, scored.stderr)
+    assert (result["units_scored"], result["rows_in"], result["labels"], result["errors"]) == (2, 4, 4, 0)
+    assert read_published(f"{in_bucket.location}/scores").num_rows == 4
+    again = last_json(in_bucket.score(registry__tracking_uri=UNREACHABLE))
+    assert (again["units_scored"], again["units_already_published"]) == (0, 2)
 
 
-def test_a_champion_that_the_registry_does_not_have_is_an_error_of_the_config(
-    in_folder: Place, tmp_path: Path
-) -> None:
-    told = (
+def test_champion_without_local_files_waits_for_the_registry(in_folder: Place, impatient: None) -> None:
+    in_folder.check_refused(
+        3,
+        "version 1 of planted, the champion by the promotion log, is not here yet",
+        f"MLflow at {UNREACHABLE} does not answer",
+        "run again",
+        name="elsewhere",
+        registry__tracking_uri=UNREACHABLE,
+    )
+
+
+def test_champion_unknown_to_the_registry_is_a_config_error(in_folder: Place, tmp_path: Path) -> None:
+    in_folder.check_refused(
+        2,
         "version 1 of planted, the champion by the promotion log, is not here yet",
         "set registry.tracking_uri",
+        name="elsewhere",
+        registry__tracking_uri=f"sqlite:///{tmp_path}/other.db",
     )
-    in_folder.refused(2, *told, name="elsewhere", registry__tracking_uri=f"sqlite:///{tmp_path}/other.db")
 
 
-def test_a_model_that_was_never_promoted_is_told_with_what_comes_first(in_folder: Place) -> None:
-    in_folder.refused(
+def test_model_without_a_champion_names_promote(in_folder: Place) -> None:
+    in_folder.check_refused(
         2, "model unheard has no champion; run `relevance promote` first", registry__model="unheard"
     )
 
 
-def test_a_task_that_is_not_configured_stops_the_run_before_any_label(in_bucket: Place) -> None:
-    in_bucket.put("task=unheard/part-0.parquet", planted_rows("two", 2, 2, labelled=False))
-    in_bucket.refused(2, "'unheard'", f"{in_bucket.here}/rows", "configured: two, three")
+def test_unconfigured_task_stops_the_run_before_any_label(in_bucket: Place) -> None:
+    in_bucket.put("task=unheard/part-0.parquet", planted_rows("two", 2, 2, labeled=False))
+    in_bucket.check_refused(2, "'unheard'", f"{in_bucket.location}/rows", "configured: two, three")
 
 
-def test_a_place_without_rows_is_refused_and_one_that_is_not_there_is_an_error_of_the_config(
-    place: Place, tmp_path: Path
-) -> None:
+def test_location_without_rows_is_refused(in_folder: Place, in_bucket: Place, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    place.refused(1, f"{place.here}/none holds no task=<name>/*.parquet", data__to_score=f"{place.here}/none")
-    if "://" not in place.here:
-        place.refused(
-            2,
-            f"{place.here}/nowhere is not a folder; point the config at",
-            data__to_score=f"{place.here}/nowhere",
-        )
+    for place in (in_folder, in_bucket):
+        empty = f"{place.location}/none"
+        place.check_refused(1, f"{empty} holds no task=<name>/*.parquet", data__to_score=empty)
 
 
-def test_a_bucket_that_is_not_there_is_an_error_of_the_config_for_rows_and_for_labels(
-    in_bucket: Place,
-) -> None:
-    told = ("s3://nowhere/x lies in no bucket that there is; make the bucket, or correct the config",)
-    in_bucket.refused(2, *told, data__to_score="s3://nowhere/x")
-    in_bucket.refused(2, *told, scoring__scores="s3://nowhere/x")
+def test_missing_folder_or_bucket_is_a_config_error(in_folder: Place, in_bucket: Place) -> None:
+    missing = f"{in_folder.location}/nowhere"
+    in_folder.check_refused(2, f"{missing} is not a folder; point the config at", data__to_score=missing)
+    message = "bucket does not exist: s3://nowhere/x; create it, or correct the config"
+    in_bucket.check_refused(2, message, data__to_score="s3://nowhere/x")
+    in_bucket.check_refused(2, message, scoring__scores="s3://nowhere/x")
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[tuple[str, str, str]]:
-    with guarded_s3_server() as found:
-        yield found
+    """Address of an S3 server that checks keys, and a key and secret without permissions."""
+    with guarded_s3_server() as server:
+        yield server
 
 
-@pytest.mark.parametrize(("wrong", "of"), [("key", "rows"), ("secret", "labels"), ("rights", "rows")])
-def test_an_account_that_a_bucket_refuses_ends_the_command_for_good(
-    champion: tuple[Path, Path],
-    guarded: tuple[str, str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    wrong: str,
-    of: str,
+@pytest.mark.parametrize(
+    ("code", "setting"),
+    [
+        ("InvalidAccessKeyId", "data__to_score"),
+        ("SignatureDoesNotMatch", "scoring__scores"),
+        ("AccessDenied", "data__to_score"),
+    ],
+)
+def test_refused_account_is_a_config_error(
+    in_folder: Place, guarded: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch, code: str, setting: str
 ) -> None:
     address, key_id, secret = guarded
-    local = Place(*champion, str(tmp_path))
-    local.put("task=two/part-0.parquet", planted_rows("two", 4, 1, labelled=False))
-    settings = {
+    account = {
         "ENDPOINT_URL": address,
         "REGION": "us-east-1",
-        "ACCESS_KEY_ID": "nobody" if wrong == "key" else key_id,
+        "ACCESS_KEY_ID": "nobody" if code == "InvalidAccessKeyId" else key_id,
+        "SECRET_ACCESS_KEY": secret if code == "AccessDenied" else "wrong",
     }
-    for name, value in {**settings, "SECRET_ACCESS_KEY": secret if wrong == "rights" else "wrong"}.items():
+    for name, value in account.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    code = {"key": "InvalidAccessKeyId", "secret": "SignatureDoesNotMatch", "rights": "AccessDenied"}[wrong]
-    setting = {"rows": "data__to_score", "labels": "scoring__scores"}[of]
-    local.refused(
+    in_folder.check_refused(
         2,
         "s3://labels/x refuses access",
         f"(403 {code}",
@@ -214,41 +205,39 @@ def test_an_account_that_a_bucket_refuses_ends_the_command_for_good(
     )
 
 
-def test_units_that_may_succeed_make_the_command_worth_a_retry_whatever_else_failed() -> None:
+def test_one_retryable_unit_makes_the_command_retryable() -> None:
     done, away, poison = (
-        Outcome("p", "path", error=error, retry=retry)
+        UnitResult("p", "path", error=error, retry=retry)
         for error, retry in (("", False), ("away", True), ("poison", False))
     )
-    check_outcomes([done])
+    check_results([done])
     with pytest.raises(
         RetryableError, match="2 of 3 units were not scored, the others are published: poison; away"
     ):
-        check_outcomes([done, away, poison])
-    with pytest.raises(RelevanceError) as caught:
-        check_outcomes([done, poison])
-    assert caught.value.exit_code == 1
+        check_results([done, away, poison])
+    with pytest.raises(RelevanceError) as raised:
+        check_results([done, poison])
+    assert raised.value.exit_code == 1
 
 
-def test_a_bucket_that_is_away_is_worth_a_retry(in_bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = open_store(f"{in_bucket.here}/scores")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", AWAY)
+def test_unreachable_bucket_is_retryable(in_bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = open_store(f"{in_bucket.location}/scores")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", UNREACHABLE)
     result = in_bucket.score()
-    assert (
-        result.returncode == 3
-        and f"error: {in_bucket.here}/scores does not do what it is asked" in result.stderr
-    ), result.stderr
-    assert result.stderr.strip().endswith("run the same command again") and list(scores.list("")) == []
+    assert result.returncode == 3, result.stderr
+    assert f"error: request to {in_bucket.location}/scores failed" in result.stderr
+    assert result.stderr.strip().endswith("run the same command again")
+    assert list(scores.list("")) == []
 
 
-def test_a_promotion_log_that_is_damaged_is_damaged_input(
+def test_damaged_promotion_log_is_damaged_input(
     in_folder: Place, champion: tuple[Path, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(champion[0] / "promotions", tmp_path / "promotions")
-    record = tmp_path / "promotions" / "planted" / "000001.json"
-    record.write_text(record.read_text()[:-5])
-    assert json.loads((champion[0] / "promotions" / "planted" / "000001.json").read_text())["version"] == "1"
-    in_folder.refused(
+    entry = tmp_path / "promotions" / "planted" / "000001.json"
+    entry.write_text(entry.read_text()[:-5])
+    in_folder.check_refused(
         4,
-        f"{record}, a record of the promotion log, is damaged; restore it",
+        f"entry of the promotion log is damaged: {entry}; restore it from a backup",
         registry__promotions=str(tmp_path / "promotions"),
     )

@@ -1,4 +1,4 @@
-"""Jobs of a real Ray cluster that lets nobody in without its token."""
+"""Jobs of a Ray cluster that requires a token."""
 
 import contextlib
 import os
@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from jobs.commands.submit import job_stem, submit_job
-from jobs.console import Console
 from jobs.submit_paths import check_paths
 from pipeline.config.loading import build_config, read_config, read_settings
+from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
 from tests.support.commands import RELEVANCE, last_json, relevance
 from tests.support.planted import planted_config, planted_rows, write_config, write_rows
@@ -29,15 +29,15 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 @dataclass
 class Cluster:
-    """A head node's dashboard, and commands that have its token."""
+    """A head node's dashboard address, and the environment of commands that have its token."""
 
     address: str
     environment: dict[str, str]
 
-    def relevance(self, *words: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    def relevance(self, *arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
         environment = self.environment | {"RAY_API_SERVER_ADDRESS": self.address} | changes
         return subprocess.run(
-            [*RELEVANCE, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+            [*RELEVANCE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
         )
 
 
@@ -45,29 +45,20 @@ class Cluster:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder, port = tmp_path_factory.mktemp("ray"), free_port()
     (folder / "token").write_text(TOKEN)
-    programs = str(Path(sys.executable).parent)  # as in an image: the job's shell finds the command
+    programs = str(Path(sys.executable).parent)  # the job's shell finds the command, as in an image
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "PATH": f"{programs}:{os.environ['PATH']}",
     }
     environment.pop("RAY_ADDRESS", None)
-    words = [
-        "start",
-        "--head",
-        "--port",
-        str(free_port()),
-        "--dashboard-port",
-        str(port),
-        "--num-cpus",
-        "2",
-        "--disable-usage-stats",
-    ]
-    # every Ray on a machine takes the same one else, and only the first gets it
-    words += ["--dashboard-agent-listen-port", str(free_port())]
-    short = Path("/tmp") / f"ray-{os.getpid()}"  # sockets below have names of at most 107 letters
+    short = Path("/tmp") / f"ray-{os.getpid()}"  # socket paths have at most 107 characters
+    start = [RAY, "start", "--head", "--block", "--num-cpus", "2", "--disable-usage-stats"]
+    start += ["--port", str(free_port()), "--include-dashboard", "true", "--dashboard-port", str(port)]
+    # the default port is the same for every Ray on a machine
+    start += ["--dashboard-agent-listen-port", str(free_port()), "--temp-dir", str(short)]
     process = subprocess.Popen(
-        [RAY, *words, "--include-dashboard", "true", "--temp-dir", str(short), "--block"],
+        start,
         env=environment,
         cwd=folder,
         stdout=subprocess.DEVNULL,
@@ -78,96 +69,86 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         wait_for_port(port, process)
         yield Cluster(f"http://127.0.0.1:{port}", environment)
     finally:
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        for started in [*psutil.Process(process.pid).children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                started.kill()
         process.wait()
         shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.mark.e2e
-def test_a_job_is_submitted_once_followed_to_its_end_and_found_again(
-    finished_run: Any, cluster: Cluster
-) -> None:
+def test_job_is_submitted_once_and_found_again(finished_run: Any, cluster: Cluster) -> None:
     root, config, _ = finished_run
-    words = ("submit", "score", "--config", str(config))
-    first = cluster.relevance(*words, cwd=root)
+    submit = ("submit", "score", "--config", str(config))
+    first = cluster.relevance(*submit, cwd=root)
     job = last_json(first)["job"]
-    assert (
-        job.startswith("relevance-score-planted-")
-        and job.endswith("-1")
-        and f"submitted as {job}" in first.stderr
-    )
-    assert "units to score with version 1" in first.stderr, "what the job says is shown"
-    second = cluster.relevance(*words, cwd=root)
-    assert (
-        last_json(second) == {"job": job, "state": "SUCCEEDED"}
-        and f"{job} is there already: succeeded" in second.stderr
-    )
-    again = last_json(cluster.relevance(*words, "--again", "--no-wait", cwd=root))
+    assert job.startswith("relevance-score-planted-") and job.endswith("-1")
+    assert f"job submitted: {job}" in first.stderr
+    assert "units to score with version 1" in first.stderr, "the job's output is shown"
+    second = cluster.relevance(*submit, cwd=root)
+    listing = f"relevance status --address {cluster.address}"
+    assert last_json(second) == {"job": job, "state": "SUCCEEDED", "next": listing}
+    assert f"job exists: {job}, succeeded" in second.stderr
+    again = last_json(cluster.relevance(*submit, "--again", "--no-wait", cwd=root))
     assert again["job"] == job.removesuffix("1") + "2"
+    assert again["next"] == f"relevance logs {again['job']} --address {cluster.address}"
     assert last_json(cluster.relevance("logs", again["job"], cwd=root))["state"] == "SUCCEEDED"
     elsewhere = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "RAY_ADDRESS": "127.0.0.1:9"}
     listed = cluster.relevance("status", "--address", cluster.address, cwd=root, **elsewhere)
-    assert [one["job"] for one in last_json(listed)["jobs"]] == [again["job"], job]
-    assert (
-        listed.stdout.splitlines()[0].split() == ["job", "state", "started", "took"]
-        and "succeeded" in listed.stdout.splitlines()[1]
-    )
+    assert [known["job"] for known in last_json(listed)["jobs"]] == [again["job"], job]
+    headings, newest = listed.stdout.splitlines()[:2]
+    assert headings.split() == ["job", "state", "started", "took"]
+    assert "succeeded" in newest
 
 
 @pytest.mark.e2e
-def test_a_job_that_fails_ends_the_command_with_its_exit_code_and_is_tried_anew(
-    finished_run: Any, cluster: Cluster
-) -> None:
+def test_failed_job_gives_its_exit_code_and_is_retried(finished_run: Any, cluster: Cluster) -> None:
     root, config, _ = finished_run
-    words = ("submit", "score", "--config", str(config), "--set", f"data.to_score={root / 'not-there-yet'}")
-    failed = cluster.relevance(*words, cwd=root)
-    assert failed.returncode == 2 and "not-there-yet is not a folder" in failed.stderr
-    assert "failed with exit code 2; its output is above" in failed.stderr
-    write_rows(
-        planted_rows("two", 4, 0, labelled=False), root / "not-there-yet" / "task=two" / "part-0.parquet"
-    )
-    later = cluster.relevance(*words, "--no-wait", cwd=root)
-    assert last_json(later)["job"].endswith("-2")
+    missing = root / "not-there-yet"
+    submit = ("submit", "score", "--config", str(config), "--set", f"data.to_score={missing}")
+    failed = cluster.relevance(*submit, cwd=root)
+    assert failed.returncode == 2 and "not-there-yet" in failed.stderr
+    assert "job failed: relevance-score-planted-" in failed.stderr
+    assert "(exit code 2); its output is above" in failed.stderr
+    write_rows(planted_rows("two", 4, 0, labeled=False), missing / "task=two" / "part-0.parquet")
+    retried = cluster.relevance(*submit, "--no-wait", cwd=root)
+    assert last_json(retried)["job"].endswith("-2")
     assert cluster.relevance("logs", "relevance-nothing-1", cwd=root).returncode == 2
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("token", "why"), [({"RAY_AUTH_TOKEN": "f" * 32}, "Invalid"), ({"RAY_AUTH_MODE": "disabled"}, "Missing")]
+    ("token", "reason"),
+    [
+        ({"RAY_AUTH_TOKEN": "f" * 32}, "Authentication failed: Invalid"),
+        ({"RAY_AUTH_MODE": "disabled"}, "Authentication required: Missing"),
+    ],
 )
-def test_nobody_gets_in_without_the_token(
-    finished_run: Any, cluster: Cluster, token: dict[str, str], why: str
+def test_no_command_gets_in_without_the_token(
+    finished_run: Any, cluster: Cluster, token: dict[str, str], reason: str
 ) -> None:
     root, config, _ = finished_run
-    for words in (
+    for arguments in (
         ("submit", "score", "--config", str(config)),
         ("logs", "relevance-x-1"),
         ("status", "--address", cluster.address),
     ):
-        refused = cluster.relevance(*words, cwd=root, **token)
+        refused = cluster.relevance(*arguments, cwd=root, **token)
         assert refused.returncode == 2, refused.stderr
-        assert (
-            f"does not let us in (Authentication {'failed' if why == 'Invalid' else 'required'}"
-            in refused.stderr
-            and why in refused.stderr
-        )
+        assert f"access refused by {cluster.address}: {reason}" in refused.stderr
         assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" in refused.stderr
 
 
 @pytest.mark.e2e
-def test_a_cluster_that_is_away_and_a_command_that_is_none_are_told_apart(finished_run: Any) -> None:
+def test_unreachable_cluster_is_retryable_and_bad_usage_is_not(finished_run: Any) -> None:
     root, config, _ = finished_run
-    away = relevance("submit", "score", "--config", str(config), "--address", "http://127.0.0.1:9", cwd=root)
-    assert away.returncode == 3 and "http://127.0.0.1:9 does not do what it is asked" in away.stderr
-    nameless = relevance("status", "--address", "head:8265", cwd=root)
-    assert nameless.returncode == 2 and "write it as http://head:8265" in nameless.stderr
-    for words in (["promote"], ["train", "--logical-date", "2026-01-31"], ["train", "--all-tasks"]):
-        wrong = relevance(
-            "submit", *words, "--config", str(config), "--address", "http://127.0.0.1:9", cwd=root
-        )
-        assert wrong.returncode == 2
+    target = ("--config", str(config), "--address", "http://127.0.0.1:9")
+    unreachable = relevance("submit", "score", *target, cwd=root)
+    assert unreachable.returncode == 3 and "request failed at http://127.0.0.1:9" in unreachable.stderr
+    no_scheme = relevance("status", "--address", "head:8265", cwd=root)
+    assert no_scheme.returncode == 2 and "write it as http://head:8265" in no_scheme.stderr
+    for command in (["promote"], ["train", "--logical-date", "2026-01-31"], ["train", "--all-tasks"]):
+        assert relevance("submit", *command, *target, cwd=root).returncode == 2
 
 
 RELATIVE = [
@@ -196,54 +177,39 @@ SHARED = [
 
 
 @pytest.mark.parametrize(("setting", "text"), RELATIVE)
-def test_a_relative_path_is_not_submitted_whichever_setting_it_is_of(
-    tmp_path: Path, setting: str, text: str
-) -> None:
-    plain = planted_config(tmp_path, "/storage/llama", sources=[{"kind": "esci", "path": "/storage/esci"}])
-    path = write_config(tmp_path / "c.yaml", plain)
+def test_relative_path_of_any_setting_is_refused(tmp_path: Path, setting: str, text: str) -> None:
+    settings = planted_config(tmp_path, "/storage/llama", sources=[{"kind": "esci", "path": "/storage/esci"}])
+    path = write_config(tmp_path / "c.yaml", settings)
     check_paths(read_config(path), read_settings(path))
     given = read_settings(path, [f"{setting}={text}"])
     with pytest.raises(ConfigError) as refused:
         check_paths(build_config(given, "test"), given)
-    assert (
-        f"there are relative paths: {setting} ({text}); write absolute paths that all its machines see, "
-        "or s3://"
-    ) in str(refused.value)
+    assert f"cannot resolve: {setting} ({text}); write absolute paths" in str(refused.value)
 
 
 @pytest.mark.parametrize(("setting", "text"), SHARED)
-def test_a_place_that_is_the_same_everywhere_is_submitted(tmp_path: Path, setting: str, text: str) -> None:
-    path, override = (
-        write_config(tmp_path / "c.yaml", planted_config(tmp_path, "/storage/llama")),
-        f"{setting}={text}",
-    )
+def test_location_seen_by_all_machines_is_accepted(tmp_path: Path, setting: str, text: str) -> None:
+    path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "/storage/llama"))
+    override = f"{setting}={text}"
     check_paths(read_config(path, [override]), read_settings(path, [override]))
 
 
-def test_a_config_that_leaves_its_work_dir_open_is_refused_before_the_cluster_is_asked(
-    tmp_path: Path,
-) -> None:
-    plain = planted_config(tmp_path, "/storage/llama")
-    config = write_config(
-        tmp_path / "c.yaml", {name: value for name, value in plain.items() if name != "work_dir"}
-    )
-    nowhere = ("submit", "score", "--config", str(config), "--address", "http://127.0.0.1:9")
-    refused = relevance(*nowhere, "--set", "scoring.scores=labels", cwd=tmp_path)
+def test_missing_work_dir_is_refused_without_asking_the_cluster(tmp_path: Path) -> None:
+    settings = planted_config(tmp_path, "/storage/llama")
+    del settings["work_dir"]
+    config = write_config(tmp_path / "c.yaml", settings)
+    submit = ("submit", "score", "--config", str(config), "--address", "http://127.0.0.1:9")
+    refused = relevance(*submit, "--set", "scoring.scores=labels", cwd=tmp_path)
     assert refused.returncode == 2, refused.stderr
-    assert (
-        "relative paths: work_dir (not set, so runs of this folder), scoring.scores (labels); write absolute"
-    ) in refused.stderr
+    expected = "work_dir (not set, so runs of this folder), scoring.scores (labels); write absolute paths"
+    assert expected in refused.stderr
     assert not (tmp_path / "runs").exists() and not (tmp_path / "labels").exists()
-    assert relevance(*nowhere, "--set", f"work_dir={tmp_path}", cwd=tmp_path).returncode == 3, (
-        "only the cluster is wanting"
-    )
-    assert "relative ones are refused" in " ".join(
-        relevance("submit", "--help", cwd=tmp_path).stdout.replace("│", " ").split()
-    )
+    complete = relevance(*submit, "--set", f"work_dir={tmp_path}", cwd=tmp_path)
+    assert complete.returncode == 3, "only the cluster is missing"
 
 
-class Jobs:
-    """A cluster's list of jobs, with nothing behind it."""
+class FakeClient:
+    """A cluster's list of jobs, without a cluster."""
 
     def __init__(self, **states: str) -> None:
         self.states, self.submitted = states, ""
@@ -255,8 +221,13 @@ class Jobs:
         self.submitted = submission_id
 
 
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return read_config(write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere")))
+
+
 @pytest.mark.parametrize(
-    ("states", "again", "named", "submitted"),
+    ("states", "again", "number", "is_submitted"),
     [
         ([], False, 1, True),
         (["RUNNING"], False, 1, False),
@@ -268,88 +239,80 @@ class Jobs:
         (["FAILED", "RUNNING"], True, 2, False),
     ],
 )
-def test_a_job_that_runs_or_succeeded_is_not_submitted_twice(
-    tmp_path: Path, states: list[str], again: bool, named: int, submitted: bool
+def test_running_or_succeeded_job_is_not_submitted_twice(
+    config: RunConfig, states: list[str], again: bool, number: int, is_submitted: bool
 ) -> None:
-    config = read_config(write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere")))
     stem = job_stem(config, ["score"])
-    jobs = Jobs(**{f"{stem}-{number}": state for number, state in enumerate(states, start=1)})
-    assert submit_job(jobs, config, ["score"], again, Console()) == f"{stem}-{named}"
-    assert jobs.submitted == (f"{stem}-{named}" if submitted else "")
+    client = FakeClient(**{f"{stem}-{count}": state for count, state in enumerate(states, start=1)})
+    assert submit_job(client, config, ["score"], again) == f"{stem}-{number}"
+    assert client.submitted == (f"{stem}-{number}" if is_submitted else "")
 
 
 @pytest.mark.parametrize(
-    ("refusal", "times", "passes"),
+    ("refusal", "times", "is_submitted"),
     [("No available agent to submit job", 2, True), ("The job is too large", 1, False)],
 )
-def test_a_cluster_that_has_just_been_started_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str, times: int, passes: bool
+def test_starting_cluster_is_waited_for(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, refusal: str, times: int, is_submitted: bool
 ) -> None:
     monkeypatch.setattr("jobs.commands.submit.time.sleep", lambda seconds: None)
-    config, refusals = (
-        read_config(write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere"))),
-        [refusal] * times,
-    )
+    refusals = [refusal] * times
 
-    class Starting(Jobs):
+    class StartingCluster(FakeClient):
         def submit_job(self, submission_id: str, **job: Any) -> None:
             if refusals:
                 raise RuntimeError(refusals.pop())
             super().submit_job(submission_id, **job)
 
-    jobs = Starting()
-    with contextlib.nullcontext() if passes else pytest.raises(RuntimeError, match=refusal):
-        submit_job(jobs, config, ["score"], False, Console())
-    assert bool(jobs.submitted) == passes and not refusals
+    client = StartingCluster()
+    with contextlib.nullcontext() if is_submitted else pytest.raises(RuntimeError, match=refusal):
+        submit_job(client, config, ["score"], False)
+    assert bool(client.submitted) == is_submitted and not refusals
 
 
-def test_a_cluster_that_never_has_an_agent_is_said_to_have_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cluster_without_an_agent_is_reported(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.commands.submit.AGENT_WAIT_S", -1.0)
-    config = read_config(write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere")))
 
-    class Agentless(Jobs):
+    class AgentlessCluster(FakeClient):
         def submit_job(self, submission_id: str, **job: Any) -> None:
             raise RuntimeError("No available agent to submit job, please try again later.")
 
-    with pytest.raises(
-        RetryableError, match="another Ray on that machine has its port.*--dashboard-agent-listen-port"
-    ):
-        submit_job(Agentless(), config, ["score"], False, Console())
+    with pytest.raises(RetryableError, match="head node has no agent.*--dashboard-agent-listen-port"):
+        submit_job(AgentlessCluster(), config, ["score"], False)
 
 
-def test_a_job_s_name_follows_from_all_that_the_command_is_given(tmp_path: Path) -> None:
+def test_job_id_depends_on_command_and_config(tmp_path: Path) -> None:
     path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere"))
+    commands = (
+        ["score"],
+        ["train"],
+        ["score", "--logical-date", "2026-01-31"],
+        ["score", "--logical-date", "2026-02-01"],
+    )
     stems = [
-        job_stem(read_config(path, sets), words)
-        for sets in ([], ["seed=3"])
-        for words in (
-            ["score"],
-            ["train"],
-            ["score", "--logical-date", "2026-01-31"],
-            ["score", "--logical-date", "2026-02-01"],
-        )
+        job_stem(read_config(path, overrides), command)
+        for overrides in ([], ["seed=3"])
+        for command in commands
     ]
-    assert len(set(stems)) == len(stems) and job_stem(read_config(path), ["score"]) == stems[0]
+    assert len(set(stems)) == len(stems)
+    assert job_stem(read_config(path), ["score"]) == stems[0]
 
 
-def test_what_score_is_given_goes_into_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_options_are_part_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
     from jobs.cli import app
-    from jobs.commands import submit as ray_jobs
 
     submitted: list[list[str]] = []
-    monkeypatch.setattr(
-        ray_jobs, "run_submit", lambda config, console, words, *_: submitted.append(words) or {}
-    )
+
+    def record_command(config: RunConfig, run: Any, command: list[str], *_: Any) -> dict[str, Any]:
+        submitted.append(command)
+        return {}
+
+    monkeypatch.setattr("jobs.commands.submit.run_submit", record_command)
     path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere"))
-    given = ["--logical-date", "2026-01-31", "--until", "2026-02-01", "--all-tasks"]
-    for words in ([], given):
-        CliRunner().invoke(
-            app,
-            ["submit", "score", "--config", str(path), "--address", "http://head:8265", *words],
-            catch_exceptions=False,
-        )
-    assert submitted == [["score"], ["score", *given]]
+    score = ["submit", "score", "--config", str(path), "--address", "http://head:8265"]
+    options = ["--logical-date", "2026-01-31", "--until", "2026-02-01", "--all-tasks"]
+    for extra in ([], options):
+        CliRunner().invoke(app, [*score, *extra], catch_exceptions=False)
+    assert submitted == [["score"], ["score", *options]]

@@ -1,5 +1,4 @@
-"""Every adapter method against its formula, one row and one token at a time, in float64 unless a dtype is the
-promise.
+"""Every adapter method against its formula, token by token, in float64 unless the test is about a dtype.
 
 Shape legend: B rows, S tokens, D width in, O width out, T tasks.
 """
@@ -47,7 +46,7 @@ def softmax(values: torch.Tensor) -> torch.Tensor:
 
 
 def naive_weight(layer: Any, config: Any, task: int, x_D: torch.Tensor) -> torch.Tensor:
-    """(O, D): the matrix that the method's formula puts in the place of W for this token."""
+    """Return the matrix (O, D) that replaces W for this token in the method's formula."""
     W = layer.base.weight
     s = config.scale
     if config.method == "mtl_lora":
@@ -96,28 +95,30 @@ def naive_output(layer: Any, method: str, x_BSD: torch.Tensor, task_B: torch.Ten
 
 @ALL
 @pytest.mark.parametrize("bias", (True, False))
-def test_output_and_all_gradients_are_those_of_the_formula(method: str, bias: bool) -> None:
+def test_output_and_gradients_match_the_formula(method: str, bias: bool) -> None:
     layer, x_BSD = trained_layer(method, bias=bias), random_input().requires_grad_()
     expected = naive_output(layer, method, x_BSD, TASK_B)
-    found = layer(x_BSD)
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
-    mine, theirs = gradients(layer, found, x_BSD), gradients(layer, expected, x_BSD)
-    for name in theirs:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-10, atol=1e-11, msg=name)
+    actual = layer(x_BSD)
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
+    actual_gradients, expected_gradients = gradients(layer, actual, x_BSD), gradients(layer, expected, x_BSD)
+    for name in expected_gradients:
+        torch.testing.assert_close(
+            actual_gradients[name], expected_gradients[name], rtol=1e-10, atol=1e-11, msg=name
+        )
         if not (name == "task_TV" or name.startswith("gate")):
-            assert theirs[name].any(), name
+            assert expected_gradients[name].any(), name
 
 
 @ALL
 @pytest.mark.parametrize("bias", (True, False))
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16))
-def test_fresh_layer_gives_the_base_s_output_bit_for_bit(method: str, bias: bool, dtype: torch.dtype) -> None:
+def test_new_layer_equals_its_base_bit_for_bit(method: str, bias: bool, dtype: torch.dtype) -> None:
     layer, x_BSD = build_layer(method, bias=bias, dtype=dtype), random_input(dtype)
     assert torch.equal(layer(x_BSD), layer.base(x_BSD))
 
 
 @ALL
-def test_parameter_count_from_shapes_is_what_the_layer_holds(method: str) -> None:
+def test_parameter_count_matches_the_layer(method: str) -> None:
     layer, config = build_layer(method), CONFIGS[method]
     assert METHODS[config.method].layer.parameter_count(D, O, T, config) == sum(
         parameter.numel() for parameter in trained(layer).values()
@@ -125,21 +126,21 @@ def test_parameter_count_from_shapes_is_what_the_layer_holds(method: str) -> Non
 
 
 @FOLDABLE
-def test_folded_pair_is_the_layer_for_its_task(method: str) -> None:
+def test_folded_pair_equals_the_layer(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input()
     for task in range(T):
         down_KD, up_OK = layer.fold(task)
-        with layer.routing.tasks(torch.full((B,), task)):
+        with layer.routing.task_context(torch.full((B,), task)):
             torch.testing.assert_close(
                 layer.base(x_BSD) + x_BSD @ down_KD.T @ up_OK.T, layer(x_BSD), rtol=1e-11, atol=1e-12
             )
 
 
 @pytest.mark.parametrize("method", [name for name in CONFIGS if name != "hydra_lora"])
-def test_merged_weight_is_the_layer_for_its_task(method: str) -> None:
+def test_merged_weight_equals_the_layer(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input()
     for task in range(T):
-        with layer.routing.tasks(torch.full((B,), task)):
+        with layer.routing.task_context(torch.full((B,), task)):
             expected = layer(x_BSD)
         torch.testing.assert_close(
             nn.functional.linear(x_BSD, layer.merged_weight(task), layer.base.bias),
@@ -149,26 +150,26 @@ def test_merged_weight_is_the_layer_for_its_task(method: str) -> None:
         )
 
 
-def test_what_cannot_be_folded_says_why() -> None:
-    with pytest.raises(NotMergeableError, match="hydra_lora mixes its up-projections anew for each token"):
+def test_unfoldable_method_gives_the_reason() -> None:
+    with pytest.raises(NotMergeableError, match="hydra_lora mixes its up-projections for each token"):
         trained_layer("hydra_lora").merged_weight(0)
-    with pytest.raises(NotMergeableError, match="dora scales the base's own weights"):
+    with pytest.raises(NotMergeableError, match="dora rescales the base's weights"):
         trained_layer("dora").fold(0)
 
 
 @ALL
-def test_dropout_touches_the_adapter_in_training_alone(method: str) -> None:
+def test_dropout_affects_only_the_adapter_in_training(method: str) -> None:
     layer = trained_layer(method)
     x_BSD = random_input()
     layer.dropout.p = 0.5
-    still = layer(x_BSD)
+    without_dropout = layer(x_BSD)
     layer.train()
     torch.manual_seed(3)
     dropped = layer(x_BSD)
-    assert not torch.allclose(dropped, still)
+    assert not torch.allclose(dropped, without_dropout)
     torch.manual_seed(3)
     assert torch.equal(layer(x_BSD), dropped)
-    assert torch.equal(layer.eval()(x_BSD), still)
+    assert torch.equal(layer.eval()(x_BSD), without_dropout)
     fresh = build_layer(method).train()
     fresh.dropout.p = 0.5
     assert torch.equal(fresh(x_BSD), fresh.base(x_BSD))
@@ -176,18 +177,20 @@ def test_dropout_touches_the_adapter_in_training_alone(method: str) -> None:
 
 @pytest.mark.e2e
 @ALL
-def test_compiled_in_one_graph_it_computes_the_same(method: str) -> None:
+def test_layer_compiles_to_one_graph_with_equal_results(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input().requires_grad_()
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    found, expected = compiled(x_BSD), layer(x_BSD)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
-    mine, theirs = gradients(layer, found, x_BSD), gradients(layer, expected, x_BSD)
-    for name in theirs:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-10, atol=1e-12, msg=name)
+    actual, expected = compiled(x_BSD), layer(x_BSD)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-13)
+    actual_gradients, expected_gradients = gradients(layer, actual, x_BSD), gradients(layer, expected, x_BSD)
+    for name in expected_gradients:
+        torch.testing.assert_close(
+            actual_gradients[name], expected_gradients[name], rtol=1e-10, atol=1e-12, msg=name
+        )
 
 
-def test_published_setting_on_llama2_7b_trains_what_the_paper_s_code_trains() -> None:
+def test_parameter_count_on_llama2_7b_matches_the_published_code() -> None:
     config = MTLLoRAConfig(rank=8, num_up_projections=3)
     assert 128 * METHODS["mtl_lora"].layer.parameter_count(4096, 4096, 8, config) == 16_845_824
     assert (
@@ -196,7 +199,7 @@ def test_published_setting_on_llama2_7b_trains_what_the_paper_s_code_trains() ->
     )
 
 
-def test_dora_leaves_outputs_without_weights_alone() -> None:
+def test_dora_keeps_pruned_outputs_at_zero() -> None:
     base = nn.Linear(D, O, bias=False)
     with torch.no_grad():
         base.weight[2] = 0.0
@@ -225,7 +228,7 @@ def test_every_method_is_registered_with_its_layer() -> None:
         (LoRAConfig, {"method": "x"}),
     ),
 )
-def test_word_that_a_setting_does_not_know_is_refused(kind: Any, settings: dict[str, Any]) -> None:
+def test_unknown_setting_value_is_refused(kind: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(
         ValueError,
         match=rf"adapter\.{next(iter(settings))} must be one of .*, not '{next(iter(settings.values()))}'",
@@ -233,13 +236,13 @@ def test_word_that_a_setting_does_not_know_is_refused(kind: Any, settings: dict[
         kind(**settings)
 
 
-def test_rslora_divides_by_the_root_of_the_rank() -> None:
+def test_rslora_divides_by_the_square_root_of_the_rank() -> None:
     for kind in (MTLLoRAConfig, LoRAConfig, PerTaskLoRAConfig, MultiLoRAConfig, HydraLoRAConfig, DoRAConfig):
         assert kind(rank=16, lora_alpha=8.0).scale == 0.5
         assert kind(rank=16, lora_alpha=8.0, use_rslora=True).scale == 8.0 / math.sqrt(16)
 
 
-def test_published_settings_on_llama2_7b_have_the_published_numbers_of_parameters() -> None:
+def test_published_settings_give_the_published_parameter_counts() -> None:
     def millions(config: AdapterConfig) -> float:
         return 128 * METHODS[config.method].layer.parameter_count(4096, 4096, 8, config) / 1e6
 

@@ -1,4 +1,4 @@
-"""Rows of several tasks in one batch: each row gets the output and the gradients of its own task.
+"""Batches that mix tasks: each row has the output and the gradients of its own task.
 
 Shape legend: B rows, S tokens, D width in, T tasks.
 """
@@ -25,20 +25,20 @@ from tests.support.adapted_layers import (
 
 
 @ALL
-def test_mixed_batch_is_a_loop_over_its_rows(method: str) -> None:
+def test_mixed_batch_equals_a_loop_over_rows(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input()
     mixed = layer(x_BSD)
     for row, task in enumerate(TASK_B):
-        with layer.routing.tasks(task[None]):
+        with layer.routing.task_context(task[None]):
             torch.testing.assert_close(layer(x_BSD[row : row + 1])[0], mixed[row], rtol=1e-12, atol=1e-13)
 
 
 @ALL
-def test_a_task_a_token_gives_what_a_task_a_row_gives(method: str) -> None:
+def test_task_ids_of_tokens_equal_those_of_rows(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input().requires_grad_()
     by_row = layer(x_BSD)
     grad_by_row = gradients(layer, by_row, x_BSD)
-    with layer.routing.tasks(TASK_B[:, None].expand(B, S).contiguous()):
+    with layer.routing.task_context(TASK_B[:, None].expand(B, S).contiguous()):
         by_token = layer(x_BSD)
     torch.testing.assert_close(by_token, by_row, rtol=1e-12, atol=1e-13)
     for name, gradient in gradients(layer, by_token, x_BSD).items():
@@ -46,24 +46,24 @@ def test_a_task_a_token_gives_what_a_task_a_row_gives(method: str) -> None:
 
 
 @ALL
-def test_rows_without_a_token_dimension_are_rows_too(method: str) -> None:
+def test_rows_need_no_token_dimension(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input()
     torch.testing.assert_close(layer(x_BSD[:, 1]), layer(x_BSD)[:, 1], rtol=1e-12, atol=1e-13)
 
 
 @ALL
-def test_dimensions_between_rows_and_width_are_all_a_row_s(method: str) -> None:
+def test_middle_dimensions_belong_to_the_row(method: str) -> None:
     layer, x = (
         trained_layer(method),
         torch.randn(B, B, S, D, dtype=torch.float64, generator=torch.Generator().manual_seed(9)),
     )
-    found = layer(x)
+    output = layer(x)
     for between in range(B):
-        torch.testing.assert_close(found[:, between], layer(x[:, between]), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(output[:, between], layer(x[:, between]), rtol=1e-12, atol=1e-13)
 
 
 @TASKWISE
-def test_absent_task_gets_no_gradient_and_present_ones_do(method: str) -> None:
+def test_only_present_tasks_get_gradients(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input()
     layer(x_BSD).square().sum().backward()
     for name, parameter in trained(layer).items():
@@ -74,7 +74,7 @@ def test_absent_task_gets_no_gradient_and_present_ones_do(method: str) -> None:
 
 
 @TASKWISE
-def test_tasks_answer_differently_and_renumbering_them_changes_nothing_else(method: str) -> None:
+def test_renumbering_tasks_permutes_their_outputs(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input()
     plain = layer(x_BSD)
     assert not torch.allclose(plain[0], layer.base(x_BSD)[0])
@@ -85,25 +85,25 @@ def test_tasks_answer_differently_and_renumbering_them_changes_nothing_else(meth
             if axis is not None:
                 parameter.copy_(parameter.index_select(axis, new_id_T.argsort()))
     assert not torch.allclose(layer(x_BSD), plain)
-    with layer.routing.tasks(new_id_T[TASK_B]):
+    with layer.routing.task_context(new_id_T[TASK_B]):
         torch.testing.assert_close(layer(x_BSD), plain, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(
     "method", [name for name, config in CONFIGS.items() if not METHODS[config.method].layer.TASK_DEPENDENT]
 )
-def test_method_without_tasks_needs_none(method: str) -> None:
+def test_task_independent_method_needs_no_task_ids(method: str) -> None:
     layer, x_BSD = trained_layer(method), random_input()
     plain = layer(x_BSD)
-    with layer.routing.tasks(None):
+    with layer.routing.task_context(None):
         assert torch.equal(layer(x_BSD), plain)
 
 
 @TASKWISE
-def test_layer_without_tasks_in_flight_refuses_and_says_what_to_call(method: str) -> None:
+def test_layer_without_task_ids_is_refused_with_a_remedy(method: str) -> None:
     layer = build_layer(method)
     with (
-        layer.routing.tasks(None),
+        layer.routing.task_context(None),
         pytest.raises(RuntimeError, match=r"RelevanceModel\.forward sets; call the model"),
     ):
         layer(random_input())
@@ -111,7 +111,7 @@ def test_layer_without_tasks_in_flight_refuses_and_says_what_to_call(method: str
 
 @TASKWISE
 @pytest.mark.parametrize("shape", ((B * S, D), (B + 1, S, D), (B,)), ids=str)
-def test_input_that_has_not_the_rows_of_the_tasks_is_refused(method: str, shape: tuple[int, ...]) -> None:
+def test_input_with_other_rows_than_the_tasks_is_refused(method: str, shape: tuple[int, ...]) -> None:
     layer = trained_layer(method)
     x = torch.randn(shape, dtype=torch.float64)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Which linears of a trunk get an adapter, and what becomes of the rest."""
+"""Selection of the linears to adapt, and their replacement."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from models.adapters.dora import DoRAConfig
-from models.adapters.injection import adapted_layers, adapter_parameter_count, inject, target_names
+from models.adapters.injection import adapted_layers, adapter_parameter_count, inject, target_linear_names
 from models.adapters.lora import LoRAConfig
 from models.adapters.mtl_lora import MTLLoRAConfig, MTLLoRALinear
 from models.adapters.mtlora import MTLoRAConfig
-from models.backbone import Backbone, empty_trunk
+from models.backbone import Backbone, build_meta_trunk
 from models.config import AdapterConfig
 
 FreshBackbone = Callable[..., Backbone]
@@ -24,9 +24,9 @@ def test_exactly_the_named_linears_are_adapted(fresh_backbone: FreshBackbone) ->
     assert set(adapted_layers(trunk)) == {f"layers.{layer}.{part}" for layer in (0, 1) for part in parts}
 
 
-def test_target_may_name_one_layer_by_its_full_name(fresh_backbone: FreshBackbone) -> None:
+def test_target_may_be_a_full_name(fresh_backbone: FreshBackbone) -> None:
     config = MTLLoRAConfig(target_modules=("layers.1.self_attn.o_proj",))
-    assert target_names(fresh_backbone().trunk, config) == ["layers.1.self_attn.o_proj"]
+    assert target_linear_names(fresh_backbone().trunk, config) == ["layers.1.self_attn.o_proj"]
 
 
 def test_target_named_twice_is_adapted_once(fresh_backbone: FreshBackbone) -> None:
@@ -36,13 +36,11 @@ def test_target_named_twice_is_adapted_once(fresh_backbone: FreshBackbone) -> No
 
 
 @pytest.mark.parametrize("target", ("query", "proj", "self_attn", "embed_tokens"))
-def test_target_that_is_no_linear_names_the_linears_that_exist(
-    fresh_backbone: FreshBackbone, target: str
-) -> None:
+def test_unknown_target_error_lists_the_linears(fresh_backbone: FreshBackbone, target: str) -> None:
     trunk = fresh_backbone().trunk
-    with pytest.raises(ValueError, match=target) as refusal:
+    with pytest.raises(ValueError, match=target) as raised:
         inject(trunk, MTLLoRAConfig(target_modules=("q_proj", target)), num_tasks=2, seed=0)
-    assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(refusal.value)
+    assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(raised.value)
     assert not adapted_layers(trunk)
 
 
@@ -53,8 +51,8 @@ def test_only_adapters_can_be_trained(fresh_backbone: FreshBackbone) -> None:
     trained = [name for name, parameter in trunk.named_parameters() if parameter.requires_grad]
     assert len(trained) == 4 * 4
     assert {name.rpartition(".")[2] for name in trained} == {"down_RD", "transform", "up_ONR", "mix_TN"}
-    numbers = sum(parameter.numel() for parameter in trunk.parameters() if parameter.requires_grad)
-    assert numbers == 2 * (
+    num_trainable = sum(parameter.numel() for parameter in trunk.parameters() if parameter.requires_grad)
+    assert num_trainable == 2 * (
         MTLLoRALinear.parameter_count(32, 32, 3, config) + MTLLoRALinear.parameter_count(32, 16, 3, config)
     )
 
@@ -62,7 +60,7 @@ def test_only_adapters_can_be_trained(fresh_backbone: FreshBackbone) -> None:
 @pytest.mark.parametrize(
     ("kind", "targets"), (("llama", ("q_proj", "o_proj", "down_proj")), ("bert", ("query", "dense")))
 )
-def test_adapted_trunk_starts_as_the_trunk_bit_for_bit(
+def test_new_adapters_keep_the_trunk_bit_for_bit(
     fresh_backbone: FreshBackbone, kind: str, targets: tuple[str, ...]
 ) -> None:
     trunk = fresh_backbone(kind).trunk
@@ -74,14 +72,14 @@ def test_adapted_trunk_starts_as_the_trunk_bit_for_bit(
         assert torch.equal(trunk(input_ids=ids_BS).last_hidden_state, before_BSD)
 
 
-def test_linear_keeps_the_bias_it_had_and_gets_none_it_had_not(fresh_backbone: FreshBackbone) -> None:
+def test_injection_keeps_biases(fresh_backbone: FreshBackbone) -> None:
     for kind, target, has_bias in (("llama", "q_proj", False), ("bert", "query", True)):
         trunk = fresh_backbone(kind).trunk
         inject(trunk, MTLLoRAConfig(target_modules=(target,)), num_tasks=2, seed=0)
         assert all((layer.base.bias is not None) == has_bias for layer in adapted_layers(trunk).values())
 
 
-def test_seed_alone_decides_the_adapters(fresh_backbone: FreshBackbone) -> None:
+def test_adapters_depend_on_the_seed_alone(fresh_backbone: FreshBackbone) -> None:
     def state(seed: int) -> dict[str, torch.Tensor]:
         trunk = fresh_backbone().trunk
         inject(trunk, MTLLoRAConfig(), num_tasks=2, seed=seed)
@@ -94,7 +92,7 @@ def test_seed_alone_decides_the_adapters(fresh_backbone: FreshBackbone) -> None:
     )
 
 
-def test_layers_of_a_trunk_start_from_different_numbers(fresh_backbone: FreshBackbone) -> None:
+def test_layers_start_with_different_weights(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
     inject(trunk, MTLLoRAConfig(target_modules=("q_proj",)), num_tasks=2, seed=0)
     first, second = adapted_layers(trunk).values()
@@ -110,17 +108,17 @@ def test_all_layers_share_one_routing(fresh_backbone: FreshBackbone) -> None:
     )
 
 
-def test_all_linear_means_every_linear_inside_the_layers_and_never_the_head(
+def test_all_linear_selects_linears_inside_the_layers(
     fresh_backbone: FreshBackbone,
 ) -> None:
     for kind, per_layer in (("llama", 7), ("bert", 6)):
         trunk = fresh_backbone(kind).trunk
-        assert len(target_names(trunk, LoRAConfig(target_modules="all-linear"))) == 2 * per_layer
+        assert len(target_linear_names(trunk, LoRAConfig(target_modules="all-linear"))) == 2 * per_layer
         trunk.extra_head = torch.nn.Linear(32, 2)
-        assert "extra_head" not in target_names(trunk, LoRAConfig(target_modules="all-linear"))
+        assert "extra_head" not in target_linear_names(trunk, LoRAConfig(target_modules="all-linear"))
 
 
-def test_only_the_layers_asked_for_are_adapted(fresh_backbone: FreshBackbone) -> None:
+def test_layers_to_transform_selects_layers(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
     inject(trunk, LoRAConfig(layers_to_transform=(1,)), num_tasks=2, seed=0)
     assert set(adapted_layers(trunk)) == {f"layers.1.self_attn.{part}_proj" for part in "qkvo"}
@@ -131,15 +129,13 @@ def test_only_the_layers_asked_for_are_adapted(fresh_backbone: FreshBackbone) ->
     (
         (
             LoRAConfig(layers_to_transform=(0, 2)),
-            "adapter.layers_to_transform names layer 2, this backbone's are 0 to 1",
+            "adapter.layers_to_transform names layer 2, this backbone has layers 0 to 1",
         ),
         (MTLLoRAConfig(task_layers=3), "adapter.task_layers is 3, this backbone has 2 layers"),
         (MTLoRAConfig(task_layers=3), "adapter.task_layers is 3, this backbone has 2 layers"),
     ),
 )
-def test_layer_the_trunk_has_not_is_refused(
-    fresh_backbone: FreshBackbone, config: AdapterConfig, message: str
-) -> None:
+def test_unknown_layer_is_refused(fresh_backbone: FreshBackbone, config: AdapterConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         inject(fresh_backbone().trunk, config, num_tasks=2, seed=0)
 
@@ -162,14 +158,14 @@ def test_layer_the_trunk_has_not_is_refused(
         ),
     ),
 )
-def test_config_that_would_train_something_else_is_refused(
+def test_config_without_effective_targets_is_refused(
     fresh_backbone: FreshBackbone, config: AdapterConfig, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         inject(fresh_backbone().trunk, config, num_tasks=2, seed=0)
 
 
-def test_excluded_linears_are_left_out_of_all_linear(fresh_backbone: FreshBackbone) -> None:
+def test_all_linear_leaves_out_excluded_linears(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
     inject(
         trunk,
@@ -186,7 +182,7 @@ def test_excluded_linears_are_left_out_of_all_linear(fresh_backbone: FreshBackbo
     }
 
 
-def test_task_layers_take_targets_inside_the_layers_alone(fresh_backbone: FreshBackbone) -> None:
+def test_task_layers_require_targets_inside_the_layers(fresh_backbone: FreshBackbone) -> None:
     trunk = fresh_backbone().trunk
     trunk.projection = torch.nn.Linear(4, 4)
     with pytest.raises(
@@ -206,10 +202,10 @@ def test_task_layers_take_targets_inside_the_layers_alone(fresh_backbone: FreshB
         DoRAConfig(target_modules="all-linear"),
     ),
 )
-def test_count_from_shapes_is_that_of_the_injected_trunk(
+def test_adapter_parameter_count_matches_injection(
     llama_dir: Path, fresh_backbone: FreshBackbone, config: AdapterConfig
 ) -> None:
-    planned = adapter_parameter_count(empty_trunk(llama_dir), config, 5)
+    planned = adapter_parameter_count(build_meta_trunk(llama_dir), config, 5)
     trunk = fresh_backbone().trunk
     inject(trunk, config, num_tasks=5, seed=0)
     assert planned == sum(parameter.numel() for parameter in trunk.parameters() if parameter.requires_grad)

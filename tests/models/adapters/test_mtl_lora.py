@@ -1,5 +1,6 @@
-"""What is MTL-LoRA's own: LoRA as its special case, its start, and what others got wrong. float64 throughout,
-except where a dtype is the promise.
+"""Properties of MTL-LoRA alone: LoRA as a special case, initialization, and failures of published code.
+
+All tests use float64 unless they are about a dtype.
 
 Shape legend: B rows, S tokens, D width in, O width out, R rank, N up-projections, T tasks.
 """
@@ -21,7 +22,7 @@ TRANSFORMS = ("full", "diagonal")
 def build_layer(
     bias: bool = False, num_tasks: int = T, dtype: torch.dtype = torch.float64, **changes: Any
 ) -> MTLLoRALinear:
-    """A layer at its start, on a random linear, with TASK_B in flight."""
+    """Build a new layer around a random linear, with the active task ids TASK_B."""
     config = MTLLoRAConfig(
         **{"rank": R, "num_up_projections": N, "lora_alpha": 7.0, "mixture_temperature": 0.3, **changes}
     )
@@ -34,7 +35,7 @@ def build_layer(
 
 
 def build_bfloat16_layer(**changes: Any) -> MTLLoRALinear:
-    """A layer whose linear was bfloat16 before the adapter came."""
+    """Build a new layer around a bfloat16 linear."""
     layer = build_layer(dtype=torch.float32, **changes)
     config = MTLLoRAConfig(rank=R, num_up_projections=N, **changes)
     return MTLLoRALinear(
@@ -43,7 +44,7 @@ def build_bfloat16_layer(**changes: Any) -> MTLLoRALinear:
 
 
 def build_trained_layer(**options: Any) -> MTLLoRALinear:
-    """A layer whose every trained number has moved away from its start."""
+    """Build a layer and change every trainable tensor."""
     layer = build_layer(**options)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -63,7 +64,7 @@ def random_input(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 def random_direction() -> torch.Tensor:
-    """Weights on the outputs, so that no gradient is a plain sum."""
+    """Return weights of the outputs, so that no gradient is a plain sum."""
     return torch.randn(B, S, O, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 
@@ -74,8 +75,8 @@ def test_base_weight_is_kept_and_frozen() -> None:
     assert not base.weight.requires_grad and not base.bias.requires_grad
 
 
-def test_one_task_with_one_up_projection_is_lora_bit_for_bit() -> None:
-    # the scale is 2, so multiplying by it rounds nothing
+def test_one_task_and_up_projection_is_lora_bit_for_bit() -> None:
+    # a scale of 2 is exact
     layer = build_layer(num_tasks=1, rank=4, num_up_projections=1, lora_alpha=8.0)
     layer.routing.task = torch.zeros(B, dtype=torch.long)
     with torch.no_grad():
@@ -114,7 +115,7 @@ def test_permuting_rows_with_their_task_ids_permutes_the_outputs(transform: str)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_first_step_has_gradient_in_the_up_projections_alone(transform: str) -> None:
+def test_first_step_changes_only_up_projections(transform: str) -> None:
     layer = build_layer(transform=transform)
     (layer(random_input()) * random_direction()).sum().backward()
     assert layer.up_ONR.grad.any()
@@ -122,23 +123,23 @@ def test_first_step_has_gradient_in_the_up_projections_alone(transform: str) -> 
         assert not trained(layer)[name].grad.any(), name
 
 
-def test_every_task_shares_out_exactly_one_whole() -> None:
-    shares_TN = build_trained_layer().shares_TN()
-    assert (shares_TN > 0).all()
-    torch.testing.assert_close(shares_TN.sum(dim=1), torch.ones(T, dtype=torch.float64))
+def test_mixture_weights_sum_to_one() -> None:
+    mixture_weights_TN = build_trained_layer().mixture_weights_TN()
+    assert (mixture_weights_TN > 0).all()
+    torch.testing.assert_close(mixture_weights_TN.sum(dim=1), torch.ones(T, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("num_up_projections", (1, 2, 5))
-def test_scale_is_alpha_over_the_rank_of_one_up_projection(num_up_projections: int) -> None:
+def test_scale_is_alpha_over_rank(num_up_projections: int) -> None:
     layer = build_layer(num_up_projections=num_up_projections, lora_alpha=6.0, rank=3)
     with torch.no_grad():
-        layer.up_ONR.fill_(1.0)  # shares sum to 1, so equal up-projections act as one
+        layer.up_ONR.fill_(1.0)  # weights sum to 1, so equal up-projections act as one
     x_BSD = random_input()
     expected_BSO = layer.base(x_BSD) + 2.0 * (x_BSD @ layer.down_RD.T).sum(dim=-1, keepdim=True)
     torch.testing.assert_close(layer(x_BSD), expected_BSO, rtol=1e-12, atol=1e-12)
 
 
-def test_starting_numbers_depend_on_the_given_generator_alone() -> None:
+def test_initial_weights_depend_on_the_generator_alone() -> None:
     def start(global_seed: int, seed: int) -> torch.Tensor:
         torch.manual_seed(global_seed)
         layer = MTLLoRALinear(
@@ -150,7 +151,7 @@ def test_starting_numbers_depend_on_the_given_generator_alone() -> None:
     assert not torch.equal(start(10, seed=1), start(10, seed=2))
 
 
-def test_starting_numbers_are_those_of_the_paper() -> None:
+def test_initial_weights_follow_the_paper() -> None:
     layer = build_layer(dtype=torch.float32)
     assert torch.equal(layer.transform, torch.eye(R).expand(T, R, R))
     assert not layer.up_ONR.any()
@@ -159,7 +160,7 @@ def test_starting_numbers_are_those_of_the_paper() -> None:
     assert layer.mix_TN.unique().numel() == T * N
 
 
-# What published implementations get wrong: tau of 0 or logits beyond exp's range, up-projections that start
+# Failures of published implementations: tau of 0 or logits beyond exp's range, up-projections that start
 # and stay equal, a transform kept in bfloat16, a random bias on linears that have none.
 
 
@@ -187,7 +188,7 @@ def test_published_failure_up_projections_grow_apart_under_training() -> None:
     assert (first_OR - second_OR).abs().max() > 0.1 * first_OR.abs().max()
 
 
-def test_published_failure_equal_mixture_logits_would_keep_up_projections_identical_for_ever() -> None:
+def test_published_failure_equal_mixture_logits_keep_up_projections_identical() -> None:
     layer = build_layer()
     with torch.no_grad():
         layer.mix_TN.fill_(1.0)
@@ -197,7 +198,7 @@ def test_published_failure_equal_mixture_logits_would_keep_up_projections_identi
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_published_failure_transform_moves_at_a_small_rate_on_a_bfloat16_base(transform: str) -> None:
+def test_published_failure_transform_learns_on_a_bfloat16_base(transform: str) -> None:
     layer = build_bfloat16_layer(transform=transform)
     start = layer.transform.detach().clone()
     train_steps(layer, num_steps=5, learning_rate=3e-4, dtype=torch.bfloat16)
@@ -206,25 +207,23 @@ def test_published_failure_transform_moves_at_a_small_rate_on_a_bfloat16_base(tr
     assert {parameter.dtype for parameter in trained(layer).values()} == {torch.float32}
 
 
-def test_published_failure_transform_in_bfloat16_would_never_leave_one() -> None:
+def test_published_failure_bfloat16_transform_never_leaves_one() -> None:
     one = torch.ones((), dtype=torch.bfloat16)
     assert one + 3e-4 == one
 
 
 @pytest.mark.parametrize("temperature", (0.0, -1.0))
-def test_published_failure_a_temperature_of_zero_is_refused(temperature: float) -> None:
-    with pytest.raises(
-        ValueError, match=r"adapter\.mixture_temperature must be a finite number above 0.*divides"
-    ):
+def test_published_failure_zero_temperature_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"adapter\.mixture_temperature must be a finite number above 0"):
         MTLLoRAConfig(mixture_temperature=temperature)
 
 
-def test_published_failure_huge_mixture_logits_overflow_neither_forward_nor_backward() -> None:
+def test_published_failure_huge_mixture_logits_do_not_overflow() -> None:
     layer = build_trained_layer(dtype=torch.float32, mixture_temperature=0.05)
     with torch.no_grad():
         layer.mix_TN.copy_(torch.tensor([1e30, -1e30]).expand(T, N))
-    shares_TN = layer.shares_TN()
-    assert torch.equal(shares_TN, torch.tensor([1.0, 0.0]).expand(T, N))
+    mixture_weights_TN = layer.mixture_weights_TN()
+    assert torch.equal(mixture_weights_TN, torch.tensor([1.0, 0.0]).expand(T, N))
     layer(random_input(torch.float32)).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in trained(layer).values())
 
@@ -235,9 +234,7 @@ def test_published_failure_huge_mixture_logits_overflow_neither_forward_nor_back
     [{}, {"transform": "diagonal"}, {"num_up_projections": 1, "rank": 2}],
     ids=["full", "diagonal", "more tasks than K"],
 )
-def test_what_is_made_for_all_layers_of_a_pass_is_what_each_makes_by_itself(
-    changes: dict[str, Any], task: torch.Tensor
-) -> None:
+def test_joint_preparation_equals_preparation_per_layer(changes: dict[str, Any], task: torch.Tensor) -> None:
     layers = [
         build_trained_layer(**changes, **other)
         for other in ({}, {"mixture_temperature": 2.0}, {}, {"num_tasks": 3})
@@ -247,15 +244,15 @@ def test_what_is_made_for_all_layers_of_a_pass_is_what_each_makes_by_itself(
         layer.routing = layers[0].routing
     with torch.no_grad():
         layers[2].transform.neg_()  # or the two of one shape would be the same
-        with layers[0].routing.tasks(task):
+        with layers[0].routing.task_context(task):
             alone = [layer(x) for layer in layers]
-        with layers[0].routing.tasks(task.flip(0)):
+        with layers[0].routing.task_context(task.flip(0)):
             torch.testing.assert_close(layers[0](x.flip(0)), alone[0].flip(0), rtol=1e-12, atol=1e-12)
             expected_meanwhile = layers[0](x)
-        with layers[0].routing.tasks(task) as in_flight:
+        with layers[0].routing.task_context(task) as in_flight:
             in_flight.prepare(layers)
             assert all(layer.prepared is not None for layer in layers)
-            with layers[0].routing.tasks(task.flip(0)):  # another pass meanwhile makes its own
+            with layers[0].routing.task_context(task.flip(0)):  # a nested pass prepares its own
                 meanwhile = layers[0](x)
             together = [layer(x) for layer in layers]
     torch.testing.assert_close(meanwhile, expected_meanwhile, rtol=1e-12, atol=1e-12)

@@ -1,6 +1,4 @@
-"""One task's adapters in the weights: the same answers, no adapter left, the model they came from
-untouched.
-"""
+"""Merged models: equal logits, no adapters, and an unchanged original."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,25 +40,25 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def of_task(model: RelevanceModel, batch: Batch, task: int) -> torch.Tensor:
+def task_logits(model: RelevanceModel, batch: Batch, task: int) -> torch.Tensor:
     return model(batch[0], batch[1], torch.full((6,), task))[:, : model.heads.num_labels_T[task]]
 
 
 @pytest.mark.parametrize("kind", ("llama", "bert"))
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_merged_model_answers_as_the_adapted_one(
+def test_merged_model_equals_the_adapted_one(
     fresh_model: FreshModel, batch: Batch, kind: str, settings: dict[str, Any]
 ) -> None:
     model = fresh_model(kind, stir=7, **settings)
     for task in range(3):
         merged = merge_task(model, task)
         torch.testing.assert_close(
-            merged(batch[0], batch[1]), of_task(model, batch, task), rtol=2e-5, atol=2e-5
+            merged(batch[0], batch[1]), task_logits(model, batch, task), rtol=2e-5, atol=2e-5
         )
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_merging_every_task_in_turn_leaves_the_model_bit_for_bit(
+def test_merging_leaves_the_model_unchanged(
     fresh_model: FreshModel, batch: Batch, dtype: torch.dtype
 ) -> None:
     model = fresh_model(stir=7)
@@ -92,7 +90,7 @@ def test_merged_weights_are_rounded_once_from_float32(fresh_model: FreshModel) -
         assert (weight_OD.float() - expected[name]).abs().max() < 0.02 * expected[name].abs().max()
 
 
-def test_merged_model_is_plain_frozen_and_shares_what_adapters_do_not_touch(fresh_model: FreshModel) -> None:
+def test_merged_model_is_frozen_and_shares_unadapted_tensors(fresh_model: FreshModel) -> None:
     model = fresh_model(stir=7)
     merged = merge_task(model, 2)
     assert not adapted_layers(merged)
@@ -106,14 +104,14 @@ def test_merged_model_is_plain_frozen_and_shares_what_adapters_do_not_touch(fres
     ]
 
 
-def test_training_goes_on_after_a_merge(fresh_model: FreshModel, batch: Batch) -> None:
+def test_training_continues_after_a_merge(fresh_model: FreshModel, batch: Batch) -> None:
     model = fresh_model(stir=7)
     merge_task(model, 0)
     model(*batch)[:, :2].sum().backward()
     assert all(parameter.grad is not None for parameter in model.trainable_state().values())
 
 
-def test_weight_that_is_not_finite_is_refused_by_name(fresh_model: FreshModel) -> None:
+def test_non_finite_merged_weight_is_refused_by_name(fresh_model: FreshModel) -> None:
     model = fresh_model(stir=7)
     with torch.no_grad():
         model.trunk.layers[1].self_attn.v_proj.up_ONR[0, 0, 0] = float("inf")
@@ -122,13 +120,11 @@ def test_weight_that_is_not_finite_is_refused_by_name(fresh_model: FreshModel) -
 
 
 @pytest.mark.parametrize("task", (-1, 3))
-def test_task_the_model_has_not_is_refused(fresh_model: FreshModel, task: int) -> None:
-    with pytest.raises(
-        ValueError, match=f"task {task} is none of this model's, which counts them from 0 to 2"
-    ):
+def test_unknown_task_is_refused(fresh_model: FreshModel, task: int) -> None:
+    with pytest.raises(ValueError, match=f"task {task} does not exist; this model has tasks 0 to 2"):
         merge_task(fresh_model(), task)
 
 
-def test_token_routed_method_is_refused_with_the_reason(fresh_model: FreshModel) -> None:
-    with pytest.raises(NotMergeableError, match="hydra_lora mixes its up-projections anew for each token"):
+def test_token_routed_method_cannot_be_merged(fresh_model: FreshModel) -> None:
+    with pytest.raises(NotMergeableError, match="hydra_lora mixes its up-projections for each token"):
         merge_task(fresh_model(stir=7, method=HydraLoRAConfig), 0)

@@ -1,6 +1,4 @@
-"""All tasks in one pass, tasks in the last layers alone, rows laid end to end: each equal to the plain
-way.
-"""
+"""One pass for all tasks equals a pass per task."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,12 +44,12 @@ BRANCHING: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
-def task_of_all(task: int, batch: Batch) -> torch.Tensor:
+def repeated_task(task: int, batch: Batch) -> torch.Tensor:
     return torch.full((len(batch[0]),), task)
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:
-    """Logits beyond a task's labels as 0."""
+    """Set logits beyond a task's labels to 0."""
     return logits.masked_fill(logits == float("-inf"), 0.0)
 
 
@@ -78,38 +76,38 @@ def all_gradients(model: RelevanceModel, loss: torch.Tensor) -> dict[str, torch.
 
 @pytest.mark.parametrize(("method", "settings"), BRANCHING, ids=[f"{m.__name__}-{s}" for m, s in BRANCHING])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recompute", (False, True), ids=("kept", "recomputed"))
-def test_judging_all_tasks_at_once_equals_a_pass_for_each(
+@pytest.mark.parametrize("recompute", (False, True), ids=("plain", "recomputed"))
+def test_all_task_logits_equal_a_pass_per_task(
     fresh_model: FreshModel, batch: Batch, kind: str, method: Any, settings: dict[str, Any], recompute: bool
 ) -> None:
     model = fresh_model(kind, stir=7, method=method, **settings)
     ids_BS, mask_BS, _ = batch
-    expected = {task: model(ids_BS, mask_BS, task_of_all(task, batch)) for task in range(3)}
-    grad_expected = all_gradients(model, weighted_sum(expected))
+    expected = {task: model(ids_BS, mask_BS, repeated_task(task, batch)) for task in range(3)}
+    expected_gradients = all_gradients(model, weighted_sum(expected))
     if recompute:
         model.enable_gradient_checkpointing()
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
-    found = all_task_logits(model, ids_BS, mask_BS)
-    assert found.keys() == expected.keys()
-    for task in found:
-        torch.testing.assert_close(found[task], expected[task], rtol=1e-5, atol=1e-5)
-    grad_found = all_gradients(model, weighted_sum(found))
-    assert grad_found.keys() == grad_expected.keys()
-    for name in grad_found:
+    actual = all_task_logits(model, ids_BS, mask_BS)
+    assert actual.keys() == expected.keys()
+    for task in actual:
+        torch.testing.assert_close(actual[task], expected[task], rtol=1e-5, atol=1e-5)
+    actual_gradients = all_gradients(model, weighted_sum(actual))
+    assert actual_gradients.keys() == expected_gradients.keys()
+    for name in actual_gradients:
         torch.testing.assert_close(
-            grad_found[name],
-            grad_expected[name],
+            actual_gradients[name],
+            expected_gradients[name],
             rtol=1e-4,
-            atol=1e-4 * float(grad_expected[name].abs().max()),
+            atol=1e-4 * float(expected_gradients[name].abs().max()),
             msg=name,
         )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", (slice(0, 1), slice(0, 3)), ids=("one row", "as many rows as tasks"))
-def test_few_rows_are_branched_like_many(
+def test_batches_as_small_as_a_task_count_branch(
     fresh_model: FreshModel, batch: Batch, kind: str, rows: slice
 ) -> None:
     model = fresh_model(kind, stir=7, task_layers=1)
@@ -124,7 +122,7 @@ def test_few_rows_are_branched_like_many(
     ("settings", "expected"),
     (({"task_layers": 1}, [6, 18]), ({}, [18, 18]), ({"method": LoRAConfig}, [6, 6])),
 )
-def test_rows_run_once_below_the_first_layer_that_knows_tasks_and_once_a_task_from_there(
+def test_rows_branch_at_the_first_task_dependent_layer(
     fresh_model: FreshModel, batch: Batch, settings: dict[str, Any], expected: list[int]
 ) -> None:
     model = fresh_model("llama", stir=7, **settings)
@@ -140,20 +138,20 @@ def test_rows_run_once_below_the_first_layer_that_knows_tasks_and_once_a_task_fr
 @pytest.mark.parametrize(
     ("settings", "expected"), (({"task_layers": 1}, 4 / 6), ({}, 1.0), ({"method": LoRAConfig}, 1 / 3))
 )
-def test_one_pass_costs_the_layers_that_rows_go_through(
+def test_cost_share_counts_the_layers_run(
     fresh_model: FreshModel, settings: dict[str, Any], expected: float
 ) -> None:
     assert TaskBranch(fresh_model("llama", **settings).trunk, 1, 3).cost_share == pytest.approx(expected)
 
 
-def test_a_plain_pass_after_judging_all_is_as_before(fresh_model: FreshModel, batch: Batch) -> None:
+def test_all_task_logits_leave_the_model_unchanged(fresh_model: FreshModel, batch: Batch) -> None:
     model = fresh_model(stir=7, task_layers=1)
     before = model(*batch)
     all_task_logits(model, batch[0], batch[1])
     assert torch.equal(model(*batch), before)
 
 
-def test_task_terms_are_in_the_last_layers_and_plain_lora_below(fresh_model: FreshModel) -> None:
+def test_task_layers_have_lora_below_them(fresh_model: FreshModel) -> None:
     for method, upper in ((MTLLoRAConfig, MTLLoRALinear), (MTLoRAConfig, MTLoRALinear)):
         layers = adapted_layers(fresh_model(method=method, task_layers=1))
         assert {type(layer) for name, layer in layers.items() if ".layers.0." in name} == {LoRALinear}
@@ -166,12 +164,12 @@ def test_tasks_below_the_task_layers_share_everything(fresh_model: FreshModel, b
     states = []
     model.trunk.layers[0].register_forward_hook(lambda _, __, output: states.append(output))
     for task in range(3):
-        model(batch[0], batch[1], task_of_all(task, batch))
+        model(batch[0], batch[1], repeated_task(task, batch))
     assert torch.equal(states[0], states[1]) and torch.equal(states[0], states[2])
 
 
 def decoder_of_another_family(family: str) -> RelevanceModel:
-    """Decoders whose layers tell positions otherwise than Llama's."""
+    """Build a decoder whose layers encode positions differently from Llama."""
     import transformers
 
     sizes: dict[str, Any] = {
@@ -212,22 +210,22 @@ def decoder_of_another_family(family: str) -> RelevanceModel:
 
 @pytest.mark.parametrize("family", ("opt", "bloom", "mpt", "gpt_neox"))
 @pytest.mark.parametrize("rows", (4, 6))
-def test_other_decoders_judge_all_tasks_rightly_or_refuse(batch: Batch, family: str, rows: int) -> None:
+def test_other_decoders_branch_correctly_or_are_refused(batch: Batch, family: str, rows: int) -> None:
     ids_BS, mask_BS = batch[0][:rows], batch[1][:rows]
     model = decoder_of_another_family(family)
     try:
-        found = all_task_logits(model, ids_BS, mask_BS)
+        actual = all_task_logits(model, ids_BS, mask_BS)
     except (ValueError, RuntimeError):
         assert family in ("bloom", "mpt")
     else:
-        for task, logits in found.items():
+        for task, logits in actual.items():
             torch.testing.assert_close(
                 logits, model(ids_BS, mask_BS, torch.full((rows,), task)), rtol=1e-4, atol=1e-4
             )
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-def test_saved_weights_of_every_method_give_the_same_logits_bit_for_bit(
+def test_saved_weights_reproduce_logits_for_every_method(
     fresh_model: FreshModel, batch: Batch, trunk_dirs: dict[str, Path], tmp_path: Path, method: Any
 ) -> None:
     trained = fresh_model(stir=7, method=method)
@@ -241,19 +239,17 @@ def test_saved_weights_of_every_method_give_the_same_logits_bit_for_bit(
 @pytest.mark.parametrize(
     "method", (MTLLoRAConfig, LoRAConfig, MTLoRAConfig), ids=lambda method: method.__name__
 )
-def test_compiled_model_answers_and_learns_as_the_plain_one(
-    fresh_model: FreshModel, batch: Batch, method: Any
-) -> None:
+def test_compiled_model_equals_the_plain_one(fresh_model: FreshModel, batch: Batch, method: Any) -> None:
     model = fresh_model(stir=7, method=method)
     expected = model(*batch)
-    grad_expected = all_gradients(model, weighted_sum({0: expected}))
+    expected_gradients = all_gradients(model, weighted_sum({0: expected}))
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager")
-    found = compiled(*batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for name, gradient in all_gradients(model, weighted_sum({0: found})).items():
-        torch.testing.assert_close(gradient, grad_expected[name], rtol=1e-4, atol=1e-5, msg=name)
-    other_tasks = (batch[2] + 1) % 3  # not burnt in
+    actual = compiled(*batch)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient in all_gradients(model, weighted_sum({0: actual})).items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+    other_tasks = (batch[2] + 1) % 3  # task ids are no compiled constants
     torch.testing.assert_close(
         compiled(batch[0], batch[1], other_tasks),
         model(batch[0], batch[1], other_tasks),

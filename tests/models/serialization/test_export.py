@@ -1,4 +1,4 @@
-"""What other tools load is what was trained: the README of each exported folder is run as it stands."""
+"""Exports reproduce the trained model: each test runs the code in the export's README."""
 
 import json
 from collections.abc import Callable
@@ -50,20 +50,20 @@ def task_of(
 
 
 def run_readme(folder: Path, batch: Batch) -> torch.Tensor:
-    """The logits that the folder's README computes."""
+    """Run the code in the README and return its logits."""
     code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     names: dict[str, Any] = {"input_ids": batch[0], "attention_mask": batch[1]}
     exec(code.replace('folder = "."', f"folder = {str(folder)!r}"), names)  # noqa: S102
     return names["logits"].detach()
 
 
-def of_task(model: RelevanceModel, batch: Batch, task: int) -> torch.Tensor:
+def task_logits(model: RelevanceModel, batch: Batch, task: int) -> torch.Tensor:
     return model(batch[0], batch[1], torch.full((6,), task))[:, : model.heads.num_labels_T[task]].detach()
 
 
 @pytest.mark.parametrize("kind", ("llama", "bert"))
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_peft_loads_each_task_s_adapter_with_equal_logits(
+def test_peft_reproduces_each_task(
     fresh_model: FreshModel,
     trunk_dirs: dict[str, Path],
     batch: Batch,
@@ -77,13 +77,13 @@ def test_peft_loads_each_task_s_adapter_with_equal_logits(
         folder.mkdir()
         export_peft(task_of(model, task, str(trunk_dirs[kind])), folder)
         torch.testing.assert_close(
-            run_readme(folder, batch), of_task(model, batch, task), rtol=2e-5, atol=2e-5
+            run_readme(folder, batch), task_logits(model, batch, task), rtol=2e-5, atol=2e-5
         )
 
 
 @pytest.mark.parametrize("kind", ("llama", "bert"))
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_transformers_loads_each_task_s_merged_model_with_equal_logits(
+def test_transformers_reproduces_each_merged_task(
     fresh_model: FreshModel, batch: Batch, tmp_path: Path, kind: str, settings: dict[str, Any]
 ) -> None:
     model = fresh_model(kind, stir=7, **settings)
@@ -92,13 +92,11 @@ def test_transformers_loads_each_task_s_merged_model_with_equal_logits(
         folder.mkdir()
         export_merged(task_of(model, task), folder)
         torch.testing.assert_close(
-            run_readme(folder, batch), of_task(model, batch, task), rtol=2e-5, atol=2e-5
+            run_readme(folder, batch), task_logits(model, batch, task), rtol=2e-5, atol=2e-5
         )
 
 
-def test_adapter_of_a_decoder_has_the_files_and_names_that_peft_writes(
-    fresh_model: FreshModel, tmp_path: Path
-) -> None:
+def test_exported_adapter_has_the_names_of_peft(fresh_model: FreshModel, tmp_path: Path) -> None:
     export_peft(task_of(fresh_model(stir=7), 1, revision="abc123"), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "adapter_model.safetensors",
@@ -118,7 +116,7 @@ def test_adapter_of_a_decoder_has_the_files_and_names_that_peft_writes(
     assert len(shapes) == 2 * 2 * 2 + 2
 
 
-def test_merged_folder_names_its_labels_and_its_padding(fresh_model: FreshModel, tmp_path: Path) -> None:
+def test_merged_config_names_labels_and_padding(fresh_model: FreshModel, tmp_path: Path) -> None:
     export_merged(task_of(fresh_model(stir=7), 1), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (
@@ -131,14 +129,12 @@ def test_merged_folder_names_its_labels_and_its_padding(fresh_model: FreshModel,
     )
 
 
-def test_adapter_s_rank_is_that_of_one_up_projection(fresh_model: FreshModel, tmp_path: Path) -> None:
+def test_exported_rank_is_that_of_one_up_projection(fresh_model: FreshModel, tmp_path: Path) -> None:
     export_peft(task_of(fresh_model(stir=7, num_up_projections=3), 0), tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4
 
 
-def test_token_routed_method_is_refused_and_nothing_is_written(
-    fresh_model: FreshModel, tmp_path: Path
-) -> None:
+def test_token_routed_method_exports_nothing(fresh_model: FreshModel, tmp_path: Path) -> None:
     model = fresh_model(stir=7, method=HydraLoRAConfig)
     for write in (export_peft, export_merged):
         with pytest.raises(NotMergeableError, match="hydra_lora"):

@@ -1,6 +1,4 @@
-"""A made-up checkpoint of the official code's names and shapes, against the official computation written
-out.
-"""
+"""Loading of a synthetic checkpoint with the official names, compared with the official computation."""
 
 from collections.abc import Callable
 
@@ -44,7 +42,7 @@ def official_output(
     alpha: float,
     tau: float,
 ) -> torch.Tensor:
-    """Per row: x A^T, times Lambda^T, times the task's softmax-weighted sum of B, times alpha / r."""
+    """Return x A^T Lambda^T, times the task's softmax-weighted sum of B, times alpha / r, for each row."""
     share_TN = torch.softmax(part["lora_B_w"].float() / tau, dim=1)
     up_TOR = torch.einsum("tn,nor->tor", share_TN, part["lora_B"])
     down_BRD = part["lora_A"].index_select(0, torch.zeros_like(task_B))
@@ -56,7 +54,7 @@ def official_output(
 
 @pytest.mark.parametrize("prefix", ("model.", "", "base_model.model.model."))
 @pytest.mark.parametrize("transform", ("full", "diagonal"))
-def test_every_layer_computes_what_the_official_one_did(
+def test_loaded_layers_match_the_official_computation(
     fresh_model: FreshModel, prefix: str, transform: str
 ) -> None:
     model = fresh_model(transform=transform, lora_alpha=16.0, mixture_temperature=0.1)
@@ -68,14 +66,14 @@ def test_every_layer_computes_what_the_official_one_did(
             key: tensors[f"{prefix}{name}.{key}"] for key in ("lora_A", "lora_lambdas", "lora_B", "lora_B_w")
         }
         x_BSD = torch.randn(4, 5, layer.base.in_features)
-        with model.routing.tasks(task_B):
-            found = layer(x_BSD)
+        with model.routing.task_context(task_B):
+            output = layer(x_BSD)
         torch.testing.assert_close(
-            found, official_output(x_BSD, layer.base.weight, part, task_B, 16.0, 0.1), rtol=1e-4, atol=1e-4
+            output, official_output(x_BSD, layer.base.weight, part, task_B, 16.0, 0.1), rtol=1e-4, atol=1e-4
         )
 
 
-def test_checkpoint_that_does_not_fit_is_refused_by_name_and_changes_nothing(fresh_model: FreshModel) -> None:
+def test_mismatched_checkpoint_is_refused_without_changes(fresh_model: FreshModel) -> None:
     model = fresh_model()
     before = {name: tensor.detach().clone() for name, tensor in model.trainable_state().items()}
     whole = checkpoint(model)
@@ -87,13 +85,13 @@ def test_checkpoint_that_does_not_fit_is_refused_by_name_and_changes_nothing(fre
         ),
         (
             {**whole, "model.layers.9.self_attn.q_proj.lora_A": torch.zeros(1)},
-            r"layers\.9\.self_attn\.q_proj\.lora_A is of no adapted layer",
+            r"layers\.9\.self_attn\.q_proj\.lora_A belongs to no adapted layer",
         ),
         (
             {**whole, first: torch.zeros(1, R + 1, 32)},
             r"lora_A is \(1, 5, 32\), the model's down_RD is \(4, 32\)",
         ),
-        ({**whole, "x." + first: whole[first]}, "is there twice"),
+        ({**whole, "x." + first: whole[first]}, "occurs twice"),
         (checkpoint(model, diagonal=True), r"lora_lambdas is \(3, 4\), the model's transform is \(3, 4, 4\)"),
     ]
     for tensors, message in cases:
@@ -102,7 +100,7 @@ def test_checkpoint_that_does_not_fit_is_refused_by_name_and_changes_nothing(fre
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.trainable_state().items())
 
 
-def test_official_weights_go_into_no_other_method(fresh_model: FreshModel) -> None:
+def test_official_weights_need_mtl_lora_layers(fresh_model: FreshModel) -> None:
     model = fresh_model(method=LoRAConfig)
     with pytest.raises(ValueError, match="has no mtl_lora layers"):
         load_official(model, checkpoint(model))

@@ -1,4 +1,4 @@
-"""Training on flat parameters is training on the model's own tensors."""
+"""Flat parameters give the losses and gradients of the model's own tensors."""
 
 import copy
 from collections import Counter
@@ -28,15 +28,15 @@ def loss_of(model: RelevanceModel | FlatModel, batch: Batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_are_bit_for_bit_those_of_the_model_s_own_tensors(
-    fresh_model: FreshModel, batch: Batch, kind: str
-) -> None:
+def test_flat_loss_and_gradients_are_exact(fresh_model: FreshModel, batch: Batch, kind: str) -> None:
     plain, flat = fresh_model(kind, stir=7), FlatModel(fresh_model(kind, stir=7))
     losses = [loss_of(model, batch) for model in (plain, flat)]
     for loss in losses:
         loss.backward()
     assert torch.equal(*losses)
-    gradients = flat.cut_up({group: parameter.grad for group, parameter in flat.trainable_state().items()})
+    gradients = flat.split_by_name(
+        {group: parameter.grad for group, parameter in flat.trainable_state().items()}
+    )
     assert gradients.keys() == plain.trainable_state().keys()
     assert any(gradient.any() for gradient in gradients.values())
     for name, parameter in plain.trainable_state().items():
@@ -45,7 +45,7 @@ def test_loss_and_gradients_are_bit_for_bit_those_of_the_model_s_own_tensors(
         ), name
 
 
-def test_only_the_flat_parameters_are_trained_one_a_group(fresh_model: FreshModel) -> None:
+def test_trainable_parameters_are_one_per_group(fresh_model: FreshModel) -> None:
     groups = {
         group: sum(p.numel() for p in parameters)
         for group, parameters in fresh_model().parameter_groups().items()
@@ -57,9 +57,7 @@ def test_only_the_flat_parameters_are_trained_one_a_group(fresh_model: FreshMode
     assert trained == groups and set(groups) == {"projections", "transforms", "mixtures", "heads"}
 
 
-def test_the_next_pass_reads_numbers_that_were_moved_elsewhere_meanwhile(
-    fresh_model: FreshModel, batch: Batch
-) -> None:
+def test_forward_reads_moved_parameters(fresh_model: FreshModel, batch: Batch) -> None:
     flat, other = FlatModel(fresh_model(stir=7)), fresh_model(stir=8)
     with torch.no_grad():
         wanted = other(*batch)
@@ -69,10 +67,10 @@ def test_the_next_pass_reads_numbers_that_were_moved_elsewhere_meanwhile(
         assert torch.equal(flat(*batch), wanted)
 
 
-def test_the_model_s_tensors_come_out_as_they_went_in(fresh_model: FreshModel) -> None:
+def test_split_by_name_returns_the_original_tensors(fresh_model: FreshModel) -> None:
     before = {name: tensor.detach().clone() for name, tensor in fresh_model(stir=7).trainable_state().items()}
     flat = FlatModel(fresh_model(stir=7))
-    after = flat.cut_up(flat.trainable_state())
+    after = flat.split_by_name(flat.trainable_state())
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
@@ -89,7 +87,7 @@ def test_recomputed_layers_give_the_same_gradients(fresh_model: FreshModel, batc
 
 
 @pytest.mark.parametrize("method", [method.config for method in METHODS.values()])
-def test_on_a_bfloat16_trunk_projections_are_cast_in_one_piece_where_that_is_the_same(
+def test_projections_on_bfloat16_are_cast_as_a_whole(
     fresh_model: FreshModel, batch: Batch, method: Any
 ) -> None:
     plain = fresh_model(stir=7, method=method)
@@ -102,7 +100,9 @@ def test_on_a_bfloat16_trunk_projections_are_cast_in_one_piece_where_that_is_the
         loss.backward()
     assert torch.equal(*losses)
     assert {parameter.grad.dtype for parameter in flat.trainable_state().values()} == {torch.float32}
-    gradients = flat.cut_up({group: parameter.grad for group, parameter in flat.trainable_state().items()})
+    gradients = flat.split_by_name(
+        {group: parameter.grad for group, parameter in flat.trainable_state().items()}
+    )
     for name, parameter in plain.trainable_state().items():
         assert torch.equal(
             gradients[name], torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -110,7 +110,7 @@ def test_on_a_bfloat16_trunk_projections_are_cast_in_one_piece_where_that_is_the
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is computed while entered; views cost next to nothing."""
+    """Counter of the operations that run while entered, without views."""
 
     VIEWS = (
         "view",
@@ -142,11 +142,10 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_of_mtl_lora_launches_three_operations_a_linear_more_than_lora_s(
+def test_mtl_lora_adds_three_operations_per_linear(
     fresh_model: FreshModel, batch: Batch, dtype: torch.dtype
 ) -> None:
-    # a GPU waits for launches where batches are of a few hundred rows: what each linear did for itself would
-    # have been twenty more
+    # a GPU waits for launches at batches of a few hundred rows; matrices per linear would take twenty more
     counted: dict[Any, int] = {}
     for method in (LoRAConfig, MTLLoRAConfig):
         model = fresh_model(method=method, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
@@ -158,5 +157,5 @@ def test_a_step_of_mtl_lora_launches_three_operations_a_linear_more_than_lora_s(
         with Operations() as counted_here:
             loss_of(flat, batch).backward()
         counted[method] = counted_here.total
-    num_linears, once = 2 * 4, 30  # the latter for all of them together
-    assert counted[MTLLoRAConfig] <= counted[LoRAConfig] + 3 * num_linears + once
+    num_linears, num_shared_operations = 2 * 4, 30  # operations for all linears together
+    assert counted[MTLLoRAConfig] <= counted[LoRAConfig] + 3 * num_linears + num_shared_operations

@@ -1,4 +1,4 @@
-"""MTLoRA on a Swin transformer: where the pairs are, and what is trained."""
+"""MTLoRA on a Swin transformer: placement of the pairs and trainable parameters."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.support.tiny_swin import (
 
 
 @pytest.mark.parametrize("size", IMAGE_SIZES)
-def test_each_stage_gives_a_shared_map_and_one_for_each_task(size: tuple[int, int]) -> None:
+def test_each_stage_returns_shared_and_task_maps(size: tuple[int, int]) -> None:
     features = build(stir=True)(images(size))
     assert features.sizes == IMAGE_SIZES[size]
     lengths = [height * width for height, width in features.sizes]
@@ -36,7 +36,7 @@ def test_each_stage_gives_a_shared_map_and_one_for_each_task(size: tuple[int, in
     ]
 
 
-def test_task_pairs_are_on_proj_fc1_and_fc2_of_the_last_block_of_each_stage_only() -> None:
+def test_task_pairs_are_in_the_last_block_of_each_stage() -> None:
     layers = {name: layer for name, layer in build().named_modules() if isinstance(layer, MTLoRAStreamLinear)}
     blocks = [f"stages.{stage}.blocks.{block}." for stage in (0, 1) for block in (0, 1)]
     linears = [f"attention.{letter}_proj" for letter in "qkvo"] + ["mlp.fc1", "mlp.fc2"]
@@ -53,14 +53,14 @@ def test_task_pairs_are_on_proj_fc1_and_fc2_of_the_last_block_of_each_stage_only
     }
 
 
-def test_query_key_and_value_share_one_down_projection_also_after_a_change_of_dtype() -> None:
+def test_query_key_and_value_share_one_down_projection() -> None:
     for block in (block for stage in build().float().stages for block in stage.blocks):
         assert (
             block.attention.q_proj.down_RD is block.attention.k_proj.down_RD is block.attention.v_proj.down_RD
         )
 
 
-def test_trained_beside_the_pairs_are_norms_patch_embedding_bias_tables_and_patch_merging() -> None:
+def test_trainable_trunk_parameters_follow_the_published_code() -> None:
     trained = {name for name, parameter in build().named_parameters() if parameter.requires_grad}
     others = {name for name in trained if ".down_" not in name and ".up_" not in name}
     norms = [
@@ -87,7 +87,7 @@ def test_trained_beside_the_pairs_are_norms_patch_embedding_bias_tables_and_patc
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", IMAGE_SIZES)
-def test_gradients_reach_all_that_is_trained_and_nothing_frozen(size: tuple[int, int], mode: str) -> None:
+def test_gradients_reach_exactly_the_trainable_parameters(size: tuple[int, int], mode: str) -> None:
     model = build(mode, stir=True)
     features = model(images(size))
     weighted_sum([*features.shared, *features.tasks]).backward()
@@ -101,7 +101,7 @@ def test_gradients_reach_all_that_is_trained_and_nothing_frozen(size: tuple[int,
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_loss_of_one_task_trains_the_trunk_and_no_other_tasks_pairs(mode: str) -> None:
+def test_loss_of_a_task_does_not_train_other_tasks(mode: str) -> None:
     model = build(mode, stir=True)
     weighted_sum([tasks_TBLC[1] for tasks_TBLC in model(images()).tasks]).backward()
     for name, parameter in model.named_parameters():
@@ -132,26 +132,24 @@ def low_rank_numbers(model: TaskStreamSwin) -> int:
 
 @pytest.mark.parametrize("num_tasks", [1, 4])
 @pytest.mark.parametrize("mode", MODES)
-def test_parameter_count_from_shapes_is_what_is_there(mode: str, num_tasks: int) -> None:
+def test_parameter_count_matches_the_model(mode: str, num_tasks: int) -> None:
     config = MTLoRAConfig(rank=5, task_rank=3, mode=mode)  # type: ignore[arg-type]
     expected = parameter_count(build_trunk(), config, num_tasks)
     assert low_rank_numbers(TaskStreamSwin(build_trunk(), config, num_tasks, seed=0)) == expected
 
 
 @pytest.mark.parametrize(("rank", "millions"), [(16, 4.95), (32, 6.08), (64, 8.34)])
-def test_swin_tiny_with_four_tasks_trains_as_many_numbers_as_the_papers_table_says(
-    rank: int, millions: float
-) -> None:
-    decoders = 1_946_624  # the authors' print-out, github.com/scale-lab/MTLoRA issue 5
+def test_swin_tiny_has_the_published_parameter_count(rank: int, millions: float) -> None:
+    decoders = 1_946_624  # from the authors' log, github.com/scale-lab/MTLoRA issue 5
     with torch.device("meta"):
         trunk = SwinModel(SwinConfig())  # Swin-T is the default
     model = TaskStreamSwin(trunk, MTLoRAConfig(rank=rank, task_rank=4), 4, seed=0)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert trained - low_rank_numbers(model) == 1_599_546  # the same print-out
+    assert trained - low_rank_numbers(model) == 1_599_546  # from the same log
     assert round((trained + decoders) / 1e6, 2) == millions
 
 
-def test_same_seed_draws_the_same_pairs_and_leaves_the_global_generator_alone() -> None:
+def test_pairs_depend_on_the_seed_alone() -> None:
     one, same, other = (dict(build(seed=seed).named_parameters()) for seed in (0, 0, 1))
     drawn = [name for name in one if ".down_" in name]
     assert all(
@@ -162,7 +160,7 @@ def test_same_seed_draws_the_same_pairs_and_leaves_the_global_generator_alone() 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_images_too_small_for_a_window_are_refused() -> None:
+def test_images_smaller_than_a_window_are_refused() -> None:
     with pytest.raises(ValueError, match="4 x 3, less than its window of 4; use larger images"):
         build()(images((32, 24)))
 
@@ -170,6 +168,6 @@ def test_images_too_small_for_a_window_are_refused() -> None:
 @pytest.mark.parametrize(
     ("num_tasks", "setting"), [(0, {}), (2, {"task_layers": 2}), (2, {"layers_to_transform": (0,)})]
 )
-def test_settings_without_an_effect_are_refused(num_tasks: int, setting: dict[str, Any]) -> None:
+def test_ineffective_settings_are_refused(num_tasks: int, setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least one task|has no effect on a Swin transformer"):
         TaskStreamSwin(build_trunk(), MTLoRAConfig(**setting), num_tasks, seed=0)

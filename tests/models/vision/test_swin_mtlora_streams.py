@@ -1,4 +1,4 @@
-"""Streams of a Swin transformer with MTLoRA pairs: what each task computes, against its formula."""
+"""Streams of a Swin transformer with MTLoRA pairs, compared with their formulas."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers.models.swin.modeling_swin import window_partition, window_reverse
 
 from models.vision.mtlora_stream import MTLoRAStreamLinear
-from models.vision.swin_mtlora import run_last_block
+from models.vision.swin_mtlora import forward_last_block
 from tests.support.tiny_swin import (
     IMAGE_SIZES,
     MODES,
@@ -27,16 +27,16 @@ SHIFTED_SIZES = ((8, 8), (9, 11))  # maps with more than one window, whole and p
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", IMAGE_SIZES)
-def test_all_streams_start_as_the_untouched_models_bit_for_bit(size: tuple[int, int], mode: str) -> None:
-    asked = {"output_hidden_states": True, "output_hidden_states_before_downsampling": True}
-    untouched = build_trunk()(images(size), **asked).reshaped_hidden_states[1:]
+def test_new_streams_equal_the_base_model_bit_for_bit(size: tuple[int, int], mode: str) -> None:
+    options = {"output_hidden_states": True, "output_hidden_states_before_downsampling": True}
+    untouched = build_trunk()(images(size), **options).reshaped_hidden_states[1:]
     features = build(mode)(images(size))
     for expected, shared_BLC, tasks_TBLC in zip(untouched, features.shared, features.tasks, strict=True):
         assert torch.equal(shared_BLC, expected.flatten(2).transpose(1, 2))
         assert all(torch.equal(task_BLC, shared_BLC) for task_BLC in tasks_TBLC)
 
 
-def test_task_pairs_do_not_touch_the_shared_stream() -> None:
+def test_task_pairs_do_not_change_the_shared_stream() -> None:
     model = build(stir=True)
     before = model(images())
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_task_pairs_do_not_touch_the_shared_stream() -> None:
 
 
 def shared_linear(layer: MTLoRAStreamLinear, x: torch.Tensor) -> torch.Tensor:
-    """W x + s B A x"""
+    """Return W x + s B A x."""
     return (
         functional.linear(x, layer.base.weight, layer.base.bias)
         + layer.config.shared_scale * x @ layer.down_RD.T @ layer.up_OR.T
@@ -57,7 +57,7 @@ def shared_linear(layer: MTLoRAStreamLinear, x: torch.Tensor) -> torch.Tensor:
 
 
 def task_linear(layer: MTLoRAStreamLinear, task: int, x: torch.Tensor, x_task: torch.Tensor) -> torch.Tensor:
-    """W x + s_t B_t A_t x_t, and s B A x more in mode matrixv2"""
+    """Return W x + s_t B_t A_t x_t, plus s B A x in mode matrixv2."""
     start = (
         shared_linear(layer, x)
         if layer.config.mode == "matrixv2"
@@ -67,7 +67,7 @@ def task_linear(layer: MTLoRAStreamLinear, task: int, x: torch.Tensor, x_task: t
 
 
 def naive_attention(attention: Any, windows_NPC: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """What proj reads, head by head."""
+    """Return the input of proj, computed head by head."""
     query, key, value = (
         shared_linear(layer, windows_NPC) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
@@ -87,7 +87,7 @@ def naive_attention(attention: Any, windows_NPC: torch.Tensor, mask: torch.Tenso
 def naive_last_block(
     block: Any, x_BLC: torch.Tensor, size: tuple[int, int]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The formulas of models/vision/swin_mtlora.py, one task after the other."""
+    """Compute the formulas of models/vision/swin_mtlora.py, task by task."""
     window, shift = block.window_size, block.shift_size
     padded = [-(-side // window) * window for side in size]
     map_BHWC = functional.pad(
@@ -127,15 +127,13 @@ def naive_last_block(
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", SHIFTED_SIZES)
-def test_last_block_and_all_its_gradients_are_those_of_one_formula_a_task(
-    size: tuple[int, int], mode: str
-) -> None:
+def test_last_block_and_gradients_match_the_formulas(size: tuple[int, int], mode: str) -> None:
     block = build(mode, stir=True).stages[0].blocks[-1]
     assert block.shift_size
     x_BLC = random_numbers(2, size[0] * size[1], WIDTHS[0]).requires_grad_()
     inputs = [x_BLC, *(parameter for parameter in block.parameters() if parameter.requires_grad)]
 
-    shared_BLC, tasks_TBLC = run_last_block(block, x_BLC, size)
+    shared_BLC, tasks_TBLC = forward_last_block(block, x_BLC, size)
     naive_shared_BLC, naive_tasks = naive_last_block(block, x_BLC, size)
     torch.testing.assert_close(shared_BLC, naive_shared_BLC, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(tasks_TBLC, torch.stack(naive_tasks), rtol=1e-10, atol=1e-10)
@@ -146,7 +144,7 @@ def test_last_block_and_all_its_gradients_are_those_of_one_formula_a_task(
     torch.testing.assert_close(gradients, naive_gradients, rtol=1e-10, atol=1e-10)
 
 
-def test_features_do_not_depend_on_the_sizes_of_images_seen_before() -> None:
+def test_features_do_not_depend_on_earlier_image_sizes() -> None:
     model = build(stir=True)
     fresh = model(images((64, 64)))
     model(images((32, 32)))  # stage 1 is one window, where Swin does not shift
@@ -156,14 +154,14 @@ def test_features_do_not_depend_on_the_sizes_of_images_seen_before() -> None:
     )
 
 
-def test_stochastic_depth_keeps_or_drops_a_tasks_row_as_a_whole() -> None:
+def test_stochastic_depth_drops_whole_task_rows() -> None:
     block = build(drop_path_rate=0.5).stages[1].blocks[-1]
     nn.init.zeros_(block.mlp.fc2.base.weight)
     nn.init.zeros_(block.mlp.fc2.base.bias)
     x_BLC = random_numbers(8, 16, WIDTHS[1])
-    kept_BLC = run_last_block(block, x_BLC, (4, 4))[0] - x_BLC
+    kept_BLC = forward_last_block(block, x_BLC, (4, 4))[0] - x_BLC
     torch.manual_seed(0)
-    tasks_TBLC = run_last_block(block.train(), x_BLC, (4, 4))[1]
+    tasks_TBLC = forward_last_block(block.train(), x_BLC, (4, 4))[1]
     is_kept_TB = (tasks_TBLC - x_BLC).abs().sum((2, 3)) > 1e-9
     # differs by task, and by row
     assert not (is_kept_TB == is_kept_TB[0]).all() and not (is_kept_TB == is_kept_TB[:, :1]).all()
@@ -172,7 +170,7 @@ def test_stochastic_depth_keeps_or_drops_a_tasks_row_as_a_whole() -> None:
     )
 
 
-def test_streams_that_start_here_are_those_given_as_copies_of_the_shared_one() -> None:
+def test_starting_streams_equal_copies_of_the_shared_one() -> None:
     layer = build(stir=True).stages[0].blocks[-1].mlp.fc1
     x = random_numbers(2, 5, WIDTHS[0])
     torch.testing.assert_close(
@@ -180,13 +178,13 @@ def test_streams_that_start_here_are_those_given_as_copies_of_the_shared_one() -
     )
 
 
-def test_shared_stream_alone_is_the_shared_stream_beside_others() -> None:
+def test_forward_equals_the_shared_stream() -> None:
     layer = build(stir=True).stages[0].blocks[-1].mlp.fc1
     x = random_numbers(2, 5, WIDTHS[0])
     assert torch.equal(layer(x), layer.streams(x)[0])
 
 
-def test_dropout_is_off_the_frozen_weight_and_on_every_pair() -> None:
+def test_dropout_applies_to_pairs_only() -> None:
     layer = build(stir=True, dropout=0.5).stages[0].blocks[-1].mlp.fc1.train()
     x, x_tasks = random_numbers(2, 5, WIDTHS[0]), random_numbers(NUM_TASKS, 2, 5, WIDTHS[0])
     first, second = layer.streams(x, x_tasks), layer.streams(x, x_tasks)

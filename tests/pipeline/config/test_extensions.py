@@ -1,4 +1,4 @@
-"""Extensions of another distribution are found by their entry point and used like those of this project."""
+"""Extensions of other distributions are found by their entry point and work like built-in ones."""
 
 import os
 import subprocess
@@ -36,10 +36,11 @@ plain["promotion"] = {"tolerances": {"lower case": 0.2}}
 del plain["data"]
 config = build_config(plain, "test")
 assert build_config(config.model_dump(mode="json"), "a worker's") == config
-from jobs.commands.data import bring_in
+from jobs.command_run import CommandRun
+from jobs.commands.data import import_sources
 from jobs.console import Console
 
-bring_in(config, Console())
+import_sources(config, CommandRun(Console()))
 import pyarrow.dataset as ds
 
 rows = ds.dataset(config.judged_dir, partitioning="hive").to_table()
@@ -56,7 +57,7 @@ assert type(layer).__name__ == "GatedLoRALinear" and layer.config.steepness == 2
 with torch.no_grad():
     layer.up_OR.normal_()
 x = torch.randn(3, 8)
-with layer.routing.tasks(torch.tensor([0, 1, 0])):
+with layer.routing.task_context(torch.tensor([0, 1, 0])):
     assert not torch.equal(layer(x), layer.base(x))
 from models.adapters.adapted_linear import NotMergeableError
 
@@ -67,27 +68,26 @@ except NotMergeableError:
     pass
 
 # promotion rule
-from pipeline.evaluation.bootstrap import Interval
-from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation.results import Comparison, Interval
 from pipeline.registry.promotion_gate import Evidence, judge_version
 
 evidence = Evidence(Comparison({}, (), Interval(0.1, 0.1, 0.1), 1.0), (), True)
 verdict = judge_version("2", "1", evidence, config.promotion)
 assert verdict.refusals() == ["nothing passes: an example of a rule"], verdict
 
-# behavioural test
+# behavioral test
 from pipeline.evaluation import behavioral_tests
 from pipeline.schema import ROW_SCHEMA
 import pyarrow as pa
 
-behavioral_tests.judge_rows = lambda judge, table, task, batch_tokens: np.full(table.num_rows, 0.5)
+behavioral_tests.predict_probabilities = lambda judge, table, task, batch_tokens: np.full(table.num_rows, 0.5)
 behavioral_tests.relevance_probability = lambda probability, task: probability
 judge = SimpleNamespace(tasks=[SimpleNamespace(name="two")])
 tables = {"two": rows.select(ROW_SCHEMA.names)}
 cases = behavioral_tests.run_cases(judge, tables, 64, config.promotion.tolerances)
 assert [(case.case, case.at_most) for case in cases][-1] == ("lower case", 0.2)
 
-# data check: the gate sets the row aside, with Great Expectations of the same mind
+# data check: the gate quarantines the row, and Great Expectations agrees
 from validation.gate.runner import GateRun, validate
 from pipeline.config.gates import GateConfig
 
@@ -100,7 +100,7 @@ print("all five")
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A folder that holds the extension as pip installs a distribution."""
+    """Return a folder with the extension as pip installs it."""
     site = tmp_path / "site"
     about = site / "shop_extension-1.0.dist-info"
     about.mkdir(parents=True)
@@ -110,7 +110,7 @@ def installed(tmp_path: Path) -> Path:
     return site
 
 
-def test_one_extension_of_each_kind_is_used_from_outside(tmp_path: Path, installed: Path) -> None:
+def test_external_extension_of_each_kind_is_used(tmp_path: Path, installed: Path) -> None:
     rows = planted_rows("two", 8, 1)
     rows[3]["query"] = "call 555-0199 for shoes"
     write_rows(rows, tmp_path / "judged" / "task=two" / "part-0.parquet")
@@ -125,7 +125,7 @@ def test_one_extension_of_each_kind_is_used_from_outside(tmp_path: Path, install
     assert done.returncode == 0 and done.stdout.endswith("all five\n"), done.stderr[-3000:]
 
 
-def test_an_extension_that_cannot_be_imported_is_named(tmp_path: Path, installed: Path) -> None:
+def test_broken_extension_is_named(tmp_path: Path, installed: Path) -> None:
     (installed / "shop_extension.py").write_text("import nothing_of_this_name")
     code = (
         "from pipeline.config.loading import build_config\n"
@@ -141,17 +141,17 @@ def test_an_extension_that_cannot_be_imported_is_named(tmp_path: Path, installed
     assert "extension shop (shop_extension) cannot be loaded: ModuleNotFoundError" in done.stderr, done.stderr
 
 
-def test_two_extensions_of_one_name_are_refused() -> None:
+def test_duplicate_extension_name_is_refused() -> None:
     table: ExtensionTable[int] = ExtensionTable("importer")
     table.register("shop", 1)
-    with pytest.raises(ValueError, match="two extensions register importer 'shop'; rename or uninstall one"):
+    with pytest.raises(ValueError, match="importer 'shop' is registered twice; rename or uninstall one"):
         table.register("shop", 2)
     assert table["shop"] == 1 and table.names() == ["shop"]
 
 
-def test_tolerances_of_unknown_behavioural_tests_are_refused(tmp_path: Path) -> None:
+def test_tolerance_of_unknown_behavioral_test_is_refused(tmp_path: Path) -> None:
     plain = planted_config(tmp_path, "package:x", promotion={"tolerances": {"uper case": 0.1}})
     with pytest.raises(
-        ConfigError, match="'uper case' is no behavioural test; known: upper case, word order"
+        ConfigError, match="behavioral test is unknown: 'uper case'; known: upper case, word order"
     ):
         build_config(plain, "test")

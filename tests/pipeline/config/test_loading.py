@@ -1,4 +1,4 @@
-"""A config is read whole or refused with the setting, the place and the cure."""
+"""A config is valid, or refused with the setting, its path and the remedy."""
 
 import copy
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., Path]:
-    """Writes settings as a YAML file."""
+    """Return a function that writes settings to a YAML file."""
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "config.yaml"
@@ -99,7 +99,7 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
         {"adapter": {"method": "dora", "lora_alpa": 1}},
         "adapter.lora_alpa is not a setting of dora; did you mean adapter.lora_alpha?",
     ),
-    # words that also name kinds of source
+    # names of kinds of source in other places
     ({"esci": {"path": "x"}}, "esci is not a setting"),
     ({"sample": 1}, "sample is not a setting"),
     ({"data": {"chorus": 1}}, "data.chorus is not a setting"),
@@ -109,9 +109,7 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("changes", "message"), UNKNOWN, ids=[message.split(" ")[0] for _, message in UNKNOWN]
 )
-def test_an_unknown_setting_is_refused_with_the_nearest_known_one(
-    changes: dict[str, Any], message: str
-) -> None:
+def test_unknown_setting_is_refused_with_the_nearest_known_one(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build_config(settings(**changes), "here.yaml")
     assert str(caught.value).startswith(f"here.yaml: {message}")
@@ -123,7 +121,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"registry": {"model": "A b"}}, "registry.model: model 'A b' is not a valid name"),
     ({"registry": {}}, "registry.model is required"),
     ({"tasks": []}, "tasks: Tuple should have at least 1 item"),
-    ({"tasks": [TASK, TASK]}, "two tasks have the same name: search, search"),
+    ({"tasks": [TASK, TASK]}, "task names are not unique: search, search"),
     ({"tasks": [{**TASK, "labels": ["only"]}]}, "tasks.0.labels: Tuple should have at least 2 items"),
     (
         {"tasks": [{**TASK, "labels": [False, True]}]},
@@ -198,7 +196,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("changes", "message"), WRONG, ids=[f"{n}-{m.split(':')[0]}" for n, (_, m) in enumerate(WRONG)]
 )
-def test_a_wrong_value_is_refused_with_its_setting_and_what_it_may_be(
+def test_wrong_value_is_refused_with_setting_and_allowed_values(
     changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -206,20 +204,17 @@ def test_a_wrong_value_is_refused_with_its_setting_and_what_it_may_be(
     assert message in str(caught.value)
 
 
-def test_every_problem_is_told_at_once_and_a_list_of_wrong_items_is_not_called_short() -> None:
+def test_all_problems_are_in_one_error() -> None:
     wrong = settings(seed=-1, tasks=[{**TASK, "relevant_from": 9}], optimizer={"lr": 1})
     with pytest.raises(ConfigError) as caught:
         build_config(wrong, "x")
-    told = str(caught.value)
-    assert (
-        "seed: " in told
-        and "relevant_from of task search" in told
-        and "optimizer.lr is not a setting" in told
-    )
-    assert "at least 1 item" not in told
+    message = str(caught.value)
+    for part in ("seed: ", "relevant_from of task search", "optimizer.lr is not a setting"):
+        assert part in message
+    assert "at least 1 item" not in message
 
 
-def test_a_config_never_changes() -> None:
+def test_config_is_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         build_config(settings(), "x").seed = 3  # type: ignore[misc]
 
@@ -247,7 +242,7 @@ OVERRIDES: list[tuple[str, Callable[[RunConfig], Any], Any]] = [
 @pytest.mark.parametrize(
     ("override", "read", "value"), OVERRIDES, ids=[override for override, _, _ in OVERRIDES]
 )
-def test_an_override_sets_its_setting_and_no_other(
+def test_override_sets_only_its_setting(
     written: Callable[..., Path], override: str, read: Callable[[RunConfig], Any], value: Any
 ) -> None:
     before, after = read_config(written()), read_config(written(), [override])
@@ -257,7 +252,7 @@ def test_an_override_sets_its_setting_and_no_other(
     assert changed <= {override.partition("=")[0].partition(".")[0]}
 
 
-def test_of_two_overrides_of_one_setting_the_last_counts(written: Callable[..., Path]) -> None:
+def test_last_override_of_a_setting_wins(written: Callable[..., Path]) -> None:
     assert read_config(written(seed=1), ["seed=2", "seed=3"]).seed == 3
 
 
@@ -265,22 +260,20 @@ NOWHERE = ["seed", "=3", "tasks.7.name=x", "tasks.first.name=x", "name.deeper=1"
 
 
 @pytest.mark.parametrize("override", NOWHERE)
-def test_an_override_that_fits_nowhere_is_refused_as_it_was_written(
-    written: Callable[..., Path], override: str
-) -> None:
+def test_invalid_override_is_refused_as_written(written: Callable[..., Path], override: str) -> None:
     with pytest.raises(ConfigError, match="^--set ") as caught:
         read_config(written(), [override])
     assert repr(override) in str(caught.value)
 
 
-def test_an_override_of_an_unknown_setting_is_refused_with_the_nearest_known_one(
+def test_override_of_unknown_setting_names_the_nearest_one(
     written: Callable[..., Path],
 ) -> None:
     with pytest.raises(ConfigError, match=r"training.epoch is not a setting; did you mean training.epochs\?"):
         read_config(written(), ["training.epoch=2"])
 
 
-def test_a_missing_config_is_refused_with_one_to_copy(tmp_path: Path) -> None:
+def test_missing_config_names_one_to_copy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none.yaml does not exist; copy jobs/configs/demo.yaml"):
         read_config(tmp_path / "none.yaml")
 
@@ -296,25 +289,25 @@ NOT_YAML = [
 
 
 @pytest.mark.parametrize("content", NOT_YAML)
-def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_yaml_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match="c.yaml is not readable YAML"):
         read_config(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize("content", ["", "- a\n", "text", "3"])
-def test_yaml_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
+def test_yaml_without_a_mapping_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(ConfigError, match="must be a YAML mapping"):
         read_config(tmp_path / "c.yaml")
 
 
-def test_a_folder_in_place_of_a_config_is_refused(tmp_path: Path) -> None:
+def test_folder_as_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not readable"):
         read_config(tmp_path)
 
 
-def test_folders_are_absolute_and_stay_the_same_where_workers_start(
+def test_paths_stay_the_same_in_another_working_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -322,27 +315,27 @@ def test_folders_are_absolute_and_stay_the_same_where_workers_start(
     here = build_config(settings(work_dir="work", **blocks), "x")
     assert (here.run_dir, here.judged_dir) == (tmp_path / "work" / "demo", tmp_path / "rows")
     monkeypatch.chdir("/")
-    there = build_config(here.model_dump(mode="json"), "the driver's config")
-    for folder in ("run_dir", "judged_dir", "to_score_place", "promotions_dir", "tracking_uri"):
+    there = build_config(here.model_dump(mode="json"), "config of the driver")
+    for folder in ("run_dir", "judged_dir", "to_score_location", "promotions_dir", "tracking_uri"):
         assert getattr(there, folder) == getattr(here, folder)
-    assert (there.judged_dir, there.to_score_place, there.promotions_dir) == (
+    assert (there.judged_dir, there.to_score_location, there.promotions_dir) == (
         tmp_path / "rows",
         tmp_path / "more",
         tmp_path / "log" / "m",
     )
 
 
-def test_folders_left_out_lie_in_the_run_s_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_default_folders_lie_in_the_run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     config = build_config(settings(), "x")
     monkeypatch.chdir("/")
     assert config.run_dir == tmp_path / "runs" / "demo"
-    for folder in (config.judged_dir, config.to_score_place, config.promotions_dir):
+    for folder in (config.judged_dir, config.to_score_location, config.promotions_dir):
         assert folder.is_relative_to(config.run_dir)
     assert config.tracking_uri == f"sqlite:///{tmp_path}/runs/demo/mlflow.db"
 
 
-def test_a_config_given_as_plain_values_is_the_same_config() -> None:
+def test_dumped_config_gives_the_same_config() -> None:
     config = build_config(
         settings(sources=[{"kind": "sample", "rows_per_task": 2, "unlabelled_rows_per_task": 0}]), "x"
     )
@@ -350,15 +343,15 @@ def test_a_config_given_as_plain_values_is_the_same_config() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
-def test_a_shipped_config_is_whole(path: Path) -> None:
+def test_shipped_config_is_valid(path: Path) -> None:
     config = read_config(path)
     assert config.tasks and (config.sources or config.data.judged)
 
 
-@pytest.mark.parametrize("place", ["gs://ads/labels", "S3://ads/labels", "s3a://ads/labels", "file:///data"])
-def test_a_place_of_a_kind_that_is_not_known_is_no_folder_of_that_name(tmp_path: Path, place: str) -> None:
-    for settings in ({"scoring": {"scores": place}}, {"data": {"to_score": place}}):
-        with pytest.raises(
-            ConfigError, match="is no place known here; write a folder, or s3://bucket/prefix"
-        ):
-            build_config({**planted_config(tmp_path, "nowhere"), **settings}, "test")
+@pytest.mark.parametrize(
+    "location", ["gs://ads/labels", "S3://ads/labels", "s3a://ads/labels", "file:///data"]
+)
+def test_unsupported_location_scheme_is_refused(tmp_path: Path, location: str) -> None:
+    for block in ({"scoring": {"scores": location}}, {"data": {"to_score": location}}):
+        with pytest.raises(ConfigError, match="location is not supported: .*; use a folder or s3://"):
+            build_config({**planted_config(tmp_path, "nowhere"), **block}, "test")

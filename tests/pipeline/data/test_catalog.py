@@ -1,6 +1,4 @@
-"""Promises of pipeline/data/catalog.py: the catalogue says what lies in a data folder; the digest moves with
-the rows and with nothing else.
-"""
+"""Catalogue of a data folder, and the digest that depends on rows only."""
 
 import json
 import random
@@ -12,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.files import file_sha256
-from pipeline.data import catalog as partitions
+from pipeline.data import catalog
 from pipeline.data.catalog import catalogue_lock, content_digest, read_catalogue
 from pipeline.data.writer import StagedRows
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
@@ -33,19 +31,19 @@ def _publish(out_dir: Path, stem: str = "part", **tables: pa.Table) -> None:
         staged.publish()
 
 
-def test_the_catalogue_lists_every_partition_as_it_lies_there(tmp_path: Path) -> None:
+def test_catalogue_describes_every_partition(tmp_path: Path) -> None:
     _publish(tmp_path, one=_rows(3), two=_rows(5))
-    found = read_catalogue(tmp_path)
-    assert [(p.path, p.task, p.rows, p.schema_version) for p in found] == [
+    partitions = read_catalogue(tmp_path)
+    assert [(p.path, p.task, p.rows, p.schema_version) for p in partitions] == [
         ("task=one/part-0.parquet", "one", 3, SCHEMA_VERSION),
         ("task=two/part-0.parquet", "two", 5, SCHEMA_VERSION),
     ]
-    for partition in found:
+    for partition in partitions:
         path = tmp_path / partition.path
         assert (partition.bytes, partition.sha256) == (path.stat().st_size, file_sha256(path))
 
 
-def test_another_import_adds_its_task_and_replaces_only_its_own_partitions(tmp_path: Path) -> None:
+def test_import_replaces_only_its_own_catalogue_entries(tmp_path: Path) -> None:
     _publish(tmp_path, one=_rows(3), two=_rows(5))
     _publish(tmp_path, three=_rows(1), two=_rows(6))
     _publish(tmp_path, "other", two=_rows(2, "o"))
@@ -59,7 +57,7 @@ def test_another_import_adds_its_task_and_replaces_only_its_own_partitions(tmp_p
     ]
 
 
-def test_a_catalogue_that_is_none_is_damage_and_stops_the_import_before_the_rows_change_hands(
+def test_damaged_catalogue_stops_the_import_before_rows_change(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "catalogue.json").write_text('{"partitions": [{"path": 1}]}')
@@ -69,23 +67,21 @@ def test_a_catalogue_that_is_none_is_damage_and_stops_the_import_before_the_rows
         _publish(tmp_path, one=_rows(1))
     assert not (tmp_path / "task=one").exists()
     (tmp_path / "catalogue.json").write_text("{")
-    with pytest.raises(DamagedInputError, match="not whole json"):
+    with pytest.raises(DamagedInputError, match="not complete JSON"):
         read_catalogue(tmp_path)
 
 
-def test_an_import_waits_for_another_and_then_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(partitions, "LOCK_TIMEOUT_S", 0.1)
+def test_import_gives_up_waiting_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "LOCK_TIMEOUT_S", 0.1)
     with catalogue_lock(tmp_path), pytest.raises(RetryableError, match="another import is writing into"):
         _publish(tmp_path, one=_rows(1))
 
 
-def test_the_digest_stays_when_rows_are_stored_in_another_way(tmp_path: Path) -> None:
+def test_digest_is_independent_of_storage(tmp_path: Path) -> None:
     table = _rows(500, ad_description="a\x00b")
     order = list(range(500))
     random.Random(1).shuffle(order)
-    ways: dict[str, tuple[pa.Table, dict[str, Any]]] = {
+    variants: dict[str, tuple[pa.Table, dict[str, Any]]] = {
         "plain": (table, {"compression": "none"}),
         "zstd": (table, {"compression": "zstd", "row_group_size": 7}),
         "shuffled": (table.take(order), {"use_dictionary": False, "data_page_size": 100}),
@@ -94,13 +90,13 @@ def test_the_digest_stays_when_rows_are_stored_in_another_way(tmp_path: Path) ->
         "large": (table.set_column(1, "query", table["query"].cast(pa.large_string())), {}),
         "encoded": (table.set_column(1, "query", table["query"].dictionary_encode()), {}),
     }
-    for name, (rows, options) in ways.items():
+    for name, (rows, options) in variants.items():
         pq.write_table(rows, tmp_path / name, **options)
-    assert len({content_digest(tmp_path / name) for name in ways}) == 1
+    assert len({content_digest(tmp_path / name) for name in variants}) == 1
     assert json.dumps(content_digest(tmp_path / "plain")) == '"' + content_digest(tmp_path / "plain") + '"'
 
 
-def test_the_digest_moves_with_every_value_and_every_occurrence(tmp_path: Path) -> None:
+def test_digest_depends_on_every_value_and_occurrence(tmp_path: Path) -> None:
     table, more = _rows(50), _rows(1)
     tables = [
         table,
@@ -130,7 +126,7 @@ def test_the_digest_moves_with_every_value_and_every_occurrence(tmp_path: Path) 
     assert len(set(digests)) == len(tables)
 
 
-def test_values_that_change_places_between_rows_move_the_digest(tmp_path: Path) -> None:
+def test_digest_depends_on_the_row_of_a_value(tmp_path: Path) -> None:
     table = _rows(2)
     swapped = table.set_column(1, "query", table["query"].take([1, 0]))
     for name, rows in (("a", table), ("b", swapped)):
@@ -138,10 +134,10 @@ def test_values_that_change_places_between_rows_move_the_digest(tmp_path: Path) 
     assert content_digest(tmp_path / "a") != content_digest(tmp_path / "b")
 
 
-def test_the_digest_of_a_folder_moves_with_the_task_and_not_with_the_cut_into_files(
+def test_folder_digest_depends_on_tasks_and_not_on_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partitions, "DIGEST_ROWS", 3)
+    monkeypatch.setattr(catalog, "DIGEST_ROWS", 3)
     _publish(tmp_path / "whole", one=_rows(10), two=_rows(2, "s"))
     _publish(tmp_path / "cut", "first", one=_rows(10).slice(0, 4))
     _publish(tmp_path / "cut", "second", one=_rows(10).slice(4), two=_rows(2, "s"))
@@ -150,7 +146,7 @@ def test_the_digest_of_a_folder_moves_with_the_task_and_not_with_the_cut_into_fi
     assert content_digest(tmp_path / "turned") != content_digest(tmp_path / "whole")
 
 
-def test_the_digest_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+def test_digest_refuses_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"PAR1")
     with pytest.raises(DamagedInputError, match="not whole parquet"):
         content_digest(tmp_path / "x")

@@ -1,4 +1,4 @@
-"""What is not whole contract rows is refused with its file, its reason and the exit code of its kind."""
+"""Reader of contract rows: unfit files and folders are refused with path, reason and exit code."""
 
 import random
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert table.schema.names == ROW_SCHEMA.names and table.schema.types == ROW_SCHEMA.types
 
 
-def test_the_name_of_the_folder_above_adds_no_column(tmp_path: Path) -> None:
+def test_hive_folder_name_adds_no_column(tmp_path: Path) -> None:
     assert "task" not in read_partition(write_partition(tmp_path / "task=search" / "a.parquet")).column_names
 
 
@@ -60,8 +60,8 @@ def test_partitions_are_found_by_task_in_order(tmp_path: Path) -> None:
     ):
         write_partition(tmp_path / name, contract_rows(1))
     (tmp_path / "task=shop" / "notes.txt").write_text("not rows")
-    found = find_partitions(tmp_path, TASKS)
-    assert {task: [path.name for path in paths] for task, paths in found.items()} == {
+    partitions = find_partitions(tmp_path, TASKS)
+    assert {task: [path.name for path in paths] for task, paths in partitions.items()} == {
         "search": ["z.parquet"],
         "shop": ["a.parquet", "b.parquet"],
     }
@@ -121,7 +121,7 @@ FOLDERS: list[tuple[Callable[[Path], None], type[RelevanceError], int, str]] = [
 @pytest.mark.parametrize(
     ("prepare", "kind", "code", "message"), FOLDERS, ids=[f[0].__name__ for f in FOLDERS]
 )
-def test_a_folder_without_rows_to_read_is_refused(
+def test_folder_without_rows_is_refused(
     tmp_path: Path, prepare: Callable[[Path], None], kind: type[RelevanceError], code: int, message: str
 ) -> None:
     root = tmp_path / "rows"
@@ -149,7 +149,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_file_that_is_not_whole_parquet_is_damaged_input(tmp_path: Path, damage: str) -> None:
+def test_incomplete_parquet_is_damaged_input(tmp_path: Path, damage: str) -> None:
     path = write_partition(tmp_path / "task=search" / "x.parquet")
     DAMAGE[damage](path)
     with pytest.raises(DamagedInputError, match="x.parquet is not (whole parquet|a file)") as caught:
@@ -160,7 +160,7 @@ def test_a_file_that_is_not_whole_parquet_is_damaged_input(tmp_path: Path, damag
         open_partition(path)
 
 
-def test_no_cut_and_no_flipped_bit_passes_for_other_rows_or_for_another_error(tmp_path: Path) -> None:
+def test_damage_never_changes_rows_silently(tmp_path: Path) -> None:
     path = write_partition(tmp_path / "x.parquet")
     whole, expected, draw = path.read_bytes(), contract_rows().to_pylist(), random.Random(0)
     refused = 0
@@ -208,7 +208,7 @@ OTHER_SCHEMAS: dict[str, tuple[pa.Table, str]] = {
 
 
 @pytest.mark.parametrize("case", OTHER_SCHEMAS)
-def test_rows_of_another_schema_are_refused_with_each_difference(tmp_path: Path, case: str) -> None:
+def test_another_schema_is_refused_with_each_difference(tmp_path: Path, case: str) -> None:
     table, message = OTHER_SCHEMAS[case]
     path = write_partition(tmp_path / "x.parquet", table)
     with pytest.raises(
@@ -218,18 +218,18 @@ def test_rows_of_another_schema_are_refused_with_each_difference(tmp_path: Path,
     assert caught.value.exit_code == 1
 
 
-def test_text_that_is_not_utf_8_is_damaged_input(tmp_path: Path) -> None:
+def test_invalid_utf_8_is_damaged_input(tmp_path: Path) -> None:
     broken = pa.array([b"fine", b"\xff\xfe", b"\xc3("], pa.binary()).view(pa.string())
     path = write_partition(tmp_path / "x.parquet", with_column("query", broken))
     with pytest.raises(DamagedInputError, match="x.parquet is damaged"):
         read_partition(path)
 
 
-def test_a_file_without_rows_is_read(tmp_path: Path) -> None:
+def test_empty_partition_is_read(tmp_path: Path) -> None:
     assert read_partition(write_partition(tmp_path / "x.parquet", contract_rows(0))).num_rows == 0
 
 
-def test_the_digest_of_rows_moves_with_bytes_and_tasks_and_not_with_names(tmp_path: Path) -> None:
+def test_data_digest_depends_on_bytes_and_tasks_only(tmp_path: Path) -> None:
     one, two = (
         write_partition(tmp_path / "a.parquet", contract_rows(1)),
         write_partition(tmp_path / "b.parquet", contract_rows(2)),

@@ -1,4 +1,4 @@
-"""Promises of pipeline/data/writer.py."""
+"""Writer of contract rows: whole files, published together."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ def _file_names(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_a_written_partition_has_exactly_the_contract_schema(tmp_path: Path) -> None:
+def test_written_partition_has_exactly_the_contract_schema(tmp_path: Path) -> None:
     write_partition(_rows("a", "b"), tmp_path / "part-0.parquet")
     with pq.ParquetFile(tmp_path / "part-0.parquet") as file:
         assert file.schema_arrow.remove_metadata() == ROW_SCHEMA
@@ -35,7 +35,7 @@ def test_a_written_partition_has_exactly_the_contract_schema(tmp_path: Path) -> 
     assert table["ad_description"].null_count == table["weight"].null_count == 2
 
 
-def test_a_flipped_byte_in_a_page_is_found_by_its_checksum(tmp_path: Path) -> None:
+def test_page_checksum_detects_a_flipped_byte(tmp_path: Path) -> None:
     path = tmp_path / "part-0.parquet"
     write_partition(_rows(*(f"row-{i}" for i in range(500))), path)
     content = bytearray(path.read_bytes())
@@ -62,9 +62,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
         (_rows("a", query=pa.array([b"\xff"], pa.binary()).view(pa.string())), "not UTF-8"),
     ],
 )
-def test_rows_outside_the_contract_are_refused_and_the_old_file_stays(
-    tmp_path: Path, table: pa.Table, message: str
-) -> None:
+def test_rows_outside_the_contract_leave_the_old_file(tmp_path: Path, table: pa.Table, message: str) -> None:
     path = tmp_path / "part-0.parquet"
     write_partition(_rows("old"), path)
     with pytest.raises(DataRefusedError, match=message):
@@ -73,7 +71,7 @@ def test_rows_outside_the_contract_are_refused_and_the_old_file_stays(
     assert _file_names(tmp_path) == ["part-0.parquet"]
 
 
-def test_a_source_that_fails_half_way_leaves_no_file(tmp_path: Path) -> None:
+def test_failed_write_leaves_no_file(tmp_path: Path) -> None:
     def tables() -> Iterator[pa.Table]:
         yield _rows("a")
         raise DataRefusedError("half way")
@@ -99,7 +97,7 @@ def test_tasks_are_published_together_or_not_at_all(tmp_path: Path) -> None:
     assert read_partition(tmp_path / "task=one/part-0.parquet")["row_id"].to_pylist() == ["a", "b"]
 
 
-def test_row_groups_have_the_stated_size_and_are_sorted_by_query(
+def test_row_groups_have_a_fixed_size_and_sorted_queries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_GROUP", 4)
@@ -124,7 +122,7 @@ def test_row_groups_have_the_stated_size_and_are_sorted_by_query(
     assert sorted(query for group in groups for query in group) == sorted(queries)
 
 
-def test_a_row_group_ends_early_where_texts_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_make_smaller_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "BYTES_PER_GROUP", 10_000)
     long = _rows("a", "b", ad_description=pa.array(["x" * 6_000] * 2))
     _publish(tmp_path, {"one": [long, long, _rows("c")]})
@@ -132,9 +130,7 @@ def test_a_row_group_ends_early_where_texts_are_long(tmp_path: Path, monkeypatch
         assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2, 1]
 
 
-def test_partitions_of_a_larger_earlier_import_do_not_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_smaller_import_removes_surplus_partitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_GROUP", 1)
     monkeypatch.setattr(writer, "ROWS_PER_PARTITION", 1)
     _publish(tmp_path, {"one": [_rows("a", "b", "c")]})
@@ -143,9 +139,7 @@ def test_partitions_of_a_larger_earlier_import_do_not_stay(
     assert _file_names(tmp_path / "task=one") == ["part-0.parquet", "part-2-0.parquet"]
 
 
-def test_memory_holds_one_row_group_whatever_the_number_of_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_bounded_by_one_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "ROWS_PER_GROUP", 1_000)
     sizes = []
     with StagedRows(tmp_path) as staged:
@@ -156,22 +150,26 @@ def test_memory_holds_one_row_group_whatever_the_number_of_rows(
     assert max(sizes[40:]) < 3 * max(sizes[:10])
 
 
-def test_a_task_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+def test_task_name_cannot_escape_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a valid name"):
         _publish(tmp_path, {"../../x": [_rows("a")]})
 
 
-def test_an_output_folder_that_is_a_file_is_a_config_error(tmp_path: Path) -> None:
+def test_output_folder_that_is_a_file_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="is not a folder"):
         _publish(tmp_path / "out", {"one": [_rows("a")]})
 
 
-def test_rows_taken_up_are_told_and_those_discarded_are_not(tmp_path: Path) -> None:
-    told: list[int] = []
-    with StagedRows(tmp_path / "data", on_rows=told.append) as staged:
+def test_progress_counts_written_rows_and_restarts_after_discard(tmp_path: Path) -> None:
+    class Bar:
+        def update(self, done: int, note: str = "", total: int | None = None) -> None:
+            updates.append(done)
+
+    updates: list[int] = []
+    with StagedRows(tmp_path / "data", bar=Bar()) as staged:
         staged.write("a", _rows("a", "b", "c"))
         staged.write("b", _rows("d", "e"))
         staged.discard_rows()
         staged.write("a", _rows("a", "b", "c", "d"))
-    assert told == [3, 5, 4]
+    assert updates == [0, 3, 5, 4]

@@ -1,4 +1,4 @@
-"""A plan to encode judged rows, with a tokenizer folder of its own."""
+"""Fixtures: a plan to encode labeled rows, with its own tokenizer folder."""
 
 import shutil
 from pathlib import Path
@@ -12,13 +12,13 @@ from tests.support.encoding_plans import ENCODE, SPLIT, TASKS, write_judged
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of our own."""
+    """Return a copy of the tokenizer's folder."""
     return Path(shutil.copytree(tiny_llama, tmp_path_factory.mktemp("tokenizer") / "llama"))
 
 
 @pytest.fixture
 def judged(tmp_path: Path) -> Path:
-    """Return a folder of judged rows."""
+    """Return a folder of rows, most with labels."""
     return write_judged(tmp_path / "judged")
 
 

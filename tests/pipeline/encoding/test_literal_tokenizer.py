@@ -1,6 +1,4 @@
-"""No text forges a token that was added to a vocabulary, whatever its kind; texts that spell none keep their
-ids.
-"""
+"""No text can forge an added token; other texts keep their ids."""
 
 import importlib.util
 import random
@@ -12,16 +10,16 @@ import pytest
 
 from models.backbone import load_tokenizer, resolve_folder
 from models.config import BackboneConfig
-from pipeline.encoding.literal_tokenizer import PlainTokenizer
+from pipeline.encoding.literal_tokenizer import LiteralTokenizer
 
-ADDED = ["<think>", "[tool_call]", "shoes", "<|fim|>", "lamp post", "é!"]  # not marked special
-MARKED = ["<|turn|>", "[SEP2]"]
+ADDED_TOKENS = ["<think>", "[tool_call]", "shoes", "<|fim|>", "lamp post", "é!"]  # not marked special
+SPECIAL_TOKENS = ["<|turn|>", "[SEP2]"]
 
 
 def with_added(tokenizer: Any) -> Any:
-    """The tokenizer with more tokens, marked special or not."""
-    tokenizer.add_tokens(ADDED)
-    tokenizer.add_tokens(MARKED, special_tokens=True)
+    """Return the tokenizer with added tokens, some marked special."""
+    tokenizer.add_tokens(ADDED_TOKENS)
+    tokenizer.add_tokens(SPECIAL_TOKENS, special_tokens=True)
     return tokenizer
 
 
@@ -32,12 +30,12 @@ def wrapped(tokenizer: Any, **names: str) -> Any:
 
 
 def bytes_bpe(folder: Path) -> Any:
-    """As Llama 3, Qwen and SmolLM2 have it."""
+    """Return a byte-level BPE, as Llama 3, Qwen and SmolLM2 have it."""
     return with_added(load_tokenizer(folder))
 
 
 def merged_bpe(_: Path) -> Any:
-    """A BPE whose merges spell its control token, and go on from there."""
+    """Return a BPE with merges that produce its control token and extend it."""
     from tokenizers import Tokenizer, models
 
     merges = [("<", "e"), ("<e", ">"), ("<e>", "a"), ("a", "b")]
@@ -47,7 +45,7 @@ def merged_bpe(_: Path) -> Any:
 
 
 def whole_words_bpe(folder: Path) -> Any:
-    """A BPE that looks words up whole before it merges, as Llama 3's, and splits at spaces only."""
+    """Return a BPE that looks up whole words before it merges, as Llama 3's, and splits only at spaces."""
     import json
 
     from tokenizers import Tokenizer, pre_tokenizers
@@ -60,7 +58,7 @@ def whole_words_bpe(folder: Path) -> Any:
 
 
 def unigram(_: Path) -> Any:
-    """As T5 and XLM-R have it: control tokens are words of the model."""
+    """Return a Unigram whose control tokens are words of the model, as T5 and XLM-R have it."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     letters = "▁abcdefghijklmnopqrstuvwxyz<>/[]_|!é"
@@ -77,7 +75,7 @@ def unigram(_: Path) -> Any:
 
 
 def word_pieces(_: Path) -> Any:
-    """A BERT that splits at spaces only."""
+    """Return a WordPiece tokenizer that splits only at spaces."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     letters = "abcdefghijklmnopqrstuvwxyz<>/[]_|!é"
@@ -88,12 +86,12 @@ def word_pieces(_: Path) -> Any:
 
 
 def in_python(_: Path) -> Any:
-    """A tokenizer without a backend of `tokenizers`, and with words of its own that are control tokens."""
+    """Return a tokenizer without a `tokenizers` backend whose own words include control tokens."""
     from transformers import ByT5Tokenizer
 
     class Words(ByT5Tokenizer):
         def _tokenize(self, text: str) -> list[str]:
-            return [text] if text in (*ADDED, *MARKED) else list(super()._tokenize(text))
+            return [text] if text in (*ADDED_TOKENS, *SPECIAL_TOKENS) else list(super()._tokenize(text))
 
     return with_added(Words())
 
@@ -109,14 +107,12 @@ ALL = [*EMBEDDED, pytest.param(smollm2, marks=pytest.mark.e2e)]
 
 
 @pytest.mark.parametrize("build", ALL)
-def test_no_text_that_spells_an_added_token_gets_its_id(
-    build: Callable[[Path], Any], tiny_llama: Path
-) -> None:
+def test_spelled_added_token_does_not_get_its_id(build: Callable[[Path], Any], tiny_llama: Path) -> None:
     tokenizer = build(tiny_llama)
-    plain = PlainTokenizer(tokenizer)
+    literal_tokenizer = LiteralTokenizer(tokenizer)
     tokens = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
-    assert {*ADDED, *MARKED} <= {*tokens.values()}
-    forbidden = tokens.keys() - {tokenizer.unk_token_id}  # which stands for what a vocabulary lacks
+    assert {*ADDED_TOKENS, *SPECIAL_TOKENS} <= {*tokens.values()}
+    forbidden = tokens.keys() - {tokenizer.unk_token_id}  # it stands for unknown letters
     for spelled in tokens.values():
         around = [
             spelled,
@@ -127,23 +123,21 @@ def test_no_text_that_spells_an_added_token_gets_its_id(
             spelled.upper(),
             f"red {spelled}, é",
         ]
-        for text, ids in zip(around, plain.ids(around), strict=True):
+        for text, ids in zip(around, literal_tokenizer.encode(around), strict=True):
             assert not forbidden & {*ids}, (text, ids)
 
 
 @pytest.mark.parametrize("build", [bytes_bpe, whole_words_bpe, pytest.param(smollm2, marks=pytest.mark.e2e)])
-def test_a_spelled_token_keeps_all_its_letters(build: Callable[[Path], Any], tiny_llama: Path) -> None:
+def test_spelled_token_keeps_all_its_letters(build: Callable[[Path], Any], tiny_llama: Path) -> None:
     tokenizer = build(tiny_llama)
     for token in tokenizer.added_tokens_decoder.values():
         text = f"red {token.content}, blue"
-        [ids] = PlainTokenizer(tokenizer).ids([text])
+        [ids] = LiteralTokenizer(tokenizer).encode([text])
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
 @pytest.mark.parametrize("build", ALL)
-def test_texts_that_spell_no_added_token_keep_their_ids(
-    build: Callable[[Path], Any], tiny_llama: Path
-) -> None:
+def test_other_texts_keep_their_ids(build: Callable[[Path], Any], tiny_llama: Path) -> None:
     tokenizer = build(tiny_llama)
     draw = random.Random(1)
     alphabet = "abcdefgh  rr ee dd <<>>[]_|/!é,. 靴"
@@ -156,17 +150,18 @@ def test_texts_that_spell_no_added_token_keep_their_ids(
     ordinary = [text for text in texts if not any(token.strip() in text for token in spelled)]
     assert len(ordinary) > 2_000
     assert (
-        PlainTokenizer(tokenizer).ids(ordinary) == tokenizer(ordinary, add_special_tokens=False)["input_ids"]
+        LiteralTokenizer(tokenizer).encode(ordinary)
+        == tokenizer(ordinary, add_special_tokens=False)["input_ids"]
     )
 
 
-def test_a_letter_stays_a_letter_though_it_was_added_as_a_token(tiny_llama: Path) -> None:
+def test_added_token_of_one_letter_stays_a_letter(tiny_llama: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama)
     tokenizer.add_tokens(["!", "?"])
-    assert tokenizer.decode(PlainTokenizer(tokenizer).ids(["red! why?"])[0]) == "red! why?"
+    assert tokenizer.decode(LiteralTokenizer(tokenizer).encode(["red! why?"])[0]) == "red! why?"
 
 
-def test_split_special_tokens_alone_lets_tokens_through_that_are_not_marked_special(tiny_llama: Path) -> None:
+def test_split_special_tokens_misses_unmarked_tokens(tiny_llama: Path) -> None:
     tokenizer = bytes_bpe(tiny_llama)
     ids = tokenizer("a <think> b", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenizer.convert_tokens_to_ids("<think>") in ids
@@ -174,5 +169,7 @@ def test_split_special_tokens_alone_lets_tokens_through_that_are_not_marked_spec
 
 def test_no_texts_have_no_ids(tiny_llama: Path) -> None:
     assert (
-        PlainTokenizer(bytes_bpe(tiny_llama)).ids([]) == PlainTokenizer(in_python(tiny_llama)).ids([]) == []
+        LiteralTokenizer(bytes_bpe(tiny_llama)).encode([])
+        == LiteralTokenizer(in_python(tiny_llama)).encode([])
+        == []
     )

@@ -7,7 +7,7 @@ from scipy.stats import binom
 from pipeline.config.tasks import Task
 from pipeline.evaluation.calibration_fit import (
     CONFIDENCE,
-    MARKET_ROWS,
+    MIN_MARKET_ROWS,
     choose_method,
     fit_calibration,
     fit_method,
@@ -46,24 +46,24 @@ def planted(temperature: float, rows: int = 30_000, labels: int = 4) -> tuple[np
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5, 10.0])
-def test_a_planted_temperature_is_recovered(temperature: float) -> None:
+def test_fit_recovers_the_temperature(temperature: float) -> None:
     logits_NC, label_N = planted(temperature)
     assert fit_temperature(logits_NC, label_N) == pytest.approx(temperature, rel=0.03)
 
 
-def test_labels_that_a_task_does_not_have_play_no_part_in_the_temperature() -> None:
+def test_missing_labels_do_not_affect_the_temperature() -> None:
     logits_NC, label_N = planted(2.0, rows=3_000)
     wider_NC = np.concatenate([logits_NC, np.full((3_000, 2), -np.inf)], axis=1)
     assert fit_temperature(wider_NC, label_N) == pytest.approx(fit_temperature(logits_NC, label_N))
 
 
-def test_labels_all_foreseen_or_all_missed_give_a_temperature_at_its_bounds() -> None:
+def test_all_right_or_all_wrong_hits_the_temperature_bounds() -> None:
     logits_NC = np.eye(4)[np.arange(40) % 4]
     assert fit_temperature(logits_NC, np.arange(40) % 4) == pytest.approx(0.05, rel=0.01)
     assert fit_temperature(logits_NC, (np.arange(40) + 1) % 4) == pytest.approx(20, rel=0.01)
 
 
-def test_label_probabilities_sum_to_one_and_absent_labels_get_none() -> None:
+def test_label_probabilities_sum_to_one() -> None:
     random = np.random.default_rng(1)
     logits_NC = random.normal(0, 300, (500, 5))
     logits_NC[:200, 3:] = -np.inf
@@ -75,19 +75,19 @@ def test_label_probabilities_sum_to_one_and_absent_labels_get_none() -> None:
         assert np.array_equal(probability_NC.argmax(axis=1), logits_NC.argmax(axis=1))
 
 
-def test_label_probabilities_are_the_softmax_of_the_logits_over_the_temperature() -> None:
+def test_label_probabilities_are_a_tempered_softmax() -> None:
     assert label_probabilities(np.array([[0.0, np.log(9)]]), 1.0)[0] == pytest.approx([0.1, 0.9])
     assert label_probabilities(np.array([[0.0, np.log(9)]]), 2.0)[0] == pytest.approx([0.25, 0.75])
 
 
-def test_relevance_and_grade_follow_from_the_label_probabilities() -> None:
+def test_relevance_and_grade_follow_from_label_probabilities() -> None:
     probability_NC = np.array([[0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]])
     assert relevance_probability(probability_NC, task()) == pytest.approx([0.7, 0.0, 1.0])
     assert relevance_probability(probability_NC, task(relevant_from=3)) == pytest.approx([0.4, 0.0, 0.5])
     assert expected_grade(probability_NC) == pytest.approx([2.0, 0.0, 2.5])
 
 
-def test_a_relevance_probability_never_leaves_zero_to_one() -> None:
+def test_relevance_probability_stays_within_zero_and_one() -> None:
     thirds = np.full((1, 16), 1 / 16) * (1 + 1e-15)
     assert relevance_probability(thirds * 2, task(16, 1))[0] == 1.0
 
@@ -111,9 +111,7 @@ def fit(logits_NC: np.ndarray, label_N: np.ndarray, chosen: Task) -> Calibration
     )
 
 
-def test_decisions_reach_their_target_precision_with_room_for_chance_on_the_rows_they_were_fitted_on() -> (
-    None
-):
+def test_decisions_reach_the_target_precision() -> None:
     decided = {"relevant": 0, "irrelevant": 0}
     for seed in range(40):
         logits_NC, label_N, chosen = random_logits(seed)
@@ -121,7 +119,7 @@ def test_decisions_reach_their_target_precision_with_room_for_chance_on_the_rows
         probability_N = relevance_probability(
             calibrated_probabilities(logits_NC, calibration, chosen), chosen
         )
-        decision_N = decide(probability_N, calibration)
+        decision_N = decide(probability_N, calibration).decision_N
         for word, truth_N in (
             ("relevant", label_N >= chosen.relevant_from),
             ("irrelevant", label_N < chosen.relevant_from),
@@ -136,21 +134,21 @@ def test_decisions_reach_their_target_precision_with_room_for_chance_on_the_rows
     assert min(decided.values()) > 5
 
 
-def test_decisions_never_overlap_and_cover_every_row_with_one_word() -> None:
+def test_every_row_has_one_decision() -> None:
     for seed in range(200):
         logits_NC, label_N, chosen = random_logits(seed)
         calibration = fit(logits_NC, label_N, chosen)
         if calibration.relevant_at is not None and calibration.irrelevant_below is not None:
             assert calibration.irrelevant_below <= calibration.relevant_at
-        decision_N = decide(np.linspace(0, 1, 501), calibration)
+        decision_N = decide(np.linspace(0, 1, 501), calibration).decision_N
         assert set(decision_N) <= {"relevant", "irrelevant", "abstain"}
         ranks = [{"irrelevant": 0, "abstain": 1, "relevant": 2}[word] for word in decision_N]
         assert ranks == sorted(ranks)
 
 
-def test_a_row_on_a_threshold_is_decided_relevant_and_one_on_the_lower_is_not_irrelevant() -> None:
+def test_thresholds_belong_to_the_upper_decision() -> None:
     calibration = Calibration(relevant_at=0.75, irrelevant_below=0.25)
-    assert decide(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), calibration).tolist() == [
+    assert decide(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), calibration).decision_N.tolist() == [
         "irrelevant",
         "abstain",
         "abstain",
@@ -160,10 +158,10 @@ def test_a_row_on_a_threshold_is_decided_relevant_and_one_on_the_lower_is_not_ir
 
 
 def test_without_thresholds_every_row_abstains() -> None:
-    assert decide(np.array([0.0, 0.5, 1.0]), Calibration()).tolist() == ["abstain"] * 3
+    assert decide(np.array([0.0, 0.5, 1.0]), Calibration()).decision_N.tolist() == ["abstain"] * 3
 
 
-def test_a_threshold_is_the_lowest_whose_bound_reaches_the_target() -> None:
+def test_threshold_is_the_lowest_that_reaches_the_target() -> None:
     for seed in range(300):
         random = np.random.default_rng(seed)
         score_N = random.integers(0, 25, 120) / 25
@@ -177,14 +175,14 @@ def test_a_threshold_is_the_lowest_whose_bound_reaches_the_target() -> None:
         assert precision_threshold(score_N, positive_N, target) == (min(good) if good else None)
 
 
-def test_the_bound_is_the_share_under_which_so_many_hits_would_be_rare() -> None:
+def test_lower_bound_matches_the_binomial_tail() -> None:
     for hits, count in ((1, 3), (20, 22), (50, 50), (400, 1_000)):
         bound = lower_bound([hits], [count], 0.9)[0]
         assert binom.sf(hits - 1, count, bound) == pytest.approx(0.1)
     assert lower_bound([0], [5], 0.9).tolist() == [0.0]
 
 
-def test_equal_scores_are_decided_alike() -> None:
+def test_equal_scores_get_equal_decisions() -> None:
     score_N = np.array([0.9] * 200 + [0.5] * 200)
     positive_N = np.array([True] * 200 + [True] * 100 + [False] * 100)
     # about three quarters over both groups: the second group comes whole or not at all
@@ -192,16 +190,17 @@ def test_equal_scores_are_decided_alike() -> None:
     assert precision_threshold(score_N, positive_N, 0.75) == 0.9
 
 
-def test_a_threshold_needs_rows_enough_to_be_sure() -> None:
+def test_too_few_rows_give_no_threshold() -> None:
     few, enough = np.full(21, 0.9), np.full(22, 0.9)
     assert precision_threshold(few, few > 0, 0.9) is None
     assert precision_threshold(enough, enough > 0, 0.9) == 0.9
 
 
-def test_markets_with_rows_enough_have_thresholds_of_their_own_and_others_the_common_ones() -> None:
+def test_large_markets_have_their_own_thresholds() -> None:
     random = np.random.default_rng(0)
     market_N = np.repeat(
-        np.asarray(["easy", "hard", "small"], dtype=object), [MARKET_ROWS, MARKET_ROWS, MARKET_ROWS - 1]
+        np.asarray(["easy", "hard", "small"], dtype=object),
+        [MIN_MARKET_ROWS, MIN_MARKET_ROWS, MIN_MARKET_ROWS - 1],
     )
     label_N = random.integers(0, 2, len(market_N))
     noise_N = np.where(market_N == "hard", 4.0, 0.5)
@@ -220,7 +219,7 @@ def test_markets_with_rows_enough_have_thresholds_of_their_own_and_others_the_co
         np.full(3, 0.7),
         Calibration(relevant_at=0.6, markets={"hard": Thresholds(relevant_at=0.8)}),
         ["easy", "hard", "new"],
-    ).tolist() == [
+    ).decision_N.tolist() == [
         "relevant",
         "abstain",
         "relevant",
@@ -243,13 +242,13 @@ def leaning(shape: str, rows: int = 4_000) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     ("shape", "method"), [("straight", "temperature"), ("shifted", "platt"), ("stepped", "isotonic")]
 )
-def test_the_method_is_the_one_that_rows_held_out_ask_for(shape: str, method: str) -> None:
+def test_held_out_rows_choose_the_method(shape: str, method: str) -> None:
     logits_NC, label_N = leaning(shape)
     assert choose_method(logits_NC, label_N, task(2, 1), np.arange(len(label_N))) == method
 
 
 @pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
-def test_probabilities_after_every_method_rise_with_those_before_and_labels_keep_their_proportions(
+def test_methods_keep_order_and_label_proportions(
     method: str,
 ) -> None:
     random = np.random.default_rng(2)
@@ -269,7 +268,7 @@ def test_probabilities_after_every_method_rise_with_those_before_and_labels_keep
     assert after_NC[:, 2] / after_NC[:, 3] == pytest.approx(before_NC[:, 2] / before_NC[:, 3])
 
 
-def test_certain_logits_stay_probabilities_under_every_method() -> None:
+def test_extreme_logits_stay_probabilities() -> None:
     logits_NC = np.array([[800.0, 0, 0, 0], [0, 0, 0, 800.0], [-800.0, -800, 800, 800]])
     for calibration in (
         Calibration(method="platt", slope=0.5, intercept=1),
@@ -279,20 +278,20 @@ def test_certain_logits_stay_probabilities_under_every_method() -> None:
         assert np.isfinite(probability_NC).all() and probability_NC.sum(1) == pytest.approx(np.ones(3))
 
 
-def test_no_rows_leave_logits_as_they_are_and_decide_nothing() -> None:
+def test_no_rows_give_the_identity_calibration() -> None:
     assert fit(np.zeros((0, 4)), np.zeros(0, int), task()) == Calibration(temperature=1.0)
 
 
-def test_all_rows_of_one_kind_are_decided_and_none_the_other_way() -> None:
+def test_rows_of_one_class_get_one_decision() -> None:
     logits_NC = np.random.default_rng(0).normal(0, 1, (50, 2))
     assert fit(logits_NC, np.ones(50, int), task(2, 1)).irrelevant_below is None
     irrelevant = fit(logits_NC, np.zeros(50, int), task(2, 1))
     assert irrelevant.relevant_at is None
     probability_N = relevance_probability(label_probabilities(logits_NC, irrelevant.temperature), task(2, 1))
-    assert (decide(probability_N, irrelevant) == "irrelevant").all()
+    assert (decide(probability_N, irrelevant).decision_N == "irrelevant").all()
 
 
-def test_a_calibration_survives_json_to_the_last_bit() -> None:
+def test_calibration_survives_json_bit_for_bit() -> None:
     logits_NC, label_N, chosen = random_logits(2)
     calibration = fit(logits_NC, label_N, chosen)
     assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration

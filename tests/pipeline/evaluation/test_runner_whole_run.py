@@ -1,7 +1,8 @@
-"""An evaluation from rows to files, of a model that was never trained."""
+"""Evaluation of an untrained model, from rows to files."""
 
 import json
 import shutil
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +15,50 @@ from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import data_digest, find_partitions, read_split
 from pipeline.evaluation import runner as evaluation_module
+from pipeline.evaluation.results import Evaluation
 from pipeline.evaluation.runner import run_evaluation
 from pipeline.inference.calibration import relevance_probability
-from pipeline.inference.predictor import describe, fresh_judge
-from pipeline.registry.version_files import FetchedVersion
-from pipeline.scoring.actor import UnitScorer
+from pipeline.inference.predictor import build_predictor, bundle_description
+from pipeline.registry.version_files import VersionFiles
+from pipeline.runtime.progress import SilentProgress
 from pipeline.scoring.label_store import read_published
-from pipeline.scoring.ray_pipeline import actor_settings
-from pipeline.scoring.work_units import plan_units
 from tests.support.planted import planted_config, write_planted
+from tests.support.scoring_world import build_scorer, plan
 
 SIDES = ("train", "valid", "test")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> RunConfig:
-    """A run whose rows were accepted and whose bundle is in place."""
+    """A run with accepted rows and a bundle."""
     root = tmp_path_factory.mktemp("evaluated")
     write_planted(root)
     config = build_config(planted_config(root, str(tiny_llama)), "test")
     shutil.copytree(root / "judged", config.accepted_dir)
-    judge = fresh_judge(config)
+    predictor = build_predictor(config)
     training = {
         "fingerprint": "f" * 64,
         "data_digest": data_digest(find_partitions(config.accepted_dir, config.tasks)),
     }
     write_bundle(
         config.run_dir / "trained",
-        describe(judge, config, training),
-        judge.model.trainable_state(),
-        judge.backbone.folder,
+        bundle_description(predictor, config, training),
+        predictor.model.trainable_state(),
+        predictor.backbone.folder,
     )
     return config
 
 
 def evaluate(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the evaluation, the calibration in the bundle)."""
-    found = run_evaluation(config, config.run_dir / "trained", lambda *_: None, lambda *_: None)
-    return found, json.loads((config.run_dir / "bundle" / "bundle.json").read_text())["calibration"]
+    """Return evaluation.json and the calibration in the bundle."""
+    evaluation = run_evaluation(config, config.run_dir / "trained", SilentProgress())
+    recorded = json.loads((config.run_dir / "evaluation.json").read_text())
+    assert Evaluation.from_json(recorded).to_json() == recorded == evaluation.to_json()
+    return recorded, json.loads((config.run_dir / "bundle" / "bundle.json").read_text())["calibration"]
 
 
-def turn_labels(config: RunConfig, side: Any) -> None:
-    """Every label of a side becomes the one at the other end."""
+def reverse_labels(config: RunConfig, side: Any) -> None:
+    """Reverse the labels of a split."""
     rows = read_split(config.accepted_dir, config.tasks, config.split, side)
     for task in config.tasks:
         of_side = set(rows[task.name].column("row_id").to_pylist())
@@ -71,25 +74,25 @@ def turn_labels(config: RunConfig, side: Any) -> None:
         )
 
 
-def test_calibration_and_thresholds_come_of_the_valid_rows_and_of_no_others(config: RunConfig) -> None:
+def test_calibration_depends_on_valid_rows_only(config: RunConfig) -> None:
     first, calibration = evaluate(config)
     seen = {}
     for side in SIDES:
-        turn_labels(config, side)
+        reverse_labels(config, side)
         seen[side] = evaluate(config)
-        turn_labels(config, side)
+        reverse_labels(config, side)
     assert seen["train"][1] == seen["test"][1] == calibration
     assert seen["valid"][1] != calibration
     assert seen["test"][0]["macro_pr_auc"]["model"] != first["macro_pr_auc"]["model"], (
-        "test labels were turned"
+        "test labels were reversed"
     )
     assert seen["train"][0]["macro_pr_auc"]["lexical"] != first["macro_pr_auc"]["lexical"], (
-        "train labels were turned"
+        "train labels were reversed"
     )
     assert evaluate(config)[1] == calibration
 
 
-def test_curves_lie_beside_the_figures_as_pictures(config: RunConfig) -> None:
+def test_curves_are_written_as_svg_files(config: RunConfig) -> None:
     evaluate(config)
     names = {path.name for path in (config.run_dir / "plots").iterdir()}
     assert names == {
@@ -97,32 +100,31 @@ def test_curves_lie_beside_the_figures_as_pictures(config: RunConfig) -> None:
         for task in ("two", "three")
         for curve in ("relevant-rows", "defects", "reliability")
     }
-    assert (
-        (config.run_dir / "plots" / "two-defects.svg")
-        .read_text()
-        .startswith('<svg xmlns="http://www.w3.org/2000/svg"')
-    )
+    svg = (config.run_dir / "plots" / "two-defects.svg").read_text()
+    assert svg.startswith("<svg") and ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_scoring_says_of_a_row_what_evaluation_said_of_it(
+def test_scoring_repeats_the_probabilities_of_the_evaluation(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged: dict[str, Any] = {}
+    evaluated: dict[str, Any] = {}
     build = evaluation_module.build_reference
 
-    def recorded(judge: Any, sha256: str, tables: Any, said: Any, batch_tokens: int) -> Any:
-        for task in judge.tasks:
-            probability_N = relevance_probability(said[task.name], task)
-            judged.update(
+    def recording_build(
+        predictor: Any, sha256: str, tables: Any, probabilities: Any, batch_tokens: int
+    ) -> Any:
+        for task in predictor.tasks:
+            probability_N = relevance_probability(probabilities[task.name], task)
+            evaluated.update(
                 zip(tables[task.name].column("row_id").to_pylist(), probability_N.tolist(), strict=True)
             )
-        return build(judge, sha256, tables, said, batch_tokens)
+        return build(predictor, sha256, tables, probabilities, batch_tokens)
 
-    monkeypatch.setattr(evaluation_module, "build_reference", recorded)
+    monkeypatch.setattr(evaluation_module, "build_reference", recording_build)
     evaluate(config)
     to_score = config.run_dir / "again"
     for name, table in read_split(config.accepted_dir, config.tasks, config.split, "test").items():
-        # in other company than when they were evaluated
+        # in other batches than in the evaluation
         for part, rows in enumerate((table.slice(0, 3), table.slice(3))):
             path = to_score / f"task={name}" / f"part-{part}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,15 +136,12 @@ def test_scoring_says_of_a_row_what_evaluation_said_of_it(
     again = config.model_copy(update=places)
     sha256 = json.loads((config.run_dir / "score_reference.json").read_text())["bundle_sha256"]
     (config.run_dir / "attempts").mkdir(exist_ok=True)
-    scorer = UnitScorer(
-        actor_settings(
-            again, FetchedVersion("1", config.run_dir / "bundle", sha256), config.run_dir / "attempts"
-        )
-    )
-    assert not any(scorer.outcome(unit).error for unit in plan_units(again, sha256)[0])
-    scored = read_published(again.scores_place, sha256)
+    version = VersionFiles("1", config.run_dir / "bundle", sha256)
+    scorer = build_scorer(again, version, config.run_dir / "attempts")
+    assert not any(scorer.score_unit(unit).error for unit in plan(again, sha256)[0])
+    scored = read_published(again.scores_location, sha256)
     found = dict(
         zip(scored.column("row_id").to_pylist(), scored.column("probability").to_pylist(), strict=True)
     )
-    assert found.keys() == judged.keys() and len(found) > 20
-    assert max(abs(found[row] - judged[row]) for row in found) < 1e-5
+    assert found.keys() == evaluated.keys() and len(found) > 20
+    assert max(abs(found[row] - evaluated[row]) for row in found) < 1e-5

@@ -1,11 +1,11 @@
-"""The ways test rows are cut into slices."""
+"""Slices of test rows by language, query and title."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from pipeline.evaluation.slices import LANGUAGES, UNSURE, cut, language
+from pipeline.evaluation.slices import LANGUAGES, UNCLEAR_LANGUAGE, detect_language, slice_names
 from pipeline.schema import ROW_SCHEMA
 
 TEXTS = {
@@ -35,42 +35,42 @@ def rows(*pairs: tuple[str, str]) -> pa.Table:
 
 
 @pytest.mark.parametrize("code", TEXTS)
-def test_rows_of_one_market_are_cut_by_their_language(code: str) -> None:
-    assert cut(rows(TEXTS[code], ("zzz 12", "XK-20 9mm")), ("no", "yes"))["language"].tolist() == [
+def test_rows_of_one_market_are_sliced_by_language(code: str) -> None:
+    assert slice_names(rows(TEXTS[code], ("zzz 12", "XK-20 9mm")), ("no", "yes"))["language"].tolist() == [
         code,
-        UNSURE,
+        UNCLEAR_LANGUAGE,
     ]
 
 
 @pytest.mark.parametrize("text", ["", "1234 99", "hdmi 2m", "iphone", "sneakers Nike Air", "🙂"])
-def test_a_text_that_says_no_language_is_in_none(text: str) -> None:
-    assert language(text) == UNSURE
+def test_text_without_a_language_is_unclear(text: str) -> None:
+    assert detect_language(text) == UNCLEAR_LANGUAGE
 
 
-def test_languages_that_nobody_advertises_in_are_not_guessed() -> None:
+def test_rare_languages_are_not_guessed() -> None:
     assert (
         LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify("zapatillas blancas mujer")[
             0
         ]
         == "ext"
     )
-    assert language("zapatillas blancas mujer") == "es"
+    assert detect_language("zapatillas blancas mujer") == "es"
     assert len(set(LANGUAGES)) == len(LANGUAGES) == 35
 
 
-def test_head_and_tail_queries_and_their_words_are_told_apart() -> None:
+def test_queries_are_sliced_by_ads_and_words() -> None:
     head = [("red shoes", "A" * (number + 1)) for number in range(10)]
     table = rows(*head, ("  the one  and only such query ", "b"), ("shoes", "c"), ("shoes", "d"))
-    slices = cut(table, ("no", "yes"))
+    slices = slice_names(table, ("no", "yes"))
     assert slices["query_ads"].tolist() == ["10 ads and more"] * 10 + ["1 ad"] + ["2 to 9 ads"] * 2
     assert slices["query_words"].tolist() == ["2 words"] * 10 + ["5 words and more"] + ["1 word"] * 2
     assert slices["label"].tolist() == ["no", "yes"] * 6 + ["no"]
     assert set(slices["market"]) == {"us"}
 
 
-def test_titles_are_cut_in_thirds_named_by_their_bounds() -> None:
+def test_titles_are_sliced_in_thirds() -> None:
     names, counts = np.unique(
-        cut(rows(*[("q", "a" * length) for length in range(1, 10)]), ("no", "yes"))["ad_length"],
+        slice_names(rows(*[("q", "a" * length) for length in range(1, 10)]), ("no", "yes"))["ad_length"],
         return_counts=True,
     )
     assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == {

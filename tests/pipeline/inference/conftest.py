@@ -24,7 +24,7 @@ def build(tmp_path: Path, deep_llama: Path) -> BuildWorld:
     def built(**blocks: Any) -> World:
         world = World(tmp_path, deep_llama, prepare=unlike_tasks, **blocks)
         write_rows(
-            planted_rows("three", ROWS, 5, labelled=False),
+            planted_rows("three", ROWS, 5, labeled=False),
             tmp_path / "to_score" / "task=three" / "part-5-other.parquet",
         )
         return world

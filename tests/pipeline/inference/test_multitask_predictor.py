@@ -1,6 +1,4 @@
-"""Every row labelled for every task: in one pass where the model shares layers enough, else task by task, and
-always as plain scoring would.
-"""
+"""Every row labeled for every task, in one pass or task by task, as single-task scoring would."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +9,8 @@ import pytest
 import torch
 
 from models.inference.task_branching import all_task_logits
-from pipeline.inference import multitask_predictor as all_tasks
-from pipeline.inference.multitask_predictor import ONE_PASS_SHARE, AllTasksJudge
+from pipeline.inference import multitask_predictor
+from pipeline.inference.multitask_predictor import ONE_PASS_SHARE, MultitaskPredictor
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.label_store import read_published
 from tests.support.all_tasks_scoring import EVERY_LAYER, MTL, SHARED, BuildWorld, check_as_plain, score_all
@@ -38,29 +36,29 @@ def templates(second: str) -> dict[str, Any]:
         ({**SHARED, **templates(OTHER_TEMPLATE)}, False),
     ],
     ids=[
-        "last layer knows tasks",
-        "no layer does",
-        "every layer does",
-        "half of them do",
-        "unlike templates",
+        "one task layer",
+        "no task layer",
+        "all task layers",
+        "half task layers",
+        "different templates",
     ],
 )
-def test_a_row_gets_a_label_of_every_task(build: BuildWorld, blocks: dict[str, Any], one_pass: bool) -> None:
+def test_every_row_gets_a_label_of_every_task(
+    build: BuildWorld, blocks: dict[str, Any], one_pass: bool
+) -> None:
     world = build(**blocks)
     scorer, record = score_all(world)
-    assert scorer.all_tasks is not None and scorer.all_tasks.one_pass is one_pass
-    assert (scorer.judge.task_judges == {}) is one_pass, (
-        "no task's adapters are merged where one pass is taken"
-    )
+    assert scorer.multitask is not None and scorer.multitask.one_pass is one_pass
+    assert (scorer.predictor.task_predictors == {}) is one_pass, "one pass merges no task's adapters"
     check_as_plain(world, read_published(world.scores_dir))
     assert record["spent"]["tokens_computed"] > 0 and record["spent"]["model_s"] > 0
 
 
-def test_one_pass_reads_each_row_once_and_branches_at_the_layer_that_knows_tasks(build: BuildWorld) -> None:
+def test_one_pass_runs_shared_layers_once_per_row(build: BuildWorld) -> None:
     scorer = build(**SHARED).scorer()
     passed: dict[str, list[int]] = {"embed_tokens": [], "layers.2": [], "layers.3.mlp": []}
     for name, sizes in passed.items():
-        module = scorer.judge.model.trunk.get_submodule(name)
+        module = scorer.predictor.model.trunk.get_submodule(name)
         module.register_forward_hook(
             lambda _, __, output, sizes=sizes: sizes.append(output.shape[0] * output.shape[1])
         )
@@ -69,55 +67,57 @@ def test_one_pass_reads_each_row_once_and_branches_at_the_layer_that_knows_tasks
         row | {"row_id": f"{row['row_id']}-{copy}"} for row in planted_rows("two", 30, 3) for copy in range(2)
     ]
     table = pa.Table.from_pylist(rows, ROW_SCHEMA)
-    judge = AllTasksJudge(scorer.judge)
-    judge.logits(judge.encode(table.slice(0, 4)), 128, lambda rows: None)  # tries two rows out
-    before = judge.spent()
+    multitask = MultitaskPredictor(scorer.predictor)
+    multitask.plan_logits(multitask.encode(table.slice(0, 4)), 128).run()  # tries two rows
+    before = multitask.usage()
     for sizes in passed.values():
         sizes.clear()
-    told: list[int] = []
-    judge.logits(judge.encode(table), 128, lambda rows: told.extend(rows.tolist()))
-    assert sorted(told) == list(range(60)), "each row is told once"
+    planned_rows: list[int] = []
+    for step in multitask.plan_logits(multitask.encode(table), 128):
+        planned_rows.extend(step.rows.tolist())
+        step.run()
+    assert sorted(planned_rows) == list(range(60)), "each row is in one step"
     embedded = passed["embed_tokens"]
-    tokens = sum(len(scorer.judge.encoder.encode(table.slice(row, 1), "two")[0]) for row in range(60))
-    assert len(embedded) > 1 and tokens / 2 <= sum(embedded) < 0.7 * tokens, "equal rows go through once"
+    tokens = sum(len(scorer.predictor.encoder.encode(table.slice(row, 1), "two")[0]) for row in range(60))
+    assert len(embedded) > 1 and tokens / 2 <= sum(embedded) < 0.7 * tokens, "equal rows are computed once"
     assert passed["layers.2"] == embedded and passed["layers.3.mlp"] == [2 * size for size in embedded]
-    assert max(passed["layers.3.mlp"]) <= 128, "the budget holds where a pass is widest"
-    spent = judge.spent()
-    assert spent.tokens_in - before.tokens_in == 2 * tokens
-    assert spent.tokens_computed - before.tokens_computed == pytest.approx(
+    assert max(passed["layers.3.mlp"]) <= 128, "the budget holds in the upper layers"
+    usage = multitask.usage()
+    assert usage.tokens_in - before.tokens_in == 2 * tokens
+    assert usage.tokens_computed - before.tokens_computed == pytest.approx(
         sum(embedded) * 5 / 4, abs=len(embedded)
     )
 
 
-def test_the_layers_that_are_shared_decide(build: BuildWorld) -> None:
-    assert AllTasksJudge(build(**SHARED).scorer().judge).cost_share == 5 / 8 <= ONE_PASS_SHARE
-    assert AllTasksJudge(build(**EVERY_LAYER).scorer().judge).cost_share == 1
+def test_cost_share_decides_for_one_pass(build: BuildWorld) -> None:
+    assert MultitaskPredictor(build(**SHARED).scorer().predictor).cost_share == 5 / 8 <= ONE_PASS_SHARE
+    assert MultitaskPredictor(build(**EVERY_LAYER).scorer().predictor).cost_share == 1
 
 
-def other_answer(model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> Any:
+def wrong_logits(model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> Any:
     return {task: model(ids_BS, mask_BS, torch.full((len(ids_BS),), task)) + 1.0 for task in range(2)}
 
 
-def no_answer(model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> Any:
-    raise ValueError("whose rows cannot be told")
+def unsupported(model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> Any:
+    raise ValueError("rows cannot be told apart")
 
 
 def fails_later(model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, real: Any = all_task_logits) -> Any:
-    """Not on the two rows tried."""
-    return real(model, ids_BS, mask_BS) if len(ids_BS) == 2 else no_answer(model, ids_BS, mask_BS)
+    """Fail on every batch but that of the two rows tried."""
+    return real(model, ids_BS, mask_BS) if len(ids_BS) == 2 else unsupported(model, ids_BS, mask_BS)
 
 
-@pytest.mark.parametrize("instead", [other_answer, no_answer, fails_later])
-def test_a_trunk_that_cannot_branch_is_found_out_and_judged_task_by_task(
+@pytest.mark.parametrize("instead", [wrong_logits, unsupported, fails_later])
+def test_unsupported_trunk_falls_back_to_a_pass_per_task(
     build: BuildWorld, monkeypatch: pytest.MonkeyPatch, instead: Callable[..., Any]
 ) -> None:
     world = build(**SHARED)
-    monkeypatch.setattr(all_tasks, "all_task_logits", instead)
+    monkeypatch.setattr(multitask_predictor, "all_task_logits", instead)
     scorer, _ = score_all(world)
-    assert scorer.all_tasks is not None and scorer.all_tasks.one_pass is False
+    assert scorer.multitask is not None and scorer.multitask.one_pass is False
     check_as_plain(world, read_published(world.scores_dir))
 
 
-def test_a_bfloat16_model_agrees_with_itself_and_takes_one_pass(build: BuildWorld, deep_llama: Path) -> None:
+def test_bfloat16_model_takes_one_pass(build: BuildWorld, deep_llama: Path) -> None:
     scorer, _ = score_all(build(**SHARED, backbone={"source": str(deep_llama), "dtype": "bfloat16"}))
-    assert scorer.all_tasks is not None and scorer.all_tasks.one_pass is True
+    assert scorer.multitask is not None and scorer.multitask.one_pass is True

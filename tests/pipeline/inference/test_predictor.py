@@ -1,6 +1,4 @@
-"""A trained judge comes back from its bundle bit for bit, or is refused; its logits depend on the row
-alone.
-"""
+"""Bundles give back a predictor bit for bit or are refused; logits depend on the row alone."""
 
 import json
 import shutil
@@ -22,7 +20,7 @@ from pipeline.config.run import RunConfig
 from pipeline.encoding.batches import EncodedRows
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.inference.calibration import Calibration
-from pipeline.inference.predictor import Judge, describe, fresh_judge, load_judge
+from pipeline.inference.predictor import Predictor, build_predictor, bundle_description, load_predictor
 from pipeline.schema import ROW_SCHEMA
 from tests.support.planted import planted_config, planted_rows
 
@@ -51,9 +49,9 @@ def config(backbone_dir: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def judge(config: RunConfig) -> Judge:
-    """A judge as after training: every trained tensor moved, calibrated."""
-    fresh = fresh_judge(config)
+def predictor(config: RunConfig) -> Predictor:
+    """A calibrated predictor whose trained tensors are random."""
+    fresh = build_predictor(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in fresh.model.trainable_state().values():
@@ -62,9 +60,9 @@ def judge(config: RunConfig) -> Judge:
 
 
 @pytest.fixture(scope="module")
-def encoded(judge: Judge) -> EncodedRows:
+def encoded(predictor: Predictor) -> EncodedRows:
     """Rows of both tasks, of many lengths."""
-    return judge.encode({task: rows_of(task) for task in ("two", "three")})
+    return predictor.encode({task: rows_of(task) for task in ("two", "three")})
 
 
 def rows_of(task: str, count: int = 30) -> pa.Table:
@@ -74,48 +72,48 @@ def rows_of(task: str, count: int = 30) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
 
-def write_judge(folder: Path, judge: Judge, config: RunConfig) -> str:
+def write_predictor(folder: Path, predictor: Predictor, config: RunConfig) -> str:
     return write_bundle(
         folder,
-        describe(judge, config, {"fingerprint": "f"}),
-        judge.model.trainable_state(),
-        judge.backbone.folder,
+        bundle_description(predictor, config, {"fingerprint": "f"}),
+        predictor.model.trainable_state(),
+        predictor.backbone.folder,
     )
 
 
 @pytest.fixture
-def bundle_dir(tmp_path: Path, judge: Judge, config: RunConfig) -> Path:
-    write_judge(tmp_path / "bundle", judge, config)
+def bundle_dir(tmp_path: Path, predictor: Predictor, config: RunConfig) -> Path:
+    write_predictor(tmp_path / "bundle", predictor, config)
     return tmp_path / "bundle"
 
 
-def test_a_judge_out_of_its_bundle_gives_the_same_logits_and_keeps_all_it_knew(
-    bundle_dir: Path, judge: Judge, encoded: EncodedRows
+def test_loaded_bundle_gives_equal_logits(
+    bundle_dir: Path, predictor: Predictor, encoded: EncodedRows
 ) -> None:
-    loaded, bundle = load_judge(bundle_dir)
+    loaded, bundle = load_predictor(bundle_dir)
     again = loaded.encode({task: rows_of(task) for task in ("two", "three")})
     assert np.array_equal(again.ids, encoded.ids) and np.array_equal(again.starts, encoded.starts)
-    assert np.array_equal(loaded.logits(again, 512), judge.logits(encoded, 512))
+    assert np.array_equal(loaded.logits(again, 512), predictor.logits(encoded, 512))
     assert (loaded.tasks, loaded.calibration, loaded.encoder.config) == (
-        judge.tasks,
+        predictor.tasks,
         CALIBRATION,
-        judge.encoder.config,
+        predictor.encoder.config,
     )
     assert not loaded.model.training
     assert bundle.description["training"] == {"fingerprint": "f"}
 
 
-def test_training_moved_the_logits_that_are_compared_here(
-    config: RunConfig, judge: Judge, encoded: EncodedRows
+def test_trained_logits_differ_from_untrained_ones(
+    config: RunConfig, predictor: Predictor, encoded: EncodedRows
 ) -> None:
-    ours, fresh = judge.logits(encoded, 512), fresh_judge(config).logits(encoded, 512)
+    ours, fresh = predictor.logits(encoded, 512), build_predictor(config).logits(encoded, 512)
     real = np.isfinite(ours)
     assert np.abs(ours[real] - fresh[real]).mean() > 0.1
     assert len(np.unique(np.round(ours[real], 4))) > real.sum() * 0.9
 
 
-def test_logits_of_labels_that_a_task_lacks_are_minus_infinity(judge: Judge, encoded: EncodedRows) -> None:
-    logits_NC = judge.logits(encoded, 512)
+def test_logits_beyond_a_tasks_labels_are_minus_infinity(predictor: Predictor, encoded: EncodedRows) -> None:
+    logits_NC = predictor.logits(encoded, 512)
     assert logits_NC.shape == (60, 3)
     assert np.array_equal(
         np.isneginf(logits_NC), (encoded.task_N == 0)[:, None] & (np.arange(3) == 2)[None, :]
@@ -123,11 +121,11 @@ def test_logits_of_labels_that_a_task_lacks_are_minus_infinity(judge: Judge, enc
 
 
 @pytest.mark.parametrize("batch_tokens", [64, 300, 4_096, 1_000_000])
-def test_logits_follow_the_order_of_the_rows_whatever_the_batches(
-    judge: Judge, encoded: EncodedRows, batch_tokens: int
+def test_logits_do_not_depend_on_the_batches(
+    predictor: Predictor, encoded: EncodedRows, batch_tokens: int
 ) -> None:
-    alone = np.concatenate([judge.logits(one_row(encoded, row), 1) for row in range(len(encoded))])
-    together = judge.logits(encoded, batch_tokens)
+    alone = np.concatenate([predictor.logits(one_row(encoded, row), 1) for row in range(len(encoded))])
+    together = predictor.logits(encoded, batch_tokens)
     real = np.isfinite(alone)
     assert np.array_equal(real, np.isfinite(together))
     assert np.abs(alone[real] - together[real]).max() < 1e-5
@@ -142,27 +140,27 @@ def one_row(encoded: EncodedRows, row: int) -> EncodedRows:
     return EncodedRows(ids=ids, starts=np.array([0, len(ids)]), **rest)
 
 
-def test_every_row_is_told_once_before_it_is_judged(judge: Judge, encoded: EncodedRows) -> None:
-    told: list[np.ndarray] = []
-    judge.logits(encoded, 300, told.append)
-    assert sorted(np.concatenate(told).tolist()) == list(range(len(encoded))) and len(told) > 3
+def test_every_row_is_in_one_step(predictor: Predictor, encoded: EncodedRows) -> None:
+    steps: list[np.ndarray] = []
+    for step in predictor.plan_logits(encoded, 300):
+        steps.append(step.rows)
+        step.run()
+    assert sorted(np.concatenate(steps).tolist()) == list(range(len(encoded))) and len(steps) > 3
 
 
-def test_a_bundle_has_one_sha256_for_one_content(tmp_path: Path, judge: Judge, config: RunConfig) -> None:
-    one, two = (write_judge(tmp_path / name, judge, config) for name in ("one", "two"))
-    other = write_judge(
-        tmp_path / "other", replace(judge, calibration={**CALIBRATION, "two": Calibration()}), config
+def test_equal_bundles_have_equal_digests(tmp_path: Path, predictor: Predictor, config: RunConfig) -> None:
+    one, two = (write_predictor(tmp_path / name, predictor, config) for name in ("one", "two"))
+    other = write_predictor(
+        tmp_path / "other", replace(predictor, calibration={**CALIBRATION, "two": Calibration()}), config
     )
     assert one == two != other
-    assert load_judge(tmp_path / "one", expected_sha256=two)[1].sha256 == one
+    assert load_predictor(tmp_path / "one", expected_sha256=two)[1].sha256 == one
     with pytest.raises(DamagedInputError, match="the registry recorded"):
-        load_judge(tmp_path / "other", expected_sha256=one)
+        load_predictor(tmp_path / "other", expected_sha256=one)
 
 
 @pytest.mark.parametrize("changed", ["weights", "tokenizer"])
-def test_another_backbone_than_the_one_trained_on_is_refused(
-    bundle_dir: Path, backbone_dir: Path, changed: str
-) -> None:
+def test_changed_backbone_is_refused(bundle_dir: Path, backbone_dir: Path, changed: str) -> None:
     path = backbone_dir / ("model.safetensors" if changed == "weights" else "tokenizer_config.json")
     original = path.read_bytes()
     try:
@@ -173,18 +171,18 @@ def test_another_backbone_than_the_one_trained_on_is_refused(
         else:
             path.write_text(json.dumps({**json.loads(original), "added": 1}))
         with pytest.raises(DamagedInputError, match=r"has digest .{12}, .* was trained on .{12}") as caught:
-            load_judge(bundle_dir)
+            load_predictor(bundle_dir)
         assert caught.value.exit_code == 4
     finally:
         path.write_bytes(original)
-    load_judge(bundle_dir)
+    load_predictor(bundle_dir)
 
 
-def test_a_backbone_that_is_not_here_is_a_matter_of_the_config(bundle_dir: Path, backbone_dir: Path) -> None:
+def test_missing_backbone_is_a_config_error(bundle_dir: Path, backbone_dir: Path) -> None:
     away = backbone_dir.rename(backbone_dir.with_name("away"))
     try:
-        with pytest.raises(ConfigError, match="holds no config.json"):
-            load_judge(bundle_dir)
+        with pytest.raises(ConfigError, match="has no config.json"):
+            load_predictor(bundle_dir)
     finally:
         away.rename(backbone_dir)
 
@@ -210,10 +208,10 @@ ALTERATIONS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("alteration", ALTERATIONS)
-def test_an_altered_bundle_is_refused_as_damaged_input(bundle_dir: Path, alteration: str) -> None:
+def test_altered_bundle_is_damaged_input(bundle_dir: Path, alteration: str) -> None:
     ALTERATIONS[alteration](bundle_dir)
     with pytest.raises(DamagedInputError) as caught:
-        load_judge(bundle_dir)
+        load_predictor(bundle_dir)
     assert str(bundle_dir) in str(caught.value)
 
 
@@ -228,28 +226,28 @@ def rewrite_description(bundle_dir: Path, **changes: Any) -> None:
     (bundle_dir / "manifest.json").write_bytes(encode_json(manifest))
 
 
-def test_a_rewritten_description_is_read(bundle_dir: Path) -> None:
+def test_rewritten_description_is_read(bundle_dir: Path) -> None:
     rewrite_description(bundle_dir, calibration={"two": {"temperature": 3.0}, "three": {}})
-    assert load_judge(bundle_dir)[0].calibration["two"].temperature == 3.0
+    assert load_predictor(bundle_dir)[0].calibration["two"].temperature == 3.0
 
 
-def test_a_bundle_of_another_encoder_is_refused(bundle_dir: Path) -> None:
+def test_bundle_of_another_encoder_version_is_refused(bundle_dir: Path) -> None:
     rewrite_description(bundle_dir, encoder_version="0")
-    with pytest.raises(DamagedInputError, match="was made with encoder version 0, this code has"):
-        load_judge(bundle_dir)
+    with pytest.raises(DamagedInputError, match="has encoder version 0, this code has"):
+        load_predictor(bundle_dir)
 
 
-def test_weights_of_another_shape_than_described_are_refused(bundle_dir: Path) -> None:
+def test_weights_of_another_shape_are_refused(bundle_dir: Path) -> None:
     adapter = json.loads((bundle_dir / "bundle.json").read_bytes())["adapter"]
     rewrite_description(bundle_dir, adapter={**adapter, "rank": adapter["rank"] + 1})
     with pytest.raises(DamagedInputError, match="these weights are of another model"):
-        load_judge(bundle_dir)
+        load_predictor(bundle_dir)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone": {"source": "/no/such/model"}}, "holds no config.json"),
+        ({"backbone": {"source": "/no/such/model"}}, "has no config.json"),
         (
             {"adapter": {"target_modules": ["no_proj"]}},
             "names 'no_proj', which is no linear of this backbone; its linears: .*q_proj",
@@ -257,16 +255,16 @@ def test_weights_of_another_shape_than_described_are_refused(bundle_dir: Path) -
         ({"encode": {"max_tokens": 16}, "tasks": [WORDY]}, "over half of encode.max_tokens = 16; shorten it"),
     ],
 )
-def test_a_config_that_does_not_fit_its_backbone_is_refused_before_training(
+def test_config_that_does_not_fit_its_backbone_is_refused(
     config: RunConfig, changes: dict[str, Any], message: str
 ) -> None:
     wrong = build_config({**config.model_dump(mode="json"), **changes}, "test")
     with pytest.raises(ConfigError, match=message):
-        fresh_judge(wrong)
+        build_predictor(wrong)
 
 
-def test_fresh_judges_of_one_seed_are_equal(config: RunConfig, encoded: EncodedRows) -> None:
-    one, two = (fresh_judge(config) for _ in range(2))
+def test_predictors_of_one_seed_are_equal(config: RunConfig, encoded: EncodedRows) -> None:
+    one, two = (build_predictor(config) for _ in range(2))
     assert np.array_equal(one.logits(encoded, 512), two.logits(encoded, 512))
     assert all(
         torch.equal(t, two.model.trainable_state()[name]) for name, t in one.model.trainable_state().items()

@@ -1,6 +1,4 @@
-"""The registry on a real `mlflow server`: PostgreSQL, accounts and proxied artifacts; and servers that fail
-in their ways.
-"""
+"""Registry on a real `mlflow server`: PostgreSQL, accounts, proxied artifacts, and failing servers."""
 
 import json
 import subprocess
@@ -17,70 +15,56 @@ from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.inference.predictor import describe, fresh_judge
-from pipeline.registry.mlflow_client import mlflow_client, told_errors
-from pipeline.registry.model_versions import check_version, read_verdict, register_version, write_verdict
-from pipeline.registry.promotion_log import promote, read_promotions, roll_back
+from pipeline.evaluation.results import Evaluation
+from pipeline.inference.predictor import build_predictor, bundle_description
+from pipeline.registry.mlflow_client import connect_mlflow, translate_mlflow_errors
+from pipeline.registry.model_versions import (
+    get_version,
+    read_gate_report,
+    register_version,
+    write_gate_report,
+)
+from pipeline.registry.promotion_gate import GateReport, Verdict
+from pipeline.registry.promotion_log import PromotionLog
 from pipeline.registry.run_tracker import RunTracker
 from pipeline.registry.version_files import fetch_version, resolve_champion
 from pipeline.storage.filesystem import write_json
+from tests.support.champion import TRAINING, evaluation_of
 from tests.support.planted import planted_config, write_planted
-from tests.support.servers import PASSWORD, Trouble, mlflow_server, postgres_programs, postgres_server, proxy
+from tests.support.servers import (
+    PASSWORD,
+    ProxyFaults,
+    mlflow_server,
+    postgres_programs,
+    postgres_server,
+    proxy,
+)
+from tests.support.training_events import make_step
 
 pytestmark = pytest.mark.e2e
 
-FIGURE = {"value": 0.9, "low": 0.8, "high": 1.0}
-EVALUATION = {
-    "tasks": {},
-    "macro_pr_auc": {"model": FIGURE, "lexical": {**FIGURE, "value": 0.7}},
-    "model_minus_lexical_macro_pr_auc": FIGURE,
-    "worst_task": "two",
-}
-
-STEP = {
-    "step": 1,
-    "loss": 0.5,
-    "learning_rate": 0.01,
-    "rows_per_s": 8.0,
-    "tokens_per_s": 80.0,
-    "gradient_norm": 1.0,
-    "mfu": 0.3,
-    "tokens": 10,
-    "seconds": {},
-    "task_losses": {},
-    "group_gradient_norms": {},
-}
-
 
 class World:
-    """An evaluated bundle in a run's folder, and others like it."""
+    """A config and two evaluated bundles."""
 
     def __init__(self, root: Path, tiny_llama: Path) -> None:
         write_planted(root, num_rows=8)
         self.root = root
         self.plain = planted_config(root, str(tiny_llama))
         config = build_config(self.plain, "test")
-        judge = fresh_judge(config)
-        training = {
-            "fingerprint": "f" * 64,
-            "data_digest": "d" * 64,
-            "steps": 1,
-            "rows": 8,
-            "trainable_parameters": 1,
-            "best": None,
-        }
+        predictor = build_predictor(config)
         for number in (1, 2):
             tensors = {
                 name: tensor.detach() * number
-                for name, tensor in judge.model.named_parameters()
+                for name, tensor in predictor.model.named_parameters()
                 if tensor.requires_grad
             }
             (root / str(number)).mkdir()
             write_bundle(
                 root / str(number) / "bundle",
-                describe(judge, config, training),
+                bundle_description(predictor, config, TRAINING),
                 tensors,
-                judge.backbone.folder,
+                predictor.backbone.folder,
             )
         config.validation_dir.mkdir(parents=True)
         write_json(config.profile_path, {"data_digest": "d" * 64})
@@ -88,8 +72,8 @@ class World:
     def bundle(self, number: int) -> Path:
         return self.root / str(number) / "bundle"
 
-    def evaluation(self, number: int) -> dict[str, Any]:
-        return {**EVALUATION, "bundle_sha256": read_bundle(self.bundle(number)).sha256}
+    def evaluation(self, number: int) -> Evaluation:
+        return evaluation_of(read_bundle(self.bundle(number)).sha256)
 
     def config(self, uri: str, model: str) -> RunConfig:
         return build_config({**self.plain, "registry": {"model": model, "tracking_uri": uri}}, "test")
@@ -102,7 +86,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> World:
 
 @pytest.fixture(scope="module")
 def plain_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """On sqlite, without accounts."""
+    """A server on sqlite, without accounts."""
     folder = tmp_path_factory.mktemp("mlflow")
     with mlflow_server(folder, f"sqlite:///{folder}/mlflow.db", accounts=False) as uri:
         yield uri
@@ -117,14 +101,14 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits a tenth as long as production."""
+    """Shorten MLflow's timeouts."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
 @pytest.fixture(scope="module")
 def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """On PostgreSQL, with accounts."""
+    """A server on PostgreSQL, with accounts."""
     programs = postgres_programs()
     if programs is None:
         pytest.skip("PostgreSQL's initdb and postgres are not installed")
@@ -133,28 +117,25 @@ def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield uri
 
 
-def test_versions_live_and_change_on_postgresql_behind_accounts(
-    world: World, guarded_server: str, account: None
-) -> None:
+def test_registry_works_on_postgresql_with_accounts(world: World, guarded_server: str, account: None) -> None:
     config = world.config(guarded_server, "guarded")
     first = register_version(config, world.bundle(1), world.evaluation(1))
     second = register_version(config, world.bundle(2), world.evaluation(2))
-    client = mlflow_client(config)
-    promote(config, client, first, dict(check_version(client, "guarded", first).tags))
-    write_verdict(
-        config, second, {"version": second, "against": first, "passed": True, "rules": [], "behaviour": []}
-    )
-    promote(config, client, second, dict(check_version(client, "guarded", second).tags))
+    client = connect_mlflow(config.tracking_uri)
+    log = PromotionLog.from_config(config)
+    log.promote(client, first, get_version(client, "guarded", first).tags)
+    write_gate_report(client, "guarded", GateReport(Verdict(second, first, ()), {}, ()))
+    log.promote(client, second, get_version(client, "guarded", second).tags)
     assert client.get_registered_model("guarded").aliases == {
         "champion": second,
         "previous_champion": first,
         "challenger": second,
     }
-    verdict = read_verdict(client, check_version(client, "guarded", second))
-    assert verdict is not None and verdict["passed"]
+    report = read_gate_report(client, get_version(client, "guarded", second))
+    assert report is not None and report.verdict.passed
     fetched = resolve_champion(config)
     assert read_bundle(fetched.bundle_dir).sha256 == read_bundle(world.bundle(2)).sha256
-    assert roll_back(config, client, "complaints")["version"] == first
+    assert log.roll_back(client, "complaints").entry.version == first
     assert resolve_champion(config).version == first
     code = (
         "import mlflow, pandas as pd, sys\n"
@@ -169,7 +150,7 @@ def test_versions_live_and_change_on_postgresql_behind_accounts(
     assert loaded.returncode == 0 and loaded.stdout.split() == ["1"], loaded.stderr
 
 
-def test_a_wrong_password_is_an_error_of_the_config_and_is_not_told(
+def test_wrong_password_is_a_config_error_without_the_password(
     world: World, guarded_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
@@ -183,10 +164,8 @@ def test_a_wrong_password_is_an_error_of_the_config_and_is_not_told(
     "request_path",
     ["model-versions/create", "registered-models/create", "runs/create", "registered-models/alias"],
 )
-def test_an_answer_lost_after_the_work_was_done_makes_no_second_version(
-    world: World, plain_server: str, request_path: str
-) -> None:
-    trouble = Trouble()
+def test_lost_answer_makes_no_second_version(world: World, plain_server: str, request_path: str) -> None:
+    trouble = ProxyFaults()
     with proxy(plain_server, trouble) as uri:
         config = world.config(uri, f"lost-{request_path.replace('/', '-')}")
         trouble.lose_answers_to = request_path
@@ -195,7 +174,7 @@ def test_an_answer_lost_after_the_work_was_done_makes_no_second_version(
         except RetryableError:  # the same command again
             version = register_version(config, world.bundle(1), world.evaluation(1))
         assert trouble.lose_answers_to == "", "no answer was lost"
-        client = mlflow_client(config)
+        client = connect_mlflow(config.tracking_uri)
         found = client.search_model_versions(f"name = '{config.registry.model}'")
         assert [str(one.version) for one in found] == [version]
         assert str(client.get_registered_model(config.registry.model).aliases["challenger"]) == version
@@ -203,47 +182,45 @@ def test_an_answer_lost_after_the_work_was_done_makes_no_second_version(
 
 
 @pytest.mark.parametrize(
-    ("trouble_is", "told"), [({"status": 500}, "500 error responses"), ({"delay_s": 3.0}, "timed out")]
+    ("trouble_is", "message"), [({"status": 500}, "500 error responses"), ({"delay_s": 3.0}, "timed out")]
 )
-def test_a_server_that_fails_or_is_slow_is_given_up_in_bounded_time(
-    world: World, plain_server: str, impatient: None, trouble_is: dict[str, Any], told: str
+def test_failing_or_slow_server_is_given_up_in_time(
+    world: World, plain_server: str, impatient: None, trouble_is: dict[str, Any], message: str
 ) -> None:
-    trouble = Trouble()
+    trouble = ProxyFaults()
     with proxy(plain_server, trouble) as uri:
         vars(trouble).update(trouble_is)
         started_s = time.monotonic()
-        with pytest.raises(RetryableError, match=told):
+        with pytest.raises(RetryableError, match=message):
             register_version(world.config(uri, "slow"), world.bundle(1), world.evaluation(1))
         assert time.monotonic() - started_s < 15
 
 
-def test_nobody_there_is_told_with_what_to_do(world: World, impatient: None) -> None:
-    with pytest.raises(RetryableError, match="does not answer.*see to it or set registry.tracking_uri"):
-        mlflow_client(world.config("http://127.0.0.1:9", "absent"))
+def test_absent_server_error_says_what_to_do(world: World, impatient: None) -> None:
+    with pytest.raises(RetryableError, match="does not answer.*check it or set registry.tracking_uri"):
+        connect_mlflow(world.config("http://127.0.0.1:9", "absent").tracking_uri)
 
 
-def test_a_training_goes_on_where_the_store_does_not_answer_from_its_start(
-    world: World, impatient: None, capsys: Any
+def test_training_goes_on_without_a_store(
+    world: World, impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from jobs.console import Console
-
-    tracker = RunTracker(world.config("http://127.0.0.1:9", "absent"), "f" * 64, "digest", Console().say)
-    tracker.log_step(STEP)
+    tracker = RunTracker(world.config("http://127.0.0.1:9", "absent"), "f" * 64, "digest")
+    tracker.log_step(make_step())
     tracker.send()
     tracker.finish("FINISHED")
-    said = capsys.readouterr().err
-    assert tracker.run_id is None and said.count("Training goes on without it") == 1
+    assert tracker.run_id is None and caplog.text.count("Training goes on without it") == 1
 
 
-def test_a_champion_whose_files_are_here_is_served_while_the_registry_is_down(
+def test_downloaded_champion_is_used_while_registry_is_down(
     world: World, plain_server: str, impatient: None
 ) -> None:
-    trouble = Trouble()
+    trouble = ProxyFaults()
     with proxy(plain_server, trouble) as uri:
         config = world.config(uri, "down")
         version = register_version(config, world.bundle(2), world.evaluation(2))
-        client = mlflow_client(config)
-        promote(config, client, version, dict(check_version(client, "down", version).tags))
+        client = connect_mlflow(config.tracking_uri)
+        log = PromotionLog.from_config(config)
+        log.promote(client, version, get_version(client, "down", version).tags)
         trouble.status = 503
         with pytest.raises(RetryableError, match="the champion by the promotion log, is not here yet"):
             resolve_champion(config)
@@ -253,9 +230,9 @@ def test_a_champion_whose_files_are_here_is_served_while_the_registry_is_down(
         again = resolve_champion(config)
         assert there.registry_away == "" and "does not answer" in again.registry_away
         assert replace(again, registry_away="") == there
-        with pytest.raises(RetryableError), told_errors(config):
+        with pytest.raises(RetryableError), translate_mlflow_errors(config.tracking_uri):
             fetch_version(config, version)
-    assert [record["version"] for record in read_promotions(config)] == [version]
+    assert [entry.version for entry in log.read()] == [version]
     assert (
         json.loads((config.promotions_dir / "000001.json").read_text())["bundle_sha256"]
         == there.bundle_sha256

@@ -1,6 +1,4 @@
-"""The registered model answers frames: one row for each pair, in order, or a sentence that says what is wrong
-with the frame.
-"""
+"""Registered model on data frames: one row per pair, in order, or an error that names the problem."""
 
 import os
 from dataclasses import replace
@@ -16,7 +14,7 @@ import torch
 from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
 from pipeline.inference.calibration import Calibration, Thresholds
-from pipeline.inference.predictor import describe, fresh_judge
+from pipeline.inference.predictor import build_predictor, bundle_description
 from pipeline.registry.pyfunc_model import (
     OUTPUTS,
     RelevanceModelCode,
@@ -35,16 +33,21 @@ LABELS = {"two": ["bad", "good"], "three": ["bad", "fair", "good"]}
 def bundle_dir(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     config = build_config(planted_config(Path("/nowhere"), str(tiny_llama)), "test")
-    judge = fresh_judge(config)
-    judge.calibration.update(
+    predictor = build_predictor(config)
+    predictor.calibration.update(
         two=Calibration(relevant_at=0.5, irrelevant_below=0.5), three=Calibration(temperature=2.0)
     )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in judge.model.trainable_state().values():
+        for parameter in predictor.model.trainable_state().values():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     folder = tmp_path_factory.mktemp("pyfunc") / "bundle"
-    write_bundle(folder, describe(judge, config, {}), judge.model.trainable_state(), judge.backbone.folder)
+    write_bundle(
+        folder,
+        bundle_description(predictor, config, {}),
+        predictor.model.trainable_state(),
+        predictor.backbone.folder,
+    )
     return folder
 
 
@@ -63,21 +66,21 @@ def pairs(count: int = 24) -> pd.DataFrame:
     return pd.DataFrame(mixed, index=index)[["task", *TEXT_COLUMNS]]
 
 
-def test_predictions_keep_the_order_of_the_pairs_though_tasks_are_mixed(model: RelevanceModelCode) -> None:
+def test_mixed_tasks_keep_the_order_of_pairs(model: RelevanceModelCode) -> None:
     frame = pairs()
-    judged = model.predict(None, frame)
-    assert judged.index.tolist() == frame.index.tolist()
-    assert judged.columns.tolist() == [name for name, _ in OUTPUTS]
+    scored = model.predict(None, frame)
+    assert scored.index.tolist() == frame.index.tolist()
+    assert scored.columns.tolist() == [name for name, _ in OUTPUTS]
     alone = pd.concat([model.predict(None, frame.iloc[[n]]) for n in range(len(frame))])
-    assert judged["probability"].nunique() > 20
-    assert judged["probability"].tolist() == pytest.approx(alone["probability"].tolist(), abs=1e-5)
-    assert judged["label_name"].tolist() == alone["label_name"].tolist()
+    assert scored["probability"].nunique() > 20
+    assert scored["probability"].tolist() == pytest.approx(alone["probability"].tolist(), abs=1e-5)
+    assert scored["label_name"].tolist() == alone["label_name"].tolist()
 
 
-def test_answers_agree_with_each_other(model: RelevanceModelCode) -> None:
+def test_label_decision_and_probability_agree(model: RelevanceModelCode) -> None:
     frame = pairs()
-    judged = model.predict(None, frame)
-    for task, (_, row) in zip(frame["task"], judged.iterrows(), strict=True):
+    scored = model.predict(None, frame)
+    for task, (_, row) in zip(frame["task"], scored.iterrows(), strict=True):
         assert row["label_name"] == LABELS[task][row["label"]]
         assert 0 <= row["probability"] <= 1 and 0 <= row["expected_grade"] <= len(LABELS[task]) - 1
         if task == "two":
@@ -85,10 +88,10 @@ def test_answers_agree_with_each_other(model: RelevanceModelCode) -> None:
             assert row["expected_grade"] == pytest.approx(row["probability"])
         else:
             assert row["decision"] == "abstain"
-    assert set(judged["decision"]) == {"relevant", "irrelevant", "abstain"}
+    assert set(scored["decision"]) == {"relevant", "irrelevant", "abstain"}
 
 
-def test_texts_that_are_left_out_read_as_null(model: RelevanceModelCode) -> None:
+def test_missing_optional_texts_are_null(model: RelevanceModelCode) -> None:
     frame = pairs()
     bare = frame[["ad_title", "query", "task"]]
     assert model.predict(None, bare).equals(model.predict(None, frame))
@@ -96,26 +99,27 @@ def test_texts_that_are_left_out_read_as_null(model: RelevanceModelCode) -> None
     assert model.predict(None, nan).equals(model.predict(None, frame))
 
 
-def test_columns_that_are_not_of_a_pair_change_nothing(model: RelevanceModelCode) -> None:
+def test_extra_columns_are_ignored(model: RelevanceModelCode) -> None:
     frame = pairs()
     assert model.predict(None, frame.assign(row_id="x", label=7, colour="red")).equals(
         model.predict(None, frame)
     )
 
 
-def test_a_market_with_thresholds_of_its_own_is_decided_by_them(model: RelevanceModelCode) -> None:
-    frame, judge = pairs(), model.judge
+def test_thresholds_of_a_market_are_used(model: RelevanceModelCode) -> None:
+    frame, predictor = pairs(), model.predictor
     never = Thresholds(relevant_at=None, irrelevant_below=None)
     of_markets = {
-        name: one.model_copy(update={"markets": {"de": never}}) for name, one in judge.calibration.items()
+        name: calibration.model_copy(update={"markets": {"de": never}})
+        for name, calibration in predictor.calibration.items()
     }
-    model.judge = replace(judge, calibration=of_markets)
+    model.predictor = replace(predictor, calibration=of_markets)
     try:
         decisions = model.predict(None, frame.assign(market=["de", "de", None, "us"] * 6))[
             "decision"
         ].tolist()
     finally:
-        model.judge = judge
+        model.predictor = predictor
     anywhere = model.predict(None, frame)["decision"].tolist()
     of_de = [number % 4 < 2 for number in range(len(frame))]
     assert decisions == [
@@ -124,16 +128,16 @@ def test_a_market_with_thresholds_of_its_own_is_decided_by_them(model: Relevance
     assert {decision for there, decision in zip(of_de, anywhere, strict=True) if there} > {"abstain"}
 
 
-def test_no_pairs_have_no_answers_under_the_same_names(model: RelevanceModelCode) -> None:
-    judged = model.predict(None, pairs().iloc[:0])
-    assert len(judged) == 0 and judged.columns.tolist() == [name for name, _ in OUTPUTS]
+def test_empty_frame_gives_empty_columns(model: RelevanceModelCode) -> None:
+    scored = model.predict(None, pairs().iloc[:0])
+    assert len(scored) == 0 and scored.columns.tolist() == [name for name, _ in OUTPUTS]
 
 
-def test_the_example_that_is_registered_is_answered(model: RelevanceModelCode) -> None:
+def test_registered_input_example_is_scored(model: RelevanceModelCode) -> None:
     assert len(model.predict(None, input_example("two"))) == 1
 
 
-def test_an_unknown_task_is_refused_with_the_known_ones(model: RelevanceModelCode) -> None:
+def test_unknown_task_is_refused_with_the_known_ones(model: RelevanceModelCode) -> None:
     with pytest.raises(ValueError, match="task 'tow' in the input is not configured; configured: two, three"):
         model.predict(None, pairs().assign(task="tow"))
 
@@ -153,7 +157,7 @@ WRONG_FRAMES: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(
     ("change", "message"), WRONG_FRAMES, ids=[message[:20] for _, message in WRONG_FRAMES]
 )
-def test_a_frame_that_cannot_be_judged_is_refused_with_its_reason(
+def test_invalid_frame_is_refused_with_its_reason(
     model: RelevanceModelCode, change: Any, message: str
 ) -> None:
     check_frame(pairs())
@@ -163,7 +167,7 @@ def test_a_frame_that_cannot_be_judged_is_refused_with_its_reason(
         model.predict(None, change(pairs()))
 
 
-def test_a_frame_becomes_contract_rows_without_labels() -> None:
+def test_frame_becomes_contract_rows_without_labels() -> None:
     table = contract_rows(
         pd.DataFrame({"query": ["a", "b"], "ad_title": ["t", 7], "ad_keyword": [None, "k"]})
     )
@@ -173,7 +177,7 @@ def test_a_frame_becomes_contract_rows_without_labels() -> None:
     assert table.column("landing_page").null_count == table.column("label").null_count == 2
 
 
-def test_the_signature_requires_what_check_frame_requires() -> None:
+def test_signature_and_check_frame_require_equal_columns() -> None:
     inputs = {column.name: column.required for column in signature().inputs}
     assert inputs == {
         name: name in ("task", "query", "ad_title") for name in ("task", *TEXT_COLUMNS, "market")
@@ -181,7 +185,7 @@ def test_the_signature_requires_what_check_frame_requires() -> None:
     assert [column.name for column in signature().outputs] == [name for name, _ in OUTPUTS]
 
 
-def test_an_altered_bundle_is_not_served(bundle_dir: Path) -> None:
+def test_altered_bundle_is_not_served(bundle_dir: Path) -> None:
     path = bundle_dir / "bundle.json"
     original = path.read_bytes()
     try:

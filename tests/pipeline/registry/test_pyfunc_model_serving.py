@@ -1,4 +1,4 @@
-"""The champion over HTTP, as `mlflow models serve` answers for it."""
+"""Champion served over HTTP by `mlflow models serve`."""
 
 import contextlib
 import json
@@ -70,7 +70,7 @@ def ask(url: str, rows: list[dict[str, Any]]) -> tuple[int, Any]:
         return error.code, error.read().decode()
 
 
-def test_the_served_champion_judges_pairs_of_several_tasks_in_their_order(served: str) -> None:
+def test_served_champion_labels_pairs_of_several_tasks_in_order(served: str) -> None:
     pairs = [{"task": task, "query": "red lamp", "ad_title": "red lamp"} for task in ("two", "three", "two")]
     status, answer = ask(served, pairs)
     assert status == 200
@@ -81,12 +81,12 @@ def test_the_served_champion_judges_pairs_of_several_tasks_in_their_order(served
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"task": "four", "query": "red lamp", "ad_title": "red lamp"}, "four"),
         ({"task": "two", "query": "red lamp"}, "ad_title"),
     ],
 )
-def test_a_pair_that_cannot_be_judged_is_told_why(served: str, row: dict[str, Any], told: str) -> None:
+def test_invalid_pair_is_refused_with_its_reason(served: str, row: dict[str, Any], message: str) -> None:
     status, answer = ask(served, [row])
-    assert status == 400 and told in answer
+    assert status == 400 and message in answer

@@ -1,6 +1,5 @@
-"""What MLflow is told of a training, in a real store."""
+"""Tracking of a training in a real MLflow store."""
 
-import io
 import json
 import time
 from pathlib import Path
@@ -8,33 +7,13 @@ from typing import Any
 
 import pytest
 
-from jobs.console import Console
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
-from pipeline.registry import run_tracker as tracking
-from pipeline.registry.mlflow_client import mlflow_client
+from pipeline.registry import run_tracker
+from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.run_tracker import RunTracker
 from tests.support.planted import planted_config, write_planted
-
-STEP = {
-    "step": 1,
-    "loss": 0.5,
-    "learning_rate": 0.01,
-    "rows_per_s": 8.0,
-    "tokens_per_s": 80.0,
-    "gradient_norm": 1.0,
-    "mfu": 0.3,
-    "tokens": 10,
-    "seconds": {"forward": 0.1},
-    "task_losses": {"two": 0.4},
-    "group_gradient_norms": {"heads": 0.2},
-}
-EVALUATION = {
-    "evaluated_after": 1,
-    "tasks": {"two": {"rows": 9, "pr_auc": 0.8, "roc_auc": 0.7, "log_loss": 0.6, "brier": 0.2}},
-    "macro_pr_auc": 0.8,
-    "macro_log_loss": 0.6,
-}
+from tests.support.training_events import make_evaluation, make_step
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +28,23 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> RunCon
 
 @pytest.fixture(scope="module")
 def run(config: RunConfig) -> Any:
-    """A training that was stopped after a step, and went on."""
+    """Return the MLflow run of a training that was stopped after a step and resumed."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(tracking, "SYSTEM_EVERY_S", 0.2)
+    patch.setattr(run_tracker, "SYSTEM_EVERY_S", 0.2)
     ids = []
     for number in (1, 2):
-        tracker = RunTracker(config, "f" * 64, "digest", Console(err=io.StringIO()).say)
-        tracker.log_step(STEP | {"step": number})
-        tracker.log_evaluation(EVALUATION | {"evaluated_after": number})
+        tracker = RunTracker(config, "f" * 64, "digest")
+        tracker.log_step(make_step(number))
+        tracker.log_evaluation(make_evaluation(number))
         time.sleep(1.5)
         tracker.finish("KILLED" if number == 1 else "FINISHED")
         ids.append(tracker.run_id)
     patch.undo()
     assert ids[0] == ids[1]
-    return mlflow_client(config).get_run(ids[0])
+    return connect_mlflow(config.tracking_uri).get_run(ids[0])
 
 
-def test_settings_are_parameters_by_their_names(run: Any) -> None:
+def test_settings_are_logged_as_parameters(run: Any) -> None:
     params = run.data.params
     assert (params["optimizer.learning_rate"], params["adapter.rank"], params["deepspeed.zero_stage"]) == (
         "0.01",
@@ -75,7 +54,7 @@ def test_settings_are_parameters_by_their_names(run: Any) -> None:
     assert json.loads(params["tasks"])[0]["name"] == "two"
 
 
-def test_the_data_s_digest_and_verdict_are_tags(run: Any) -> None:
+def test_data_digest_and_gate_verdict_are_tags(run: Any) -> None:
     assert (run.data.tags["data_digest"], run.data.tags["data_gate"], run.data.tags["fingerprint"]) == (
         "digest",
         "passed",
@@ -83,8 +62,8 @@ def test_the_data_s_digest_and_verdict_are_tags(run: Any) -> None:
     )
 
 
-def test_one_run_holds_the_steps_and_evaluations_of_both_commands(run: Any, config: RunConfig) -> None:
-    client = mlflow_client(config)
+def test_resumed_training_continues_its_run(run: Any, config: RunConfig) -> None:
+    client = connect_mlflow(config.tracking_uri)
     assert run.info.status == "FINISHED"
     for name in (
         "loss",
@@ -98,13 +77,13 @@ def test_one_run_holds_the_steps_and_evaluations_of_both_commands(run: Any, conf
         assert [metric.step for metric in client.get_metric_history(run.info.run_id, name)] == [1, 2], name
 
 
-def test_the_load_of_the_machine_is_followed(run: Any) -> None:
+def test_machine_load_is_logged(run: Any) -> None:
     assert run.data.metrics["system/cpu_utilization_percentage"] >= 0
     assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
 
 
 def test_config_environment_and_verdict_are_artifacts(run: Any, config: RunConfig, tmp_path: Path) -> None:
-    client = mlflow_client(config)
+    client = connect_mlflow(config.tracking_uri)
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {
         "config.yaml",
         "environment.json",
@@ -121,21 +100,19 @@ def test_config_environment_and_verdict_are_artifacts(run: Any, config: RunConfi
     assert read_config(tmp_path / "again.yaml") == config
 
 
-def test_a_store_without_room_for_files_still_gets_the_steps(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+def test_store_without_artifacts_still_gets_steps(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_artifacts(*_: Any, **__: Any) -> None:
         raise OSError("no artifact store")
 
     monkeypatch.setattr("mlflow.MlflowClient.log_dict", no_artifacts)
-    said = io.StringIO()
-    tracker = RunTracker(config, "d" * 64, "digest", Console(err=said).say)
-    tracker.log_step(STEP)
+    tracker = RunTracker(config, "d" * 64, "digest")
+    tracker.log_step(make_step())
     tracker.finish("FINISHED")
-    run = mlflow_client(config).get_run(tracker.run_id)
+    run = connect_mlflow(config.tracking_uri).get_run(tracker.run_id)
     assert (
-        said.getvalue().count("MLflow takes no files (OSError)") == 1
-        and "stopped answering" not in said.getvalue()
+        caplog.text.count("MLflow takes no files (OSError)") == 1 and "stopped answering" not in caplog.text
     )
     assert (run.data.metrics["loss"], run.data.tags["data_gate"], run.info.status) == (
         0.5,
@@ -144,67 +121,65 @@ def test_a_store_without_room_for_files_still_gets_the_steps(
     )
 
 
-def test_a_store_that_fails_later_is_told_once_and_training_goes_on(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+def test_failing_store_is_reported_once(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = io.StringIO()
-    tracker = RunTracker(config, "e" * 64, "digest", Console(err=said).say)
+    tracker = RunTracker(config, "e" * 64, "digest")
 
     def broken(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(tracker.client, "log_batch", broken)
     for _ in range(3):
-        tracker.log_step(STEP)
+        tracker.log_step(make_step())
         tracker.send()
     tracker.finish("FINISHED")
-    assert said.getvalue().count("MLflow stopped answering (OSError). Training goes on without it") == 1
+    assert caplog.text.count("MLflow stopped answering (OSError). Training goes on without it") == 1
 
 
-def test_a_store_that_was_away_gets_what_it_missed(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+def test_returning_store_gets_missed_metrics(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said, client = io.StringIO(), mlflow_client(config)
-    monkeypatch.setattr(tracking, "SEND_EVERY_S", 0.0)
-    monkeypatch.setattr(tracking, "RETRY_EVERY_S", 0.0)
+    caplog.set_level("INFO")
+    client = connect_mlflow(config.tracking_uri)
+    monkeypatch.setattr(run_tracker, "SEND_EVERY_S", 0.0)
+    monkeypatch.setattr(run_tracker, "RETRY_EVERY_S", 0.0)
     with monkeypatch.context() as away:
 
         def broken(*_: Any, **__: Any) -> None:
             raise OSError("away")
 
         away.setattr("mlflow.MlflowClient.search_experiments", broken)
-        tracker = RunTracker(config, "c" * 64, "digest", Console(err=said).say)
-        tracker.log_step(STEP)
+        tracker = RunTracker(config, "c" * 64, "digest")
+        tracker.log_step(make_step())
         assert tracker.run_id is None
     for number in (2, 3):
-        tracker.log_step(STEP | {"step": number})
+        tracker.log_step(make_step(number))
     with monkeypatch.context() as away:
         away.setattr(tracker.client, "log_batch", broken)
         for number in (4, 5):
-            tracker.log_step(STEP | {"step": number})
+            tracker.log_step(make_step(number))
     tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
     assert [metric.step for metric in client.get_metric_history(tracker.run_id, "loss")] == [1, 2, 3, 4, 5]
     assert (run.info.status, run.data.tags["data_gate"]) == ("FINISHED", "passed")
-    told = ("Training goes on without it", "MLflow answers again and has the figures that it missed")
-    assert [said.getvalue().count(words) for words in told] == [2, 2]
+    messages = ("Training goes on without it", "MLflow answers again and has the metrics that it missed")
+    assert [caplog.text.count(message) for message in messages] == [2, 2]
 
 
-def test_what_waits_for_a_store_is_bounded_and_the_store_is_not_asked_at_every_step(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tracking, "SEND_EVERY_S", 0.0)
-    monkeypatch.setattr(tracking, "MAX_WAITING", 30)
-    asked = []
+def test_queue_is_bounded_and_retries_are_rare(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_tracker, "SEND_EVERY_S", 0.0)
+    monkeypatch.setattr(run_tracker, "MAX_WAITING", 30)
+    requests = []
 
     def broken(*_: Any, **__: Any) -> None:
-        asked.append(1)
+        requests.append(1)
         raise OSError("away")
 
     monkeypatch.setattr("mlflow.MlflowClient.search_experiments", broken)
-    tracker = RunTracker(config, "b" * 64, "digest", Console(err=io.StringIO()).say)
+    tracker = RunTracker(config, "b" * 64, "digest")
     for number in range(20):
-        tracker.log_step(STEP | {"step": number})
-    assert len(asked) == 1 and len(tracker.waiting) == 30 and tracker.waiting[-1].step == 19
+        tracker.log_step(make_step(number))
+    assert len(requests) == 1 and len(tracker.waiting) == 30 and tracker.waiting[-1].step == 19
     tracker.finish("FAILED")
-    assert len(asked) == 2
+    assert len(requests) == 2

@@ -1,4 +1,4 @@
-"""Ray metrics of a training and of a scoring, as Prometheus would fetch them."""
+"""Ray metrics of training and scoring, read as Prometheus reads them."""
 
 import subprocess
 import sys
@@ -14,19 +14,21 @@ import sys, time, urllib.request
 from jobs.environment import prepare_environment
 prepare_environment()
 import ray
+from pipeline.runtime.ray_metrics import MetricTags
 from pipeline.scoring.metrics import ScoringGauges
+from pipeline.training.event_log import notify
 from pipeline.training.metrics import TrainingGauges
+from tests.support.training_events import make_evaluation, make_start, make_step
 
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
-gauges, seen = TrainingGauges("demo"), []
-tell = gauges.watching(seen.append)
-for line in ({"step": 7, "step_s": 0.75, "tokens_per_s": 100.0}, {"macro_pr_auc": 0.7}, {"starts_after": 0}):
-    tell(line)
-gauges.restarted()
-scoring = ScoringGauges("demo")
-scoring.unit_done("search", 40, 2, False, 1, 12.5)
-scoring.unit_done("search", 0, 0, True, 0, 11.0)
-assert [len(line) for line in seen] == [3, 1, 1]
+gauges = TrainingGauges(MetricTags("demo", "an-id"))
+events = (make_step(7, step_s=0.75, tokens_per_s=100.0), make_evaluation(7, macro_pr_auc=0.7), make_start())
+for event in events:
+    notify(gauges, event)
+gauges.count_restart()
+scoring = ScoringGauges(MetricTags("demo", "an-id"))
+scoring.record_unit("search", 40, 2, False, 1, 12.5)
+scoring.record_unit("search", 0, 0, True, 0, 11.0)
 node = ray.nodes()[0]
 deadline_s = time.monotonic() + 60
 while time.monotonic() < deadline_s:
@@ -35,16 +37,17 @@ while time.monotonic() < deadline_s:
         text = urllib.request.urlopen(address, timeout=5).read().decode()
     except OSError:
         text = ""
-    found = [line for line in text.splitlines() if line.startswith("ray_relevance_") and 'run="demo"' in line]
-    if len(found) == 10:
+    ours = [line for line in text.splitlines() if line.startswith("ray_relevance_")]
+    samples = [line for line in ours if 'run="demo"' in line and 'run_id="an-id"' in line]
+    if len(samples) == 10:
         break
     time.sleep(0.5)
-for line in found:
+for line in samples:
     print(line.split("{")[0], line.rsplit(" ", 1)[1])
 """
 
 
-def test_what_a_training_and_a_scoring_do_is_exported() -> None:
+def test_training_and_scoring_metrics_are_exported() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=200
     )

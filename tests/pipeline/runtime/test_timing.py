@@ -1,4 +1,4 @@
-"""What is timed, and what a large product is held against."""
+"""Device clocks, FLOP counts and the measured peak of a matrix product."""
 
 import itertools
 import time
@@ -10,10 +10,10 @@ import torch
 
 from pipeline.runtime import timing
 from pipeline.runtime.flops import forward_flops_per_token
-from pipeline.runtime.timing import DeviceClock, matmul_peak
+from pipeline.runtime.timing import DeviceClock, measure_matmul_peak
 
 
-def test_a_clock_counts_what_is_done_inside_and_begins_anew_when_it_was_asked() -> None:
+def test_device_clock_counts_time_inside_and_restarts() -> None:
     clock = DeviceClock(torch.device("cpu"))
     for _ in range(2):
         with clock:
@@ -27,7 +27,7 @@ def test_a_clock_counts_what_is_done_inside_and_begins_anew_when_it_was_asked() 
     assert clock.seconds() == 0
 
 
-def test_a_gpu_is_asked_by_marks_in_its_own_stream_and_waited_for_once(
+def test_gpu_is_waited_for_once_per_reading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits: list[Any] = []
@@ -41,7 +41,7 @@ def test_a_gpu_is_asked_by_marks_in_its_own_stream_and_waited_for_once(
             self.at_ms = 1000 * next(ticks) ** 2
 
         def elapsed_time(self, end: Any) -> float:
-            assert waits, "only when all of it is done"
+            assert waits, "read only after the device has finished"
             return float(end.at_ms - self.at_ms)
 
     cuda = SimpleNamespace(Event=Event, current_stream=lambda device: "stream", synchronize=waits.append)
@@ -53,22 +53,22 @@ def test_a_gpu_is_asked_by_marks_in_its_own_stream_and_waited_for_once(
     assert clock.seconds() == (1 - 0) + (9 - 4) and len(waits) == 1
 
 
-def test_flops_are_those_of_frozen_matrices_and_a_peak_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flops_count_frozen_matrices_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.ModuleDict(
         {"embed": torch.nn.Embedding(9, 4), "frozen": torch.nn.Linear(4, 3), "trained": torch.nn.Linear(4, 5)}
     )
     model["embed"].requires_grad_(False)
     model["frozen"].requires_grad_(False)
     assert forward_flops_per_token(model) == 2 * 4 * 3
-    monkeypatch.setattr(timing, "MATRIX", 64)
-    assert matmul_peak(torch.device("cpu"), torch.float32) > 1e6
+    monkeypatch.setattr(timing, "MATRIX_SIZE", 64)
+    assert measure_matmul_peak(torch.device("cpu"), torch.float32) > 1e6
 
 
-def test_a_precision_that_the_processor_does_not_know_is_measured_by_one_product(
+def test_slow_precision_is_measured_by_one_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = itertools.count(0, 3)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(seconds))
-    monkeypatch.setattr(timing, "MATRIX", 4)
-    assert matmul_peak(torch.device("cpu"), torch.bfloat16) == 2 * 4**3 / 3
+    monkeypatch.setattr(timing, "MATRIX_SIZE", 4)
+    assert measure_matmul_peak(torch.device("cpu"), torch.bfloat16) == 2 * 4**3 / 3
     assert next(seconds) == 6

@@ -1,4 +1,4 @@
-"""Scores are published whole and once, and read back only as they were published."""
+"""Labels are published completely and once, and are read back unchanged."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +11,20 @@ import pytest
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.scoring.label_store import (
-    PartitionSource,
+    UnitSource,
+    compute_unit_id,
     is_published,
-    partition_id,
-    publish_partition,
+    publish_unit,
     read_errors,
     read_manifests,
     read_published,
-    read_run,
     sweep_orphans,
 )
 from pipeline.scoring.row_errors import ERROR_SCHEMA
-from pipeline.storage.filesystem import write_json
-from tests.support.score_partitions import FACTS, files_below, row_ids, score_rows
+from pipeline.scoring.scoring_record import ScoringRecord, put_record, read_run
+from tests.support.score_partitions import files_below, published_row_ids, score_table, unit_manifest
 
-INGREDIENTS = {
+SOURCE = {
     "task": "search",
     "input_path": "task=search/a.parquet",
     "input_sha256": "1",
@@ -34,34 +33,34 @@ INGREDIENTS = {
 }
 
 
-def test_published_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
+def test_published_labels_are_read_back_unchanged(tmp_path: Path) -> None:
     assert not is_published(tmp_path, "search-1")
-    assert publish_partition(tmp_path, "search-1", score_rows(5), FACTS) is True
+    assert publish_unit(tmp_path, unit_manifest("search-1"), score_table(5)) is True
     assert is_published(tmp_path, "search-1")
-    assert read_published(tmp_path).equals(score_rows(5))
+    assert read_published(tmp_path).equals(score_table(5))
     [manifest] = read_manifests(tmp_path)
-    assert (manifest["partition"], manifest["rows"], manifest["task"]) == ("search-1", 5, "search")
+    assert (manifest.unit_id, manifest.num_labels, manifest.task) == ("search-1", 5, "search")
 
 
-def test_a_second_publication_changes_nothing_and_leaves_no_file(tmp_path: Path) -> None:
-    publish_partition(tmp_path, "p", score_rows(5), FACTS)
+def test_second_publication_changes_nothing_and_leaves_no_file(tmp_path: Path) -> None:
+    publish_unit(tmp_path, unit_manifest("p"), score_table(5))
     before = {name: (tmp_path / name).read_bytes() for name in files_below(tmp_path)}
-    assert publish_partition(tmp_path, "p", score_rows(9, "other"), FACTS) is False
+    assert publish_unit(tmp_path, unit_manifest("p"), score_table(9, "other")) is False
     assert {name: (tmp_path / name).read_bytes() for name in files_below(tmp_path)} == before
 
 
-def test_partitions_without_a_row_are_published_too(tmp_path: Path) -> None:
-    assert publish_partition(tmp_path, "p", score_rows(0), FACTS)
-    assert read_published(tmp_path).equals(score_rows(0))
+def test_unit_without_rows_is_published(tmp_path: Path) -> None:
+    assert publish_unit(tmp_path, unit_manifest("p"), score_table(0))
+    assert read_published(tmp_path).equals(score_table(0))
 
 
-def test_nothing_published_reads_as_no_rows(tmp_path: Path) -> None:
+def test_empty_store_has_no_labels(tmp_path: Path) -> None:
     assert read_published(tmp_path).schema == SCORE_SCHEMA and read_published(tmp_path).num_rows == 0
 
 
-def test_rows_of_one_model_are_read_apart_from_those_of_another(tmp_path: Path) -> None:
-    publish_partition(tmp_path, "p1", score_rows(2, "old"), {"bundle_sha256": "1"})
-    publish_partition(tmp_path, "p2", score_rows(3, "new"), {"bundle_sha256": "2"})
+def test_labels_of_one_model_can_be_read_alone(tmp_path: Path) -> None:
+    publish_unit(tmp_path, unit_manifest("p1", bundle_sha256="1"), score_table(2, "old"))
+    publish_unit(tmp_path, unit_manifest("p2", bundle_sha256="2"), score_table(3, "new"))
     assert read_published(tmp_path, "2").column("row_id").to_pylist() == ["new0", "new1", "new2"]
     assert read_published(tmp_path).num_rows == 5
 
@@ -80,32 +79,29 @@ def bad_rows(count: int) -> pa.Table:
     return pa.Table.from_pylist(rows, ERROR_SCHEMA)
 
 
-def test_bad_rows_are_published_with_the_labels_and_read_apart(tmp_path: Path) -> None:
-    assert publish_partition(tmp_path, "p", score_rows(3), FACTS, bad_rows(2))
-    assert publish_partition(tmp_path, "p", score_rows(3), FACTS, bad_rows(2)) is False
+def test_rows_with_errors_are_published_beside_labels(tmp_path: Path) -> None:
+    assert publish_unit(tmp_path, unit_manifest("p"), score_table(3), bad_rows(2))
+    assert publish_unit(tmp_path, unit_manifest("p"), score_table(3), bad_rows(2)) is False
     [manifest] = read_manifests(tmp_path)
-    assert (manifest["rows"], manifest["error_rows"]) == (3, 2)
-    assert read_errors(tmp_path).equals(bad_rows(2)) and row_ids(tmp_path) == ["r0", "r1", "r2"]
+    assert (manifest.num_labels, manifest.num_errors) == (3, 2)
+    assert read_errors(tmp_path).equals(bad_rows(2)) and published_row_ids(tmp_path) == ["r0", "r1", "r2"]
     assert len(files_below(tmp_path)) == 3
     flip_a_byte(next((tmp_path / "errors").rglob("*.parquet")))
     with pytest.raises(DamagedInputError, match="does not match its manifest"):
         read_errors(tmp_path)
 
 
-def test_a_run_is_read_without_the_partitions_of_inputs_that_were_replaced(tmp_path: Path) -> None:
-    for partition, prefix in (("old", "old"), ("kept", "kept"), ("new", "new")):
-        publish_partition(tmp_path, partition, score_rows(2, prefix), FACTS)
-    (tmp_path / "runs").mkdir()
+def test_run_excludes_units_of_replaced_inputs(tmp_path: Path) -> None:
+    for unit_id in ("old", "kept", "new"):
+        publish_unit(tmp_path, unit_manifest(unit_id), score_table(2, unit_id))
     with pytest.raises(ConfigError, match="no accepted run yet"):
         read_run(tmp_path)
-    for run, partitions, accepted in (
-        ("20260101-a", ["old", "kept"], True),
-        ("20260102-b", ["new", "kept"], True),
-        ("20260103-c", ["new"], False),
+    for run, unit_ids, accepted in (
+        ("20260101-a", ("old", "kept"), True),
+        ("20260102-b", ("new", "kept"), True),
+        ("20260103-c", ("new",), False),
     ):
-        write_json(
-            tmp_path / "runs" / f"{run}.json", {"run": run, "partitions": partitions, "accepted": accepted}
-        )
+        put_record(tmp_path, ScoringRecord(run, unit_ids, accepted))
     assert sorted(read_run(tmp_path).column("row_id").to_pylist()) == ["kept0", "kept1", "new0", "new1"]
     assert sorted(read_run(tmp_path, "20260101-a").column("row_id").to_pylist()) == [
         "kept0",
@@ -118,42 +114,42 @@ def test_a_run_is_read_without_the_partitions_of_inputs_that_were_replaced(tmp_p
         read_run(tmp_path, "2026")
 
 
-def test_what_killed_scorers_left_is_swept_once_it_is_old(tmp_path: Path) -> None:
-    publish_partition(tmp_path, "p", score_rows(2), FACTS, bad_rows(1))
+def test_old_files_of_killed_scorers_are_removed(tmp_path: Path) -> None:
+    publish_unit(tmp_path, unit_manifest("p"), score_table(2), bad_rows(1))
     for stray in ("data/p/stray.parquet", "data/q/.stray.parquet.1.tmp", "errors/p/stray.parquet"):
         (tmp_path / stray).parent.mkdir(exist_ok=True)
         (tmp_path / stray).write_bytes(b"PAR1")
     assert sweep_orphans(tmp_path) == 0
     assert sweep_orphans(tmp_path, older_than_s=-1) == 3
     assert (
-        row_ids(tmp_path) == ["r0", "r1"]
+        published_row_ids(tmp_path) == ["r0", "r1"]
         and read_errors(tmp_path).num_rows == 1
         and len(files_below(tmp_path)) == 3
     )
     assert sweep_orphans(tmp_path / "nowhere") == 0
 
 
-def test_a_file_that_no_manifest_names_is_never_read(tmp_path: Path) -> None:
-    publish_partition(tmp_path, "p", score_rows(2), FACTS)
-    pq.write_table(score_rows(7, "stray"), tmp_path / "data" / "p" / "stray.parquet")
+def test_file_without_manifest_is_never_read(tmp_path: Path) -> None:
+    publish_unit(tmp_path, unit_manifest("p"), score_table(2))
+    pq.write_table(score_table(7, "stray"), tmp_path / "data" / "p" / "stray.parquet")
     (tmp_path / "manifests" / ".p2.json.123.tmp").write_text("{")
-    assert row_ids(tmp_path) == ["r0", "r1"]
+    assert published_row_ids(tmp_path) == ["r0", "r1"]
 
 
 @pytest.mark.parametrize("kind", ["relative", "link"])
-def test_a_root_may_be_relative_or_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_root_may_be_relative_or_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     root = Path("real") if kind == "relative" else tmp_path / "link"
-    assert publish_partition(root, "p", score_rows(3), FACTS)
-    assert row_ids(tmp_path / "real") == ["r0", "r1", "r2"]
+    assert publish_unit(root, unit_manifest("p"), score_table(3))
+    assert published_row_ids(tmp_path / "real") == ["r0", "r1", "r2"]
 
 
-@pytest.mark.parametrize("partition", ["../p", "/etc/p", "a/../../../p", "", "a/b"])
-def test_a_partition_s_name_leads_nowhere_else(tmp_path: Path, partition: str) -> None:
+@pytest.mark.parametrize("unit_id", ["../p", "/etc/p", "a/../../../p", "", "a/b"])
+def test_unit_id_cannot_leave_the_store(tmp_path: Path, unit_id: str) -> None:
     with pytest.raises(ConfigError):
-        publish_partition(tmp_path / "scores", partition, score_rows(1), FACTS)
+        publish_unit(tmp_path / "scores", unit_manifest(unit_id), score_table(1))
     assert files_below(tmp_path) == []
 
 
@@ -164,7 +160,7 @@ def flip_a_byte(path: Path) -> None:
 
 
 def other_rows(path: Path) -> None:
-    pq.write_table(score_rows(3, "forged"), path)
+    pq.write_table(score_table(3, "forged"), path)
 
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {
@@ -177,8 +173,8 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_published_file_that_was_altered_is_refused(tmp_path: Path, damage: str) -> None:
-    publish_partition(tmp_path, "p", score_rows(3), FACTS)
+def test_altered_published_file_is_refused(tmp_path: Path, damage: str) -> None:
+    publish_unit(tmp_path, unit_manifest("p"), score_table(3))
     [path] = tmp_path.glob("data/p/*.parquet")
     DAMAGE[damage](path)
     with pytest.raises(
@@ -187,59 +183,59 @@ def test_a_published_file_that_was_altered_is_refused(tmp_path: Path, damage: st
         read_published(tmp_path)
 
 
-def test_a_manifest_that_is_not_whole_is_refused(tmp_path: Path) -> None:
-    publish_partition(tmp_path, "p", score_rows(3), FACTS)
+def test_truncated_manifest_is_refused(tmp_path: Path) -> None:
+    publish_unit(tmp_path, unit_manifest("p"), score_table(3))
     path = tmp_path / "manifests" / "p.json"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(DamagedInputError, match="p.json is not whole json"):
+    with pytest.raises(DamagedInputError, match="not valid JSON: .*p.json"):
         read_published(tmp_path)
 
 
-def test_a_manifest_that_points_outside_is_refused(tmp_path: Path) -> None:
+def test_manifest_cannot_point_outside_the_store(tmp_path: Path) -> None:
     root = tmp_path / "scores"
-    publish_partition(root, "p", score_rows(3), FACTS)
+    publish_unit(root, unit_manifest("p"), score_table(3))
     [path] = root.glob("data/p/*.parquet")
     path.rename(tmp_path / "outside.parquet")
     manifest = root / "manifests" / "p.json"
     manifest.write_text(manifest.read_text().replace(str(path.relative_to(root)), "../outside.parquet"))
-    with pytest.raises(ConfigError, match="leads out of"):
+    with pytest.raises(ConfigError, match="lies outside"):
         read_published(root)
 
 
-@pytest.mark.parametrize("ingredient", INGREDIENTS)
-def test_a_partition_s_id_moves_with_each_ingredient(ingredient: str) -> None:
-    one = partition_id(PartitionSource(**INGREDIENTS))
-    assert partition_id(PartitionSource(**INGREDIENTS)) == one
-    assert partition_id(PartitionSource(**{**INGREDIENTS, ingredient: "other"})) != one
+@pytest.mark.parametrize("field", SOURCE)
+def test_unit_id_depends_on_each_part_of_its_source(field: str) -> None:
+    one = compute_unit_id(UnitSource(**SOURCE))
+    assert compute_unit_id(UnitSource(**SOURCE)) == one
+    assert compute_unit_id(UnitSource(**{**SOURCE, field: "other"})) != one
 
 
-def test_ingredients_do_not_run_into_each_other() -> None:
+def test_parts_of_a_source_do_not_run_together() -> None:
     swapped = {
-        **INGREDIENTS,
-        "input_sha256": INGREDIENTS["bundle_sha256"],
-        "bundle_sha256": INGREDIENTS["input_sha256"],
+        **SOURCE,
+        "input_sha256": SOURCE["bundle_sha256"],
+        "bundle_sha256": SOURCE["input_sha256"],
     }
-    shifted = {**INGREDIENTS, "input_sha256": "12", "bundle_sha256": ""}
-    assert len({partition_id(PartitionSource(**i)) for i in (INGREDIENTS, swapped, shifted)}) == 3
+    shifted = {**SOURCE, "input_sha256": "12", "bundle_sha256": ""}
+    assert len({compute_unit_id(UnitSource(**i)) for i in (SOURCE, swapped, shifted)}) == 3
 
 
-def test_ways_of_scoring_make_other_partitions_in_whatever_order_they_are_named() -> None:
+def test_variants_give_other_unit_ids_in_any_order() -> None:
     ids = [
-        partition_id(PartitionSource(**INGREDIENTS), variants=ways)
-        for ways in ((), ("a",), ("a", "b"), ("b", "a"))
+        compute_unit_id(UnitSource(**SOURCE), variants=variants)
+        for variants in ((), ("a",), ("a", "b"), ("b", "a"))
     ]
-    assert ids[0] == partition_id(PartitionSource(**INGREDIENTS)) and ids[2] == ids[3]
+    assert ids[0] == compute_unit_id(UnitSource(**SOURCE)) and ids[2] == ids[3]
     assert len(set(ids)) == 3
 
 
-def test_tasks_with_long_names_that_begin_alike_have_different_partitions() -> None:
-    ids = [partition_id(PartitionSource(**{**INGREDIENTS, "task": "t" * 50 + end})) for end in ("a", "b")]
+def test_long_task_names_with_equal_prefix_have_different_unit_ids() -> None:
+    ids = [compute_unit_id(UnitSource(**{**SOURCE, "task": "t" * 50 + end})) for end in ("a", "b")]
     assert ids[0] != ids[1]
     assert all(len(i) <= 63 for i in ids)
 
 
-def test_bad_rows_that_a_killed_attempt_left_are_swept_where_another_attempt_had_none(tmp_path: Path) -> None:
-    publish_partition(tmp_path, "p", score_rows(2), FACTS)
+def test_stray_error_file_of_a_published_unit_is_removed(tmp_path: Path) -> None:
+    publish_unit(tmp_path, unit_manifest("p"), score_table(2))
     (tmp_path / "errors" / "p").mkdir(parents=True)
     (tmp_path / "errors" / "p" / "stray.parquet").write_bytes(b"PAR1")
-    assert sweep_orphans(tmp_path, older_than_s=-1) == 1 and row_ids(tmp_path) == ["r0", "r1"]
+    assert sweep_orphans(tmp_path, older_than_s=-1) == 1 and published_row_ids(tmp_path) == ["r0", "r1"]

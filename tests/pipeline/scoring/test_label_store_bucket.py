@@ -1,4 +1,4 @@
-"""Rows that lie in a bucket, labels that are published in one."""
+"""Rows in a bucket, and labels published in one."""
 
 import io
 import json
@@ -14,29 +14,26 @@ import pytest
 from pipeline.config.loading import build_config
 from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.inference.labels import SCORE_SCHEMA
-from pipeline.registry.version_files import FetchedVersion
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scoring import work_units as score_units
+from pipeline.scoring import work_units
 from pipeline.scoring.label_store import (
-    newest_records,
-    publish_partition,
-    put_record,
+    publish_unit,
     read_errors,
     read_manifests,
     read_published,
-    read_run,
     sweep_orphans,
 )
-from pipeline.scoring.run_record import ScoringRun, run_record
-from pipeline.scoring.work_units import on_date, plan_units
+from pipeline.scoring.scoring_record import newest_records, put_record, read_run
+from pipeline.scoring.work_units import WorkUnit, insert_date, plan_units
 from pipeline.storage.object_store import Bucket, Store
 from tests.support.planted import planted_config, planted_rows
-from tests.support.scoring_world import ROWS, World
-from tests.support.servers import Trouble, proxy
+from tests.support.score_partitions import unit_manifest
+from tests.support.scoring_world import ROWS, World, plan
+from tests.support.servers import ProxyFaults, proxy
 
 
 class BucketWorld(World):
-    """The same rows, and where labels go, in a bucket."""
+    """World whose rows and labels are in a bucket."""
 
     def __init__(self, root: Path, tiny_llama: Path) -> None:
         super().__init__(root, tiny_llama)
@@ -63,40 +60,40 @@ def parquet(rows: list[dict[str, object]], group_rows: int = 4) -> bytes:
     return file.getvalue()
 
 
-def test_a_bucket_s_rows_get_the_labels_that_a_folder_s_rows_get_and_once(world: BucketWorld) -> None:
+def test_bucket_and_folder_give_equal_labels_once(world: BucketWorld) -> None:
     scorer, units = world.scorer(), world.units()
-    assert [scorer.outcome(unit).error for unit in units] == ["", ""] and world.units() == []
-    there = read_published(world.config.scores_place).sort_by("row_id")
+    assert [scorer.score_unit(unit).error for unit in units] == ["", ""] and world.units() == []
+    there = read_published(world.config.scores_location).sort_by("row_id")
     world.config = world.local
     scorer = world.scorer()
-    assert [scorer.outcome(unit).error for unit in world.units()] == ["", ""]
+    assert [scorer.score_unit(unit).error for unit in world.units()] == ["", ""]
     assert there.num_rows == 2 * ROWS and there.equals(
-        read_published(world.config.scores_place).sort_by("row_id")
+        read_published(world.config.scores_location).sort_by("row_id")
     )
 
 
-def test_plain_pyarrow_reads_what_manifests_name(world: BucketWorld, s3: str) -> None:
+def test_plain_pyarrow_reads_the_files_of_manifests(world: BucketWorld, s3: str) -> None:
     scorer = world.scorer()
     for unit in world.units():
-        scorer.outcome(unit)
+        scorer.score_unit(unit)
     system = pyarrow.fs.S3FileSystem(
         endpoint_override=s3.removeprefix("http://"), scheme="http", region="us-east-1"
     )
-    root = world.config.scores_place.removeprefix("s3://")
+    root = world.config.scores_location.removeprefix("s3://")
     manifests = [
         json.loads(system.open_input_stream(one.path).read())
         for one in system.get_file_info(pyarrow.fs.FileSelector(f"{root}/manifests"))
     ]
     files = [f"{root}/{entry['path']}" for manifest in manifests for entry in manifest["files"]]
     found = ds.dataset(files, filesystem=system, format="parquet").to_table().sort_by("row_id")
-    assert found.equals(read_published(world.config.scores_place).sort_by("row_id"))
+    assert found.equals(read_published(world.config.scores_location).sort_by("row_id"))
 
 
-def test_a_large_object_is_taken_in_parts_and_bad_rows_are_errors(
+def test_large_object_is_scored_in_parts_with_errors_apart(
     world: BucketWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score_units, "UNIT_ROWS", 10)
-    rows = planted_rows("two", 32, 7, labelled=False)
+    monkeypatch.setattr(work_units, "UNIT_ROWS", 10)
+    rows = planted_rows("two", 32, 7, labeled=False)
     rows[30]["ad_title"] = ""
     world.bucket.put("rows/task=two/part-7-large.parquet", parquet(rows))
     units = world.units()
@@ -107,22 +104,22 @@ def test_a_large_object_is_taken_in_parts_and_bad_rows_are_errors(
         (30, 32),
     ]
     scorer = world.scorer()
-    assert not any(scorer.outcome(unit).error for unit in units)
+    assert not any(scorer.score_unit(unit).error for unit in units)
     found = {
         row_id
-        for row_id in read_published(world.config.scores_place).column("row_id").to_pylist()
+        for row_id in read_published(world.config.scores_location).column("row_id").to_pylist()
         if row_id.startswith("two-7-")
     }
     assert found == {row["row_id"] for row in rows if row["ad_title"]}
-    assert read_errors(world.config.scores_place).column("row").to_pylist() == [30]
+    assert read_errors(world.config.scores_location).column("row").to_pylist() == [30]
 
 
-def test_planning_lists_twice_and_reads_only_the_end_of_each_file_through_one_client(
+def test_planning_lists_twice_and_reads_only_footers(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score_units, "UNIT_ROWS", 8000)
-    place, trouble, opened, read = f"s3://labels/{tmp_path.name}", Trouble(), [], []
-    file = parquet(planted_rows("two", 12_000, 1, labelled=False), 6000)
+    monkeypatch.setattr(work_units, "UNIT_ROWS", 8000)
+    place, trouble, opened, read = f"s3://labels/{tmp_path.name}", ProxyFaults(), [], []
+    file = parquet(planted_rows("two", 12_000, 1, labeled=False), 6000)
     for number in range(12):
         Bucket(place).put(f"rows/task=two/part-{number:02d}.parquet", file)
     scoring = {"scores": f"{place}/scores"}
@@ -130,9 +127,11 @@ def test_planning_lists_twice_and_reads_only_the_end_of_each_file_through_one_cl
         {**planted_config(tmp_path, "nowhere", scoring=scoring), "data": {"to_score": f"{place}/rows"}},
         "test",
     )
-    (first, *_), _ = plan_units(config, "b")
-    publish_partition(
-        config.scores_place, first.partition, SCORE_SCHEMA.empty_table(), {"bundle_sha256": "b"}
+    (first, *_), _ = plan(config, "b")
+    publish_unit(
+        config.scores_location,
+        unit_manifest(first.unit_id, bundle_sha256="b"),
+        SCORE_SCHEMA.empty_table(),
     )
     init, get_range = Bucket.__init__, Bucket.get_range
 
@@ -144,71 +143,73 @@ def test_planning_lists_twice_and_reads_only_the_end_of_each_file_through_one_cl
     monkeypatch.setattr(Bucket, "get_range", ranged)
     with proxy(s3, trouble) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        to_do, published = plan_units(config, "b")
+        to_do, published = plan(config, "b")
     assert (
         published == [first]
         and [unit.part for unit in to_do] == [(8000, 12_000)] + [(0, 8000), (8000, 12_000)] * 11
     )
     assert [unit.path[-10:-8] for unit in to_do] == sorted(unit.path[-10:-8] for unit in to_do)
-    listings = [path for method, path in trouble.asked if path.strip("/") == "labels"]
-    assert {method for method, _ in trouble.asked} == {"GET"} and len(listings) == 2, (
+    listings = [path for method, path in trouble.requests if path.strip("/") == "labels"]
+    assert {method for method, _ in trouble.requests} == {"GET"} and len(listings) == 2, (
         "rows, and what is published"
     )
     assert sorted(opened) == [f"{place}/rows", f"{place}/scores"]
-    assert len(read) == len(trouble.asked) - len(listings) == 12 and max(read) <= 65_536 < len(file)
+    assert len(read) == len(trouble.requests) - len(listings) == 12 and max(read) <= 65_536 < len(file)
 
 
-def test_a_unit_that_was_published_after_it_was_planned_is_not_scored_again(world: BucketWorld) -> None:
+def test_unit_published_after_planning_is_not_scored_again(world: BucketWorld) -> None:
     scorer, late = world.scorer(), world.scorer()
     unit = world.units()[0]
-    assert scorer.outcome(unit).labels == ROWS
-    late.judge = None
-    assert late.outcome(unit).labels == ROWS and read_published(world.config.scores_place).num_rows == ROWS
+    assert scorer.score_unit(unit).labels == ROWS
+    late.predictor = None
+    assert (
+        late.score_unit(unit).labels == ROWS and read_published(world.config.scores_location).num_rows == ROWS
+    )
 
 
-def test_an_object_that_changes_while_it_is_scored_is_not_scored_under_its_old_name(
+def test_changed_object_is_not_published_under_its_old_id(
     world: BucketWorld,
 ) -> None:
     scorer, (unit, _) = world.scorer(), world.units()
     world.bucket.put(
-        f"rows/{unit.path.partition('/rows/')[2]}", parquet(planted_rows("two", ROWS, 99, labelled=False))
+        f"rows/{unit.path.partition('/rows/')[2]}", parquet(planted_rows("two", ROWS, 99, labeled=False))
     )
-    told = scorer.outcome(unit)
+    result = scorer.score_unit(unit)
     assert (
-        told.retry
-        and "changed while it was read" in told.error
-        and read_manifests(world.config.scores_place) == []
+        result.retry
+        and "changed while it was read" in result.error
+        and read_manifests(world.config.scores_location) == []
     )
     again = world.units()
-    assert unit.partition not in {one.partition for one in again} and scorer.outcome(again[0]).error == ""
+    assert unit.unit_id not in {one.unit_id for one in again} and scorer.score_unit(again[0]).error == ""
 
 
-def test_an_object_that_is_removed_before_it_is_scored_is_to_be_planned_anew(world: BucketWorld) -> None:
+def test_removed_object_is_retried(world: BucketWorld) -> None:
     scorer, (unit, _) = world.scorer(), world.units()
     world.bucket.delete(f"rows/{unit.path.partition('/rows/')[2]}")
-    told = scorer.outcome(unit)
-    assert told.retry and "was removed while it was read" in told.error and len(world.units()) == 1
+    result = scorer.score_unit(unit)
+    assert result.retry and "was deleted while it was read" in result.error and len(world.units()) == 1
 
 
-def test_an_object_that_is_no_parquet_fails_its_unit_alone(world: BucketWorld) -> None:
+def test_invalid_parquet_object_fails_only_its_unit(world: BucketWorld) -> None:
     world.bucket.put("rows/task=two/part-5.parquet", b"PAR1 and no more")
     scorer = world.scorer()
-    outcomes = [scorer.outcome(unit) for unit in world.units()]
-    assert sorted("not whole" in one.error or "damaged" in one.error for one in outcomes) == [
+    results = [scorer.score_unit(unit) for unit in world.units()]
+    assert sorted("not whole" in one.error or "damaged" in one.error for one in results) == [
         False,
         False,
         True,
     ]
-    assert read_published(world.config.scores_place).num_rows == 2 * ROWS
+    assert read_published(world.config.scores_location).num_rows == 2 * ROWS
 
 
 @pytest.mark.parametrize("point", ["put", "put_if_absent"])
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
-def test_a_scorer_that_is_gone_before_or_after_a_write_leaves_all_or_nothing(
+def test_scorer_killed_around_a_write_leaves_all_or_nothing(
     world: BucketWorld, monkeypatch: pytest.MonkeyPatch, point: str, done: bool
 ) -> None:
     class Gone(BaseException):
-        """As the process would be."""
+        """Stands for the end of the process."""
 
     unit, write = world.units()[0], getattr(Bucket, point)
     scorer = world.scorer()
@@ -226,49 +227,53 @@ def test_a_scorer_that_is_gone_before_or_after_a_write_leaves_all_or_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(Bucket, point, gone)
         with pytest.raises(Gone):
-            scorer.outcome(unit)
+            scorer.score_unit(unit)
     monkeypatch.undo()
     published = point == "put_if_absent" and done
-    assert read_published(world.config.scores_place).num_rows == ROWS * published
+    assert read_published(world.config.scores_location).num_rows == ROWS * published
     assert len(world.units()) == 2 - published
     for left in world.units():
-        assert world.scorer().outcome(left).error == ""
-    assert read_published(world.config.scores_place).num_rows == 2 * ROWS
-    assert sweep_orphans(world.config.scores_place, older_than_s=-1) == (
+        assert world.scorer().score_unit(left).error == ""
+    assert read_published(world.config.scores_location).num_rows == 2 * ROWS
+    assert sweep_orphans(world.config.scores_location, older_than_s=-1) == (
         0 if published or (point == "put" and not done) else 1
     )
-    assert read_published(world.config.scores_place).num_rows == 2 * ROWS
+    assert read_published(world.config.scores_location).num_rows == 2 * ROWS
 
 
-def test_a_run_s_record_lies_beside_its_labels_and_is_read_from_there(world: BucketWorld) -> None:
-    scorer, units, scores = world.scorer(), world.units(), world.config.scores_place
-    outcomes = [scorer.outcome(unit) for unit in units]
-    champion = FetchedVersion("1", world.root / "bundle", world.sha256)
-    record = run_record(scores, ScoringRun("20260131-a", champion, 0.0, None), units, outcomes)
+def test_run_record_is_stored_beside_the_labels(world: BucketWorld) -> None:
+    scorer, units, scores = world.scorer(), world.units(), world.config.scores_location
+    results = [scorer.score_unit(unit) for unit in units]
+    record = world.build_record("20260131-a", units, results)
     assert put_record(scores, record) == f"{scores}/runs/20260131-a.json"
-    assert next(newest_records(scores))["labels"] == 2 * ROWS
+    assert next(newest_records(scores)).counts.labels == 2 * ROWS
     assert read_run(scores).num_rows == read_run(scores, "20260131-a").num_rows == 2 * ROWS
     with pytest.raises(ConfigError, match="has no run b; there are: 20260131-a"):
         read_run(scores, "b")
 
 
-def test_a_bucket_s_days_are_told_apart_and_one_without_rows_is_refused(world: BucketWorld) -> None:
+def test_days_in_a_bucket_are_separate_and_empty_one_refused(world: BucketWorld) -> None:
     config = build_config({**world.plain, "data": {"to_score": f"{world.place}/days/{{date}}"}}, "test")
     world.bucket.put(
-        "days/2026-01-31/task=two/part-0.parquet", parquet(planted_rows("two", 3, 1, labelled=False))
+        "days/2026-01-31/task=two/part-0.parquet", parquet(planted_rows("two", 3, 1, labeled=False))
     )
-    (unit,), _ = plan_units(on_date(config, "2026-01-31"), "b")
+
+    def plan_day(day: str) -> list[WorkUnit]:
+        location = insert_date(config.to_score_location, day)
+        return plan_units(location, config.scores_location, config.tasks, "b")[0]
+
+    (unit,) = plan_day("2026-01-31")
     assert unit.path.endswith("/days/2026-01-31/task=two/part-0.parquet") and unit.rows == 3
     with pytest.raises(
         DataRefusedError, match=r"days/2026-02-01 holds no task=<name>/\*.parquet; upload rows"
     ):
-        plan_units(on_date(config, "2026-02-01"), "b")
+        plan_day("2026-02-01")
     world.bucket.put("days/2026-01-31/task=unheard/part-0.parquet", b"")
     with pytest.raises(ConfigError, match="unheard"):
-        plan_units(on_date(config, "2026-01-31"), "b")
+        plan_day("2026-01-31")
 
 
-def test_a_store_that_goes_away_fails_its_unit_to_be_tried_again(
+def test_unreachable_store_makes_the_unit_retryable(
     world: BucketWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer, unit = world.scorer(), world.units()[0]
@@ -277,10 +282,10 @@ def test_a_store_that_goes_away_fails_its_unit_to_be_tried_again(
         raise RetryableError("the store is away")
 
     monkeypatch.setattr(Bucket, "put", away)
-    told = scorer.outcome(unit)
-    assert told.retry and "the store is away" in told.error
+    result = scorer.score_unit(unit)
+    assert result.retry and "the store is away" in result.error
     monkeypatch.undo()
     assert (
-        scorer.outcome(unit).labels == ROWS
-        and np.isfinite(read_published(world.config.scores_place).column("probability").to_numpy()).all()
+        scorer.score_unit(unit).labels == ROWS
+        and np.isfinite(read_published(world.config.scores_location).column("probability").to_numpy()).all()
     )

@@ -1,4 +1,4 @@
-"""Faults while scores are published: nothing is shown before it is whole, and a rerun publishes."""
+"""Faults while labels are published: nothing incomplete is visible, and a rerun publishes."""
 
 import errno
 import os
@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import RetryableError
-from pipeline.scoring import label_store as commit
+from pipeline.scoring import label_store
 from pipeline.scoring.label_store import (
     is_published,
-    publish_partition,
+    publish_unit,
 )
 from pipeline.storage import object_store as store_module
-from tests.support.score_partitions import FACTS, files_below, row_ids, score_rows
+from tests.support.score_partitions import files_below, published_row_ids, score_table, unit_manifest
 
 
 def broken(code: int) -> Callable[..., None]:
@@ -40,13 +40,13 @@ def half_a_table(table: pa.Table, file: IO[bytes], **_: Any) -> None:
     broken(errno.ENOSPC)()
 
 
-# all that touches the disk before the manifest has its name
+# every step that touches the disk before the manifest is visible
 FAULTS: dict[str, Callable[[int], tuple[Any, str, Any]]] = {
     "table": lambda code: (pq, "write_table", half_a_table),
     "table's sync": lambda code: (os, "fsync", fail_at(1, os.fsync, code)),
     "table's name": lambda code: (Path, "replace", broken(code)),
     "folder's sync": lambda code: (os, "fsync", fail_at(2, os.fsync, code)),
-    "digest": lambda code: (commit, "bytes_sha256", broken(code)),
+    "digest": lambda code: (label_store, "bytes_sha256", broken(code)),
     "manifest": lambda code: (Path, "open", broken(code)),
     "manifest's sync": lambda code: (os, "fsync", fail_at(3, os.fsync, code)),
     "manifest's name": lambda code: (os, "link", broken(code)),
@@ -55,48 +55,44 @@ FAULTS: dict[str, Callable[[int], tuple[Any, str, Any]]] = {
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["disk full", "disk broken"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_at_any_write_shows_nothing_and_a_rerun_publishes(
+def test_fault_at_any_write_publishes_nothing_and_rerun_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, code: int
 ) -> None:
-    publish_partition(tmp_path, "before", score_rows(2, "before"), FACTS)
+    publish_unit(tmp_path, unit_manifest("before"), score_table(2, "before"))
     files = files_below(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(*FAULTS[fault](code))
         with pytest.raises(
             OSError, match=os.strerror(errno.ENOSPC) if fault == "table" else os.strerror(code)
         ):
-            publish_partition(tmp_path, "p", score_rows(3), FACTS)
+            publish_unit(tmp_path, unit_manifest("p"), score_table(3))
     assert files_below(tmp_path) == files
     assert not is_published(tmp_path, "p")
-    assert row_ids(tmp_path) == ["before0", "before1"]
-    assert publish_partition(tmp_path, "p", score_rows(3), FACTS) is True
-    assert row_ids(tmp_path) == ["before0", "before1", "r0", "r1", "r2"]
+    assert published_row_ids(tmp_path) == ["before0", "before1"]
+    assert publish_unit(tmp_path, unit_manifest("p"), score_table(3)) is True
+    assert published_row_ids(tmp_path) == ["before0", "before1", "r0", "r1", "r2"]
 
 
-def test_a_fault_after_the_manifest_has_its_name_keeps_what_it_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fault_after_the_manifest_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fail_at(4, os.fsync, errno.EIO))
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            publish_partition(tmp_path, "p", score_rows(3), FACTS)
-    assert row_ids(tmp_path) == ["r0", "r1", "r2"]
-    assert publish_partition(tmp_path, "p", score_rows(3), FACTS) is False
+            publish_unit(tmp_path, unit_manifest("p"), score_table(3))
+    assert published_row_ids(tmp_path) == ["r0", "r1", "r2"]
+    assert publish_unit(tmp_path, unit_manifest("p"), score_table(3)) is False
 
 
-def test_an_interruption_is_no_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: bytes) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commit, "bytes_sha256", interrupt)
+    monkeypatch.setattr(label_store, "bytes_sha256", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        publish_partition(tmp_path, "p", score_rows(3), FACTS)
+        publish_unit(tmp_path, unit_manifest("p"), score_table(3))
     assert files_below(tmp_path) == []
 
 
-def test_data_is_on_disk_under_its_name_before_the_manifest_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_are_synced_before_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     sync, link = os.fsync, os.link
 
@@ -110,27 +106,25 @@ def test_data_is_on_disk_under_its_name_before_the_manifest_is(
         "link",
         lambda *paths: (seen.append(f"link {len(list(tmp_path.glob('data/p/*.parquet')))}"), link(*paths)),
     )
-    publish_partition(tmp_path, "p", score_rows(3), FACTS)
+    publish_unit(tmp_path, unit_manifest("p"), score_table(3))
     assert seen == ["sync .tmp", "sync ", "sync .tmp", "link 1", "sync "]
 
 
-def test_a_link_that_was_made_though_its_answer_was_lost_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_link_with_a_lost_answer_counts_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*paths: Any) -> None:
         link(*paths)
         raise FileExistsError
 
     link = os.link
     monkeypatch.setattr(os, "link", lost)
-    assert publish_partition(tmp_path, "p", score_rows(3), FACTS) is True
-    assert row_ids(tmp_path) == ["r0", "r1", "r2"] and len(files_below(tmp_path)) == 2
+    assert publish_unit(tmp_path, unit_manifest("p"), score_table(3)) is True
+    assert published_row_ids(tmp_path) == ["r0", "r1", "r2"] and len(files_below(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
     "error", [RetryableError("no answer"), KeyboardInterrupt()], ids=["no answer", "interrupted"]
 )
-def test_a_manifest_that_may_still_appear_finds_what_it_names(
+def test_late_manifest_finds_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     late: list[tuple[Path, bytes]] = []
@@ -141,9 +135,9 @@ def test_a_manifest_that_may_still_appear_finds_what_it_names(
 
     with monkeypatch.context() as patched, pytest.raises(type(error)):
         patched.setattr(store_module, "put_if_absent", slow)
-        publish_partition(tmp_path, "p", score_rows(3), FACTS)
-    assert row_ids(tmp_path) == []
+        publish_unit(tmp_path, unit_manifest("p"), score_table(3))
+    assert published_row_ids(tmp_path) == []
     ((path, content),) = late
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    assert row_ids(tmp_path) == ["r0", "r1", "r2"]
+    assert published_row_ids(tmp_path) == ["r0", "r1", "r2"]

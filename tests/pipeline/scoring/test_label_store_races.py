@@ -1,4 +1,4 @@
-"""Races for one partition: one publication wins, the others leave nothing."""
+"""Races for one unit: one publication wins, the others leave nothing."""
 
 import subprocess
 import sys
@@ -6,15 +6,15 @@ import threading
 from pathlib import Path
 
 from pipeline.scoring.label_store import (
-    publish_partition,
+    publish_unit,
     read_manifests,
 )
 from pipeline.storage.filesystem import put_if_absent
 from tests.support.places import ROOT
-from tests.support.score_partitions import FACTS, files_below, row_ids, score_rows
+from tests.support.score_partitions import files_below, published_row_ids, score_table, unit_manifest
 
 
-def test_of_threads_that_race_for_a_partition_one_wins_and_the_others_leave_nothing(tmp_path: Path) -> None:
+def test_one_of_racing_threads_publishes_each_unit(tmp_path: Path) -> None:
     rounds, racers = 50, 3
     won: list[list[bool]] = [[] for _ in range(rounds)]
     gate = threading.Barrier(racers)
@@ -23,7 +23,7 @@ def test_of_threads_that_race_for_a_partition_one_wins_and_the_others_leave_noth
         for number in range(rounds):
             gate.wait()
             won[number].append(
-                publish_partition(tmp_path, f"p{number}", score_rows(2, f"{racer}-{number}-"), FACTS)
+                publish_unit(tmp_path, unit_manifest(f"p{number}"), score_table(2, f"{racer}-{number}-"))
             )
 
     threads = [threading.Thread(target=race, args=(racer,)) for racer in range(racers)]
@@ -33,22 +33,22 @@ def test_of_threads_that_race_for_a_partition_one_wins_and_the_others_leave_noth
         thread.join()
     assert [sorted(results) for results in won] == [[False, False, True]] * rounds
     assert len(files_below(tmp_path)) == 2 * rounds
-    rows = row_ids(tmp_path)
+    rows = published_row_ids(tmp_path)
     assert len(rows) == 2 * rounds and {row.split("-")[1] for row in rows} == {str(n) for n in range(rounds)}
 
 
 PROCESS = """
 import sys, time
 from pathlib import Path
-from pipeline.inference.labels import SCORE_SCHEMA
-from pipeline.scoring.label_store import publish_partition
+from pipeline.scoring.label_store import publish_unit
+from tests.support.score_partitions import score_table, unit_manifest
 root, start = Path(sys.argv[1]), float(sys.argv[2])
 time.sleep(max(0.0, start - time.time()))
-print(sum(publish_partition(root, f"p{n}", SCORE_SCHEMA.empty_table(), {}) for n in range(50)))
+print(sum(publish_unit(root, unit_manifest(f"p{n}"), score_table(0)) for n in range(50)))
 """
 
 
-def test_of_processes_that_race_for_fifty_partitions_one_wins_each(tmp_path: Path) -> None:
+def test_one_of_racing_processes_publishes_each_unit(tmp_path: Path) -> None:
     import time
 
     command = [sys.executable, "-c", PROCESS, str(tmp_path), str(time.time() + 1.5)]

@@ -1,4 +1,4 @@
-"""Rows that cannot be scored are told apart with a reason, and every row is one or the other."""
+"""Rows that cannot be scored are separated with a reason; every row is valid or an error."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scoring.row_errors import ERROR_SCHEMA, part_rows
+from pipeline.scoring.row_errors import ERROR_SCHEMA, split_valid_rows
 
 GOOD = {"row_id": "a", "query": "lamp", "ad_title": "desk lamp", "market": "us"}
 
@@ -31,11 +31,9 @@ def table_of(*rows: dict[str, Any]) -> pa.Table:
         ({"row_id": "a"}, "row_id repeats"),
     ],
 )
-def test_a_bad_row_is_told_with_its_number_and_reason_and_the_others_stay(
-    change: dict[str, Any], reason: str
-) -> None:
+def test_bad_row_is_reported_with_number_and_reason(change: dict[str, Any], reason: str) -> None:
     table = table_of(GOOD, {**GOOD, "row_id": "b", **change}, {**GOOD, "row_id": "c"})
-    rows, errors = part_rows(table, "two", 100, "f" * 64)
+    rows, errors = split_valid_rows(table, "two", 100, "f" * 64)
     assert rows.column("row_id").to_pylist() == ["a", "c"] and rows.schema.names == ROW_SCHEMA.names
     assert errors.schema == ERROR_SCHEMA
     row_id = table.column("row_id")[1].as_py()
@@ -44,7 +42,7 @@ def test_a_bad_row_is_told_with_its_number_and_reason_and_the_others_stay(
     ]
 
 
-UNHARMFUL = [
+VALID_CHANGES = [
     {"query": "q" * 4_096},
     {"ad_description": None},
     {"label": 99},
@@ -53,22 +51,24 @@ UNHARMFUL = [
 ]
 
 
-@pytest.mark.parametrize("change", UNHARMFUL, ids=str)
-def test_what_scoring_does_not_need_is_no_error(change: dict[str, Any]) -> None:
-    rows, errors = part_rows(table_of({**GOOD, **change}), "two", 0, "f")
+@pytest.mark.parametrize("change", VALID_CHANGES, ids=str)
+def test_columns_unused_by_scoring_are_not_checked(change: dict[str, Any]) -> None:
+    rows, errors = split_valid_rows(table_of({**GOOD, **change}), "two", 0, "f")
     assert (rows.num_rows, errors.num_rows) == (1, 0)
 
 
-def test_no_row_is_no_error() -> None:
-    rows, errors = part_rows(table_of(), "two", 0, "f")
+def test_empty_table_has_no_errors() -> None:
+    rows, errors = split_valid_rows(table_of(), "two", 0, "f")
     assert (rows.num_rows, errors.num_rows) == (0, 0)
 
 
-def test_an_id_spelled_none_is_not_one_that_is_missing() -> None:
-    _, errors = part_rows(table_of({**GOOD, "row_id": None}, {**GOOD, "row_id": "None"}), "two", 0, "f")
+def test_id_spelled_none_is_not_missing() -> None:
+    _, errors = split_valid_rows(
+        table_of({**GOOD, "row_id": None}, {**GOOD, "row_id": "None"}), "two", 0, "f"
+    )
     assert errors.column("reason").to_pylist() == ["row_id is null"]
 
 
-def test_of_rows_with_one_id_the_first_is_kept() -> None:
-    rows, errors = part_rows(table_of(GOOD, GOOD, {**GOOD, "query": ""}), "two", 0, "f")
+def test_first_of_rows_with_equal_ids_is_kept() -> None:
+    rows, errors = split_valid_rows(table_of(GOOD, GOOD, {**GOOD, "query": ""}), "two", 0, "f")
     assert rows.num_rows == 1 and errors.column("reason").to_pylist() == ["row_id repeats", "query is blank"]

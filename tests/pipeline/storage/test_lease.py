@@ -1,6 +1,6 @@
-"""One scorer at a time at a place, whatever becomes of those who hold its lease."""
+"""A lease has one holder at a time, even if holders die or lose the store."""
 
-import json
+import logging
 import os
 import signal
 import socket
@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.storage.lease import Lease, key_of
+from pipeline.storage.lease import Lease, LeaseRecord, lease_key
 from pipeline.storage.object_store import Folder, Store, open_store
 from tests.support.places import ROOT
 
-LASTS_S = 0.8
+DURATION_S = 0.8
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -25,90 +25,98 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, s3: str) -> Store:
     return open_store(tmp_path / "scores" if request.param == "folder" else f"s3://labels/{tmp_path.name}")
 
 
-def lease(store: Store, said: list[str] | None = None) -> Lease:
-    return Lease(store, (said if said is not None else []).append, LASTS_S)
+def short_lease(store: Store) -> Lease:
+    """Return a lease that expires soon."""
+    return Lease(store, duration_s=DURATION_S)
 
 
-def test_who_holds_a_lease_keeps_it_by_renewing_it_and_others_are_told_who(store: Store) -> None:
-    said: list[str] = []
-    with lease(store) as held:
+def foreign_record(until_s: float) -> bytes:
+    """Return the lease file of a process on another machine."""
+    return LeaseRecord(socket.gethostname(), "elsewhere", 1, 0.0, until_s).to_json()
+
+
+def test_renewed_lease_excludes_others_and_names_holder(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusal = f"is leased by process {os.getpid()} on .*; wait for that process and run the same command"
+    with caplog.at_level(logging.INFO, "pipeline.storage.lease"), short_lease(store) as held:
         for _ in range(2):
-            told = f"process {os.getpid()}, scores into .*; wait for it and run the same command again"
-            with pytest.raises(RetryableError, match=told), lease(store, said):
+            with pytest.raises(RetryableError, match=refusal), short_lease(store):
                 pass
         held.check()
-        time.sleep(LASTS_S)
-        assert not held.lost
-    assert len(said) == 2 and "waiting to see whether it still does" in said[0]
-    with lease(store), pytest.raises(RetryableError), lease(store):
+        time.sleep(DURATION_S)
+        assert not held.is_lost
+    assert len(caplog.messages) == 2
+    assert "waiting to see whether the lease is renewed" in caplog.messages[0]
+    with short_lease(store), pytest.raises(RetryableError), short_lease(store):
         pass
 
 
-def test_a_lease_of_another_machine_is_taken_when_it_has_run_out_and_not_before(store: Store) -> None:
-    far = {
-        "host": socket.gethostname(),
-        "machine": "elsewhere",
-        "pid": 1,
-        "process_started_s": 0.0,
-        "until_s": time.time() + 1.0,
-    }
-    store.put(key_of(7), json.dumps(far).encode())
+def test_expired_lease_of_another_machine_is_taken_over(store: Store) -> None:
     started_s = time.time()
-    with lease(store) as held:
-        assert time.time() >= far["until_s"] and time.time() - started_s < 10
+    until_s = started_s + 1.0
+    store.put(lease_key(7), foreign_record(until_s))
+    with short_lease(store) as held:
+        assert time.time() >= until_s and time.time() - started_s < 10
         assert held.number == 8
 
 
-def test_a_holder_whose_lease_was_taken_over_learns_of_it_and_leaves_the_new_one_alone(store: Store) -> None:
-    with lease(store) as held:
-        far = json.dumps(
-            {
-                "host": "elsewhere",
-                "machine": "elsewhere",
-                "pid": 1,
-                "process_started_s": 0.0,
-                "until_s": time.time() + 60,
-            }
-        ).encode()
-        store.put(key_of(held.number + 1), far)
-        held._renewing.join(timeout=10)
-        with pytest.raises(RetryableError, match="another took over the scoring"):
+def test_holder_detects_takeover_and_leaves_new_lease(store: Store) -> None:
+    with short_lease(store) as held:
+        foreign = foreign_record(time.time() + 60)
+        store.put(lease_key(held.number + 1), foreign)
+        held._renewal_thread.join(timeout=10)
+        with pytest.raises(RetryableError, match="was lost to another process"):
             held.check()
-    assert store.get(key_of(held.number + 1)) == far
+    assert store.get(lease_key(held.number + 1)) == foreign
 
 
-def test_a_store_that_is_away_at_the_end_does_not_hide_what_the_work_ended_with(
+def test_unreachable_store_at_exit_does_not_hide_the_error(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*_: object) -> None:
-        raise RetryableError("away")
+    def fail(*_: object, **__: object) -> None:
+        raise RetryableError("unreachable")
 
-    with pytest.raises(ZeroDivisionError), lease(store) as held:
-        monkeypatch.setattr(held, "_put", away)
+    with pytest.raises(ZeroDivisionError), short_lease(store) as held:
+        monkeypatch.setattr(held, "_put", fail)
         raise ZeroDivisionError
 
 
-def test_a_file_that_says_nothing_of_a_lease_is_named_and_others_are_left_alone(store: Store) -> None:
+def test_lease_deleted_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Folder(tmp_path)
+    store.put(lease_key(3), foreign_record(0.0))
+    get, calls = Folder.get, []
+
+    def get_after_deletion(store: Store, key: str) -> bytes:
+        calls.append(key)
+        if len(calls) == 1:
+            raise FileNotFoundError(key)
+        return get(store, key)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Folder, "get", get_after_deletion)
+    with short_lease(store) as held:
+        assert held.number == 4
+
+
+def test_unreadable_lease_is_named_and_other_files_stay(store: Store) -> None:
     store.put("lease/README", b"hands off")
-    with lease(store):
+    with short_lease(store):
         pass
-    store.put(key_of(9), b'{"host": "elsewhe')
+    store.put(lease_key(9), b'{"host": "elsewhe')
     with (
-        pytest.raises(
-            DamagedInputError, match="lease/00000009.json says nothing of a lease .* then delete it"
-        ),
-        lease(store),
+        pytest.raises(DamagedInputError, match="lease/00000009.json is not a lease file .* then delete it"),
+        short_lease(store),
     ):
         pass
 
 
-def test_a_store_that_replaces_what_it_should_keep_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_store_that_ignores_put_if_absent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Folder, "put_if_absent", lambda store, key, content: store.put(key, content) or True)
     with (
-        pytest.raises(ConfigError, match="replaces what is there though it is asked not to.*If-None-Match"),
-        lease(Folder(tmp_path)),
+        pytest.raises(ConfigError, match="overwrites existing files despite If-None-Match"),
+        short_lease(Folder(tmp_path)),
     ):
         pass
 
@@ -117,13 +125,13 @@ PROGRAM = """
 import sys, time
 from pipeline.storage.lease import Lease
 from pipeline.storage.object_store import open_store
-with Lease(open_store(sys.argv[1]), print, 600.0):
+with Lease(open_store(sys.argv[1]), duration_s=600.0):
     print("held", flush=True)
     time.sleep(600)
 """
 
 
-def test_a_killed_holder_of_this_machine_is_followed_at_once(tmp_path: Path) -> None:
+def test_lease_of_a_killed_local_process_is_free_at_once(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -131,32 +139,33 @@ def test_a_killed_holder_of_this_machine_is_followed_at_once(tmp_path: Path) -> 
     process.send_signal(signal.SIGKILL)
     process.wait()
     started_s = time.monotonic()
-    with Lease(Folder(tmp_path), print, 600.0):
+    with Lease(Folder(tmp_path), duration_s=600.0):
         assert time.monotonic() - started_s < 5
 
 
-def test_of_many_at_once_one_holds_the_lease_at_any_time(store: Store) -> None:
-    inside, most, done = 0, 0, 0
+def test_of_many_threads_one_holds_the_lease(store: Store) -> None:
+    num_inside, max_inside, num_done = 0, 0, 0
     guard = threading.Lock()
 
-    def work() -> None:
-        nonlocal inside, most, done
+    def hold_once() -> None:
+        nonlocal num_inside, max_inside, num_done
         while True:
             try:
-                with lease(store):
+                with short_lease(store):
                     with guard:
-                        inside, most = inside + 1, max(most, inside + 1)
+                        num_inside += 1
+                        max_inside = max(max_inside, num_inside)
                     time.sleep(0.05)
                     with guard:
-                        inside, done = inside - 1, done + 1
+                        num_inside, num_done = num_inside - 1, num_done + 1
                     return
             except RetryableError:
                 continue
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
+    threads = [threading.Thread(target=hold_once) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    assert (most, done) == (1, 6)
+    assert (max_inside, num_done) == (1, 6)
     assert len(list(store.list("lease"))) <= 2

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or passed over, and one older whole one is always kept."""
+"""Tests of checkpoints: whole or ignored, with one older whole one always kept."""
 
 import errno
 import json
@@ -17,16 +17,18 @@ from safetensors.torch import load_file, save
 from models.training.flat_parameters import FlatModel
 from pipeline.errors import DamagedInputError, RetryableError
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import CheckpointWriter, check_checkpoint, newest_checkpoint
-from pipeline.training.validation_loop import Best
-from pipeline.training.worker import agreed_checkpoint
-from pipeline.training.zero_state import assemble, inner_optimizer, load_optimizer_tensors, optimizer_tensors
+from pipeline.training.checkpoint import CheckpointWriter, check_checkpoint, find_newest_checkpoint
+from pipeline.training.deepspeed_internals import inner_optimizer
+from pipeline.training.event_log import BestEvaluation
+from pipeline.training.validation_loop import BestWeights
+from pipeline.training.worker import agree_on_checkpoint
+from pipeline.training.zero_state import assemble_fragments, load_optimizer_tensors, optimizer_tensors
 
 FILES = ("weights.safetensors", "optimizer-0.safetensors", "state.json", "manifest.json")
 
 
 class Small(torch.nn.Linear):
-    """A model with the names that a checkpoint asks it for."""
+    """A linear layer with the methods of a relevance model that checkpoints need."""
 
     def trainable_state(self) -> dict[str, torch.nn.Parameter]:
         return dict(self.named_parameters())
@@ -36,7 +38,7 @@ class Small(torch.nn.Linear):
 
 
 def build_engine(steps: int = 2) -> Any:
-    """What a checkpoint needs of DeepSpeed's engine at stage 0: a module with its optimizer."""
+    """Return what checkpoints need of DeepSpeed's engine at stage 0: a module with its optimizer."""
     torch.manual_seed(0)
     module = FlatModel(Small(3, 2))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(module.parameters())
@@ -46,34 +48,35 @@ def build_engine(steps: int = 2) -> Any:
     return SimpleNamespace(module=module, optimizer=optimizer)
 
 
-def tensors_of(engine: Any) -> dict[str, torch.Tensor]:
-    """Its tensors by name."""
+def model_tensors(engine: Any) -> dict[str, torch.Tensor]:
+    """Return copies of the model's tensors by name."""
     return {
         name: tensor.detach().clone()
-        for name, tensor in engine.module.cut_up(engine.module.trainable_state()).items()
+        for name, tensor in engine.module.split_by_name(engine.module.trainable_state()).items()
     }
 
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An engine two steps in."""
+    """Return an engine after two steps."""
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda names, src: None)
-    monkeypatch.setattr(checkpoint, "gather_trainables", tensors_of)
+    monkeypatch.setattr(checkpoint, "gather_trainables", model_tensors)
     return build_engine()
 
 
 def write(engine: Any, root: Path, step: int) -> None:
-    """One checkpoint, to its end."""
+    """Write one checkpoint and wait for it."""
     writer = CheckpointWriter(engine, root, 0, 1)
     writer.save(step, None)
     writer.wait()
 
 
 def names_in(root: Path) -> list[str]:
+    """Return the sorted names in a folder."""
     return sorted(p.name for p in root.iterdir())
 
 
-def test_a_checkpoint_holds_weights_optimizer_and_position(tmp_path: Path, engine: Any) -> None:
+def test_checkpoint_holds_weights_optimizer_and_position(tmp_path: Path, engine: Any) -> None:
     write(engine, tmp_path, 200)
     folder = tmp_path / "step-00000200"
     assert names_in(folder) == sorted(FILES)
@@ -85,7 +88,7 @@ def test_a_checkpoint_holds_weights_optimizer_and_position(tmp_path: Path, engin
         "best": None,
     }
     assert all(
-        torch.equal(t, tensors_of(engine)[name])
+        torch.equal(t, model_tensors(engine)[name])
         for name, t in load_file(folder / "weights.safetensors").items()
     )
     stored = load_file(folder / "optimizer-0.safetensors")
@@ -99,14 +102,14 @@ def test_a_checkpoint_holds_weights_optimizer_and_position(tmp_path: Path, engin
     assert stored["bias@0.step"].item() == 2
 
 
-def test_only_the_newest_two_are_kept(tmp_path: Path, engine: Any) -> None:
+def test_newest_two_checkpoints_are_kept(tmp_path: Path, engine: Any) -> None:
     for step in (9, 10, 100, 1_000):
         write(engine, tmp_path, step)
     assert names_in(tmp_path) == ["step-00000100", "step-00001000"]
-    assert newest_checkpoint(tmp_path)[0] == tmp_path / "step-00001000"
+    assert find_newest_checkpoint(tmp_path)[0] == tmp_path / "step-00001000"
 
 
-def test_a_step_written_again_replaces_what_was_there(tmp_path: Path, engine: Any) -> None:
+def test_rewritten_step_replaces_its_checkpoint(tmp_path: Path, engine: Any) -> None:
     write(engine, tmp_path, 5)
     with torch.no_grad():
         engine.module.heads.fill_(7)
@@ -115,20 +118,18 @@ def test_a_step_written_again_replaces_what_was_there(tmp_path: Path, engine: An
     assert names_in(tmp_path) == ["step-00000005"]
 
 
-def test_what_a_killed_writer_left_is_no_checkpoint_and_goes_with_the_next_start(
-    tmp_path: Path, engine: Any
-) -> None:
-    left = tmp_path / ".step-00000005.0123456789ab.tmp"
-    left.mkdir()
-    (left / "optimizer-7.safetensors").write_bytes(b"part")
-    assert newest_checkpoint(tmp_path)[0] is None
+def test_next_start_removes_parts_of_a_killed_writer(tmp_path: Path, engine: Any) -> None:
+    parts_dir = tmp_path / ".step-00000005.0123456789ab.tmp"
+    parts_dir.mkdir()
+    (parts_dir / "optimizer-7.safetensors").write_bytes(b"part")
+    assert find_newest_checkpoint(tmp_path)[0] is None
     write(engine, tmp_path, 5)
     assert names_in(tmp_path) == ["step-00000005"]
     assert names_in(tmp_path / "step-00000005") == sorted(FILES)
 
 
 def count_syncs(engine: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How often a checkpoint has the disk confirm."""
+    """Return the number of fsync calls of one checkpoint."""
     calls = []
     with monkeypatch.context() as patched:
         sync = os.fsync
@@ -137,7 +138,7 @@ def count_syncs(engine: Any, root: Path, monkeypatch: pytest.MonkeyPatch) -> int
     return len(calls)
 
 
-def test_a_full_disk_at_any_write_leaves_the_older_checkpoint_to_go_on_from(
+def test_full_disk_at_any_write_leaves_the_older_checkpoint(
     tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync, num_calls = os.fsync, count_syncs(engine, tmp_path / "count", monkeypatch)
@@ -146,42 +147,42 @@ def test_a_full_disk_at_any_write_leaves_the_older_checkpoint_to_go_on_from(
         root, calls = tmp_path / str(call), iter(range(1, 100))
         write(engine, root, 1)
 
-        def full_disk(descriptor: int, calls: Any = calls, call: int = call) -> None:
+        def failing_fsync(descriptor: int, calls: Any = calls, call: int = call) -> None:
             if next(calls) == call:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             sync(descriptor)
 
         with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", full_disk)
+            patched.setattr(os, "fsync", failing_fsync)
             with pytest.raises(OSError, match="No space left"):
                 write(engine, root, 2)
-        # the last is the sync after the rename: by then the new one is whole
-        assert newest_checkpoint(root)[0] == root / (
+        # the last call follows the rename: the new checkpoint is whole
+        assert find_newest_checkpoint(root)[0] == root / (
             "step-00000002" if call == num_calls else "step-00000001"
         )
         write(engine, root, 2)
-        assert newest_checkpoint(root)[0] == root / "step-00000002"
+        assert find_newest_checkpoint(root)[0] == root / "step-00000002"
         assert not list(root.glob(".*"))
 
 
-def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one_at_the_latest(
+def test_failed_write_raises_at_the_next_save(
     tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
+    def failing_write(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     writer = CheckpointWriter(engine, tmp_path, 0, 1)
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "write_part", full)
+        patched.setattr(checkpoint, "write_part", failing_write)
         writer.save(1, None)
         with pytest.raises(OSError, match="No space left"):
             writer.save(2, None)
     writer.wait()
-    assert newest_checkpoint(tmp_path)[0] is None
+    assert find_newest_checkpoint(tmp_path)[0] is None
 
 
-def test_the_weights_of_the_best_evaluation_lie_beside_the_newest_ones(tmp_path: Path, engine: Any) -> None:
-    best = Best(step=2, macro_pr_auc=0.75, log_loss=0.5, tensors={"weight": torch.full((2, 3), 4.0)})
+def test_checkpoint_holds_the_best_weights(tmp_path: Path, engine: Any) -> None:
+    best = BestWeights(BestEvaluation(2, 0.75, 0.5), {"weight": torch.full((2, 3), 4.0)})
     writer = CheckpointWriter(engine, tmp_path, 0, 1)
     writer.save(3, best)
     writer.wait()
@@ -193,15 +194,15 @@ def test_the_weights_of_the_best_evaluation_lie_beside_the_newest_ones(tmp_path:
         "log_loss": 0.5,
     }
     assert torch.equal(load_file(folder / "best.safetensors")["weight"], best.tensors["weight"])
-    flip_a_byte(folder / "best.safetensors")
+    flip_byte(folder / "best.safetensors")
     with pytest.raises(DamagedInputError, match="best.safetensors"):
         check_checkpoint(folder)
 
 
-def test_a_step_may_change_the_weights_while_they_are_written(
+def test_steps_during_a_write_do_not_change_the_checkpoint(
     tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, changed = tensors_of(engine)["weight"], threading.Event()
+    before, changed = model_tensors(engine)["weight"], threading.Event()
     monkeypatch.setattr(checkpoint, "save", lambda tensors: (changed.wait(20), save(tensors))[1])
     writer = CheckpointWriter(engine, tmp_path, 0, 1)
     writer.save(1, None)
@@ -214,22 +215,22 @@ def test_a_step_may_change_the_weights_while_they_are_written(
     assert (load_file(tmp_path / "step-00000001" / "optimizer-0.safetensors")["weight@0.exp_avg"] != 7).all()
 
 
-def flip_a_byte(path: Path) -> None:
+def flip_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
-def as_folder(path: Path) -> None:
+def replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def without_state(path: Path) -> None:
+def drop_state_from_manifest(path: Path) -> None:
     listed = json.loads(path.read_bytes())
     del listed["state.json"]
     path.write_text(json.dumps(listed))
@@ -237,18 +238,18 @@ def without_state(path: Path) -> None:
 
 DAMAGE: list[tuple[str, str, Callable[[Path], Any]]] = [
     *((f"{name} gone", name, Path.unlink) for name in FILES),
-    *((f"{name} cut", name, cut) for name in FILES),
+    *((f"{name} truncated", name, truncate) for name in FILES),
     *((f"{name} emptied", name, lambda path: path.write_bytes(b"")) for name in FILES),
-    *((f"{name} flipped", name, flip_a_byte) for name in FILES),
-    *((f"{name} a folder", name, as_folder) for name in FILES),
+    *((f"{name} flipped", name, flip_byte) for name in FILES),
+    *((f"{name} a folder", name, replace_by_folder) for name in FILES),
     ("manifest of nothing", "manifest.json", lambda path: path.write_text("{}")),
     ("manifest a list", "manifest.json", lambda path: path.write_text("[]")),
-    ("manifest without a file", "manifest.json", without_state),
+    ("manifest without a file", "manifest.json", drop_state_from_manifest),
 ]
 
 
 @pytest.mark.parametrize(("name", "damage"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
-def test_every_kind_of_damage_is_found_and_the_previous_checkpoint_is_used(
+def test_damaged_checkpoint_is_found_and_the_previous_one_used(
     tmp_path: Path, engine: Any, name: str, damage: Callable[[Path], Any]
 ) -> None:
     for step in (1, 2):
@@ -257,19 +258,19 @@ def test_every_kind_of_damage_is_found_and_the_previous_checkpoint_is_used(
     with pytest.raises(DamagedInputError, match="step-00000002") as caught:
         check_checkpoint(tmp_path / "step-00000002")
     assert name in str(caught.value) or name == "manifest.json"
-    assert newest_checkpoint(tmp_path)[0] == tmp_path / "step-00000001"
+    assert find_newest_checkpoint(tmp_path)[0] == tmp_path / "step-00000001"
 
 
-def test_without_a_whole_checkpoint_training_starts_anew(tmp_path: Path, engine: Any) -> None:
-    assert newest_checkpoint(tmp_path / "none")[0] is None
+def test_no_whole_checkpoint_means_no_newest_one(tmp_path: Path, engine: Any) -> None:
+    assert find_newest_checkpoint(tmp_path / "none")[0] is None
     write(engine, tmp_path, 1)
-    cut(tmp_path / "step-00000001" / "weights.safetensors")
+    truncate(tmp_path / "step-00000001" / "weights.safetensors")
     (tmp_path / "step-00000002").write_text("a file in place of a folder")
     (tmp_path / "step-00000003").mkdir()
-    assert newest_checkpoint(tmp_path)[0] is None
+    assert find_newest_checkpoint(tmp_path)[0] is None
 
 
-def test_a_checkpoint_that_storage_does_not_hand_out_is_neither_used_nor_taken_for_damaged(
+def test_unreadable_checkpoint_is_neither_used_nor_removed(
     tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (1, 2):
@@ -285,15 +286,15 @@ def test_a_checkpoint_that_storage_does_not_hand_out_is_neither_used_nor_taken_f
     with pytest.raises(
         RetryableError,
         match=(
-            r"step-00000002 cannot be read \(\[Errno 5\] Input/output error.*move it away: the checkpoint "
-            r"before"
+            r"step-00000002 cannot be read \(\[Errno 5\] Input/output error.*move the folder away: the "
+            r"checkpoint before"
         ),
     ):
-        newest_checkpoint(tmp_path)
+        find_newest_checkpoint(tmp_path)
     assert len(list(tmp_path.glob("step-*"))) == 2
 
 
-def test_a_step_is_not_written_twice_in_one_start(tmp_path: Path, engine: Any) -> None:
+def test_step_is_written_once_per_start(tmp_path: Path, engine: Any) -> None:
     with CheckpointWriter(engine, tmp_path, 0, 1) as writer:
         writer.save(3, None)
         writer.save(3, None)
@@ -304,24 +305,24 @@ def test_a_step_is_not_written_twice_in_one_start(tmp_path: Path, engine: Any) -
     assert (tmp_path / "step-00000003").stat().st_ino == written and names_in(tmp_path) == ["step-00000003"]
 
 
-def test_what_is_newer_than_the_newest_whole_checkpoint_makes_room_also_where_it_is_a_file(
+def test_damaged_newer_checkpoints_and_files_are_removed(
     tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda names, src: None)
     write(engine, tmp_path, 1)
     (tmp_path / "step-00000002").write_text("a file in place of a folder")
     (tmp_path / "step-00000003").mkdir()
-    assert agreed_checkpoint(tmp_path, 0) == tmp_path / "step-00000001"
+    assert agree_on_checkpoint(tmp_path, 0) == tmp_path / "step-00000001"
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000001"]
 
 
-def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(
+def test_rank_zero_waits_for_every_rank_s_part(
     tmp_path: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (CheckpointWriter(engine, tmp_path, rank, 2) for rank in (0, 1))
     second.attempt = first.attempt
     first.save(3, None)
-    assert newest_checkpoint(tmp_path)[0] is None
+    assert find_newest_checkpoint(tmp_path)[0] is None
     second.save(3, None)
     second.wait()
     first.wait()
@@ -330,36 +331,36 @@ def test_every_rank_writes_its_own_part_and_rank_zero_waits_for_all(
     assert load_file(tmp_path / "step-00000003" / "optimizer-1.safetensors") == {}
     first.wait_s = 0.05
     first.save(4, None)
-    with pytest.raises(RetryableError, match="optimizer-1.safetensors of a checkpoint did not come"):
+    with pytest.raises(RetryableError, match="checkpoint was abandoned: optimizer-1.safetensors is missing"):
         first.wait()
 
 
-def test_an_error_does_not_wait_for_ranks_that_will_not_come(tmp_path: Path, engine: Any) -> None:
+def test_error_ends_the_wait_for_other_ranks(tmp_path: Path, engine: Any) -> None:
     started_s = time.monotonic()
     with pytest.raises(ZeroDivisionError), CheckpointWriter(engine, tmp_path, 0, 2) as writer:
         writer.save(4, None)
         raise ZeroDivisionError
     assert time.monotonic() - started_s < 5
-    assert newest_checkpoint(tmp_path)[0] is None
+    assert find_newest_checkpoint(tmp_path)[0] is None
 
 
-def test_the_optimizer_inside_deepspeed_s_is_found(engine: Any) -> None:
+def test_inner_optimizer_is_found(engine: Any) -> None:
     assert inner_optimizer(engine) is engine.optimizer
     wrapped = SimpleNamespace(optimizer=SimpleNamespace(optimizer=engine.optimizer))
     assert inner_optimizer(wrapped) is engine.optimizer
 
 
-def test_fragments_of_any_cut_make_the_whole_again(engine: Any) -> None:
+def test_fragments_of_any_split_restore_the_whole_state(engine: Any) -> None:
     whole = optimizer_tensors(engine, 0)
-    cut_up = {}
+    stored = {}
     for key, tensor in whole.items():
         name, moment = key.split("@0.")
         places = [0] if moment == "step" else sorted({0, 1, len(tensor) // 2})
         for start, end in zip(places, [*places[1:], len(tensor)], strict=True):
-            cut_up[f"{name}@{start}.{moment}"] = tensor[start:end]
-    sizes = {name: tensor.numel() for name, tensor in tensors_of(engine).items()}
-    for name, moments in assemble(sizes, cut_up).items():
+            stored[f"{name}@{start}.{moment}"] = tensor[start:end]
+    sizes = {name: tensor.numel() for name, tensor in model_tensors(engine).items()}
+    for name, moments in assemble_fragments(sizes, stored).items():
         assert all(torch.equal(numbers, whole[f"{name}@0.{moment}"]) for moment, numbers in moments.items())
     fresh = build_engine(steps=0)
-    load_optimizer_tensors(fresh, cut_up)
+    load_optimizer_tensors(fresh, stored)
     assert all(torch.equal(tensor, whole[key]) for key, tensor in optimizer_tensors(fresh, 0).items())

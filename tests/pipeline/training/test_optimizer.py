@@ -1,4 +1,4 @@
-"""What decays, what learns at which rate, and how the rate moves over a run."""
+"""Tests of the optimizer: weight decay, learning rates, the schedule, frozen entries."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from models.backbone import load_backbone
 from models.config import BackboneConfig, ModelConfig
 from models.relevance import RelevanceModel, build_model
 from pipeline.config.training import OptimizerConfig
-from pipeline.training.optimizer import build_optimizer, hold_what_has_no_gradient, rate_share
+from pipeline.training.optimizer import build_optimizer, freeze_zero_gradient_entries, learning_rate_scale
 
 CONFIG = OptimizerConfig(
     learning_rate=1e-3, head_learning_rate=5e-3, mixture_learning_rate=2e-3, weight_decay=0.1
@@ -28,7 +28,7 @@ def model(tiny_llama: Path) -> RelevanceModel:
 
 
 def settings_by_name(model: RelevanceModel) -> dict[str, tuple[float, float]]:
-    """(peak rate, decay) of each trained tensor."""
+    """Return (peak rate, decay) of each trained tensor."""
     names = {id(parameter): name for name, parameter in model.trainable_state().items()}
     groups = build_optimizer(model, CONFIG).param_groups
     pairs = [
@@ -40,12 +40,12 @@ def settings_by_name(model: RelevanceModel) -> dict[str, tuple[float, float]]:
     return dict(pairs)
 
 
-def test_every_trained_tensor_is_optimised_once_and_the_backbone_never(model: RelevanceModel) -> None:
+def test_trained_tensors_are_optimized_once_and_the_backbone_never(model: RelevanceModel) -> None:
     assert settings_by_name(model).keys() == model.trainable_state().keys()
     assert not any(name.endswith("base.weight") for name in settings_by_name(model))
 
 
-def test_only_projections_decay_and_heads_and_mixtures_have_their_own_rates(model: RelevanceModel) -> None:
+def test_only_projections_decay_and_groups_have_own_rates(model: RelevanceModel) -> None:
     expected = {
         "down_RD": (1e-3, 0.1),
         "up_ONR": (1e-3, 0.1),
@@ -58,7 +58,7 @@ def test_only_projections_decay_and_heads_and_mixtures_have_their_own_rates(mode
     assert {name: expected[name.rpartition(".")[2]] for name in found} == found
 
 
-def test_mixtures_learn_at_the_adapters_rate_where_none_is_given(model: RelevanceModel) -> None:
+def test_mixture_rate_defaults_to_the_adapter_rate(model: RelevanceModel) -> None:
     groups = build_optimizer(model, OptimizerConfig(learning_rate=1e-3)).param_groups
     assert {group["name"]: group["peak_rate"] for group in groups} == {
         "projections": 1e-3,
@@ -69,9 +69,7 @@ def test_mixtures_learn_at_the_adapters_rate_where_none_is_given(model: Relevanc
 
 
 @pytest.mark.parametrize("method", (MTLLoRAConfig, PerTaskLoRAConfig, MoELoRAConfig, MTLoRAConfig))
-def test_a_task_without_a_row_in_the_batch_does_not_move_whatever_its_momentum(
-    tiny_llama: Path, method: Any
-) -> None:
+def test_absent_task_does_not_move_by_momentum(tiny_llama: Path, method: Any) -> None:
     backbone = BackboneConfig(source=str(tiny_llama), dtype="float32")
     model = build_model(ModelConfig(backbone, method(rank=4), (2, 2, 2)), load_backbone(backbone), seed=0)
     optimizer = build_optimizer(model, CONFIG)
@@ -83,7 +81,7 @@ def test_a_task_without_a_row_in_the_batch_does_not_move_whatever_its_momentum(
         optimizer.step()
         return {name: tensor.detach().clone() for name, tensor in model.trainable_state().items()}
 
-    def of_task(name: str, tensor: torch.Tensor, task: int) -> torch.Tensor | None:
+    def task_part(name: str, tensor: torch.Tensor, task: int) -> torch.Tensor | None:
         if name.startswith("heads."):
             return tensor[2 * task : 2 * task + 2]
         last = name.rpartition(".")[2]
@@ -93,29 +91,29 @@ def test_a_task_without_a_row_in_the_batch_does_not_move_whatever_its_momentum(
     for _ in range(3):
         before = step([0, 1, 2, 0])
     after = step([0, 1, 1, 0])
-    own = [
-        (name, of_task(name, before[name], 2), of_task(name, after[name], 2))
+    absent = [
+        (name, task_part(name, before[name], 2), task_part(name, after[name], 2))
         for name in before
-        if of_task(name, before[name], 2) is not None
+        if task_part(name, before[name], 2) is not None
     ]
-    assert len(own) > 4
-    for name, was, now in own:
+    assert len(absent) > 4
+    for name, was, now in absent:
         assert torch.equal(was, now), name
     for name in before:
-        present = of_task(name, after[name], 1)
+        present = task_part(name, after[name], 1)
         assert not torch.equal(after[name], before[name]), name
-        assert present is None or not torch.equal(present, of_task(name, before[name], 1)), name
+        assert present is None or not torch.equal(present, task_part(name, before[name], 1)), name
     back = step([2, 1, 1, 2])
-    assert not any(torch.equal(now, of_task(name, back[name], 2)) for name, _, now in own)
+    assert not any(torch.equal(now, task_part(name, back[name], 2)) for name, _, now in absent)
 
 
 @pytest.mark.parametrize("every", (2, 10, 50))
-def test_a_task_that_comes_back_takes_no_larger_step_than_adam_gives(every: int) -> None:
-    def largest_step(hold: bool) -> float:
+def test_returning_task_takes_no_larger_step_than_adam(every: int) -> None:
+    def largest_step(freeze: bool) -> float:
         parameter = torch.nn.Parameter(torch.zeros(2))
         optimizer = torch.optim.AdamW([parameter], lr=0.01, weight_decay=0.0)
-        if hold:
-            hold_what_has_no_gradient(optimizer)
+        if freeze:
+            freeze_zero_gradient_entries(optimizer)
         steps = []
         for number in range(400):
             parameter.grad = torch.tensor([1.0, 1.0 if number % every == 0 else 0.0])
@@ -125,18 +123,18 @@ def test_a_task_that_comes_back_takes_no_larger_step_than_adam_gives(every: int)
                 steps.append(float((parameter.detach() - before)[1].abs()) / 0.01)
         return max(steps)
 
-    assert largest_step(hold=True) == pytest.approx(largest_step(hold=False), rel=1e-6)
-    assert largest_step(hold=True) <= 1.0 + 1e-6
+    assert largest_step(freeze=True) == pytest.approx(largest_step(freeze=False), rel=1e-6)
+    assert largest_step(freeze=True) <= 1.0 + 1e-6
 
 
-def test_holding_changes_nothing_where_every_number_has_a_gradient() -> None:
-    """Bit for bit torch's AdamW."""
+def test_freezing_changes_nothing_with_full_gradients() -> None:
+    """Compare with torch's AdamW bit for bit."""
 
-    def train(hold: bool) -> torch.Tensor:
+    def train(freeze: bool) -> torch.Tensor:
         parameter = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
         optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.1)
-        if hold:
-            hold_what_has_no_gradient(optimizer)
+        if freeze:
+            freeze_zero_gradient_entries(optimizer)
         for number in range(5):
             optimizer.zero_grad()
             ((parameter - number) ** 3).sum().backward()
@@ -148,10 +146,8 @@ def test_holding_changes_nothing_where_every_number_has_a_gradient() -> None:
 
 @pytest.mark.parametrize("warmup_share", [0.0, 0.06, 0.5, 0.99])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 97, 1_000])
-def test_the_rate_rises_to_its_peak_and_falls_and_no_step_is_without_one(
-    num_steps: int, warmup_share: float
-) -> None:
-    shares = [rate_share(step, num_steps, warmup_share) for step in range(num_steps)]
+def test_learning_rate_rises_then_falls_and_stays_positive(num_steps: int, warmup_share: float) -> None:
+    shares = [learning_rate_scale(step, num_steps, warmup_share) for step in range(num_steps)]
     peak = shares.index(max(shares))
     assert shares[peak] == 1.0
     assert all(before < after for before, after in zip(shares[:peak], shares[1 : peak + 1], strict=True))
@@ -160,7 +156,7 @@ def test_the_rate_rises_to_its_peak_and_falls_and_no_step_is_without_one(
     assert peak + 1 == max(1, round(num_steps * warmup_share))
 
 
-def test_the_rate_rises_and_falls_in_straight_lines() -> None:
-    shares = [rate_share(step, 10, 0.4) for step in range(10)]
+def test_learning_rate_is_piecewise_linear() -> None:
+    shares = [learning_rate_scale(step, 10, 0.4) for step in range(10)]
     assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
-    assert [rate_share(step, 4, 0.0) for step in range(4)] == pytest.approx([1.0, 1.0, 2 / 3, 1 / 3])
+    assert [learning_rate_scale(step, 4, 0.0) for step in range(4)] == pytest.approx([1.0, 1.0, 2 / 3, 1 / 3])

@@ -1,6 +1,4 @@
-"""Batches are a function of position: every row its times, every rank its share, and resuming is
-arithmetic.
-"""
+"""Tests of the sampler: batches are a function of position, and every row comes as often as it should."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +19,7 @@ def build_sampler(
     seed: int = 5,
     max_task_rows: int | None = None,
 ) -> Sampler:
-    """A sampler over rows of random lengths, the tasks shuffled among each other."""
+    """Return a sampler over rows of random lengths and shuffled tasks."""
     random = np.random.default_rng(0)
     task_N = random.permutation(np.repeat(np.arange(len(rows_T)), rows_T))
     length_N = random.geometric(0.03, len(task_N)).clip(4, 128)
@@ -50,7 +48,7 @@ SHARES = [(2.0, (1.0, 1.0, 1.0)), (2.0, (1.0, 2.0, 0.5)), (1.0, (1.0, 3.0, 3.0))
 
 
 @pytest.mark.parametrize(("temperature", "weights"), SHARES)
-def test_tasks_take_exactly_their_quotas_and_their_rows_come_equally_often(
+def test_tasks_fill_their_quotas_with_equally_frequent_rows(
     temperature: float, weights: tuple[float, ...]
 ) -> None:
     sampler = build_sampler(temperature=temperature, weights=weights)
@@ -67,7 +65,7 @@ def test_tasks_take_exactly_their_quotas_and_their_rows_come_equally_often(
             assert times.min() == quota // len(members) and times.max() == -(-quota // len(members))
 
 
-def test_rows_that_come_once_more_than_others_are_others_each_epoch() -> None:
+def test_extra_repetitions_go_to_other_rows_each_epoch() -> None:
     sampler = build_sampler((700, 90), weights=(1.0, 3.0))
     often = []
     for epoch in range(3):
@@ -78,7 +76,7 @@ def test_rows_that_come_once_more_than_others_are_others_each_epoch() -> None:
     assert often[0] != often[1] != often[2] != often[0]
 
 
-def test_a_capped_task_brings_so_many_rows_an_epoch_and_other_ones_each_time() -> None:
+def test_capped_task_draws_other_rows_each_epoch() -> None:
     sampler = build_sampler(max_task_rows=100)
     assert sampler.quota_T.tolist() == [100, 90, 10]
     seen = []
@@ -90,7 +88,7 @@ def test_a_capped_task_brings_so_many_rows_an_epoch_and_other_ones_each_time() -
     assert len(set().union(*seen)) > 600
 
 
-def test_quotas_hand_out_every_row_whatever_the_shares() -> None:
+def test_quotas_add_up_to_the_number_of_rows() -> None:
     random = np.random.default_rng(1)
     for _ in range(500):
         rows_T = random.integers(0, 50, random.integers(1, 9))
@@ -101,25 +99,25 @@ def test_quotas_hand_out_every_row_whatever_the_shares() -> None:
         assert (quota_T >= 0).all() and not quota_T[rows_T == 0].any()
 
 
-def test_a_task_without_a_row_takes_no_place() -> None:
+def test_task_without_rows_gets_no_quota() -> None:
     sampler = Sampler(np.full(40, 9), np.repeat([0, 2], 20), [1.0, 5.0, 1.0], SamplerSettings(8, 2.0, 0))
     assert sampler.quota_T.tolist() == [20, 0, 20]
     assert set(sampler.task_N[np.concatenate(epoch_batches(sampler, 0))].tolist()) == {0, 2}
 
 
-BEGINNINGS = [None, np.array([3, 0, 3]), np.array([0, 0, 0])]  # the shortest row has 4 tokens
+PREFIX_LENGTHS = [None, np.array([3, 0, 3]), np.array([0, 0, 0])]  # the shortest row has 4 tokens
 
 
-@pytest.mark.parametrize("beginning_T", BEGINNINGS)
+@pytest.mark.parametrize("prefix_length_T", PREFIX_LENGTHS)
 @pytest.mark.parametrize("rows", [800, 785, 787])
-def test_ranks_share_out_every_batch_and_the_batch_is_the_same_for_every_world_size(
-    rows: int, beginning_T: np.ndarray | None
+def test_ranks_divide_the_same_batch_for_every_world_size(
+    rows: int, prefix_length_T: np.ndarray | None
 ) -> None:
     sampler = build_sampler((rows - 100, 90, 10))
     for step in range(2 * sampler.batches_per_epoch):
         whole = sorted(sampler.global_rows(step).tolist())
         for world_size in (1, 2, 4):
-            parts = [sampler.rank_rows(step, rank, world_size, beginning_T) for rank in range(world_size)]
+            parts = [sampler.rank_rows(step, rank, world_size, prefix_length_T) for rank in range(world_size)]
             assert sorted(np.concatenate(parts).tolist()) == whole
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -127,20 +125,20 @@ def test_ranks_share_out_every_batch_and_the_batch_is_the_same_for_every_world_s
 @pytest.mark.parametrize(
     ("rows", "sizes"), [(48, [16] * 3), (50, [16] * 3 + [2]), (49, [16] * 3 + [1]), (5, [5]), (16, [16])]
 )
-def test_the_last_batch_is_kept_however_small(rows: int, sizes: list[int]) -> None:
+def test_last_batch_is_kept_however_small(rows: int, sizes: list[int]) -> None:
     assert Counter(map(len, epoch_batches(build_sampler((rows,)), 0))) == Counter(sizes)
 
 
-@pytest.mark.parametrize("beginning_T", BEGINNINGS[:2])
+@pytest.mark.parametrize("prefix_length_T", PREFIX_LENGTHS[:2])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])
 @pytest.mark.parametrize("budget", [64, 200, 1_000, 100_000, None])
-def test_passes_hold_every_row_of_the_step_once_within_the_budget_and_as_many_for_every_rank(
-    world_size: int, budget: int | None, beginning_T: np.ndarray | None
+def test_passes_hold_every_row_once_within_the_budget(
+    world_size: int, budget: int | None, prefix_length_T: np.ndarray | None
 ) -> None:
     sampler = build_sampler(batch_rows=50)
     for step in range(sampler.batches_per_epoch):
         parts_R = [
-            sampler.micro_rows(step, rank, world_size, budget, beginning_T) for rank in range(world_size)
+            sampler.micro_rows(step, rank, world_size, budget, prefix_length_T) for rank in range(world_size)
         ]
         assert len({len(parts) for parts in parts_R}) == 1
         assert sorted(np.concatenate([row for parts in parts_R for row in parts]).tolist()) == sorted(
@@ -154,7 +152,7 @@ def test_passes_hold_every_row_of_the_step_once_within_the_budget_and_as_many_fo
         assert len(parts_R[0]) == 1
 
 
-def test_a_batch_depends_on_its_step_alone_and_on_nothing_asked_before() -> None:
+def test_batch_does_not_depend_on_earlier_calls() -> None:
     one, other = build_sampler(), build_sampler()
     steps = list(range(4 * one.batches_per_epoch))
     in_order = [one.global_rows(step) for step in steps]
@@ -162,11 +160,11 @@ def test_a_batch_depends_on_its_step_alone_and_on_nothing_asked_before() -> None
         assert np.array_equal(other.global_rows(int(step)), in_order[step])
 
 
-@pytest.mark.parametrize("beginning_T", BEGINNINGS[:2])
-def test_a_resumed_run_reads_what_an_unbroken_one_would_have(beginning_T: np.ndarray | None) -> None:
-    unbroken = [build_sampler().rank_rows(step, 1, 2, beginning_T).tolist() for step in range(45, 60)]
+@pytest.mark.parametrize("prefix_length_T", PREFIX_LENGTHS[:2])
+def test_resumed_run_draws_the_rows_of_an_uninterrupted_one(prefix_length_T: np.ndarray | None) -> None:
+    unbroken = [build_sampler().rank_rows(step, 1, 2, prefix_length_T).tolist() for step in range(45, 60)]
     resumed = build_sampler()
-    assert [resumed.rank_rows(step, 1, 2, beginning_T).tolist() for step in range(45, 60)] == unbroken
+    assert [resumed.rank_rows(step, 1, 2, prefix_length_T).tolist() for step in range(45, 60)] == unbroken
 
 
 def test_seeds_and_epochs_order_rows_differently() -> None:
@@ -178,13 +176,13 @@ def test_seeds_and_epochs_order_rows_differently() -> None:
         assert (plan == np.arange(800)).mean() < 0.05
 
 
-def test_an_epoch_s_own_batches_come_in_no_order_of_length() -> None:
+def test_batches_of_an_epoch_are_not_ordered_by_length() -> None:
     sampler = build_sampler((8_000,))
     mean_length = [sampler.length_N[rows].mean() for rows in epoch_batches(sampler, 0)]
     assert 0.4 < np.mean(np.diff(mean_length) > 0) < 0.6
 
 
-def test_tasks_mix_within_batches() -> None:
+def test_batches_mix_tasks() -> None:
     sampler = build_sampler((400, 400))
     mixed = [len(set(sampler.task_N[rows].tolist())) == 2 for rows in epoch_batches(sampler, 0)]
     assert np.mean(mixed) > 0.95
@@ -195,7 +193,7 @@ def padding_share(length_N: np.ndarray, batches: list[np.ndarray]) -> float:
     return 1 - sum(length_N[rows].sum() for rows in batches) / room
 
 
-def test_far_less_of_a_batch_is_padding_than_in_random_order() -> None:
+def test_batches_have_far_less_padding_than_random_ones() -> None:
     sampler = build_sampler((3_000, 1_000))
     batches = epoch_batches(sampler, 0)
     at_random = np.split(np.random.default_rng(3).permutation(4_000), range(16, 4_000, 16))
@@ -203,7 +201,7 @@ def test_far_less_of_a_batch_is_padding_than_in_random_order() -> None:
     assert padding_share(sampler.length_N, batches) < 0.1
 
 
-def test_ranks_of_one_step_wait_for_each_other_as_little_as_can_be() -> None:
+def test_ranks_get_rows_of_similar_lengths() -> None:
     sampler = build_sampler((64,), batch_rows=64)
     ordered = np.sort(sampler.length_N)
     for rank in range(4):

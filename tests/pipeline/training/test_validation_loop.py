@@ -1,4 +1,4 @@
-"""Evaluations between steps: which rows, when, of what worth, and when there is no point in going on."""
+"""Tests of evaluation during training: rows, schedule, metrics, best weights, patience."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +11,9 @@ from sklearn.metrics import average_precision_score, log_loss
 
 from pipeline.config.tasks import Task
 from pipeline.encoding.batches import EncodedRows
+from pipeline.training.event_log import BestEvaluation
 from pipeline.training.step import TrainingDivergedError
-from pipeline.training.validation_loop import Best, Interim, better, drawn_rows
+from pipeline.training.validation_loop import BestWeights, ValidationLoop, ValidationMetrics, draw_rows
 
 TASKS = tuple(
     Task(name=name, labels=labels, relevant_from=1, template="{query} {ad_title}")
@@ -24,8 +25,11 @@ TASKS = tuple(
 )
 
 
+NO_STOP: Any = SimpleNamespace(is_requested=lambda: False)
+
+
 def valid_rows(num_rows: int = 40) -> EncodedRows:
-    """Rows of the first two tasks, of unlike lengths; a row's first token is its number."""
+    """Return rows of the first two tasks; the first token of a row is its number."""
     random = np.random.default_rng(3)
     lengths = random.integers(1, 9, num_rows)
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -39,7 +43,7 @@ def valid_rows(num_rows: int = 40) -> EncodedRows:
 
 
 class Engine:
-    """Knows each row's logits by its first token."""
+    """Engine that returns a row's logits by its first token."""
 
     def __init__(self, logits_NC: torch.Tensor) -> None:
         self.logits_NC, self.passes, self.modes = logits_NC, 0, []  # type: ignore[var-annotated]
@@ -69,61 +73,61 @@ def build_worker(
         **training,
     }
     config = SimpleNamespace(tasks=tasks, training=SimpleNamespace(**settings), seed=5)
-    judge = SimpleNamespace(pad_id=0, device=torch.device("cpu"))
+    predictor = SimpleNamespace(pad_id=0, device=torch.device("cpu"))
     sampler = SimpleNamespace(batches_per_epoch=10)
-    watch = SimpleNamespace(alive=lambda: None)
+    watchdog = SimpleNamespace(heartbeat=lambda: None)
     return SimpleNamespace(
         config=config,
-        judge=judge,
+        predictor=predictor,
         sampler=sampler,
         engine=engine,
         rank=rank,
         world_size=world_size,
         num_steps=25,
-        watch=watch,
+        watchdog=watchdog,
     )
 
 
-def logits(num_rows: int = 40) -> torch.Tensor:
-    made = torch.randn(num_rows, 3, generator=torch.Generator().manual_seed(1))
-    made[::2, 2] = -torch.inf  # rows of the task with two labels
-    return made
+def make_logits(num_rows: int = 40) -> torch.Tensor:
+    logits_NC = torch.randn(num_rows, 3, generator=torch.Generator().manual_seed(1))
+    logits_NC[::2, 2] = -torch.inf  # rows of the task with two labels
+    return logits_NC
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def single_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
 
 
-def test_the_model_is_judged_after_each_epoch_and_at_the_end_or_every_so_many_steps() -> None:
-    def due(**training: Any) -> list[int]:
-        interim = Interim(build_worker(**training), valid_rows())
-        return [step for step in range(1, 26) if interim.due(step)]
+def test_evaluation_is_due_each_epoch_or_every_n_steps() -> None:
+    def due_steps(**training: Any) -> list[int]:
+        validation = ValidationLoop(build_worker(**training), valid_rows())
+        return [step for step in range(1, 26) if validation.is_due(step)]
 
-    assert due() == [10, 20, 25]
-    assert due(evaluate_every_steps=7) == [7, 14, 21, 25]
+    assert due_steps() == [10, 20, 25]
+    assert due_steps(evaluate_every_steps=7) == [7, 14, 21, 25]
 
 
-def test_figures_are_those_of_scikit_learn_and_a_task_without_both_classes_has_none() -> None:
-    valid, logits_NC = valid_rows(), logits()
-    found = Interim(build_worker(Engine(logits_NC)), valid).evaluate(10)
-    assert found["evaluated_after"] == 10 and set(found["tasks"]) == {"two", "three"}
+def test_metrics_equal_scikit_learn_and_need_both_classes() -> None:
+    valid, logits_NC = valid_rows(), make_logits()
+    found = ValidationLoop(build_worker(Engine(logits_NC)), valid).evaluate(10, NO_STOP)
+    assert found is not None and found.step == 10 and set(found.tasks) == {"two", "three"}
     for index, name in enumerate(("two", "three")):
         rows = np.flatnonzero(valid.task_N == index)
         probability = torch.softmax(logits_NC[rows].double(), 1)[:, 1:].sum(1).numpy()
         relevant = valid.label_N[rows] >= 1
-        assert found["tasks"][name]["rows"] == len(rows)
-        assert found["tasks"][name]["pr_auc"] == pytest.approx(average_precision_score(relevant, probability))
-        assert found["tasks"][name]["log_loss"] == pytest.approx(log_loss(relevant, probability))
-    assert found["macro_pr_auc"] == pytest.approx(
-        np.mean([figures["pr_auc"] for figures in found["tasks"].values()])
+        assert found.tasks[name]["rows"] == len(rows)
+        assert found.tasks[name]["pr_auc"] == pytest.approx(average_precision_score(relevant, probability))
+        assert found.tasks[name]["log_loss"] == pytest.approx(log_loss(relevant, probability))
+    assert found.macro_pr_auc == pytest.approx(
+        np.mean([metrics["pr_auc"] for metrics in found.tasks.values()])
     )
 
 
-def test_ranks_judge_each_row_once_between_them_in_as_many_passes_each(
+def test_ranks_divide_rows_and_run_equal_numbers_of_passes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    valid, logits_NC = valid_rows(5), logits(5)
+    valid, logits_NC = valid_rows(5), make_logits(5)
     parts: list[torch.Tensor] = []
     monkeypatch.setattr(
         torch.distributed, "all_reduce", lambda tensor: parts.extend([tensor.clone()] * (tensor.ndim == 2))
@@ -131,59 +135,66 @@ def test_ranks_judge_each_row_once_between_them_in_as_many_passes_each(
     engines = [Engine(logits_NC) for _ in range(4)]
     passes = []
     for rank, engine in enumerate(engines):
-        interim = Interim(build_worker(engine, rank, 4, micro_batch_tokens=8), valid)
-        interim._logits(lambda: False)
+        validation = ValidationLoop(build_worker(engine, rank, 4, micro_batch_tokens=8), valid)
+        validation._logits(NO_STOP)
         passes.append(engine.passes)
         assert engine.modes == ["eval", "train"]
-    assert len(set(passes)) == 1 and passes[0] == len(interim.batches) >= 1
-    assert any(len(batch) < 4 for batch in interim.batches)  # so that some rank has no row of it
-    rows = interim.rows_N
+    assert len(set(passes)) == 1 and passes[0] == len(validation.batches) >= 1
+    assert any(len(batch) < 4 for batch in validation.batches)  # some rank has no row
+    rows = validation.rows_N
     assert torch.equal(sum(parts[1:], parts[0]), logits_NC[rows].double())
 
 
-def test_an_evaluation_ends_before_the_next_pass_as_soon_as_it_is_asked_to() -> None:
-    engine = Engine(logits())
-    interim = Interim(build_worker(engine), valid_rows())
-    assert len(interim.batches) > 2
-    assert interim.evaluate(10, lambda: engine.passes == 2) is None and engine.passes == 2
+def test_stop_request_ends_evaluation_before_the_next_pass() -> None:
+    engine = Engine(make_logits())
+    validation = ValidationLoop(build_worker(engine), valid_rows())
+    assert len(validation.batches) > 2
+    stop: Any = SimpleNamespace(is_requested=lambda: engine.passes == 2)
+    assert validation.evaluate(10, stop) is None and engine.passes == 2
 
 
-def test_at_most_so_many_rows_of_a_task_are_drawn_and_always_the_same() -> None:
+def test_drawn_rows_are_bounded_and_reproducible() -> None:
     task_N = np.asarray([0] * 50 + [1] * 3)
-    rows = drawn_rows(task_N, 3, 10, seed=1)
+    rows = draw_rows(task_N, 3, 10, seed=1)
     assert len(set(rows.tolist())) == len(rows) == 13
     assert np.bincount(task_N[rows]).tolist() == [10, 3]
-    assert (rows == drawn_rows(task_N, 3, 10, seed=1)).all()
-    assert (rows != drawn_rows(task_N, 3, 10, seed=2)).any()
+    assert (rows == draw_rows(task_N, 3, 10, seed=1)).all()
+    assert (rows != draw_rows(task_N, 3, 10, seed=2)).any()
 
 
-def figures(macro_pr_auc: float, macro_log_loss: float = 0.5) -> dict[str, float]:
-    return {"macro_pr_auc": macro_pr_auc, "macro_log_loss": macro_log_loss}
+def make_metrics(macro_pr_auc: float | None, macro_log_loss: float | None = 0.5) -> ValidationMetrics:
+    return ValidationMetrics(10, {}, macro_pr_auc, macro_log_loss)
 
 
-def test_the_best_has_the_highest_macro_pr_auc_and_among_equals_the_lowest_log_loss() -> None:
-    best = Best(10, 0.8, 0.5, {})
-    assert better(figures(0.1), None) and better(figures(0.81, 0.9), best) and better(figures(0.8, 0.4), best)
-    assert (
-        not better(figures(0.8, 0.5), best) and not better(figures(0.79, 0.1), best) and not better({}, None)
-    )
+def test_best_has_highest_pr_auc_then_lowest_log_loss() -> None:
+    best = BestEvaluation(10, 0.8, 0.5)
+    assert make_metrics(0.1).is_better_than(None)
+    assert make_metrics(0.81, 0.9).is_better_than(best)
+    assert make_metrics(0.8, 0.4).is_better_than(best)
+    assert not make_metrics(0.8, 0.5).is_better_than(best)
+    assert not make_metrics(0.79, 0.1).is_better_than(best)
+    assert not make_metrics(None, None).is_better_than(None)
 
 
 def test_patience_counts_evaluations_since_the_best() -> None:
-    interim = Interim(build_worker(evaluate_every_steps=4, patience=2), valid_rows())
-    best = Best(8, 0.8, 0.5, {})
-    assert [step for step in range(9, 25) if interim.exhausted(best, step)] == list(range(16, 25))
-    assert not interim.exhausted(None, 24)
-    assert not Interim(build_worker(evaluate_every_steps=4), valid_rows()).exhausted(best, 24)
+    validation = ValidationLoop(build_worker(evaluate_every_steps=4, patience=2), valid_rows())
+    best = BestWeights(BestEvaluation(8, 0.8, 0.5), {})
+    assert [step for step in range(9, 25) if validation.is_patience_exhausted(best, step)] == list(
+        range(16, 25)
+    )
+    assert not validation.is_patience_exhausted(None, 24)
+    assert not ValidationLoop(build_worker(evaluate_every_steps=4), valid_rows()).is_patience_exhausted(
+        best, 24
+    )
 
 
-def test_without_valid_rows_there_is_no_figure_and_no_best() -> None:
-    interim = Interim(build_worker(Engine(logits())), rows_of_no_task())
-    found = interim.evaluate(10)
-    assert found == {"evaluated_after": 10, "tasks": {}} and not better(found, None)
+def test_no_valid_rows_give_no_metrics() -> None:
+    validation = ValidationLoop(build_worker(Engine(make_logits())), no_rows())
+    found = validation.evaluate(10, NO_STOP)
+    assert found == ValidationMetrics(10, {}, None, None)
 
 
-def rows_of_no_task() -> EncodedRows:
+def no_rows() -> EncodedRows:
     names = pa.chunked_array([pa.array([], pa.string())])
     return EncodedRows(
         np.zeros(0, np.int32),
@@ -194,8 +205,8 @@ def rows_of_no_task() -> EncodedRows:
     )
 
 
-def test_logits_that_are_not_finite_end_the_training_by_name() -> None:
-    spoilt = logits()
-    spoilt[3, 1] = torch.nan
+def test_infinite_logits_raise_an_error_naming_the_task() -> None:
+    broken = make_logits()
+    broken[3, 1] = torch.nan
     with pytest.raises(TrainingDivergedError, match="valid rows of three are not finite after step 20"):
-        Interim(build_worker(Engine(spoilt)), valid_rows()).evaluate(20)
+        ValidationLoop(build_worker(Engine(broken)), valid_rows()).evaluate(20, NO_STOP)

@@ -1,4 +1,4 @@
-"""Every adapter method under DeepSpeed's ZeRO stages, two ranks, against one process with torch alone."""
+"""Compare every adapter method under ZeRO on two ranks with one process of torch alone."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ CASES = [(method, stage) for method in zero_worker.METHODS for stage in zero_wor
 
 @pytest.fixture(scope="module")
 def ranks_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    """What both ranks wrote."""
+    """Return the folder that both ranks wrote to."""
     out_dir, port = tmp_path_factory.mktemp("zero"), str(free_port())
     command = [sys.executable, "-m", zero_worker.__name__]
     ranks = [
@@ -41,7 +41,7 @@ def ranks_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Pat
 
 @pytest.fixture(scope="module")
 def references(tiny_llama: Path) -> dict[str, Any]:
-    """method -> (start's logits, gradient norms, trained tensors) of one process."""
+    """Return (first logits, gradient norms, trained tensors) of one process by method."""
     found = {}
     for method in zero_worker.METHODS:
         model = zero_worker.fresh_model(tiny_llama, method)
@@ -55,23 +55,23 @@ def references(tiny_llama: Path) -> dict[str, Any]:
     return found
 
 
-def seen(ranks_dir: Path, method: str, stage: int) -> list[dict[str, Any]]:
+def read_ranks(ranks_dir: Path, method: str, stage: int) -> list[dict[str, Any]]:
     return [json.loads((ranks_dir / f"{method}-{stage}-{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize(("method", "stage"), CASES)
-def test_partitioned_model_answers_as_the_whole_one(
+def test_partitioned_model_gives_equal_logits(
     ranks_dir: Path, references: dict[str, Any], method: str, stage: int
 ) -> None:
-    logits = torch.tensor([row for rank in seen(ranks_dir, method, stage) for row in rank["logits"][0]])
+    logits = torch.tensor([row for rank in read_ranks(ranks_dir, method, stage) for row in rank["logits"][0]])
     torch.testing.assert_close(logits, references[method][0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("method", "stage"), CASES)
-def test_gradient_norms_by_group_are_those_of_the_whole_batch(
+def test_group_gradient_norms_equal_those_of_one_process(
     ranks_dir: Path, references: dict[str, Any], method: str, stage: int
 ) -> None:
-    for rank in seen(ranks_dir, method, stage):
+    for rank in read_ranks(ranks_dir, method, stage):
         for found, expected, total in zip(
             rank["norms"], references[method][1], rank["global_norms"], strict=True
         ):
@@ -82,7 +82,7 @@ def test_gradient_norms_by_group_are_those_of_the_whole_batch(
 
 
 @pytest.mark.parametrize(("method", "stage"), CASES)
-def test_trained_weights_are_those_of_one_process(
+def test_trained_weights_equal_those_of_one_process(
     ranks_dir: Path, references: dict[str, Any], method: str, stage: int
 ) -> None:
     tensors = load_file(ranks_dir / f"{method}-{stage}.safetensors")

@@ -1,6 +1,4 @@
-"""A profile is the same however the rows are cut, equal data have not drifted, and each planted drift is
-named where it happened and nowhere else.
-"""
+"""Profiles do not depend on how rows are cut, and each planted drift is found in its feature alone."""
 
 import json
 import math
@@ -16,20 +14,20 @@ from pipeline.config.gates import Script
 from pipeline.data.synthetic.marketplace import build_marketplace
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.schema import ROW_SCHEMA
-from validation.drift.comparison import Thresholds, compare
+from validation.drift.comparison import Thresholds, compare_profiles
 from validation.drift.divergence import divergence
 from validation.drift.profile import MAX_NAMED, OTHERS, Tally, build_tally, read_profile, write_profile
-from validation.drift.rendering import as_text, plot_drift
+from validation.drift.rendering import drift_messages, drift_rows, plot_drift
 from validation.text import words
-from validation.text.scripts import NO_LETTERS, SCRIPTS, main_scripts
+from validation.text.scripts import NO_LETTERS, SCRIPTS, dominant_scripts
 
 NUM_ROWS = 6_000  # a task
-NUM_REPLICAS = 6  # pairs of marketplaces that differ by chance only; the rate in drift.py is over more
+NUM_REPLICAS = 6  # pairs of marketplaces that differ by chance alone; comparison.py reports a larger run
 CYRILLIC = str.maketrans(string.ascii_lowercase, "абвгдежзийклмнопрстуфхцчшщ")
 
 
 def _rows(seed: int, num_rows: int = NUM_ROWS) -> list[dict]:
-    """Rows of made-up words, each its own query."""
+    """Build rows of random words, each with its own query."""
     draw = random.Random(seed)
     words = ["".join(random.Random(i).choices(string.ascii_lowercase, k=3 + i % 6)) for i in range(300)]
     rows = []
@@ -73,7 +71,7 @@ def _cell(report, feature, task="one"):
     return next(found for found in report.features if (found.feature, found.task) == (feature, task))
 
 
-def test_profiles_of_parts_merge_to_the_profile_of_the_whole_to_the_byte(tmp_path, market):
+def test_merged_tallies_give_the_profile_of_the_whole(tmp_path, market):
     whole = build_tally(market)
     draw, parts = random.Random(0), []
     for name, table in market.items():
@@ -92,7 +90,7 @@ def test_profiles_of_parts_merge_to_the_profile_of_the_whole_to_the_byte(tmp_pat
     assert read_profile(tmp_path / "whole") == whole.profile() == merged.profile()
 
 
-def test_files_and_tables_give_one_profile(tmp_path, market):
+def test_files_and_tables_give_equal_profiles(tmp_path, market):
     name, table = next(iter(market.items()))
     for i in range(2):
         pq.write_table(table.slice(i * 500, 500), tmp_path / f"part-{i}.parquet", row_group_size=77)
@@ -102,7 +100,7 @@ def test_files_and_tables_give_one_profile(tmp_path, market):
     )
 
 
-def test_of_many_rows_some_texts_are_counted_and_all_else(tmp_path, market, monkeypatch):
+def test_texts_are_sampled_and_everything_else_is_counted(tmp_path, market, monkeypatch):
     name, table = next(iter(market.items()))
     whole = build_tally({name: table}).profile().tasks[name]
     monkeypatch.setattr(words, "MAX_TEXT_ROWS", 300)
@@ -110,23 +108,23 @@ def test_of_many_rows_some_texts_are_counted_and_all_else(tmp_path, market, monk
         pq.write_table(table.slice(i * 500, 500), tmp_path / f"part-{i}.parquet", row_group_size=77)
     part = build_tally({name: sorted(tmp_path.glob("*.parquet"), reverse=True)}).profile()
     assert part == build_tally({name: table}).profile()
-    drawn = part.tasks[name]
-    assert (drawn.rows, drawn.labels, drawn.markets, drawn.num_queries) == (
+    sampled = part.tasks[name]
+    assert (sampled.rows, sampled.labels, sampled.markets, sampled.num_queries) == (
         whole.rows,
         whole.labels,
         whole.markets,
         whole.num_queries,
     )
-    assert 240 <= drawn.text_rows <= 360
-    query = drawn.columns["query"]
+    assert 240 <= sampled.text_rows <= 360
+    query = sampled.columns["query"]
     assert (
         query.nulls + sum(query.lengths.values())
         == sum(query.scripts.values()) + query.nulls
-        == drawn.text_rows
+        == sampled.text_rows
     )
 
 
-def test_a_profile_of_many_tasks_scripts_and_words_stays_below_200_kb(tmp_path):
+def test_profile_of_many_tasks_and_scripts_stays_below_200_kb(tmp_path):
     draw = random.Random(1)
     letters = [string.ascii_lowercase, "абвгдежзий", "אבגדהוזח", "กขคงจฉช", "가나다라마"]
     tables = {}
@@ -148,13 +146,13 @@ def test_a_profile_of_many_tasks_scripts_and_words_stays_below_200_kb(tmp_path):
 def test_equal_data_have_not_drifted(tmp_path, reference, market):
     for tally in (reference, build_tally(market)):
         write_profile(tmp_path / "reference.json", tally.profile(), "d")
-        report = compare(read_profile(tmp_path / "reference.json"), tally)
-        assert report == compare(tally.profile(), tally)
+        report = compare_profiles(read_profile(tmp_path / "reference.json"), tally)
+        assert report == compare_profiles(tally.profile(), tally)
         assert {found.verdict for found in report.features} == {"steady"}
         assert {found.psi for found in report.features} == {found.kl for found in report.features} == {0.0}
 
 
-def test_psi_and_kl_of_a_known_shift_are_those_computed_by_hand():
+def test_psi_and_kl_match_hand_computed_values():
     p, q = [60.5 / 101, 40.5 / 101], [30.5 / 101, 70.5 / 101]
     psi, kl, num = divergence({"a": 60, "b": 40}, {"a": 30, "b": 70})
     assert num == 2 and math.isclose(
@@ -164,7 +162,8 @@ def test_psi_and_kl_of_a_known_shift_are_those_computed_by_hand():
     rows = _rows(3, 1_000)
     before, after = ([row | {"label": int(i >= cut)} for i, row in enumerate(rows)] for cut in (600, 300))
     found = _cell(
-        compare(build_tally({"one": _table(before)}).profile(), build_tally({"one": _table(after)})), "labels"
+        compare_profiles(build_tally({"one": _table(before)}).profile(), build_tally({"one": _table(after)})),
+        "labels",
     )
     expected = 300 / 1001 * (math.log(600.5 / 300.5) + math.log(700.5 / 400.5))
     assert math.isclose(found.psi, expected, rel_tol=1e-13) and found.verdict == "drift"
@@ -178,7 +177,7 @@ def _transliterated(row: dict, share: float, draw: random.Random) -> dict:
 
 
 def _renamed(row: dict) -> dict:
-    """Each word beginning with a to k turned round: as long, of the same script, unknown."""
+    """Reverse each word that starts with a to k: same length and script, unknown word."""
     return row | {
         c: " ".join(w[::-1] if w[0] <= "k" else w for w in row[c].split()) for c in ("query", "ad_title")
     }
@@ -210,32 +209,36 @@ DRIFTS = {
 
 
 @pytest.mark.parametrize("kind", DRIFTS)
-def test_each_drift_planted_alone_is_named_in_its_own_feature_and_nowhere_else(kind, reference):
+def test_planted_drift_is_found_in_its_feature_alone(kind, reference):
     change, expected = DRIFTS[kind]
     draw = random.Random(9)
-    report = compare(reference.profile(), _tally([change(row, draw) for row in _rows(11)], _rows(12)))
+    report = compare_profiles(
+        reference.profile(), _tally([change(row, draw) for row in _rows(11)], _rows(12))
+    )
     moved = {found.feature for found in report.features if found.verdict in ("look", "drift")}
     assert moved == expected
     assert {found.task for found in report.moved()} <= {"one", "all"}
-    of_the_task = {
+    drifted_of_task = {
         found.feature for found in report.moved() if found.verdict == "drift" and found.task == "one"
     }
     # unknown words are counted over all tasks
-    assert of_the_task == {feature for feature in expected if not feature.startswith("unknown")}
+    assert drifted_of_task == {feature for feature in expected if not feature.startswith("unknown")}
 
 
-def test_another_mix_of_tasks_is_named_as_that_alone(market):
+def test_change_of_task_mix_moves_task_mix_alone(market):
     before = {name: table for name, table in market.items() if name in ("query-title", "query-product")}
     after = {name: build_marketplace(1_000, 0, 2).rows[name] for name in before}
     after["query-title"] = after["query-title"].slice(0, 250)
-    report = compare(build_tally(before).profile(), build_tally(after))
+    report = compare_profiles(build_tally(before).profile(), build_tally(after))
     assert [(found.feature, found.verdict) for found in report.moved()] == [("task_mix", "drift")]
     assert report.moved()[0].changes[0][1:] == (0.5, 0.8)
 
 
-def test_chance_alone_names_nothing_at_1_000_rows_a_task():
+def test_chance_alone_moves_no_feature():
     tallies = [build_tally(build_marketplace(1_000, 0, 200 + seed).rows) for seed in range(NUM_REPLICAS + 1)]
-    reports = [compare(before.profile(), after) for before, after in zip(tallies, tallies[1:], strict=False)]
+    reports = [
+        compare_profiles(before.profile(), after) for before, after in zip(tallies, tallies[1:], strict=False)
+    ]
     named = [
         found for report in reports for found in report.features if found.verdict not in ("steady", "noise")
     ]
@@ -243,18 +246,18 @@ def test_chance_alone_names_nothing_at_1_000_rows_a_task():
     assert not named
 
 
-def test_a_new_and_a_vanished_category_are_finite_and_shown(reference):
+def test_new_and_missing_categories_give_finite_psi(reference):
     swapped = [row | {"market": "fr" if row["market"] == "gb" else row["market"]} for row in _rows(13)]
-    found = _cell(compare(reference.profile(), _tally(swapped)), "market")
+    found = _cell(compare_profiles(reference.profile(), _tally(swapped)), "market")
     assert found.verdict == "drift" and math.isfinite(found.psi) and math.isfinite(found.kl)
     shares = {name: (then > 0, now > 0) for name, then, now in found.changes}
     assert shares["fr"] == (False, True) and shares["gb"] == (True, False)
 
 
-def test_a_task_that_is_empty_new_or_gone_is_told_and_the_others_are_compared(reference):
+def test_empty_new_or_missing_task_does_not_stop_comparison(reference):
     for other in ([], None):
         sources = {"one": _table(_rows(14))} | ({"two": ROW_SCHEMA.empty_table()} if other == [] else {})
-        report = compare(reference.profile(), build_tally(sources))
+        report = compare_profiles(reference.profile(), build_tally(sources))
         assert (
             _cell(report, "task_mix", "all").verdict == "drift"
             and _cell(report, "labels", "two").verdict == "empty"
@@ -262,27 +265,29 @@ def test_a_task_that_is_empty_new_or_gone_is_told_and_the_others_are_compared(re
         assert {found.verdict for found in report.features if found.task == "one"} == {
             "steady"
         } and report.current_rows["two"] == 0
-        assert "two" in as_text(report)
-    report = compare(build_tally({"one": _table(_rows(14))}).profile(), reference)
+        assert "two" in drift_rows(report)[0]
+    report = compare_profiles(build_tally({"one": _table(_rows(14))}).profile(), reference)
     assert (
         _cell(report, "market", "two").verdict == "empty"
         and _cell(report, "market", "all").verdict == "steady"
     )
-    assert all(found.verdict == "empty" for found in compare(Tally().profile(), reference).features)
-    assert compare(Tally().profile(), Tally()).features == ()
+    assert all(found.verdict == "empty" for found in compare_profiles(Tally().profile(), reference).features)
+    assert compare_profiles(Tally().profile(), Tally()).features == ()
 
 
-def test_an_all_null_column_is_told_as_null_and_its_text_as_empty(reference):
-    report = compare(reference.profile(), _tally([row | {"ad_description": None} for row in _rows(15)]))
+def test_all_null_column_drifts_in_nulls_and_is_empty_elsewhere(reference):
+    report = compare_profiles(
+        reference.profile(), _tally([row | {"ad_description": None} for row in _rows(15)])
+    )
     assert _cell(report, "null:ad_description").verdict == "drift"
     assert {_cell(report, f"{part}:ad_description").verdict for part in ("chars", "script", "words")} == {
         "empty"
     }
-    unjudged = compare(reference.profile(), _tally([row | {"label": None} for row in _rows(15)]))
-    assert [(found.feature, found.verdict) for found in unjudged.moved()] == [("labels", "empty")]
+    unlabeled = compare_profiles(reference.profile(), _tally([row | {"label": None} for row in _rows(15)]))
+    assert [(found.feature, found.verdict) for found in unlabeled.moved()] == [("labels", "empty")]
 
 
-def test_markets_beyond_those_kept_by_name_are_compared_as_one(tmp_path):
+def test_unnamed_markets_are_compared_as_one(tmp_path):
     draw = random.Random(4)
     before, after = (
         [row | {"market": f"m{draw.randrange(3 * MAX_NAMED)}"} for row in _rows(seed)] for seed in (16, 17)
@@ -293,11 +298,12 @@ def test_markets_beyond_those_kept_by_name_are_compared_as_one(tmp_path):
         and OTHERS in reference.profile().tasks["one"].markets
     )
     assert (
-        _cell(compare(reference.profile(), build_tally({"one": _table(after)})), "market").verdict == "steady"
+        _cell(compare_profiles(reference.profile(), build_tally({"one": _table(after)})), "market").verdict
+        == "steady"
     )
 
 
-def test_distinct_queries_are_counted_to_a_tenth():
+def test_distinct_queries_are_estimated_within_ten_percent():
     for number in (10, 300, 2_000, 40_000):
         table = _table(
             [
@@ -308,7 +314,7 @@ def test_distinct_queries_are_counted_to_a_tenth():
         assert abs(build_tally({"one": table}).tasks["one"].num_queries() / number - 1) < 0.1, number
 
 
-def test_the_script_of_a_text_is_that_of_most_of_its_letters():
+def test_dominant_script_is_that_of_most_letters():
     texts = {
         "running shoes 42": "latin",
         "кроссовки nike": "cyrillic",
@@ -324,20 +330,23 @@ def test_the_script_of_a_text_is_that_of_most_of_its_letters():
         "": "none",
         "ბუტსი": "other",
     }
-    assert [SCRIPTS[script] for script in main_scripts(pa.array([*texts, None]))] == [*texts.values(), "none"]
+    assert [SCRIPTS[script] for script in dominant_scripts(pa.array([*texts, None]))] == [
+        *texts.values(),
+        "none",
+    ]
 
 
-def test_the_scripts_a_config_may_name_are_those_that_are_told():
+def test_config_accepts_exactly_the_known_scripts():
     assert set(get_args(Script)) == set(SCRIPTS) - {NO_LETTERS}
 
 
-def test_what_is_no_profile_and_thresholds_that_cannot_be_are_refused(tmp_path, reference):
+def test_invalid_profiles_and_thresholds_are_refused(tmp_path, reference):
     path = tmp_path / "profile.json"
     for value in (
         {},
         [],
         {"profile_version": 0},
-        reference.profile().as_json() | {"tasks": {"one": {"rows": 1}}},
+        reference.profile().to_json() | {"tasks": {"one": {"rows": 1}}},
     ):
         path.write_text(json.dumps(value))
         with pytest.raises(DamagedInputError, match="profile.json is not a data profile"):
@@ -347,22 +356,25 @@ def test_what_is_no_profile_and_thresholds_that_cannot_be_are_refused(tmp_path, 
             Thresholds(**bad)
 
 
-def test_the_table_fits_a_screen_and_the_picture_is_written_whole(tmp_path, reference):
+def test_table_fits_a_screen_and_picture_is_deterministic(tmp_path, reference):
     draw = random.Random(9)
     changed = [
         DRIFTS["language"][0](DRIFTS["lengths"][0](DRIFTS["labels"][0](row, draw), draw), draw)
         for row in _rows(18)
     ]
-    report = compare(reference.profile(), _tally(changed))
-    lines = as_text(report).splitlines()
-    assert len(lines) <= 45 and max(map(len, lines)) <= 150
-    assert any(
-        line.startswith("labels") and line.rstrip().endswith("0.000") and "!" in line for line in lines
-    )
-    assert any(line.startswith("drift: chars:ad_title of one: PSI ") for line in lines)
-    assert json.loads(json.dumps(report.as_json()))["features"][0]["feature"] == "task_mix"
+    report = compare_profiles(reference.profile(), _tally(changed))
+    rows = drift_rows(report)
+    assert len(rows) <= 40 and len({len(row) for row in rows}) == 1
+    assert rows[0] == ["", "all", "one", "two"]
+    (labels,) = (row for row in rows if row[0] == "labels")
+    assert labels[1] == "" and labels[2].endswith("!") and labels[3].strip() == "0.000"
+    assert any(line.startswith("drift: chars:ad_title of one: PSI ") for line in drift_messages(report))
+    assert json.loads(json.dumps(report.to_json()))["features"][0]["feature"] == "task_mix"
     plot_drift(report, tmp_path / "drift.png")
-    plot_drift(compare(reference.profile(), reference), tmp_path / "steady.png")
+    plot_drift(compare_profiles(reference.profile(), reference), tmp_path / "steady.png")
+    picture = (tmp_path / "drift.png").read_bytes()
+    plot_drift(report, tmp_path / "drift.png")
+    assert (tmp_path / "drift.png").read_bytes() == picture
     assert all(
         (tmp_path / name).read_bytes().endswith(b"IEND\xaeB`\x82") for name in ("drift.png", "steady.png")
     )

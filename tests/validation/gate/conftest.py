@@ -1,4 +1,4 @@
-"""Validation of tables of one task, without Great Expectations unless a test asks for it."""
+"""Fixtures that validate tables of one task, without Great Expectations unless a test asks for it."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -12,13 +12,13 @@ from validation.gate.runner import GateRun, validate
 
 
 class QuickDocs:
-    """Data Docs that agree with the row masks and hold the verdict alone."""
+    """Stand-in for Data Docs that agrees with the row masks and writes only the verdict."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def judge(self, suite, frame):
-        """Return a verdict that is equal to any other."""
+    def run_suite(self, suite, frame):
+        """Return results that equal any others."""
         return defaultdict(lambda: ANY)
 
     def write(self, failures, notes) -> None:
@@ -30,28 +30,28 @@ class QuickDocs:
 
 @pytest.fixture
 def great_expectations():
-    """Have the gate run Great Expectations: for the tests whose subject it is."""
+    """Let the gate run Great Expectations, for tests of it."""
 
 
 @pytest.fixture(autouse=True)
 def quick_docs(request, monkeypatch):
-    """Replace the gate's Data Docs, which take a second or two a run."""
+    """Replace the gate's Data Docs, which take a second or two per run."""
     if "great_expectations" not in request.fixturenames:
         monkeypatch.setattr(runner, "DataDocs", QuickDocs)
 
 
 @pytest.fixture
-def judge(tmp_path, task, write_rows):
-    """Validate tables of the one task; the pages must be there whatever the verdict."""
+def validate_tables(tmp_path, task, write_rows):
+    """Validate tables of one task; the Data Docs must exist whatever the verdict."""
 
-    def run(*tables, judged=True, config=STRICT):
+    def run(*tables, labels_required=True, config=STRICT):
         report = validate(
             GateRun(
                 write_rows({"query-ad": list(tables)}),
                 [task],
                 tmp_path / "out",
                 tmp_path / "accepted",
-                judged,
+                labels_required,
                 config,
             )
         )

@@ -1,10 +1,10 @@
-"""Values shown to people are short, on one line and say what they are."""
+"""Formatting of values for messages and pages."""
 
 import math
 
 import pytest
 
-from validation.gate.data_docs import MAX_SHOWN_CHARS, readable
+from validation.gate.data_docs import MAX_SHOWN_CHARS, format_value
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,10 @@ from validation.gate.data_docs import MAX_SHOWN_CHARS, readable
         ("ランニング", "'ランニング'"),
     ],
 )
-def test_value_is_shown_as_what_it_is(value, shown):
-    assert readable(value) == shown
+def test_format_value_quotes_text_and_shows_invisible_characters(value, shown):
+    assert format_value(value) == shown
 
 
-def test_long_text_is_cut_and_its_length_told():
-    shown = readable("\0" * 1_000_000)
+def test_format_value_shortens_long_text_and_states_its_length():
+    shown = format_value("\0" * 1_000_000)
     assert shown.endswith("(1,000,000 characters)'") and len(shown) < 5 * MAX_SHOWN_CHARS

@@ -1,5 +1,6 @@
-"""The gate lets good data in, refuses the rest with a report, and writes whole and harmless pages."""
+"""Verdicts, reports and Data Docs of the gate."""
 
+import contextlib
 import json
 import os
 import re
@@ -20,14 +21,31 @@ from validation.gate.report import check_report
 from validation.gate.runner import GateRun, validate
 
 
-def test_good_data_pass_and_the_report_says_what_was_read(
+class RecordingProgress:
+    """Progress that records its bars and updates."""
+
+    def __init__(self):
+        self.bars, self.updates = [], []
+
+    @contextlib.contextmanager
+    def track(self, description, total, unit, initial=0):
+        """Record a bar."""
+        self.bars.append((description, total, unit))
+        yield self
+
+    def update(self, done, note="", total=None):
+        """Record an update."""
+        self.updates.append(done)
+
+
+def test_good_data_pass_and_report_counts_rows_and_files(
     great_expectations, tmp_path, task, other_task, build_table, write_rows
 ):
     root = write_rows({"query-ad": [build_table("a"), build_table("b")], "keyword": [build_table("c")]})
-    seen = []
+    progress = RecordingProgress()
     report = validate(
         GateRun(root, [task, other_task], tmp_path / "out", tmp_path / "accepted"),
-        progress=lambda *step: seen.append(step),
+        progress,
     )
     check_report(report)
     assert report.passed and report.failures == () and report.warnings == ()
@@ -41,21 +59,21 @@ def test_good_data_pass_and_the_report_says_what_was_read(
     assert [(f.path, f.rows, f.sha256) for f in report.files] == [
         (path, 6, file_sha256(root / path)) for path in paths
     ]
-    assert seen == [(path, i, 3) for i, path in enumerate(paths, 1)]
+    assert progress.bars == [("validate", 3, "files")] and progress.updates == [1, 2, 3]
     written = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert written == json.loads(json.dumps(report.as_json()))
+    assert written == json.loads(json.dumps(report.to_json()))
     assert (tmp_path / "out" / written["data_docs"]) == report.data_docs
 
 
-def test_table_without_rows_is_refused_unless_another_file_of_the_task_has_some(judge, build_table):
+def test_empty_task_is_refused(validate_tables, build_table):
     empty = ROW_SCHEMA.empty_table()
     assert "task=query-ad: the table must hold at least one good row; its files hold 0 rows" in refusal_of(
-        judge(empty)
+        validate_tables(empty)
     )
-    assert judge(empty, build_table(), empty).passed
+    assert validate_tables(empty, build_table(), empty).passed
 
 
-def test_folder_without_parquet_or_with_an_unknown_task_is_no_data(tmp_path, task, build_table, write_rows):
+def test_empty_folder_and_unknown_task_are_refused(tmp_path, task, build_table, write_rows):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataRefusedError, match="holds no task"):
         validate(GateRun(tmp_path / "empty", [task], tmp_path / "out"))
@@ -63,15 +81,15 @@ def test_folder_without_parquet_or_with_an_unknown_task_is_no_data(tmp_path, tas
         validate(GateRun(write_rows({"other": [build_table()]}), [task], tmp_path / "out"))
 
 
-def test_unlabelled_rows_pass_only_as_unjudged_data(judge, build_table):
+def test_unlabeled_rows_pass_only_if_labels_are_not_required(validate_tables, build_table):
     table = build_table(label=[None] * 6)
-    report = judge(table, judged=False)
+    report = validate_tables(table, labels_required=False)
     assert report.passed and report.tasks["query-ad"].label_counts == {"bad": 0, "fair": 0, "good": 0}
-    assert "column label must never be null" in refusal_of(judge(table))
+    assert "column label must never be null" in refusal_of(validate_tables(table))
 
 
 @pytest.mark.e2e
-def test_ray_tasks_on_two_workers_give_the_same_report_byte_for_byte(tmp_path, task, build_table, write_rows):
+def test_two_ray_workers_write_identical_reports_and_rows(tmp_path, task, build_table, write_rows):
     root = write_rows(
         {"query-ad": [build_table(f"p{i}", query=[None, "b", "c", "d", "e", f"f{i}"]) for i in range(5)]}
     )
@@ -102,25 +120,29 @@ def test_ray_tasks_on_two_workers_give_the_same_report_byte_for_byte(tmp_path, t
     assert reports[0] == reports[1] and accepted[0] == accepted[1] and len(accepted[0]) == 5
 
 
-def test_configured_task_without_files_is_told(tmp_path, task, other_task, build_table, write_rows):
+def test_configured_task_without_files_is_a_warning(tmp_path, task, other_task, build_table, write_rows):
     report = validate(
         GateRun(write_rows({"query-ad": [build_table()]}), [task, other_task], tmp_path / "out")
     )
     assert report.passed and report.warnings[0].startswith("task=keyword: the task is configured")
 
 
-def test_same_data_give_the_same_report(tmp_path, judge, build_table):
+def test_equal_data_give_equal_reports(tmp_path, validate_tables, build_table):
     written = []
     for _ in range(2):
-        judge(build_table(query=[None, " ", "a", "b", "c", "d"]), build_table("s").drop_columns(["label"]))
+        validate_tables(
+            build_table(query=[None, " ", "a", "b", "c", "d"]), build_table("s").drop_columns(["label"])
+        )
         written.append((tmp_path / "out" / "report.json").read_bytes())
     assert written[0] == written[1]
 
 
-def test_pages_carry_ad_text_as_text_and_fetch_nothing(great_expectations, tmp_path, judge, build_table):
+def test_data_docs_escape_ad_text_and_load_nothing(
+    great_expectations, tmp_path, validate_tables, build_table
+):
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)><meta http-equiv=refresh content=0>\0"
     wrong = build_table("w").append_column("<iframe src=x>", build_table()["label"])
-    report = judge(build_table(ad_title=[hostile] * 6, row_id=[f"<b>{i}" for i in range(6)]), wrong)
+    report = validate_tables(build_table(ad_title=[hostile] * 6, row_id=[f"<b>{i}" for i in range(6)]), wrong)
     pages = {path: path.read_text() for path in report.data_docs.parent.rglob("*") if path.is_file()}
     assert any("&lt;script&gt;" in page for path, page in pages.items() if path != report.data_docs)
     for path, page in pages.items():
@@ -132,15 +154,15 @@ def test_pages_carry_ad_text_as_text_and_fetch_nothing(great_expectations, tmp_p
             assert (path.parent / link).resolve() in pages, link
 
 
-def test_stdout_stays_empty(great_expectations, capsys, judge, build_table):
-    judge(build_table(), build_table())
+def test_gate_prints_nothing_to_stdout(great_expectations, capsys, validate_tables, build_table):
+    validate_tables(build_table(), build_table())
     assert capsys.readouterr().out == ""
 
 
-def test_failure_while_writing_leaves_the_older_pages_whole(
-    great_expectations, tmp_path, monkeypatch, judge, build_table
+def test_failed_write_keeps_previous_data_docs(
+    great_expectations, tmp_path, monkeypatch, validate_tables, build_table
 ):
-    before = judge(build_table()).data_docs.read_text()
+    before = validate_tables(build_table()).data_docs.read_text()
 
     def fail(self, failures, notes):
         self._folder.mkdir()
@@ -148,7 +170,7 @@ def test_failure_while_writing_leaves_the_older_pages_whole(
 
     monkeypatch.setattr(DataDocs, "write", fail)
     with pytest.raises(OSError, match="No space"):
-        judge(build_table())
+        validate_tables(build_table())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "data_docs",
         "partitions",
@@ -157,8 +179,8 @@ def test_failure_while_writing_leaves_the_older_pages_whole(
     assert (tmp_path / "out" / "data_docs" / "index.html").read_text() == before
 
 
-def test_long_list_of_failures_is_cut_in_the_message_and_whole_in_the_report(judge, build_table):
-    report = judge(*(build_table(f"p{i}-", query=[None] * 6) for i in range(12)))
+def test_error_shortens_failures_and_report_lists_all(validate_tables, build_table):
+    report = validate_tables(*(build_table(f"p{i}-", query=[None] * 6) for i in range(12)))
     assert len(report.failures) == 12 + 2
     assert "and 4 more, see " in refusal_of(report)
     assert pq.read_table(report.data_dir / report.files[11].path).num_rows == 6

@@ -1,4 +1,4 @@
-"""Files that are damaged or break the contract: named with their cause, while the others are judged."""
+"""Files that are damaged or break the contract."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +12,7 @@ from validation.gate.runner import GateRun, validate
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda t: t.drop_columns(["market"]), "column market is missing"),
         (lambda t: t.append_column("score", t["weight"]), "column score is not in the contract"),
@@ -53,21 +53,21 @@ from validation.gate.runner import GateRun, validate
         "nested",
     ],
 )
-def test_file_that_breaks_the_contract_is_refused_with_its_differences(judge, build_table, change, said):
-    report = judge(change(build_table()))
+def test_contract_violation_is_refused_with_its_differences(validate_tables, build_table, change, message):
+    report = validate_tables(change(build_table()))
     failure = report.failures[0]
-    assert failure.startswith("task=query-ad/part-0.parquet: ") and said in failure
-    assert said in refusal_of(report)
+    assert failure.startswith("task=query-ad/part-0.parquet: ") and message in failure
+    assert message in refusal_of(report)
     assert report.files[0].rows == 6 and report.files[0].accepted == 0
 
 
-def test_rows_of_other_files_are_judged_although_one_file_breaks_the_contract(judge, build_table):
+def test_contract_violation_does_not_stop_other_files(validate_tables, build_table):
     wrong = build_table("w").drop_columns(["weight"])
-    report = judge(wrong, build_table(query=[None] * 6), wrong)
+    report = validate_tables(wrong, build_table(query=[None] * 6), wrong)
     schema, again, empty, share, null = report.failures
     assert schema == "task=query-ad/part-0.parquet: column weight is missing; no row was read"
     assert again == "task=query-ad/part-2.parquet: column weight is missing; no row was read"
-    assert "all were set aside" in empty and "6 of 6 rows are bad" in share
+    assert "all were quarantined" in empty and "6 of 6 rows are bad" in share
     assert null.startswith("task=query-ad/part-1.parquet: column query must never be null; 6 of 6 rows")
 
 
@@ -88,9 +88,7 @@ def flip_a_bit(path):
     ],
     ids=["truncated", "zero bytes", "csv", "wrong magic", "bit flip"],
 )
-def test_damaged_file_is_named_with_its_cause_and_other_files_are_judged(
-    tmp_path, task, build_table, write_rows, damage
-):
+def test_damaged_file_is_named_and_other_files_are_checked(tmp_path, task, build_table, write_rows, damage):
     root = write_rows({"query-ad": [build_table("a"), build_table("b")]})
     pq.write_table(
         build_table("b"),
@@ -110,7 +108,7 @@ def test_damaged_file_is_named_with_its_cause_and_other_files_are_judged(
     assert not (tmp_path / "accepted").exists()
 
 
-def test_folder_in_the_place_of_a_file_is_refused(tmp_path, task, build_table, write_rows):
+def test_folder_named_like_a_file_is_refused(tmp_path, task, build_table, write_rows):
     root = write_rows({"query-ad": [build_table("a")]})
     (root / "task=query-ad" / "part-1.parquet").mkdir()
     with pytest.raises(DamagedInputError, match=r"task=query-ad/part-1\.parquet is not a file"):

@@ -1,4 +1,4 @@
-"""Bad rows: told by file, column and row, and set aside within the limits."""
+"""Quarantine of bad rows, and the limits that refuse the data."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,17 +11,17 @@ from models.files import file_sha256
 from pipeline.config.gates import GateConfig
 from pipeline.schema import ROW_SCHEMA
 from tests.support.gate_cases import BAD_VALUES, LENIENT, NAN, refusal_of
-from validation.gate.report import summary_table
+from validation.gate.report import summary_rows
 from validation.gate.runner import GateRun, validate
 
 
-def test_each_bad_value_is_refused_by_file_column_and_row(great_expectations, judge, build_table):
+def test_bad_value_is_reported_with_file_column_and_row(great_expectations, validate_tables, build_table):
     tables = [
         build_table(f"f{i}r", **{column: values}) for i, (column, values, _, _) in enumerate(BAD_VALUES)
     ]
     failures = {
         failure.split(":")[0]: failure
-        for failure in judge(build_table(), *tables).failures
+        for failure in validate_tables(build_table(), *tables).failures
         if failure.startswith("task=query-ad/")
     }
     assert len(failures) == len(BAD_VALUES)
@@ -32,8 +32,8 @@ def test_each_bad_value_is_refused_by_file_column_and_row(great_expectations, ju
         assert shown in failure and len(failure) < 400
 
 
-def test_all_bad_rows_are_counted_and_three_are_shown(judge, build_table):
-    share, failure = judge(build_table(), build_table("s", weight=[-1, -2, -3, -4, 1, 1])).failures
+def test_all_bad_rows_are_counted_and_three_are_shown(validate_tables, build_table):
+    share, failure = validate_tables(build_table(), build_table("s", weight=[-1, -2, -3, -4, 1, 1])).failures
     assert share == "task=query-ad: 4 of 12 rows are bad, more than gate.max_quarantined_share, 0.00%"
     assert failure == (
         "task=query-ad/part-1.parquet: column weight must lie in 0 to 1000; 4 of 6 rows break this: "
@@ -41,7 +41,7 @@ def test_all_bad_rows_are_counted_and_three_are_shown(judge, build_table):
     )
 
 
-def test_row_id_used_twice_is_kept_once_within_a_file_across_files_and_across_tasks(
+def test_repeated_row_id_is_kept_once_across_files_and_tasks(
     tmp_path, task, other_task, build_table, write_rows
 ):
     first, second = (
@@ -53,13 +53,13 @@ def test_row_id_used_twice_is_kept_once_within_a_file_across_files_and_across_ta
     report = validate(
         GateRun(root, [task, other_task], tmp_path / "out", tmp_path / "accepted", config=LENIENT)
     )
-    aside = {
+    quarantined = {
         path.relative_to(tmp_path / "out" / "quarantine").as_posix(): pq.read_table(path)
         .select(["row", "reasons"])
         .to_pylist()
         for path in (tmp_path / "out" / "quarantine").rglob("*.parquet")
     }
-    assert aside == {
+    assert quarantined == {
         "task=query-ad/part-0.parquet": [{"row": 4, "reasons": ["row_id_repeated"]}],
         "task=query-ad/part-1.parquet": [{"row": 0, "reasons": ["row_id_repeated"]}],
         "task=keyword/part-0.parquet": [{"row": 1, "reasons": ["row_id_repeated"]}],
@@ -70,7 +70,7 @@ def test_row_id_used_twice_is_kept_once_within_a_file_across_files_and_across_ta
     ]
 
 
-def test_rows_that_are_not_utf8_are_set_aside_by_number_and_row_id(tmp_path, task, build_table, write_rows):
+def test_rows_that_are_not_utf8_are_quarantined(tmp_path, task, build_table, write_rows):
     raw = [text.encode() for text in build_table()["query"].to_pylist()]
     raw[1], raw[4] = b"red \xff shoes", "lone \ud83d".encode("utf-8", "surrogatepass")
     bad = pa.array(raw, pa.binary()).view(pa.string())
@@ -81,34 +81,36 @@ def test_rows_that_are_not_utf8_are_set_aside_by_number_and_row_id(tmp_path, tas
         "; 2 of 6 rows break this: row 1 (row_id 'r1') holds 'r1'; row 4 (row_id 'r4')" in note
         and "UTF-8" in note
     )
-    aside = pq.read_table(tmp_path / "out" / "quarantine" / "task=query-ad" / "part-0.parquet")
+    quarantined = pq.read_table(tmp_path / "out" / "quarantine" / "task=query-ad" / "part-0.parquet")
     assert (
-        aside["reasons"].to_pylist() == [["not_utf8"]] * 2
-        and aside["query"].to_pylist()[0] == "red \ufffd shoes"
+        quarantined["reasons"].to_pylist() == [["not_utf8"]] * 2
+        and quarantined["query"].to_pylist()[0] == "red \ufffd shoes"
     )
     accepted = pq.read_table(tmp_path / "accepted" / "task=query-ad" / "part-0.parquet", partitioning=None)
     accepted.validate(full=True)
     assert accepted["row_id"].to_pylist() == ["r0", "r2", "r3", "r5"]
 
 
-def test_bad_rows_within_the_limits_are_set_aside_and_the_good_ones_go_on(tmp_path, judge, build_table):
+def test_bad_rows_within_limits_are_quarantined_and_good_rows_accepted(
+    tmp_path, validate_tables, build_table
+):
     table = build_table(query=["a", None, "c", " ", "e", "f"], weight=[1, 1, 1, -1, 1, 1])
-    report = judge(table, config=LENIENT)
+    report = validate_tables(table, config=LENIENT)
     record = report.tasks["query-ad"]
     assert (record.read, record.accepted, record.quarantined) == (6, 4, 2)
-    aside = pq.read_table(tmp_path / "out" / "quarantine" / "task=query-ad" / "part-0.parquet")
-    assert aside["row"].to_pylist() == [1, 3] and aside["reasons"].to_pylist() == [
+    quarantined = pq.read_table(tmp_path / "out" / "quarantine" / "task=query-ad" / "part-0.parquet")
+    assert quarantined["row"].to_pylist() == [1, 3] and quarantined["reasons"].to_pylist() == [
         ["query_not_null"],
         ["query_not_blank", "weight_range"],
     ]
-    assert aside.select(ROW_SCHEMA.names).to_pylist() == table.take([1, 3]).to_pylist()
+    assert quarantined.select(ROW_SCHEMA.names).to_pylist() == table.take([1, 3]).to_pylist()
     accepted = pq.read_table(tmp_path / "accepted" / "task=query-ad" / "part-0.parquet", partitioning=None)
     assert accepted.to_pylist() == table.take([0, 2, 4, 5]).to_pylist() and accepted.schema.equals(ROW_SCHEMA)
-    assert "query-ad  6     4         2" in summary_table(report)
+    assert summary_rows(report)[1][:4] == ("query-ad", "6", "4", "2")
 
 
 @pytest.mark.parametrize(
-    ("config", "why"),
+    ("config", "message"),
     [
         (
             GateConfig(max_quarantined_share=0.3, max_reason_share=0.9),
@@ -120,20 +122,16 @@ def test_bad_rows_within_the_limits_are_set_aside_and_the_good_ones_go_on(tmp_pa
         ),
     ],
 )
-def test_more_bad_rows_than_a_limit_refuse_the_data_and_accept_nothing(
-    tmp_path, judge, build_table, config, why
-):
-    judge(build_table(), config=config)
+def test_too_many_bad_rows_refuse_all_data(tmp_path, validate_tables, build_table, config, message):
+    validate_tables(build_table(), config=config)
     assert (tmp_path / "accepted").is_dir()
-    report = judge(build_table(query=["a", None, None, "d", "e", "f"]), config=config)
-    assert why in refusal_of(report)
+    report = validate_tables(build_table(query=["a", None, None, "d", "e", "f"]), config=config)
+    assert message in refusal_of(report)
     assert not (tmp_path / "accepted").exists()
     assert pq.read_table(tmp_path / "out" / "quarantine" / "task=query-ad" / "part-0.parquet").num_rows == 2
 
 
-def test_accepted_and_quarantined_are_what_was_read_whatever_is_planted(
-    tmp_path, task, build_table, write_rows
-):
+def test_accepted_and_quarantined_rows_add_up_to_rows_read(tmp_path, task, build_table, write_rows):
     planted = [
         build_table(f"f{i}r", **{column: values}) for i, (column, values, _, _) in enumerate(BAD_VALUES)
     ]
@@ -157,13 +155,12 @@ def test_accepted_and_quarantined_are_what_was_read_whatever_is_planted(
     assert read["accepted"] + read["quarantined"] == record.read
 
 
-def test_file_without_a_bad_row_is_accepted_byte_for_byte(tmp_path, judge, build_table):
-    report = judge(build_table())
+def test_file_without_bad_rows_is_copied_byte_for_byte(tmp_path, validate_tables, build_table):
+    report = validate_tables(build_table())
     assert file_sha256(tmp_path / "accepted" / "task=query-ad" / "part-0.parquet") == report.files[0].sha256
 
 
-def test_great_expectations_and_the_masks_count_the_same_rows(task, build_table):
-    """Every planted fault, counted by both on the same rows."""
+def test_great_expectations_and_row_masks_count_the_same_rows(task, build_table):
     from validation.gate.expectations import build_checks, build_frame, build_suite, failing_rows
 
     table = pa.concat_tables(
@@ -182,14 +179,14 @@ def test_great_expectations_and_the_masks_count_the_same_rows(task, build_table)
         one.expectation_config.meta["check"]: one.result.get("unexpected_count") for one in result.results
     }
     for check in build_checks(task):
-        if check.failing:
+        if check.failing_mask:
             assert counted[check.name] == len(failing_rows(check, table)), check.name
 
 
-def test_great_expectations_and_row_masks_that_disagree_refuse_the_data(
-    great_expectations, monkeypatch, judge, build_table
+def test_disagreement_of_great_expectations_and_row_masks_refuses_data(
+    great_expectations, monkeypatch, validate_tables, build_table
 ):
     monkeypatch.setattr(validation.gate.runner, "failing_rows", lambda check, table: [])
-    report = judge(build_table(weight=[NAN, 1, 1, 1, 1, 1]), config=LENIENT)
+    report = validate_tables(build_table(weight=[NAN, 1, 1, 1, 1, 1]), config=LENIENT)
     assert not report.passed
-    assert "weight_range is broken for Great Expectations and kept for the row masks" in report.failures[0]
+    assert "check weight_range fails in Great Expectations and passes in the row masks" in report.failures[0]

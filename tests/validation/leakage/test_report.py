@@ -1,4 +1,4 @@
-"""Planted leaks are found, each by its kind, and clean data stay without a finding."""
+"""Planted leaks are found by their kind, and clean data give no finding."""
 
 import json
 import random
@@ -10,13 +10,13 @@ import pytest
 
 from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.config.tasks import Task
-from pipeline.data.splits import normalise_query, split_of, split_rows
+from pipeline.data.splits import assign_split, assign_splits, normalize_query
 from pipeline.data.synthetic.marketplace import TASKS, build_marketplace
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.schema import ROW_SCHEMA
 from validation.leakage import near_queries
 from validation.leakage.label_words import WordRule, find_label_words
-from validation.leakage.near_queries import DrawnQueries, find_near_queries
+from validation.leakage.near_queries import QuerySample, find_near_queries
 from validation.leakage.report import find_leakage
 from validation.text.words import fold_texts
 
@@ -31,7 +31,7 @@ MARKET_TASKS = [
     for t in TASKS
 ]
 NUM_PLANTED = 10
-NUM_CLEAN = 8  # replicas of the marketplace; the rates in leakage.py are over more
+NUM_CLEAN = 8  # marketplaces; report.py reports a larger run
 
 
 def _rows(columns: dict[str, list]) -> pa.Table:
@@ -57,14 +57,14 @@ def _with(table: pa.Table, name: str, values: list) -> pa.Table:
 
 
 def _clean_queries(number: int, seed: int) -> list[str]:
-    """Queries of four made-up words, no two of which share more than chance allows."""
+    """Build queries of four random words."""
     draw = random.Random(seed)
     return [" ".join("".join(draw.choices("abcdefghijklmnop", k=7)) for _ in range(4)) for _ in range(number)]
 
 
-def test_adding_rows_never_moves_a_query_and_tasks_agree_on_its_side():
+def test_split_of_a_query_depends_on_nothing_else():
     queries = _clean_queries(3_000, 1)
-    few, many = split_rows(queries[:500], CONFIG), split_rows([*queries[500:], *queries[:500]], CONFIG)
+    few, many = assign_splits(queries[:500], CONFIG), assign_splits([*queries[500:], *queries[:500]], CONFIG)
     assert (many[-500:] == few).all() and set(few) == set(SPLITS)
     shouted = [f"  {query.upper()} " for query in queries]
     sources = {
@@ -75,16 +75,17 @@ def test_adding_rows_never_moves_a_query_and_tasks_agree_on_its_side():
     report = find_leakage(sources, MARKET_TASKS, CONFIG)
     assert sum(report.num_queries.values()) == 3_000
     assert [near.num_test + near.num_valid for near in report.near_queries] == [0, 0, 0, 0] and not list(
-        report.sentences()
+        report.messages()
     )
 
 
-def test_a_query_that_a_broken_split_puts_on_two_sides_is_told(monkeypatch):
-    monkeypatch.setattr(near_queries, "split_rows", lambda queries, _: np.array(["test", "train", "valid"]))
+def test_query_in_two_splits_is_reported(monkeypatch):
+    splits = np.array(["test", "train", "valid"])
+    monkeypatch.setattr(near_queries, "assign_splits", lambda queries, _: splits)
     report = find_leakage({"query-title": _rows({"query": ["a b", "A  b", "c"]})}, MARKET_TASKS, CONFIG)
     assert (report.near_queries[0].kind, report.near_queries[0].num_test) == ("same", 1)
     assert report.near_queries[0].examples == (("a b", "train", "a b", "test"),)
-    assert "alike in same" in next(report.sentences())
+    assert "equal up to same" in next(report.messages())
 
 
 VARIANTS = {
@@ -110,13 +111,13 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
-def test_every_planted_near_duplicate_is_found_under_its_kind(kind):
+def test_planted_near_query_is_found_under_its_kind(kind):
     queries = _clean_queries(4_000, 2)
     planted = []
     for query in queries:
-        if split_of(query, CONFIG) == "test" and len(planted) < NUM_PLANTED:
+        if assign_split(query, CONFIG) == "test" and len(planted) < NUM_PLANTED:
             variant = VARIANTS[kind][len(planted) % len(VARIANTS[kind])](query)
-            if split_of(variant, CONFIG) != "test":
+            if assign_split(variant, CONFIG) != "test":
                 planted.append((query, variant))
     assert len(planted) == NUM_PLANTED
     counts, found = find_near_queries(pa.array([*queries, *(variant for _, variant in planted)]), CONFIG)
@@ -129,18 +130,18 @@ def test_every_planted_near_duplicate_is_found_under_its_kind(kind):
     }
     near = next(near for near in found if near.kind == kind)
     assert near.share_of_test == NUM_PLANTED / counts["test"]
-    assert {(query, normalise_query(other)) for query, side, other, _ in near.examples} <= {
-        (q, normalise_query(v)) for q, v in planted
+    assert {(query, normalize_query(other)) for query, side, other, _ in near.examples} <= {
+        (q, normalize_query(v)) for q, v in planted
     }
 
 
-def test_queries_are_alike_as_a_plain_loop_over_all_pairs_finds_them():
+def test_near_queries_match_a_loop_over_all_pairs():
     draw = random.Random(3)
     words = ["red", "Red,", "blue", "café", "cafe", "xl", "1", "2", "men"]
     raw = sorted({" ".join(draw.choices(words, k=draw.randint(1, 5))) for _ in range(250)})
     _, found = find_near_queries(pa.array(raw), CONFIG)
-    queries = sorted({normalise_query(query) for query in raw})
-    sides = {query: split_of(query, CONFIG) for query in queries}
+    queries = sorted({normalize_query(query) for query in raw})
+    sides = {query: assign_split(query, CONFIG) for query in queries}
     folded = dict(zip(queries, fold_texts(pa.array(queries)).to_pylist(), strict=True))
     expected = {near.kind: {"test": 0, "valid": 0} for near in found}
     for query in queries:
@@ -154,7 +155,7 @@ def test_queries_are_alike_as_a_plain_loop_over_all_pairs_finds_them():
 
 
 def _kind_of(one: str, other: str) -> str | None:
-    """How two folded queries are alike, said the slow way."""
+    """Return the kind of two near queries, computed from their words."""
     closed = [
         "".join(
             c if c != " " or not (t[i - 1].isdigit() and t[i + 1].isdigit()) else "_" for i, c in enumerate(t)
@@ -171,7 +172,7 @@ def _kind_of(one: str, other: str) -> str | None:
     return "one_word" if min(len(a), len(b)) >= 3 and near else None
 
 
-def test_a_gap_between_digits_and_signs_alone_make_other_queries():
+def test_digit_gaps_and_signs_distinguish_queries():
     queries = ["1.5 mm", "15 mm", "1 5 mm", "!!!", "???", "🏃", "c", "が", "か", "तेल", "तल"]
     _, found = find_near_queries(
         pa.array([*queries, *_clean_queries(50, 4)]), SplitConfig(valid_share=0.3, test_share=0.3)
@@ -180,35 +181,35 @@ def test_a_gap_between_digits_and_signs_alone_make_other_queries():
     assert pairs <= {frozenset(("1.5 mm", "1 5 mm"))}
 
 
-def test_of_many_queries_those_of_the_same_letters_are_drawn_together(monkeypatch):
+def test_queries_of_equal_letters_are_sampled_together(monkeypatch):
     monkeypatch.setattr(near_queries, "MAX_QUERIES", 500)
     clean = _clean_queries(2_000, 3)
     mates = {query: " ".join(reversed(query.split())).upper() for query in clean}
     arrivals = [*clean, *mates.values()]
-    drawn = []
+    samples = []
     for order in (arrivals, arrivals[::-1], random.Random(4).sample(arrivals, len(arrivals))):
-        queries = DrawnQueries()
-        monkeypatch.setattr(near_queries, "TAKEN_UP_AT_ONCE", 64)
+        queries = QuerySample()
+        monkeypatch.setattr(near_queries, "MERGE_QUERIES", 64)
         for start in range(0, len(order), 90):
             queries.add(pa.array(order[start : start + 90]))
         found, share = queries.queries()
-        drawn.append((set(found.to_pylist()), share))
-    assert drawn[0] == drawn[1] == drawn[2]
-    found, share = drawn[0]
+        samples.append((set(found.to_pylist()), share))
+    assert samples[0] == samples[1] == samples[2]
+    found, share = samples[0]
     assert 490 <= len(found) <= 500
     assert share == pytest.approx(500 / len(set(arrivals)), rel=0.2)
     assert all((query in found) == (mate in found) for query, mate in mates.items())
 
 
-def test_of_few_queries_all_are_compared():
-    queries = DrawnQueries()
+def test_few_queries_are_all_compared():
+    queries = QuerySample()
     queries.add(pa.array(["a", None, "b"]))
     queries.add(pa.array(["b", "c"]))
     found, share = queries.queries()
     assert (sorted(found.to_pylist()), share) == (["a", "b", "c"], 1)
 
 
-def test_every_planted_label_word_is_found_and_nothing_else():
+def test_planted_label_words_are_found_and_nothing_else():
     market = build_marketplace(2_000, 0, 5)
     for t, task in enumerate(MARKET_TASKS):
         table, num_labels = market.rows[task.name], len(task.labels)
@@ -249,7 +250,7 @@ MARKS = [
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_a_label_written_beside_a_cue_is_found_in_a_few_rows(mark):
+def test_label_after_a_cue_is_found_in_few_rows(mark):
     task = next(task for task in MARKET_TASKS if task.name == "query-title")
     table = build_marketplace(1_000, 0, 6).rows[task.name]
     labels, titles = table["label"].to_pylist(), table["ad_title"].to_pylist()
@@ -261,7 +262,7 @@ def test_a_label_written_beside_a_cue_is_found_in_a_few_rows(mark):
     ] and len(found) == 1
 
 
-def test_a_grade_that_belongs_to_the_product_is_no_leak():
+def test_grade_of_the_product_is_no_leak():
     task = next(task for task in MARKET_TASKS if task.name == "query-title")
     table = build_marketplace(1_000, 0, 7).rows[task.name]
     titles = [
@@ -271,21 +272,21 @@ def test_a_grade_that_belongs_to_the_product_is_no_leak():
     assert not find_label_words(_with(table, "ad_title", titles), task, WordRule())
 
 
-def test_clean_and_relabelled_marketplaces_raise_no_alarm():
-    alarms = {"clean": 0, "relabelled": 0}
+def test_clean_and_relabeled_marketplaces_raise_no_alarm():
+    alarms = {"clean": 0, "relabeled": 0}
     for seed in range(NUM_CLEAN):
         market, draw = build_marketplace(2_000, 0, 100 + seed), np.random.default_rng(seed)
-        relabelled = {
+        relabeled = {
             name: _with(table, "label", draw.permutation(table["label"].to_numpy()))
             for name, table in market.rows.items()
         }
         alarms["clean"] += len(find_leakage(market.rows, MARKET_TASKS, CONFIG).label_words)
-        alarms["relabelled"] += len(find_leakage(relabelled, MARKET_TASKS, CONFIG).label_words)
+        alarms["relabeled"] += len(find_leakage(relabeled, MARKET_TASKS, CONFIG).label_words)
     print(f"suspicious words in {NUM_CLEAN} x {len(MARKET_TASKS)} tables without a leak: {alarms}")
-    assert alarms == {"clean": 0, "relabelled": 0}
+    assert alarms == {"clean": 0, "relabeled": 0}
 
 
-def test_files_and_tables_give_one_report_however_the_rows_are_cut(tmp_path):
+def test_files_and_tables_give_equal_reports(tmp_path):
     task = next(task for task in MARKET_TASKS if task.name == "query-title")
     table = build_marketplace(1_500, 0, 8).rows[task.name]
     titles = [
@@ -299,26 +300,26 @@ def test_files_and_tables_give_one_report_however_the_rows_are_cut(tmp_path):
     whole = find_leakage({task.name: table}, MARKET_TASKS, CONFIG)
     assert find_leakage({task.name: paths}, MARKET_TASKS, CONFIG) == whole
     assert [word.word for word in whole.label_words] == ["leaked"]
-    assert any("'leaked' in ad_title are exact" in sentence for sentence in whole.sentences())
-    assert json.loads(json.dumps(whole.as_json()))["label_words"][0]["word"] == "leaked"
+    assert any("'leaked' in ad_title are exact" in sentence for sentence in whole.messages())
+    assert json.loads(json.dumps(whole.to_json()))["label_words"][0]["word"] == "leaked"
 
 
-def test_only_judged_rows_and_the_columns_the_model_reads_are_looked_at():
+def test_unlabeled_rows_and_unread_columns_are_ignored():
     task = next(task for task in MARKET_TASKS if task.name == "query-title")
     table = build_marketplace(1_000, 0, 9).rows[task.name]
     labels = table["label"].to_pylist()
     unread = _with(table, "landing_page", [f"label {label}" for label in labels])
     assert not find_label_words(unread, task, WordRule())
-    unjudged = _with(
+    unlabeled = _with(
         _with(table, "ad_title", [f"label {label}" for label in labels]), "label", [None] * len(labels)
     )
-    assert not find_label_words(unjudged, task, WordRule())
+    assert not find_label_words(unlabeled, task, WordRule())
     assert find_leakage(
         {task.name: ROW_SCHEMA.empty_table()}, MARKET_TASKS, CONFIG
     ).num_queries == dict.fromkeys(SPLITS, 0)
 
 
-def test_a_damaged_file_and_an_unknown_task_are_refused_by_name(tmp_path):
+def test_damaged_file_and_unknown_task_are_named(tmp_path):
     path = tmp_path / "part-0.parquet"
     pq.write_table(_rows({"query": ["a"] * 500}), path)
     path.write_bytes(path.read_bytes()[:-20])

@@ -1,4 +1,4 @@
-"""Hashes of columns: equal for equal texts wherever they lie, unlike for others."""
+"""Hashes of text columns."""
 
 import numpy as np
 import pyarrow as pa
@@ -30,15 +30,15 @@ NEAR = [
 ]
 
 
-def test_hashes_are_the_same_for_ever() -> None:
-    # written down once; verdicts kept from earlier runs hold them
-    found = hash_column(
+def test_hashes_match_recorded_values() -> None:
+    # cached verdicts of earlier runs hold these hashes
+    hashes = hash_column(
         pa.array(["", "a", "red shoes", "a text of more than two words of eight bytes", None])
     )
-    assert found.tolist() == [0, 15818834084057556226, 16649925651580100903, 8548792605767210132, 0]
+    assert hashes.tolist() == [0, 15818834084057556226, 16649925651580100903, 8548792605767210132, 0]
 
 
-def test_texts_that_differ_little_have_unlike_hashes() -> None:
+def test_similar_texts_have_different_hashes() -> None:
     numbers = [f"query {n}" for n in range(200_000)] + [f"{n} query" for n in range(200_000)]
     hashes = hash_column(pa.array(NEAR + numbers))
     assert len(np.unique(hashes)) == len(NEAR) + len(numbers)
@@ -47,11 +47,13 @@ def test_texts_that_differ_little_have_unlike_hashes() -> None:
     )
 
 
-@pytest.mark.parametrize("words_at_once", [1, 2, 7, 1 << 15])
-def test_a_text_has_one_hash_wherever_it_lies(words_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block_words", [1, 2, 7, 1 << 15])
+def test_hash_does_not_depend_on_chunks_offsets_or_blocks(
+    block_words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = ["", *NEAR, "x" * 1_000, *NEAR[::-1], ""]
     alone = [int(hash_column(pa.array([text]))[0]) for text in texts]
-    monkeypatch.setattr(hashing, "WORDS_AT_ONCE", words_at_once)
+    monkeypatch.setattr(hashing, "BLOCK_WORDS", block_words)
     chunked = pa.chunked_array([texts[:5], [], texts[5:]])
     for column in (
         pa.array(texts),

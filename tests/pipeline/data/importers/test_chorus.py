@@ -1,6 +1,4 @@
-"""Promises of pipeline/data/importers/chorus.py, on made-up ratings in the original layout and on the real
-ones where they lie beside us.
-"""
+"""Importer of Chorus ratings: made-up files in the published layout, and the real file if it exists."""
 
 from collections import Counter
 from pathlib import Path
@@ -49,7 +47,7 @@ def _rows(out_dir: Path) -> list[dict[str, Any]]:
     return read_partition(out_dir / "task=electronics" / "part-0.parquet").to_pylist()
 
 
-def test_a_rating_becomes_a_row_of_electronics(tmp_path: Path) -> None:
+def test_rating_becomes_a_row_of_electronics(tmp_path: Path) -> None:
     lines = (_rated(title='"15"" TV"'), _rated("8", rating="0", text=""))
     counts = import_chorus(_write_tsv(tmp_path / "r.tsv", *lines), tmp_path / "out")
     assert counts == ImportCounts({"electronics": 2}, {})
@@ -62,7 +60,7 @@ def test_a_rating_becomes_a_row_of_electronics(tmp_path: Path) -> None:
     assert (rows["Sony TV"]["label"], rows["Sony TV"]["ad_description"]) == (0, "Sony")
 
 
-def test_a_pair_judged_again_gets_the_next_number_in_its_row_id(tmp_path: Path) -> None:
+def test_repeated_pair_gets_a_numbered_row_id(tmp_path: Path) -> None:
     import_chorus(
         _write_tsv(tmp_path / "r.tsv", _rated(), _rated(rating="2"), _rated(query="tv set")), tmp_path / "out"
     )
@@ -71,7 +69,7 @@ def test_a_pair_judged_again_gets_the_next_number_in_its_row_id(tmp_path: Path) 
     assert row_ids[1] == f"{row_ids[0]}-2"
 
 
-def test_ratings_that_are_left_out_lie_in_quarantine_with_their_line(tmp_path: Path) -> None:
+def test_rejected_ratings_have_their_line_number(tmp_path: Path) -> None:
     unusable = (
         _rated("8", rating="4"),
         _rated("9", rating=""),
@@ -82,7 +80,7 @@ def test_ratings_that_are_left_out_lie_in_quarantine_with_their_line(tmp_path: P
     )
     counts = import_chorus(_write_tsv(tmp_path / "r.tsv", *[_rated()] * 30, *unusable), tmp_path / "out")
     assert counts.rows == {"electronics": 30}
-    assert counts.quarantined == {
+    assert counts.rejected == {
         "empty_id": 1,
         "empty_query": 1,
         "empty_title": 1,
@@ -121,10 +119,10 @@ def test_nul_and_surrogates_become_clean_utf_8(tmp_path: Path) -> None:
         ),
         (b"PAR1\xff\xfe\n", DamagedInputError, "does not begin with a header line in utf-8"),
         (b"query,docid\ntv,7\n", DataRefusedError, "has no column query, docid, final_rating"),
-        (HEADER_LINE, DataRefusedError, "gave no row.*it holds none"),
+        (HEADER_LINE, DataRefusedError, "gave no row; it holds no record"),
     ],
 )
-def test_an_unfit_file_is_refused_and_publishes_nothing(
+def test_unfit_file_publishes_nothing(
     tmp_path: Path, content: bytes, error: type[Exception], message: str
 ) -> None:
     (tmp_path / "r.tsv").write_bytes(content)
@@ -133,14 +131,14 @@ def test_an_unfit_file_is_refused_and_publishes_nothing(
     assert not list((tmp_path / "out").rglob("*"))
 
 
-def test_a_folder_instead_of_the_file_is_a_config_error(tmp_path: Path) -> None:
+def test_folder_in_place_of_the_file_is_a_config_error(tmp_path: Path) -> None:
     for wrong in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ConfigError, match="is not a file; point the import at"):
             import_chorus(wrong, tmp_path / "out")
 
 
 @needs_shared_data
-def test_the_shared_chorus_ratings_give_the_counts_of_their_readme(tmp_path: Path) -> None:
+def test_shared_chorus_ratings_have_the_counts_of_their_readme(tmp_path: Path) -> None:
     counts = import_chorus(SHARED_DATA / "chorus_electronics" / "query_product_ratings.tsv", tmp_path)
     assert counts == ImportCounts({"electronics": 3_188}, {})
     rows = _rows(tmp_path)

@@ -1,6 +1,4 @@
-"""Promises of pipeline/data/importers/esci.py, on made-up data in the original layout and on the real data
-where it lies beside us.
-"""
+"""Importer of ESCI: made-up files in the published layout, and the real sample if it exists."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.catalog import content_digest
-from pipeline.data.importers import records as lines
+from pipeline.data.importers import records
 from pipeline.data.importers.esci import ESCI_EXAMPLES, ESCI_PRODUCTS, import_esci
 from pipeline.data.importers.importer import ImportCounts
 from pipeline.data.reader import read_partition
@@ -91,24 +89,24 @@ def test_each_locale_becomes_a_task_with_its_own_products(tmp_path: Path) -> Non
     assert _read_task(tmp_path / "out", "esci_es")[0]["ad_title"] == "zapato"
 
 
-def test_labels_run_from_irrelevant_to_exact(tmp_path: Path) -> None:
+def test_labels_are_ordered_from_irrelevant_to_exact(tmp_path: Path) -> None:
     examples = [_example(i, esci_label=label) for i, label in enumerate("ICSE")]
     import_esci(_write_esci(tmp_path / "in", examples), tmp_path / "out")
     assert [row["label"] for row in _read_task(tmp_path / "out", "esci_us")] == [0, 1, 2, 3]
 
 
-def test_the_official_split_and_the_smallest_version_are_kept(tmp_path: Path) -> None:
+def test_official_split_and_smallest_version_are_kept(tmp_path: Path) -> None:
     flags = [(1, 1, "test"), (0, 1, "train"), (0, 0, None)]
     examples = [
         _example(i, small_version=small, large_version=large, split=split)
         for i, (small, large, split) in enumerate(flags)
     ]
     import_esci(_write_esci(tmp_path / "in", examples), tmp_path / "out")
-    found = [(row["subset"], row["official_split"]) for row in _read_task(tmp_path / "out", "esci_us")]
-    assert found == [("small", "test"), ("large", "train"), (None, None)]
+    values = [(row["subset"], row["official_split"]) for row in _read_task(tmp_path / "out", "esci_us")]
+    assert values == [("small", "test"), ("large", "train"), (None, None)]
 
 
-def test_a_sample_without_splits_and_versions_has_neither(tmp_path: Path) -> None:
+def test_sample_without_splits_and_versions_is_imported(tmp_path: Path) -> None:
     examples = [
         {k: v for k, v in _example(0).items() if k not in ("split", "small_version", "large_version")}
     ]
@@ -118,7 +116,7 @@ def test_a_sample_without_splits_and_versions_has_neither(tmp_path: Path) -> Non
     ] is None
 
 
-def test_a_description_opens_with_brand_and_colour_and_falls_back_on_bullet_points(tmp_path: Path) -> None:
+def test_description_has_brand_and_colour_then_text_or_bullet_points(tmp_path: Path) -> None:
     products = [
         _product("B1", description="<p>soft</p>", bullet_point="one\ntwo", brand="Nike", color="Red"),
         _product("B2", bullet_point="one\ntwo", color="Red"),
@@ -132,7 +130,7 @@ def test_a_description_opens_with_brand_and_colour_and_falls_back_on_bullet_poin
     ]
 
 
-def test_every_judgement_that_is_left_out_lies_in_quarantine_under_one_reason(tmp_path: Path) -> None:
+def test_every_reject_has_one_reason(tmp_path: Path) -> None:
     bad = [
         _example(1, product_id="B404"),
         _example(2, product_id=None),
@@ -158,7 +156,7 @@ def test_every_judgement_that_is_left_out_lies_in_quarantine_under_one_reason(tm
         tmp_path / "out",
     )
     assert counts.rows == {"esci_us": 51}
-    assert counts.quarantined == {
+    assert counts.rejected == {
         "empty_id": 1,
         "empty_query": 1,
         "empty_title": 1,
@@ -177,7 +175,7 @@ def test_every_judgement_that_is_left_out_lies_in_quarantine_under_one_reason(tm
     ]
 
 
-def test_a_source_that_fits_a_row_group_gives_the_same_file_whatever_its_order(
+def test_order_of_a_small_source_does_not_change_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = [_example(i, query=f"q{i * 7 % 5}", product_id=f"B{i % 3}") for i in range(40)]
@@ -188,12 +186,12 @@ def test_a_source_that_fits_a_row_group_gives_the_same_file_whatever_its_order(
         (e["query"], f"esci-us-{e['example_id']}") for e in examples
     )
     assert all(r["ad_title"] == f"Title B{int(r['row_id'].split('-')[-1]) % 3}" for r in rows)
-    monkeypatch.setattr(lines, "READ_ROWS", 7)
+    monkeypatch.setattr(records, "READ_ROWS", 7)
     import_esci(_write_esci(tmp_path / "turned", examples[::-1], products[::-1]), tmp_path / "again")
     assert _all_bytes(tmp_path / "again") == _all_bytes(tmp_path / "out")
 
 
-def test_a_pair_judged_twice_stays_twice_with_two_row_ids(tmp_path: Path) -> None:
+def test_repeated_pair_keeps_both_labels(tmp_path: Path) -> None:
     import_esci(_write_esci(tmp_path / "in", [_example(0), _example(1)]), tmp_path / "out")
     assert [r["row_id"] for r in _read_task(tmp_path / "out", "esci_us")] == ["esci-us-0", "esci-us-1"]
 
@@ -217,14 +215,16 @@ def test_a_pair_judged_twice_stays_twice_with_two_row_ids(tmp_path: Path) -> Non
             [{"product_id": "B1", "product_locale": "us"}],
             "has no column product_title, product_description",
         ),
-        ([_example(0, query=["shoe"])], PRODUCTS, "has columns that are no text: query .list"),
+        (
+            [_example(0, query=["shoe"])],
+            PRODUCTS,
+            "has columns that are neither text nor number: query .list",
+        ),
         ([_example(0, product_id="B404")], PRODUCTS, "1 of 1 lines of .* are bad .1 unknown_product."),
         ([_example(0)], [], "has no column product_id"),
     ],
 )
-def test_an_unfit_source_is_refused_and_publishes_nothing(
-    tmp_path: Path, examples: list, products: list, message: str
-) -> None:
+def test_unfit_source_publishes_nothing(tmp_path: Path, examples: list, products: list, message: str) -> None:
     with pytest.raises(DataRefusedError, match=message):
         import_esci(_write_esci(tmp_path / "in", examples, products), tmp_path / "out")
     assert not _all_bytes(tmp_path / "out")
@@ -232,9 +232,7 @@ def test_an_unfit_source_is_refused_and_publishes_nothing(
 
 @pytest.mark.parametrize("name", [ESCI_EXAMPLES, ESCI_PRODUCTS])
 @pytest.mark.parametrize("size_share", [0.0, 0.5, 0.99])
-def test_a_truncated_parquet_file_is_damage_and_the_earlier_import_stays(
-    tmp_path: Path, name: str, size_share: float
-) -> None:
+def test_truncated_parquet_leaves_the_earlier_import(tmp_path: Path, name: str, size_share: float) -> None:
     import_esci(_write_esci(tmp_path / "in"), tmp_path / "out")
     before = _all_bytes(tmp_path / "out")
     content = (tmp_path / "in" / name).read_bytes()
@@ -244,13 +242,13 @@ def test_a_truncated_parquet_file_is_damage_and_the_earlier_import_stays(
     assert _all_bytes(tmp_path / "out") == before
 
 
-def test_a_wrong_folder_is_a_config_error(tmp_path: Path) -> None:
+def test_wrong_folder_is_a_config_error(tmp_path: Path) -> None:
     for wrong in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ConfigError, match=f"{ESCI_EXAMPLES} is not a file; point the import at"):
             import_esci(wrong, tmp_path / "out")
 
 
-def test_nul_and_surrogates_in_any_text_become_clean_utf_8_and_other_bytes_are_quarantined(
+def test_surrogates_are_repaired_and_other_bytes_rejected(
     tmp_path: Path,
 ) -> None:
     folder = _write_esci(tmp_path / "in", [_example(i) for i in range(9)], [_product("B1")])
@@ -271,7 +269,7 @@ def test_nul_and_surrogates_in_any_text_become_clean_utf_8_and_other_bytes_are_q
 
 
 @needs_shared_data
-def test_the_shared_esci_sample_gives_the_counts_of_its_readme(tmp_path: Path) -> None:
+def test_shared_esci_sample_has_the_counts_of_its_readme(tmp_path: Path) -> None:
     counts = import_esci(SHARED_DATA / "esci_sample", tmp_path)
     assert counts == ImportCounts({"esci_us": 1_895, "esci_es": 412, "esci_jp": 511}, {})
     rows = [row for task in counts.rows for row in _read_task(tmp_path, task)]

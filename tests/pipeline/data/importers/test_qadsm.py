@@ -1,4 +1,4 @@
-"""Promises of pipeline/data/importers/qadsm.py, on made-up files in the published layout."""
+"""Importer of QADSM, on made-up files in the published layout."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def _write(path: Path, text: str = LINES) -> Path:
     return path
 
 
-def test_language_and_split_come_from_the_name_of_the_file(tmp_path: Path) -> None:
+def test_language_and_split_come_from_the_file_name(tmp_path: Path) -> None:
     assert import_qadsm(_write(tmp_path / "xglue.qadsm.de.dev"), tmp_path / "out") == ImportCounts(
         {"qadsm": 2}, {}
     )
@@ -33,7 +33,7 @@ def test_language_and_split_come_from_the_name_of_the_file(tmp_path: Path) -> No
     assert (second["label"], second["ad_description"]) == (0, None)
 
 
-def test_files_of_several_languages_and_splits_lie_side_by_side(tmp_path: Path) -> None:
+def test_languages_and_splits_share_a_folder(tmp_path: Path) -> None:
     for name in ("xglue.qadsm.en.train", "xglue.qadsm.en.dev", "xglue.qadsm.fr.test"):
         import_qadsm(_write(tmp_path / name), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out" / "task=qadsm").iterdir())
@@ -46,19 +46,19 @@ def test_files_of_several_languages_and_splits_lie_side_by_side(tmp_path: Path) 
     assert len(set(row_ids)) == 6
 
 
-def test_the_option_overrules_the_name_and_helps_where_it_says_nothing(tmp_path: Path) -> None:
+def test_language_option_overrides_the_file_name(tmp_path: Path) -> None:
     import_qadsm(_write(tmp_path / "ads.tsv"), tmp_path / "out", "fr")
     assert read_partition(tmp_path / "out" / "task=qadsm" / "qadsm-fr-0.parquet")["market"].to_pylist() == [
         "fr",
         "fr",
     ]
-    with pytest.raises(ConfigError, match="does not say its language; name it, such as --language en"):
+    with pytest.raises(ConfigError, match="names no language; add --language en"):
         import_qadsm(tmp_path / "ads.tsv", tmp_path / "out")
     with pytest.raises(ConfigError, match="'english' is not two letters"):
         import_qadsm(tmp_path / "ads.tsv", tmp_path / "out", "english")
 
 
-def test_labels_may_be_numbers_and_bad_lines_are_quarantined(tmp_path: Path) -> None:
+def test_numeric_labels_are_read_and_bad_lines_rejected(tmp_path: Path) -> None:
     text = "q\tt\td\t1\r\n" * 9 + "q\tt\td\t0\r\nq\tt\td\r\nq\tt\td\tFair\r\n"
     counts = import_qadsm(_write(tmp_path / "xglue.qadsm.en.train", text), tmp_path / "out")
     assert counts == ImportCounts({"qadsm": 10}, {"unknown_label": 1, "wrong_field_count": 1})

@@ -1,4 +1,4 @@
-"""Promises of pipeline/data/importers/records.py: parquet as lines of text."""
+"""Parquet rows as records of text."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.importers import records as lines
+from pipeline.data.importers import records
 from pipeline.data.importers.records import read_parquet
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
@@ -17,10 +17,10 @@ def _write(path: Path, **columns: pa.Array) -> Path:
     return path
 
 
-def test_values_are_read_as_text_and_rows_are_numbered_from_one(
+def test_values_are_text_and_rows_are_numbered_from_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "READ_ROWS", 2)
+    monkeypatch.setattr(records, "READ_ROWS", 2)
     path = _write(
         tmp_path / "x.parquet",
         text=pa.array(["a", None, "c"]),
@@ -31,16 +31,16 @@ def test_values_are_read_as_text_and_rows_are_numbered_from_one(
         price=pa.array([Decimal("1.50"), None, None]),
     )
     names = ["text", "category", "number", "float", "flag", "price"]
-    found = list(read_parquet(path, names, ["absent"]))
-    assert [line.number for line in found] == [1, 2, 3]
-    assert [list(line.fields.values()) for line in found] == [
+    rows = list(read_parquet(path, names, ["absent"]))
+    assert [line.number for line in rows] == [1, 2, 3]
+    assert [list(line.fields.values()) for line in rows] == [
         ["a", "x", "1", "1", "true", "1.50"],
         [None, "y", "2", "0.5", "false", None],
         ["c", None, None, None, None, None],
     ]
 
 
-def test_a_value_that_is_not_utf_8_is_the_defect_of_its_row(tmp_path: Path) -> None:
+def test_invalid_utf_8_is_a_defect_of_its_row(tmp_path: Path) -> None:
     path = _write(
         tmp_path / "x.parquet",
         text=pa.array([b"a", b"\xff"], pa.binary()).view(pa.string()),
@@ -54,9 +54,9 @@ def test_a_value_that_is_not_utf_8_is_the_defect_of_its_row(tmp_path: Path) -> N
     ]
 
 
-def test_what_is_no_table_of_texts_is_refused(tmp_path: Path) -> None:
+def test_unfit_parquet_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path / "x.parquet", a=pa.array([[1]]))
-    with pytest.raises(DataRefusedError, match="no text: a .list"):
+    with pytest.raises(DataRefusedError, match="neither text nor number: a .list"):
         list(read_parquet(path, ["a"]))
     with pytest.raises(DataRefusedError, match="has no column b, only a"):
         list(read_parquet(path, ["b"]))

@@ -1,6 +1,4 @@
-"""Promises of pipeline/data/importers/table.py: any table by a mapping, in any format, nothing lost and
-nothing guessed.
-"""
+"""Importer of tables by a mapping: every format, no lost record, nothing guessed."""
 
 import csv
 import json
@@ -75,7 +73,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
     assert [row["row_id"] for row in rows] == [f"ads-my-clicks-{first}", f"ads-my-clicks-{second}"]
 
 
-def test_labels_may_be_names_of_the_task_indices_or_null(tmp_path: Path) -> None:
+def test_labels_map_to_names_indices_or_null(tmp_path: Path) -> None:
     records = [{"q": "a", "t": "b", "g": label} for label in ("4", "2", "", "1")]
     path = _write(tmp_path / "x.csv", records)
     columns = {"query": "q", "ad_title": "t", "label": "g"}
@@ -91,11 +89,11 @@ def test_labels_may_be_names_of_the_task_indices_or_null(tmp_path: Path) -> None
         import_table(
             _source(path, columns=columns, labels={"4": "grate"}), tmp_path / "out", ("bad", "great")
         )
-    with pytest.raises(ConfigError, match="label 2 lies outside the scale.* 0 to 1"):
+    with pytest.raises(ConfigError, match="label 2 is outside the scale.* 0 to 1"):
         import_table(_source(path, columns=columns, labels={"4": 2}), tmp_path / "out", ("bad", "great"))
 
 
-def test_without_a_map_of_labels_they_are_indices_of_the_scale(tmp_path: Path) -> None:
+def test_unmapped_labels_are_indices_of_the_scale(tmp_path: Path) -> None:
     path = _write(tmp_path / "x.jsonl", [{"q": "a", "t": "b", "g": n} for n in (0, 1.0, "1", 0, 1, 2)])
     counts = import_table(
         _source(path, columns={"query": "q", "ad_title": "t", "label": "g"}, labels={}),
@@ -105,7 +103,7 @@ def test_without_a_map_of_labels_they_are_indices_of_the_scale(tmp_path: Path) -
     assert counts == ImportCounts({"ads": 5}, {"unknown_label": 1})
 
 
-def test_rows_and_quarantined_lines_add_up_to_the_lines_read(tmp_path: Path) -> None:
+def test_rows_and_rejects_add_up_to_the_lines(tmp_path: Path) -> None:
     good = [f"query {n},title {n},x,good" for n in range(40)]
     bad = [
         ",title,x,good",
@@ -119,7 +117,7 @@ def test_rows_and_quarantined_lines_add_up_to_the_lines_read(tmp_path: Path) -> 
     (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbf" + content)
     counts = import_table(_source(tmp_path / "x.csv"), tmp_path / "out")
     assert counts.rows == {"ads": 40}
-    assert counts.quarantined == {
+    assert counts.rejected == {
         "bad_encoding": 1,
         "empty_query": 1,
         "empty_title": 2,
@@ -138,7 +136,7 @@ def test_rows_and_quarantined_lines_add_up_to_the_lines_read(tmp_path: Path) -> 
     assert kept[4]["text"] == "caf\\xe9,title,x,good" and kept[5]["text"] == "query,\\x01,x,good"
 
 
-def test_latin_1_is_read_where_it_is_stated_and_refused_where_it_is_not(tmp_path: Path) -> None:
+def test_latin_1_is_read_only_if_stated(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes("q,t,d,g\ncafé,Café,é,good\n".encode("latin-1"))
     import_table(_source(tmp_path / "x.csv", encoding="latin-1"), tmp_path / "out")
     assert _rows(tmp_path / "out", "x")[0]["query"] == "café"
@@ -181,7 +179,7 @@ def test_ids_weights_and_splits_of_the_source_are_kept(tmp_path: Path) -> None:
     ]
 
 
-def test_two_files_of_a_task_lie_side_by_side_and_a_file_replaces_itself(tmp_path: Path) -> None:
+def test_reimport_replaces_only_its_own_file(tmp_path: Path) -> None:
     for name in ("a", "b", "a"):
         import_table(_source(_write(tmp_path / f"{name}.csv")), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out" / "task=ads").iterdir()) == [
@@ -194,13 +192,13 @@ def test_two_files_of_a_task_lie_side_by_side_and_a_file_replaces_itself(tmp_pat
     ("content", "error", "message"),
     [
         (b"", DamagedInputError, "is empty"),
-        (b"q,t,d,g\n", DataRefusedError, "gave no row.*it holds none"),
+        (b"q,t,d,g\n", DataRefusedError, "gave no row; it holds no record"),
         (b"q,t,d\n1,2,3\n", DataRefusedError, "has no column g, only q, t, d"),
         (b"q,t,d,g,q\n1,2,3,good,5\n", DataRefusedError, "names column q twice"),
         (b"q;t;d;g\n1;2;3;good\n", DataRefusedError, "has no column q, t, d, g, only q;t;d;g"),
     ],
 )
-def test_an_unfit_table_is_refused_and_the_old_rows_stay(
+def test_unfit_table_leaves_the_old_rows(
     tmp_path: Path, content: bytes, error: type[Exception], message: str
 ) -> None:
     import_table(_source(_write(tmp_path / "x.csv")), tmp_path / "out")
@@ -211,22 +209,22 @@ def test_an_unfit_table_is_refused_and_the_old_rows_stay(
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.parquet")} == before
 
 
-def test_a_folder_or_an_absent_file_is_a_config_error(tmp_path: Path) -> None:
+def test_folder_or_missing_file_is_a_config_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "no.csv"):
         with pytest.raises(ConfigError, match="is not a file"):
             import_table(_source(path, format="csv"), tmp_path / "out")
 
 
-def test_a_mapping_file_is_checked_like_a_config(tmp_path: Path) -> None:
+def test_mapping_file_is_checked_like_a_config(tmp_path: Path) -> None:
     mapping = tmp_path / "m.yaml"
     mapping.write_text(yaml.safe_dump({k: v for k, v in BLOCK.items() if k != "kind"}))
     assert build_source("table", Path("x.csv"), mapping, None) == _source(Path("x.csv"))
     mapping.write_text("task: ads\ncolumns: {query: q, ad_titel: t}\nconstant: {market: us}\n")
-    told = (
+    message = (
         r"ad_titel is not a column of a row; did you mean ad_title\?.*constant is not a setting; did you "
         r"mean constants"
     )
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         build_source("table", Path("x.csv"), mapping, None)
     for text, message in (("- 1", "must be a YAML mapping"), ("a: [", "not readable YAML")):
         mapping.write_text(text)

@@ -1,4 +1,4 @@
-"""Promises of pipeline/data/importers/text_cleaning.py."""
+"""Cleaning of product texts."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from pipeline.errors import DamagedInputError
         (None, None),
     ],
 )
-def test_a_line_loses_control_characters_and_runs_of_white_space_and_nothing_else(
+def test_clean_line_removes_control_characters_and_extra_white_space(
     raw: str | None, clean: str | None
 ) -> None:
     assert clean_line(raw) == clean
@@ -43,11 +43,11 @@ def test_a_line_loses_control_characters_and_runs_of_white_space_and_nothing_els
         ("<p>\x00</p>", None),
     ],
 )
-def test_html_goes_and_other_angle_brackets_stay(raw: str, clean: str | None) -> None:
+def test_html_is_removed_and_other_angle_brackets_stay(raw: str, clean: str | None) -> None:
     assert clean_lines(raw) == clean
 
 
-def test_a_title_is_one_line() -> None:
+def test_title_is_one_line() -> None:
     assert build_title("Red<br>shoe &amp; lace\n") == "Red shoe & lace"
 
 
@@ -62,18 +62,18 @@ def test_a_title_is_one_line() -> None:
         ((None, None), (None, None), None),
     ],
 )
-def test_a_description_is_the_facts_then_the_first_body_that_says_anything(
+def test_description_is_facts_then_the_first_text(
     facts: tuple[str | None, ...], bodies: tuple[str | None, ...], description: str | None
 ) -> None:
     assert build_description(facts, bodies) == description
 
 
-def test_surrogates_are_paired_and_a_lone_one_becomes_a_replacement_character() -> None:
+def test_surrogates_are_paired_or_replaced() -> None:
     pair = "\ud83d\udc9a".encode("utf-8", "surrogatepass")
     assert decode_text(pair + b" ok", "here") == "💚 ok"
     assert decode_text(b"a" + pair[:3] + b"b", "here") == "a\ufffdb"
 
 
-def test_bytes_that_are_not_utf_8_are_damage_and_the_error_says_where() -> None:
+def test_invalid_utf_8_error_names_its_place() -> None:
     with pytest.raises(DamagedInputError, match="column query of x is not UTF-8 .*at byte 3"):
         decode_text("caf\xe9".encode("latin-1"), "column query of x")

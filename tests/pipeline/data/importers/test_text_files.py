@@ -1,25 +1,23 @@
-"""Promises of pipeline/data/importers/text_files.py: the right line numbers, nothing lost, and damage that
-stays with its own line.
-"""
+"""Readers of text files: right line numbers, no lost record, defects stay with their own line."""
 
 from pathlib import Path
 
 import pytest
 
-from pipeline.data.importers import text_files as text_lines
-from pipeline.data.importers.records import Line
-from pipeline.data.importers.text_files import read_fields, read_json_lines, read_separated
+from pipeline.data.importers import text_files
+from pipeline.data.importers.records import SourceRecord
+from pipeline.data.importers.text_files import read_delimited, read_headerless_tsv, read_json_lines
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
 
 def _read(
     tmp_path: Path, content: bytes, encoding: str = "utf-8", columns: tuple[str, ...] = ("a", "b")
-) -> list[Line]:
+) -> list[SourceRecord]:
     (tmp_path / "x.csv").write_bytes(content)
-    return list(read_separated(tmp_path / "x.csv", columns, ",", encoding))
+    return list(read_delimited(tmp_path / "x.csv", columns, ",", encoding))
 
 
-def _told(lines: list[Line]) -> list[tuple[int, str]]:
+def _summary(lines: list[SourceRecord]) -> list[tuple[int, str]]:
     return [
         (line.number, line.defect or "/".join(value or "" for value in line.fields.values()))
         for line in lines
@@ -49,40 +47,38 @@ def _told(lines: list[Line]) -> list[tuple[int, str]]:
         (b"a,b\n", []),
     ],
 )
-def test_records_bear_the_number_of_their_first_line_and_defects_stay_with_theirs(
+def test_records_and_defects_have_their_first_line_number(
     tmp_path: Path, content: bytes, expected: list
 ) -> None:
-    assert _told(_read(tmp_path, content)) == expected
+    assert _summary(_read(tmp_path, content)) == expected
 
 
-def test_an_encoding_that_is_stated_is_used_and_one_that_is_not_is_never_guessed(tmp_path: Path) -> None:
+def test_encoding_is_stated_and_never_guessed(tmp_path: Path) -> None:
     content = "a,b\n1,café\n3,4\n".encode("latin-1")
-    assert _told(_read(tmp_path, content, "latin-1")) == [(2, "1/café"), (3, "3/4")]
-    assert _told(_read(tmp_path, content)) == [(2, "bad_encoding"), (3, "3/4")]
-    assert _told(_read(tmp_path, "a,b\n1,靴\n".encode("utf-16"), "utf-16")) == [(2, "1/靴")]
-    assert _told(_read(tmp_path, "a,b\n1,靴\n".encode("shift_jis"), "shift_jis")) == [(2, "1/靴")]
+    assert _summary(_read(tmp_path, content, "latin-1")) == [(2, "1/café"), (3, "3/4")]
+    assert _summary(_read(tmp_path, content)) == [(2, "bad_encoding"), (3, "3/4")]
+    assert _summary(_read(tmp_path, "a,b\n1,靴\n".encode("utf-16"), "utf-16")) == [(2, "1/靴")]
+    assert _summary(_read(tmp_path, "a,b\n1,靴\n".encode("shift_jis"), "shift_jis")) == [(2, "1/靴")]
 
 
-def test_text_that_is_not_utf_16_at_all_is_damage(tmp_path: Path) -> None:
+def test_invalid_utf_16_is_damaged_input(tmp_path: Path) -> None:
     with pytest.raises(DamagedInputError, match="utf-16|header"):
         _read(tmp_path, b"a,b\n1,2\n3\n", "utf-16")
 
 
-def test_a_quote_that_is_never_closed_costs_one_line_however_long_the_file(tmp_path: Path) -> None:
+def test_unclosed_quote_costs_one_line(tmp_path: Path) -> None:
     lines = _read(tmp_path, b'a,b\n1,"x\n' + b"".join(b"%d,y\n" % n for n in range(3_000)))
-    assert _told(lines[:2]) == [(2, "unclosed_quote"), (3, "0/y")]
+    assert _summary(lines[:2]) == [(2, "unclosed_quote"), (3, "0/y")]
     assert len(lines) == 3_001 and lines[-1].number == 3_002
 
 
-def test_a_line_longer_than_any_record_is_skipped_in_bounded_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text_lines, "MAX_RECORD_CHARS", 100)
+def test_overlong_line_is_skipped_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "MAX_RECORD_CHARS", 100)
     lines = _read(tmp_path, b"a,b\n1," + b"x" * 1_000 + b"\n3,4\n")
-    assert _told(lines) == [(2, "line_too_long"), (3, "3/4")]
+    assert _summary(lines) == [(2, "line_too_long"), (3, "3/4")]
     assert len(lines[0].text) <= 101
     (tmp_path / "x.jsonl").write_bytes(b'{"a": "' + b"x" * 1_000 + b'"}\n{"a": 1}\n')
-    assert _told(list(read_json_lines(tmp_path / "x.jsonl", ["a"]))) == [(1, "line_too_long"), (2, "1")]
+    assert _summary(list(read_json_lines(tmp_path / "x.jsonl", ["a"]))) == [(1, "line_too_long"), (2, "1")]
 
 
 @pytest.mark.parametrize(
@@ -96,24 +92,24 @@ def test_a_line_longer_than_any_record_is_skipped_in_bounded_memory(
         (b"a,b,a\n1,2,3\n", DataRefusedError, "names column a twice"),
     ],
 )
-def test_a_file_without_a_usable_header_is_refused(
+def test_file_without_a_usable_header_is_refused(
     tmp_path: Path, content: bytes, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         _read(tmp_path, content)
 
 
-def test_a_folder_instead_of_a_file_is_a_config_error(tmp_path: Path) -> None:
+def test_folder_in_place_of_a_file_is_a_config_error(tmp_path: Path) -> None:
     for read in (
-        lambda: read_separated(tmp_path, ["a"], ","),
+        lambda: read_delimited(tmp_path, ["a"], ","),
         lambda: read_json_lines(tmp_path, ["a"]),
-        lambda: read_fields(tmp_path, ["a"]),
+        lambda: read_headerless_tsv(tmp_path, ["a"]),
     ):
         with pytest.raises(ConfigError, match="is not a file"):
             list(read())
 
 
-def test_json_lines_are_read_one_by_one(tmp_path: Path) -> None:
+def test_each_json_line_is_a_record_or_a_defect(tmp_path: Path) -> None:
     lines = [
         b'\xef\xbb\xbf{"a": "x", "b": 2}',
         b'{"a": 2.0, "b": true}',
@@ -128,7 +124,7 @@ def test_json_lines_are_read_one_by_one(tmp_path: Path) -> None:
         b'{"a": 1}',
     ]
     (tmp_path / "x.jsonl").write_bytes(b"\r\n".join(lines))
-    assert _told(list(read_json_lines(tmp_path / "x.jsonl", ["a", "b"]))) == [
+    assert _summary(list(read_json_lines(tmp_path / "x.jsonl", ["a", "b"]))) == [
         (1, "x/2"),
         (2, "2/true"),
         (4, "/"),
@@ -142,9 +138,9 @@ def test_json_lines_are_read_one_by_one(tmp_path: Path) -> None:
     ]
 
 
-def test_plain_fields_take_quotes_as_they_are(tmp_path: Path) -> None:
+def test_headerless_fields_keep_their_quotes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b'"a\tb"\n\nc\nd\t\xff\ne\tf\n')
-    assert _told(list(read_fields(tmp_path / "x", ["a", "b"]))) == [
+    assert _summary(list(read_headerless_tsv(tmp_path / "x", ["a", "b"]))) == [
         (1, '"a/b"'),
         (3, "wrong_field_count"),
         (4, "bad_encoding"),

@@ -1,4 +1,4 @@
-"""Promises of pipeline/data/importers/wands.py, on made-up files in the published layout."""
+"""Importer of WANDS, on made-up files in the published layout."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def _rows(out_dir: Path) -> list[dict[str, Any]]:
     return read_partition(out_dir / "task=wands" / "part-0.parquet").to_pylist()
 
 
-def test_a_label_becomes_a_row_with_its_query_and_product(tmp_path: Path) -> None:
+def test_label_becomes_a_row_with_its_query_and_product(tmp_path: Path) -> None:
     assert import_wands(_write(tmp_path / "in"), tmp_path / "out") == ImportCounts({"wands": 3}, {})
     rows = {row["row_id"]: row for row in _rows(tmp_path / "out")}
     assert {row_id: (row["query"], row["label"]) for row_id, row in rows.items()} == {
@@ -50,12 +50,12 @@ def test_a_label_becomes_a_row_with_its_query_and_product(tmp_path: Path) -> Non
     assert rows["wands-2"]["market"] == "en" and rows["wands-2"]["official_split"] is None
 
 
-def test_labels_without_query_or_product_lie_in_quarantine(tmp_path: Path) -> None:
+def test_labels_without_query_or_product_are_rejected(tmp_path: Path) -> None:
     good = "".join(f"{n}\t0\t10\tExact\n" for n in range(10, 40))
     bad = "3\t7\t10\tExact\n4\t0\t99\tExact\n5\t0\t10\texact\n\t0\t10\tExact\n10\t1\t10\tExact\n6\t0\n"
     counts = import_wands(_write(tmp_path / "in", labels=LABELS + good + bad), tmp_path / "out")
     assert counts.rows == {"wands": 33}
-    assert counts.quarantined == {
+    assert counts.rejected == {
         "empty_id": 1,
         "repeated_id": 1,
         "unknown_label": 1,
@@ -67,7 +67,7 @@ def test_labels_without_query_or_product_lie_in_quarantine(tmp_path: Path) -> No
     assert lines == list(range(35, 41))
 
 
-def test_a_broken_product_line_costs_its_own_judgements_only(tmp_path: Path) -> None:
+def test_broken_product_line_costs_only_its_own_labels(tmp_path: Path) -> None:
     more = "".join(f"{n}\tchair\tChairs\t\t\t\t\t\t\n" for n in range(20, 30))
     counts = import_wands(
         _write(
@@ -82,7 +82,7 @@ def test_a_broken_product_line_costs_its_own_judgements_only(tmp_path: Path) -> 
     assert not (tmp_path / "out" / "quarantine" / "wands-product.parquet").exists()
 
 
-def test_an_unfit_folder_is_refused(tmp_path: Path) -> None:
+def test_unfit_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="query.csv is not a file"):
         import_wands(tmp_path, tmp_path / "out")
     with pytest.raises(DamagedInputError, match="product.csv is empty"):

@@ -1,0 +1,74 @@
+"""Command-line options that commands share."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="YAML config of the run.", show_default=False)]
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: --set optimizer.learning_rate=1e-4. Repeatable."),
+]
+
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="Dashboard of the Ray cluster, such as http://head:8265.",
+        show_default=False,
+    ),
+]
+
+VersionOption = Annotated[
+    str | None,
+    typer.Option("--version", help="Registered version; default: the champion.", show_default=False),
+]
+
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="Reason, kept in the promotion log.", show_default=False)
+]
+
+LogicalDateOption = Annotated[
+    str | None,
+    typer.Option("--logical-date", help="score: value of {date} in data.to_score.", show_default=False),
+]
+
+UntilOption = Annotated[
+    str | None,
+    typer.Option("--until", help="score: last day; every day from --logical-date on.", show_default=False),
+]
+
+AllTasksOption = Annotated[
+    bool,
+    typer.Option("--all-tasks", help="score: label each pair for every task, not only its folder's task."),
+]
+
+TaskOption = Annotated[str, typer.Option("--task", help="Task of the config.", show_default=False)]
+
+ExportFormatOption = Annotated[
+    Literal["peft", "merged"],
+    typer.Option("--format", help="peft: a LoRA adapter. merged: a plain model with all weights."),
+]
+
+AdDescriptionOption = Annotated[
+    str | None, typer.Option("--ad-description", help="Body text of the ad.", show_default=False)
+]
+
+AdKeywordOption = Annotated[
+    str | None, typer.Option("--ad-keyword", help="Keyword the advertiser bid on.", show_default=False)
+]
+
+LandingPageOption = Annotated[
+    str | None,
+    typer.Option("--landing-page", help="Text or address of the landing page.", show_default=False),
+]
+
+MarketOption = Annotated[
+    str | None,
+    typer.Option(
+        "--market", help="Market of the pair; some have thresholds of their own.", show_default=False
+    ),
+]

@@ -1,0 +1,52 @@
+"""Sentences about run records, for `relevance status` and `relevance runs`."""
+
+import shlex
+import time
+from pathlib import Path
+
+from pipeline.runtime.run_record import DIED, DONE, RUNNING, RunRecord
+
+RETRYABLE = 3  # exit code
+
+
+def ended_badly(record: RunRecord) -> bool:
+    """Return True if the command did not end with exit code 0."""
+    return record.state not in (RUNNING, DONE)
+
+
+def describe_record(record: RunRecord) -> str:
+    """Return one sentence: "score died at 12 of 40 units, 3 failed, 03:31 UTC, log ..."."""
+    clock = time.strftime("%H:%M UTC", time.gmtime(record.updated_s))
+    parts = [f"{record.command} {record.state}{_position(record)}"]
+    if record.counts.get("units_failed"):
+        parts.append(f"{record.counts['units_failed']:,} failed")
+    parts += [clock, f"log {record.log}"]
+    if record.reason:
+        parts.append(f"reason: {record.reason}")
+    if record.evidence:
+        parts.append(f"evidence: {', '.join(record.evidence)}")
+    return ", ".join(parts)
+
+
+def next_step(record: RunRecord) -> str | None:
+    """Return the command to run after this one; None if there is none."""
+    again = shlex.join(["relevance", *record.arguments])
+    if record.state == DONE:
+        return record.next
+    if record.state == RUNNING:
+        log = Path(record.log)
+        work_dir = log.parents[1] if record.name is None else log.parents[2]
+        return shlex.join(["relevance", "runs", record.run_id, "--work-dir", str(work_dir)])
+    if record.state == DIED or record.exit_code == RETRYABLE:
+        return again
+    return f"{again}    # after what the reason asks for"
+
+
+def _position(record: RunRecord) -> str:
+    if "units" in record.counts:
+        return f" at {record.counts['units_done']:,} of {record.counts['units']:,} units"
+    if record.progress:
+        name, bar = list(record.progress.items())[-1]
+        total = f" of {bar.total:,}" if bar.total is not None else ""
+        return f" at {bar.done:,}{total} {bar.unit} ({name})"
+    return f" in stage {record.stage}" if record.stage else ""

@@ -1,0 +1,43 @@
+"""Settings of the scoring actors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.scoring import ScoringConfig
+from pipeline.registry.version_files import VersionFiles
+from pipeline.runtime.run_log import RunLog
+from pipeline.scoring.score_cache import find_cached_files
+from pipeline.scoring.unit_manifest import PublishedFile
+
+
+@dataclass(frozen=True)
+class ActorSettings:
+    """Settings of one scoring run; Ray sends them to each actor."""
+
+    version: VersionFiles
+    reference_path: Path | None  # canary rows; None: the version has none
+    scoring: ScoringConfig
+    scores_location: Path | str
+    cached_files: Mapping[str, Sequence[PublishedFile]]  # by task
+    attempts_dir: Path
+    log: RunLog | None = None  # of the command
+
+
+def build_actor_settings(
+    scoring: ScoringConfig,
+    scores_location: Path | str,
+    version: VersionFiles,
+    attempts_dir: Path,
+    log: RunLog | None = None,
+) -> ActorSettings:
+    """Collect the settings of a run, and look up the label files that it may reuse."""
+    return ActorSettings(
+        version=version,
+        reference_path=version.reference_path if version.reference_path.is_file() else None,
+        scoring=scoring,
+        scores_location=scores_location,
+        cached_files=find_cached_files(scores_location, version.bundle_sha256),
+        attempts_dir=attempts_dir,
+        log=log,
+    )

@@ -1,0 +1,105 @@
+"""Digests and atomic writes of models/files.py: no file or folder is ever seen half-written."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import files
+from models.files import atomic_writer, file_sha256, publish_dir, remove_tree
+
+
+def write(path: Path, content: bytes) -> None:
+    with atomic_writer(path) as file:
+        file.write(content)
+
+
+def folder_with(path: Path, **contents: str) -> Path:
+    path.mkdir(parents=True)
+    for name, content in contents.items():
+        (path / name).write_text(content)
+    return path
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_file_sha256_is_that_of_the_content(tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+    (tmp_path / "file").write_bytes(content)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_content_is_synced_before_rename_and_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    sync, replace = os.fsync, Path.replace
+    kinds = {True: "folder", False: "file"}
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (order.append(kinds[Path(f"/proc/self/fd/{fd}").resolve().is_dir()]), sync(fd)),
+    )
+    monkeypatch.setattr(Path, "replace", lambda path, target: (order.append("rename"), replace(path, target)))
+    write(tmp_path / "file", b"content")
+    assert order == ["file", "rename", "folder"]
+
+
+def test_failed_folder_sync_leaves_a_complete_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write(path, b"old")
+    monkeypatch.setattr(files, "sync_dir", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_full_disk_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/\.state\.json\..*\.tmp'"):
+        write(tmp_path / "state.json", b"{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_published_folder_replaces_the_older_one(tmp_path: Path) -> None:
+    final = folder_with(tmp_path / "model", old="1", both="1")
+    publish_dir(folder_with(tmp_path / ".staged", both="2", new="2"), final)
+    assert {p.name: p.read_text() for p in final.iterdir()} == {"both": "2", "new": "2"}
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_publishing_creates_missing_parent_folders(tmp_path: Path) -> None:
+    publish_dir(folder_with(tmp_path / "staged", a="1"), tmp_path / "new" / "deep" / "model")
+    assert (tmp_path / "new" / "deep" / "model" / "a").read_text() == "1"
+
+
+def test_failed_publication_keeps_the_older_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final, staged = folder_with(tmp_path / "model", old="1"), folder_with(tmp_path / "staged", new="2")
+    rename = Path.rename
+
+    def rename_all_but_staged(path: Path, target: Path) -> Path:
+        if path == staged:
+            full_disk()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_all_but_staged)
+    with pytest.raises(OSError, match="No space left"):
+        publish_dir(staged, final)
+    assert (final / "old").read_text() == "1"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "staged"]
+
+
+def test_remove_tree_removes_folders_files_and_absent_paths(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "tree" / "deep", a="1").parent
+    remove_tree(folder)
+    remove_tree(folder)
+    (tmp_path / "file").write_text("in the place of a folder")
+    remove_tree(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
