@@ -185,7 +185,12 @@ def score(
             return run_backfill(config, run, str(logical_date), until, all_tasks)
         return run_score(config, run, logical_date and read_date(logical_date).isoformat(), all_tasks)
 
-    execute(CommandSpec("score", is_exclusive=not dry_run), config, overrides, stage)
+    execute(
+        CommandSpec("score --dry-run" if dry_run else "score", is_exclusive=not dry_run),
+        config,
+        overrides,
+        stage,
+    )
 
 
 @app.command()

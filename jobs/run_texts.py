@@ -5,8 +5,12 @@ import time
 from pathlib import Path
 
 from pipeline.runtime.run_record import DIED, DONE, RUNNING, RunRecord
+from pipeline.scoring.attempts import attempt_evidence
 
 RETRYABLE = 3  # exit code
+
+# They change nothing in a run folder, so they must not hide how the work before them ended.
+LOOKING_COMMANDS = ("predict", "compare", "history", "report", "export", "score --dry-run")
 
 
 def ended_badly(record: RunRecord) -> bool:
@@ -23,9 +27,19 @@ def describe_record(record: RunRecord) -> str:
     parts += [clock, f"log {record.log}"]
     if record.reason:
         parts.append(f"reason: {record.reason}")
-    if record.evidence:
-        parts.append(f"evidence: {', '.join(record.evidence)}")
+    if evidence := find_evidence(record):
+        parts.append(f"evidence: {', '.join(evidence)}")
     return ", ".join(parts)
+
+
+def find_evidence(record: RunRecord) -> list[str]:
+    """Return the files that show what a failed part was doing; a command that died could not record them."""
+    if record.state != DIED:
+        return list(record.evidence)
+    run_dir = Path(record.log).parents[1]
+    notes = attempt_evidence(run_dir / "scoring" / record.run_id)
+    hangs = [path for path in (run_dir / "training").glob("hung-*.txt") if "train" in record.progress]
+    return list(dict.fromkeys([*record.evidence, *map(str, [*notes, *sorted(hangs)])]))
 
 
 def next_step(record: RunRecord) -> str | None:

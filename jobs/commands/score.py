@@ -55,9 +55,9 @@ def run_score(
     scores = open_store(config.scores_location)
     rows_location = insert_date(config.to_score_location, logical_date)
     champion = resolve_champion(config)
-    if champion.registry_away:
+    if champion.registry_error:
         logger.warning(
-            f"  {champion.registry_away}; using version {champion.version}, the champion by the promotion "
+            f"  {champion.registry_error}; using version {champion.version}, the champion by the promotion "
             "log, whose files are on this machine"
         )
     with Lease(scores, run.id) as lease:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_run import CommandRun
-from jobs.run_texts import describe_record, ended_badly, next_step
+from jobs.run_texts import LOOKING_COMMANDS, describe_record, ended_badly, next_step
 from pipeline.errors import ConfigError
 from pipeline.runtime.run_record import RUNNING, RunRecord, read_records
 from pipeline.training.event_log import (
@@ -46,7 +46,8 @@ def run_status(work_dir: Path, run: CommandRun) -> dict[str, Any]:
 def folder_status(run_dir: Path) -> dict[str, Any]:
     """Return state, progress, rate, time left and best evaluation of a run folder; None: unknown."""
     records = read_records(run_dir)
-    record = records[0] if records else None
+    working = [record for record in records if record.command not in LOOKING_COMMANDS]
+    record = next(iter(working or records), None)
     training = training_status(run_dir, is_training=is_training(record))
     problem = describe_record(record) if record and ended_badly(record) else None
     return {

@@ -39,7 +39,7 @@ def compare_versions(
         challenger: Version whose gain is measured.
         champion: Version that it is compared with.
         tables: Labeled contract rows of both classes, by task.
-        batch_tokens: Tokens of one forward pass at most, padding included.
+        batch_tokens: Largest number of tokens of a forward pass, padding included.
         seed: Seed of the bootstrap.
 
     Raises:

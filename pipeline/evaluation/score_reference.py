@@ -86,7 +86,7 @@ def build_reference(
         bundle_sha256: Digest of the bundle.
         tables: Contract rows by task.
         probabilities: Label probabilities (N, C) of these rows by task; tasks without any are left out.
-        batch_tokens: Tokens of one forward pass at most, padding included.
+        batch_tokens: Largest number of tokens of a forward pass, padding included.
     """
     canaries, profiles = {}, {}
     for task in predictor.tasks:

@@ -50,7 +50,7 @@ def measure_version(
         predictor: The version.
         other: The version to compare with; None for no comparison.
         tables: Labeled contract rows of both classes, by task.
-        batch_tokens: Tokens of one forward pass at most, padding included.
+        batch_tokens: Largest number of tokens of a forward pass, padding included.
         seed: Seed of the bootstrap.
     """
     tasks = [task for task in predictor.tasks if task.name in tables]

@@ -53,7 +53,7 @@ class Predictor:
 
         Args:
             encoded: Rows of one or more tasks.
-            batch_tokens: Tokens of one forward pass at most, padding included.
+            batch_tokens: Largest number of tokens of a forward pass, padding included.
 
         Returns:
             A plan of one step per forward pass, each row in one step. Its result is (N, C) float64 in the

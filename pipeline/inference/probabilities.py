@@ -37,7 +37,7 @@ def plan_probabilities(
         predictor: Model of the task.
         table: Contract rows.
         task: One of the predictor's tasks.
-        batch_tokens: Tokens of one forward pass at most, padding included.
+        batch_tokens: Largest number of tokens of a forward pass, padding included.
         prefetch: Tokenize rows while the model works on others. If False, tokenizing is a step of its own.
 
     Returns:

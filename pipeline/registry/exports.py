@@ -59,14 +59,14 @@ def _is_same_export(folder: Path, version: VersionFiles, task: str, export_forma
     if not (folder / METADATA_FILE).is_file():
         return False
     metadata = read_json(folder / METADATA_FILE)
-    found = (metadata["bundle_sha256"], metadata["task"]["name"], metadata["format"])
-    return bool(found == (version.bundle_sha256, task, export_format))
+    existing = (metadata["bundle_sha256"], metadata["task"]["name"], metadata["format"])
+    return bool(existing == (version.bundle_sha256, task, export_format))
 
 
 def _export_metadata(
     predictor: Predictor, description: Mapping[str, Any], version: VersionFiles, task: str
 ) -> dict[str, Any]:
-    """Return what turns a pair into the model's input and its logits into a decision, as JSON."""
+    """Return the settings that map a pair to the model's input and logits to a decision, as JSON."""
     return {
         "task": next(known.model_dump(mode="json") for known in predictor.tasks if known.name == task),
         "encode": description["encode"],
@@ -79,10 +79,10 @@ def _export_metadata(
 
 
 def _describe_task(predictor: Predictor, index: int, backbone: Mapping[str, Any]) -> ExportTask:
-    """Return a task with the facts that its loader needs.
+    """Return a task with the values that its loader needs.
 
     Raises:
-        ConfigError: The tokenizer has no token for the padding that ends no row.
+        ConfigError: The tokenizer has no padding token that differs from the last token of a row.
     """
     source = str(backbone["source"])
     is_path = source.startswith(("package:", ".", "/", "~")) or source.endswith(".gguf")

@@ -137,7 +137,7 @@ def _worst_slices(summary: MetricsSummary) -> str:
         if part.metrics is not None and not part.has_one_class
     ]
     lines = ["| task | slice | rows | relevant | pr_auc |", "|---|---|---|---|---|"]
-    for pr_auc, name, part in sorted(measured, key=lambda one: one[0].value)[:WORST_SLICES]:
+    for pr_auc, name, part in sorted(measured, key=lambda entry: entry[0].value)[:WORST_SLICES]:
         lines.append(
             f"| {name} | {part.by}: {part.name} | {part.rows:,} | {part.relevant:,} | "
             f"{_show_interval(pr_auc)} |"

@@ -212,13 +212,14 @@ def _metric_name(name: str) -> str:
 def _find_version(client: Any, log: PromotionLog, sha256: str) -> str | None:
     """Return the version of a bundle; None if there is none.
 
-    A lost answer or a concurrent process may have made several. Then it is the first that was ever promoted,
+    A lost answer or a concurrent process may have made several. Then the first promoted one is returned, or
     else the first. The others are deleted unless an alias or the promotion log names them.
     """
-    found = client.search_model_versions(f"name = '{log.model}' and tags.bundle_sha256 = '{sha256}'")
+    records = client.search_model_versions(f"name = '{log.model}' and tags.bundle_sha256 = '{sha256}'")
     promoted = {entry.version for entry in log.read()}
     versions = sorted(
-        (str(one.version) for one in found), key=lambda version: (version not in promoted, int(version))
+        (str(record.version) for record in records),
+        key=lambda version: (version not in promoted, int(version)),
     )
     if len(versions) > 1:
         aliases = client.get_registered_model(log.model).aliases

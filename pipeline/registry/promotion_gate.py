@@ -169,16 +169,16 @@ def calibration_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict
 def slice_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """Require that no slice is worse by more than the margin with certainty."""
     collapsed = [
-        (task_name, one)
+        (task_name, part)
         for task_name, task in evidence.comparison.tasks.items()
-        for one in task.slices
-        if not one.difference.high >= -config.slice_margin
+        for part in task.slices
+        if not part.difference.high >= -config.slice_margin
     ]
     reason = f"no slice loses more PR-AUC than {config.slice_margin} with certainty"
     if collapsed:
         reason = "; ".join(
-            f"{task_name}, {one.by} {one.name}: {one.difference.value:+.3f} on {one.rows} rows"
-            for task_name, one in collapsed[:SHOWN_SLICES]
+            f"{task_name}, {part.by} {part.name}: {part.difference.value:+.3f} on {part.rows} rows"
+            for task_name, part in collapsed[:SHOWN_SLICES]
         )
     return RuleVerdict("no slice collapsed", not collapsed, reason)
 

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,10 @@ class PromotionLog:
             client: An MLflow client.
             version: The version.
             tags: The version's tags.
-            override: Reason to promote whatever the gate says; it is recorded.
+            override: Reason to promote regardless of the gate; it is recorded.
 
         Raises:
-            GateRefusedError: The gate does not pass the version.
+            GateRefusedError: The version has not passed the gate.
             RetryableError: Another promotion came first.
         """
         entries = self.read()
@@ -144,14 +144,20 @@ class PromotionLog:
                 self._check_beats_baseline(version, tags)
             else:
                 self._check_gate(version, gate, champion)
-        measured = {
-            "bundle_sha256": tags["bundle_sha256"],
-            "macro_pr_auc": float(tags["macro_pr_auc"]),
-            "lexical_macro_pr_auc": float(tags["lexical_macro_pr_auc"]),
-        }
-        return self._append(
-            client, entries, PROMOTION, {"version": version, "override": override, "gate": gate, **measured}
+        entry = PromotionEntry(
+            number=len(entries) + 1,
+            kind=PROMOTION,
+            version=version,
+            expected_champion=champion,
+            by=_user_name(),
+            at=_utc_now(),
+            bundle_sha256=tags["bundle_sha256"],
+            macro_pr_auc=float(tags["macro_pr_auc"]),
+            lexical_macro_pr_auc=float(tags["lexical_macro_pr_auc"]),
+            override=override,
+            gate=gate,
         )
+        return self._append(client, entry)
 
     def roll_back(self, client: Any, reason: str) -> PromotionResult:
         """Make the previous champion champion again; a second rollback goes back one more.
@@ -166,20 +172,22 @@ class PromotionLog:
             raise ConfigError(
                 f"model {self.model} has no earlier champion; `relevance history` lists its promotions"
             )
-        previous = line[-2]
-        fields = {
-            "version": previous.version,
-            "override": reason,
-            "bundle_sha256": previous.bundle_sha256,
-            "macro_pr_auc": previous.macro_pr_auc,
-            "lexical_macro_pr_auc": previous.lexical_macro_pr_auc,
-        }
-        return self._append(client, entries, ROLLBACK, fields)
+        entry = replace(
+            line[-2],
+            number=len(entries) + 1,
+            kind=ROLLBACK,
+            expected_champion=entries[-1].version,
+            by=_user_name(),
+            at=_utc_now(),
+            override=reason,
+            gate=None,
+        )
+        return self._append(client, entry)
 
     def sync_aliases(self, client: Any) -> str:
         """Set MLflow's aliases from the log, and return their state for a message.
 
-        A failure does not raise: the log is what counts. A user who saw a rollback fail would repeat it, and
+        A failure does not raise, because the log decides. A user who saw a rollback fail would repeat it, and
         go back two champions.
         """
         try:
@@ -228,24 +236,13 @@ class PromotionLog:
                 f"`{command}` says why, --override with a --reason promotes it anyway"
             )
 
-    def _append(
-        self, client: Any, entries: Sequence[PromotionEntry], kind: str, fields: Mapping[str, Any]
-    ) -> PromotionResult:
-        """Put the next entry in place if no other one is there, then sync the aliases."""
-        expected = entries[-1].version if entries else None
-        entry = PromotionEntry(
-            number=len(entries) + 1,
-            kind=kind,
-            expected_champion=expected,
-            by=_user_name(),
-            at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **fields,
-        )
+    def _append(self, client: Any, entry: PromotionEntry) -> PromotionResult:
+        """Put an entry in place if no other one has its number, then sync the aliases."""
         path = self.folder / f"{entry.number:06d}.json"
         if not put_if_absent(path, canonical_json(entry.to_json()).encode()):
             raise RetryableError(
-                f"another promotion of {self.model} came first: expected champion {expected}; look at "
-                "`relevance history`, then run again"
+                f"another promotion of {self.model} came first: expected champion "
+                f"{entry.expected_champion}; look at `relevance history`, then run again"
             )
         return PromotionResult(entry, self.sync_aliases(client))
 
@@ -281,6 +278,11 @@ def last_rollback_of(entries: Sequence[PromotionEntry], version: str) -> Promoti
     if last is not None and last.kind == ROLLBACK and last.expected_champion == version:
         return last
     return None
+
+
+def _utc_now() -> str:
+    """Return the time in UTC, as 2026-01-31T12:00:00Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _user_name() -> str:

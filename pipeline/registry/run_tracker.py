@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # Steps are sent in groups: a request per step would cost more than the step of a small model.
 SEND_EVERY_S = 2.0
 
-# While the store is away, each attempt blocks the training's display until its timeout.
+# While the store is unreachable, each attempt blocks the training's display until its timeout.
 RETRY_EVERY_S = 600.0
 
 MAX_WAITING = 200_000  # queued metrics: some thousand steps
@@ -48,12 +48,12 @@ class RunTracker:
         self.config, self.fingerprint, self.data_digest = config, fingerprint, data_digest
         self.command_run_id = command_run_id
         self.waiting: list[Any] = []
-        self.sent_s = time.monotonic()
-        self.failed_s: float | None = None  # time of the last failure; None: the store answers
+        self.last_send_s = time.monotonic()
+        self.last_failure_s: float | None = None  # None: the store answers
         self.client: Any = None
         self.run_id: str | None = None
         self.monitor: Any = None
-        self.opened = False
+        self.is_open = False
         self.send()
 
     def log_step(self, event: StepEvent) -> None:
@@ -85,8 +85,8 @@ class RunTracker:
 
     def send(self) -> None:
         """Send the queue, unless the store failed less than RETRY_EVERY_S ago."""
-        self.sent_s = time.monotonic()
-        if self.failed_s is None or self.sent_s - self.failed_s >= RETRY_EVERY_S:
+        self.last_send_s = time.monotonic()
+        if self.last_failure_s is None or self.last_send_s - self.last_failure_s >= RETRY_EVERY_S:
             self._try_to_send()
         del self.waiting[:-MAX_WAITING]
 
@@ -102,7 +102,7 @@ class RunTracker:
         """Open the run if it is not open, and send the queue."""
 
         def send_all() -> None:
-            if not self.opened:
+            if not self.is_open:
                 self._open()
             while self.waiting:
                 self.client.log_batch(self.run_id, metrics=self.waiting[:METRICS_PER_CALL])
@@ -116,7 +116,7 @@ class RunTracker:
         self._log_start(self.run_id)
         if self.command_run_id:  # the newest command that trained this run
             self.client.set_tag(self.run_id, COMMAND_TAG, self.command_run_id)
-        self.opened = True
+        self.is_open = True
         self.monitor = start_system_monitor(self.run_id, SYSTEM_EVERY_S)
 
     def _queue(self, values: dict[str, float], step: int) -> None:
@@ -124,7 +124,7 @@ class RunTracker:
 
         now_ms = int(time.time() * 1000)
         self.waiting += [Metric(name, value, now_ms, step) for name, value in values.items()]
-        if time.monotonic() - self.sent_s >= SEND_EVERY_S:
+        if time.monotonic() - self.last_send_s >= SEND_EVERY_S:
             self.send()
 
     def _attempt(self, work: Callable[[], Any]) -> None:
@@ -132,16 +132,16 @@ class RunTracker:
         try:
             work()
         except Exception as error:
-            if self.failed_s is None:
+            if self.last_failure_s is None:
                 reason = f"MLflow stopped answering ({type(error).__name__})"
                 if isinstance(error, RelevanceError):
                     reason = str(error)
                 logger.warning(f"  {reason}. Training goes on without it")
-            self.failed_s = time.monotonic()
+            self.last_failure_s = time.monotonic()
             return
-        if self.failed_s is not None:
+        if self.last_failure_s is not None:
             logger.info("  MLflow answers again and has the metrics that it missed")
-            self.failed_s = None
+            self.last_failure_s = None
 
     def _open_run(self) -> str:
         """Return the run of this fingerprint: reopened after an interruption, or new."""

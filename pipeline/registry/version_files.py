@@ -23,7 +23,7 @@ class VersionFiles:
     version: str
     bundle_dir: Path
     bundle_sha256: str
-    registry_away: str = ""  # why the registry did not answer; empty: it did
+    registry_error: str = ""  # why the registry did not answer; empty: it did
 
     @property
     def profile_path(self) -> Path:
@@ -51,11 +51,11 @@ def resolve_champion(config: RunConfig) -> VersionFiles:
 def find_champion(config: RunConfig) -> VersionFiles | None:
     """Return the champion's files; None if there is no champion.
 
-    The promotion log says which version it is, and its digest. While the registry is away, files that were
-    downloaded earlier are used, if registry.use_fetched_champion is true.
+    The promotion log says which version it is, and its digest. While the registry is unreachable, files
+    that were downloaded earlier are used, if registry.use_fetched_champion is true.
 
     Raises:
-        RetryableError: The registry is away, and the files cannot be used without it.
+        RetryableError: The registry is unreachable, and the files cannot be used without it.
         ConfigError: The registry does not know the champion.
     """
     log = PromotionLog.from_config(config)
@@ -68,11 +68,13 @@ def find_champion(config: RunConfig) -> VersionFiles | None:
             log.repair_aliases(connect_mlflow(config.tracking_uri))
             return _fetch_bundle(config, version, sha256)
     except RetryableError as error:
-        is_here = _version_dir(config, version, sha256).is_dir()
-        if is_here and config.registry.use_fetched_champion:
-            return replace(_fetch_bundle(config, version, sha256), registry_away=str(error))
+        is_downloaded = _version_dir(config, version, sha256).is_dir()
+        if is_downloaded and config.registry.use_fetched_champion:
+            return replace(_fetch_bundle(config, version, sha256), registry_error=str(error))
         name = f"version {version} of {config.registry.model}, the champion by the promotion log"
-        problem = "is not used without it (registry.use_fetched_champion)" if is_here else "is not here yet"
+        problem = (
+            "is not used without it (registry.use_fetched_champion)" if is_downloaded else "is not here yet"
+        )
         # A registry that answers without knowing the version is another registry.
         is_unknown = getattr(error.__cause__, "error_code", "") in NOT_FOUND_CODES
         kind = ConfigError if is_unknown else RetryableError

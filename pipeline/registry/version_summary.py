@@ -7,7 +7,7 @@ ORIGIN_TAGS = ("bundle_sha256", "data_digest", "fingerprint", "backbone_digest",
 
 
 def describe_standing(client: Any, model: str, champions: Sequence[str], version: str) -> str:
-    """Return whether a version is champion, the champion before, challenger or none of them.
+    """Return whether a version is champion, previous champion, challenger or none of them.
 
     Args:
         client: An MLflow client.

@@ -61,8 +61,8 @@ class UnitScorer:
         self.attempts_dir, self.peak_s_per_token = settings.attempts_dir, 0.0
         self.multitask: MultitaskPredictor | None = None
         name = uuid.uuid4().hex[:8]
-        # The log stays open for the life of the actor: Ray ends its process.
-        logging_to(settings.log, f"actor {name}").__enter__()
+        self.log = logging_to(settings.log, f"actor {name}")
+        self.log.__enter__()  # open for the life of the actor: Ray ends its process
         stuck = self.attempts_dir / f"stuck-{name}.txt"
         self.watchdog = Watchdog(stuck.open("w", encoding="utf-8"), scoring.hang_timeout_s)
         self.cache = ScoreCache(self.scores, settings.cached_files, self.watchdog.heartbeat)
@@ -169,6 +169,7 @@ class UnitScorer:
                 return self._score(unit, attempts)
             raise
         self._publish(unit, tasks, table, scored, errors)
+        attempts.finish()
         after = self._usage(task, multitask)
         tokens_computed = after.tokens_computed - before.tokens_computed
         return UnitResult(

@@ -78,6 +78,10 @@ class UnitAttempts:
         in_flight = InFlightRows(tuple(rows.tolist()), tuple(row_ids))
         self.in_flight_path.write_text(json.dumps(in_flight.to_json()), encoding="utf-8")
 
+    def finish(self) -> None:
+        """Forget the rows in flight: the unit is published."""
+        self.in_flight_path.unlink(missing_ok=True)
+
     def in_flight_rows(self) -> list[int]:
         """Return the numbers of the rows that were recorded last."""
         return list(self._read_in_flight().rows)
@@ -106,7 +110,7 @@ def create_attempts_dir(run_dir: Path, name: str) -> Path:
     root = run_dir / "scoring"
     sweep_attempts(root)
     folder = root / name
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -72,10 +72,10 @@ def gather_trainables(engine: Any) -> dict[str, torch.Tensor]:
 
 
 class CheckpointWriter:
-    """One rank's part in the checkpoints of one start of the workers.
+    """Writer of one rank's parts of the checkpoints, for one start of the workers.
 
-    All ranks must call every method but `wait`. An error that ends the context abandons what is being
-    written.
+    All ranks must call every method except `wait`. If the context ends in an error, the checkpoint in
+    progress is abandoned.
     """
 
     def __init__(self, engine: Any, root: Path, rank: int, world_size: int, wait_s: float = WAIT_S) -> None:
@@ -90,7 +90,7 @@ class CheckpointWriter:
         """
         self.engine, self.root, self.rank, self.world_size = engine, root, rank, world_size
         self.wait_s = wait_s
-        # step of the last checkpoint, which may still be being written: ranks ask for it at different times
+        # step of the last checkpoint, which may still be in progress
         self.saved_step: int | None = None
         # the same name on all ranks, and never that of an earlier start, whose parts may still be there
         names = [uuid.uuid4().hex[:12]]
@@ -116,7 +116,7 @@ class CheckpointWriter:
         """Copy the state after `step` steps and start to write it, unless that was done.
 
         Raises:
-            OSError, RetryableError: The checkpoint before could not be written.
+            OSError, RetryableError: The previous checkpoint could not be written.
         """
         if step == self.saved_step:
             return

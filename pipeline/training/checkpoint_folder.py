@@ -18,7 +18,7 @@ def open_checkpoints(plan: TrainingPlan) -> None:
     """Create the folder of a training's checkpoints, or check that the existing one belongs to this training.
 
     Raises:
-        ConfigError: The checkpoints are another training's.
+        ConfigError: The checkpoints belong to another training.
     """
     folder, inputs_path = plan.checkpoint_dir, plan.checkpoint_dir / "training.json"
     newest, problems = find_newest_checkpoint(folder)
@@ -47,7 +47,7 @@ def open_checkpoints(plan: TrainingPlan) -> None:
 
 
 def log_damaged(problems: list[str]) -> None:
-    """Warn of damaged checkpoints that are passed over."""
+    """Warn of damaged checkpoints that are skipped."""
     for problem in problems:
         logger.warning(f"  damaged checkpoint is ignored: {problem}")
 

@@ -41,9 +41,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3  # of the workers from one checkpoint, or of Ray's controller, within one command
 
-# Settings of the C library's allocator for workers. A worker trains in a thread beside Ray's. By default
-# such a thread gets heaps of its own, and much of them returns to the system after each pass, only to be
-# mapped and cleared again: a tenth of a step on a virtual machine.
+# Settings of the C library's allocator for workers. By default a worker's thread returns its memory to the
+# system after each pass and maps it again, which takes a tenth of a step on a virtual machine.
 ALLOCATOR_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
@@ -84,7 +83,7 @@ def run_training(
         log=log,
     )
     gauges = TrainingGauges(MetricTags(config.name, log.run_id if log else ""))
-    # `relevance status`, possibly in another container, looks whether `active` is locked
+    # `relevance status`, possibly in another container, checks whether `active` is locked
     with (
         FileLock(plan.dir / "active"),
         EventFollower(plan.event_log_path, [gauges, listener]),
@@ -113,7 +112,7 @@ def encode_rows(config: RunConfig, progress: Progress) -> Path:
 
 @contextlib.contextmanager
 def stop_on_signals(stop: StopSignal) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C ask the workers to keep their state and stop.
+    """On SIGTERM or Ctrl-C, ask the workers to save their state and stop.
 
     A second signal of the same kind has its usual effect.
     """

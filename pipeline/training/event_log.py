@@ -39,9 +39,9 @@ class BestEvaluation:
 
 @dataclass(frozen=True)
 class StartEvent:
-    """Workers started and restored their state."""
+    """Start of the workers, after they restored their state."""
 
-    starts_after: int  # steps done by then
+    starts_after: int  # steps done before
     best: BestEvaluation | None
     tokens_shared: tuple[int, ...] | None  # shared prefix length of each task; None: rows are padded
     seconds: dict[str, float]  # by phase of the start
@@ -66,7 +66,7 @@ class StartEvent:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """An optimizer step was taken; sums and speeds are those of all ranks together."""
+    """Optimizer step; sums and speeds are over all ranks."""
 
     step: int  # steps done, this one included
     num_steps: int  # of the whole run
@@ -98,7 +98,7 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class EvaluationEvent:
-    """The model was evaluated on the valid split."""
+    """Evaluation of the model on the valid split."""
 
     evaluated_after: int  # steps
     tasks: dict[str, dict[str, float]]  # metrics by task; tasks without both classes are left out
@@ -169,9 +169,9 @@ def read_events(path: Path) -> list[TrainingEvent]:
 def append_event(path: Path, event: TrainingEvent) -> None:
     """Append a line to the log."""
     # workers that died may have left half a line
-    is_torn = isinstance(event, StartEvent) and _ends_in_half_a_line(path)
+    needs_line_break = isinstance(event, StartEvent) and _ends_in_half_a_line(path)
     with name_file_in_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write("\n" * is_torn + json.dumps(event.to_json()) + "\n")
+        file.write(("\n" if needs_line_break else "") + json.dumps(event.to_json()) + "\n")
 
 
 def _ends_in_half_a_line(path: Path) -> bool:

@@ -25,7 +25,7 @@ def initialize_heads(
 ) -> None:
     """Set each head's bias so that its mean prediction on the first rows equals the task's label shares.
 
-    Ranks share the rows and add up what they computed, so that all start equal.
+    Ranks share the rows and sum their results, so that all start equal.
 
     Args:
         predictor: The untrained model.

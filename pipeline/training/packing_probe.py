@@ -67,7 +67,7 @@ def packing_is_exact(predictor: Predictor, encoded: EncodedRows, length_T: np.nd
     model.train()
     try:
         is_exact = _compare_packed_and_padded(predictor, encoded, length_T)
-    except Exception:  # an architecture that packing was not made for may raise anything
+    except Exception:  # an architecture without support for packing may raise anything
         is_exact = False
     finally:
         model.train(was_training)
@@ -101,7 +101,7 @@ def _compare_packed_and_padded(predictor: Predictor, encoded: EncodedRows, lengt
 def probe_rows(encoded: EncodedRows, length_T: np.ndarray) -> np.ndarray:
     """Return the rows to compare: the longest and the shortest row of up to two tasks.
 
-    A short row behind a long one shows best what runs over the end of a row. Tasks with a shared prefix come
+    A short row behind a long one best shows a leak across the end of a row. Tasks with a shared prefix come
     first.
     """
     tasks = np.unique(encoded.task_N)

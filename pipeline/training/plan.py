@@ -16,7 +16,7 @@ from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError
 from pipeline.storage.filesystem import json_sha256
 
-# settings of `training` that no number depends on
+# settings of `training` without effect on any number
 FIELDS_WITHOUT_NUMERIC_EFFECT = {"checkpoint_every_steps", "hang_timeout_s"}
 
 # settings of `training` that change only rounding
@@ -29,7 +29,7 @@ PARALLELISM_FIELDS = {
     "compile_layers",
 }
 
-# how messages call inputs that are not settings
+# names in messages for inputs that are not settings
 FIELD_LABELS = {"data": "the digest of the accepted rows", "backbone_digest": "the digest of the backbone"}
 
 BLOCKS = ("seed", "tasks", "split", "encode", "backbone", "adapter", "training", "optimizer")

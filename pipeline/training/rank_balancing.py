@@ -28,7 +28,7 @@ def deal_by_task(
     """Return each rank's positions among rows to be packed.
 
     A rank processes the shared prefix of a task once if it has any of its rows. Rows of a task therefore stay
-    together as far as that takes tokens from the rank with most; otherwise rows are dealt by length.
+    together if that lowers the largest token count of a rank; otherwise rows are dealt by length.
     """
     tail_B = length_B - prefix_length_T[task_B]
     candidates = [

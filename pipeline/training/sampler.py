@@ -25,10 +25,6 @@ class BatchPlan:
     rows: np.ndarray
     starts: np.ndarray
 
-    @property
-    def num_batches(self) -> int:
-        return len(self.starts) - 1
-
     def batch(self, index: int) -> np.ndarray:
         """Return the row numbers of one global batch."""
         return self.rows[self.starts[index] : self.starts[index + 1]]
@@ -41,7 +37,7 @@ class SamplerSettings:
     batch_rows: int  # of a global batch; the last batch of an epoch may have fewer
     temperature: float  # 1 with equal weights: every row once an epoch
     seed: int
-    # rows of one task per epoch, other ones in each epoch; its share is computed as if it had no more
+    # most rows of one task in an epoch, drawn anew each epoch; its share is computed from that number
     max_task_rows: int | None = None
 
 

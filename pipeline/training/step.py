@@ -38,7 +38,7 @@ class TrainingDivergedError(RelevanceError):
 
 @dataclass(frozen=True)
 class WorkerState:
-    """Everything one rank trains with."""
+    """State of one rank: model, rows, engine and counters."""
 
     config: RunConfig
     predictor: Predictor
@@ -48,7 +48,7 @@ class WorkerState:
     rank: int
     world_size: int
     flops_per_token: int
-    flops_per_row: int  # on top of those of its tokens
+    flops_per_row: int  # in addition to those of its tokens
     peak_flops_per_s: float  # of this rank
     watchdog: Watchdog
     prefix_length_T: np.ndarray | None  # shared prefix of each task's rows; None: rows are padded, not packed
@@ -66,7 +66,7 @@ class WorkerState:
 
 @dataclass
 class StepMeter:
-    """What the passes of a step count on this rank."""
+    """Counts, losses and clocks of the passes of a step on this rank."""
 
     step: int
     device: torch.device
@@ -114,7 +114,7 @@ def train_step(worker: WorkerState, step: int, stop: bool) -> StepResult:
     Args:
         worker: This rank's state.
         step: Step, counted from 0.
-        stop: Whether this rank was asked to stop; the result says it to all ranks.
+        stop: True if this rank was asked to stop; the result carries it to all ranks.
 
     Raises:
         TrainingDivergedError: A loss or a gradient is not finite.

@@ -112,7 +112,7 @@ class ValidationLoop:
             if any_rank(stop.is_requested(), device):
                 return None
             own_positions = positions[worker.rank :: worker.world_size]
-            # at ZeRO 3 other ranks wait for one without rows: it takes a row and ignores the result
+            # at ZeRO 3 all ranks must run each pass: a rank without rows takes a row and ignores the result
             rows = self.rows_N[own_positions if len(own_positions) else positions[:1]]
             batch = collate(self.valid, rows, len(tasks), worker.predictor.pad_id).to(device)
             # compiling takes longer than the few batches

@@ -47,7 +47,7 @@ class StoppedError(RetryableError):
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What the driver passes to its workers; it crosses processes as JSON."""
+    """Settings that the driver passes to its workers as JSON."""
 
     config: dict[str, Any]  # the run's config as JSON: workers validate it with their own extensions
     fingerprint: str
@@ -154,7 +154,7 @@ def train(worker: WorkerState, settings: WorkerSettings, start_seconds: dict[str
     valid = read_encoded(settings.encoded_dir, "valid", worker.config.tasks)
     validation = ValidationLoop(worker, valid)
     stop = StopSignal(settings.stop_path, worker.rank)
-    # shorter than the watchdog's timeout, which would take a rank that waits for another for one that hangs
+    # shorter than the watchdog's timeout, so that a rank that waits for another does not count as hung
     wait_s = worker.config.training.hang_timeout_s / 2
     with CheckpointWriter(
         worker.engine, settings.checkpoint_dir, worker.rank, worker.world_size, wait_s

@@ -55,7 +55,7 @@ def find_error(error: BaseException | None, kinds: tuple[type[Exception], ...]) 
 
 
 def placement_timeout_error(error: BaseException, training: TrainingConfig) -> RetryableError | None:
-    """Return the user's error if the cluster had no free resources for the workers in time."""
+    """Return the error for the user if the cluster had no free resources for the workers in time."""
     if not is_startup_timeout(error):
         return None
     resources = f"{training.threads_per_worker} CPUs" + (" and a GPU" if training.use_gpu else "")
@@ -67,15 +67,16 @@ def placement_timeout_error(error: BaseException, training: TrainingConfig) -> R
 
 
 def out_of_memory_error(error: BaseException) -> ConfigError | None:
-    """Return the user's error if a worker's device ran out of memory, as it would the next time."""
+    """Return the error for the user if a worker's device ran out of memory; a restart would too."""
     import torch
 
-    found = find_error(error, (torch.OutOfMemoryError,))
-    if found is None:
+    memory_error = find_error(error, (torch.OutOfMemoryError,))
+    if memory_error is None:
         return None
     return ConfigError(
-        f"a worker ran out of memory ({summarize_error(found)}); lower training.micro_batch_tokens, or set "
-        "training.gradient_checkpointing, a higher deepspeed.zero_stage or offload"
+        f"a worker ran out of memory ({summarize_error(memory_error)}); lower "
+        "training.micro_batch_tokens, or set training.gradient_checkpointing, a higher "
+        "deepspeed.zero_stage or offload"
     )
 
 

@@ -1,4 +1,4 @@
-"""Construction of what a training worker needs: model, rows, sampler, engine."""
+"""Construction of a training worker: model, sampler, engine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build_worker(
         encoded: The train split.
         context: Rank and device.
         seconds: Durations by phase, which this adds to.
-        watchdog: Entered; no phase may take longer than its timeout.
+        watchdog: The worker's watchdog, already entered; no phase may take longer than its timeout.
 
     Raises:
         DataRefusedError: There is no row.

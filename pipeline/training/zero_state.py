@@ -1,8 +1,8 @@
 """Optimizer state under every ZeRO stage, stored by tensor name so that any number of ranks can restore it.
 
 Each rank holds fragments: runs of consecutive elements of a flattened tensor, with the optimizer state of
-just these. ZeRO splits the model's flat parameters: not at stage 0, where every rank holds all, and into
-nearly equal parts at stages 1, 2 and 3.
+just these. At stage 0 every rank holds all flat parameters; at stages 1, 2 and 3 each rank
+holds a nearly equal part.
 """
 
 from collections.abc import Iterator
@@ -45,8 +45,8 @@ def local_fragments(engine: Any) -> Iterator[Fragment]:
 def optimizer_tensors(engine: Any, rank: int) -> dict[str, torch.Tensor]:
     """Return this rank's moments and step counts.
 
-    Names are such as heads.weight_KD@0.exp_avg, where 0 is the start of the fragment. What all ranks hold,
-    only rank 0 returns.
+    Names are such as heads.weight_KD@0.exp_avg, where 0 is the start of the fragment. State that all
+    ranks hold is returned by rank 0 only.
     """
     tensors = {}
     replicated = {id(flat) for flat in engine.module.trainable_state().values()}

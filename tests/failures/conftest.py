@@ -1,6 +1,4 @@
-"""What the failure tests saw, counted over all of them and printed as one JSON object when they are
-through.
-"""
+"""Counts over all failure tests, printed as one JSON object at their end."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +10,7 @@ COUNTS = pytest.StashKey["Counts"]()
 
 
 class Counts:
-    """Kills and what became of them."""
+    """Counts of kills and of their outcomes."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, float] = dict.fromkeys(
@@ -33,22 +31,22 @@ class Counts:
         )
 
     def add(self, name: str, number: int = 1) -> None:
-        """So many more."""
+        """Increase a count."""
         self.numbers[name] += number
 
     def compare(self, found: Iterable[float], expected: Iterable[float]) -> None:
-        """Losses of a training that was interrupted and of one that was not."""
+        """Compare the losses of an interrupted training with those of an uninterrupted one."""
         differences = [abs(one - other) for one, other in zip(found, expected, strict=True)]
         self.numbers["max_loss_difference"] = max([self.numbers["max_loss_difference"], *differences])
 
 
 @pytest.fixture(scope="session")
 def counts(request: pytest.FixtureRequest) -> Counts:
-    """The one count of this run of the tests."""
+    """Return the counts of this run of the tests."""
     return request.config.stash.setdefault(COUNTS, Counts())
 
 
 def pytest_unconfigure(config: Any) -> None:
-    """After the last word of pytest."""
+    """Print the counts after the output of pytest."""
     if COUNTS in config.stash:
         print(json.dumps(config.stash[COUNTS].numbers))

@@ -370,7 +370,7 @@ def test_lost_gpu_ends_the_process_but_full_memory_does_not(
     assert "OutOfMemoryError: CUDA out of memory, while scoring rows two-0-0" in scorer.score_unit(unit).error
 
 
-def test_second_attempt_notes_rows_before_tokenizing(
+def test_second_attempt_records_rows_before_tokenizing(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, tiny_llama)

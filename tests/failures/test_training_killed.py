@@ -263,7 +263,7 @@ def test_hanging_single_worker_leaves_its_stack_traces(
 def test_sigterm_before_any_worker_ends_with_3(start: Start) -> None:
     training = start("terminated at once")
     process = training.start()
-    assert process.stderr is not None and process.stderr.readline().startswith("run planted: writing to")
+    assert process.stderr is not None and process.stderr.readline().startswith("train planted: run ")
     process.send_signal(signal.SIGTERM)
     _, output = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 3, output

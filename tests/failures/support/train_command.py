@@ -29,7 +29,7 @@ class Training:
         return self.root / self.name / "planted"
 
     def start(self, *sets: str) -> subprocess.Popen[str]:
-        """The command, running."""
+        """Start the command and return its process."""
         words = [word for one in (f"work_dir={self.root / self.name}", *sets) for word in ("--set", one)]
         command = [*RELEVANCE, "train", "--config", str(self.config), *words]
         return subprocess.Popen(
@@ -42,16 +42,14 @@ class Training:
         )
 
     def finish(self, *sets: str) -> str:
-        """The command to its end; what it said."""
+        """Run the command to its end and return its output."""
         process = self.start(*sets)
         _, said = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0, said
         return said
 
     def losses(self) -> dict[int, Any]:
-        """Losses by step of the command that ran last; a step done twice must have been the same both
-        times.
-        """
+        """Return the losses by step of the last command; a step done twice must be equal both times."""
         found: dict[int, Any] = {}
         for line in self.steps():
             numbers = (line["loss"], line["task_losses"], line["gradient_norm"])
@@ -70,7 +68,7 @@ class Training:
         return (self.dir / "trained" / "weights.safetensors").read_bytes()
 
     def wait_until(self, process: subprocess.Popen[str], happened: Callable[[], Any]) -> None:
-        """Look many times a second."""
+        """Poll many times a second."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while not happened():
             assert process.poll() is None, process.communicate()[1]
@@ -83,8 +81,9 @@ class Training:
     def workers_at_step(
         self, process: subprocess.Popen[str], step: int, number: int = 2
     ) -> list[psutil.Process]:
-        """The worker processes, as soon as the step is done: they are looked up before, as a step takes less
-        time than that.
+        """Return the worker processes once the step is done.
+
+        They are looked up before the step, which takes less time than the search.
         """
         self.wait_until(process, lambda: len(train_workers(process)) == number)
         workers = train_workers(process)
@@ -92,7 +91,7 @@ class Training:
         return workers
 
     def wait_for_save(self, process: subprocess.Popen[str], number: int) -> None:
-        """Until the folder of the number-th checkpoint is being written."""
+        """Wait until the number-th checkpoint is being written."""
         self.wait_until(
             process,
             lambda: list((self.dir / "training" / "checkpoints").glob(f".step-{10 * number:08d}.*.tmp")),
@@ -100,8 +99,9 @@ class Training:
 
 
 def kill_everything(process: subprocess.Popen[str]) -> None:
-    """The command and all it started: Ray's processes lead sessions of their own, and no other Ray on this
-    machine may be hit.
+    """Kill the command and all its descendants.
+
+    Ray's processes lead their own sessions, and no other Ray on this machine may be killed.
     """
     for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -110,7 +110,7 @@ def kill_everything(process: subprocess.Popen[str]) -> None:
 
 
 def wait_until_gone(worker: psutil.Process) -> None:
-    """Nobody need ask for its exit code."""
+    """Wait until a process has ended, its exit code unread."""
     deadline_s = time.monotonic() + 60
     with contextlib.suppress(psutil.NoSuchProcess):
         while worker.status() != psutil.STATUS_ZOMBIE:
@@ -119,7 +119,7 @@ def wait_until_gone(worker: psutil.Process) -> None:
 
 
 def actors(process: subprocess.Popen[str], kind: str) -> list[psutil.Process]:
-    """Those of the command's Ray whose processes are named so."""
+    """Return the processes of the command's Ray whose names hold `kind`."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.config.extensions import BEHAVIORAL_TESTS, load_behavioral_tests
 from pipeline.runtime.run_record import read_all_records
 from pipeline.scoring.label_store import read_published
 from tests.support.commands import last_json, relevance_in_process
@@ -69,7 +70,10 @@ def test_recalibration_registers_a_gated_version_without_training(finished_run: 
     config = yaml.safe_load(config_path.read_text())
     config["work_dir"] = str(tmp_path / "runs")
     config["registry"]["tracking_uri"] = f"sqlite:///{tmp_path}/runs/planted/mlflow.db"
-    config["promotion"] = {"min_macro_gain": -1.0, "min_speed_ratio": 0.1}
+    load_behavioral_tests()
+    tolerances = {name: 1.0 for name in BEHAVIORAL_TESTS.names()}
+    limits = {"min_macro_gain": -1.0, "min_speed_ratio": 0.01, "calibration_margin": 1.0}
+    config["promotion"] = {**limits, "tolerances": tolerances}
     copy = tmp_path / "c.yaml"
     copy.write_text(yaml.safe_dump(config))
     weights = (tmp_path / "runs" / "planted" / "bundle" / "weights.safetensors").read_bytes()
@@ -111,8 +115,9 @@ def test_the_whole_run_is_recorded_with_its_workers_log(finished_run: Any) -> No
         assert any(line.strip() in message for message in messages), line
 
 
-def test_status_shows_a_finished_run_as_done(finished_run: Any) -> None:
-    root, _, _ = finished_run
-    result = relevance_in_process("status", str(root / "runs"), cwd=root)
-    status = last_json(result)["runs"][0]
-    assert status["run"] == "planted" and status["state"] == "done"
+def test_a_finished_run_is_shown_by_its_id(finished_run: Any) -> None:
+    root, _, finished = finished_run
+    run_id = last_json(finished)["run_id"]
+    result = relevance_in_process("runs", run_id, "--work-dir", str(root / "runs"), cwd=root)
+    assert result.stdout.startswith("run done at 4 of 4 units")
+    assert last_json(result)["next"] == f"relevance report --config {root / 'planted.yaml'}"

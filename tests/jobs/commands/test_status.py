@@ -80,10 +80,14 @@ def test_died_scoring_says_where_when_and_its_log(tmp_path: Path) -> None:
     with make_recorder(run_dir, "score") as recorder:
         recorder.update(counts={"units": 40, "units_done": 12, "units_failed": 3, "pairs_per_s": 9.0})
         recorder.add_evidence(tmp_path / "stuck-1.txt")
+    notes = run_dir / "scoring" / recorder.log.run_id
+    notes.mkdir(parents=True)
+    (notes / "unit-7.rows").write_text('{"rows": [3], "row_ids": ["a"]}')
     result, lines = print_status(tmp_path)
     clock = time.strftime("%H:%M UTC", time.gmtime(recorder.record.updated_s))
     expected = f"daily: score died at 12 of 40 units, 3 failed, {clock}, log {recorder.log.path}"
     assert lines[-1].startswith(expected) and "stuck-1.txt" in lines[-1]
+    assert "unit-7.rows" in lines[-1], "rows in flight when it died"
     assert lines[1].split()[:5] == ["daily", "score", "died", "12/40", "units,"]
     assert result["next"] == "relevance score --config c.yaml"
 
@@ -102,6 +106,15 @@ def test_the_newest_command_counts(tmp_path: Path) -> None:
         with make_recorder(run_dir, command, run_id) as recorder:
             recorder.update(state=DONE)
     assert folder_status(run_dir)["command"] == "score"
+
+
+def test_looking_does_not_hide_a_failure(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, "one", [])
+    with make_recorder(run_dir, "score", "20260101-1"):
+        pass
+    with make_recorder(run_dir, "history", "20260102-1") as recorder:
+        recorder.update(state=DONE)
+    assert (folder_status(run_dir)["command"], folder_status(run_dir)["state"]) == ("score", "died")
 
 
 def test_rate_is_of_the_last_start_and_best_may_be_older(tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def test_failed_job_gives_its_exit_code_and_is_retried(finished_run: Any, cluste
 @pytest.mark.parametrize(
     ("token", "reason"),
     [
-        ({"RAY_AUTH_TOKEN": "f" * 32}, "Authentication failed: Invalid"),
-        ({"RAY_AUTH_MODE": "disabled"}, "Authentication required: Missing"),
+        ({"RAY_AUTH_TOKEN": "f" * 32}, "Authentication failed: Forbidden: Invalid"),
+        ({"RAY_AUTH_MODE": "disabled"}, "Authentication required: Unauthorized: Missing"),
     ],
 )
 def test_no_command_gets_in_without_the_token(

@@ -1,4 +1,4 @@
-"""Figures are scikit-learn's, under weights, with ties, whatever the order of the rows."""
+"""Metrics equal those of scikit-learn, under weights, with ties, in any order of the rows."""
 
 import warnings
 from typing import Any

@@ -13,13 +13,13 @@ from tests.support.tiny import write_tiny_llama
 
 @pytest.fixture(scope="session")
 def deep_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of 4 layers."""
+    """Return the folder of a tiny Llama of 4 layers."""
     return write_tiny_llama(tmp_path_factory.mktemp("deep") / "llama", num_layers=4)
 
 
 @pytest.fixture
 def build(tmp_path: Path, deep_llama: Path) -> BuildWorld:
-    """Two units of `two`, one of `three`."""
+    """Return a builder of worlds with two units of `two` and one of `three`."""
 
     def built(**blocks: Any) -> World:
         world = World(tmp_path, deep_llama, prepare=unlike_tasks, **blocks)

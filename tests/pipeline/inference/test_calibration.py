@@ -1,4 +1,4 @@
-"""Decisions and what they rest on."""
+"""Decisions and their basis."""
 
 import numpy as np
 import pytest

@@ -111,8 +111,8 @@ def test_killed_attempt_and_full_disk_are_retried(build: BuildWorld, monkeypatch
         patched.setattr(
             os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full"))
         )
-        told = scorer.score_unit(unit)
-    assert told.retry and "disk full" in told.error and read_manifests(world.scores_dir) == []
+        result = scorer.score_unit(unit)
+    assert result.retry and "disk full" in result.error and read_manifests(world.scores_dir) == []
     done = world.scorer().score_unit(unit)
     assert (done.labels, done.rows, done.tasks) == (2 * ROWS, ROWS, ("two", "three"))
     assert scorer.score_unit(unit) == type(done)(

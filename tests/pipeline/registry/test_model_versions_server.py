@@ -228,8 +228,8 @@ def test_downloaded_champion_is_used_while_registry_is_down(
         there = resolve_champion(config)
         trouble.status = 503
         again = resolve_champion(config)
-        assert there.registry_away == "" and "does not answer" in again.registry_away
-        assert replace(again, registry_away="") == there
+        assert there.registry_error == "" and "does not answer" in again.registry_error
+        assert replace(again, registry_error="") == there
         with pytest.raises(RetryableError), translate_mlflow_errors(config.tracking_uri):
             fetch_version(config, version)
     assert [entry.version for entry in log.read()] == [version]

@@ -57,9 +57,7 @@ def served(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def ask(url: str, rows: list[dict[str, Any]]) -> tuple[int, Any]:
-    """What `curl -H 'Content-Type: application/json' -d '{"dataframe_records": ..}'` gets: status and
-    answer.
-    """
+    """Post rows as `dataframe_records` JSON, as curl would, and return status and answer."""
     body = json.dumps({"dataframe_records": rows}).encode()
     try:
         with urllib.request.urlopen(

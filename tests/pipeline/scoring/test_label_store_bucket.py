@@ -241,7 +241,7 @@ def test_scorer_killed_around_a_write_leaves_all_or_nothing(
     assert read_published(world.config.scores_location).num_rows == 2 * ROWS
 
 
-def test_run_record_is_stored_beside_the_labels(world: BucketWorld) -> None:
+def test_scoring_record_is_stored_beside_the_labels(world: BucketWorld) -> None:
     scorer, units, scores = world.scorer(), world.units(), world.config.scores_location
     results = [scorer.score_unit(unit) for unit in units]
     record = world.build_record("20260131-a", units, results)
