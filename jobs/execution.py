@@ -82,7 +82,7 @@ def _run_recorded(name: str, folder: Path, config: Any, given: list[str], stage:
         stack.enter_context(_errors_as_exit_codes(recorder))
         if config:
             stack.enter_context(translate_mlflow_errors(config.tracking_uri))
-        title = f"{name} {config.name}" if config else name
+        title = f"{name} {config.name}" if config and config.name != name else name
         logger.info("%s: run %s, log %s", title, run_id, recorder.log.path)
         result = {"run_id": run_id, **stage(config, CommandRun(console, recorder, given))}
         if result.get("next"):

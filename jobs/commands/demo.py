@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from jobs.command_run import CommandRun
 from jobs.commands.run import run_all
 from pipeline.config.run import RunConfig
-from pipeline.data.reader import read_split
+from pipeline.data.reader import find_partitions, read_partition, read_split
 from pipeline.data.synthetic.marketplace import NOISE_RATE, average_precision_ceiling
 from pipeline.scoring.label_store import read_published
 
@@ -53,8 +52,9 @@ def ceiling_line(config: RunConfig) -> str:
 
 def read_pairs(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Return the pairs to score by row id."""
-    table = ds.dataset(str(config.to_score_location), partitioning="hive").to_table()
-    return {row["row_id"]: row for row in table.to_pylist()}
+    partitions = find_partitions(Path(config.to_score_location), config.tasks)
+    paths = [path for task_paths in partitions.values() for path in task_paths]
+    return {row["row_id"]: row for path in paths for row in read_partition(path).to_pylist()}
 
 
 def example_cells(labels: pa.Table, pairs: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
