@@ -384,6 +384,7 @@ def test_second_attempt_records_rows_before_tokenizing(
     )
     assert scorer.score_unit(unit).error == "" and seen == [[]]
     (world.scores_dir / "manifests" / f"{unit.unit_id}.json").unlink()
+    attempts.record_in_flight(np.arange(4), list("abcd"))  # as a killed attempt leaves them
     assert (
         scorer.score_unit(unit).error == ""
         and sorted(seen[1:5]) == [[0], [1], [2], [3]]
