@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from models.config import BackboneConfig
 from models.files import bytes_sha256, file_sha256, remove_tree, temporary_path
+from models.folder_checks import BackboneUnavailableError, check_folder
 from models.heads import Pooling
 from models.torch_internals import cpu_has_bfloat16_instructions
 from models.transformers_internals import remove_quantization_config
@@ -33,9 +34,8 @@ TOKENIZER_PATTERNS = (
 
 TEXT_PATTERNS = ("config.json", *TOKENIZER_PATTERNS)
 
-
-class BackboneUnavailableError(RuntimeError):
-    """The backbone is not installed, not on disk, not on the hub, or of an unsupported architecture."""
+# not used, but a model that has one of them is refused
+REFUSED_PATTERNS = ("adapter_config.json",)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     )
 
     folder = resolve_folder(config)
-    trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model_type = trunk_config.model_type
     is_encoder = type(trunk_config) in MODEL_FOR_MASKED_LM_MAPPING
     is_supported = is_encoder or type(trunk_config) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -116,11 +116,10 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     options |= {
         "local_files_only": True,
         "use_safetensors": True,
-        "trust_remote_code": False,
         "output_loading_info": True,
     }
     try:
-        trunk, loading = AutoModel.from_pretrained(folder, dtype=dtype, **options)
+        trunk, loading = AutoModel.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
     except (OSError, SafetensorError) as error:
         raise BackboneUnavailableError(
             f"{folder} has no complete safetensors weights ({error}); fetch it again"
@@ -146,8 +145,8 @@ def build_meta_trunk(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModel
 
     with torch.device("meta"):
-        trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return AutoModel.from_config(trunk_config, **_trunk_options(trunk_config))
+        trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoModel.from_config(trunk_config, trust_remote_code=False, **_trunk_options(trunk_config))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -172,9 +171,12 @@ def choose_dtype(name: str) -> torch.dtype:
 
 
 def resolve_folder(config: BackboneConfig) -> Path:
-    """Return the local folder of safetensors and tokenizer of `config.source`.
+    """Return the local folder of safetensors and tokenizer of `config.source`, and check its small files.
 
     A gguf file is converted once and cached; a hub id is downloaded.
+
+    Raises:
+        BackboneUnavailableError: Says what is missing or not taken, and how to go on.
     """
     if config.source.startswith("package:"):
         path = _find_in_package(config.source.removeprefix("package:"))
@@ -184,14 +186,10 @@ def resolve_folder(config: BackboneConfig) -> Path:
         if not path.is_file():
             raise BackboneUnavailableError(f"gguf file {path} does not exist; check backbone.source")
         return _convert_gguf(path, Path(config.cache_dir).expanduser())
-    if (path / "config.json").is_file():
-        return path
-    if path.exists() or config.source.startswith((".", "/", "~")):
-        raise BackboneUnavailableError(
-            f"folder {path} has no config.json; backbone.source must be a model folder, a .gguf file or "
-            "a hub id"
-        )
-    return _fetch_from_hub(config)
+    is_local = path.exists() or config.source.startswith((".", "/", "~"))
+    folder = path if is_local else _fetch_from_hub(config)
+    check_folder(folder)
+    return folder
 
 
 def folder_digest(folder: Path) -> str:
@@ -259,7 +257,9 @@ def _fetch_from_hub(config: BackboneConfig) -> Path:
     try:
         return Path(
             snapshot_download(
-                config.source, revision=config.revision, allow_patterns=[*WEIGHT_PATTERNS, *TEXT_PATTERNS]
+                config.source,
+                revision=config.revision,
+                allow_patterns=[*WEIGHT_PATTERNS, *TEXT_PATTERNS, *REFUSED_PATTERNS],
             )
         )
     except Exception as error:
@@ -284,12 +284,14 @@ def _convert_gguf(gguf_path: Path, cache_dir: Path) -> Path:
     staged = temporary_path(final)
     try:
         staged.mkdir()
+        options = {"gguf_file": gguf_path.name, "local_files_only": True}
         model = AutoModelForCausalLM.from_pretrained(
-            gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32
+            gguf_path.parent, dtype=torch.float32, trust_remote_code=False, **options
         )
         remove_quantization_config(model)
         model.save_pretrained(staged)
-        AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name).save_pretrained(staged)
+        tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, trust_remote_code=False, **options)
+        tokenizer.save_pretrained(staged)
         if not final.exists():
             staged.rename(final)
     except OSError:

@@ -1,0 +1,116 @@
+"""Checks of a backbone's folder from its small files, before anything is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+# of safetensors; a weight in any other dtype has a scale, which only its own format knows
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class BackboneUnavailableError(RuntimeError):
+    """The backbone is not installed, not on disk, not on the hub, or of an unsupported kind."""
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder is a whole model, that transformers has its code, and that its weights are taken.
+
+    Raises:
+        BackboneUnavailableError: Names the file and the remedy.
+    """
+    _check_no_adapter(folder)
+    if not (folder / "config.json").is_file():
+        raise BackboneUnavailableError(
+            f"folder {folder} has no config.json; backbone.source must be a model folder, a .gguf file or "
+            "a hub id"
+        )
+    _check_no_own_code(folder)
+    method = quantization_method(folder)
+    if method is not None:
+        raise BackboneUnavailableError(
+            f"{folder} is a checkpoint quantised by {method}, which is not taken; use the unquantised one"
+        )
+    _check_stored_dtypes(folder)
+
+
+def quantization_method(folder: Path) -> str | None:
+    """Return the name of the method by which a checkpoint is quantised, None if it is not."""
+    settings = quantization_settings(folder)
+    if settings is None:
+        return None
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):  # of before methods had names
+        return "bitsandbytes"
+    return str(settings.get("quant_method") or "an unnamed method")
+
+
+def quantization_settings(folder: Path) -> dict[str, Any] | None:
+    """Return the `quantization_config` in config.json; multimodal models may have it for their text model."""
+    config = read_json_object(folder / "config.json")
+    text_config = config.get("text_config")
+    for block in (config, text_config if isinstance(text_config, dict) else {}):
+        if isinstance(block.get("quantization_config"), dict):
+            return dict(block["quantization_config"])
+    return None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        BackboneUnavailableError: The file is none.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BackboneUnavailableError(f"{path} is not JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise BackboneUnavailableError(f"{path} is not a JSON object; fetch it again")
+    return value
+
+
+def _check_no_adapter(folder: Path) -> None:
+    """Refuse a folder with a PEFT adapter, in whose place transformers loads the adapter's own base."""
+    if (folder / "adapter_config.json").exists():
+        raise BackboneUnavailableError(
+            f"{folder} has an adapter_config.json, and an adapter is not applied to a backbone; merge it "
+            "first and set backbone.source to the merged folder:\n"
+            "    from peft import AutoPeftModelForCausalLM\n"
+            f"    AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload()"
+            '.save_pretrained("merged")  # and copy the tokenizer'
+        )
+
+
+def _check_no_own_code(folder: Path) -> None:
+    """Refuse a folder that brings Python code. The library's own class may compute something else."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        code = read_json_object(path).get("auto_map") if path.is_file() else None
+        if code:
+            raise BackboneUnavailableError(
+                f"{folder} needs code of its own, which is never run: auto_map in {name}; use a model whose "
+                "code is in transformers, or remove auto_map from a copy if transformers' own class "
+                "computes the same"
+            )
+
+
+def _check_stored_dtypes(folder: Path) -> None:
+    """Refuse weights that are not floating or have under two bytes.
+
+    transformers would cast them and ignore their scales.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    dtype = file.get_slice(name).get_dtype() if name.endswith("weight") else "F32"
+                    if dtype not in FLOAT_DTYPES:
+                        raise BackboneUnavailableError(
+                            f"{path} stores {name} as {dtype}, which is a quantised weight; use the "
+                            "unquantised checkpoint"
+                        )
+        except (OSError, SafetensorError) as error:
+            raise BackboneUnavailableError(
+                f"{path} is no whole safetensors file ({error}); fetch it again"
+            ) from error

@@ -1,0 +1,146 @@
+"""Backbone folders that are refused from their small files, and calls that could run a folder's own code."""
+
+import ast
+import builtins
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.adapters.lora import LoRAConfig
+from models.backbone import load_backbone, load_tokenizer, resolve_folder
+from models.folder_checks import BackboneUnavailableError
+from models.serialization.export import TEMPLATES
+from pipeline.errors import ConfigError
+from pipeline.training.plan import check_backbone
+from tests.support.backbone_folders import config_of, copy_of
+
+ROOT = Path(__file__).parents[2]
+PRODUCT = ("models", "pipeline", "validation", "jobs")
+
+
+@pytest.fixture
+def changed_folder(llama_dir: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that copies a model folder and sets keys of one of its JSON files."""
+
+    def change(name: str = "config.json", **keys: Any) -> Path:
+        folder = copy_of(llama_dir, tmp_path / "changed")
+        path = folder / name
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | keys))
+        return folder
+
+    return change
+
+
+@pytest.mark.parametrize("method", ("gptq", "awq", "fp8", "mxfp4", "compressed-tensors", "mystery"))
+@pytest.mark.parametrize("place", (None, "text_config"))
+def test_quantised_checkpoint_is_refused_by_method(
+    changed_folder: Callable[..., Path], method: str, place: str | None
+) -> None:
+    settings = {"quantization_config": {"quant_method": method, "bits": 4}}
+    folder = changed_folder(**({place: settings} if place else settings))
+    with pytest.raises(
+        ConfigError,
+        match=f"changed is a checkpoint quantised by {method}, which is not taken; use the unquantised one",
+    ):
+        check_backbone(config_of(folder), LoRAConfig())
+
+
+@pytest.mark.parametrize("dtype", (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8))
+def test_weight_stored_in_few_bits_is_refused_by_name(
+    changed_folder: Callable[..., Path], dtype: torch.dtype
+) -> None:
+    path = changed_folder() / "model.safetensors"
+    tensors, name = load_file(path), "model.layers.0.self_attn.q_proj.weight"
+    save_file(tensors | {name: tensors[name].to(dtype)}, path, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=f"stores {name} as .*; use the unquantised checkpoint"):
+        check_backbone(config_of(path.parent), LoRAConfig())
+
+
+@pytest.mark.parametrize("has_config", (True, False))
+def test_folder_with_an_adapter_is_refused_with_the_remedy(
+    changed_folder: Callable[..., Path], has_config: bool
+) -> None:
+    folder = changed_folder("adapter_config.json", base_model_name_or_path="someone/base")
+    if not has_config:
+        (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"merge it first(.|\n)*merge_and_unload\(\)\.save_pretrained"):
+        check_backbone(config_of(folder), LoRAConfig())
+
+
+def test_adapter_config_of_a_hub_model_is_fetched(monkeypatch: pytest.MonkeyPatch, llama_dir: Path) -> None:
+    import huggingface_hub
+
+    patterns: list[str] = []
+
+    def download(*_: Any, allow_patterns: list[str], **__: Any) -> str:
+        patterns.extend(allow_patterns)
+        return str(llama_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    resolve_folder(config_of("someone/some-model"))
+    assert "adapter_config.json" in patterns
+
+
+@pytest.mark.parametrize("name", ("config.json", "tokenizer_config.json"))
+@pytest.mark.parametrize("model_type", ("llama", "unheard_of"))
+def test_folder_with_own_code_is_refused_without_a_question(
+    changed_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str, model_type: str
+) -> None:
+    auto_map = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoTokenizer": ["own.T", None]}
+    keys = {"model_type": model_type} if name == "config.json" else {"tokenizer_class": "UnheardOf"}
+    folder = changed_folder(name, auto_map=auto_map, **keys)
+    (folder / "own.py").write_text("raise SystemExit('code of the folder was run')")
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    for load in (
+        lambda: check_backbone(config_of(folder), LoRAConfig()),
+        lambda: load_backbone(config_of(folder)),
+    ):
+        with pytest.raises((ConfigError, BackboneUnavailableError), match=f"code of its own.*{name}"):
+            load()
+    if name == "tokenizer_config.json":  # bundles have one too
+        with pytest.raises(ValueError):
+            load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("content", ("{", "[]"))
+def test_damaged_config_is_named(changed_folder: Callable[..., Path], content: str) -> None:
+    folder = changed_folder()
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.json is (no|not).* JSON"):
+        check_backbone(config_of(folder), LoRAConfig())
+
+
+def auto_calls(source: str) -> list[ast.Call]:
+    """Return the calls of `from_pretrained` and `from_config` of transformers' auto classes."""
+    return [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("from_pretrained", "from_config")
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id.startswith("Auto")
+    ]
+
+
+def test_no_auto_class_may_run_code_of_a_model() -> None:
+    sources = {path: path.read_text() for package in PRODUCT for path in (ROOT / package).rglob("*.py")}
+    fields: dict[str, int] = defaultdict(int)  # whatever a template has
+    sources |= {path: path.read_text().format_map(fields) for path in TEMPLATES.iterdir()}
+    calls = [(path, call) for path, source in sources.items() for call in auto_calls(source)]
+    assert len(calls) > 8
+    offenders = [
+        f"{path}:{call.lineno}"
+        for path, call in calls
+        if not any(
+            keyword.arg == "trust_remote_code" and ast.unparse(keyword.value) == "False"
+            for keyword in call.keywords
+        )
+    ]
+    assert not offenders, "\n".join(offenders)
