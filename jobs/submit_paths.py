@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.run import RunConfig
+from pipeline.config.run import RunConfig, is_path
 from pipeline.errors import ConfigError
 
 
@@ -19,8 +19,9 @@ def check_paths(config: RunConfig, given: dict[str, Any]) -> None:
         given: The settings as they stand in the file and in `--set`.
     """
     relative = dict(relative_paths(config.model_dump(), given, ""))
-    if is_relative_backbone(config.backbone.source):
-        relative["backbone.source"] = config.backbone.source
+    source = given.get("backbone", {}).get("source", "")
+    if is_path(source) and not source.startswith(("/", "~")):
+        relative["backbone.source"] = source
     if is_relative_uri(config.tracking_uri):
         relative["registry.tracking_uri"] = config.tracking_uri
     if relative:
@@ -52,16 +53,6 @@ def relative_paths(value: Any, given: Any, prefix: str) -> Iterator[tuple[str, s
             yield prefix, f"not set, so {value.name} of this folder"
         elif not Path(given).is_absolute():
             yield prefix, str(given)
-
-
-def is_relative_backbone(source: str) -> bool:
-    """Return whether a backbone source is a relative path.
-
-    A relative folder that does not exist here looks like a hub id, and counts as one.
-    """
-    if source.startswith(("package:", "/", "~")):
-        return False
-    return source.startswith(".") or source.endswith(".gguf") or Path(source).exists()
 
 
 def is_relative_uri(uri: str) -> bool:

@@ -37,6 +37,8 @@ TEXT_PATTERNS = ("config.json", *TOKENIZER_PATTERNS)
 # not used, but a model that has one of them is refused
 REFUSED_PATTERNS = ("adapter_config.json",)
 
+TOKENIZER_CURE = "copy the tokenizer's files, such as tokenizer.json, from where the model comes from"
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -150,10 +152,60 @@ def build_meta_trunk(folder: Path) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer in a model folder."""
+    """Load the tokenizer in a model folder.
+
+    Raises:
+        BackboneUnavailableError: The folder has no tokenizer, or one that does not load.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the loaders of tokenizers raise errors of any class
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise BackboneUnavailableError(
+            f"tokenizer of folder {folder} does not load ({reason}); {TOKENIZER_CURE}"
+        ) from error
+    # without files, transformers builds a tokenizer of control tokens alone, which gives texts no token
+    if not word_token_ids(tokenizer):
+        raise BackboneUnavailableError(f"folder {folder} has no tokenizer; {TOKENIZER_CURE}")
+    return tokenizer
+
+
+def word_token_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of a tokenizer's vocabulary without the tokens that were added to it."""
+    return set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)
+
+
+def max_positions(trunk: Any) -> int | None:
+    """Return the number of tokens that a trunk was built for; None if nothing limits it.
+
+    Scaled rotary positions may reach further than `max_position_embeddings` of the config.
+    """
+    config = trunk.config.get_text_config(decoder=True)
+    stated = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if not stated or stated < 0:
+        return None
+    # RoBERTa and its kin count positions from the one behind the padding's
+    first_position = max(
+        (
+            module.padding_idx + 1
+            for name, module in trunk.named_modules()
+            if isinstance(module, torch.nn.Embedding)
+            and "position" in name
+            and module.num_embeddings == stated
+            and module.padding_idx is not None
+        ),
+        default=0,
+    )
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    scaled = [
+        int(scaling["factor"] * (scaling.get("original_max_position_embeddings") or stated))
+        for scaling in by_layer_type
+        if scaling.get("factor")
+    ]
+    return max([stated - first_position, *scaled])
 
 
 def choose_dtype(name: str) -> torch.dtype:

@@ -12,6 +12,7 @@ from jobs.commands.validate import run_validate
 from jobs.commands.versions import check_not_rolled_back, run_promote, run_register
 from pipeline.config.run import RunConfig
 from pipeline.scoring.work_units import insert_date
+from pipeline.training.backbone_checks import check_backbone
 
 
 def run_all(config: RunConfig, run: CommandRun) -> dict[str, Any]:
@@ -19,7 +20,8 @@ def run_all(config: RunConfig, run: CommandRun) -> dict[str, Any]:
 
     A finished stage of the same config and data is not repeated.
     """
-    # a config that cannot be scored is refused here, before the training
+    # a config that cannot be trained or scored is refused here, before the import
+    check_backbone(config.backbone, config.adapter, config.encode, config.tasks)
     insert_date(config.to_score_location, None)
     run.begin_stage("1/7 data")
     import_sources(config, run)

@@ -63,6 +63,8 @@ def run_submit(
         ConfigError: The cluster refuses the token.
         RetryableError: The cluster does not answer or accepts no jobs.
     """
+    if command[0] != "score":  # a bundle is scored with the backbone of its training
+        check_local_backbone(config)
     with job_client(address) as client:
         job = submit_job(client, config, command, again)
         if not wait:
@@ -70,6 +72,14 @@ def run_submit(
             return {"job": job, "state": state, "next": run.suggest("logs", job, "--address", address)}
         follow_job(client, job)
     return {"job": job, "state": "SUCCEEDED", "next": run.suggest("status", "--address", address)}
+
+
+def check_local_backbone(config: RunConfig) -> None:
+    """Raise ConfigError if the backbone is a model folder on this machine and does not fit the config."""
+    if (Path(config.backbone.source) / "config.json").is_file():
+        from pipeline.training.backbone_checks import check_backbone
+
+        check_backbone(config.backbone, config.adapter, config.encode, config.tasks)
 
 
 def run_logs(job: str, run: CommandRun, address: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The config of a run: all blocks, and the paths that follow from them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,30 @@ from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingC
 
 # made absolute when the config is read, because workers start in another folder
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+
+
+def is_path(source: str) -> bool:
+    """Return whether a backbone source is a path, as opposed to a package or a hub id.
+
+    A relative folder that does not exist here looks like a hub id, and counts as one.
+    """
+    if source.startswith("package:"):
+        return False
+    return source.startswith((".", "/", "~")) or source.endswith(".gguf") or Path(source).exists()
+
+
+def make_paths_absolute(backbone: BackboneConfig) -> BackboneConfig:
+    """Return the backbone with absolute paths: a bundle records them, and is loaded in other folders."""
+    source, cache_dir = backbone.source, backbone.cache_dir
+    if is_path(source):
+        try:
+            source = str(Path(source).expanduser().absolute())
+        except RuntimeError as error:
+            raise ValueError(f"source is not absolute: {source} ({error}); write the whole path") from error
+    # a cache in the home folder is that of whoever uses it
+    if not cache_dir.startswith("~"):
+        cache_dir = str(Path(cache_dir).absolute())
+    return replace(backbone, source=source, cache_dir=cache_dir)
 
 
 def add_default_method(value: Any) -> Any:
@@ -75,7 +100,8 @@ class RunConfig(StrictModel):
     tasks: tuple[Task, ...] = Field(min_length=1)  # relevance questions, each with its own label scale
     split: SplitConfig = SplitConfig()  # shares of the train, valid and test splits
     encode: EncodeConfig = EncodeConfig()  # length limits of the input text
-    backbone: BackboneConfig = BackboneConfig()  # pretrained language model
+    # pretrained language model
+    backbone: Annotated[BackboneConfig, AfterValidator(make_paths_absolute)] = BackboneConfig()
     training: TrainingConfig = TrainingConfig()  # workers, epochs, batches
     optimizer: OptimizerConfig = OptimizerConfig()  # learning rates
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()  # sharding over workers

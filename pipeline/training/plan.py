@@ -6,15 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from models.adapters.injection import adapter_parameter_count, find_targets
-from models.backbone import BackboneUnavailableError, build_meta_trunk, folder_digest, resolve_folder
+from models.adapters.injection import adapter_parameter_count
+from models.backbone import build_meta_trunk, folder_digest, resolve_folder
 from models.config import AdapterConfig, BackboneConfig
 from models.serialization.bundle import BundleRefusedError, read_bundle
 from pipeline.config.run import RunConfig
 from pipeline.config.tasks import Task
 from pipeline.data.reader import data_digest, find_partitions
-from pipeline.errors import ConfigError
 from pipeline.storage.filesystem import json_sha256
+from pipeline.training.backbone_checks import check_backbone
 
 # settings of `training` without effect on any number
 FIELDS_WITHOUT_NUMERIC_EFFECT = {"checkpoint_every_steps", "hang_timeout_s"}
@@ -85,9 +85,9 @@ def plan_training(config: RunConfig) -> TrainingPlan:
     """Return the training that a config asks for on the accepted rows.
 
     Raises:
-        ConfigError: The backbone is not available or lacks a target module.
+        ConfigError: The backbone is not available or does not fit the config.
     """
-    backbone_dir = check_backbone(config.backbone, config.adapter)
+    backbone_dir = check_backbone(config.backbone, config.adapter, config.encode, config.tasks)
     plain = config.model_dump(mode="json")
     ignored = FIELDS_WITHOUT_NUMERIC_EFFECT
     # with dropout, what is dropped depends on which rank has a row
@@ -100,20 +100,6 @@ def plan_training(config: RunConfig) -> TrainingPlan:
         "backbone_digest": folder_digest(backbone_dir),
     }
     return TrainingPlan(config, inputs)
-
-
-def check_backbone(backbone: BackboneConfig, adapter: AdapterConfig) -> Path:
-    """Return the backbone's folder.
-
-    Raises:
-        ConfigError: The backbone is not available or lacks a target module. No worker has started by then.
-    """
-    try:
-        folder = resolve_folder(backbone)
-        find_targets(build_meta_trunk(folder), adapter)
-    except (BackboneUnavailableError, ValueError) as error:
-        raise ConfigError(str(error)) from error
-    return folder
 
 
 def count_parameters(

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
-from jobs.commands.submit import job_stem, submit_job
+from jobs.commands.submit import job_stem, run_submit, submit_job
 from jobs.submit_paths import check_paths
 from pipeline.config.loading import build_config, read_config, read_settings
 from pipeline.config.run import RunConfig
@@ -192,6 +193,12 @@ def test_location_seen_by_all_machines_is_accepted(tmp_path: Path, setting: str,
     path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "/storage/llama"))
     override = f"{setting}={text}"
     check_paths(read_config(path, [override]), read_settings(path, [override]))
+
+
+def test_local_backbone_that_does_not_fit_is_not_submitted(tmp_path: Path, tiny_llama: Path) -> None:
+    settings = planted_config(tmp_path, str(tiny_llama), encode={"max_tokens": 257})
+    with pytest.raises(ConfigError, match=r"encode\.max_tokens is 257, the backbone takes 256"):
+        run_submit(build_config(settings, "test"), Mock(), ["train"], "http://127.0.0.1:9", False, True)
 
 
 def test_missing_work_dir_is_refused_without_asking_the_cluster(tmp_path: Path) -> None:

@@ -355,3 +355,25 @@ def test_unsupported_location_scheme_is_refused(tmp_path: Path, location: str) -
     for block in ({"scoring": {"scores": location}}, {"data": {"to_score": location}}):
         with pytest.raises(ConfigError, match="location is not supported: .*; use a folder or s3://"):
             build_config({**planted_config(tmp_path, "nowhere"), **block}, "test")
+
+
+def test_paths_of_the_backbone_do_not_depend_on_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ads")
+    for source, expected in {
+        "llama": f"{tmp_path}/llama",
+        "./gone": f"{tmp_path}/gone",
+        "tiny.gguf": f"{tmp_path}/tiny.gguf",
+        "~/llama": "/home/ads/llama",
+        "/models/llama": "/models/llama",
+        "org/name": "org/name",
+        "package:llama": "package:llama",
+    }.items():
+        config = build_config(settings(backbone={"source": source, "cache_dir": "cache"}), "x")
+        assert (config.backbone.source, config.backbone.cache_dir) == (expected, f"{tmp_path}/cache")
+    assert build_config(settings(), "x").backbone.cache_dir == "~/.cache/relevance"
+    with pytest.raises(ConfigError, match="source is not absolute: ~nobody-here/llama"):
+        build_config(settings(backbone={"source": "~nobody-here/llama"}), "x")
