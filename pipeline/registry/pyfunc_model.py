@@ -7,6 +7,7 @@ import pyarrow as pa
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.pyfunc.model import PythonModel
 
+from pipeline.data.visible_text import is_blank
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 
 REQUIRED_COLUMNS = ("task", "query", "ad_title")
@@ -70,7 +71,7 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
         """Return one row of OUTPUTS per input row, in order.
 
         Raises:
-            InputError: A column is missing, a required text is null, or a task is unknown.
+            InputError: A column is missing, a required text is null or blank, or a task is unknown.
         """
         from pipeline.config.tasks import check_known_task
         from pipeline.errors import ConfigError
@@ -92,7 +93,7 @@ class RelevanceModelCode(PythonModel):  # type: ignore[misc]
 
 
 def check_frame(frame: pd.DataFrame) -> None:
-    """Raise InputError if columns are missing or required texts are null."""
+    """Raise InputError if columns are missing or required texts are null or blank."""
     missing = [name for name in REQUIRED_COLUMNS if name not in frame.columns]
     if missing:
         raise InputError(
@@ -102,6 +103,9 @@ def check_frame(frame: pd.DataFrame) -> None:
     empty = [name for name in REQUIRED_COLUMNS if frame[name].isna().any()]
     if empty:
         raise InputError(f"{', '.join(empty)} must not be null; leave such rows out")
+    blank = [name for name in ("query", "ad_title") if frame[name].map(str).map(is_blank).any()]
+    if blank:
+        raise InputError(f"{', '.join(blank)} must hold a visible character; leave such rows out")
     if not frame.index.is_unique:
         raise InputError("the frame's index repeats; call reset_index(drop=True) first")
 

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.visible_text import mark_blank
 from pipeline.schema import COLUMNS, TEXT_COLUMNS, Column
 
-REQUIRED_VISIBLE_COLUMNS = ("query", "ad_title")  # relevance needs both
+REQUIRED_VISIBLE_COLUMNS = ("row_id", "query", "ad_title")
 
 ERROR_SCHEMA = pa.schema(
     [
@@ -64,8 +65,7 @@ def _column_errors(values: pa.ChunkedArray, column: Column) -> list[tuple[str, n
     if not column.nullable:
         errors.append((f"{column.name} is null", pc.is_null(values).to_numpy()))
     if column.name in REQUIRED_VISIBLE_COLUMNS:
-        num_chars = pc.utf8_length(pc.utf8_trim_whitespace(values))
-        errors.append((f"{column.name} is blank", pc.equal(num_chars, 0).fill_null(False).to_numpy()))
+        errors.append((f"{column.name} is blank", mark_blank(values)))
     if column.max_chars is not None:
         too_long = pc.greater(pc.utf8_length(values), column.max_chars).fill_null(False).to_numpy()
         errors.append((f"{column.name} has over {column.max_chars:,} characters", too_long))

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.extensions import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
+from pipeline.data.visible_text import mark_blank, visible_pattern
 from pipeline.schema import COLUMNS, ROW_SCHEMA, Column
 from validation.text.text_bytes import contains_nul
 
@@ -28,16 +29,7 @@ if TYPE_CHECKING:
 # Great Expectations names a pandas Arrow type by its Python type; `schema_differences` compares the widths
 GX_TYPES: dict[pa.DataType, str] = {pa.string(): "str", pa.int32(): "int", pa.float32(): "float"}
 
-# One visible character: not control, not white space, not zero-width. Written out because RE2 (pyarrow) and
-# Python disagree on \s; characters above \xff are literal because RE2 has no \u.
-VISIBLE = (
-    r"[^\x00-\x20\x7f-\xa0\xad"
-    "\u115f\u1160\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufeff\uffa0]"
-)
-
 NUL = "\x00"
-
-ASCII_ALPHANUMERIC = pa.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"))
 
 Mask = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 
@@ -142,7 +134,7 @@ def _text_checks(column: Column) -> list[Check]:
                 name,
                 "hold at least one visible character",
                 "ExpectColumnValuesToMatchRegex",
-                {"regex": VISIBLE},
+                {"regex": visible_pattern()},
                 _blank,
             )
         )
@@ -175,14 +167,7 @@ def _no_rows(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _blank(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    # nearly every text starts with a letter or digit; the slower regular expression is for the others
-    starts_plain = pc.is_in(pc.utf8_slice_codeunits(values, 0, 1), value_set=ASCII_ALPHANUMERIC)
-    others = np.flatnonzero(pc.invert(starts_plain).fill_null(False).to_numpy())
-    blank_N = np.zeros(len(values), dtype=bool)
-    if len(others):
-        is_visible = pc.match_substring_regex(values.take(others), VISIBLE)
-        blank_N[others] = pc.invert(is_visible).fill_null(False).to_numpy()
-    return pa.chunked_array([pa.array(blank_N)])
+    return pa.chunked_array([pa.array(mark_blank(values))])
 
 
 def _contains_nul(values: pa.ChunkedArray) -> pa.ChunkedArray:

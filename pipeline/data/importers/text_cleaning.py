@@ -17,6 +17,7 @@ import html
 import re
 from collections.abc import Iterable
 
+from pipeline.data.visible_text import is_blank
 from pipeline.errors import DamagedInputError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
@@ -56,12 +57,12 @@ def pair_surrogates(text: str) -> str:
 
 
 def clean_line(text: str | None) -> str | None:
-    """Return `text` as one line without control characters and repeated white space; None if it is empty."""
-    return (" ".join(_CONTROL.sub(" ", text).split()) or None) if text else None
+    """Return `text` as one line without control characters and repeated white space; None if it is blank."""
+    return None if not text or is_blank(text) else " ".join(_CONTROL.sub(" ", text).split())
 
 
 def clean_lines(text: str | None) -> str | None:
-    """Return `text` without html tags and entities, as clean lines; None if it is empty."""
+    """Return `text` without html tags and entities, as clean lines; None if it is blank."""
     if not text:
         return None
     without_tags = _BLOCK_TAG.sub("\n", _INLINE_TAG.sub("", text))
@@ -70,7 +71,7 @@ def clean_lines(text: str | None) -> str | None:
 
 
 def build_title(title: str | None) -> str | None:
-    """Return the title without html on one line; None if it is empty."""
+    """Return the title without html on one line; None if it is blank."""
     return clean_line(clean_lines(title))
 
 

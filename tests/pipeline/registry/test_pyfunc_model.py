@@ -150,6 +150,7 @@ WRONG_FRAMES: list[tuple[Any, str]] = [
     (lambda f: f.drop(columns=["task", "ad_title"]), "the input lacks task, ad_title;"),
     (lambda f: f.assign(query=[None, *f["query"][1:]]), "query must not be null; leave such rows out"),
     (lambda f: f.assign(task=np.nan, ad_title=None), "task, ad_title must not be null"),
+    (lambda f: f.assign(query="\ufe0f"), "query must hold a visible character; leave such rows out"),
     (lambda f: f.set_index(np.zeros(len(f), int)), r"index repeats; call reset_index\(drop=True\) first"),
 ]
 

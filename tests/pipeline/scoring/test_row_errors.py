@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.row_errors import ERROR_SCHEMA, split_valid_rows
+from tests.support.blank_texts import BLANK_TEXTS
 
 GOOD = {"row_id": "a", "query": "lamp", "ad_title": "desk lamp", "market": "us"}
 
@@ -21,10 +22,12 @@ def table_of(*rows: dict[str, Any]) -> pa.Table:
     ("change", "reason"),
     [
         ({"row_id": None}, "row_id is null"),
+        ({"row_id": ""}, "row_id is blank"),
         ({"query": None}, "query is null"),
         ({"ad_title": None}, "ad_title is null"),
         ({"query": " \t "}, "query is blank"),
         ({"ad_title": ""}, "ad_title is blank"),
+        *(({"query": text}, "query is blank") for text in BLANK_TEXTS),
         ({"market": None}, "market is null"),
         ({"query": "q" * 4_097}, "query has over 4,096 characters"),
         ({"ad_title": "é" * 16_385}, "ad_title has over 16,384 characters"),

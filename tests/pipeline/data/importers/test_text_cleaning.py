@@ -10,6 +10,7 @@ from pipeline.data.importers.text_cleaning import (
     decode_text,
 )
 from pipeline.errors import DamagedInputError
+from tests.support.blank_texts import BLANK_TEXTS
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,11 @@ def test_clean_line_removes_control_characters_and_extra_white_space(
     raw: str | None, clean: str | None
 ) -> None:
     assert clean_line(raw) == clean
+
+
+def test_text_without_visible_characters_is_no_text() -> None:
+    for clean in (clean_line, clean_lines, build_title):
+        assert {clean(text) for text in BLANK_TEXTS} == {None}
 
 
 @pytest.mark.parametrize(
