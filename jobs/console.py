@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.runtime.progress import ProgressBar
 from pipeline.runtime.run_log import OUR_PACKAGES, OUTPUT_LOGGER
+from pipeline.storage.filesystem import open_to_append
 
 if TYPE_CHECKING:
     import rich.progress
@@ -226,7 +227,7 @@ def libraries_in(log_path: Path) -> Iterator[Console]:
     log_path.parent.mkdir(parents=True, exist_ok=True)
     flush_streams()
     kept = os.dup(1), os.dup(2)
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = open_to_append(log_path)
     streams: list[Any] = [os.fdopen(os.dup(fd), "w", buffering=1) for fd in kept]
     try:
         os.dup2(log, 1)

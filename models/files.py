@@ -96,7 +96,7 @@ def sync_dir(path: Path) -> None:
 def publish_dir(staged: Path, final: Path) -> None:
     """Rename a finished folder to `final`; replace an older folder there."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    if final.exists():
+    if os.path.lexists(final):
         retired = temporary_path(final)
         final.rename(retired)
         try:

@@ -19,7 +19,7 @@ from pipeline.registry.model_card import model_card
 from pipeline.registry.promotion_gate import GateReport
 from pipeline.registry.promotion_log import GateTag, PromotionLog
 from pipeline.registry.provenance import code_version
-from pipeline.storage.filesystem import canonical_json, json_sha256, read_json
+from pipeline.storage.filesystem import canonical_json, json_sha256, read_json, write_bytes
 
 BUNDLE_ARTIFACT = "bundle"
 
@@ -55,15 +55,15 @@ def register_version(
         if (plots := config.run_dir / "plots").is_dir():
             client.log_artifacts(run_id, str(plots), "plots")
         card = config.run_dir / "model_card.md"
-        card.write_text(model_card(config, bundle.description, bundle.sha256, evaluation), encoding="utf-8")
+        text = model_card(config, bundle.description, bundle.sha256, evaluation)
+        write_bytes(card, text.encode())
         passed = data_gate_passed(config.validation_dir)
         tags = _version_tags(bundle.sha256, bundle.description, evaluation.summary, passed)
         tags |= {"relevance_run_id": command_run_id} if command_run_id else {}
         _log_version(config, run_id, bundle_dir, card, tags)
         version = _find_version(client, log, bundle.sha256)
         assert version is not None
-        description = card.read_text(encoding="utf-8")
-        client.update_model_version(config.registry.model, version, description=description)
+        client.update_model_version(config.registry.model, version, description=text)
         client.set_terminated(run_id)
     client.set_registered_model_alias(config.registry.model, "challenger", version)
     return version

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage.filesystem import open_to_append
+
 OUR_PACKAGES = ("models", "pipeline", "validation", "jobs")
 OUTPUT_LOGGER = "relevance.output"  # what a command prints on stdout
 
@@ -65,7 +67,7 @@ class JsonLinesHandler(logging.Handler):
         super().__init__(level=logging.INFO)
         self.log, self.process = log, process
         log.path.parent.mkdir(parents=True, exist_ok=True)
-        self.descriptor = os.open(log.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.descriptor = open_to_append(log.path)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; a full disk must not end the work that is logged."""

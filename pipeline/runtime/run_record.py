@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.errors import DamagedInputError
 from pipeline.runtime.run_log import RunLog, utc_text
-from pipeline.storage.filesystem import read_json, write_json
+from pipeline.storage.filesystem import open_to_append, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class RunRecorder:
 
     def __enter__(self) -> "RunRecorder":
         self.log.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.log.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._lock = open_to_append(self.log.path)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         write_json(self.path, self.record.to_json())
         return self

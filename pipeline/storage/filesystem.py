@@ -1,5 +1,6 @@
 """Safe paths, JSON digests and atomic writes on a file system."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,21 +10,26 @@ from models.files import atomic_writer, bytes_sha256, open_synced, sync_dir, tem
 from pipeline.errors import ConfigError, DamagedInputError
 
 
-def safe_join(root: Path, *parts: str) -> Path:
-    """Join `root` and `parts` and resolve symbolic links.
+def safe_join(root: Path, *parts: str, last_may_be_link: bool = False) -> Path:
+    """Join `root` and `parts`, and follow no link below `root`.
 
     Raises:
-        ConfigError: The result lies outside `root` or is not a valid path.
+        ConfigError: The result lies outside `root`, is not a valid path, or is a link or below one.
     """
-    try:
-        # after a link to itself, the first pass drops `..` but leaves later links unresolved
-        path = root.joinpath(*parts).resolve().resolve()
-    except (ValueError, RuntimeError) as error:  # a NUL character, a link to itself
+    name, base = "/".join(parts), root.resolve()
+    path = Path(os.path.normpath(base.joinpath(*parts)))
+    if not path.is_relative_to(base):
+        raise ConfigError(f"path {name!r} lies outside {root}; use a path inside it")
+    if "\0" in name:
+        raise ConfigError(f"path {name!r} below {root} holds a NUL character; use a path inside it")
+    below = [path, *path.parents][: len(path.parts) - len(base.parts)]
+    # not Path.is_symlink: it fails for a name that is too long
+    links = [entry for entry in below[1 if last_may_be_link else 0 :] if os.path.islink(entry)]  # noqa: PTH114
+    if links:
         raise ConfigError(
-            f"path {'/'.join(parts)!r} below {root} is invalid ({error}); use a path inside it"
-        ) from error
-    if not path.is_relative_to(root.resolve()):
-        raise ConfigError(f"path {'/'.join(parts)!r} lies outside {root}; use a path inside it")
+            f"{links[-1]} is a symbolic link, and links inside {root} are not followed; "
+            "replace it by what it links to, or use a path inside it without links"
+        )
     return path
 
 
@@ -55,6 +61,22 @@ def put_if_absent(path: Path, content: bytes) -> bool:
         temporary.unlink(missing_ok=True)
     sync_dir(path.parent)
     return True
+
+
+def open_to_append(path: Path) -> int:
+    """Return a descriptor that appends to a file, which is created if it is absent.
+
+    Raises:
+        ConfigError: The path is a symbolic link.
+    """
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ConfigError(
+            f"{path} is a symbolic link, and logs are not written through links; remove it"
+        ) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RetryableError
+from pipeline.errors import DamagedInputError, RetryableError
 from pipeline.names import is_bucket
 from pipeline.storage.filesystem import put_if_absent, safe_join, write_bytes
 from pipeline.storage.object_store_errors import to_location_error, translate_store_errors
@@ -85,7 +85,7 @@ class Store(ABC):
 
 
 class Folder(Store):
-    """Store in a folder, local or on a shared file system."""
+    """Store in a folder, local or on a shared file system. No link inside it is followed."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.location = root, str(root)
@@ -94,7 +94,10 @@ class Folder(Store):
         return safe_join(self.root, key)
 
     def get(self, key: str) -> bytes:
-        return self._path(key).read_bytes()
+        path = self._path(key)
+        if path.exists() and not path.is_file():  # a named pipe has no end
+            raise DamagedInputError(f"{path} is not a file; remove it and run the same command again")
+        return path.read_bytes()
 
     def put(self, key: str, content: bytes) -> None:
         write_bytes(self._path(key), content)
@@ -108,14 +111,14 @@ class Folder(Store):
     def list(self, folder: str) -> Iterator[StoreEntry]:
         for path in sorted(self._path(folder).rglob("*")):
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                if not path.is_dir():
+                if path.is_symlink() or not path.is_dir():
                     state = path.lstat()
                     yield StoreEntry(
                         str(path.relative_to(self.root.resolve())), state.st_mtime, state.st_size, ""
                     )
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        safe_join(self.root, key, last_may_be_link=True).unlink(missing_ok=True)
 
 
 class Bucket(Store):

@@ -22,6 +22,7 @@ from pipeline.runtime.progress import Progress
 from pipeline.runtime.ray_internals import disable_sigint_handler
 from pipeline.runtime.ray_metrics import MetricTags
 from pipeline.runtime.run_log import RunLog
+from pipeline.storage.filesystem import write_bytes
 from pipeline.training.checkpoint import find_newest_checkpoint
 from pipeline.training.checkpoint_folder import log_damaged
 from pipeline.training.event_log import EventFollower, TrainingListener
@@ -67,7 +68,7 @@ def run_training(
     """
     config = plan.config
     encoded_dir = encode_rows(config, progress)
-    plan.event_log_path.write_text("")
+    write_bytes(plan.event_log_path, b"")
     remove_hang_reports(plan.dir)
     stop = StopSignal(plan.dir / "stop")
     stop.clear()

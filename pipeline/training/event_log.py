@@ -5,6 +5,7 @@ The log is a file of JSON lines, one event each. An event's fields are the keys 
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from models.files import name_file_in_errors
 from pipeline.errors import summarize_error
+from pipeline.storage.filesystem import open_to_append
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +172,7 @@ def append_event(path: Path, event: TrainingEvent) -> None:
     """Append a line to the log."""
     # workers that died may have left half a line
     needs_line_break = isinstance(event, StartEvent) and _ends_in_half_a_line(path)
-    with name_file_in_errors(path), path.open("a", encoding="utf-8") as file:
+    with name_file_in_errors(path), os.fdopen(open_to_append(path), "a", encoding="utf-8") as file:
         file.write(("\n" if needs_line_break else "") + json.dumps(event.to_json()) + "\n")
 
 

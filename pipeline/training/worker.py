@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.inference.predictor import bundle_description
 from pipeline.runtime.run_log import RunLog, logging_to
 from pipeline.runtime.timing import record_seconds
 from pipeline.runtime.watchdog import Watchdog
+from pipeline.storage.filesystem import open_to_append
 from pipeline.training.checkpoint import (
     CheckpointWriter,
     find_newest_checkpoint,
@@ -112,7 +114,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     config = build_config(settings.config, "the driver's config")
     torch.set_num_threads(config.training.threads_per_worker)
     rank = ray_context.get_world_rank()
-    stack_traces = settings.event_log_path.with_name(f"stuck-{rank}.txt").open("a", encoding="utf-8")
+    stuck = open_to_append(settings.event_log_path.with_name(f"stuck-{rank}.txt"))
+    stack_traces = os.fdopen(stuck, "a", encoding="utf-8")
     with (
         logging_to(settings.log, f"rank {rank}"),
         Watchdog(stack_traces, config.training.hang_timeout_s) as watchdog,

@@ -103,3 +103,14 @@ def test_remove_tree_removes_folders_files_and_absent_paths(tmp_path: Path) -> N
     (tmp_path / "file").write_text("in the place of a folder")
     remove_tree(tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_published_folder_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    for number, target in enumerate(("theirs", "missing")):
+        (staged := tmp_path / "staged").mkdir()
+        final = tmp_path / f"final-{number}"
+        final.symlink_to(tmp_path / target)
+        publish_dir(staged, final)
+        assert final.is_dir() and not final.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["final-0", "final-1", "theirs"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.storage.filesystem import json_sha256, read_json, safe_join, write_json
+from pipeline.storage.filesystem import json_sha256, open_to_append, read_json, safe_join, write_json
 
 HOSTILE_PARTS = [
     "..",
@@ -82,8 +82,22 @@ def test_path_to_the_outside_is_refused(root_with_links: Path, parts: tuple[str,
         safe_join(root_with_links, *parts)
 
 
-def test_link_to_the_inside_is_followed(root_with_links: Path) -> None:
-    assert safe_join(root_with_links, "in", "file") == root_with_links.resolve() / "a" / "file"
+def test_no_link_inside_the_root_is_followed(root_with_links: Path) -> None:
+    for parts in (("in", "file"), ("in",), ("out",), ("loop", "x")):
+        with pytest.raises(ConfigError, match="is a symbolic link, and links inside .* are not followed"):
+            safe_join(root_with_links, *parts)
+    assert safe_join(root_with_links, "in", last_may_be_link=True) == root_with_links.resolve() / "in"
+    with pytest.raises(ConfigError, match="root/in is a symbolic link"):
+        safe_join(root_with_links, "in", "file", last_may_be_link=True)
+
+
+def test_log_is_not_written_through_a_link(tmp_path: Path) -> None:
+    os.write(open_to_append(tmp_path / "log"), b"one")
+    os.write(open_to_append(tmp_path / "log"), b"two")
+    (tmp_path / "link").symlink_to(tmp_path / "log")
+    with pytest.raises(ConfigError, match="link is a symbolic link, and logs .*; remove it"):
+        open_to_append(tmp_path / "link")
+    assert (tmp_path / "log").read_bytes() == b"onetwo"
 
 
 def test_root_may_be_a_link(root_with_links: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A folder and a bucket keep the same promises; a bucket survives lost answers and outages."""
 
 import io
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.storage.object_store import Bucket, BucketFile, Store, open_store
 from tests.support.servers import ProxyFaults, proxy
 
@@ -73,6 +74,46 @@ def test_key_outside_the_store_is_refused(location: Path | str) -> None:
         with pytest.raises(ConfigError, match="use a path inside it"):
             store.put(key, b"x")
         with pytest.raises(ConfigError, match="use a path inside it"):
+            store.get(key)
+
+
+def test_folder_never_follows_a_link_to_a_file_or_folder(tmp_path: Path) -> None:
+    store, outside = open_store(tmp_path / "store"), tmp_path / "outside"
+    store.put("data/kept", b"kept")
+    outside.mkdir()
+    (outside / "file").write_bytes(b"theirs")
+    for name, target in (
+        ("file", outside / "file"),
+        ("inner", tmp_path / "store/data/kept"),
+        ("dir", outside),
+    ):
+        (tmp_path / "store" / "data" / name).symlink_to(target)
+    linked = ["data/dir", "data/file", "data/inner"]
+    assert keys(store) == sorted([*linked, "data/kept"]), "of a linked folder nothing is listed"
+    for key in (*linked, "data/dir/file"):
+        for use in (
+            store.get,
+            store.exists,
+            lambda key: store.put(key, b""),
+            lambda key: store.put_if_absent(key, b""),
+        ):
+            with pytest.raises(ConfigError, match="links inside .* are not followed"):
+                use(key)
+    with pytest.raises(ConfigError, match="links inside .* are not followed"):
+        store.delete("data/dir/file")
+    for key in linked:
+        store.delete(key)
+    assert keys(store) == ["data/kept"] and store.get("data/kept") == b"kept"
+    assert (outside / "file").read_bytes() == b"theirs"
+
+
+def test_folder_refuses_to_read_what_is_no_file(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for key in ("pipe", "folder"):
+        assert not store.exists(key)
+        with pytest.raises(DamagedInputError, match=f"{key} is not a file; remove it"):
             store.get(key)
 
 
