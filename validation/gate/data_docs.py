@@ -44,7 +44,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-
 class _IndexEntry:
     """One suite on the index page."""
 
-    name: str
+    title: str
     num_passed: int
     num_checks: int
     results_page: str
@@ -100,6 +100,7 @@ class DataDocs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._results: dict[str, dict[str, bool]] = {}
+        self._titles: dict[str, str] = {}
         with _output_on_stderr():
             import great_expectations as gx
             from great_expectations.data_context.types.base import (
@@ -118,8 +119,11 @@ class DataDocs:
             )
             self._source = self._context.data_sources.add_pandas("rows")
 
-    def run_suite(self, suite: gx.ExpectationSuite, frame: pd.DataFrame) -> dict[str, bool]:
-        """Return True or False by the name of each check that `frame` passes or fails."""
+    def run_suite(self, suite: gx.ExpectationSuite, frame: pd.DataFrame, title: str) -> dict[str, bool]:
+        """Return True or False by the name of each check that `frame` passes or fails.
+
+        The index page lists the suite by `title`.
+        """
         import great_expectations as gx
 
         with _output_on_stderr():
@@ -137,6 +141,7 @@ class DataDocs:
             result.expectation_config.meta["check"]: bool(result.success) for result in suite_result.results
         }
         self._results[suite.name] = passed
+        self._titles[suite.name] = title
         return passed
 
     def write(self, failures: Sequence[str], notes: Sequence[str]) -> None:
@@ -153,7 +158,7 @@ class DataDocs:
     def _render_index(self, failures: Sequence[str], notes: Sequence[str]) -> str:
         suites = [
             _IndexEntry(
-                name,
+                self._titles[name],
                 sum(passed.values()),
                 len(passed),
                 str(gx_internals.results_page(self._folder, name)),

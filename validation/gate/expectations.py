@@ -201,9 +201,19 @@ def failing_rows(check: Check, table: pa.Table) -> np.ndarray:
     return np.flatnonzero(check.failing_mask(table[check.column]).fill_null(False).to_numpy())
 
 
-def build_suite(task: Task, labels_required: bool = True) -> gx.ExpectationSuite:
-    """Build the Great Expectations suite of `task`, for frames of `build_frame`."""
-    return build_check_suite(task.name, build_checks(task, labels_required))
+def rules_key(task: Task, labels_required: bool = True) -> str:
+    """Return a text that is equal for tasks whose rows must pass the same checks."""
+    return repr(
+        [
+            (check.name, check.column, check.requirement, check.expectation, sorted(check.settings.items()))
+            for check in build_checks(task, labels_required)
+        ]
+    )
+
+
+def build_suite(task: Task, name: str, labels_required: bool = True) -> gx.ExpectationSuite:
+    """Build the Great Expectations suite of the rows of `task`, for frames of `build_frame`."""
+    return build_check_suite(name, build_checks(task, labels_required))
 
 
 def build_schema_suite(name: str, columns: Sequence[str]) -> gx.ExpectationSuite:

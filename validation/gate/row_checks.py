@@ -122,8 +122,8 @@ class RowScan:
             self._later_bad_rows.append(table.take(beyond_head[:room]))
 
     def sample(self) -> pa.Table:
-        """Return the first rows of the file, and the bad rows among the others."""
-        parts = (ROW_SCHEMA.empty_table(), *self._head, *self._later_bad_rows)
+        """Return the bad rows beyond the first rows of the file, then the first rows."""
+        parts = (ROW_SCHEMA.empty_table(), *self._later_bad_rows, *self._head)
         return pa.concat_tables([table.cast(nullable(ROW_SCHEMA)) for table in parts])
 
 

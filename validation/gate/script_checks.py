@@ -42,10 +42,9 @@ def build_script_checks(scripts: Sequence[str], max_share: float) -> tuple[Check
     )
 
 
-def build_script_suite(task_name: str, scripts: Sequence[str], max_share: float) -> gx.ExpectationSuite:
+def build_script_suite(name: str, scripts: Sequence[str], max_share: float) -> gx.ExpectationSuite:
     """Build the suite for a frame of `build_script_frame`."""
-    # no task can have this name: + is outside the name rule
-    return build_check_suite(f"{task_name}+scripts", build_script_checks(scripts, max_share))
+    return build_check_suite(name, build_script_checks(scripts, max_share))
 
 
 def build_script_frame(verdicts: Sequence[FileVerdict]) -> pd.DataFrame:

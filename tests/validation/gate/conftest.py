@@ -17,7 +17,7 @@ class QuickDocs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def run_suite(self, suite, frame):
+    def run_suite(self, suite, frame, title):
         """Return results that equal any others."""
         return defaultdict(lambda: ANY)
 
