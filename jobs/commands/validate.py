@@ -29,7 +29,12 @@ def run_validate(config: RunConfig, run: CommandRun) -> dict[str, Any]:
         DamagedInputError: a file is damaged.
     """
     gate = GateRun(
-        config.judged_dir, config.tasks, config.validation_dir, config.accepted_dir, config=config.gate
+        config.judged_dir,
+        config.tasks,
+        config.validation_dir,
+        config.accepted_dir,
+        config=config.gate,
+        splits=config.split,
     )
     with given_cluster():
         report = validate(gate, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +146,27 @@ def quarantine_reasons(verdict: FileVerdict, duplicates: dict[str, np.ndarray]) 
         reasons = pa.ListArray.from_arrays(offsets, values)
         tables.append(pa.table([pa.array(rows), reasons], schema=REASON_SCHEMA))
     return pa.concat_tables(tables).sort_by("row")
+
+
+def accepted_rows(
+    data_dir: Path, files: Iterable[tuple[FileVerdict, dict[str, np.ndarray]]]
+) -> Iterator[pa.Table]:
+    """Yield the rows of checked files that are not quarantined, batch by batch.
+
+    Args:
+        data_dir: Folder of the files.
+        files: Verdict on each file, and its duplicate rows by reason.
+    """
+    for verdict, duplicates in files:
+        if verdict.refused or not verdict.rows:
+            continue
+        bad_N = np.zeros(verdict.rows, dtype=bool)
+        bad_N[quarantine_reasons(verdict, duplicates)["row"].to_numpy()] = True
+        start, path = 0, data_dir / verdict.relative
+        with open_partition(path) as file:
+            for table in read_row_batches(file, path):
+                yield table.filter(pa.array(~bad_N[start : start + table.num_rows]))
+                start += table.num_rows
 
 
 def _write_both_parts(

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from models.files import publish_dir, remove_tree, temporary_path
 from pipeline.config.gates import GateConfig
+from pipeline.config.splits import SplitConfig
 from pipeline.config.tasks import Task
 from pipeline.data.parallel_map import map_in_order
 from pipeline.data.reader import find_partitions
@@ -34,26 +33,13 @@ from validation.gate.cross_file_checks import (
     find_duplicates,
 )
 from validation.gate.data_docs import DataDocs, format_value
-from validation.gate.expectations import (
-    build_checks,
-    build_frame,
-    build_schema_frame,
-    build_schema_suite,
-    build_suite,
-    failing_rows,
-)
+from validation.gate.expectations import build_checks
 from validation.gate.file_checks import FileJob, FileVerdict, check_file
-from validation.gate.quarantine import BackgroundSplit
+from validation.gate.quarantine import BackgroundSplit, accepted_rows
 from validation.gate.report import FileRecord, TaskRecord, ValidationReport
-from validation.gate.script_checks import (
-    build_script_frame,
-    build_script_suite,
-    foreign_share,
-    script_failures,
-)
-from validation.text.scripts import SCRIPT_COLUMNS
-
-FRAME_ROWS = 20_000  # rows of a task that Great Expectations sees
+from validation.gate.script_checks import script_failures
+from validation.gate.split_counts import count_classes, missing_classes
+from validation.gate.suites import run_suites
 
 NON_BLOCKING_REASONS = {REPEATED_PAIR}  # one row of the pair is kept, so nothing is lost
 
@@ -89,6 +75,7 @@ class GateRun:
     accepted_dir: Path | None = None  # receives the good rows, if the data pass
     labels_required: bool = True  # True if each row must carry a label
     config: GateConfig = GateConfig()
+    splits: SplitConfig | None = None  # if given, each split of a task needs rows of both classes
 
     def file_jobs(self, partitions: Mapping[str, Sequence[Path]]) -> list[FileJob]:
         """Return one job for each file, task by task."""
@@ -126,23 +113,28 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
     _remove_stale_verdicts(run.out_dir / "partitions", files)
     tasks = [task for task in run.tasks if task.name in partitions]
     records = {task.name: task_record(task, verdicts) for task in tasks}
-    failures: list[str] = []
-    warnings = [
-        f"task={task.name}: the task is configured, but {run.data_dir} has no file of it"
+    failures = [
+        f"task={task.name}: {run.data_dir} has no file of the task; add task={task.name}/*.parquet, or take "
+        "the task out of `tasks`"
         for task in run.tasks
         if task not in tasks
     ]
+    warnings: list[str] = []
     for task in tasks:
         task_failures, task_warnings = verdict_messages(task, verdicts, records[task.name], run)
         failures += task_failures
         warnings += task_warnings
+        if run.splits and records[task.name].accepted:
+            rows = accepted_rows(run.data_dir, verdicts.of_task(task))
+            message = missing_classes(task, count_classes(rows, task, run.splits))
+            failures += [message] if message else []
     quarantine_dir = run.out_dir / "quarantine"
     accepted_dir = None if failures else run.accepted_dir
     # Arrow splits the files in the background while Great Expectations keeps Python busy
     with BackgroundSplit(
         run.data_dir, files, verdicts.duplicates.rows, quarantine_dir, accepted_dir
     ) as split:
-        failures += run_suites(run, tasks, verdicts, failures, warnings)
+        failures += write_data_docs(run, tasks, verdicts, failures, warnings)
         accepted = split.accepted_counts()
         split.publish(quarantine_dir)
         if accepted_dir is not None and not failures:
@@ -272,87 +264,25 @@ def reason_messages(task: Task, verdicts: FolderVerdicts, labels_required: bool)
             )
 
 
-def run_suites(
+def write_data_docs(
     run: GateRun,
     tasks: Sequence[Task],
     verdicts: FolderVerdicts,
     failures: Sequence[str],
     warnings: Sequence[str],
 ) -> list[str]:
-    """Run the suites on samples that hold bad rows of every kind, and write the Data Docs.
+    """Run the suites and replace the Data Docs.
 
     Returns:
         A message for each check on which Great Expectations and the row masks disagree.
     """
     staged = temporary_path(run.out_dir / "data_docs")
-    disagreements = []
+    files = [(task, [verdict for verdict, _ in verdicts.of_task(task)]) for task in tasks]
     try:
         docs = DataDocs(staged)
-        for task in tasks:
-            files = [verdict for verdict, _ in verdicts.of_task(task)]
-            _run_schema_suites(task, files, docs)
-            sample = read_sample(files)
-            if sample is not None:
-                disagreements += _run_row_suite(task, run.labels_required, sample, docs)
-            if sample is not None and task.name in run.config.scripts:
-                readable = [verdict for verdict in files if not verdict.refused]
-                disagreements += _run_script_suite(task, run.config, readable, docs)
+        disagreements = run_suites(docs, files, run.labels_required, run.config)
         docs.write([*failures, *disagreements], warnings)
         publish_dir(staged, run.out_dir / "data_docs")
     finally:
         remove_tree(staged)
     return disagreements
-
-
-def read_sample(files: Sequence[FileVerdict]) -> pa.Table | None:
-    """Return up to FRAME_ROWS rows of some files, those with bad rows first; None if no file was read."""
-    tables: list[pa.Table] = []
-    for verdict in sorted((v for v in files if not v.refused), key=lambda v: not v.bad_rows):
-        tables.append(pq.read_table(Path(verdict.folder) / "sample.parquet"))
-        if sum(table.num_rows for table in tables) >= FRAME_ROWS:
-            break
-    return pa.concat_tables(tables).slice(0, FRAME_ROWS) if tables else None
-
-
-def _run_schema_suites(task: Task, files: Sequence[FileVerdict], docs: DataDocs) -> None:
-    """Run one suite for each set of differences from the contract's schema."""
-    by_differences = {tuple(v.differences): v for v in files if v.differences}
-    for number, verdict in enumerate(by_differences.values(), 1):
-        schema = pa.schema([(column.name, pa.string()) for column in verdict.schema])
-        frame = build_schema_frame(schema)
-        frame.iloc[0] = [column.type for column in verdict.schema]
-        # no task can have this name: + is outside the name rule
-        docs.run_suite(build_schema_suite(f"{task.name}+schema-{number}", schema.names), frame)
-
-
-def _run_row_suite(task: Task, labels_required: bool, sample: pa.Table, docs: DataDocs) -> list[str]:
-    by_suite = docs.run_suite(build_suite(task, labels_required), build_frame(sample))
-    by_mask = {}
-    for check in build_checks(task, labels_required):
-        if check.name == "row_count":
-            by_mask[check.name] = bool(sample.num_rows)
-        else:
-            by_mask[check.name] = not len(failing_rows(check, sample))
-    return _disagreements(task, by_suite, by_mask)
-
-
-def _run_script_suite(
-    task: Task, config: GateConfig, files: Sequence[FileVerdict], docs: DataDocs
-) -> list[str]:
-    scripts, max_share = config.scripts[task.name], config.max_foreign_share
-    by_suite = docs.run_suite(build_script_suite(task.name, scripts, max_share), build_script_frame(files))
-    by_file = {
-        f"{name}_scripts": all(foreign_share(v, name) <= max_share for v in files) for name in SCRIPT_COLUMNS
-    }
-    return _disagreements(task, by_suite, by_file)
-
-
-def _disagreements(task: Task, by_suite: Mapping[str, bool], by_mask: Mapping[str, bool]) -> list[str]:
-    """Return a message for each check that passes in one engine and fails in the other."""
-    outcome = {True: "passes", False: "fails"}
-    return [
-        f"task={task.name}: check {name} {outcome[by_suite[name]]} in Great Expectations and "
-        f"{outcome[passed]} in the row masks; this is a bug of the pipeline, please report it"
-        for name, passed in by_mask.items()
-        if by_suite[name] != passed
-    ]

@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from models.files import file_sha256
+from pipeline.config.splits import SplitConfig
 from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, DataRefusedError
 from pipeline.schema import ROW_SCHEMA
@@ -120,11 +123,24 @@ def test_two_ray_workers_write_identical_reports_and_rows(tmp_path, task, build_
     assert reports[0] == reports[1] and accepted[0] == accepted[1] and len(accepted[0]) == 5
 
 
-def test_configured_task_without_files_is_a_warning(tmp_path, task, other_task, build_table, write_rows):
+def test_configured_task_without_files_is_refused(tmp_path, task, other_task, build_table, write_rows):
     report = validate(
         GateRun(write_rows({"query-ad": [build_table()]}), [task, other_task], tmp_path / "out")
     )
-    assert report.passed and report.warnings[0].startswith("task=keyword: the task is configured")
+    assert "task=keyword" in refusal_of(report) and "has no file of the task" in refusal_of(report)
+
+
+def test_task_without_both_classes_in_each_split_is_refused(tmp_path, task, build_table, write_rows):
+    folders = GateRun(write_rows({"query-ad": [build_table()]}), [task], tmp_path / "out", tmp_path / "good")
+    report = validate(replace(folders, splits=SplitConfig()))
+    assert "task=query-ad: accepted rows are missing in a split: train" in refusal_of(report)
+    assert not (tmp_path / "good").exists()
+    tables = [
+        build_table(f"p{i}-", query=[f"q{i}"] * 6, ad_title=list("abcdef"), label=[i % 3] * 6)
+        for i in range(100)
+    ]
+    write_rows({"query-ad": [pa.concat_tables(tables)]})
+    assert validate(replace(folders, splits=SplitConfig())).passed
 
 
 def test_equal_data_give_equal_reports(tmp_path, validate_tables, build_table):

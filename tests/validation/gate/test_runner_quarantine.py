@@ -4,13 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import validation.gate.cross_file_checks
-import validation.gate.file_checks
-import validation.gate.runner
 from models.files import file_sha256
 from pipeline.config.gates import GateConfig
 from pipeline.schema import ROW_SCHEMA
 from tests.support.gate_cases import BAD_VALUES, LENIENT, NAN, refusal_of
+from validation.gate import suites
 from validation.gate.report import summary_rows
 from validation.gate.runner import GateRun, validate
 
@@ -174,7 +172,7 @@ def test_great_expectations_and_row_masks_count_the_same_rows(task, build_table)
         .add_batch_definition_whole_dataframe("all")
         .get_batch({"dataframe": build_frame(table)})
     )
-    result = batch.validate(build_suite(task), result_format="COMPLETE")
+    result = batch.validate(build_suite(task, task.name), result_format="COMPLETE")
     counted = {
         one.expectation_config.meta["check"]: one.result.get("unexpected_count") for one in result.results
     }
@@ -186,7 +184,7 @@ def test_great_expectations_and_row_masks_count_the_same_rows(task, build_table)
 def test_disagreement_of_great_expectations_and_row_masks_refuses_data(
     great_expectations, monkeypatch, validate_tables, build_table
 ):
-    monkeypatch.setattr(validation.gate.runner, "failing_rows", lambda check, table: [])
+    monkeypatch.setattr(suites, "failing_rows", lambda check, table: [])
     report = validate_tables(build_table(weight=[NAN, 1, 1, 1, 1, 1]), config=LENIENT)
     assert not report.passed
     assert "check weight_range fails in Great Expectations and passes in the row masks" in report.failures[0]

@@ -29,7 +29,7 @@ def test_file_in_a_foreign_script_is_refused(
             " move the file to its own task, or add the script to gate.scripts",
         )
     page = report.data_docs.read_text()
-    assert f"<tr><td>query-ad+scripts</td><td>{2 if passes else 1} of 2</td>" in page
+    assert f"<tr><td>scripts of query-ad</td><td>{2 if passes else 1} of 2</td>" in page
     passed, total = re.search(r"<tr><td>query-ad</td><td>(\d+) of (\d+)</td>", page).groups()
     assert passed == total
 
