@@ -92,7 +92,9 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
             .add_batch_definition_whole_dataframe("all")
             .get_batch({"dataframe": frame})
         )
-        results = batch.validate(build_suite(task, task.name), result_format={"result_format": "COMPLETE"}).results
+        results = batch.validate(
+            build_suite(task, task.name), result_format={"result_format": "COMPLETE"}
+        ).results
         bad = sorted({row for result in results for row in result.result.get("unexpected_index_list") or ()})
         assert len(bad) == len(frame) // 10_000, "the synthetic rows have one bad row in 10,000"
         good = frame.drop(index=bad)
