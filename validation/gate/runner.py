@@ -113,21 +113,7 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
     _remove_stale_verdicts(run.out_dir / "partitions", files)
     tasks = [task for task in run.tasks if task.name in partitions]
     records = {task.name: task_record(task, verdicts) for task in tasks}
-    failures = [
-        f"task={task.name}: {run.data_dir} has no file of the task; add task={task.name}/*.parquet, or take "
-        "the task out of `tasks`"
-        for task in run.tasks
-        if task not in tasks
-    ]
-    warnings: list[str] = []
-    for task in tasks:
-        task_failures, task_warnings = verdict_messages(task, verdicts, records[task.name], run)
-        failures += task_failures
-        warnings += task_warnings
-        if run.splits and records[task.name].accepted:
-            rows = accepted_rows(run.data_dir, verdicts.of_task(task))
-            message = missing_classes(task, count_classes(rows, task, run.splits))
-            failures += [message] if message else []
+    failures, warnings = folder_messages(run, tasks, verdicts, records)
     quarantine_dir = run.out_dir / "quarantine"
     accepted_dir = None if failures else run.accepted_dir
     # Arrow splits the files in the background while Great Expectations keeps Python busy
@@ -197,6 +183,35 @@ def task_record(task: Task, verdicts: FolderVerdicts) -> TaskRecord:
         label_counts={name: labels[name] for name in task.labels},
         conflicting_pairs=verdicts.duplicates.conflicting_pairs.get(task.name, 0),
     )
+
+
+def folder_messages(
+    run: GateRun, tasks: Sequence[Task], verdicts: FolderVerdicts, records: Mapping[str, TaskRecord]
+) -> tuple[list[str], list[str]]:
+    """Return the reasons to refuse the data of a folder, and the warnings about them.
+
+    Args:
+        run: The run of the gate.
+        tasks: Configured tasks that have a file.
+        verdicts: Verdicts on all files.
+        records: Row counts by task.
+    """
+    failures = [
+        f"task={task.name}: {run.data_dir} has no file of the task; add task={task.name}/*.parquet, or take "
+        "the task out of `tasks`"
+        for task in run.tasks
+        if task not in tasks
+    ]
+    warnings: list[str] = []
+    for task in tasks:
+        task_failures, task_warnings = verdict_messages(task, verdicts, records[task.name], run)
+        failures += task_failures
+        warnings += task_warnings
+        if run.splits and records[task.name].accepted:
+            rows = accepted_rows(run.data_dir, verdicts.of_task(task))
+            message = missing_classes(task, count_classes(rows, task, run.splits))
+            failures += [message] if message else []
+    return failures, warnings
 
 
 def verdict_messages(
