@@ -12,12 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.adapters.lora import LoRAConfig
 from models.backbone import load_backbone, load_tokenizer, resolve_folder
 from models.folder_checks import BackboneUnavailableError
 from models.serialization.export import TEMPLATES
-from pipeline.errors import ConfigError
-from pipeline.training.plan import check_backbone
 from tests.support.backbone_folders import config_of, copy_of
 
 ROOT = Path(__file__).parents[2]
@@ -45,10 +42,10 @@ def test_quantised_checkpoint_is_refused_by_method(
     settings = {"quantization_config": {"quant_method": method, "bits": 4}}
     folder = changed_folder(**({place: settings} if place else settings))
     with pytest.raises(
-        ConfigError,
+        BackboneUnavailableError,
         match=f"changed is a checkpoint quantised by {method}, which is not taken; use the unquantised one",
     ):
-        check_backbone(config_of(folder), LoRAConfig())
+        resolve_folder(config_of(folder))
 
 
 @pytest.mark.parametrize("dtype", (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8))
@@ -58,8 +55,10 @@ def test_weight_stored_in_few_bits_is_refused_by_name(
     path = changed_folder() / "model.safetensors"
     tensors, name = load_file(path), "model.layers.0.self_attn.q_proj.weight"
     save_file(tensors | {name: tensors[name].to(dtype)}, path, metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=f"stores {name} as .*; use the unquantised checkpoint"):
-        check_backbone(config_of(path.parent), LoRAConfig())
+    with pytest.raises(
+        BackboneUnavailableError, match=f"stores {name} as .*; use the unquantised checkpoint"
+    ):
+        resolve_folder(config_of(path.parent))
 
 
 @pytest.mark.parametrize("has_config", (True, False))
@@ -69,8 +68,10 @@ def test_folder_with_an_adapter_is_refused_with_the_remedy(
     folder = changed_folder("adapter_config.json", base_model_name_or_path="someone/base")
     if not has_config:
         (folder / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"merge it first(.|\n)*merge_and_unload\(\)\.save_pretrained"):
-        check_backbone(config_of(folder), LoRAConfig())
+    with pytest.raises(
+        BackboneUnavailableError, match=r"merge it first(.|\n)*merge_and_unload\(\)\.save_pretrained"
+    ):
+        resolve_folder(config_of(folder))
 
 
 def test_adapter_config_of_a_hub_model_is_fetched(monkeypatch: pytest.MonkeyPatch, llama_dir: Path) -> None:
@@ -97,14 +98,11 @@ def test_folder_with_own_code_is_refused_without_a_question(
     folder = changed_folder(name, auto_map=auto_map, **keys)
     (folder / "own.py").write_text("raise SystemExit('code of the folder was run')")
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
-    for load in (
-        lambda: check_backbone(config_of(folder), LoRAConfig()),
-        lambda: load_backbone(config_of(folder)),
-    ):
-        with pytest.raises((ConfigError, BackboneUnavailableError), match=f"code of its own.*{name}"):
-            load()
+    for load in (resolve_folder, load_backbone):
+        with pytest.raises(BackboneUnavailableError, match=f"code of its own.*{name}"):
+            load(config_of(folder))
     if name == "tokenizer_config.json":  # bundles have one too
-        with pytest.raises(ValueError):
+        with pytest.raises(BackboneUnavailableError, match="does not load"):
             load_tokenizer(folder)
 
 
@@ -112,8 +110,8 @@ def test_folder_with_own_code_is_refused_without_a_question(
 def test_damaged_config_is_named(changed_folder: Callable[..., Path], content: str) -> None:
     folder = changed_folder()
     (folder / "config.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"config\.json is (no|not).* JSON"):
-        check_backbone(config_of(folder), LoRAConfig())
+    with pytest.raises(BackboneUnavailableError, match=r"config\.json is (no|not).* JSON"):
+        resolve_folder(config_of(folder))
 
 
 def auto_calls(source: str) -> list[ast.Call]:
