@@ -9,6 +9,7 @@ import pytest
 
 from models import files
 from models.files import atomic_writer, file_sha256, publish_dir, remove_tree
+from tests.support.kills import kill_at_every_event
 
 
 def write(path: Path, content: bytes) -> None:
@@ -114,3 +115,30 @@ def test_published_folder_replaces_a_link_and_not_its_target(tmp_path: Path) -> 
         publish_dir(staged, final)
         assert final.is_dir() and not final.is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["final-0", "final-1", "theirs"]
+
+
+def _replace_text(root: Path) -> None:
+    with atomic_writer(root / "text") as file:
+        file.write(b"new")
+
+
+def _read_text(root: Path) -> str:
+    return (root / "text").read_text()
+
+
+def test_killed_writer_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    folder_with(template, text="old")
+    kills = kill_at_every_event(_replace_text, template, tmp_path / "root", look=_read_text)
+    assert [event.partition(" ")[0] for event in kills.unkilled.events] == [
+        "os.mkdir",
+        "open",
+        "os:fsync",
+        "os.rename",
+        "os:fsync",
+        "os.remove",
+    ]
+    assert [kill.look.value for kill in kills.kills if kill.look] == ["old"] * 4 + ["new"] * 2
+    assert [entry.partition(": ")[0] for entry in kills.differences(unstable=["*"])] == [
+        f"killed before {kill.event}" for kill in kills.kills[2:4]
+    ]
