@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from models.config import BackboneConfig
-from models.files import bytes_sha256, file_sha256, remove_tree, temporary_path
+from models.files import bytes_sha256, file_sha256, remove_tree, sync_dir, sync_tree, temporary_path
 from models.folder_checks import BackboneUnavailableError, check_folder
 from models.heads import Pooling
 from models.torch_internals import cpu_has_bfloat16_instructions
@@ -344,8 +344,10 @@ def _convert_gguf(gguf_path: Path, cache_dir: Path) -> Path:
         model.save_pretrained(staged)
         tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, trust_remote_code=False, **options)
         tokenizer.save_pretrained(staged)
+        sync_tree(staged)
         if not final.exists():
             staged.rename(final)
+            sync_dir(final.parent)
     except OSError:
         if not final.is_dir():  # another process may have won the rename
             raise

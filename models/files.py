@@ -93,6 +93,18 @@ def sync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Wait until the files and folders in `folder`, which others wrote, are on disk."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            sync_dir(path)
+        elif path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def publish_dir(staged: Path, final: Path) -> None:
     """Rename a finished folder to `final`; replace an older folder there."""
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,11 @@
-"""Files of registered versions on this machine, downloaded once and verified by their readers."""
+"""Files of registered versions on this machine: downloaded once, and again if they are damaged."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.files import publish_dir, remove_tree, temporary_path
+from models.files import publish_dir, remove_tree, sync_tree, temporary_path
+from models.serialization.bundle import BundleRefusedError, read_bundle
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.registry.mlflow_client import connect_mlflow, translate_mlflow_errors
@@ -14,6 +16,9 @@ from pipeline.registry.model_versions import (
     get_version,
 )
 from pipeline.registry.promotion_log import PromotionLog
+from pipeline.storage.filesystem import read_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,11 @@ class VersionFiles:
     bundle_dir: Path
     bundle_sha256: str
     registry_error: str = ""  # why the registry did not answer; empty: it did
+
+    @property
+    def folder(self) -> Path:
+        """Everything that was downloaded."""
+        return self.bundle_dir.parent.parent
 
     @property
     def profile_path(self) -> Path:
@@ -68,13 +78,15 @@ def find_champion(config: RunConfig) -> VersionFiles | None:
             log.repair_aliases(connect_mlflow(config.tracking_uri))
             return _fetch_bundle(config, version, sha256)
     except RetryableError as error:
-        is_downloaded = _version_dir(config, version, sha256).is_dir()
-        if is_downloaded and config.registry.use_fetched_champion:
-            return replace(_fetch_bundle(config, version, sha256), registry_error=str(error))
+        files = _version_files(config, version, sha256)
+        damage = _find_damage(files)
+        if not damage and config.registry.use_fetched_champion:
+            return replace(files, registry_error=str(error))
         name = f"version {version} of {config.registry.model}, the champion by the promotion log"
-        problem = (
-            "is not used without it (registry.use_fetched_champion)" if is_downloaded else "is not here yet"
-        )
+        if not damage:
+            problem = "is not used without it (registry.use_fetched_champion)"
+        else:
+            problem = f"is damaged here ({damage})" if files.folder.is_dir() else "is not here yet"
         # A registry that answers without knowing the version is another registry.
         is_unknown = getattr(error.__cause__, "error_code", "") in NOT_FOUND_CODES
         kind = ConfigError if is_unknown else RetryableError
@@ -93,33 +105,50 @@ def fetch_version(config: RunConfig, version: str) -> VersionFiles:
 
 
 def _fetch_bundle(config: RunConfig, version: str, sha256: str) -> VersionFiles:
-    """Return a version's files, downloaded unless they are here.
+    """Return a version's files, downloaded unless they are here undamaged.
 
     Raises:
-        DamagedInputError: The version holds no bundle.
+        DamagedInputError: The registry's files are damaged too.
     """
     import mlflow
 
-    fetched = _version_dir(config, version, sha256)
-    bundle_dir = fetched / "artifacts" / BUNDLE_ARTIFACT
-    if not bundle_dir.is_dir():
-        connect_mlflow(config.tracking_uri)  # sets the store of models:/
-        remove_tree(fetched)
-        staged = temporary_path(fetched)
-        try:
-            staged.mkdir()
-            source = f"models:/{config.registry.model}/{version}"
-            mlflow.artifacts.download_artifacts(source, dst_path=str(staged))
-            publish_dir(staged, fetched)
-        finally:
-            remove_tree(staged)
-    if not bundle_dir.is_dir():
+    files = _version_files(config, version, sha256)
+    damage = _find_damage(files)
+    if not damage:
+        return files
+    if files.folder.is_dir():
+        logger.warning("fetched version %s damaged: %s; fetching it again", version, damage)
+    connect_mlflow(config.tracking_uri)  # sets the store of models:/
+    staged = temporary_path(files.folder)
+    try:
+        staged.mkdir()
+        source = f"models:/{config.registry.model}/{version}"
+        mlflow.artifacts.download_artifacts(source, dst_path=str(staged))
+        sync_tree(staged)
+        publish_dir(staged, files.folder)
+    finally:
+        remove_tree(staged)
+    if damage := _find_damage(files):
         raise DamagedInputError(
-            f"version {version} of {config.registry.model} holds no bundle; register its bundle again"
+            f"version {version} of {config.registry.model} damaged in the registry: {damage}; register its "
+            "bundle again"
         )
-    return VersionFiles(version, bundle_dir, sha256)
+    return files
 
 
-def _version_dir(config: RunConfig, version: str, sha256: str) -> Path:
-    """Return the folder of a version's files."""
-    return config.run_dir / "served" / f"version-{version}-{sha256[:12]}"
+def _find_damage(files: VersionFiles) -> str:
+    """Return why a version's files are not usable; empty if they are."""
+    try:
+        read_bundle(files.bundle_dir, files.bundle_sha256)
+        for path in (files.profile_path, files.reference_path):
+            if path.exists():
+                read_json(path)
+    except (BundleRefusedError, DamagedInputError) as error:
+        return str(error).partition(";")[0]
+    return ""
+
+
+def _version_files(config: RunConfig, version: str, sha256: str) -> VersionFiles:
+    """Return the places of a version's files, which may be absent."""
+    folder = config.run_dir / "served" / f"version-{version}-{sha256[:12]}"
+    return VersionFiles(version, folder / "artifacts" / BUNDLE_ARTIFACT, sha256)

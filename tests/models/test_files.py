@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from models import files
-from models.files import atomic_writer, file_sha256, publish_dir, remove_tree
+from models.files import atomic_writer, file_sha256, publish_dir, remove_tree, sync_tree
 from tests.support.kills import kill_at_every_event
 
 
@@ -48,6 +48,17 @@ def test_content_is_synced_before_rename_and_folder_after(
     monkeypatch.setattr(Path, "replace", lambda path, target: (order.append("rename"), replace(path, target)))
     write(tmp_path / "file", b"content")
     assert order == ["file", "rename", "folder"]
+
+
+def test_sync_tree_syncs_every_file_and_folder_but_follows_no_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_with(tmp_path / "tree" / "inner", file="content").parent
+    (folder / "link").symlink_to(folder_with(tmp_path / "outside", other="content"))
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())))
+    sync_tree(folder)
+    assert sorted(synced) == [str(folder), str(folder / "inner"), str(folder / "inner" / "file")]
 
 
 def test_failed_folder_sync_leaves_a_complete_new_file(
