@@ -138,7 +138,11 @@ def export(
     ] = None,
     overrides: SetOption = None,
 ) -> None:
-    """Write one task of a version as a PEFT LoRA adapter or as a plain model, for other tools to load."""
+    """Write one task of a version as a PEFT LoRA adapter or as a plain model, for other tools to load.
+
+    The export is loaded back and must give the model's logits before it is published. That takes the time of
+    a second load; memory holds one model at a time.
+    """
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
         from jobs.commands.export import run_export

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_run import CommandRun
+from models.serialization.export import ExportFormat
 from pipeline.config.run import RunConfig
-from pipeline.registry.exports import ExportFormat, export_task
+from pipeline.registry.exports import export_task
 from pipeline.registry.version_files import fetch_version, resolve_champion
 
 logger = logging.getLogger(__name__)

@@ -1,16 +1,17 @@
 """Export one task of a model as a PEFT LoRA adapter or as merged weights.
 
-A decoder becomes the sequence classification model of its architecture, whose `score` is the task's head. No
-such class of an encoder pools as this project does, so an encoder becomes its bare trunk, with the head in a
-file of its own. The README.md of each export says how to load it.
+A decoder becomes the sequence classification model of its architecture, whose `score` is the task's head. An
+encoder, or a decoder without a class of just trunk and `score`, becomes its bare trunk with the head in a
+file of its own. The README.md of each export says how to load it; export_check.py runs that code.
 
 Shape legend: B rows, S tokens, D width, K rank, O width out, C labels of the task.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -22,8 +23,13 @@ from models.inference.merging import check_task_index, merge_task, task_head
 from models.relevance import RelevanceModel
 from models.serialization.bundle import encode_json
 
+ExportFormat = Literal["peft", "merged"]
+
 HEAD_FILE = "head.safetensors"
-# code that loads an export, with fields in braces
+MERGED_WEIGHTS = "model.safetensors"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+# code that loads an export; the README.md sets its variables
 TEMPLATES = Path(__file__).with_name("templates")
 
 BIAS_WARNING = (
@@ -43,6 +49,16 @@ class ExportTask:
     base_revision: str | None  # commit of a hub id
     pad_id: int  # padding token, never a row's last token; decoders pool the last other token
 
+    @cached_property
+    def sequence_class(self) -> Any | None:
+        """transformers' class of the trunk with a linear `score` on the last token; None if there is none."""
+        return sequence_class(self.model)
+
+    @property
+    def trunk_prefix(self) -> str:
+        """Prefix of the trunk's names in the exported model class."""
+        return "" if self.sequence_class is None else f"{self.sequence_class.base_model_prefix}."
+
 
 def export_peft(task: ExportTask, folder: Path) -> None:
     """Write a folder for `peft.PeftModel.from_pretrained`, with a README.md.
@@ -59,7 +75,7 @@ def export_peft(task: ExportTask, folder: Path) -> None:
     layers = adapted_layers(model.trunk)
     pairs = {name: peft_pair(layer, task_index) for name, layer in layers.items()}
     rank = max(down_KD.shape[0] for down_KD, _ in pairs.values())
-    prefix = "base_model.model." + trunk_prefix(model)
+    prefix = "base_model.model." + task.trunk_prefix
     tensors: dict[str, torch.Tensor] = {}
     for name, (down_KD, up_OK) in pairs.items():
         missing = rank - down_KD.shape[0]
@@ -70,12 +86,12 @@ def export_peft(task: ExportTask, folder: Path) -> None:
         f"{prefix}{name}.lora_magnitude_vector": magnitude_O for name, magnitude_O in magnitudes.items()
     }
     head = task_head(model, task_index).state_dict()
-    if model.pooling == "last":
-        tensors |= {f"base_model.model.score.{name}": tensor for name, tensor in head.items()}
-    else:
+    if task.sequence_class is None:
         write_tensors(folder / HEAD_FILE, head)
-    write_tensors(folder / "adapter_model.safetensors", tensors)
-    (folder / "adapter_config.json").write_bytes(encode_json(peft_config(task, rank, bool(magnitudes))))
+    else:
+        tensors |= {f"base_model.model.score.{name}": tensor for name, tensor in head.items()}
+    write_tensors(folder / PEFT_WEIGHTS, tensors)
+    (folder / PEFT_CONFIG).write_bytes(encode_json(peft_config(task, rank, bool(magnitudes))))
     (folder / "README.md").write_text(readme(task, "peft"), encoding="utf-8")
 
 
@@ -88,21 +104,18 @@ def export_merged(task: ExportTask, folder: Path) -> None:
     """
     model = task.model
     merged = merge_task(model, task.index)
-    prefix, head = trunk_prefix(model), merged.head.state_dict()
-    tensors = {prefix + name: tensor for name, tensor in merged.trunk.state_dict().items()}
-    if model.pooling == "last":
-        tensors |= {f"score.{name}": tensor for name, tensor in head.items()}
-    else:
+    head = merged.head.state_dict()
+    tensors = {task.trunk_prefix + name: tensor for name, tensor in merged.trunk.state_dict().items()}
+    if task.sequence_class is None:
         write_tensors(folder / HEAD_FILE, head)
-    write_tensors(folder / "model.safetensors", tensors)
-    trunk: Any = model.trunk
-    config = type(trunk.config).from_dict(trunk.config.to_dict())
-    config.architectures = [
-        (sequence_class(model) if model.pooling == "last" else type(model.trunk)).__name__
-    ]
+    else:
+        tensors |= {f"score.{name}": tensor for name, tensor in head.items()}
+    write_tensors(folder / MERGED_WEIGHTS, tensors)
+    config = copy_config(model.trunk)
+    config.architectures = [(task.sequence_class or type(model.trunk)).__name__]
     config.id2label = dict(enumerate(task.label_names))
     config.label2id = {name: index for index, name in enumerate(task.label_names)}
-    config.pad_token_id = task.pad_id
+    config.pad_token_id = config.get_text_config().pad_token_id = task.pad_id
     config.save_pretrained(folder)
     (folder / "README.md").write_text(readme(task, "merged"), encoding="utf-8")
 
@@ -119,10 +132,10 @@ def peft_pair(layer: AdaptedLinear, task_index: int) -> tuple[torch.Tensor, torc
 
 def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
     """Return the fields of peft.LoraConfig that PEFT needs to load the tensors."""
-    is_decoder = task.model.pooling == "last"
+    has_score = task.sequence_class is not None
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if is_decoder else "FEATURE_EXTRACTION",
+        "task_type": "SEQ_CLS" if has_score else "FEATURE_EXTRACTION",
         "base_model_name_or_path": task.base_source,
         "revision": task.base_revision,
         "inference_mode": True,
@@ -134,63 +147,87 @@ def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
         "use_rslora": False,
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "target_modules": peft_targets(task.model),
-        "modules_to_save": ["score"] if is_decoder else None,
+        "target_modules": peft_targets(task),
+        "modules_to_save": ["score"] if has_score else None,
     }
 
 
-def peft_targets(model: RelevanceModel) -> list[str]:
-    """Return the adapted linears by name suffix if that selects exactly them, else by full name."""
-    adapted = set(adapted_layers(model.trunk))
-    linears = {
-        name.removesuffix(".base")
-        for name, module in model.trunk.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
+def peft_targets(task: ExportTask) -> list[str]:
+    """Return the adapted linears by name suffix if that selects exactly them, else by full name.
+
+    PEFT compares suffixes with the names of all modules, linears or not.
+    """
+    adapted = set(adapted_layers(task.model.trunk))
+    modules = {name.removesuffix(".base") for name, _ in task.model.trunk.named_modules()}
     suffixes = sorted({name.rpartition(".")[2] for name in adapted})
-    if {name for name in linears if name.rpartition(".")[2] in suffixes} == adapted:
+    if {name for name in modules if name.rpartition(".")[2] in suffixes} == adapted:
         return suffixes
-    return sorted(trunk_prefix(model) + name for name in adapted)
+    return sorted(task.trunk_prefix + name for name in adapted)
 
 
-def trunk_prefix(model: RelevanceModel) -> str:
-    """Return the prefix of the trunk's names in the exported model class."""
-    return f"{sequence_class(model).base_model_prefix}." if model.pooling == "last" else ""
+def sequence_class(model: RelevanceModel) -> Any | None:
+    """Return transformers' class of the model's trunk and nothing but a linear `score` on its last token.
 
-
-def sequence_class(model: RelevanceModel) -> Any:
-    """Return transformers' sequence classification class of the trunk's architecture.
-
-    Raises:
-        ValueError: There is none.
+    None if there is no such class: some have further layers between trunk and logits.
     """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     trunk: Any = model.trunk
-    if type(trunk.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise ValueError(
-            f"transformers has no sequence classification for {trunk.config.model_type}; this backbone "
-            "cannot be exported"
-        )
-    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(trunk.config)]
+    if model.pooling != "last" or type(trunk.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return None
+    model_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(trunk.config)]
+    prefix = model_class.base_model_prefix
+    with torch.device("meta"):
+        built = model_class(copy_config(trunk))
+    others = {name for name, _ in built.named_parameters() if not name.startswith(f"{prefix}.")}
+    is_same_trunk = type(getattr(built, prefix, None)) is type(trunk)
+    return model_class if is_same_trunk and others - {"score.bias"} == {"score.weight"} else None
+
+
+def copy_config(trunk: Any) -> Any:
+    """Return a copy of a trunk's config that may be changed."""
+    return type(trunk.config).from_dict(trunk.config.to_dict())
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write safetensors that transformers and peft can read."""
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        path,
-        metadata={"format": "pt"},
-    )
+    written: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        # safetensors refuses tensors that share memory, such as those of tied layers
+        shares = own.untyped_storage().data_ptr() in storages
+        storages.add(own.untyped_storage().data_ptr())
+        written[name] = own.clone() if shares else own
+    save_file(written, path, metadata={"format": "pt"})
 
 
-def readme(task: ExportTask, export_format: str) -> str:
+def loading_code(task: ExportTask, export_format: ExportFormat) -> str:
+    """Return the code that loads an export and computes `logits` of `input_ids` and `attention_mask`.
+
+    Its other variables are `folder`, `dtype` and those of `loading_variables`.
+    """
+    if task.sequence_class is not None:
+        return (TEMPLATES / f"sequence_{export_format}.txt").read_text()
+    names = (f"trunk_{export_format}.txt", f"pool_{task.model.pooling}.txt")
+    return "".join((TEMPLATES / name).read_text() for name in names)
+
+
+def loading_variables(task: ExportTask) -> dict[str, Any]:
+    """Return the variables of the loading code that depend on the task and its base model."""
+    return {
+        "base": task.base_source,
+        "revision": task.base_revision,
+        "num_labels": len(task.label_names),
+        "pad_id": task.pad_id,
+    }
+
+
+def readme(task: ExportTask, export_format: ExportFormat) -> str:
     """Return the README.md of an export: how to load it."""
-    pooling, num_labels = task.model.pooling, len(task.label_names)
-    template = f"{'decoder' if pooling == 'last' else 'encoder'}_{export_format}.txt"
-    code = (TEMPLATES / template).read_text()
-    code = code.format(
-        base=task.base_source, revision=task.base_revision, num_labels=num_labels, pad_id=task.pad_id
+    code = loading_code(task, export_format)
+    variables = "".join(
+        f"{name} = {value!r}\n" for name, value in loading_variables(task).items() if name in code
     )
     content = "A LoRA adapter and a head" if export_format == "peft" else "A model"
     return (
@@ -199,6 +236,6 @@ def readme(task: ExportTask, export_format: str) -> str:
         f"Pad on the right with token {task.pad_id}. relevance.json, where there is one, holds the "
         "text template, its limits and the calibration,\n"
         "which was fitted to the model with unmerged "
-        f"adapters.\n\n{BIAS_WARNING if pooling == 'last' else ''}"
-        f'```python\nfolder = "."\n{code}```\n'
+        f"adapters.\n\n{BIAS_WARNING if task.sequence_class is not None else ''}"
+        f'```python\nimport torch\n\nfolder = "."\ndtype = torch.float32\n{variables}\n{code}```\n'
     )

@@ -51,7 +51,7 @@ def write_model(folder: Path, model: Any) -> Path:
     state = {
         name: t.contiguous()
         for name, t in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
+        if not (tied and name in ("lm_head.weight", "decoder.weight"))
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     write_tokenizer(folder)
@@ -179,6 +179,46 @@ def tiny_lfm2() -> Any:
             pad_token_id=0,
             **shape,
         )
+    )
+
+
+def tiny_decoder(kind: str, **settings: Any) -> Any:
+    """Build a decoder of any architecture whose config has Llama's names, without a padding token."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(8)
+    shape = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": None,
+        "tie_word_embeddings": True,
+    }
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**shape, **settings}))
+
+
+def tiny_gemma3() -> Any:
+    """Build a decoder beside a vision tower; the settings of the text lie in a config of their own."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = tiny_decoder("gemma3_text", head_dim=8).config.to_dict()
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
     )
 
 

@@ -17,8 +17,17 @@ from models.adapters.moe_lora import MoELoRAConfig
 from models.adapters.mtlora import MTLoRAConfig
 from models.adapters.multi_lora import MultiLoRAConfig
 from models.adapters.per_task_lora import PerTaskLoRAConfig
-from models.relevance import RelevanceModel
-from models.serialization.export import ExportTask, export_merged, export_peft
+from models.backbone import load_backbone
+from models.config import BackboneConfig, ModelConfig
+from models.relevance import RelevanceModel, build_model
+from models.serialization.export import (
+    ExportTask,
+    export_merged,
+    export_peft,
+    peft_targets,
+    write_tensors,
+)
+from tests.support.tiny_trunks import tiny_decoder, tiny_gemma3, write_model
 
 FreshModel = Callable[..., RelevanceModel]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -96,6 +105,54 @@ def test_transformers_reproduces_each_merged_task(
         )
 
 
+@pytest.mark.parametrize(
+    ("kind", "has_score"),
+    [
+        ("gemma3", True),  # pad_token_id is of the text's config
+        ("gpt_neox", True),  # the trunk has a name of its own
+        ("modernbert-decoder", False),  # layers between trunk and classifier
+        ("granite", False),  # no sequence classification
+    ],
+)
+def test_readme_of_each_kind_of_decoder_runs(
+    kind: str, has_score: bool, batch: Batch, tmp_path: Path
+) -> None:
+    settings = (
+        {"cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0} if kind == "modernbert-decoder" else {}
+    )
+    trunk = tiny_gemma3() if kind == "gemma3" else tiny_decoder(kind, **settings)
+    base = write_model(tmp_path / "base", trunk)
+    config = BackboneConfig(source=str(base), dtype="float32")
+    adapter = LoRAConfig(rank=4, target_modules="all-linear")
+    model = build_model(ModelConfig(config, adapter, (2, 3, 5)), load_backbone(config), seed=0)
+    layers: list[Any] = model.adapted
+    for layer in layers:
+        torch.nn.init.normal_(layer.up_OR, std=0.3, generator=torch.Generator().manual_seed(7))
+    for name, write in (("peft", export_peft), ("merged", export_merged)):
+        folder = tmp_path / name
+        folder.mkdir()
+        write(task_of(model, 1, str(base)), folder)
+        torch.testing.assert_close(
+            run_readme(folder, batch), task_logits(model, batch, 1), rtol=2e-5, atol=2e-5
+        )
+        assert (folder / "head.safetensors").is_file() != has_score
+
+
+def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
+    tied = torch.arange(6.0).view(2, 3)
+    write_tensors(tmp_path / "tied.safetensors", {"a": tied, "b": tied, "c": tied[1]})
+    read = load_file(tmp_path / "tied.safetensors")
+    assert read["a"].equal(tied) and read["b"].equal(tied) and read["c"].equal(tied[1])
+
+
+def test_suffix_that_another_module_has_is_not_a_target(fresh_model: FreshModel) -> None:
+    model = fresh_model(stir=7)
+    assert peft_targets(task_of(model, 1)) == ["q_proj", "v_proj"]
+    trunk: Any = model.trunk
+    trunk.layers[0].add_module("v_proj", torch.nn.LayerNorm(4))
+    assert peft_targets(task_of(model, 1))[0] == "model.layers.0.self_attn.q_proj"
+
+
 def test_exported_adapter_has_the_names_of_peft(fresh_model: FreshModel, tmp_path: Path) -> None:
     export_peft(task_of(fresh_model(stir=7), 1, revision="abc123"), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -106,7 +163,7 @@ def test_exported_adapter_has_the_names_of_peft(fresh_model: FreshModel, tmp_pat
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
     assert config["target_modules"] == ["q_proj", "v_proj"]
-    assert config["revision"] == "abc123" and "revision='abc123'" in (tmp_path / "README.md").read_text()
+    assert config["revision"] == "abc123" and "revision = 'abc123'" in (tmp_path / "README.md").read_text()
     shapes = {name: tuple(t.shape) for name, t in load_file(tmp_path / "adapter_model.safetensors").items()}
     assert shapes["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] == (4, 32)
     assert shapes["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"] == (16, 4)
