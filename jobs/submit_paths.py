@@ -9,10 +9,11 @@ from typing import Any
 
 from pipeline.config.run import RunConfig, is_path
 from pipeline.errors import ConfigError
+from pipeline.names import hide_account
 
 
 def check_paths(config: RunConfig, given: dict[str, Any]) -> None:
-    """Raise ConfigError if paths of a config are relative, naming the settings.
+    """Raise ConfigError if paths of a config are relative, or if it holds an account.
 
     Args:
         config: The validated config; its paths are absolute already.
@@ -22,13 +23,21 @@ def check_paths(config: RunConfig, given: dict[str, Any]) -> None:
     source = given.get("backbone", {}).get("source", "")
     if is_path(source) and not source.startswith(("/", "~")):
         relative["backbone.source"] = source
-    if is_relative_uri(config.tracking_uri):
-        relative["registry.tracking_uri"] = config.tracking_uri
+    given_uri = str((given.get("registry") or {}).get("tracking_uri") or "")
+    if is_relative_sqlite(given_uri):
+        relative["registry.tracking_uri"] = given_uri
     if relative:
         settings = ", ".join(f"{name} ({text})" for name, text in relative.items())
         raise ConfigError(
             f"paths relative, which a cluster cannot resolve: {settings}; write absolute paths that all its "
             "machines see, or s3://bucket/prefix for data.to_score and scoring.scores"
+        )
+    if hide_account(config.tracking_uri) != config.tracking_uri:
+        raise ConfigError(
+            f"registry.tracking_uri has an account: {hide_account(config.tracking_uri)}; everyone who may "
+            "look at a cluster sees the config of its jobs: leave the account out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database, such as PGUSER and "
+            "PGPASSWORD) on its machines"
         )
 
 
@@ -55,9 +64,7 @@ def relative_paths(value: Any, given: Any, prefix: str) -> Iterator[tuple[str, s
             yield prefix, str(given)
 
 
-def is_relative_uri(uri: str) -> bool:
-    """Return whether MLflow would resolve a tracking URI in the current folder."""
-    scheme, separator, path = uri.partition("://")
-    if scheme.startswith("sqlite"):
-        return not path.startswith("//")
-    return not separator and "/" in uri and not uri.startswith(("/", "file:/"))
+def is_relative_sqlite(uri: str) -> bool:
+    """Return whether a tracking URI is an sqlite file whose path is relative, or starts at a home folder."""
+    scheme, _, path = uri.partition("://")
+    return scheme.startswith("sqlite") and not path.startswith("//")

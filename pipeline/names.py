@@ -1,4 +1,4 @@
-"""The rule for names of runs, tasks, models and partitions; recognition of bucket URLs."""
+"""The rule for names of runs, tasks, models and partitions; buckets and accounts in URLs."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ BUCKET_SCHEME = "s3://"
 def is_bucket(location: Path | str) -> bool:
     """Return True for a URL of an object store, False for a path."""
     return str(location).startswith(BUCKET_SCHEME)
+
+
+# up to the last @ of the host part; a password may hold / if an account name and a colon stand before it
+_ACCOUNT = re.compile(r"(?<=:)//(?:[^/\s:'\"]*:[^\s'\"]*|[^/\s'\"]*)@")
+
+
+def hide_account(text: str) -> str:
+    """Return a text without the accounts, such as name:password@, of the URLs in it."""
+    return _ACCOUNT.sub("//***@", text)

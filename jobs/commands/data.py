@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from jobs.command_run import CommandRun
 from models.files import file_sha256
-from pipeline.config.error_messages import describe_problem, read_yaml_mapping
+from pipeline.config.error_messages import describe_problem
 from pipeline.config.extensions import IMPORTERS, ImportContext, load_importers
 from pipeline.config.run import RunConfig
 from pipeline.config.sources import PathSource, SourceBlock
+from pipeline.config.yaml_files import booleans_taken_as_numbers, read_yaml_mapping
 from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, RelevanceError
 from pipeline.storage.filesystem import json_sha256, read_json, write_json
@@ -134,11 +135,13 @@ def build_source(kind: str, path: Path, mapping: Path | None, language: str | No
         )
     try:
         source: PathSource = blocks[kind].model_validate({"kind": kind, **settings, "path": path})
-        return source
     except ValidationError as error:
         problems = "; ".join(describe_problem(problem, blocks[kind]) for problem in error.errors())
         cure = "" if mapping else f"; give its settings with --mapping FILE, as {SECTION} shows"
         raise ConfigError(f"{mapping or f'source {kind}'}: {problems}{cure}") from error
+    if wrong := [*booleans_taken_as_numbers(settings, source)]:
+        raise ConfigError(f"{mapping}: {'; '.join(wrong)}")
+    return source
 
 
 def import_rows(source: SourceBlock, context: ImportContext, run: CommandRun) -> "ImportCounts":

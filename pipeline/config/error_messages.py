@@ -1,17 +1,16 @@
-"""YAML settings files, and pydantic's problems with them as sentences for users."""
+"""Problems that pydantic finds in settings, as sentences for users."""
 
 import dataclasses
+import datetime
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from pipeline.config.extensions import method_blocks, source_blocks
-from pipeline.errors import ConfigError
+from pipeline.names import hide_account
 
 Loc = Sequence[str | int]  # keys and list indices from the root to a setting
 
@@ -28,29 +27,6 @@ TAGGED_SETTINGS = {
     "sources": TaggedSetting(source_blocks, tag_position=2),  # ("sources", 0, "esci", "path")
     "adapter": TaggedSetting(method_blocks, tag_position=1),  # ("adapter", "lora", "rank")
 }
-
-
-def read_yaml_mapping(path: Path, kind: str, if_missing: str, expected: str) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
-
-    Args:
-        path: The file.
-        kind: Noun for the file in error messages.
-        if_missing: Advice if the file does not exist.
-        expected: Description of the mapping, as in "of settings".
-
-    Raises:
-        ConfigError: The file does not exist, is not readable YAML, or is not a mapping.
-    """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{kind} {path} does not exist; {if_missing}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{kind} {path} is not readable YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{kind} {path} must be a YAML mapping {expected}")
-    return value
 
 
 def describe_problem(problem: ErrorDetails, root: type[Any]) -> str:
@@ -124,6 +100,16 @@ def _describe_unknown_setting(path: Loc, tag: str | None, root: type[Any]) -> st
     return f"{_dotted(path)} is not a setting of {tag}{hint}"
 
 
+def _describe_quoting(value: Any) -> str:
+    """Return advice for a text that YAML has read as something else; empty if it has not."""
+    if isinstance(value, bool):
+        return "; YAML reads yes, no, on, off, true and false as truth values: quote it, such as 'no'"
+    if isinstance(value, int | float | datetime.date):
+        kind = "date" if isinstance(value, datetime.date) else "number"
+        return f"; YAML reads it as a {kind}: quote it, as '{value}'"
+    return "; YAML reads null and ~ as no value: quote it, as 'null'" if value is None else ""
+
+
 def _describe_unknown_tag(path: Loc, context: Mapping[str, Any]) -> str:
     setting = _dotted([*path, context["discriminator"].strip("'")])
     known = context["expected_tags"].replace("'", "")
@@ -136,7 +122,9 @@ def _describe_wrong_value(path: Loc, problem: ErrorDetails) -> str:
     setting, value = _dotted(path), problem["input"]
     message = problem["msg"].removeprefix("Value error, ")
     if setting and not isinstance(value, dict) and not field_types(type(value)):
-        message += f" (given {value!r})"
+        message += f" (given {hide_account(repr(value))})"
+    if problem["type"] in ("string_type", "invalid_key"):
+        message += _describe_quoting(path[-1] if problem["type"] == "invalid_key" else value)
     if not setting or message.startswith(f"{setting}."):
         return message
     return f"{setting}: {message}"

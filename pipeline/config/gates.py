@@ -1,16 +1,23 @@
 """Config blocks of the data gate and of the promotion gate."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from pipeline.config.extensions import BEHAVIORAL_TESTS, load_behavioral_tests
+from pipeline.config.paths import parse_path
 from pipeline.config.strict_model import StrictModel
 
 Script = Literal[
     "latin", "greek", "cyrillic", "hebrew", "arabic", "indic", "thai", "hangul", "kana", "han", "other"
 ]
+
+
+def parse_profile(value: Any) -> Any:
+    """Return "champion" as written and a file as an absolute path; leave other types to pydantic."""
+    path = value if value == "champion" else parse_path(value)
+    return path.absolute() if isinstance(path, Path) else path
 
 
 class GateConfig(StrictModel):
@@ -26,7 +33,7 @@ class GateConfig(StrictModel):
     # pairs with different labels: drop them, keep the most common label, or keep all
     label_conflicts: Literal["drop", "majority", "keep"] = "keep"
     # reference for data drift: the champion's training data, or the profile.json of a run
-    reference_profile: Literal["champion"] | Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    reference_profile: Annotated[Literal["champion"] | Path, BeforeValidator(parse_profile)] | None = None
 
     @field_validator("scripts")
     @classmethod

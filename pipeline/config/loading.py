@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from models.config import AdapterConfig
-from pipeline.config.error_messages import describe_problem, read_yaml_mapping
+from pipeline.config.error_messages import describe_problem
 from pipeline.config.run import Adapter, RunConfig
+from pipeline.config.yaml_files import booleans_taken_as_numbers, parse_yaml, read_yaml_mapping
 from pipeline.errors import ConfigError
+from pipeline.names import hide_account
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -54,9 +55,12 @@ def build_config(settings: dict[str, Any], origin: str) -> RunConfig:
             messages = [*_describe_problems(error), "adapter is checked once these are right"]
             raise ConfigError(f"{origin}: " + "; ".join(messages)) from error
     try:
-        return RunConfig.model_validate(settings)
+        config = RunConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"{origin}: " + "; ".join(_describe_problems(error))) from error
+    if problems := [*booleans_taken_as_numbers(settings, config)]:
+        raise ConfigError(f"{origin}: " + "; ".join(problems))
+    return config
 
 
 def _describe_problems(error: ValidationError) -> list[str]:
@@ -88,7 +92,8 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise ConfigError(
-            f"--set {override!r} has no =; write setting=value, such as optimizer.learning_rate=1e-4"
+            f"--set {hide_account(override)!r} has no =; write setting=value, such as "
+            "optimizer.learning_rate=1e-4"
         )
     *parents, last = path.split(".")
     target: Any = settings
@@ -96,6 +101,6 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         for key in parents:
             target = target[int(key)] if isinstance(target, list) else target.setdefault(key, {})
         # YAML 1.1 reads 1e-4 as a string; pydantic converts it to a number
-        target[int(last) if isinstance(target, list) else last] = yaml.safe_load(text)
-    except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--set {override!r} does not fit the config: {error}") from error
+        target[int(last) if isinstance(target, list) else last] = parse_yaml(text)
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--set {hide_account(override)!r} does not fit the config: {error}") from error

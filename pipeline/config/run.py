@@ -4,21 +4,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, TypeAdapter, model_validator
 
 from models.config import AdapterConfig, BackboneConfig
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.extensions import RegisteredBlock, method_blocks
 from pipeline.config.gates import GateConfig, PromotionConfig
-from pipeline.config.scoring import Location, ScoringConfig
+from pipeline.config.paths import (
+    AbsolutePath,
+    Location,
+    parse_path,
+    parse_tracking_uri,
+    sqlite_uri,
+)
+from pipeline.config.scoring import ScoringConfig
 from pipeline.config.sources import Source, check_sources
 from pipeline.config.splits import SplitConfig
 from pipeline.config.strict_model import StrictModel, validate_name
 from pipeline.config.tasks import Task
 from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig
-
-# made absolute when the config is read, because workers start in another folder
-AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+from pipeline.names import hide_account
 
 
 def is_path(source: str) -> bool:
@@ -34,11 +39,13 @@ def is_path(source: str) -> bool:
 def make_paths_absolute(backbone: BackboneConfig) -> BackboneConfig:
     """Return the backbone with absolute paths: a bundle records them, and is loaded in other folders."""
     source, cache_dir = backbone.source, backbone.cache_dir
-    if is_path(source):
+    for name, text in (("source", source), ("cache_dir", cache_dir)):
         try:
-            source = str(Path(source).expanduser().absolute())
-        except RuntimeError as error:
-            raise ValueError(f"source is not absolute: {source} ({error}); write the whole path") from error
+            parse_path(text)
+        except ValueError as error:
+            raise ValueError(f"backbone.{name}: {error} (given {text!r})") from error
+    if is_path(source):
+        source = str(Path(source).expanduser().absolute())
     # a cache in the home folder is that of whoever uses it
     if not cache_dir.startswith("~"):
         cache_dir = str(Path(cache_dir).absolute())
@@ -60,6 +67,9 @@ def default_adapter(_: dict[str, Any]) -> AdapterConfig:
     return adapter
 
 
+# written without its account: dumped configs are kept in MLflow and shown to everyone who may look at a run
+TrackingUri = Annotated[str, AfterValidator(parse_tracking_uri), PlainSerializer(hide_account)]
+
 Adapter = Annotated[
     AdapterConfig, RegisteredBlock("method", method_blocks), BeforeValidator(add_default_method)
 ]
@@ -80,7 +90,8 @@ class RegistryConfig(StrictModel):
     model: Annotated[
         str, AfterValidator(lambda name: validate_name(name, "model"))
     ]  # name of the registered model
-    tracking_uri: str | None = None  # MLflow server; default: sqlite in the run's folder
+    # MLflow server; default: sqlite in the run's folder
+    tracking_uri: TrackingUri | None = None
     promotions: AbsolutePath | None = None  # folder of the promotion log; default: in the run's folder
     # score with the champion's local files if the registry does not answer
     use_fetched_champion: bool = True
@@ -132,6 +143,11 @@ class RunConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_tracking_uri(self) -> "RunConfig":
+        _ = self.tracking_uri  # raises ValueError if the default cannot be used
+        return self
+
+    @model_validator(mode="after")
     def _check_script_tasks(self) -> "RunConfig":
         names = [task.name for task in self.tasks]
         unknown = [name for name in self.gate.scripts if name not in names]
@@ -179,7 +195,7 @@ class RunConfig(StrictModel):
     @property
     def tracking_uri(self) -> str:
         """URI of the MLflow server."""
-        return self.registry.tracking_uri or f"sqlite:///{self.run_dir / 'mlflow.db'}"
+        return self.registry.tracking_uri or sqlite_uri(self.run_dir / "mlflow.db")
 
     @property
     def promotions_dir(self) -> Path:

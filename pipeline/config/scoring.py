@@ -1,26 +1,13 @@
-"""Config block of batch scoring, and the type of locations."""
+"""Config block of batch scoring."""
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
+from pipeline.config.paths import Location
 from pipeline.config.strict_model import StrictModel
-from pipeline.names import is_bucket
-
-
-def parse_location(value: Any) -> Any:
-    """Return a bucket URL as written and a folder as an absolute path; leave other types to pydantic."""
-    if not isinstance(value, str | Path) or is_bucket(value):
-        return value
-    if isinstance(value, str) and "://" in value:
-        raise ValueError(f"location is not supported: {value}; use a folder or s3://bucket/prefix")
-    return Path(value).absolute()
-
 
 WhenUnproven = Literal["abstain", "best_guess"]
-
-Location = Annotated[Path | str, BeforeValidator(parse_location)]
 
 
 class ScoringConfig(StrictModel):

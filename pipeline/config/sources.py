@@ -1,10 +1,10 @@
 """Base classes of the config blocks of sources; each importer module defines its own block."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 from pipeline.config.extensions import RegisteredBlock, source_blocks
+from pipeline.config.paths import InputPath
 from pipeline.config.strict_model import StrictModel
 from pipeline.config.tasks import Task
 
@@ -31,7 +31,7 @@ class SourceBlock(StrictModel):
 class PathSource(SourceBlock):
     """A source in a file or a folder."""
 
-    path: Path  # file or folder; relative paths start at the working directory
+    path: InputPath  # file or folder; relative paths start at the working directory
 
     @property
     def title(self) -> str:

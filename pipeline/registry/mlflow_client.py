@@ -1,7 +1,6 @@
 """Client of MLflow whose errors say what to do."""
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
+from pipeline.names import hide_account
 from pipeline.registry.mlflow_internals import is_account_refused
 
 MAX_ERROR_CHARS = 300
@@ -50,7 +50,7 @@ def translate_mlflow_errors(tracking_uri: str) -> Iterator[None]:
         # Artifacts that a server passes on raise RequestException.
         if not isinstance(error, MlflowException | RequestException):
             raise
-        place, reason = f"MLflow at {hide_password(tracking_uri)}", _shorten(str(error))
+        place, reason = f"MLflow at {hide_account(tracking_uri)}", _shorten(str(error))
         if is_account_refused(error):
             raise ConfigError(
                 f"{place} refuses the account ({reason}); set MLFLOW_TRACKING_USERNAME and "
@@ -62,20 +62,16 @@ def translate_mlflow_errors(tracking_uri: str) -> Iterator[None]:
         ) from error
 
 
-def hide_password(uri: str) -> str:
-    """Return an address without its account, for messages."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
-
-
 def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:
     """Return the id of the run that tracks a training in the config's run folder.
 
     An equal training in another folder has a run of its own.
     """
     experiment = _ensure_experiment(client, config)
-    query = f"tags.fingerprint = '{fingerprint}' and tags.folder = '{config.run_dir}'"
-    runs = client.search_runs([experiment], query, max_results=1)
-    return str(runs[0].info.run_id) if runs else None
+    for run in client.search_runs([experiment], f"tags.fingerprint = '{fingerprint}'"):
+        if run.data.tags.get("folder") == str(config.run_dir):  # a query cannot hold every path
+            return str(run.info.run_id)
+    return None
 
 
 def create_run(client: Any, config: RunConfig, tags: dict[str, str] | None = None) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.scoring import WhenUnproven, parse_location
+from pipeline.config.paths import parse_location
+from pipeline.config.scoring import WhenUnproven
 from pipeline.config.tasks import Task
 from pipeline.data.reader import check_schema, translate_read_errors
 from pipeline.encoding.encoder import ENCODER_VERSION

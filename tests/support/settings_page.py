@@ -23,6 +23,9 @@ Every setting of a config, its type, its default and its meaning. A config is on
 `--set a.b=value` overrides a setting, list items by number (`--set tasks.0.sampling_weight=2`). Settings
 without a default are required.
 
+In paths, `~/` is the home folder and variables such as `$HOME` are refused. `s3://bucket/prefix` is possible
+for `data.to_score` and `scoring.scores`. A word that YAML would change needs quotes: `labels: ['no', 'yes']`.
+
 This page is written from the config classes by `python -m tests.support.settings_page`.
 """
 COMMANDS = """

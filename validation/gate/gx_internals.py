@@ -39,12 +39,16 @@ def disabled_progress_bars() -> ProgressBarsConfig:
 def data_docs_site(folder: Path) -> dict[str, Any]:
     """Return the settings of a Data Docs site in `folder`.
 
-    Reason: the two switches that leave out advertisements and how-to buttons are undocumented.
+    Reason: the two switches that leave out advertisements and how-to buttons are undocumented. Variables are
+    substituted in all settings, so a `$` of the path is escaped.
     """
     return {
         "class_name": "SiteBuilder",
         "show_how_to_buttons": False,
-        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)},
+        "store_backend": {
+            "class_name": "TupleFilesystemStoreBackend",
+            "base_directory": str(folder).replace("$", r"\$"),
+        },
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "show_cta_footer": False},
     }
 

@@ -106,7 +106,7 @@ class TableSource(PathSource):
         if "row_id" in self.constants:
             raise ValueError("constants must leave out row_id: ids differ from row to row")
         for name, value in self.constants.items():
-            kind, description = _CONSTANT_TYPES.get(name, (str, "a text"))
+            kind, description = _CONSTANT_TYPES.get(name, (str, "a text; quote it, such as 'no' or '1'"))
             if not isinstance(value, kind):
                 raise ValueError(f"constants.{name} must be {description}")
         return self

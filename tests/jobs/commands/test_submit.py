@@ -163,7 +163,7 @@ RELATIVE = [
     ("backbone.source", "./llama"),
     ("backbone.source", "tiny.gguf"),
     ("registry.tracking_uri", "sqlite:///mlflow.db"),
-    ("registry.tracking_uri", "./mlruns"),
+    ("registry.tracking_uri", "sqlite:///~/mlflow.db"),
 ]
 SHARED = [
     ("data.to_score", "s3://ads/pairs"),
@@ -175,6 +175,13 @@ SHARED = [
     ("registry.tracking_uri", "sqlite:////storage/mlflow.db"),
     ("registry.tracking_uri", "databricks"),
 ]
+
+
+def test_account_of_the_tracking_uri_is_not_submitted(tmp_path: Path) -> None:
+    path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "/storage/llama"))
+    given = read_settings(path, ["registry.tracking_uri=http://alice:s3cr3t@mlflow:5000"])
+    with pytest.raises(ConfigError, match="has an account: http://\\*\\*\\*@mlflow:5000"):
+        check_paths(build_config(given, "c.yaml"), given)
 
 
 @pytest.mark.parametrize(("setting", "text"), RELATIVE)

@@ -10,6 +10,7 @@ from validation.gate import gx_internals
 
 HOSTILE = "<script>alert(1)</script>"
 INSTALLED_VERSION = version("great-expectations")
+ODD_NAME = "$HOME ${RUN} $ 50%20off what?x=1 #é'\"[x]"  # of a folder: must be taken literally
 UPGRADED = (
     f"Great Expectations {INSTALLED_VERSION} differs from the tested {gx_internals.TESTED_VERSION}; "
     "adapt validation/gate/gx_internals.py"
@@ -22,7 +23,7 @@ def folder(tmp_path_factory):
     import great_expectations as gx
     from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
 
-    folder = tmp_path_factory.mktemp("data_docs")
+    folder = tmp_path_factory.mktemp("data_docs") / ODD_NAME
     context = gx.get_context(
         mode="ephemeral",
         project_config=DataContextConfig(
