@@ -1,15 +1,23 @@
 """Progress of a scoring run: on the terminal, in the run record, in the metrics."""
 
+import contextlib
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from jobs.command_run import CommandRun
 from pipeline.runtime.progress import ProgressBar
+from pipeline.runtime.ray_resources import format_resources, free_resources
+from pipeline.runtime.waiting import announce_wait
+from pipeline.scoring.attempts import any_attempt_began, rows_scored
 from pipeline.scoring.metrics import ScoringGauges
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
+
+LOOK_EVERY_S = 2.0  # at the rows of units under way
 
 
 class ScoringProgress:
@@ -24,13 +32,16 @@ class ScoringProgress:
         self.results: list[UnitResult] = []
         self.rows, self.rows_done, self.num_failed = sum(unit.rows for unit in units), 0, 0
         self.labels: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._rows_shown = 0
         run.set_counts(**self.counts())
 
     def record_unit(self, result: UnitResult) -> None:
         """Update the run record, the metrics and the progress bar with one finished unit."""
         unit = self.units[result.unit_id]
-        self.results.append(result)
-        self.rows_done += unit.rows
+        with self._lock:
+            self.results.append(result)
+            self.rows_done += unit.rows
         self.num_failed += bool(result.error)
         tasks = result.tasks or (unit.task,)
         labels_per_task = result.labels // len(tasks)
@@ -45,8 +56,47 @@ class ScoringProgress:
             self.gauges.record_unit(
                 task, labels_per_task, errors, has_failed, units_left, counts["pairs_per_s"]
             )
-        by_task = ", ".join(f"{task} {count:,}" for task, count in sorted(self.labels.items()))
-        self.bar.update(self.rows_done, f"units {len(self.results):,}/{len(self.units):,}  {by_task}")
+        self._show(0)
+
+    @contextlib.contextmanager
+    def follow(self, attempts_dir: Path, resources: dict[str, float]) -> Iterator[None]:
+        """Show the rows of units under way, and announce a wait for the first actor.
+
+        Args:
+            attempts_dir: Where the actors record their attempts.
+            resources: Of one actor.
+        """
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(LOOK_EVERY_S):
+                self._show(rows_scored(attempts_dir))
+
+        def reason() -> str:
+            return (
+                f"the first of the scoring actors of {format_resources(resources)} to load the model; the "
+                f"cluster has {format_resources(free_resources())} free"
+            )
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            with announce_wait(reason, is_over=lambda: any_attempt_began(attempts_dir)):
+                yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _show(self, rows_under_way: int) -> None:
+        """Update the bar, which never goes back: a unit may be published while the attempts are read."""
+        with self._lock:
+            under_way = min(rows_under_way, self.rows - self.rows_done - 1)  # the last result ends the bar
+            num_rows = self.rows_done + max(under_way, 0)
+            if num_rows < max(self._rows_shown, 1):
+                return
+            self._rows_shown = num_rows
+            by_task = ", ".join(f"{task} {count:,}" for task, count in sorted(self.labels.items()))
+            self.bar.update(num_rows, f"units {len(self.results):,}/{len(self.units):,}  {by_task}")
 
     def counts(self) -> dict[str, Any]:
         """Return the counts for the run record."""

@@ -14,6 +14,7 @@ from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.registry.version_files import VersionFiles, resolve_champion
 from pipeline.runtime.ray_metrics import MetricTags
+from pipeline.runtime.ray_resources import format_resources
 from pipeline.scoring.actor_settings import build_actor_settings
 from pipeline.scoring.attempts import attempt_evidence, create_attempts_dir
 from pipeline.scoring.label_store import sweep_orphans
@@ -193,19 +194,20 @@ def score_units(
     num_actors = min(scoring.num_actors, len(units))
     cluster = ray_cluster(num_actors * scoring.threads_per_actor, num_actors * scoring.use_gpu)
     with cluster, run.track("score", rows, "pairs") as bar:
+        resources = {"CPU": float(scoring.threads_per_actor), "GPU": float(scoring.use_gpu)}
         if not has_node_for(scoring.threads_per_actor, int(scoring.use_gpu)):
-            need = f"{scoring.threads_per_actor} CPUs" + (" and a GPU" if scoring.use_gpu else "")
             logger.warning(
-                f"  no node of the cluster has {need} for an actor (scoring.threads_per_actor, use_gpu); "
-                "waiting for one"
+                f"  no node of the cluster has {format_resources(resources)} for an actor "
+                "(scoring.threads_per_actor, use_gpu); waiting for one"
             )
         progress = ScoringProgress(units, ScoringGauges(MetricTags(config.name, run.id)), run, bar)
         attempts_dir = create_attempts_dir(config.run_dir, run.id)
         settings = build_actor_settings(scoring, config.scores_location, champion, attempts_dir, run.log)
         try:
-            for result in score_on_ray(units, settings):
-                progress.record_unit(result)
-                lease.check()
+            with progress.follow(attempts_dir, resources):
+                for result in score_on_ray(units, settings):
+                    progress.record_unit(result)
+                    lease.check()
         finally:
             run.add_evidence(*attempt_evidence(attempts_dir))
         return progress.results

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from pipeline.errors import RelevanceError, RetryableError
+from pipeline.runtime.ray_resources import format_resources, free_resources
+from pipeline.runtime.waiting import announce_wait
 
 Item = TypeVar("Item")
 
@@ -55,13 +57,25 @@ def _map_on_ray(ray: Any, function: Callable[[Item], Result], items: Iterable[It
     task = ray.remote(num_cpus=1)(function)
     num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: deque[Any] = deque()
+
+    def next_result() -> Any:
+        def reason() -> str:
+            free = format_resources(free_resources())
+            return (
+                f"the next of {len(pending) + 1} Ray tasks ({function.__name__}); the cluster has {free} free"
+            )
+
+        reference = pending.popleft()
+        with announce_wait(reason):
+            return _get_result(ray, reference)
+
     try:
         for item in items:
             pending.append(task.remote(item))
             if len(pending) >= ITEMS_PER_CPU * num_cpus:
-                yield _get_result(ray, pending.popleft())
+                yield next_result()
         while pending:
-            yield _get_result(ray, pending.popleft())
+            yield next_result()
     finally:
         for reference in pending:
             ray.cancel(reference)

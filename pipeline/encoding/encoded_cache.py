@@ -35,6 +35,7 @@ from pipeline.encoding.encoded_dataset import (
 from pipeline.encoding.encoder import ENCODER_VERSION, Encoder
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime.progress import Progress
+from pipeline.runtime.waiting import announce_wait
 from pipeline.storage.filesystem import json_sha256
 
 BATCH_ROWS = 8_192  # bounds the texts and id lists that are Python objects at a time
@@ -88,7 +89,9 @@ def publish_encoded(plan: EncodingPlan, run_dir: Path, progress: Progress) -> Pa
     root = run_dir / "cache" / "encoded"
     key = encoding_key(plan)
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".lock"):
+    with contextlib.ExitStack() as stack:
+        with announce_wait(f"another process that encodes rows in {root}"):
+            stack.enter_context(FileLock(root / ".lock"))
         if is_intact(root / key):
             return root / key
         staged = temporary_path(root / key)

@@ -47,15 +47,16 @@ class InFlightRows:
 
     rows: tuple[int, ...] = ()  # numbers in the unit
     row_ids: tuple[str, ...] = ()
+    rows_before: int = 0  # scored by the attempt before these
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "InFlightRows":
         """Parse the recorded form."""
-        return cls(tuple(fields["rows"]), tuple(fields["row_ids"]))
+        return cls(tuple(fields["rows"]), tuple(fields["row_ids"]), fields["rows_before"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the recorded form."""
-        return {"rows": list(self.rows), "row_ids": list(self.row_ids)}
+        return {"rows": list(self.rows), "row_ids": list(self.row_ids), "rows_before": self.rows_before}
 
 
 class UnitAttempts:
@@ -63,6 +64,7 @@ class UnitAttempts:
 
     def __init__(self, folder: Path, unit_id: str) -> None:
         self.begun_path, self.in_flight_path = folder / f"{unit_id}.begun", folder / f"{unit_id}.rows"
+        self._rows_recorded = 0
 
     def count(self) -> int:
         """Return the number of attempts that began."""
@@ -75,7 +77,8 @@ class UnitAttempts:
 
     def record_in_flight(self, rows: np.ndarray, row_ids: list[str]) -> None:
         """Record rows that are about to be scored, by number in the unit and by id."""
-        in_flight = InFlightRows(tuple(rows.tolist()), tuple(row_ids))
+        in_flight = InFlightRows(tuple(rows.tolist()), tuple(row_ids), self._rows_recorded)
+        self._rows_recorded += len(rows)
         self.in_flight_path.write_text(json.dumps(in_flight.to_json()), encoding="utf-8")
 
     def finish(self) -> None:
@@ -99,10 +102,24 @@ class UnitAttempts:
         return f"while scoring rows {', '.join(row_ids[:SHOWN_ROWS])}{more}"
 
     def _read_in_flight(self) -> InFlightRows:
-        try:
-            return InFlightRows.from_json(json.loads(self.in_flight_path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # no row yet, or the process died while it wrote
-            return InFlightRows()
+        return _read_in_flight(self.in_flight_path)
+
+
+def _read_in_flight(path: Path) -> InFlightRows:
+    try:
+        return InFlightRows.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # no row yet, or the process died while it wrote
+        return InFlightRows()
+
+
+def rows_scored(folder: Path) -> int:
+    """Return the number of rows that the attempts under way have scored so far."""
+    return sum(_read_in_flight(path).rows_before for path in folder.glob("*.rows"))
+
+
+def any_attempt_began(folder: Path) -> bool:
+    """Return True if an actor has begun a unit."""
+    return next(folder.glob("*.begun"), None) is not None
 
 
 def create_attempts_dir(run_dir: Path, name: str) -> Path:

@@ -21,7 +21,9 @@ from pipeline.errors import RetryableError, summarize_error
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.ray_internals import disable_sigint_handler
 from pipeline.runtime.ray_metrics import MetricTags
+from pipeline.runtime.ray_resources import format_resources, free_resources
 from pipeline.runtime.run_log import RunLog
+from pipeline.runtime.waiting import announce_wait
 from pipeline.storage.filesystem import write_bytes
 from pipeline.training.checkpoint import find_newest_checkpoint
 from pipeline.training.checkpoint_folder import log_damaged
@@ -237,4 +239,11 @@ def run_workers(settings: WorkerSettings, training: TrainingConfig, ray_dir: Pat
         ),
     )
     disable_sigint_handler(trainer)
-    trainer.fit()
+    event_log = settings.event_log_path
+    size = event_log.stat().st_size
+    workers = f"Ray to start {training.num_workers} training workers of {format_resources(resources)}"
+    with announce_wait(
+        lambda: f"{workers}; the cluster has {format_resources(free_resources())} free",
+        is_over=lambda: event_log.stat().st_size > size,
+    ):
+        trainer.fit()
