@@ -1,9 +1,10 @@
 """Lease on a location: keeps scorers on several machines from doing the same work twice.
 
-    lease/<number>.json     holder and expiry time; the highest number counts, one holder creates each
+    lease/<number>.json     the holder; the highest number counts, one holder creates each
 
-The holder renews its lease, so the lease expires soon after the holder dies. A lease only saves work:
-publishing keeps labels unique even without one.
+The holder renews its lease by writing it again. A lease whose content stays the same for DURATION_S by the
+observer's own clock belongs to a dead holder: clocks of two machines are never compared. A lease only saves
+work: publishing keeps labels unique even without one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import socket
@@ -26,7 +28,7 @@ from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, Retr
 from pipeline.storage.filesystem import canonical_json
 from pipeline.storage.object_store import Store
 
-DURATION_S = 120.0  # from the last renewal; clocks of machines that share a location must differ by less
+DURATION_S = 120.0  # from the last renewal
 
 RENEWALS_PER_DURATION = 4
 
@@ -34,7 +36,7 @@ POLLS_PER_RENEWAL = 10
 
 FOLDER = "lease"
 
-KEY_PATTERN = re.compile(rf"{FOLDER}/(\d{{8}})\.json")
+KEY_PATTERN = re.compile(rf"{FOLDER}/(\d{{8,18}})\.json")
 
 logger = logging.getLogger(__name__)
 
@@ -46,29 +48,43 @@ class LeaseRecord:
     host: str  # for messages
     machine: str  # `machine_id` of the holder
     pid: int
-    process_started_s: float  # distinguishes two processes with the same pid
-    until_s: float
+    process_start_s: float  # `process_start_s` of the holder; distinguishes two processes with the same pid
+    until_s: float  # 0 once the lease is released; else for people, as clocks differ
     run_id: str = ""  # of the command that holds the lease
+    renewals: int = 0  # makes every renewal a different content
 
     @property
-    def is_expired(self) -> bool:
-        """Return True if the time is over, or if the holder was a process of this machine that has ended."""
-        return self.until_s < time.time() or (self.machine == machine_id() and not self._holder_is_alive())
+    def is_released(self) -> bool:
+        """Return True if the holder gave the lease back, or was a process of this machine that has ended."""
+        if self.until_s == 0:
+            return True
+        return self.machine == machine_id() and process_start_s(self.pid) != self.process_start_s
 
     def to_json(self) -> bytes:
         """Return the content of the lease file."""
         return canonical_json(asdict(self)).encode()
 
     @classmethod
-    def from_json(cls, content: bytes) -> LeaseRecord:
-        """Parse the content of a lease file; ValueError or TypeError if it is no lease."""
-        return cls(**json.loads(content))
+    def from_json(cls, content: bytes) -> LeaseRecord | None:
+        """Parse the content of a lease file; None if it is no record of a holder."""
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            record = cls(**json.loads(content))
+            if 0 < record.pid < 2**31 and math.isfinite(record.process_start_s):
+                return record
+        return None
 
-    def _holder_is_alive(self) -> bool:
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.process_started_s) < 1
-        except psutil.NoSuchProcess:
-            return False
+
+@dataclass(frozen=True)
+class _Observation:
+    """Lease file as an observer saw it."""
+
+    number: int
+    content: bytes
+    since_s: float  # on the observer's monotonic clock
+
+    def describe_holder(self) -> str:
+        record = LeaseRecord.from_json(self.content)
+        return f"process {record.pid} on {record.host}" if record else "an unknown process"
 
 
 class Lease:
@@ -77,13 +93,13 @@ class Lease:
     Raises:
         RetryableError: On entering: another process holds the lease and renews it.
         ConfigError: On entering: the store ignores the condition "create only if absent".
-        DamagedInputError: On entering: the newest lease file is unreadable.
+        DamagedInputError: On entering: something that is not a file has the name of a lease file.
     """
 
     def __init__(self, store: Store, run_id: str = "", duration_s: float = DURATION_S) -> None:
         self.store, self.run_id, self.duration_s = store, run_id, duration_s
-        self.number, self.is_lost = 0, False
-        self._observed_holder: LeaseRecord | None = None
+        self.number, self.is_lost, self._renewals = 0, False, 0
+        self._observed: _Observation | None = None  # lease of another holder
         self._released = threading.Event()
         self._renewal_thread = threading.Thread(target=self._renew_until_released, daemon=True)
 
@@ -103,7 +119,7 @@ class Lease:
         if not self.is_lost:
             # an unreachable store must not hide the error of the run; the lease expires by itself
             with contextlib.suppress(OSError, RelevanceError):
-                self._put(until_s=0.0)
+                self.store.put(lease_key(self.number), self._record_json(is_released=True))
 
     def check(self) -> None:
         """Raise RetryableError if the lease expired, as after a long outage, and another process took it."""
@@ -117,62 +133,55 @@ class Lease:
         """Acquire the lease; return False to ask again.
 
         Raises:
-            RetryableError: The holder renewed its lease since the first call, so it is alive.
+            RetryableError: The lease changed since the first call, so its holder is alive.
         """
-        if self._acquire():
-            return True
-        holder = self._read_newest()[1]
-        if holder is None or holder.is_expired:
-            return False
-        if self._observed_holder is None:
-            self._observed_holder = holder
+        number, content = self._read_newest()
+        record = LeaseRecord.from_json(content)
+        if number == 0 or (record is not None and record.is_released):
+            return self._create(number + 1)
+        if self._observed is None:
+            self._observed = _Observation(number, content, time.monotonic())
             logger.info(
-                "%s is leased by process %d on %s; waiting to see whether the lease is renewed",
+                "%s is leased by %s; waiting up to %.0f s to see whether the lease is renewed",
                 self.store.location,
-                holder.pid,
-                holder.host,
+                self._observed.describe_holder(),
+                self.duration_s,
             )
-        elif holder != self._observed_holder:
+        elif (number, content) != (self._observed.number, self._observed.content):
             raise RetryableError(
-                f"{self.store.location} is leased by process {holder.pid} on {holder.host}; wait for that "
-                "process and run the same command again"
+                f"{self.store.location} is leased by {_Observation(number, content, 0.0).describe_holder()}; "
+                "wait for that process and run the same command again"
             )
+        elif time.monotonic() - self._observed.since_s > self.duration_s:
+            return self._create(number + 1)
         return False
 
     @tenacity.retry(retry=tenacity.retry_if_exception_type(FileNotFoundError))  # the next holder removed it
-    def _read_newest(self) -> tuple[int, LeaseRecord | None]:
-        """Return the highest lease number and its record; (0, None) if there is no lease."""
+    def _read_newest(self) -> tuple[int, bytes]:
+        """Return the highest lease number and the content of its file; (0, b"") if there is no lease."""
         matches = [KEY_PATTERN.fullmatch(entry.key) for entry in self.store.list(FOLDER)]
         number = max((int(match[1]) for match in matches if match), default=0)
-        if number == 0:
-            return 0, None
-        key = lease_key(number)
-        try:
-            return number, LeaseRecord.from_json(self.store.get(key))
-        except (ValueError, TypeError) as error:
-            raise DamagedInputError(
-                f"{self.store.location}/{key} is not a lease file ({error}); check that no scorer runs "
-                "there, then delete it"
-            ) from error
+        return (number, self.store.get(lease_key(number))) if number else (0, b"")
 
-    def _acquire(self) -> bool:
-        """Create the next lease file; return False if another process holds the lease."""
-        newest_number, holder = self._read_newest()
-        if holder is not None and not holder.is_expired:
+    def _create(self, number: int) -> bool:
+        """Create the lease file after the newest one; return False if another process was faster."""
+        if not self.store.put_if_absent(lease_key(number), self._record_json()):
+            if self._read_newest()[0] < number:
+                raise DamagedInputError(
+                    f"{self.store.location}/{lease_key(number)} is not a file; remove it and run the same "
+                    "command again"
+                )
             return False
-        self.number = newest_number + 1
-        content = self._record(time.time() + self.duration_s).to_json()
-        if not self.store.put_if_absent(lease_key(self.number), content):
+        if self._read_newest()[0] != number:  # another process has taken and released the lease
+            self.store.delete(lease_key(number))
             return False
-        if self._read_newest()[0] != self.number:  # another process has taken and released the lease
-            self.store.delete(lease_key(self.number))
-            return False
-        if self.store.put_if_absent(lease_key(self.number), b"{}"):
+        if self.store.put_if_absent(lease_key(number), b"{}"):
             raise ConfigError(
                 f"{self.store.location} overwrites existing files despite If-None-Match, so two scorers "
                 "would label rows twice; use a store that supports If-None-Match"
             )
-        self.store.delete(lease_key(newest_number))
+        self.number = number
+        self.store.delete(lease_key(number - 1))
         return True
 
     def _renew_until_released(self) -> None:
@@ -181,16 +190,22 @@ class Lease:
                 if self._read_newest()[0] != self.number:
                     self.is_lost = True
                     return
-                self._put(time.time() + self.duration_s)
+                self._renewals += 1
+                self.store.put(lease_key(self.number), self._record_json())
             except (OSError, RelevanceError):  # the store is unreachable; the next renewal may succeed
                 continue
 
-    def _put(self, until_s: float) -> None:
-        self.store.put(lease_key(self.number), self._record(until_s).to_json())
-
-    def _record(self, until_s: float) -> LeaseRecord:
-        started_s = psutil.Process().create_time()
-        return LeaseRecord(socket.gethostname(), machine_id(), os.getpid(), started_s, until_s, self.run_id)
+    def _record_json(self, is_released: bool = False) -> bytes:
+        pid, until_s = os.getpid(), 0.0 if is_released else time.time() + self.duration_s
+        return LeaseRecord(
+            host=socket.gethostname(),
+            machine=machine_id(),
+            pid=pid,
+            process_start_s=process_start_s(pid) or 0.0,
+            until_s=until_s,
+            run_id=self.run_id,
+            renewals=self._renewals,
+        ).to_json()
 
 
 def machine_id() -> str:
@@ -202,6 +217,22 @@ def machine_id() -> str:
     if not boot_id.is_file():
         return socket.gethostname()
     return f"{boot_id.read_text().strip()}-{Path('/proc/self/ns/pid').stat().st_ino}"
+
+
+def process_start_s(pid: int) -> float | None:
+    """Return when a process of this machine began, in seconds after the machine's start; None if it ended.
+
+    Unlike a time of day it stays the same if the clock is set.
+    """
+    if not Path("/proc/self/stat").is_file():
+        return psutil.Process(pid).create_time() if psutil.pid_exists(pid) else None
+    try:
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5), counted after the name
 
 
 def lease_key(number: int) -> str:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DamagedInputError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.names import is_bucket
 from pipeline.storage.filesystem import put_if_absent, safe_join, write_bytes
 from pipeline.storage.object_store_errors import to_location_error, translate_store_errors
@@ -93,6 +93,15 @@ class Folder(Store):
     def _path(self, key: str) -> Path:
         return safe_join(self.root, key)
 
+    def _path_in_folder(self, key: str) -> Path:
+        """Return the path of a key, and create its folder."""
+        path = self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"{path.parent} is not a folder; remove it, or use another place") from error
+        return path
+
     def get(self, key: str) -> bytes:
         path = self._path(key)
         if path.exists() and not path.is_file():  # a named pipe has no end
@@ -100,10 +109,10 @@ class Folder(Store):
         return path.read_bytes()
 
     def put(self, key: str, content: bytes) -> None:
-        write_bytes(self._path(key), content)
+        write_bytes(self._path_in_folder(key), content)
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        return put_if_absent(self._path(key), content)
+        return put_if_absent(self._path_in_folder(key), content)
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.storage.lease import Lease, LeaseRecord, lease_key
+from pipeline.storage.lease import Lease, LeaseRecord, lease_key, machine_id
 from pipeline.storage.object_store import Folder, Store, open_store
 from tests.support.places import ROOT
 
@@ -30,9 +30,9 @@ def short_lease(store: Store) -> Lease:
     return Lease(store, duration_s=DURATION_S)
 
 
-def foreign_record(until_s: float) -> bytes:
+def foreign_record(until_s: float, machine: str = "elsewhere", renewals: int = 0) -> bytes:
     """Return the lease file of a process on another machine."""
-    return LeaseRecord(socket.gethostname(), "elsewhere", 1, 0.0, until_s).to_json()
+    return LeaseRecord(socket.gethostname(), machine, 1, 0.0, until_s, renewals=renewals).to_json()
 
 
 def test_renewed_lease_excludes_others_and_names_holder(
@@ -47,18 +47,90 @@ def test_renewed_lease_excludes_others_and_names_holder(
         time.sleep(DURATION_S)
         assert not held.is_lost
     assert len(caplog.messages) == 2
-    assert "waiting to see whether the lease is renewed" in caplog.messages[0]
+    assert "waiting up to 1 s to see whether the lease is renewed" in caplog.messages[0]
     with short_lease(store), pytest.raises(RetryableError), short_lease(store):
         pass
 
 
-def test_expired_lease_of_another_machine_is_taken_over(store: Store) -> None:
-    started_s = time.time()
-    until_s = started_s + 1.0
-    store.put(lease_key(7), foreign_record(until_s))
+UNCHANGED = {
+    "ahead": foreign_record(time.time() + 86_400),
+    "behind": foreign_record(time.time() - 86_400),
+    "nan": foreign_record(float("nan")),
+    "huge": foreign_record(1e308),
+    "infinite": foreign_record(float("inf")),
+    "absent": foreign_record(1.0).replace(b'"until_s":1.0', b'"run_id":""'),
+    "text": foreign_record(1.0).replace(b'"until_s":1.0', b'"until_s":"tomorrow"'),
+    "start of the process": foreign_record(1.0, machine_id()).replace(b'start_s":0.0', b'start_s":NaN'),
+    "huge pid": foreign_record(1.0, machine_id()).replace(b'"pid":1,', b'"pid":1e400,'),
+    "torn": b'{"host": "elsewhe',
+    "list": b"[1]",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", UNCHANGED.values(), ids=UNCHANGED.keys())
+def test_unchanged_lease_is_taken_over_after_its_duration(tmp_path: Path, content: bytes) -> None:
+    store = Folder(tmp_path)
+    store.put(lease_key(7), content)
+    started_s = time.monotonic()
     with short_lease(store) as held:
-        assert time.time() >= until_s and time.time() - started_s < 10
+        assert DURATION_S <= time.monotonic() - started_s < 5 * DURATION_S
         assert held.number == 8
+
+
+def test_expired_lease_of_another_machine_is_taken_over(store: Store) -> None:
+    store.put(lease_key(99_999_999), foreign_record(0.5))
+    with short_lease(store) as held:
+        assert held.number == 100_000_000
+    with short_lease(store) as held:
+        assert held.number == 100_000_001
+
+
+@pytest.mark.parametrize("skew_s", [-86_400.0, 86_400.0])
+def test_renewed_lease_of_a_wrong_clock_is_respected(tmp_path: Path, skew_s: float) -> None:
+    store, is_over = Folder(tmp_path), threading.Event()
+
+    def renew() -> None:
+        renewals = 0
+        while not is_over.wait(DURATION_S / 4):
+            renewals += 1
+            store.put(lease_key(7), foreign_record(time.time() + skew_s, renewals=renewals))
+
+    store.put(lease_key(7), foreign_record(time.time() + skew_s))
+    holder = threading.Thread(target=renew)
+    holder.start()
+    try:
+        with pytest.raises(RetryableError, match="is leased by process 1 on"), short_lease(store):
+            pass
+    finally:
+        is_over.set()
+        holder.join()
+
+
+def test_clock_that_is_set_does_not_end_a_local_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with short_lease(Folder(tmp_path)):
+        monkeypatch.setattr(time, "time", lambda: 4e9)
+        with pytest.raises(RetryableError, match="is leased by"), short_lease(Folder(tmp_path)):
+            pass
+
+
+def test_what_is_no_file_in_a_leases_place_is_named(tmp_path: Path) -> None:
+    folder, pipe, outer = (Folder(tmp_path / name) for name in ("folder", "pipe", "outer"))
+    (folder.root / lease_key(1)).mkdir(parents=True)
+    (pipe.root / "lease").mkdir(parents=True)
+    os.mkfifo(pipe.root / lease_key(1))
+    outer.root.mkdir()
+    os.mkfifo(outer.root / "lease")
+    for store in (folder, pipe):
+        with (
+            pytest.raises(DamagedInputError, match="00000001.json is not a file; remove it"),
+            short_lease(store),
+        ):
+            pass
+    with pytest.raises(ConfigError, match="lease is not a folder; remove it"), short_lease(outer):
+        pass
 
 
 def test_holder_detects_takeover_and_leaves_new_lease(store: Store) -> None:
@@ -77,8 +149,8 @@ def test_unreachable_store_at_exit_does_not_hide_the_error(
     def fail(*_: object, **__: object) -> None:
         raise RetryableError("unreachable")
 
-    with pytest.raises(ZeroDivisionError), short_lease(store) as held:
-        monkeypatch.setattr(held, "_put", fail)
+    with pytest.raises(ZeroDivisionError), short_lease(store):
+        monkeypatch.setattr(type(store), "put", fail)
         raise ZeroDivisionError
 
 
@@ -100,16 +172,11 @@ def test_lease_deleted_while_it_is_read_is_read_again(
         assert held.number == 4
 
 
-def test_unreadable_lease_is_named_and_other_files_stay(store: Store) -> None:
+def test_other_files_in_the_lease_folder_stay(store: Store) -> None:
     store.put("lease/README", b"hands off")
     with short_lease(store):
         pass
-    store.put(lease_key(9), b'{"host": "elsewhe')
-    with (
-        pytest.raises(DamagedInputError, match="lease/00000009.json is not a lease file .* then delete it"),
-        short_lease(store),
-    ):
-        pass
+    assert store.get("lease/README") == b"hands off"
 
 
 def test_store_that_ignores_put_if_absent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
