@@ -22,7 +22,7 @@ from pipeline.scoring.metrics import ScoringGauges
 from pipeline.scoring.ray_pipeline import score_on_ray
 from pipeline.scoring.scoring_record import ScoringRun, build_scoring_record, newest_records, put_record
 from pipeline.scoring.unit_result import UnitResult
-from pipeline.scoring.work_units import WorkUnit, insert_date, plan_units
+from pipeline.scoring.work_units import MissingDayError, WorkUnit, check_day, insert_date, plan_units
 from pipeline.storage.lease import Lease
 from pipeline.storage.object_store import open_store
 
@@ -51,10 +51,13 @@ def run_score(
     Raises:
         RelevanceError: some units failed; the others are published.
         RetryableError: some units failed, and the same command may succeed later.
+        MissingDayError: there are no rows of the date yet.
         DataRefusedError: the scores drifted more than scoring.drift_refuse.
     """
     scores = open_store(config.scores_location)
     rows_location = insert_date(config.to_score_location, logical_date)
+    if logical_date is not None:
+        check_day(config.to_score_location, logical_date)
     champion = resolve_champion(config)
     if champion.registry_error:
         logger.warning(
@@ -101,13 +104,25 @@ def run_backfill(
 ) -> dict[str, Any]:
     """Score one logical date after the other, each as a run of its own.
 
-    For a date that is scored already, its files are listed and nothing is scored. The first failure ends the
-    command; the labels of earlier dates are published.
+    For a date that is scored already, its files are listed and nothing is scored. Dates without rows are
+    passed over. The first other failure ends the command; the labels of earlier dates are published.
+
+    Raises:
+        RetryableError: there are no rows of some dates yet; the other dates are scored.
     """
-    runs = {}
+    runs, missing = {}, []
     for day in dates_between(first, last):
         run.begin_stage(f"  {day}")
-        runs[day] = run_score(config, run, day, all_tasks)
+        try:
+            runs[day] = run_score(config, run, day, all_tasks)
+        except MissingDayError as error:
+            missing.append(day)
+            logger.warning(f"  {error}")
+    if missing:
+        raise RetryableError(
+            f"rows of {len(missing)} of {len(missing) + len(runs)} days are missing: {', '.join(missing)}; "
+            "the other days are scored, run the same command again when these are there"
+        )
     totals = {name: sum(summary[name] for summary in runs.values()) for name in SUMMARY_KEYS}
     return {
         "scores": str(config.scores_location),
@@ -126,8 +141,15 @@ def run_plan(
     """
     champion = resolve_champion(config)
     to_do: list[WorkUnit] = []
-    num_published = 0
+    num_published, missing = 0, []
     for day in days:
+        try:
+            if day is not None:
+                check_day(config.to_score_location, day)
+        except MissingDayError as error:
+            missing.append(day)
+            run.result(f"  {error}")
+            continue
         rows_location = insert_date(config.to_score_location, day)
         units, published = plan_units(
             rows_location,
@@ -150,6 +172,7 @@ def run_plan(
         "units_to_score": len(to_do),
         "rows_to_score": rows,
         "units_already_published": num_published,
+        "days_missing": missing,
         "estimated_s": round(rows / rate) if rate else None,
         "next": run.suggest("score"),
     }

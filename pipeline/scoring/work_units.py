@@ -14,10 +14,12 @@ from pipeline.config.scoring import WhenUnproven
 from pipeline.config.tasks import Task
 from pipeline.data.reader import check_schema, translate_read_errors
 from pipeline.encoding.encoder import ENCODER_VERSION
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RetryableError
+from pipeline.names import is_bucket
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.inputs import count_rows, find_inputs, input_changed, open_input
 from pipeline.scoring.label_store import UnitSource, compute_unit_id, list_published_units
+from pipeline.storage.object_store import open_bucket
 
 DATE = "{date}"
 
@@ -27,6 +29,10 @@ BEST_GUESS = "best-guess"
 
 # Larger files are scored in parts of this size. Fixed, as parts of another size would label rows twice.
 UNIT_ROWS = 50_000
+
+
+class MissingDayError(RetryableError):
+    """There are no rows of a logical date yet."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,28 @@ def insert_date(location: Path | str, date: str | None) -> Path | str:
         )
     dated: Path | str = parse_location(str(location).replace(DATE, date))
     return dated
+
+
+def check_day(location: Path | str, date: str) -> None:
+    """Check that there are rows of a logical date.
+
+    Raises:
+        MissingDayError: The place of the date's rows is absent or empty.
+        ConfigError: The folder of all dates does not exist.
+    """
+    dated = insert_date(location, date)
+    if is_bucket(dated):
+        is_there = any(not entry.is_hidden for entry in open_bucket(str(dated)).list(""))
+    else:
+        above = Path(str(location).partition(DATE)[0] + DATE).parent
+        if not above.is_dir():
+            raise ConfigError(f"{above} is not a folder; point data.to_score at the folder of all dates")
+        is_there = any(path.is_file() and not path.name.startswith(".") for path in Path(dated).rglob("*"))
+    if not is_there:
+        raise MissingDayError(
+            f"rows of {date} are missing: {dated} is absent or empty; "
+            "run the same command again when they are there"
+        )
 
 
 def plan_units(
