@@ -78,7 +78,8 @@ def check_not_rolled_back(config: RunConfig, version: str) -> None:
     if rollback is not None:
         raise GateRefusedError(
             f"version {version} was rolled back on {rollback.at} by {rollback.by} "
-            f"({rollback.override}); `relevance promote --version {version}` makes it champion again"
+            f"({rollback.override}); `relevance promote --config CONFIG --version {version}` makes it "
+            "champion again"
         )
 
 

@@ -1,5 +1,7 @@
 """Encoded rows in memory, and the padded or packed tensors of a batch.
 
+pipeline/training/sampler.py chooses the rows of a training batch, `length_batches` those of every other one.
+
 Shape legend: N rows in memory, B rows of a batch, S tokens, P tokens of all rows concatenated, T tasks.
 """
 

@@ -223,7 +223,7 @@ class PromotionLog:
             )
 
     def _check_gate(self, version: str, gate: GateTag | None, champion: str) -> None:
-        command = f"relevance evaluate --version {version} --against champion"
+        command = f"relevance evaluate --config CONFIG --version {version}"
         if gate is None or gate.against != champion:
             against = "no version" if gate is None else f"version {gate.against}"
             raise GateRefusedError(

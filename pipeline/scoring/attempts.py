@@ -11,7 +11,9 @@ import numpy as np
 
 from models.files import remove_tree
 
-MAX_ATTEMPTS = 3  # of a unit whose actor dies; Ray's own default is unlimited
+# Attempts at a unit whose actor dies or hangs (actor.py), Ray Data pipelines of a command (ray_pipeline.py),
+# and model loads in a row for each actor of the pool (actor.py). Ray's own default is unlimited.
+MAX_ATTEMPTS = 3
 
 KEEP_S = 7 * 24 * 3600.0  # files of failed runs stay for diagnosis
 

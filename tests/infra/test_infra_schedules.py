@@ -80,8 +80,10 @@ def test_all_schedules_score_the_day_before(monkeypatch: pytest.MonkeyPatch, tmp
         line for line in TEXTS["schedules/crontab"].splitlines() if re.match(r"[\d*]+( [\d*]+){4} ", line)
     ]
     _, airflow, _ = airflow_commands(monkeypatch, 0)
+    cron_line, _, log = cron.split(" ", 5)[5].partition(" >> ")
+    assert log == '"$HOME/relevance-score.log" 2>&1'
     lines = {
-        "cron": cron.split(" ", 5)[5],
+        "cron": cron_line,
         "airflow": shlex.join(airflow[0]),
         "kubernetes": CRONJOB["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["args"][0],
         "kuberay": JOBS["raycronjob-score.yaml"]["entrypoint"],
