@@ -17,6 +17,7 @@ from models.config import BackboneConfig
 from models.files import bytes_sha256, file_sha256, remove_tree, sync_dir, sync_tree, temporary_path
 from models.folder_checks import BackboneUnavailableError, check_folder
 from models.heads import Pooling
+from models.quantization import replace_quantized_linears
 from models.torch_internals import cpu_has_bfloat16_instructions
 from models.transformers_internals import remove_quantization_config
 
@@ -119,6 +120,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         "local_files_only": True,
         "use_safetensors": True,
         "output_loading_info": True,
+        **_quantization_options(config, dtype),
     }
     try:
         trunk, loading = AutoModel.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
@@ -132,6 +134,9 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         raise BackboneUnavailableError(
             f"{folder} lacks weights of a {model_type}: {', '.join(missing[:3])}; fetch it again"
         )
+    if getattr(trunk, "is_quantized", False):
+        replace_quantized_linears(trunk, dtype)
+        remove_quantization_config(trunk)
     return Backbone(
         trunk.eval(),
         folder,
@@ -237,10 +242,12 @@ def resolve_folder(config: BackboneConfig) -> Path:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BackboneUnavailableError(f"gguf file {path} does not exist; check backbone.source")
-        return _convert_gguf(path, Path(config.cache_dir).expanduser())
+        folder = _convert_gguf(path, Path(config.cache_dir).expanduser())
+        check_folder(folder, config.quantization)
+        return folder
     is_local = path.exists() or config.source.startswith((".", "/", "~"))
     folder = path if is_local else _fetch_from_hub(config)
-    check_folder(folder)
+    check_folder(folder, config.quantization)
     return folder
 
 
@@ -256,6 +263,20 @@ def folder_digest(folder: Path) -> str:
     )
     listing = "".join(f"{name} {file_sha256(folder / name)}\n" for name in names)
     return bytes_sha256(listing.encode())
+
+
+def _quantization_options(config: BackboneConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Return model arguments that quantise the weights while they are loaded, as the setting asks."""
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization is None:
+        return {}
+    if config.quantization == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=config.quantization, bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": nf4}
 
 
 def _trunk_options(trunk_config: Any) -> dict[str, Any]:

@@ -14,8 +14,12 @@ class BackboneUnavailableError(RuntimeError):
     """The backbone is not installed, not on disk, not on the hub, or of an unsupported kind."""
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, quantization: str | None = None) -> None:
     """Check that a folder is a whole model, that transformers has its code, and that its weights are taken.
+
+    Args:
+        folder: The folder.
+        quantization: The setting `backbone.quantization`.
 
     Raises:
         BackboneUnavailableError: Names the file and the remedy.
@@ -27,22 +31,13 @@ def check_folder(folder: Path) -> None:
             "a hub id"
         )
     _check_no_own_code(folder)
-    method = quantization_method(folder)
-    if method is not None:
-        raise BackboneUnavailableError(
-            f"{folder} is a checkpoint quantised by {method}, which is not taken; use the unquantised one"
-        )
-    _check_stored_dtypes(folder)
-
-
-def quantization_method(folder: Path) -> str | None:
-    """Return the name of the method by which a checkpoint is quantised, None if it is not."""
     settings = quantization_settings(folder)
     if settings is None:
-        return None
-    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):  # of before methods had names
-        return "bitsandbytes"
-    return str(settings.get("quant_method") or "an unnamed method")
+        _check_stored_dtypes(folder, "weight")
+    else:
+        _check_quantization(folder, settings, quantization)
+    if settings is not None or quantization is not None:
+        _check_bitsandbytes(folder, quantization)
 
 
 def quantization_settings(folder: Path) -> dict[str, Any] | None:
@@ -95,8 +90,38 @@ def _check_no_own_code(folder: Path) -> None:
             )
 
 
-def _check_stored_dtypes(folder: Path) -> None:
-    """Refuse weights that are not floating or have under two bytes.
+def _check_quantization(folder: Path, settings: dict[str, Any], quantization: str | None) -> None:
+    """Refuse a quantised checkpoint unless bitsandbytes stored it in 4 or 8 bits, as it is to be used."""
+    method = settings.get("quant_method") or "an unnamed method"
+    # the first checkpoints of bitsandbytes do not name it
+    is_stored = method == "bitsandbytes" or settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    if not is_stored or settings.get("llm_int8_has_fp16_weight"):
+        raise BackboneUnavailableError(
+            f"{folder} is a checkpoint quantised by {method}, which is not taken; use the unquantised one"
+        )
+    if quantization is not None:
+        raise BackboneUnavailableError(
+            f"{folder} is quantised already, and backbone.quantization is {quantization}; leave the setting "
+            "out or use the unquantised checkpoint"
+        )
+    _check_stored_dtypes(folder, "lm_head.weight")  # heads start from it
+
+
+def _check_bitsandbytes(folder: Path, quantization: str | None) -> None:
+    """Check that bitsandbytes is installed, in a version that transformers takes."""
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        reason = (
+            f"backbone.quantization is {quantization}" if quantization else f"{folder} is quantised by it"
+        )
+        raise BackboneUnavailableError(
+            f"package bitsandbytes is missing or too old, and {reason}; run pip install -U bitsandbytes"
+        )
+
+
+def _check_stored_dtypes(folder: Path, suffix: str) -> None:
+    """Refuse tensors with this end of their name that are not floating or have under two bytes.
 
     transformers would cast them and ignore their scales.
     """
@@ -104,7 +129,7 @@ def _check_stored_dtypes(folder: Path) -> None:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
-                    dtype = file.get_slice(name).get_dtype() if name.endswith("weight") else "F32"
+                    dtype = file.get_slice(name).get_dtype() if name.endswith(suffix) else "F32"
                     if dtype not in FLOAT_DTYPES:
                         raise BackboneUnavailableError(
                             f"{path} stores {name} as {dtype}, which is a quantised weight; use the "

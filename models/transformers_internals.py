@@ -44,9 +44,18 @@ def register_attention(name: str, attend: Callable[..., Any], mask_of: str) -> N
 
 
 def remove_quantization_config(model: Any) -> None:
-    """Remove the quantization config of a model from gguf: the weights are float32, but saving refuses it."""
-    del model.config.quantization_config
+    """Make a quantised model a plain one, once no linear of it is the quantising library's own.
+
+    Otherwise saving refuses float32 weights from gguf, and exports ask for quantised weights.
+    """
+    for config in (model.config, model.config.get_text_config()):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
     model.hf_quantizer = None
+    model.is_quantized = False
+    for name in ("quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(model, name):
+            delattr(model, name)
 
 
 def cached_states(cache: Any) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:

@@ -15,7 +15,14 @@ PACKAGES = ("models", "pipeline", "validation", "jobs")
 # A room may import its own modules and the rooms above it. A name is a module, or a package with its modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("models.files", "models.folder_checks", "models.torch_internals", "models.transformers_internals"),
-    ("models.config", "models.backbone", "models.heads", "models.losses", "models.packing"),
+    (
+        "models.config",
+        "models.quantization",
+        "models.backbone",
+        "models.heads",
+        "models.losses",
+        "models.packing",
+    ),
     ("models.adapters",),
     ("models.relevance", "models.last_layer"),
     ("models.training",),

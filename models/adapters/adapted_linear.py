@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from models.adapters.routing import TaskRouting
 from models.config import AdapterConfig
+from models.quantization import freeze_linear, linear_dtype
 
 ParameterGroup = Literal["projections", "transforms", "mixtures"]
 
@@ -27,7 +28,8 @@ class AdaptedLinear(nn.Module):
     A method implements `down_XD`, `low_rank`, `up_OK`, `parameter_count` and `fold`.
 
     Parameters are float32 whatever the base's dtype: near 1 the spacing of bfloat16 is 0.004, so a learning
-    rate of 1e-4 would never move a transform. Products run in the dtype of the inputs.
+    rate of 1e-4 would never move a transform. Products run in the dtype of the inputs. The base may be stored
+    in 4 or 8 bits by bitsandbytes; the layer is then that over its dequantised weight.
     """
 
     TASK_DEPENDENT: ClassVar[bool]  # whether the output depends on the row's task
@@ -37,11 +39,16 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, config: AdapterConfig, routing: TaskRouting) -> None:
         super().__init__()
-        self.base = base.requires_grad_(False)
+        self.base = freeze_linear(base)
         self.config: Any = config
         self.routing = routing
         self.scale = self.product_scale = config.scale
         self.dropout = nn.Dropout(config.lora_dropout)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the base's products, and so of the inputs."""
+        return linear_dtype(self.base)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output (.., O) for inputs (.., D)."""

@@ -57,7 +57,7 @@ class DoRALinear(AdaptedLinear):
             uniform((config.rank, base.in_features), 1 / math.sqrt(base.in_features), generator)
         )
         self.up_OR = nn.Parameter(torch.zeros(base.out_features, config.rank))
-        weight_OD = base.weight.detach()
+        weight_OD = self.base.weight.detach()
         squared_norm_O = weight_OD.to(torch.promote_types(weight_OD.dtype, torch.float32)).square().sum(dim=1)
         self.register_buffer("squared_norm_O", squared_norm_O, persistent=False)
         self.magnitude_O = nn.Parameter(squared_norm_O.sqrt().clone())
@@ -83,7 +83,7 @@ class DoRALinear(AdaptedLinear):
         up_OR, down_RD = self.up_OR, self.down_RD
         with torch.autocast(up_OR.device.type, enabled=False):
             # a call and not a product with W, which may be partitioned over ranks
-            image_RO = self.base(down_RD.to(self.base.weight.dtype))
+            image_RO = self.base(down_RD.to(self.dtype))
             if self.base.bias is not None:
                 image_RO = image_RO - self.base.bias
             cross_O = (image_RO.to(up_OR.dtype).t() * up_OR).sum(dim=1)

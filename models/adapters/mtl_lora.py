@@ -133,7 +133,7 @@ class MTLLoRALinear(AdaptedLinear):
     def prepare(cls, layers: Sequence[Any], routing: TaskRouting) -> list[tuple[Any, Any]]:
         groups: dict[tuple[Any, ...], list[Any]] = {}
         for layer in layers:
-            shapes = (layer.mix_TN.shape, layer.transform.shape, layer.base.weight.dtype)
+            shapes = (layer.mix_TN.shape, layer.transform.shape, layer.dtype)
             factors = (layer.scale, layer.config.mixture_temperature)
             groups.setdefault((*shapes, *factors), []).append(layer)
         return [
@@ -174,7 +174,7 @@ def build_task_matrices(layers: Sequence[MTLLoRALinear], routing: TaskRouting) -
     running them. The result stays in memory for the pass: L K R numbers per row in float32 and again in the
     trunk's dtype: 6 MB for 64 rows of SmolLM2 at rank 8, and 3 GB for 256 rows of 224 linears at rank 64.
     """
-    task, dtype = routing.current_tasks(), layers[0].base.weight.dtype
+    task, dtype = routing.current_tasks(), layers[0].dtype
     logits_LTN = torch.stack([layer.mix_TN for layer in layers])
     weight_LTN = _mixture_weights(logits_LTN, layers[0].config) * layers[0].scale
     transform = torch.stack([layer.transform for layer in layers])  # (L, T, R, R) or (L, T, R)

@@ -44,7 +44,7 @@ def merge_task(model: RelevanceModel, task_index: int) -> MergedModel:
     shared = [*model.trunk.parameters(), *model.trunk.buffers()]
     replaced: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     for name, layer in adapted_layers(model.trunk).items():
-        weight_OD = layer.merged_weight(task_index).to(layer.base.weight.dtype)
+        weight_OD = layer.merged_weight(task_index).to(layer.dtype)
         if not torch.isfinite(weight_OD).all():
             raise ValueError(
                 f"merged weight of {name} is not finite; the adapter is damaged, or its weights are too "

@@ -20,6 +20,7 @@ from models.adapters.adapted_linear import AdaptedLinear
 from models.adapters.dora import DoRALinear
 from models.adapters.injection import adapted_layers
 from models.inference.merging import check_task_index, merge_task, task_head
+from models.quantization import is_quantized
 from models.relevance import RelevanceModel
 from models.serialization.bundle import encode_json
 
@@ -68,10 +69,15 @@ def export_peft(task: ExportTask, folder: Path) -> None:
 
     Raises:
         NotMergeableError: The adapter method is no LoRA for a single task.
-        ValueError: There is no such task.
+        ValueError: There is no such task, or the base is quantised.
     """
     model, task_index = task.model, task.index
     check_task_index(model, task_index)
+    if is_quantized(model.trunk):
+        raise ValueError(
+            "the adapters were trained over quantised weights, and PEFT would apply them to others; use "
+            "--format merged, which has the dequantised weights"
+        )
     layers = adapted_layers(model.trunk)
     pairs = {name: peft_pair(layer, task_index) for name, layer in layers.items()}
     rank = max(down_KD.shape[0] for down_KD, _ in pairs.values())

@@ -62,7 +62,7 @@ class FlatModel(nn.Module):
                 delattr(slot.module, slot.attribute)
         # if all layers use projections in one dtype, the flat parameter is cast as a whole
         layers = adapted_layers(model).values()
-        dtypes = {layer.base.weight.dtype for layer in layers}
+        dtypes = {layer.dtype for layer in layers}
         self.cast = (
             {"projections": dtypes.pop()}
             if len(dtypes) == 1 and all(layer.CASTS_PROJECTIONS for layer in layers)

@@ -119,6 +119,7 @@ def bundle_description(predictor: Predictor, config: RunConfig, training: dict[s
             "source": config.backbone.source,
             "revision": config.backbone.revision,
             "dtype": str(predictor.backbone.dtype).removeprefix("torch."),
+            "quantization": config.backbone.quantization,
             "digest": predictor.backbone.digest,
         },
         "seed": config.seed,

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from models.quantization import QuantizedLinear
 from models.relevance import RelevanceModel
 from pipeline.runtime.timing import measure_matmul_peak
 
@@ -12,11 +13,17 @@ def forward_flops_per_token(model: nn.Module) -> int:
 
     Attention scores and adapters are left out: a few hundredths at the lengths of queries and ads.
     """
-    return 2 * sum(
+    plain = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
         if not parameter.requires_grad and parameter.ndim == 2 and "embed" not in name
     )
+    quantized = sum(
+        module.in_features * module.out_features
+        for module in model.modules()
+        if isinstance(module, QuantizedLinear)
+    )
+    return 2 * (plain + quantized)
 
 
 def peak_seconds_per_token(model: nn.Module, device: torch.device, dtype: torch.dtype) -> float:

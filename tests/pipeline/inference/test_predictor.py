@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.files import bytes_sha256
+from models.folder_checks import BackboneUnavailableError
 from models.serialization.bundle import encode_json, write_bundle
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
@@ -101,6 +102,36 @@ def test_loaded_bundle_gives_equal_logits(
     )
     assert not loaded.model.training
     assert bundle.description["training"] == {"fingerprint": "f"}
+
+
+def test_bundle_records_how_its_base_is_quantised(
+    tmp_path: Path, predictor: Predictor, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantised = config.model_copy(update={"backbone": replace(config.backbone, quantization="nf4")})
+    write_predictor(tmp_path / "bundle", predictor, quantised)
+    requested: list[Any] = []
+
+    def refuse(backbone: Any) -> None:
+        requested.append(backbone.quantization)
+        raise BackboneUnavailableError("not loaded")
+
+    monkeypatch.setattr("pipeline.inference.predictor.load_backbone", refuse)
+    with pytest.raises(ConfigError, match="not loaded"):
+        load_predictor(tmp_path / "bundle")
+    assert requested == ["nf4"]
+
+
+@pytest.mark.parametrize("quantization", ("nf4", "int8"))
+def test_quantised_bundle_gives_equal_logits(
+    tmp_path: Path, config: RunConfig, encoded: EncodedRows, quantization: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    backbone = replace(config.backbone, quantization=quantization)
+    fresh = build_predictor(config.model_copy(update={"backbone": backbone}))
+    write_predictor(tmp_path / "bundle", fresh, config.model_copy(update={"backbone": backbone}))
+    loaded, _ = load_predictor(tmp_path / "bundle")
+    assert np.array_equal(loaded.logits(encoded, 512), fresh.logits(encoded, 512))
+    assert not np.array_equal(fresh.logits(encoded, 512), build_predictor(config).logits(encoded, 512))
 
 
 def test_trained_logits_differ_from_untrained_ones(
