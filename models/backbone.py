@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from models.config import BackboneConfig
 from models.files import bytes_sha256, file_sha256, remove_tree, sync_dir, sync_tree, temporary_path
 from models.folder_checks import BackboneUnavailableError, check_folder
-from models.heads import Pooling
+from models.heads import Pooling, sees_later_tokens
 from models.quantization import replace_quantized_linears
 from models.torch_internals import cpu_has_bfloat16_instructions
 from models.transformers_internals import remove_quantization_config
@@ -49,7 +49,7 @@ class Backbone:
     folder: Path  # contains the safetensors and the tokenizer
     digest: str  # sha256 of the weight, config and tokenizer files
     width: int
-    pooling: Pooling  # last token for decoders, mean for encoders
+    pooling: Pooling  # last token for decoders, mean where tokens see later ones
     dtype: torch.dtype
 
     def answer_direction(self) -> torch.Tensor | None:
@@ -142,7 +142,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         folder,
         folder_digest(folder),
         trunk_config.get_text_config().hidden_size,
-        pooling="mean" if is_encoder else "last",
+        pooling="mean" if is_encoder or sees_later_tokens(trunk) else "last",
         dtype=dtype,
     )
 

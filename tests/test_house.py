@@ -24,7 +24,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "models.packing",
     ),
     ("models.adapters",),
-    ("models.relevance", "models.last_layer"),
+    ("models.relevance", "models.last_layer", "models.padding"),
     ("models.training",),
     ("models.inference",),
     ("models.serialization",),

@@ -237,10 +237,17 @@ def score_units(
 
 
 def check_results(results: list[UnitResult]) -> None:
-    """Raise RelevanceError if units failed; RetryableError if another attempt may succeed for some."""
+    """Raise RelevanceError if units failed.
+
+    Raises:
+        RetryableError: Another attempt may succeed for some.
+        ConfigError: All failed for a setting or the backbone.
+    """
     failed = sorted((result for result in results if result.error), key=lambda result: result.retry)
     if failed:
-        kind = RetryableError if failed[-1].retry else RelevanceError
+        kind: type[RelevanceError] = RetryableError if failed[-1].retry else RelevanceError
+        if all(result.is_config_error for result in failed):
+            kind = ConfigError
         # units that will fail again come first
         errors = "; ".join(result.error for result in failed[:SHOWN_ERRORS])
         raise kind(

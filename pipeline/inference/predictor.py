@@ -13,8 +13,15 @@ import pyarrow as pa
 import torch
 from pydantic import TypeAdapter
 
-from models.backbone import Backbone, BackboneUnavailableError, load_backbone, load_tokenizer
+from models.backbone import (
+    Backbone,
+    BackboneUnavailableError,
+    load_backbone,
+    load_tokenizer,
+    word_token_ids,
+)
 from models.config import BackboneConfig, ModelConfig
+from models.padding import check_padding
 from models.relevance import RelevanceModel, build_model
 from models.serialization.bundle import Bundle, BundleRefusedError, read_bundle
 from pipeline.config.encoding import EncodeConfig
@@ -27,6 +34,8 @@ from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.inference.calibration import Calibration
 from pipeline.inference.step_plan import Step, planned
 from pipeline.inference.task_predictor import TaskPredictor, TokenUsage
+
+PADDED_TOKENS = 16  # length to which the check of a loaded model pads a row of a quarter of it
 
 BUNDLE_FORMAT = 2  # of bundle.json; changes when an older reader would misread it
 
@@ -92,7 +101,8 @@ def build_predictor(config: RunConfig, device: torch.device | None = None) -> Pr
     """Build an untrained predictor: identity adapters, heads from the language model's yes and no tokens.
 
     Raises:
-        ConfigError: The backbone is not available, or a target module or template does not fit it.
+        ConfigError: The backbone is not available, a target module or template does not fit it, or its rows
+            depend on their padding.
     """
     try:
         backbone = load_backbone(config.backbone)
@@ -100,11 +110,13 @@ def build_predictor(config: RunConfig, device: torch.device | None = None) -> Pr
             ModelConfig(config.backbone, config.adapter, label_counts(config.tasks)), backbone, config.seed
         )
         encoder = Encoder(load_tokenizer(backbone.folder), config.tasks, config.encode)
+        device = device or torch.device("cpu")
+        calibration = {task.name: Calibration() for task in config.tasks}
+        predictor = Predictor(model.to(device), encoder, config.tasks, calibration, backbone, device)
+        _check_padding(predictor)
     except (BackboneUnavailableError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    device = device or torch.device("cpu")
-    calibration = {task.name: Calibration() for task in config.tasks}
-    return Predictor(model.to(device), encoder, config.tasks, calibration, backbone, device)
+    return predictor
 
 
 def bundle_description(predictor: Predictor, config: RunConfig, training: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +151,7 @@ def load_predictor(
     Raises:
         DamagedInputError: The bundle is incomplete, is not the one with `expected_sha256`, or was trained on
             a backbone with another digest.
-        ConfigError: The backbone is not available.
+        ConfigError: The backbone is not available, or its rows depend on their padding.
     """
     try:
         bundle = read_bundle(folder, expected_sha256)
@@ -162,14 +174,24 @@ def load_predictor(
             )
         model = build_model(ModelConfig(config, adapter, label_counts(tasks)), backbone, description["seed"])
         model.load_trainable_state(bundle.tensors)
+        device = device or torch.device("cpu")
+        encoder = Encoder(load_tokenizer(bundle.tokenizer_dir), tasks, EncodeConfig(**description["encode"]))
+        calibration = {name: Calibration(**fields) for name, fields in description["calibration"].items()}
+        predictor = Predictor(model.to(device).eval(), encoder, tasks, calibration, backbone, device)
+        _check_padding(predictor)
     except BackboneUnavailableError as error:
         raise ConfigError(str(error)) from error
     except ValueError as error:
         raise DamagedInputError(f"{folder}: {error}") from error
-    device = device or torch.device("cpu")
-    encoder = Encoder(load_tokenizer(bundle.tokenizer_dir), tasks, EncodeConfig(**description["encode"]))
-    calibration = {name: Calibration(**fields) for name, fields in description["calibration"].items()}
-    return Predictor(model.to(device).eval(), encoder, tasks, calibration, backbone, device), bundle
+    return predictor, bundle
+
+
+def _check_padding(predictor: Predictor) -> None:
+    """Raise BackboneUnavailableError if rows of the loaded model depend on their padding."""
+    words = sorted(word_token_ids(predictor.encoder.tokenizer) - {predictor.pad_id})
+    # from all over the vocabulary
+    long = [words[position * len(words) // PADDED_TOKENS] for position in range(PADDED_TOKENS)]
+    check_padding(predictor.model, long[: PADDED_TOKENS // 4], long, predictor.pad_id)
 
 
 def _check_versions(folder: Path, description: dict[str, Any]) -> None:

@@ -60,6 +60,7 @@ class UnitScorer:
         )
         self.attempts_dir, self.peak_s_per_token = settings.attempts_dir, 0.0
         self.multitask: MultitaskPredictor | None = None
+        self.is_misconfigured = False
         name = uuid.uuid4().hex[:8]
         self.log = logging_to(settings.log, f"actor {name}")
         self.log.__enter__()  # open for the life of the actor: Ray ends its process
@@ -82,6 +83,7 @@ class UnitScorer:
             # Ray restarts an actor that fails to start, and drops its error. Units report it instead.
             except RelevanceError as error:
                 self.refusal = f"nothing was published by this actor: {error}"
+                self.is_misconfigured = isinstance(error, ConfigError)
                 logger.error("%s", self.refusal)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +103,9 @@ class UnitScorer:
 
     def _score_or_explain(self, unit: WorkUnit) -> UnitResult:
         if self.refusal:
-            return UnitResult(unit.unit_id, unit.path, error=self.refusal)
+            return UnitResult(
+                unit.unit_id, unit.path, error=self.refusal, is_config_error=self.is_misconfigured
+            )
         attempts = UnitAttempts(self.attempts_dir, unit.unit_id)
         try:
             if is_published(self.scores, unit.unit_id):

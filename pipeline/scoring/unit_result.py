@@ -16,6 +16,7 @@ class UnitResult:
     reused: int = 0  # rows whose texts earlier runs scored
     error: str = ""  # empty: the unit is published
     retry: bool = False  # True: the same command may succeed later
+    is_config_error: bool = False  # True: no unit can be scored until a setting or the backbone changes
     tokens_in: int = 0
     tokens_computed: int = 0
     model_s: float = 0.0

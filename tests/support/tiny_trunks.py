@@ -79,6 +79,40 @@ def tiny_llama(tied: bool, num_tokens: int = len(WORDS), num_layers: int = 2) ->
     )
 
 
+def tiny_bidirectional_llama() -> Any:
+    """Build a Llama whose tokens see the ones behind them."""
+    model = tiny_llama(tied=True)
+    model.config.is_causal = False
+    return model
+
+
+def tiny_gemma3(bidirectional: bool) -> Any:
+    """Build a Gemma 3 with a window of 4 tokens in its first layer; EmbeddingGemma is bidirectional."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(8)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=len(WORDS),
+            max_position_embeddings=64,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"],
+            use_bidirectional_attention=bidirectional,
+            initializer_range=0.2,
+            pad_token_id=0,
+            **shape,
+        )
+    )
+
+
 def tiny_bert() -> Any:
     """Build a BERT encoder without pooler."""
     from transformers import BertConfig, BertModel
@@ -230,4 +264,10 @@ KINDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {  # a builder, an
     "mpt": (tiny_mpt, ("Wqkv",)),
     "mistral": (tiny_mistral, ("q_proj", "v_proj")),
     "lfm2": (tiny_lfm2, ("q_proj", "v_proj")),
+    "bidirectional llama": (tiny_bidirectional_llama, ("q_proj", "v_proj")),
+    "gemma3": (lambda: tiny_gemma3(bidirectional=False), ("q_proj", "v_proj")),
+    "embedding gemma": (lambda: tiny_gemma3(bidirectional=True), ("q_proj", "v_proj")),
 }
+
+# kinds whose tokens see the ones behind them
+BIDIRECTIONAL_KINDS = ("bert", "bidirectional llama", "embedding gemma")

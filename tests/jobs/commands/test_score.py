@@ -220,6 +220,15 @@ def test_one_retryable_unit_makes_the_command_retryable() -> None:
     assert raised.value.exit_code == 1
 
 
+def test_model_that_no_actor_can_use_is_a_config_error() -> None:
+    done, poison = UnitResult("p", "path"), UnitResult("p", "path", error="poison")
+    refused = UnitResult("p", "path", error="scoring.use_gpu", is_config_error=True)
+    for results, exit_code in (([done, refused], 2), ([refused, refused], 2), ([refused, poison], 1)):
+        with pytest.raises(RelevanceError) as raised:
+            check_results(results)
+        assert raised.value.exit_code == exit_code
+
+
 def test_unreachable_bucket_is_retryable(in_bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = open_store(f"{in_bucket.location}/scores")
     monkeypatch.setenv("AWS_ENDPOINT_URL", UNREACHABLE)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from models.files import bytes_sha256
 from models.folder_checks import BackboneUnavailableError
@@ -292,6 +293,26 @@ def test_config_that_does_not_fit_its_backbone_is_refused(
     wrong = build_config({**config.model_dump(mode="json"), **changes}, "test")
     with pytest.raises(ConfigError, match=message):
         build_predictor(wrong)
+
+
+def test_model_whose_rows_depend_on_padding_is_never_loaded(
+    config: RunConfig, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the weights, and so the digest, stay the same
+    load_trunk = AutoModel.from_pretrained
+
+    def load_bidirectional(*args: Any, **options: Any) -> Any:
+        trunk, loading = load_trunk(*args, **options)
+        trunk.config.is_causal = False
+        return trunk, loading
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", load_bidirectional)
+    assert build_predictor(config).model.pooling == "mean"
+    assert load_predictor(bundle_dir)[0].model.pooling == "mean"
+    monkeypatch.setattr("models.backbone.sees_later_tokens", lambda trunk: False)
+    for load in (lambda: build_predictor(config), lambda: load_predictor(bundle_dir)):
+        with pytest.raises(ConfigError, match="rows of this llama depend on the rows beside them"):
+            load()
 
 
 def test_predictors_of_one_seed_are_equal(config: RunConfig, encoded: EncodedRows) -> None:
