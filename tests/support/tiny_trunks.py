@@ -86,7 +86,7 @@ def tiny_bidirectional_llama() -> Any:
     return model
 
 
-def tiny_gemma3(bidirectional: bool) -> Any:
+def tiny_gemma3_text(bidirectional: bool) -> Any:
     """Build a Gemma 3 with a window of 4 tokens in its first layer; EmbeddingGemma is bidirectional."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -265,8 +265,8 @@ KINDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {  # a builder, an
     "mistral": (tiny_mistral, ("q_proj", "v_proj")),
     "lfm2": (tiny_lfm2, ("q_proj", "v_proj")),
     "bidirectional llama": (tiny_bidirectional_llama, ("q_proj", "v_proj")),
-    "gemma3": (lambda: tiny_gemma3(bidirectional=False), ("q_proj", "v_proj")),
-    "embedding gemma": (lambda: tiny_gemma3(bidirectional=True), ("q_proj", "v_proj")),
+    "gemma3": (lambda: tiny_gemma3_text(bidirectional=False), ("q_proj", "v_proj")),
+    "embedding gemma": (lambda: tiny_gemma3_text(bidirectional=True), ("q_proj", "v_proj")),
 }
 
 # kinds whose tokens see the ones behind them
