@@ -6,6 +6,7 @@ Every package uses these functions. A file is complete on disk before it gets it
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -82,6 +83,25 @@ def temporary_path(path: Path) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def remove_temporary(path: Path) -> None:
+    """Delete what killed processes left of `temporary_path(path)`.
+
+    The caller keeps other processes from writing `path`.
+    """
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.tmp")
+    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
+        if name.fullmatch(entry.name):
+            remove_tree(entry)
+
+
+def retire_dir(path: Path) -> None:
+    """Delete a folder at once: no part of it is ever seen alone."""
+    if os.path.lexists(path):
+        retired = temporary_path(path)
+        path.rename(retired)
+        remove_tree(retired)
 
 
 def sync_dir(path: Path) -> None:

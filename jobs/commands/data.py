@@ -15,6 +15,7 @@ from pipeline.config.extensions import IMPORTERS, ImportContext, load_importers
 from pipeline.config.run import RunConfig
 from pipeline.config.sources import PathSource, SourceBlock
 from pipeline.config.yaml_files import booleans_taken_as_numbers, read_yaml_mapping
+from pipeline.data.data_files import scan_folder
 from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, RelevanceError
 from pipeline.storage.filesystem import json_sha256, read_json, write_json
@@ -45,11 +46,14 @@ def import_sources(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     if path.is_file() and read_json(path) == {"sources": digests, "rows": rows_digest(config)}:
         logger.info("  sources unchanged: rows of an earlier import are used")
         return summary
-    if not path.is_file() and config.data.judged and any(config.judged_dir.rglob("*.parquet")):
-        raise ConfigError(
-            f"data.judged holds rows that this run did not import: {config.judged_dir}; remove `sources` "
-            "from the config to use them, or name an empty folder"
-        )
+    if not path.is_file():
+        if config.data.judged and config.judged_dir.is_dir() and scan_folder(config.judged_dir).names:
+            raise ConfigError(
+                f"data.judged holds rows that this run did not import: {config.judged_dir}; remove `sources` "
+                "from the config to use them, or name an empty folder"
+            )
+        # from here on the folder's rows are this run's, also if it is killed
+        write_json(path, {"sources": [], "rows": None})
     labels = {task.name: task.labels for task in config.tasks}
     for source in config.sources:
         context = ImportContext(config.judged_dir, config.run_dir / "data", config.seed, labels)

@@ -1,28 +1,31 @@
-"""Catalogue of a data folder (catalogue.json, written last), and a storage-independent digest of rows."""
+"""Catalogue of a data folder: catalogue.json lists the files that imports wrote, with their sha256.
+
+A data folder with a catalogue holds exactly the listed files. Replacing the catalogue publishes all files of
+an import at once. A folder without one, such as Spark writes, is read whole.
+"""
 
 import contextlib
-import hashlib
-from collections.abc import Iterator, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.files import file_sha256
-from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
+from pipeline.data.data_files import DataFiles, scan_folder, task_of
+from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.filesystem import json_sha256, read_json, write_json
+from pipeline.storage.filesystem import cached_sha256, write_json
 
 CATALOGUE = "catalogue.json"
 
 LOCK_TIMEOUT_S = 60  # a holder only moves and hashes files that are already written
 
-DIGEST_ROWS = 16_384  # rows hashed at a time
+NUM_LISTED = 3  # files in a message
 
-_LANES = 4  # 64-bit numbers in the hash of a row
+# <stem>-<number>.<first digits of the content's sha256>.parquet
+_PUBLISHED_NAME = re.compile(r"(.*-\d+)\.[0-9a-f]{12}(\.parquet)")
 
 
 @dataclass(frozen=True)
@@ -37,52 +40,82 @@ class Partition:
     schema_version: str
 
 
-def describe_partition(root: Path, path: Path) -> Partition:
-    """Return the catalogue entry of the file `path` below `root`."""
-    with pq.ParquetFile(path) as file:
-        num_rows = file.metadata.num_rows
-    task = path.parent.name.removeprefix("task=")
+def published_name(name: str, sha256: str) -> str:
+    """Return the name of an imported file: no two contents have the same."""
+    return f"{name.removesuffix('.parquet')}.{sha256[:12]}.parquet"
+
+
+def logical_name(path: str) -> str:
+    """Return a path without the digest that `published_name` adds; other paths as they are."""
+    match = _PUBLISHED_NAME.fullmatch(path)
+    return match[1] + match[2] if match else path
+
+
+def describe_partition(root: Path, name: str) -> Partition:
+    """Return the catalogue entry of the file `name` below `root`.
+
+    Raises:
+        DamagedInputError: The file is not whole parquet.
+    """
+    path = root / name
+    try:
+        if not path.is_file():
+            raise OSError("not a file")
+        with pq.ParquetFile(path) as file:
+            num_rows = file.metadata.num_rows
+    except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors
+        raise DamagedInputError(
+            f"{path} is not whole parquet ({error}); write it again or remove it"
+        ) from error
     return Partition(
-        path=str(path.relative_to(root)),
-        task=task,
+        path=name,
+        task=task_of(name),
         rows=num_rows,
         bytes=path.stat().st_size,
-        sha256=file_sha256(path),
+        sha256=cached_sha256(path),
         schema_version=SCHEMA_VERSION,
     )
 
 
-def read_catalogue(root: Path) -> list[Partition]:
-    """Return the partitions that imports wrote into the data folder `root`; empty without a catalogue.
+def read_catalogue(root: Path) -> dict[str, Partition] | None:
+    """Return the files of the data folder `root` by path; None without a catalogue.
 
     Raises:
         DamagedInputError: The file is not a catalogue.
     """
     path = root / CATALOGUE
-    if not path.exists():
-        return []
     try:
-        return [Partition(**entry) for entry in read_json(path)["partitions"]]
-    except (TypeError, KeyError) as error:
+        return parse_catalogue(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def parse_catalogue(content: bytes, where: str) -> dict[str, Partition]:
+    """Return the files that a catalogue lists, by path; DamagedInputError if it is none."""
+    try:
+        partitions = [Partition(**entry) for entry in json.loads(content)["partitions"]]
+        return {partition.path: partition for partition in partitions}
+    except (ValueError, TypeError, KeyError) as error:
         raise DamagedInputError(
-            f"{path} is not a catalogue of partitions ({error}); delete it and import again"
+            f"{where} is not a catalogue of partitions ({error}); delete it and import again"
         ) from error
 
 
-def update_catalogue(root: Path, written: Sequence[Partition]) -> None:
-    """Add the partitions just written and drop the entries of files that do not exist.
-
-    The caller holds `catalogue_lock`.
-    """
-    kept = {entry.path: entry for entry in read_catalogue(root) if (root / entry.path).is_file()}
-    entries = kept | {entry.path: entry for entry in written}
+def write_catalogue(root: Path, entries: Mapping[str, Partition]) -> None:
+    """Replace the catalogue. The caller holds `catalogue_lock`."""
     write_json(root / CATALOGUE, {"partitions": [asdict(entries[path]) for path in sorted(entries)]})
 
 
-def add_partitions(root: Path, paths: Sequence[Path]) -> None:
-    """Add files that exist below the data folder `root` to its catalogue."""
-    with catalogue_lock(root):
-        update_catalogue(root, [describe_partition(root, path) for path in paths])
+def ensure_catalogue(root: Path) -> dict[str, Partition]:
+    """Return the catalogue; without one, write one of the files that are there.
+
+    The caller holds `catalogue_lock`.
+    """
+    entries = read_catalogue(root)
+    if entries is None:
+        entries = {name: describe_partition(root, name) for name in scan_folder(root).names}
+        write_catalogue(root, entries)
+    return entries
 
 
 @contextlib.contextmanager
@@ -104,73 +137,69 @@ def catalogue_lock(root: Path) -> Iterator[None]:
         ) from error
 
 
-def content_digest(path: Path) -> str:
-    """Return a hex sha256 of the rows in a parquet file, or in the task=<name>/*.parquet of a folder.
-
-    - It changes with a value, with the number of times a row occurs, and with the task of a row.
-    - It does not change with compression, row groups, the number of files, the order of rows or columns, or a
-      column that is null everywhere.
-
-    Each row has a 256-bit blake2b of its non-null values; these are added up in 64-bit lanes. Memory holds
-    DIGEST_ROWS rows. The digest detects accidents; it does not resist a search for collisions.
+def find_files(root: Path) -> DataFiles:
+    """Find the files of a data folder; with a catalogue they must be those that it lists.
 
     Raises:
-        DamagedInputError: A file is not whole parquet.
-        DataRefusedError: A column is neither text nor number.
+        DamagedInputError: A listed file is missing or has another content.
+        DataRefusedError: A file is not listed.
+        RetryableError: An import does not end.
     """
-    files = sorted(path.glob("task=*/*.parquet")) if path.is_dir() else [path]
-    sums: dict[str, np.ndarray] = {}
-    for file in files:
-        task = file.parent.name if path.is_dir() else ""
-        sums[task] = sums.get(task, np.zeros(_LANES + 1, np.uint64)) + _sum_row_hashes(file)
-    return json_sha256({task: sum_L.tolist() for task, sum_L in sums.items() if sum_L.any()})
+    files = scan_folder(root)
+    if _find_difference(root, files):
+        _wait_for_import(root)
+        files = scan_folder(root)
+        if difference := _find_difference(root, files):
+            raise difference
+    return files
 
 
-def _sum_row_hashes(path: Path) -> np.ndarray:
-    """Return the number of rows and the sum of their hashes, modulo 2^64 in each lane (lanes + 1,)."""
-    total_L = np.zeros(_LANES + 1, np.uint64)
+def _wait_for_import(root: Path) -> None:
+    """Wait until no import moves files into `root`; do not wait in a folder that cannot be written."""
+    with contextlib.suppress(OSError), catalogue_lock(root):
+        pass
+
+
+def _find_difference(root: Path, files: DataFiles) -> RelevanceError | None:
+    """Return the error if the files below `root` are not those of its catalogue; None if they are."""
+    entries = read_catalogue(root)
+    if entries is None:
+        return None
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
-            for batch in file.iter_batches(DIGEST_ROWS):
-                rows = _encode_rows(batch, path)
-                digests = b"".join(
-                    [hashlib.blake2b(row, digest_size=8 * _LANES).digest() for row in rows.to_pylist()]
-                )
-                hashes_NL = np.frombuffer(digests, "<u8").reshape(-1, _LANES)
-                total_L[0] += np.uint64(len(rows))
-                total_L[1:] += hashes_NL.sum(axis=0, dtype=np.uint64)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise DamagedInputError(
-            f"{path} is not whole parquet ({error}); write it again from its source"
-        ) from error
-    return total_L
-
-
-def _encode_rows(batch: pa.RecordBatch, path: Path) -> pa.Array:
-    """Encode each row as unique bytes: name, length and value of its non-null columns, sorted by name."""
-    kind = pa.large_binary()
-    parts = []
-    for name in sorted(batch.schema.names):
-        values = _encode_values(batch.column(name), f"column {name} of {path}")
-        length = pc.binary_length(values).cast(pa.large_string()).cast(kind)
-        encoded = pc.binary_join_element_wise(
-            pa.scalar(name.encode(), kind), length, values, pa.scalar(b"\0", kind)
+        sizes = {name: (root / name).stat().st_size for name in files.names}
+        return check_names(entries, sizes, str(root)) or _check_contents(root, entries)
+    except FileNotFoundError as error:  # removed meanwhile
+        return DamagedInputError(
+            _message("files of the catalogue are missing", [str(error.filename)], str(root))
         )
-        parts.append(pc.fill_null(encoded, pa.scalar(b"", kind)))
-    return pc.binary_join_element_wise(*parts, pa.scalar(b"", kind))
 
 
-def _encode_values(values: pa.Array, where: str) -> pa.Array:
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_floating(values.type):
-        # as bits: the text of a float differs between platforms
-        values = values.cast(pa.float64()).view(pa.int64())
-    if pa.types.is_integer(values.type):
-        values = values.cast(pa.large_string())
-    try:
-        return values.cast(pa.large_binary())
-    except pa.ArrowNotImplementedError as error:
-        raise DataRefusedError(
-            f"{where} is {values.type}, neither text nor number; only contract rows have a digest"
-        ) from error
+def check_names(
+    entries: Mapping[str, Partition], sizes: Mapping[str, int], where: str
+) -> RelevanceError | None:
+    """Return the error if a data place has other files than its catalogue lists, or of other sizes."""
+    if unlisted := sorted({*sizes} - {*entries}):
+        return DataRefusedError(_message("files are not in the catalogue", unlisted, where))
+    if missing := sorted({*entries} - {*sizes}):
+        return DamagedInputError(_message("files of the catalogue are missing", missing, where))
+    if changed := [name for name in sizes if entries[name].bytes != sizes[name]]:
+        return DamagedInputError(_message("files differ from the catalogue", changed, where))
+    return None
+
+
+def _check_contents(root: Path, entries: Mapping[str, Partition]) -> DamagedInputError | None:
+    changed = [name for name, entry in entries.items() if cached_sha256(root / name) != entry.sha256]
+    return (
+        DamagedInputError(_message("files differ from the catalogue", changed, str(root)))
+        if changed
+        else None
+    )
+
+
+def _message(problem: str, names: Sequence[str], where: str) -> str:
+    rest = [f"and {len(names) - NUM_LISTED:,} more"] if len(names) > NUM_LISTED else []
+    shown = ", ".join([*names[:NUM_LISTED], *rest])
+    return (
+        f"{problem}: {shown} in {where}; if an import was interrupted or its files changed, run the same "
+        f"import again; for files of your own, delete {where}/{CATALOGUE}, and all files are read as they are"
+    )

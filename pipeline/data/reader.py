@@ -1,6 +1,8 @@
 """Read contract rows from hive partitions: task=<name>/*.parquet."""
 
 import contextlib
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -8,42 +10,55 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.files import file_sha256
 from pipeline.config.splits import Split, SplitConfig
 from pipeline.config.tasks import Task, check_known_task
+from pipeline.data.catalog import find_files
 from pipeline.data.splits import assign_splits
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 from pipeline.schema import ROW_SCHEMA, schema_differences
-from pipeline.storage.filesystem import json_sha256
+from pipeline.storage.filesystem import cached_sha256, json_sha256
+
+logger = logging.getLogger(__name__)
 
 
 def find_partitions(root: Path, tasks: Sequence[Task]) -> dict[str, list[Path]]:
-    """Return the parquet files under `root` by task name, sorted; hidden files are skipped.
+    """Return the parquet files of a data folder by task name, sorted; entries that are not read are logged.
 
     Raises:
         ConfigError: `root` does not exist, or a folder names a task that is not configured.
-        DataRefusedError: There is no parquet file.
-        DamagedInputError: An entry named *.parquet is not a file.
+        DataRefusedError: There is no parquet file, or one that the folder's catalogue does not list.
+        DamagedInputError: An entry named *.parquet is not a file, or is not as the catalogue lists it.
     """
     if not root.is_dir():
         raise ConfigError(
             f"{root} is not a folder; point the config at a folder that holds task=<name>/*.parquet"
         )
-    partitions: dict[str, list[Path]] = {}
-    for folder in sorted(root.glob("task=*")):
-        name = check_known_task(folder.name.removeprefix("task="), tasks, str(root)).name
-        files = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
-        for path in files:
-            if not path.is_file():
-                raise DamagedInputError(f"{path} is not a file; replace it by a parquet file or remove it")
-        if files:
-            partitions[name] = files
+    files = find_files(root)
+    skipped = files.describe_skipped(str(root))
+    log_once(skipped)
+    partitions = {
+        check_known_task(name, tasks, str(root)).name: [root / path for path in paths]
+        for name, paths in files.by_task.items()
+    }
+    for path in (path for paths in partitions.values() for path in paths):
+        if not path.is_file():
+            raise DamagedInputError(f"{path} is not a file; replace it by a parquet file or remove it")
     if not partitions:
-        raise DataRefusedError(
-            f"{root} holds no task=<name>/*.parquet file; write rows with `relevance import` or "
-            "`relevance sample`"
-        )
+        raise DataRefusedError(no_rows_message(str(root), skipped))
     return partitions
+
+
+def no_rows_message(where: str, skipped: str) -> str:
+    """Return the message about a data place without a file of rows."""
+    cure = "write rows with `relevance import` or `relevance sample`"
+    return f"{where} holds no task=<name>/*.parquet file; {cure}" + (f" ({skipped})" if skipped else "")
+
+
+@functools.lru_cache(maxsize=1_000)
+def log_once(message: str) -> None:
+    """Log a warning, once per process; an empty one not at all."""
+    if message:
+        logger.warning(message)
 
 
 def open_partition(path: Path) -> pq.ParquetFile:
@@ -99,7 +114,7 @@ def read_partition(path: Path) -> pa.Table:
 def data_digest(partitions: Mapping[str, Sequence[Path]]) -> str:
     """Return a hex sha256 of the bytes of partitions and of their tasks, independent of paths."""
     return json_sha256(
-        {task: sorted(file_sha256(path) for path in paths) for task, paths in partitions.items()}
+        {task: sorted(cached_sha256(path) for path in paths) for task, paths in partitions.items()}
     )
 
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.files import atomic_writer, remove_tree, sync_dir, sync_file, temporary_path
-from pipeline.data.catalog import catalogue_lock, describe_partition, read_catalogue, update_catalogue
-from pipeline.errors import ConfigError, DataRefusedError
+from models.files import atomic_writer, remove_tree, sync_file
+from pipeline.data.staging import StagingFolder
+from pipeline.errors import DataRefusedError
 from pipeline.names import check_name
 from pipeline.runtime.progress import ProgressBar, SilentBar
 from pipeline.schema import COLUMNS, ROW_SCHEMA, Column
@@ -91,7 +91,7 @@ class StagedRows:
 
     Use it as a context: rows that were not published are deleted at its end.
 
-    - Rows become task=<name>/<stem>-<n>.parquet of ROWS_PER_PARTITION rows.
+    - Rows become task=<name>/<stem>-<n>.<digest>.parquet of ROWS_PER_PARTITION rows.
     - Each row group of ROWS_PER_GROUP rows (fewer if texts are long) is sorted by query, then row_id. Groups
       keep the order in which rows came, so only a task that fits one group is sorted as a whole.
     - Memory holds one row group per task. The same rows in the same order give the same bytes.
@@ -106,27 +106,27 @@ class StagedRows:
     """
 
     def __init__(self, out_dir: Path, stem: str = "part", bar: ProgressBar | None = None) -> None:
-        if out_dir.exists() and not out_dir.is_dir():
-            raise ConfigError(f"{out_dir} is not a folder; name a folder for task=<name>/{stem}-0.parquet")
-        self.out_dir, self.stem = out_dir, check_name(stem, "source")
-        self.dir = temporary_path(out_dir / "import")
+        self._staging = StagingFolder(out_dir, stem)
+        self.dir = self._staging.dir
         self._writers: dict[str, _TaskWriter] = {}
         self._bar = bar or SilentBar()
         self._num_rows = 0
 
     def __enter__(self) -> "StagedRows":
-        self.dir.mkdir()
+        self._staging.__enter__()
         self._bar.update(0)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.discard_rows()
-        remove_tree(self.dir)
+        self._staging.__exit__()
 
     def write(self, task: str, table: pa.Table) -> None:
         """Add rows to a task; raise DataRefusedError as `build_contract_rows` does."""
         if task not in self._writers:
-            self._writers[task] = _TaskWriter(self.dir / f"task={check_name(task, 'task')}", self.stem)
+            self._writers[task] = _TaskWriter(
+                self.dir / f"task={check_name(task, 'task')}", self._staging.stem
+            )
         self._writers[task].write(build_contract_rows(table))
         self._num_rows += table.num_rows
         self._bar.update(self._num_rows)
@@ -141,37 +141,11 @@ class StagedRows:
     def publish(self, extras: Sequence[str] = ()) -> dict[str, int]:
         """Replace the rows of the same stem, task by task, and return the number of rows by task.
 
-        A task without rows gets no file. Other tasks and files of other stems stay. The catalogue is written
-        last.
-
-        Args:
-            extras: Paths of further files, relative to both folders: moved if staged, else removed.
+        A task without rows gets no file; see `StagingFolder.publish`.
         """
         num_rows = {task: writer.finish() for task, writer in self._writers.items()}
-        with catalogue_lock(self.out_dir):
-            read_catalogue(self.out_dir)  # a damaged catalogue raises before rows change
-            partitions = [
-                describe_partition(self.dir, path) for path in sorted(self.dir.glob("task=*/*.parquet"))
-            ]
-            for folder in sorted(self.dir.glob("task=*")):
-                self._replace_folder(folder, self.out_dir / folder.name)
-            for name in extras:
-                _replace_file(self.dir / name, self.out_dir / name)
-            update_catalogue(self.out_dir, partitions)
+        self._staging.publish(extras)
         return num_rows
-
-    def _replace_folder(self, staged: Path, final: Path) -> None:
-        """Move partitions into place and remove surplus ones of an earlier import."""
-        names = {path.name for path in staged.iterdir()}
-        final.mkdir(exist_ok=True)
-        for name in sorted(names):
-            (staged / name).replace(final / name)
-        for path in final.glob(f"{self.stem}-*.parquet"):
-            number = path.name.removeprefix(f"{self.stem}-").removesuffix(".parquet")
-            # files of a longer stem have more than a number after this one
-            if number.isdigit() and path.name not in names:
-                path.unlink()
-        sync_dir(final)
 
 
 class _TaskWriter:
@@ -238,13 +212,3 @@ def _open_writer(file: IO[bytes], sorted_groups: bool = False) -> pq.ParquetWrit
         write_statistics=True,
         sorting_columns=order,
     )
-
-
-def _replace_file(staged: Path, final: Path) -> None:
-    """Move a staged file into place; if none was staged, remove the file of an earlier import."""
-    if staged.exists():
-        final.parent.mkdir(exist_ok=True)
-        staged.replace(final)
-        sync_dir(final.parent)
-    else:
-        final.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ A file that changes after the run was planned is refused.
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,14 +11,20 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from models.files import file_sha256
 from pipeline.config.tasks import Task, check_known_task
-from pipeline.data.reader import find_partitions, open_partition, translate_read_errors
+from pipeline.data.catalog import CATALOGUE, check_names, logical_name, parse_catalogue
+from pipeline.data.data_files import PREFIX, sort_names
+from pipeline.data.reader import (
+    find_partitions,
+    log_once,
+    no_rows_message,
+    open_partition,
+    translate_read_errors,
+)
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
 from pipeline.names import is_bucket
+from pipeline.storage.filesystem import cached_sha256, file_stamp
 from pipeline.storage.object_store import Bucket, BucketFile, StoreEntry, open_bucket
-
-PREFIX, SUFFIX = "task=", ".parquet"
 
 CONCURRENT_FOOTERS = 8  # a bucket answers ten requests as fast as one
 
@@ -29,7 +34,7 @@ class InputFile:
     """One file of a task."""
 
     path: str  # path or URL
-    name: str  # path below the location of all inputs
+    name: str  # path below the location of all inputs, as `logical_name` gives it
     digest: str  # of the content: a sha256, or version and size in a bucket
 
 
@@ -38,15 +43,15 @@ def find_inputs(location: Path | str, tasks: Sequence[Task]) -> dict[str, list[I
 
     Raises:
         ConfigError: The folder is missing, or holds a task that is not configured.
-        DataRefusedError: There is no file.
-        DamagedInputError: A folder is named like a parquet file.
+        DataRefusedError: There is no file, or one that the catalogue of the location does not list.
+        DamagedInputError: A folder is named like a parquet file, or a file is not as the catalogue lists it.
     """
     if is_bucket(location):
         return _find_objects(open_bucket(str(location)), tasks)
     root = Path(location)
     return {
         task: [
-            InputFile(str(path), str(path.relative_to(root)), _cached_sha256(path, _file_state(path)))
+            InputFile(str(path), logical_name(str(path.relative_to(root))), cached_sha256(path))
             for path in paths
         ]
         for task, paths in find_partitions(root, tasks).items()
@@ -75,12 +80,12 @@ def open_input(path: str, digest: str) -> Iterator[pq.ParquetFile]:
             yield file
         return
     local = Path(path)
-    before = _file_state(local)
-    if before is None or _cached_sha256(local, before) != digest:
+    if not local.is_file() or cached_sha256(local) != digest:
         raise input_changed(path)
+    before = file_stamp(local)
     with open_partition(local) as file:
         yield file
-    if _file_state(local) != before:
+    if not local.is_file() or file_stamp(local) != before:
         raise input_changed(path)
 
 
@@ -92,21 +97,32 @@ def input_changed(path: str) -> RetryableError:
 
 
 def _find_objects(bucket: Bucket, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
-    """Return the objects task=<name>/*.parquet below a bucket's prefix, by task."""
-    files: dict[str, list[InputFile]] = {}
-    for entry in bucket.list(""):
-        folder, _, name = entry.key.rpartition("/")
-        is_task_folder = folder.startswith(PREFIX) and "/" not in folder
-        if is_task_folder and name.endswith(SUFFIX) and not entry.is_hidden:
-            task = check_known_task(folder.removeprefix(PREFIX), tasks, bucket.location).name
-            url, digest = f"{bucket.location}/{entry.key}", f"{entry.version} {entry.size}"
-            files.setdefault(task, []).append(InputFile(url, entry.key, digest))
-    if not files:
-        raise DataRefusedError(
-            f"{bucket.location} holds no task=<name>/*.parquet; upload rows that `relevance import` or "
-            "`relevance sample` wrote"
-        )
-    return files
+    """Return the parquet objects of each task below a bucket's prefix.
+
+    A catalogue is held to by names and sizes: contents are not read for it, as versions do not change.
+    """
+    entries = {entry.key: entry for entry in bucket.list("")}
+    found = sort_names(entries, is_parquet=lambda key: False)
+    if CATALOGUE in entries:
+        listed = parse_catalogue(bucket.get(CATALOGUE), f"{bucket.location}/{CATALOGUE}")
+        sizes = {key: entries[key].size for key in found.names}
+        if error := check_names(listed, sizes, bucket.location):
+            raise error
+    skipped = found.describe_skipped(bucket.location)
+    log_once(skipped)
+    if not found.by_task:
+        raise DataRefusedError(no_rows_message(bucket.location, skipped))
+    return {
+        check_known_task(task, tasks, bucket.location).name: [
+            InputFile(
+                f"{bucket.location}/{key}",
+                logical_name(key),
+                f"{entries[key].version} {entries[key].size}",
+            )
+            for key in keys
+        ]
+        for task, keys in found.by_task.items()
+    }
 
 
 def _count_file_rows(file: InputFile) -> int:
@@ -127,17 +143,3 @@ def _open_object(url: str, digest: str) -> Iterator[pq.ParquetFile]:
         file = pq.ParquetFile(source, page_checksum_verification=True)
     with file:
         yield file
-
-
-def _file_state(path: Path) -> tuple[int, ...] | None:
-    """Return values that change when a file is written or replaced; None if there is no file."""
-    if not path.is_file():
-        return None
-    state = path.stat()
-    return state.st_ino, state.st_size, state.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=10_000)
-def _cached_sha256(path: Path, state: tuple[int, ...] | None) -> str:
-    """Return the file's sha256, computed once per process and state."""
-    return file_sha256(path)

@@ -1,12 +1,20 @@
 """Safe paths, JSON digests and atomic writes on a file system."""
 
 import errno
+import functools
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from models.files import atomic_writer, bytes_sha256, open_synced, sync_dir, temporary_path
+from models.files import (
+    atomic_writer,
+    bytes_sha256,
+    file_sha256,
+    open_synced,
+    sync_dir,
+    temporary_path,
+)
 from pipeline.errors import ConfigError, DamagedInputError
 
 
@@ -31,6 +39,22 @@ def safe_join(root: Path, *parts: str, last_may_be_link: bool = False) -> Path:
             "replace it by what it links to, or use a path inside it without links"
         )
     return path
+
+
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """Return values that change when a file is written or replaced; OSError if there is none."""
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def cached_sha256(path: Path) -> str:
+    """Return the sha256 of a file, computed once per process as long as its stamp stays."""
+    return _stamped_sha256(path, file_stamp(path))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _stamped_sha256(path: Path, stamp: tuple[int, ...]) -> str:
+    return file_sha256(path)
 
 
 def canonical_json(value: Any) -> str:

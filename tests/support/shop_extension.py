@@ -16,7 +16,7 @@ from pipeline.config.gates import PromotionConfig
 from pipeline.config.sources import SourceBlock
 from pipeline.config.tasks import Task
 from pipeline.data.importers.importer import ImportCounts
-from pipeline.data.writer import build_contract_rows, write_partition
+from pipeline.data.writer import StagedRows
 from pipeline.evaluation.behavioral_tests import Case, mean_move, register_case, with_texts
 from pipeline.registry.promotion_gate import Evidence, RuleVerdict, promotion_rule
 from validation.gate.expectations import Check, data_check
@@ -66,9 +66,9 @@ def import_shop(source: ShopSource, target: ImportContext) -> ImportCounts:
         "market": ["us"] * source.rows,
         "label": [1] * source.rows,
     }
-    rows = build_contract_rows(pa.table(columns))
-    write_partition(rows, target.judged_dir / "task=two" / "shop-0.parquet")
-    return ImportCounts({"two": rows.num_rows}, {})
+    with StagedRows(target.judged_dir, "shop", target.bar) as staged:
+        staged.write("two", pa.table(columns))
+        return ImportCounts(staged.publish(), {})
 
 
 IMPORTERS.register("shop", Importer(ShopSource, import_shop))

@@ -22,7 +22,7 @@ from pipeline.config.tasks import Task
 from pipeline.data.reader import open_partition, translate_read_errors
 from pipeline.errors import DamagedInputError, RetryableError
 from pipeline.schema import COLUMNS, ROW_SCHEMA, schema_differences
-from pipeline.storage.filesystem import json_sha256, read_json, write_json
+from pipeline.storage.filesystem import cached_sha256, file_stamp, json_sha256, read_json, write_json
 from validation.gate import row_checks
 from validation.gate.row_checks import KEY_SCHEMA, REASON_SCHEMA, RowExample, RowScan
 from validation.text import hashing, scripts, text_bytes
@@ -96,7 +96,7 @@ def check_file(job: FileJob) -> FileVerdict:
 
     try:
         stamp = file_stamp(job.path)
-        sha256 = file_sha256(job.path)
+        sha256 = cached_sha256(job.path)
     except OSError as error:
         return FileVerdict(
             job.relative, job.task.name, "", "", refused=f"cannot be read ({error})", damaged=True
@@ -147,12 +147,6 @@ def rules_digest() -> str:
     modules = {inspect.getsourcefile(builder) for builder in DATA_CHECKS.values()}
     modules |= {module.__file__ for module in (row_checks, schema, hashing, scripts, text_bytes)}
     return json_sha256(sorted(file_sha256(Path(str(path))) for path in {*modules, __file__}))
-
-
-def file_stamp(path: Path) -> tuple[int, ...]:
-    """Return inode, size and modification time, which change with a file's content."""
-    stat = path.stat()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def check_unchanged(path: Path, stamp: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.files import publish_dir, remove_tree, temporary_path
+from models.files import publish_dir, remove_temporary, remove_tree, retire_dir, temporary_path
 from pipeline.config.gates import GateConfig
 from pipeline.config.splits import SplitConfig
 from pipeline.config.tasks import Task
@@ -77,6 +77,18 @@ class GateRun:
     config: GateConfig = GateConfig()
     splits: SplitConfig | None = None  # if given, each split of a task needs rows of both classes
 
+    def remove_older_results(self) -> None:
+        """Delete an older verdict and its accepted rows, and what killed runs left.
+
+        An interrupted run must not leave either.
+        """
+        (self.out_dir / "report.json").unlink(missing_ok=True)
+        for name in ("report.json", "quarantine", "data_docs"):
+            remove_temporary(self.out_dir / name)
+        if self.accepted_dir is not None:
+            retire_dir(self.accepted_dir)
+            remove_temporary(self.accepted_dir)
+
     def file_jobs(self, partitions: Mapping[str, Sequence[Path]]) -> list[FileJob]:
         """Return one job for each file, task by task."""
         return [
@@ -104,10 +116,7 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
         ConfigError: A folder or task does not exist.
     """
     partitions = find_partitions(run.data_dir, run.tasks)
-    # a run that is interrupted must not leave an older verdict
-    (run.out_dir / "report.json").unlink(missing_ok=True)
-    if run.accepted_dir is not None:
-        remove_tree(run.accepted_dir)
+    run.remove_older_results()
     files = _check_files(run.file_jobs(partitions), progress or SilentProgress())
     verdicts = FolderVerdicts(files, find_duplicates(files, run.config.label_conflicts))
     _remove_stale_verdicts(run.out_dir / "partitions", files)
@@ -154,10 +163,10 @@ def _check_files(jobs: Sequence[FileJob], progress: Progress) -> list[FileVerdic
 
 
 def _remove_stale_verdicts(folder: Path, verdicts: Sequence[FileVerdict]) -> None:
-    """Delete cached verdicts on files that no longer exist."""
+    """Delete cached verdicts on files that no longer exist, and what killed runs left of others."""
     used = {Path(verdict.folder).name for verdict in verdicts}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir() and path.name not in used and not path.name.startswith("."):
+        if path.is_dir() and path.name not in used:
             remove_tree(path)
             (folder / f".{path.name}.lock").unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ in one word. Labels are the true grades with noise at a known rate, so the best 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.catalog import add_partitions
+from pipeline.data.staging import StagingFolder
 from pipeline.data.synthetic.products import (
     DECOYS,
     QUERY_FILLERS,
@@ -278,31 +278,29 @@ def build_marketplace(num_rows_per_task: int, num_unlabelled_per_task: int, seed
 
 
 def write_marketplace(marketplace: Marketplace, out_dir: Path, judged_dir: Path | None = None) -> None:
-    """Write the rows, their catalogues, and last truth.parquet.
+    """Publish the rows, and last truth.parquet.
 
-    Files are judged/task=<name>/part-0.parquet and unlabelled/task=<name>/part-<0 or 1>.parquet.
+    Folders are judged/ and unlabelled/, with one and UNLABELLED_PARTITIONS files per task.
 
     Args:
         judged_dir: Folder of the labeled rows; default: judged/ in `out_dir`.
     """
-    judged_dir = judged_dir or out_dir / "judged"
-    for name, table in marketplace.rows.items():
-        write_partition(table, judged_dir / f"task={name}" / "part-0.parquet")
-    for name, table in marketplace.unlabelled.items():
-        for part in range(UNLABELLED_PARTITIONS):
-            start, end = (table.num_rows * cut // UNLABELLED_PARTITIONS for cut in (part, part + 1))
-            write_partition(
-                table.slice(start, end - start),
-                out_dir / "unlabelled" / f"task={name}" / f"part-{part}.parquet",
-            )
-    for folder in (judged_dir, out_dir / "unlabelled"):
-        paths = [
-            path for name in marketplace.rows for path in sorted(folder.glob(f"task={name}/part-*.parquet"))
-        ]
-        add_partitions(folder, paths)
+    _publish_tables(judged_dir or out_dir / "judged", marketplace.rows, 1)
+    _publish_tables(out_dir / "unlabelled", marketplace.unlabelled, UNLABELLED_PARTITIONS)
     true_grades = pa.BufferOutputStream()
     pq.write_table(marketplace.true_grades, true_grades)
     write_bytes(out_dir / "truth.parquet", true_grades.getvalue().to_pybytes())
+
+
+def _publish_tables(folder: Path, tables: Mapping[str, pa.Table], num_parts: int) -> None:
+    """Publish each table in `num_parts` files, with its rows in their order."""
+    with StagingFolder(folder) as staging:
+        for name, table in tables.items():
+            for part in range(num_parts):
+                start, end = (table.num_rows * cut // num_parts for cut in (part, part + 1))
+                path = staging.dir / f"task={name}" / f"part-{part}.parquet"
+                write_partition(table.slice(start, end - start), path)
+        staging.publish()
 
 
 def average_precision_ceiling(labeled_rows: pa.Table, true_grades: pa.Table, relevant_from: int) -> float:

@@ -13,6 +13,7 @@ from jobs.console import Console
 from pipeline.config.loading import build_config, read_config
 from tests.support.commands import check_refused, last_json
 from tests.support.commands import relevance_in_process as relevance
+from tests.support.imported import imported
 from tests.support.places import ROOT
 from tests.support.planted import planted_config, planted_rows, write_config, write_rows
 
@@ -110,7 +111,7 @@ def write_source(tmp_path: Path, num_rows: int, **settings: Any) -> Path:
 def imported_rows(tmp_path: Path) -> list[dict[str, Any]]:
     """Return the rows that the source of `write_source` gave."""
     rows: list[dict[str, Any]] = pq.read_table(
-        tmp_path / "judged" / "task=three" / "x-0.parquet", partitioning=None
+        imported(tmp_path / "judged", "task=three/x-0.parquet"), partitioning=None
     ).to_pylist()
     return rows
 
@@ -152,7 +153,7 @@ def test_changed_file_setting_or_rows_are_imported_anew(
     write_source(tmp_path, 13, constants={"market": "de"})
     assert import_again(path, caplog) and imported_rows(tmp_path)[0]["market"] == "de", "changed setting"
     assert import_again(path, caplog, "seed=6"), "changed seed"
-    (tmp_path / "judged" / "task=three" / "x-0.parquet").unlink()
+    imported(tmp_path / "judged", "task=three/x-0.parquet").unlink()
     assert import_again(path, caplog, "seed=6") and len(imported_rows(tmp_path)) == 13, "removed rows"
     assert not import_again(path, caplog, "seed=6")
 

@@ -1,20 +1,19 @@
 """Catalogue of a data folder, and the digest that depends on rows only."""
 
-import json
-import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from models.files import file_sha256
+from models.files import bytes_sha256
 from pipeline.data import catalog
-from pipeline.data.catalog import catalogue_lock, content_digest, read_catalogue
-from pipeline.data.writer import StagedRows
+from pipeline.data.catalog import catalogue_lock, find_files, logical_name, published_name, read_catalogue
+from pipeline.data.writer import StagedRows, write_partition
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
 from pipeline.schema import ROW_SCHEMA, SCHEMA_VERSION
+from tests.support.imported import imported
 
 
 def _rows(count: int, prefix: str = "r", **changes: Any) -> pa.Table:
@@ -31,125 +30,97 @@ def _publish(out_dir: Path, stem: str = "part", **tables: pa.Table) -> None:
         staged.publish()
 
 
+def _listed(root: Path) -> list[tuple[str, int]]:
+    return [(logical_name(path), entry.rows) for path, entry in (read_catalogue(root) or {}).items()]
+
+
 def test_catalogue_describes_every_partition(tmp_path: Path) -> None:
     _publish(tmp_path, one=_rows(3), two=_rows(5))
-    partitions = read_catalogue(tmp_path)
-    assert [(p.path, p.task, p.rows, p.schema_version) for p in partitions] == [
-        ("task=one/part-0.parquet", "one", 3, SCHEMA_VERSION),
-        ("task=two/part-0.parquet", "two", 5, SCHEMA_VERSION),
-    ]
-    for partition in partitions:
-        path = tmp_path / partition.path
-        assert (partition.bytes, partition.sha256) == (path.stat().st_size, file_sha256(path))
+    assert _listed(tmp_path) == [("task=one/part-0.parquet", 3), ("task=two/part-0.parquet", 5)]
+    for path, entry in (read_catalogue(tmp_path) or {}).items():
+        content = (tmp_path / path).read_bytes()
+        assert (entry.bytes, entry.sha256) == (len(content), bytes_sha256(content))
+        assert path == published_name(logical_name(path), entry.sha256)
+        assert (f"task={entry.task}", entry.schema_version) == (path.partition("/")[0], SCHEMA_VERSION)
 
 
 def test_import_replaces_only_its_own_catalogue_entries(tmp_path: Path) -> None:
     _publish(tmp_path, one=_rows(3), two=_rows(5))
     _publish(tmp_path, three=_rows(1), two=_rows(6))
     _publish(tmp_path, "other", two=_rows(2, "o"))
-    (tmp_path / "task=one" / "part-0.parquet").unlink()
-    _publish(tmp_path, four=_rows(4))
-    assert [(p.path, p.rows) for p in read_catalogue(tmp_path)] == [
-        ("task=four/part-0.parquet", 4),
+    assert _listed(tmp_path) == [
+        ("task=one/part-0.parquet", 3),
         ("task=three/part-0.parquet", 1),
         ("task=two/other-0.parquet", 2),
         ("task=two/part-0.parquet", 6),
     ]
+    assert find_files(tmp_path).names == list(read_catalogue(tmp_path) or {})
 
 
-def test_damaged_catalogue_stops_the_import_before_rows_change(
-    tmp_path: Path,
-) -> None:
+def test_files_of_others_are_listed_by_the_first_import(tmp_path: Path) -> None:
+    for name in ("one/nested=x/spark-1", "one/part-0", "two/part-0"):
+        write_partition(_rows(4), tmp_path / f"task={name}.parquet")
+    _publish(tmp_path, one=_rows(3))
+    assert _listed(tmp_path) == [
+        ("task=one/nested=x/spark-1.parquet", 4),
+        ("task=one/part-0.parquet", 3),
+        ("task=two/part-0.parquet", 4),
+    ]
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "overwritten", "damaged"])
+def test_folder_that_differs_from_its_catalogue_is_refused(tmp_path: Path, change: str) -> None:
+    _publish(tmp_path, one=_rows(3), two=_rows(5))
+    path = imported(tmp_path, "task=two/part-0.parquet")
+    if change == "added":
+        write_partition(_rows(2), tmp_path / "task=two" / "mine.parquet")
+    elif change == "removed":
+        path.unlink()
+    elif change == "overwritten":
+        write_partition(_rows(2), path)
+    else:
+        path.write_bytes(path.read_bytes()[:-9] + b"x" + path.read_bytes()[-8:])
+    error, message = {
+        "added": (DataRefusedError, "files are not in the catalogue: task=two/mine.parquet in"),
+        "removed": (DamagedInputError, f"files of the catalogue are missing: task=two/{path.name} in"),
+    }.get(change, (DamagedInputError, f"files differ from the catalogue: task=two/{path.name} in"))
+    with pytest.raises(
+        error, match=f"{message}.*run the same import again.*delete {tmp_path}/catalogue.json"
+    ):
+        find_files(tmp_path)
+    if change != "damaged":  # both cures of the message work
+        (copy := tmp_path / "copy").mkdir()
+        for folder in ("task=one", "task=two"):
+            shutil.copytree(tmp_path / folder, copy / folder)
+        assert find_files(copy).names
+    if change != "added":
+        _publish(tmp_path, one=_rows(3), two=_rows(5))
+        assert len(find_files(tmp_path).names) == 2
+
+
+def test_reader_waits_for_an_import_that_moves_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _publish(tmp_path, one=_rows(3))
+    extra = tmp_path / "task=one" / "extra.parquet"
+    write_partition(_rows(2), extra)
+    wait = catalog._wait_for_import
+    monkeypatch.setattr(catalog, "_wait_for_import", lambda root: (extra.unlink(), wait(root)))
+    assert len(find_files(tmp_path).names) == 1
+
+
+def test_damaged_catalogue_stops_the_import_before_rows_change(tmp_path: Path) -> None:
     (tmp_path / "catalogue.json").write_text('{"partitions": [{"path": 1}]}')
     with pytest.raises(
         DamagedInputError, match="catalogue.json is not a catalogue.*delete it and import again"
     ):
         _publish(tmp_path, one=_rows(1))
     assert not (tmp_path / "task=one").exists()
-    (tmp_path / "catalogue.json").write_text("{")
-    with pytest.raises(DamagedInputError, match="not complete JSON"):
-        read_catalogue(tmp_path)
+    for content in ("{", "[]", "{}", '{"partitions": 3}', '"x"', "\xff"):
+        (tmp_path / "catalogue.json").write_text(content, "latin-1")
+        with pytest.raises(DamagedInputError, match="catalogue.json is not a catalogue"):
+            find_files(tmp_path)
 
 
 def test_import_gives_up_waiting_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "LOCK_TIMEOUT_S", 0.1)
     with catalogue_lock(tmp_path), pytest.raises(RetryableError, match="another import is writing into"):
         _publish(tmp_path, one=_rows(1))
-
-
-def test_digest_is_independent_of_storage(tmp_path: Path) -> None:
-    table = _rows(500, ad_description="a\x00b")
-    order = list(range(500))
-    random.Random(1).shuffle(order)
-    variants: dict[str, tuple[pa.Table, dict[str, Any]]] = {
-        "plain": (table, {"compression": "none"}),
-        "zstd": (table, {"compression": "zstd", "row_group_size": 7}),
-        "shuffled": (table.take(order), {"use_dictionary": False, "data_page_size": 100}),
-        "columns": (table.select(ROW_SCHEMA.names[::-1]), {}),
-        "without": (table.drop_columns(["subset", "official_split"]), {}),
-        "large": (table.set_column(1, "query", table["query"].cast(pa.large_string())), {}),
-        "encoded": (table.set_column(1, "query", table["query"].dictionary_encode()), {}),
-    }
-    for name, (rows, options) in variants.items():
-        pq.write_table(rows, tmp_path / name, **options)
-    assert len({content_digest(tmp_path / name) for name in variants}) == 1
-    assert json.dumps(content_digest(tmp_path / "plain")) == '"' + content_digest(tmp_path / "plain") + '"'
-
-
-def test_digest_depends_on_every_value_and_occurrence(tmp_path: Path) -> None:
-    table, more = _rows(50), _rows(1)
-    tables = [
-        table,
-        table.slice(1),
-        pa.concat_tables([table, more]),
-        pa.concat_tables([table, more, more]),
-        table.slice(0, 0),
-        _rows(50, "s"),
-        _rows(50, label=2),
-        _rows(50, label=None),
-        _rows(50, weight=0.25),
-        _rows(50, weight=None),
-        _rows(50, ad_title="u"),
-        _rows(50, ad_description="x"),
-        _rows(50, ad_keyword="x"),
-        _rows(50, ad_description=""),
-        _rows(50, subset="x"),
-        _rows(50, ad_description="x", ad_keyword="y"),
-        _rows(50, ad_description="y", ad_keyword="x"),
-        _rows(50, ad_title="t\x00market", market="us"),
-        _rows(50, official_split="train"),
-    ]
-    digests = []
-    for number, rows in enumerate(tables):
-        pq.write_table(rows, tmp_path / str(number))
-        digests.append(content_digest(tmp_path / str(number)))
-    assert len(set(digests)) == len(tables)
-
-
-def test_digest_depends_on_the_row_of_a_value(tmp_path: Path) -> None:
-    table = _rows(2)
-    swapped = table.set_column(1, "query", table["query"].take([1, 0]))
-    for name, rows in (("a", table), ("b", swapped)):
-        pq.write_table(rows, tmp_path / name)
-    assert content_digest(tmp_path / "a") != content_digest(tmp_path / "b")
-
-
-def test_folder_digest_depends_on_tasks_and_not_on_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(catalog, "DIGEST_ROWS", 3)
-    _publish(tmp_path / "whole", one=_rows(10), two=_rows(2, "s"))
-    _publish(tmp_path / "cut", "first", one=_rows(10).slice(0, 4))
-    _publish(tmp_path / "cut", "second", one=_rows(10).slice(4), two=_rows(2, "s"))
-    _publish(tmp_path / "turned", two=_rows(10), one=_rows(2, "s"))
-    assert content_digest(tmp_path / "cut") == content_digest(tmp_path / "whole")
-    assert content_digest(tmp_path / "turned") != content_digest(tmp_path / "whole")
-
-
-def test_digest_refuses_unreadable_files(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"PAR1")
-    with pytest.raises(DamagedInputError, match="not whole parquet"):
-        content_digest(tmp_path / "x")
-    pq.write_table(pa.table({"a": [[1]]}), tmp_path / "y")
-    with pytest.raises(DataRefusedError, match="column a of .* is list"):
-        content_digest(tmp_path / "y")

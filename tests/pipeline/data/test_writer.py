@@ -12,6 +12,7 @@ from pipeline.data.reader import read_partition
 from pipeline.data.writer import StagedRows, write_partition, write_tables
 from pipeline.errors import ConfigError, DataRefusedError
 from pipeline.schema import ROW_SCHEMA
+from tests.support.imported import file_names, imported
 
 
 def _rows(*row_ids: str, **changes: pa.Array) -> pa.Table:
@@ -19,10 +20,6 @@ def _rows(*row_ids: str, **changes: pa.Array) -> pa.Table:
     columns = {"label": pa.array([1] * num_rows), "row_id": pa.array(row_ids, pa.large_string())}
     columns |= {name: pa.array(["x"] * num_rows) for name in ("query", "ad_title", "market")}
     return pa.table(columns | changes)
-
-
-def _file_names(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
 def test_written_partition_has_exactly_the_contract_schema(tmp_path: Path) -> None:
@@ -68,7 +65,7 @@ def test_rows_outside_the_contract_leave_the_old_file(tmp_path: Path, table: pa.
     with pytest.raises(DataRefusedError, match=message):
         write_partition(table, path)
     assert read_partition(path)["row_id"].to_pylist() == ["old"]
-    assert _file_names(tmp_path) == ["part-0.parquet"]
+    assert file_names(tmp_path) == ["part-0.parquet"]
 
 
 def test_failed_write_leaves_no_file(tmp_path: Path) -> None:
@@ -78,7 +75,7 @@ def test_failed_write_leaves_no_file(tmp_path: Path) -> None:
 
     with pytest.raises(DataRefusedError, match="half way"):
         write_tables(tables(), tmp_path / "part-0.parquet")
-    assert not _file_names(tmp_path)
+    assert not file_names(tmp_path)
 
 
 def _publish(out_dir: Path, tables: dict[str, list[pa.Table]], stem: str = "part") -> dict[str, int]:
@@ -93,8 +90,8 @@ def test_tasks_are_published_together_or_not_at_all(tmp_path: Path) -> None:
     assert _publish(tmp_path, {"one": [_rows("a"), _rows("b")], "none": [_rows()]}) == {"one": 2, "none": 0}
     with pytest.raises(DataRefusedError):
         _publish(tmp_path, {"one": [_rows("new")], "two": [_rows("c").drop_columns("query")]})
-    assert _file_names(tmp_path) == [".catalogue.json.lock", "catalogue.json", "task=one/part-0.parquet"]
-    assert read_partition(tmp_path / "task=one/part-0.parquet")["row_id"].to_pylist() == ["a", "b"]
+    assert file_names(tmp_path) == ["catalogue.json", "task=one/part-0.parquet"]
+    assert read_partition(imported(tmp_path, "task=one/part-0.parquet"))["row_id"].to_pylist() == ["a", "b"]
 
 
 def test_row_groups_have_a_fixed_size_and_sorted_queries(
@@ -108,7 +105,7 @@ def test_row_groups_have_a_fixed_size_and_sorted_queries(
     groups = []
     for name in ("part-0", "part-1"):
         with pq.ParquetFile(
-            tmp_path / "task=one" / f"{name}.parquet", page_checksum_verification=True
+            imported(tmp_path, f"task=one/{name}.parquet"), page_checksum_verification=True
         ) as file:
             groups += [file.read_row_group(i)["query"].to_pylist() for i in range(file.num_row_groups)]
             column = file.metadata.row_group(0).column(1)
@@ -126,7 +123,7 @@ def test_long_texts_make_smaller_row_groups(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(writer, "BYTES_PER_GROUP", 10_000)
     long = _rows("a", "b", ad_description=pa.array(["x" * 6_000] * 2))
     _publish(tmp_path, {"one": [long, long, _rows("c")]})
-    with pq.ParquetFile(tmp_path / "task=one/part-0.parquet") as file:
+    with pq.ParquetFile(imported(tmp_path, "task=one/part-0.parquet")) as file:
         assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2, 1]
 
 
@@ -136,7 +133,7 @@ def test_smaller_import_removes_surplus_partitions(tmp_path: Path, monkeypatch: 
     _publish(tmp_path, {"one": [_rows("a", "b", "c")]})
     _publish(tmp_path, {"one": [_rows("x")]}, "part-2")
     _publish(tmp_path, {"one": [_rows("d")]})
-    assert _file_names(tmp_path / "task=one") == ["part-0.parquet", "part-2-0.parquet"]
+    assert file_names(tmp_path / "task=one") == ["part-0.parquet", "part-2-0.parquet"]
 
 
 def test_memory_is_bounded_by_one_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pipeline.data.importers.chorus import import_chorus
 from pipeline.data.importers.importer import ImportCounts
 from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from tests.support.imported import file_names, imported
 from tests.support.places import SHARED_DATA
 
 needs_shared_data = pytest.mark.skipif(
@@ -44,7 +45,7 @@ def _rated(
 
 
 def _rows(out_dir: Path) -> list[dict[str, Any]]:
-    return read_partition(out_dir / "task=electronics" / "part-0.parquet").to_pylist()
+    return read_partition(imported(out_dir, "task=electronics/part-0.parquet")).to_pylist()
 
 
 def test_rating_becomes_a_row_of_electronics(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_unfit_file_publishes_nothing(
     (tmp_path / "r.tsv").write_bytes(content)
     with pytest.raises(error, match=message):
         import_chorus(tmp_path / "r.tsv", tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*"))
+    assert not file_names(tmp_path / "out")
 
 
 def test_folder_in_place_of_the_file_is_a_config_error(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.catalog import content_digest
+from pipeline.data.content_digest import content_digest
 from pipeline.data.importers import records
 from pipeline.data.importers.esci import ESCI_EXAMPLES, ESCI_PRODUCTS, import_esci
 from pipeline.data.importers.importer import ImportCounts
 from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from tests.support.imported import file_names, imported
 from tests.support.places import SHARED_DATA
 
 needs_shared_data = pytest.mark.skipif(
@@ -65,7 +66,7 @@ def _write_esci(folder: Path, examples: list[dict] = EXAMPLES, products: list[di
 
 
 def _read_task(out_dir: Path, task: str) -> list[dict[str, Any]]:
-    return read_partition(out_dir / f"task={task}" / "part-0.parquet").to_pylist()
+    return read_partition(imported(out_dir, f"task={task}/part-0.parquet")).to_pylist()
 
 
 def _all_bytes(folder: Path) -> dict[str, bytes]:
@@ -227,7 +228,7 @@ def test_repeated_pair_keeps_both_labels(tmp_path: Path) -> None:
 def test_unfit_source_publishes_nothing(tmp_path: Path, examples: list, products: list, message: str) -> None:
     with pytest.raises(DataRefusedError, match=message):
         import_esci(_write_esci(tmp_path / "in", examples, products), tmp_path / "out")
-    assert not _all_bytes(tmp_path / "out")
+    assert not file_names(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", [ESCI_EXAMPLES, ESCI_PRODUCTS])

@@ -14,6 +14,7 @@ from pipeline.data.importers.rejects import BadRecordError
 from pipeline.data.reader import read_partition
 from pipeline.data.writer import StagedRows
 from pipeline.errors import DataRefusedError
+from tests.support.imported import imported
 
 
 def _build_row(line: SourceRecord) -> tuple[str, Row]:
@@ -63,7 +64,7 @@ def test_rows_and_rejects_add_up_to_the_records(tmp_path: Path, monkeypatch: pyt
         row_ids = [
             i
             for task in counts.rows
-            for i in read_partition(tmp_path / str(case) / f"task={task}" / "part-0.parquet")[
+            for i in read_partition(imported(tmp_path / str(case), f"task={task}/part-0.parquet"))[
                 "row_id"
             ].to_pylist()
         ]

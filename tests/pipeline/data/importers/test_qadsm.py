@@ -9,6 +9,7 @@ from pipeline.data.importers.importer import ImportCounts
 from pipeline.data.importers.qadsm import import_qadsm
 from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError
+from tests.support.imported import file_names, imported
 
 LINES = 'buy "tv\tBest TV "sale"\tCheap\tGood\nshoes\tSofas\t\tBad\n'
 
@@ -22,7 +23,9 @@ def test_language_and_split_come_from_the_file_name(tmp_path: Path) -> None:
     assert import_qadsm(_write(tmp_path / "xglue.qadsm.de.dev"), tmp_path / "out") == ImportCounts(
         {"qadsm": 2}, {}
     )
-    first, second = read_partition(tmp_path / "out" / "task=qadsm" / "qadsm-de-dev-0.parquet").to_pylist()
+    first, second = read_partition(
+        imported(tmp_path / "out", "task=qadsm/qadsm-de-dev-0.parquet")
+    ).to_pylist()
     assert (first["row_id"], first["query"], first["ad_title"], first["ad_description"]) == (
         "qadsm-de-dev-1",
         'buy "tv',
@@ -36,19 +39,21 @@ def test_language_and_split_come_from_the_file_name(tmp_path: Path) -> None:
 def test_languages_and_splits_share_a_folder(tmp_path: Path) -> None:
     for name in ("xglue.qadsm.en.train", "xglue.qadsm.en.dev", "xglue.qadsm.fr.test"):
         import_qadsm(_write(tmp_path / name), tmp_path / "out")
-    names = sorted(path.name for path in (tmp_path / "out" / "task=qadsm").iterdir())
+    names = file_names(tmp_path / "out" / "task=qadsm")
     assert names == ["qadsm-en-dev-0.parquet", "qadsm-en-train-0.parquet", "qadsm-fr-test-0.parquet"]
     row_ids = [
         i
         for name in names
-        for i in read_partition(tmp_path / "out" / "task=qadsm" / name)["row_id"].to_pylist()
+        for i in read_partition(imported(tmp_path / "out" / "task=qadsm", name))["row_id"].to_pylist()
     ]
     assert len(set(row_ids)) == 6
 
 
 def test_language_option_overrides_the_file_name(tmp_path: Path) -> None:
     import_qadsm(_write(tmp_path / "ads.tsv"), tmp_path / "out", "fr")
-    assert read_partition(tmp_path / "out" / "task=qadsm" / "qadsm-fr-0.parquet")["market"].to_pylist() == [
+    assert read_partition(imported(tmp_path / "out", "task=qadsm/qadsm-fr-0.parquet"))[
+        "market"
+    ].to_pylist() == [
         "fr",
         "fr",
     ]
@@ -64,7 +69,9 @@ def test_numeric_labels_are_read_and_bad_lines_rejected(tmp_path: Path) -> None:
     assert counts == ImportCounts({"qadsm": 10}, {"unknown_label": 1, "wrong_field_count": 1})
     assert (
         sorted(
-            read_partition(tmp_path / "out" / "task=qadsm" / "qadsm-en-train-0.parquet")["label"].to_pylist()
+            read_partition(imported(tmp_path / "out", "task=qadsm/qadsm-en-train-0.parquet"))[
+                "label"
+            ].to_pylist()
         )
         == [0] + [1] * 9
     )

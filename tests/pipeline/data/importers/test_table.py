@@ -15,6 +15,7 @@ from pipeline.data.importers.importer import ImportCounts
 from pipeline.data.importers.table import TableSource, import_table
 from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from tests.support.imported import file_names, imported
 
 RECORDS = [
     {"q": "red shoe", "t": 'Shoe "X"', "d": "line\nline <b>two</b>", "g": "good"},
@@ -47,7 +48,7 @@ def _write(path: Path, records: list[dict[str, Any]] = RECORDS) -> Path:
 
 
 def _rows(out_dir: Path, name: str) -> list[dict[str, Any]]:
-    return read_partition(out_dir / "task=ads" / f"{name}-0.parquet").to_pylist()
+    return read_partition(imported(out_dir, f"task=ads/{name}-0.parquet")).to_pylist()
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "jsonl"])
@@ -182,10 +183,7 @@ def test_ids_weights_and_splits_of_the_source_are_kept(tmp_path: Path) -> None:
 def test_reimport_replaces_only_its_own_file(tmp_path: Path) -> None:
     for name in ("a", "b", "a"):
         import_table(_source(_write(tmp_path / f"{name}.csv")), tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out" / "task=ads").iterdir()) == [
-        "a-0.parquet",
-        "b-0.parquet",
-    ]
+    assert file_names(tmp_path / "out" / "task=ads") == ["a-0.parquet", "b-0.parquet"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pipeline.data.importers.importer import ImportCounts
 from pipeline.data.importers.wands import import_wands
 from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from tests.support.imported import imported
 
 QUERIES = "query_id\tquery\tquery_class\n0\tsalon chair\tMassage Chairs\n1\tblue  rug\tArea Rugs\n"
 PRODUCT_HEADER = (
@@ -31,7 +32,7 @@ def _write(folder: Path, queries: str = QUERIES, products: str = PRODUCTS, label
 
 
 def _rows(out_dir: Path) -> list[dict[str, Any]]:
-    return read_partition(out_dir / "task=wands" / "part-0.parquet").to_pylist()
+    return read_partition(imported(out_dir, "task=wands/part-0.parquet")).to_pylist()
 
 
 def test_label_becomes_a_row_with_its_query_and_product(tmp_path: Path) -> None:

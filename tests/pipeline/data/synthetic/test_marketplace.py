@@ -26,6 +26,7 @@ from pipeline.data.synthetic.marketplace import (
 from pipeline.data.synthetic.products import DECOYS, Product, product_types, siblings
 from pipeline.evaluation.lexical_baseline import LexicalBaseline
 from pipeline.schema import ROW_SCHEMA
+from tests.support.imported import imported
 from tests.support.places import ROOT
 
 NUM_ROWS = 2_000
@@ -262,9 +263,11 @@ def test_ceiling_refuses_rows_without_labels(
 def test_written_marketplace_equals_the_built_one(marketplace: Marketplace, tmp_path: Path) -> None:
     write_marketplace(marketplace, tmp_path)
     for task in TASKS:
-        parts = [tmp_path / "unlabelled" / f"task={task.name}" / f"part-{part}.parquet" for part in (0, 1)]
+        parts = [
+            imported(tmp_path / "unlabelled", f"task={task.name}/part-{part}.parquet") for part in (0, 1)
+        ]
         assert (
-            pq.ParquetFile(tmp_path / "judged" / f"task={task.name}" / "part-0.parquet").read()
+            pq.ParquetFile(imported(tmp_path / "judged", f"task={task.name}/part-0.parquet")).read()
             == marketplace.rows[task.name]
         )
         assert (
@@ -273,5 +276,6 @@ def test_written_marketplace_equals_the_built_one(marketplace: Marketplace, tmp_
         )
     assert pq.read_table(tmp_path / "truth.parquet") == marketplace.true_grades
     assert len([path for path in tmp_path.rglob("*.parquet")]) == 4 + 8 + 1
-    assert sum(partition.rows for partition in read_catalogue(tmp_path / "judged")) == 4 * NUM_ROWS
-    assert len(read_catalogue(tmp_path / "unlabelled")) == 8
+    judged = read_catalogue(tmp_path / "judged") or {}
+    assert sum(partition.rows for partition in judged.values()) == 4 * NUM_ROWS
+    assert len(read_catalogue(tmp_path / "unlabelled") or {}) == 8
