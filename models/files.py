@@ -4,10 +4,12 @@ Every package uses these functions. A file is complete on disk before it gets it
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,10 +81,43 @@ def atomic_writer(path: Path, sync_folder: bool = True) -> Iterator[IO[bytes]]:
 def temporary_path(path: Path) -> Path:
     """Return an unused hidden name beside `path`; create the folder.
 
-    Both names lie on one file system, so a rename between them is atomic.
+    Both names lie on one file system, so a rename between them is atomic. The name says which process made
+    it: what killed processes left of the same `path` is deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    _remove_abandoned(path)
+    pid = os.getpid()
+    owner = f"{_host()}-{pid}-{_start_ticks(pid)}"
+    return path.parent / f".{path.name}.{owner}-{uuid.uuid4().hex[:6]}.tmp"
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete the temporary files and folders of `path` whose process, of this machine, has ended."""
+    owner = re.compile(rf"\.{re.escape(path.name)}\.{_host()}-(\d+)-(\d+)-[0-9a-f]{{6}}\.tmp")
+    for entry in path.parent.iterdir():
+        match = owner.fullmatch(entry.name)
+        if match and _start_ticks(int(match[1])) != int(match[2]):
+            with contextlib.suppress(FileNotFoundError):  # another process may delete it at the same time
+                remove_tree(entry)
+
+
+@functools.cache
+def _host() -> str:
+    """Return eight characters that distinguish machines and containers that share a file system."""
+    return bytes_sha256(socket.gethostname().encode())[:8]
+
+
+def _start_ticks(pid: int) -> int:
+    """Return when a process of this machine started, 0 if there is none or the system does not say.
+
+    It distinguishes processes that had the same pid one after the other.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:  # noqa: PTH123
+            # the fields follow the command's name, which is in parentheses and may hold any character
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, ValueError):
+        return 0
 
 
 def remove_temporary(path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models import files
-from models.files import atomic_writer, file_sha256, publish_dir, remove_tree, sync_tree
+from models.files import atomic_writer, file_sha256, publish_dir, remove_tree, sync_tree, temporary_path
 from tests.support.kills import kill_at_every_event
 
 
@@ -150,6 +152,35 @@ def test_killed_writer_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
         "os.remove",
     ]
     assert [kill.look.value for kill in kills.kills if kill.look] == ["old"] * 4 + ["new"] * 2
-    assert [entry.partition(": ")[0] for entry in kills.differences(unstable=["*"])] == [
-        f"killed before {kill.event}" for kill in kills.kills[2:4]
+    assert kills.differences() == [], "the next writer deletes what a killed one left"
+
+
+def test_leftovers_of_dead_processes_are_removed_and_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    code = (
+        "import sys, pathlib; from models.files import temporary_path; "
+        "path = temporary_path(pathlib.Path(sys.argv[1])); path.write_text(''); print(path)"
+    )
+    dead = Path(
+        subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
+    assert dead.is_file()
+    own = temporary_path(path)
+    assert not dead.exists()
+    own.mkdir()
+    others = [
+        tmp_path / f".state.json.{'0' * 8}-1-1-abcdef.tmp",  # of another machine
+        tmp_path / ".state.json.note.tmp",
     ]
+    for other in others:
+        other.touch()
+    temporary_path(path)
+    assert own.is_dir() and all(other.is_file() for other in others)
+    # a later process may have the pid of one that was killed
+    parts = own.name.split("-")
+    reused = tmp_path / "-".join([*parts[:2], str(int(parts[2]) + 1), *parts[3:]])
+    reused.mkdir()
+    temporary_path(path)
+    assert own.is_dir() and not reused.exists()
