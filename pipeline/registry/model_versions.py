@@ -55,16 +55,17 @@ def register_version(
         if (plots := config.run_dir / "plots").is_dir():
             client.log_artifacts(run_id, str(plots), "plots")
         card = config.run_dir / "model_card.md"
-        text = model_card(config, bundle.description, bundle.sha256, evaluation)
-        write_bytes(card, text.encode())
+        write_bytes(card, model_card(config, bundle.description, bundle.sha256, evaluation).encode())
         passed = data_gate_passed(config.validation_dir)
         tags = _version_tags(bundle.sha256, bundle.description, evaluation.summary, passed)
         tags |= {"relevance_run_id": command_run_id} if command_run_id else {}
         _log_version(config, run_id, bundle_dir, card, tags)
         version = _find_version(client, log, bundle.sha256)
         assert version is not None
+    # an earlier command may have died after it registered the version
+    if not client.get_model_version(config.registry.model, version).description:
+        text = model_card(config, bundle.description, bundle.sha256, evaluation)
         client.update_model_version(config.registry.model, version, description=text)
-        client.set_terminated(run_id)
     client.set_registered_model_alias(config.registry.model, "challenger", version)
     return version
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
 from pipeline.evaluation.results import Evaluation, Interval, MetricsSummary
 from pipeline.inference.predictor import build_predictor, bundle_description
 from pipeline.registry.mlflow_client import connect_mlflow
@@ -35,14 +38,14 @@ def evaluation_of(bundle_sha256: str) -> Evaluation:
     return Evaluation(bundle_sha256, "d" * 64, SUMMARY, ())
 
 
-def write_champion(root: Path, tiny_llama: Path) -> tuple[Path, dict[str, Any]]:
-    """Register and promote version 1.
+def write_bundle_to_register(root: Path, tiny_llama: Path) -> tuple[RunConfig, str]:
+    """Write a config, rows, and the bundle of an untrained model that is not registered.
 
     The promotion log and the store are beside the runs: a run of another name finds the champion, and has
     none of its files.
 
     Returns:
-        (path of the config, its settings).
+        (the config, digest of the bundle in root/made/bundle).
     """
     write_planted(root, num_rows=8)
     registry = {
@@ -64,8 +67,20 @@ def write_champion(root: Path, tiny_llama: Path) -> tuple[Path, dict[str, Any]]:
     )
     config.validation_dir.mkdir(parents=True)
     write_json(config.profile_path, {"data_digest": "d" * 64})
+    write_config(root / "config.yaml", plain)
+    return config, sha256
+
+
+def write_champion(root: Path, tiny_llama: Path) -> tuple[Path, dict[str, Any]]:
+    """Register and promote version 1 of `write_bundle_to_register`.
+
+    Returns:
+        (path of the config, its settings).
+    """
+    config, sha256 = write_bundle_to_register(root, tiny_llama)
     version = register_version(config, root / "made" / "bundle", evaluation_of(sha256))
     client = connect_mlflow(config.tracking_uri)
     tags = get_version(client, "planted", version).tags
     PromotionLog.from_config(config).promote(client, version, tags)
-    return write_config(root / "config.yaml", plain), plain
+    path = root / "config.yaml"
+    return path, yaml.safe_load(path.read_text())
