@@ -10,10 +10,13 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+ABANDONED_S = 7 * 24 * 3600.0  # no write takes so long
 
 
 def file_sha256(path: Path) -> str:
@@ -85,20 +88,27 @@ def temporary_path(path: Path) -> Path:
     it: what killed processes left of the same `path` is deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    remove_abandoned(path)
     pid = os.getpid()
     owner = f"{_host()}-{pid}-{_start_ticks(pid)}"
     return path.parent / f".{path.name}.{owner}-{uuid.uuid4().hex[:6]}.tmp"
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Delete the temporary files and folders of `path` whose process, of this machine, has ended."""
-    owner = re.compile(rf"\.{re.escape(path.name)}\.{_host()}-(\d+)-(\d+)-[0-9a-f]{{6}}\.tmp")
-    for entry in path.parent.iterdir():
-        match = owner.fullmatch(entry.name)
-        if match and _start_ticks(int(match[1])) != int(match[2]):
+def remove_abandoned(path: Path) -> None:
+    """Delete the temporary files and folders of `path` that killed processes left.
+
+    A process of another machine counts as killed when its file is ABANDONED_S old.
+    """
+    name = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})-(\d+)-(\d+)-[0-9a-f]{{6}}\.tmp")
+    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
+        if owner := name.fullmatch(entry.name):
             with contextlib.suppress(FileNotFoundError):  # another process may delete it at the same time
-                remove_tree(entry)
+                if owner[1] == _host():
+                    has_ended = _start_ticks(int(owner[2])) != int(owner[3])
+                else:
+                    has_ended = entry.lstat().st_mtime < time.time() - ABANDONED_S
+                if has_ended:
+                    remove_tree(entry)
 
 
 @functools.cache
@@ -118,17 +128,6 @@ def _start_ticks(pid: int) -> int:
             return int(file.read().rpartition(")")[2].split()[19])
     except (OSError, ValueError):
         return 0
-
-
-def remove_temporary(path: Path) -> None:
-    """Delete what killed processes left of `temporary_path(path)`.
-
-    The caller keeps other processes from writing `path`.
-    """
-    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.tmp")
-    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
-        if name.fullmatch(entry.name):
-            remove_tree(entry)
 
 
 def retire_dir(path: Path) -> None:

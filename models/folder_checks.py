@@ -1,10 +1,13 @@
 """Checks of a backbone's folder from its small files, before anything is loaded."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+logger = logging.getLogger(__name__)
 
 # of safetensors; a weight in any other dtype has a scale, which only its own format knows
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -78,16 +81,34 @@ def _check_no_adapter(folder: Path) -> None:
 
 
 def _check_no_own_code(folder: Path) -> None:
-    """Refuse a folder that brings Python code. The library's own class may compute something else."""
-    for name in ("config.json", "tokenizer_config.json"):
+    """Refuse a folder that needs Python code of its own.
+
+    Many checkpoints still name code that transformers has taken in since. Their own code is left alone, and
+    the library's class is used.
+    """
+    for name, is_known in (("config.json", _is_known_model), ("tokenizer_config.json", _is_known_tokenizer)):
         path = folder / name
-        code = read_json_object(path).get("auto_map") if path.is_file() else None
-        if code:
+        settings = read_json_object(path) if path.is_file() else {}
+        if not settings.get("auto_map"):
+            continue
+        if not is_known(settings):
             raise BackboneUnavailableError(
                 f"{folder} needs code of its own, which is never run: auto_map in {name}; use a model whose "
-                "code is in transformers, or remove auto_map from a copy if transformers' own class "
-                "computes the same"
+                "code is in transformers"
             )
+        logger.info("  auto_map in %s is not used: transformers has the code of this model", path)
+
+
+def _is_known_model(config: dict[str, Any]) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
+
+
+def _is_known_tokenizer(config: dict[str, Any]) -> bool:
+    import transformers
+
+    return hasattr(transformers, str(config.get("tokenizer_class")))
 
 
 def _check_quantization(folder: Path, settings: dict[str, Any], quantization: str | None) -> None:

@@ -1,14 +1,12 @@
 """Staging of the files of an import, and their publication in one step."""
 
-import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.files import remove_temporary, remove_tree, sync_dir, temporary_path
+from models.files import remove_tree, sync_dir, temporary_path
 from pipeline.data.catalog import (
-    CATALOGUE,
     Partition,
     catalogue_lock,
     describe_partition,
@@ -38,25 +36,17 @@ class StagingFolder:
     """
 
     def __init__(self, out_dir: Path, stem: str = "part") -> None:
-        from filelock import FileLock
-
         if out_dir.exists() and not out_dir.is_dir():
             raise ConfigError(f"{out_dir} is not a folder; name a folder for task=<name>/{stem}-0.parquet")
         self.out_dir, self.stem = out_dir, check_name(stem, "source")
         self.dir = temporary_path(out_dir / _STAGED)
-        self._lock = FileLock(self.dir / ".lock")
 
     def __enter__(self) -> "StagingFolder":
-        with catalogue_lock(self.out_dir):
-            _remove_abandoned(self.out_dir)
-            self.dir.mkdir()
-            self._lock.acquire()
+        self.dir.mkdir()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with catalogue_lock(self.out_dir):
-            remove_tree(self.dir)
-        self._lock.release()
+        remove_tree(self.dir)
 
     def publish(self, extras: Sequence[str] = ()) -> None:
         """Replace the files of the same stem, task by task.
@@ -100,17 +90,6 @@ class StagingFolder:
             if name.fullmatch(path.name)
         }
         return found - {entry.path for entry in published}
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Delete what killed imports left in a data folder. The caller holds `catalogue_lock`."""
-    from filelock import FileLock, Timeout
-
-    remove_temporary(root / CATALOGUE)
-    for folder in root.glob(f".{_STAGED}.*.tmp"):
-        # the lock is held as long as an import lives
-        with contextlib.suppress(Timeout), FileLock(folder / ".lock", timeout=0):
-            remove_tree(folder)
 
 
 def _sync_folders(root: Path, published: Sequence[Partition]) -> None:

@@ -184,3 +184,6 @@ def test_leftovers_of_dead_processes_are_removed_and_no_others(tmp_path: Path) -
     reused.mkdir()
     temporary_path(path)
     assert own.is_dir() and not reused.exists()
+    os.utime(others[0], (1, 1))
+    temporary_path(path)
+    assert not others[0].exists() and others[1].is_file(), "old enough to be nobody's"

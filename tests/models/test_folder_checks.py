@@ -88,14 +88,15 @@ def test_adapter_config_of_a_hub_model_is_fetched(monkeypatch: pytest.MonkeyPatc
     assert "adapter_config.json" in patterns
 
 
+AUTO_MAP = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoTokenizer": ["own.T", None]}
+
+
 @pytest.mark.parametrize("name", ("config.json", "tokenizer_config.json"))
-@pytest.mark.parametrize("model_type", ("llama", "unheard_of"))
-def test_folder_with_own_code_is_refused_without_a_question(
-    changed_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str, model_type: str
+def test_folder_with_unknown_code_is_refused_without_a_question(
+    changed_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    auto_map = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoTokenizer": ["own.T", None]}
-    keys = {"model_type": model_type} if name == "config.json" else {"tokenizer_class": "UnheardOf"}
-    folder = changed_folder(name, auto_map=auto_map, **keys)
+    keys = {"model_type": "unheard_of"} if name == "config.json" else {"tokenizer_class": "UnheardOf"}
+    folder = changed_folder(name, auto_map=AUTO_MAP, **keys)
     (folder / "own.py").write_text("raise SystemExit('code of the folder was run')")
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     for load in (resolve_folder, load_backbone):
@@ -104,6 +105,21 @@ def test_folder_with_own_code_is_refused_without_a_question(
     if name == "tokenizer_config.json":  # bundles have one too
         with pytest.raises(BackboneUnavailableError, match="does not load"):
             load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ("config.json", "tokenizer_config.json"))
+def test_own_code_that_transformers_has_is_left_alone(
+    changed_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    folder = changed_folder(name, auto_map=AUTO_MAP)
+    (folder / "own.py").write_text("raise SystemExit('code of the folder was run')")
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    with caplog.at_level("INFO"):
+        load_backbone(config_of(folder))
+    assert f"auto_map in {folder / name} is not used" in caplog.text
 
 
 @pytest.mark.parametrize("content", ("{", "[]"))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.files import publish_dir, remove_temporary, remove_tree, retire_dir, temporary_path
+from models.files import publish_dir, remove_abandoned, remove_tree, retire_dir, temporary_path
 from pipeline.config.gates import GateConfig
 from pipeline.config.splits import SplitConfig
 from pipeline.config.tasks import Task
@@ -84,10 +84,10 @@ class GateRun:
         """
         (self.out_dir / "report.json").unlink(missing_ok=True)
         for name in ("report.json", "quarantine", "data_docs"):
-            remove_temporary(self.out_dir / name)
+            remove_abandoned(self.out_dir / name)
         if self.accepted_dir is not None:
             retire_dir(self.accepted_dir)
-            remove_temporary(self.accepted_dir)
+            remove_abandoned(self.accepted_dir)
 
     def file_jobs(self, partitions: Mapping[str, Sequence[Path]]) -> list[FileJob]:
         """Return one job for each file, task by task."""
