@@ -67,20 +67,58 @@ TEXT_COLUMNS: tuple[str, ...] = ("query", "ad_title", "ad_description", "ad_keyw
 AD_COLUMNS: tuple[str, ...] = TEXT_COLUMNS[1:]
 
 
-def schema_differences(schema: pa.Schema) -> list[str]:
-    """Return one sentence for each difference between `schema` and the contract.
+TEXT_TYPES = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
 
-    Nullability is not compared: parquet writers rarely keep it, and the not-null checks look at the values.
+_NUMBER_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+
+
+def schema_differences(schema: pa.Schema) -> list[str]:
+    """Return one sentence for each difference between `schema` and the contract that no conversion removes.
+
+    Order, nullability and absent nullable columns are no differences: parquet writers rarely keep the first
+    two, and an absent column is null. pipeline/data/row_conversion.py converts the types.
     """
-    differences = [f"column {c.name} is missing" for c in COLUMNS if c.name not in schema.names]
+    differences = [
+        f"column {c.name} is missing" for c in COLUMNS if c.name not in schema.names and not c.nullable
+    ]
     known = {c.name: c for c in COLUMNS}
-    for field in schema:
-        if field.name not in known:
-            differences.append(f"column {field.name} is not in the contract")
-        elif field.type != known[field.name].type:
+    for name in dict.fromkeys(schema.names):
+        if name not in known:
+            differences.append(f"column {name} is not in the contract; remove it")
+        elif schema.names.count(name) > 1:
+            differences.append(f"column {name} occurs {schema.names.count(name)} times; keep one")
+        elif not is_convertible(schema.field(name).type, known[name]):
+            kind = _value_type(schema.field(name).type)
             differences.append(
-                f"column {field.name} is {field.type}, the contract says {known[field.name].type}"
+                f"column {name} is {kind}, the contract says {known[name].type}; cast it in the writer"
             )
-    if not differences and schema.names != ROW_SCHEMA.names:
-        differences.append(f"columns are in the order {schema.names}, the contract says {ROW_SCHEMA.names}")
     return differences
+
+
+def is_convertible(kind: pa.DataType, column: Column) -> bool:
+    """Return True if values of an Arrow type can be values of a column; a single value may still not fit.
+
+    - Texts of every layout, and whole numbers, are text.
+    - Numbers with an integral value, and booleans, are labels.
+    - Numbers are weights, rounded to float32.
+    - A column of type null is null everywhere.
+    """
+    kind = _value_type(kind)
+    if pa.types.is_null(kind) or kind == column.type:
+        return True
+    if column.type == pa.string():
+        is_whole = pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0)
+        return is_whole or any(test(kind) for test in TEXT_TYPES)
+    is_flag = pa.types.is_boolean(kind) and pa.types.is_integer(column.type)
+    return is_flag or any(test(kind) for test in _NUMBER_TYPES)
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.data.data_files import scan_folder
+from pipeline.data.parquet_batches import BatchFile, BatchLimits, read_batches
 from pipeline.errors import DamagedInputError, DataRefusedError
 from pipeline.storage.filesystem import json_sha256
 
@@ -46,8 +46,8 @@ def _sum_row_hashes(path: Path) -> np.ndarray:
     """Return the number of rows and the sum of their hashes, modulo 2^64 in each lane (lanes + 1,)."""
     total_L = np.zeros(_LANES + 1, np.uint64)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
-            for batch in file.iter_batches(DIGEST_ROWS):
+        with BatchFile(path) as file:
+            for batch in read_batches(file, path, limits=BatchLimits(DIGEST_ROWS)):
                 rows = _encode_rows(batch, path)
                 digests = b"".join(
                     [hashlib.blake2b(row, digest_size=8 * _LANES).digest() for row in rows.to_pylist()]

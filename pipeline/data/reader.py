@@ -1,6 +1,5 @@
 """Read contract rows from hive partitions: task=<name>/*.parquet."""
 
-import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +7,18 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.config.splits import Split, SplitConfig
 from pipeline.config.tasks import Task, check_known_task
 from pipeline.data.catalog import find_files
+from pipeline.data.parquet_batches import (
+    DEFAULT_LIMITS,
+    BatchFile,
+    BatchLimits,
+    read_batches,
+    translate_read_errors,
+)
+from pipeline.data.row_conversion import convert_rows
 from pipeline.data.splits import assign_splits
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 from pipeline.schema import ROW_SCHEMA, schema_differences
@@ -61,8 +67,8 @@ def log_once(message: str) -> None:
         logger.warning(message)
 
 
-def open_partition(path: Path) -> pq.ParquetFile:
-    """Open a parquet file that verifies page checksums as it reads.
+def open_partition(path: Path) -> BatchFile:
+    """Open a parquet file for `read_rows`.
 
     Raises:
         DamagedInputError: The path is not a file, or not whole parquet.
@@ -70,29 +76,51 @@ def open_partition(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise DamagedInputError(f"{path} is not a file; replace it by a parquet file or remove it")
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        return BatchFile(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedInputError(
             f"{path} is not whole parquet ({error}); write it again from its source"
         ) from error
 
 
-@contextlib.contextmanager
-def translate_read_errors(path: Path | str) -> Iterator[None]:
-    """Raise DamagedInputError for pages of `path` that do not match their checksum or cannot be decoded."""
-    try:
-        yield
-    except MemoryError:  # pyarrow's MemoryError is also an ArrowException, but the file is fine
-        raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
-
-
-def check_schema(file: pq.ParquetFile, path: Path | str) -> None:
+def check_schema(file: BatchFile, path: Path | str) -> None:
     """Raise DataRefusedError with the differences if the schema of an open file is not the contract's."""
     differences = schema_differences(file.schema_arrow)
     if differences:
         raise DataRefusedError(f"{path} does not follow the row contract: {'; '.join(differences)}")
+
+
+def read_rows(
+    file: BatchFile,
+    path: Path | str,
+    columns: Sequence[str] = tuple(ROW_SCHEMA.names),
+    rows: tuple[int, int] | None = None,
+    limits: BatchLimits = DEFAULT_LIMITS,
+    check_text: bool = True,
+) -> Iterator[pa.Table]:
+    """Yield the rows of an open file with the contract's columns and types, in batches of bounded size.
+
+    Args:
+        file: From `open_partition`, with a schema that `check_schema` accepts.
+        path: Its name in messages.
+        columns: Columns of the contract.
+        rows: (first row, one past the last); None: all.
+        limits: Of each batch.
+        check_text: True to refuse text that is not UTF-8.
+
+    Raises:
+        DamagedInputError: A page is damaged, or holds text that is not UTF-8.
+        DataRefusedError: A value does not convert without loss, or a row or the file is too large.
+    """
+    number = rows[0] if rows else 0
+    present = [name for name in columns if name in file.schema_arrow.names]
+    for batch in read_batches(file, path, present, rows, limits):
+        table = convert_rows(batch, columns, path, number)
+        if check_text:
+            with translate_read_errors(path):
+                table.validate(full=True)
+        yield table
+        number += batch.num_rows
 
 
 def read_partition(path: Path) -> pa.Table:
@@ -100,15 +128,13 @@ def read_partition(path: Path) -> pa.Table:
 
     Raises:
         DamagedInputError: The file is not whole parquet, or holds text that is not UTF-8.
-        DataRefusedError: The file has another schema.
+        DataRefusedError: The file has another schema, or see `read_rows`.
     """
     with open_partition(path) as file:
         check_schema(file, path)
-        with translate_read_errors(path):
-            table = file.read()
-            table.validate(full=True)
-    # files may declare different columns nullable, and such tables do not concatenate
-    return pa.table(table.columns, names=ROW_SCHEMA.names)
+        # files may declare different columns nullable, and such tables do not concatenate
+        empty = pa.table([pa.array([], kind) for kind in ROW_SCHEMA.types], names=ROW_SCHEMA.names)
+        return pa.concat_tables([empty, *read_rows(file, path)])
 
 
 def data_digest(partitions: Mapping[str, Sequence[Path]]) -> str:
@@ -125,10 +151,19 @@ def read_split(root: Path, tasks: Sequence[Task], config: SplitConfig, split: Sp
     """
     tables: dict[str, pa.Table] = {}
     for name, paths in find_partitions(root, tasks).items():
-        all_rows = pa.concat_tables([read_partition(path) for path in paths])
-        labeled_rows = all_rows.filter(pc.is_valid(all_rows.column("label")))
-        split_N = assign_splits(labeled_rows.column("query").to_pylist(), config)
-        rows = labeled_rows.filter(pa.array(split_N == split))
-        if rows.num_rows:
-            tables[name] = rows
+        parts = [part for path in paths for part in _labeled_rows(path, config, split)]
+        if parts:
+            tables[name] = pa.concat_tables(parts)
     return tables
+
+
+def _labeled_rows(path: Path, config: SplitConfig, split: Split) -> Iterator[pa.Table]:
+    """Yield the labeled rows of one split in a file."""
+    with open_partition(path) as file:
+        check_schema(file, path)
+        for table in read_rows(file, path):
+            labeled_rows = table.filter(pc.is_valid(table.column("label")))
+            split_N = assign_splits(labeled_rows.column("query").to_pylist(), config)
+            rows = labeled_rows.filter(pa.array(split_N == split))
+            if rows.num_rows:
+                yield rows

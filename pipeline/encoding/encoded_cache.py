@@ -23,7 +23,8 @@ from pipeline.config.encoding import EncodeConfig
 from pipeline.config.splits import SPLITS, Split, SplitConfig
 from pipeline.config.tasks import Task
 from pipeline.data.parallel_map import map_in_order
-from pipeline.data.reader import check_schema, open_partition, translate_read_errors
+from pipeline.data.parquet_batches import BatchLimits
+from pipeline.data.reader import check_schema, open_partition, read_rows
 from pipeline.data.splits import assign_splits
 from pipeline.encoding.encoded_dataset import (
     ENCODED_SCHEMA,
@@ -63,7 +64,7 @@ class RowGroup:
 
     task_name: str
     path: Path
-    index: int
+    first_row: int  # number in the file
     num_rows: int
     split: SplitConfig
     tasks: tuple[Task, ...]
@@ -173,12 +174,13 @@ def row_groups(plan: EncodingPlan, tokenizer_dir: Path, digest: str) -> Iterator
         for path in paths:
             with open_partition(path) as file:
                 check_schema(file, path)
-                counts = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-            for index, num_rows in enumerate(counts):
+                counts = file.row_counts
+            first_row = 0
+            for num_rows in counts:
                 yield RowGroup(
                     task_name=name,
                     path=path,
-                    index=index,
+                    first_row=first_row,
                     num_rows=num_rows,
                     split=plan.split,
                     tasks=plan.tasks,
@@ -186,6 +188,7 @@ def row_groups(plan: EncodingPlan, tokenizer_dir: Path, digest: str) -> Iterator
                     tokenizer_dir=tokenizer_dir,
                     tokenizer_sha256=digest,
                 )
+                first_row += num_rows
 
 
 def encode_row_group(group: RowGroup) -> dict[Split, pa.Table]:
@@ -197,10 +200,9 @@ def encode_row_group(group: RowGroup) -> dict[Split, pa.Table]:
     task = next(task for task in group.tasks if task.name == group.task_name)
     columns = ["row_id", "query", *task.ad_columns, "label", "weight"]
     parts: dict[Split, list[pa.Table]] = {split: [] for split in SPLITS}
-    with open_partition(group.path) as file, translate_read_errors(group.path):
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group.index], columns=columns):
-            batch.validate(full=True)
-            rows = pa.Table.from_batches([batch])
+    span = group.first_row, group.first_row + group.num_rows
+    with open_partition(group.path) as file:
+        for rows in read_rows(file, group.path, columns, span, BatchLimits(BATCH_ROWS)):
             labeled_rows = rows.filter(pc.is_valid(rows.column("label")))
             encoded = encode_table(encoder, labeled_rows, group.task_name)
             split_N = assign_splits(labeled_rows.column("query").to_pylist(), group.split)

@@ -13,6 +13,8 @@ from pipeline.config.tasks import Task
 
 HASH_BYTES = 16
 
+HASHED_ROWS = 1_024  # whose texts are Python objects at a time
+
 
 @dataclass(frozen=True)
 class CachedScores:
@@ -42,11 +44,12 @@ def input_hashes(table: pa.Table, task: Task) -> np.ndarray:
 
     One model gives rows with equal hashes equal scores.
     """
-    texts = [table.column(name).to_pylist() for name in ("query", *task.ad_columns)]
+    texts = table.select(["query", *task.ad_columns])
     return np.array(
         [
             hashlib.blake2b(repr(row).encode(), digest_size=HASH_BYTES).digest()
-            for row in zip(*texts, strict=True)
+            for batch in texts.to_batches(max_chunksize=HASHED_ROWS)
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
         ],
         f"S{HASH_BYTES}",
     )

@@ -12,7 +12,7 @@ import logging
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,27 @@ from pipeline.scoring.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
 from pipeline.scoring.label_store import is_published, publish_unit, read_manifest
 from pipeline.scoring.row_errors import split_valid_rows
 from pipeline.scoring.score_cache import ScoreCache
+from pipeline.scoring.scored_parts import ScoredParts
 from pipeline.scoring.unit_manifest import UnitInput, UnitManifest, profile_labels
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit, read_unit
 from pipeline.storage.object_store import open_store
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Valid rows of a unit that are in memory together."""
+
+    rows: pa.Table
+    task: Task
+    multitask: MultitaskPredictor | None
+    first_row: int  # its number among the valid rows of the unit
+    is_predicted_N: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_predicted_N", np.zeros(self.rows.num_rows, bool))
 
 
 class UnitScorer:
@@ -151,28 +166,29 @@ class UnitScorer:
         """Score the rows of a unit and publish their labels."""
         task = check_known_task(unit.task, self.predictor.tasks, "the model's bundle")
         multitask = self._load_multitask() if unit.all_tasks else None
-        tasks = self.predictor.tasks if unit.all_tasks else (task,)
-        unit_rows, first_row = read_unit(unit)
-        table, errors = split_valid_rows(unit_rows, task.name, first_row, self.bundle.sha256)
-        is_predicted_N = np.zeros(table.num_rows, bool)
+        parts = ScoredParts(self.predictor.tasks if unit.all_tasks else (task,))
         before = self._usage(task, multitask)
-        try:
-            # One by one, so that the row that fails is the only one in flight.
-            for row in attempts.retry_candidates():
-                plan = self._plan(table.slice(row, 1), task, multitask, is_retry=True)
-                self._run(plan.renumbered(np.array([row])), table, attempts, is_predicted_N)
-            plan = self._plan(table, task, multitask, is_retry=attempts.count() > 1)
-            scored = self._run(plan, table, attempts, is_predicted_N)
-        except (RelevanceError, OSError):
-            raise
-        except Exception as error:
-            if _is_device_lost(error):
+        candidates = attempts.retry_candidates()
+        for rows, first_row in read_unit(unit):
+            valid_rows, errors = split_valid_rows(
+                rows, task.name, first_row, self.bundle.sha256, parts.row_ids
+            )
+            part = _Part(valid_rows, task, multitask, parts.num_rows)
+            try:
+                scored = self._score_part(part, attempts, candidates)
+            except (RelevanceError, OSError):
                 raise
-            if attempts.count() < MAX_ATTEMPTS and len(attempts.in_flight_rows()) > 1:
-                attempts.begin()
-                return self._score(unit, attempts)
-            raise
-        self._publish(unit, tasks, table, scored, errors)
+            except Exception as error:
+                if _is_device_lost(error):
+                    raise
+                if attempts.count() < MAX_ATTEMPTS and len(attempts.in_flight_rows()) > 1:
+                    attempts.begin()
+                    return self._score(unit, attempts)
+                raise
+            parts.num_predicted += int(part.is_predicted_N.sum())
+            parts.add(rows, valid_rows, scored, errors)
+        scored, errors = parts.scored, parts.errors
+        self._publish(unit, parts, scored, errors)
         attempts.finish()
         after = self._usage(task, multitask)
         tokens_computed = after.tokens_computed - before.tokens_computed
@@ -181,39 +197,50 @@ class UnitScorer:
             unit.path,
             scored.num_rows,
             errors.num_rows,
-            reused=int((~is_predicted_N).sum()),
+            reused=parts.num_rows - parts.num_predicted,
             tokens_in=after.tokens_in - before.tokens_in,
             tokens_computed=tokens_computed,
             model_s=after.model_s - before.model_s,
             at_peak_s=tokens_computed * self.peak_s_per_token,
-            tasks=tuple(scored_task.name for scored_task in tasks),
+            tasks=tuple(scored_task.name for scored_task in parts.tasks),
         )
 
-    def _plan(
-        self, rows: pa.Table, task: Task, multitask: MultitaskPredictor | None, is_retry: bool
-    ) -> Plan[pa.Table]:
+    def _score_part(self, part: "_Part", attempts: UnitAttempts, candidates: Sequence[int]) -> pa.Table:
+        """Return the labels of a part; rows that stopped an earlier attempt are scored first."""
+        # One by one, so that the row that fails is the only one in flight.
+        for candidate in candidates:
+            row = candidate - part.first_row
+            if 0 <= row < part.rows.num_rows:
+                plan = self._plan(part.rows.slice(row, 1), part, is_retry=True)
+                self._run(plan.renumbered(np.array([row])), part, attempts)
+        return self._run(self._plan(part.rows, part, is_retry=attempts.count() > 1), part, attempts)
+
+    def _plan(self, rows: pa.Table, part: "_Part", is_retry: bool) -> Plan[pa.Table]:
         """Plan the labels of rows. In a retry, tokenizing is a step too, so that its rows are recorded."""
-        if multitask is not None:
+        if part.multitask is not None:
             names = [known.name for known in self.predictor.tasks]
             cached = {name: self.cache.load_task(name) for name in names}
-            return plan_multitask_scores(multitask, rows, self.context, cached, prefetch=not is_retry)
-        cached_scores = self.cache.load_task(task.name)
-        return plan_scores(self.predictor, rows, task, self.context, cached_scores, prefetch=not is_retry)
+            return plan_multitask_scores(part.multitask, rows, self.context, cached, prefetch=not is_retry)
+        cached_scores = self.cache.load_task(part.task.name)
+        return plan_scores(
+            self.predictor, rows, part.task, self.context, cached_scores, prefetch=not is_retry
+        )
 
-    def _run(
-        self, plan: Plan[pa.Table], table: pa.Table, attempts: UnitAttempts, is_predicted_N: np.ndarray
-    ) -> pa.Table:
-        """Run a plan over rows of `table`, and mark the rows it predicts.
+    def _run(self, plan: Plan[pa.Table], part: "_Part", attempts: UnitAttempts) -> pa.Table:
+        """Run a plan over rows of a part, and mark the rows it predicts.
 
         The rows of each step are recorded before it runs.
         """
+        row_ids = part.rows.column("row_id")
         for step in plan:
             self.watchdog.heartbeat()
             if attempts.count() > 1:
                 # Wait for the previous step, so that its error is not attributed to the rows of this one.
                 synchronize(self.predictor.device)
-            is_predicted_N[step.rows] = True
-            attempts.record_in_flight(step.rows, table.column("row_id").take(pa.array(step.rows)).to_pylist())
+            part.is_predicted_N[step.rows] = True
+            attempts.record_in_flight(
+                step.rows + part.first_row, row_ids.take(pa.array(step.rows)).to_pylist()
+            )
             step.run()
         return plan.result
 
@@ -221,20 +248,9 @@ class UnitScorer:
         """Return a copy of the usage so far: of one task, or of all together."""
         return replace(multitask.usage() if multitask is not None else self.predictor.task_usage(task))
 
-    def _publish(
-        self, unit: WorkUnit, tasks: Sequence[Task], table: pa.Table, scored: pa.Table, errors: pa.Table
-    ) -> None:
-        """Publish the labels of a unit.
-
-        Args:
-            unit: The unit.
-            tasks: Tasks that each valid row has a label of.
-            table: The valid rows.
-            scored: Their labels, task by task.
-            errors: The other rows.
-        """
-        assert scored.num_rows == len(tasks) * table.num_rows, "every valid row has a label of each task"
-        num_rows = table.num_rows + errors.num_rows
+    def _publish(self, unit: WorkUnit, parts: ScoredParts, scored: pa.Table, errors: pa.Table) -> None:
+        """Publish the labels of a unit and the errors of its other rows."""
+        num_rows = parts.num_rows + errors.num_rows
         manifest = UnitManifest(
             unit_id=unit.unit_id,
             task=unit.task,
@@ -242,8 +258,8 @@ class UnitScorer:
             model_version=self.context.model_version,
             bundle_sha256=self.context.bundle_sha256,
             encoder_version=ENCODER_VERSION,
-            tasks=tuple(task.name for task in tasks),
-            profiles=profile_labels(scored, tasks, table.column("market").to_pylist()),
+            tasks=tuple(task.name for task in parts.tasks),
+            profiles=profile_labels(scored, parts.tasks, parts.markets),
             all_tasks=unit.all_tasks,
         )
         publish_unit(self.scores, manifest, scored, errors)

@@ -9,18 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from pipeline.config.tasks import Task, check_known_task
 from pipeline.data.catalog import CATALOGUE, check_names, logical_name, parse_catalogue
 from pipeline.data.data_files import PREFIX, sort_names
-from pipeline.data.reader import (
-    find_partitions,
-    log_once,
-    no_rows_message,
-    open_partition,
-    translate_read_errors,
-)
+from pipeline.data.parquet_batches import BatchFile, translate_read_errors
+from pipeline.data.reader import find_partitions, log_once, no_rows_message, open_partition
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
 from pipeline.names import is_bucket
 from pipeline.storage.filesystem import cached_sha256, file_stamp
@@ -68,7 +61,7 @@ def count_rows(files: Sequence[InputFile]) -> list[int]:
 
 
 @contextlib.contextmanager
-def open_input(path: str, digest: str) -> Iterator[pq.ParquetFile]:
+def open_input(path: str, digest: str) -> Iterator[BatchFile]:
     """Open an input file of a known digest.
 
     Raises:
@@ -134,12 +127,12 @@ def _count_file_rows(file: InputFile) -> int:
 
 
 @contextlib.contextmanager
-def _open_object(url: str, digest: str) -> Iterator[pq.ParquetFile]:
+def _open_object(url: str, digest: str) -> Iterator[BatchFile]:
     """Open one version of an object; every request names the version."""
     location, _, key = url.rpartition(f"/{PREFIX}")
     version, _, size = digest.rpartition(" ")
     source = BucketFile(open_bucket(location), StoreEntry(PREFIX + key, 0.0, int(size), version))
     with translate_read_errors(url):
-        file = pq.ParquetFile(source, page_checksum_verification=True)
+        file = BatchFile(source, pre_buffer=True)
     with file:
         yield file

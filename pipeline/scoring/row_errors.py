@@ -5,6 +5,8 @@ They are published beside the labels, so that labels and errors together account
 Shape legend: N rows.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,7 +28,11 @@ ERROR_SCHEMA = pa.schema(
 
 
 def split_valid_rows(
-    table: pa.Table, task_name: str, first_row: int, bundle_sha256: str
+    table: pa.Table,
+    task_name: str,
+    first_row: int,
+    bundle_sha256: str,
+    earlier_ids: Sequence[pa.ChunkedArray] = (),
 ) -> tuple[pa.Table, pa.Table]:
     """Separate rows that can be scored from those that cannot.
 
@@ -37,6 +43,7 @@ def split_valid_rows(
         task_name: The task.
         first_row: Number of the table's first row in its file.
         bundle_sha256: Digest of the model's bundle.
+        earlier_ids: Row ids of earlier parts of the unit.
 
     Returns:
         (valid rows, errors in ERROR_SCHEMA).
@@ -47,6 +54,8 @@ def split_valid_rows(
             for reason, bad_N in _column_errors(table.column(column.name), column):
                 reason_N[bad_N & (reason_N == "")] = reason
     repeated_N = _mark_repeated(table.column("row_id"))
+    for row_ids in earlier_ids:
+        repeated_N |= pc.is_in(table.column("row_id"), value_set=row_ids).to_numpy()
     reason_N[repeated_N & (reason_N == "")] = "row_id repeats"
     bad = np.flatnonzero(reason_N != "")
     errors = {

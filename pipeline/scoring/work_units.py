@@ -1,18 +1,17 @@
 """Work units of a scoring run: each an input file, or a range of its rows, under one model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.config.paths import parse_location
 from pipeline.config.scoring import WhenUnproven
 from pipeline.config.tasks import Task
-from pipeline.data.reader import check_schema, translate_read_errors
+from pipeline.data.parquet_batches import BatchLimits
+from pipeline.data.reader import check_schema, read_rows
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.names import is_bucket
@@ -29,6 +28,9 @@ BEST_GUESS = "best-guess"
 
 # Larger files are scored in parts of this size. Fixed, as parts of another size would label rows twice.
 UNIT_ROWS = 50_000
+
+# Texts in memory at a time; five times as much as a unit of product descriptions has.
+PART_BYTES = 256 * 2**20
 
 
 class MissingDayError(RetryableError):
@@ -139,27 +141,31 @@ def plan_units(
     return to_do, published
 
 
-def read_unit(unit: WorkUnit) -> tuple[pa.Table, int]:
-    """Read the rows of a unit.
+def read_unit(unit: WorkUnit) -> Iterator[tuple[pa.Table, int]]:
+    """Yield the rows of a unit, in one part if they decode to at most PART_BYTES.
 
-    Returns:
+    Yields:
         (rows in ROW_SCHEMA, number of the first one in its file).
 
     Raises:
         DamagedInputError: The file is damaged.
-        DataRefusedError: The file has another schema.
+        DataRefusedError: The file has another schema, or see `read_rows`.
         RetryableError: The file changed since the units were planned.
     """
+    table = pa.table([pa.array([], kind) for kind in ROW_SCHEMA.types], names=ROW_SCHEMA.names)
     with open_input(unit.path, unit.digest) as file:
         check_schema(file, unit.path)
         # The file could not be read when the units were planned.
         if unit.part is None and file.metadata.num_rows > UNIT_ROWS:
             raise input_changed(unit.path)
         first, last = unit.part or (0, file.metadata.num_rows)
-        with translate_read_errors(unit.path):
-            table = _read_range(file, first, last)
-            table.validate(full=True)
-    return pa.table(table.columns, names=ROW_SCHEMA.names), first
+        limits = BatchLimits(UNIT_ROWS, PART_BYTES)
+        for table in read_rows(file, unit.path, rows=(first, last), limits=limits):
+            if first + table.num_rows == last:
+                break  # the file may change while its last part is scored
+            yield table, first
+            first += table.num_rows
+    yield table, first
 
 
 def _split_rows(num_rows: int) -> list[tuple[int, int] | None]:
@@ -167,22 +173,3 @@ def _split_rows(num_rows: int) -> list[tuple[int, int] | None]:
     if num_rows <= UNIT_ROWS:
         return [None]
     return [(first, min(first + UNIT_ROWS, num_rows)) for first in range(0, num_rows, UNIT_ROWS)]
-
-
-def _read_range(file: pq.ParquetFile, first: int, last: int) -> pa.Table:
-    """Read rows `first` to before `last` in bounded memory, whatever the sizes of row groups."""
-    metadata = file.metadata
-    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    starts = np.cumsum([0, *sizes])
-    groups = [group for group in range(len(sizes)) if starts[group] < last and starts[group + 1] > first]
-    if not groups:
-        return pa.Table.from_batches([], file.schema_arrow)
-    position = int(starts[groups[0]])
-    kept = []
-    for batch in file.iter_batches(UNIT_ROWS, row_groups=groups):
-        if position >= last:
-            break
-        skipped = max(0, first - position)
-        kept.append(batch.slice(skipped, last - position - skipped))
-        position += batch.num_rows
-    return pa.Table.from_batches(kept, file.schema_arrow)

@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.files import file_sha256, remove_tree, temporary_path
 from pipeline import schema
 from pipeline.config.extensions import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
-from pipeline.data.reader import open_partition, translate_read_errors
-from pipeline.errors import DamagedInputError, RetryableError
-from pipeline.schema import COLUMNS, ROW_SCHEMA, schema_differences
+from pipeline.data import parquet_batches, row_conversion
+from pipeline.data.reader import open_partition, read_rows
+from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
+from pipeline.schema import COLUMNS, schema_differences
 from pipeline.storage.filesystem import cached_sha256, file_stamp, json_sha256, read_json, write_json
 from validation.gate import row_checks
 from validation.gate.row_checks import KEY_SCHEMA, REASON_SCHEMA, RowExample, RowScan
 from validation.text import hashing, scripts, text_bytes
-
-BATCH_ROWS = 65_536
-
-BATCH_BYTES = 128 * 2**20  # of texts as they lie in the file, before compression
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,8 @@ def rules_digest() -> str:
     """
     load_installed_extensions()
     modules = {inspect.getsourcefile(builder) for builder in DATA_CHECKS.values()}
-    modules |= {module.__file__ for module in (row_checks, schema, hashing, scripts, text_bytes)}
+    readers = (schema, parquet_batches, row_conversion)
+    modules |= {module.__file__ for module in (*readers, row_checks, hashing, scripts, text_bytes)}
     return json_sha256(sorted(file_sha256(Path(str(path))) for path in {*modules, __file__}))
 
 
@@ -189,13 +186,15 @@ def read_and_check(job: FileJob, sha256: str, folder: Path) -> FileVerdict:
                 pq.ParquetWriter(folder / "keys.parquet", KEY_SCHEMA, compression="none") as keys,
                 pq.ParquetWriter(folder / "reasons.parquet", REASON_SCHEMA, compression="zstd") as reasons,
             ):
-                for table in read_row_batches(file, job.path):
+                for table in read_rows(file, job.path, check_text=False):
                     key_table, reason_table = scan.check_batch(table)
                     keys.write_table(key_table)
                     if reason_table.num_rows:
                         reasons.write_table(reason_table)
     except DamagedInputError as error:
         return replace(verdict, refused=str(error), damaged=True)
+    except DataRefusedError as error:
+        return replace(verdict, refused=str(error))
     pq.write_table(scan.sample(), folder / "sample.parquet")
     return replace(
         verdict,
@@ -206,21 +205,3 @@ def read_and_check(job: FileJob, sha256: str, folder: Path) -> FileVerdict:
         label_counts=[int(count) for count in scan.label_counts],
         foreign=dict(scan.foreign),
     )
-
-
-def read_row_batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.Table]:
-    """Yield the file's rows in batches, smaller ones where texts are long.
-
-    Raises:
-        DamagedInputError: A page does not match its checksum, or cannot be decoded.
-    """
-    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-    row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
-    batch_rows = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(row_bytes, 1.0))))
-    batches = file.iter_batches(batch_size=batch_rows, use_threads=False)  # files are read in parallel
-    while True:
-        with translate_read_errors(path):  # around the read alone: errors of the caller are not the file's
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield pa.table(batch.columns, names=ROW_SCHEMA.names)

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from models.files import publish_dir, remove_tree, temporary_path
 from pipeline.data.parallel_map import map_in_order
-from pipeline.data.reader import open_partition
+from pipeline.data.reader import open_partition, read_rows
 from pipeline.data.writer import ROWS_PER_GROUP
 from pipeline.schema import ROW_SCHEMA
-from validation.gate.file_checks import FileVerdict, check_unchanged, read_row_batches
+from validation.gate.file_checks import FileVerdict, check_unchanged
 from validation.gate.row_checks import REASON_SCHEMA, nullable, repair_text
 
 QUARANTINE_SCHEMA = pa.schema(
@@ -181,7 +181,7 @@ def _write_both_parts(
         contextlib.ExitStack() as stack,
     ):
         accepted = stack.enter_context(_open_writer(accepted_path, ROW_SCHEMA)) if accepted_path else None
-        for table in read_row_batches(file, path):
+        for table in read_rows(file, path, check_text=False):
             first, last = np.searchsorted(quarantined_rows, (start, start + table.num_rows)).tolist()
             keep_M = np.ones(table.num_rows, dtype=bool)
             if last > first:

@@ -26,6 +26,8 @@ from validation.text.text_bytes import normalize_texts
 
 SAMPLE_ROWS = 2_000  # rows of a file that Great Expectations sees; all rows of smaller files
 
+SAMPLE_BYTES = 16 * 2**20  # of the first rows, and as much of later bad rows
+
 NOT_UTF8 = "not_utf8"  # reason of a row whose text is not UTF-8; the other reasons are names of checks
 
 KEY_SCHEMA = pa.schema([("row_id_hash", pa.uint64()), ("pair_hash", pa.uint64()), ("label", pa.int32())])
@@ -113,18 +115,28 @@ class RowScan:
             examples.append(RowExample(self.num_rows + row, table["row_id"][row].as_py(), value))
 
     def _keep_sample(self, table: pa.Table, bad: list[int]) -> None:
-        missing = SAMPLE_ROWS - sum(part.num_rows for part in self._head)
-        if missing > 0:
-            self._head.append(table.slice(0, missing))
-        beyond_head = [row for row in bad if row >= max(missing, 0)]
-        room = SAMPLE_ROWS - sum(part.num_rows for part in self._later_bad_rows)
-        if beyond_head and room > 0:
-            self._later_bad_rows.append(table.take(beyond_head[:room]))
+        head = _leading_rows(table, self._head)
+        if head.num_rows:
+            self._head.append(head)
+        beyond_head = [row for row in bad if row >= head.num_rows]
+        if beyond_head:
+            later = _leading_rows(table.take(beyond_head[:SAMPLE_ROWS]), self._later_bad_rows)
+            if later.num_rows:
+                self._later_bad_rows.append(later)
 
     def sample(self) -> pa.Table:
         """Return the bad rows beyond the first rows of the file, then the first rows."""
         parts = (ROW_SCHEMA.empty_table(), *self._later_bad_rows, *self._head)
         return pa.concat_tables([table.cast(nullable(ROW_SCHEMA)) for table in parts])
+
+
+def _leading_rows(table: pa.Table, earlier: Sequence[pa.Table]) -> pa.Table:
+    """Return the first rows of a table for which a sample has room after `earlier` ones."""
+    room = SAMPLE_BYTES - sum(part.nbytes for part in earlier)
+    rows = table.slice(0, SAMPLE_ROWS - sum(part.num_rows for part in earlier) if room > 0 else 0)
+    while rows.num_rows > 1 and rows.nbytes > room:
+        rows = rows.slice(0, rows.num_rows // 2)
+    return rows
 
 
 def nullable(schema: pa.Schema) -> pa.Schema:

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.reader import open_partition, translate_read_errors
-from pipeline.errors import DamagedInputError
+from pipeline.data.parquet_batches import BatchLimits
+from pipeline.data.reader import check_schema, open_partition, read_rows
 from validation.text.hashing import hash_column
 
 BATCH_ROWS = 32_768
@@ -40,23 +40,17 @@ def read_columns(source: RowSource, columns: Sequence[str]) -> Iterator[pa.Recor
     """Yield batches of at most BATCH_ROWS rows with the named columns.
 
     Raises:
-        DamagedInputError: A file is not whole parquet, holds text that is not UTF-8, or lacks a column.
+        DamagedInputError: A file is not whole parquet, or holds text that is not UTF-8.
+        DataRefusedError: A file does not follow the row contract.
     """
     if isinstance(source, pa.Table):
         yield from source.select(list(columns)).to_batches(max_chunksize=BATCH_ROWS)
         return
     for path in source:
         with open_partition(path) as file:
-            missing = sorted(set(columns) - set(file.schema_arrow.names))
-            if missing:
-                raise DamagedInputError(
-                    f"{path} has no column {', '.join(missing)}; run `relevance validate` to see all that "
-                    "is wrong with it"
-                )
-            with translate_read_errors(path):
-                for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
-                    batch.validate(full=True)
-                    yield batch.select(list(columns))
+            check_schema(file, path)
+            for table in read_rows(file, path, columns, limits=BatchLimits(BATCH_ROWS)):
+                yield from table.to_batches()
 
 
 def sampling_share(source: RowSource) -> float:

@@ -18,7 +18,7 @@ from pipeline.data.importers.importer import (
 )
 from pipeline.data.importers.records import SourceRecord, check_file
 from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
-from pipeline.data.importers.text_files import read_delimited
+from pipeline.data.importers.text_files import TSV, read_delimited
 from pipeline.data.writer import StagedRows
 from pipeline.errors import DamagedInputError
 from pipeline.runtime.progress import ProgressBar
@@ -72,7 +72,7 @@ def check_complete(path: Path) -> None:
 def _read_with_ids(file: Path) -> Iterator[SourceRecord]:
     """Yield the records with their row_id as a field."""
     num_seen: Counter[str] = Counter()
-    for record in read_delimited(file, _COLUMNS, "\t"):
+    for record in read_delimited(file, _COLUMNS, TSV):
         if record.defect:
             yield record
             continue

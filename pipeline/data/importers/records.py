@@ -5,18 +5,20 @@ pipeline/data/importers/text_files.py reads text files.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.data.importers.text_cleaning import decode_text
+from pipeline.data.parquet_batches import BatchFile, BatchLimits, read_batches
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from pipeline.schema import TEXT_TYPES
 
 READ_ROWS = 4_096  # rows of parquet decoded at a time: about 6 MB of product text
 
-_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+READ_BYTES = 16 * 2**20  # decoded at a time, where texts are long
 
 _SCALARS = (
     pa.types.is_integer,
@@ -35,6 +37,7 @@ class SourceRecord(NamedTuple):
     fields: Mapping[str, str | None]
     text: str = ""  # as in the source; empty for parquet
     defect: str | None = None  # a reason of pipeline/data/importers/rejects.py
+    part: str = ""  # name of its file, if the source is a folder
 
 
 def check_file(path: Path) -> Path:
@@ -68,7 +71,7 @@ def format_value(value: Any) -> str | None:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | Decimal) and value == value // 1:
         return str(int(value))
     return value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else str(value)
 
@@ -83,15 +86,12 @@ def read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str] = (
     """
     number = 0
     try:
-        # buffered, not read ahead: ESCI has up to a million rows in one row group
-        with pq.ParquetFile(
-            check_file(path), page_checksum_verification=True, buffer_size=2**20, pre_buffer=False
-        ) as file:
+        with BatchFile(check_file(path)) as file:
             header = file.schema_arrow.names
             check_columns(header, columns, path)
             names = list(dict.fromkeys([*columns, *(name for name in optional if name in header)]))
             _check_types(file.schema_arrow, names, path)
-            for batch in file.iter_batches(READ_ROWS, columns=names):
+            for batch in read_batches(file, path, names, limits=BatchLimits(READ_ROWS, READ_BYTES)):
                 for values in zip(*(_column_values(batch.column(name)) for name in names), strict=True):
                     number += 1
                     fields = dict(zip(names, map(format_value, values), strict=True))
@@ -105,7 +105,7 @@ def _check_types(schema: pa.Schema, names: Sequence[str], path: Path) -> None:
     wrong = {
         name: schema.field(name).type
         for name in names
-        if not any(test(_plain_type(schema.field(name).type)) for test in _TEXTS + _SCALARS)
+        if not any(test(_plain_type(schema.field(name).type)) for test in TEXT_TYPES + _SCALARS)
     }
     if wrong:
         shown = ", ".join(f"{name} ({kind})" for name, kind in wrong.items())
@@ -120,12 +120,10 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 def _column_values(column: pa.Array) -> list[Any]:
     """Return the values of a column; text that is not UTF-8 stays bytes."""
-    kind = _plain_type(column.type)
-    if not any(test(kind) for test in _TEXTS):
-        return column.cast(kind).to_pylist()
+    if not any(test(column.type) for test in TEXT_TYPES):
+        return column.to_pylist()
     return [
-        None if raw is None else _text_or_bytes(raw)
-        for raw in column.cast(kind).cast(pa.large_binary()).to_pylist()
+        None if raw is None else _text_or_bytes(raw) for raw in column.cast(pa.large_binary()).to_pylist()
     ]
 
 

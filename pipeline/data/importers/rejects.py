@@ -24,8 +24,10 @@ FLUSH_LINES = 4_096
 
 REASONS = {
     "wrong_field_count": "has more or fewer fields than the header",
-    "unclosed_quote": "opens a quote that is not closed in its record",
-    "misplaced_quote": "has text behind a closing quote",
+    "unclosed_quote": "opens a quote that its line does not close; in a table's mapping, quoting: none takes "
+    "quotes as plain characters, and quoting: csv allows line breaks between quotes",
+    "misplaced_quote": "has text behind a closing quote; in a table's mapping, quoting: none takes quotes as "
+    "plain characters",
     "line_too_long": "is too long",
     "bad_encoding": "holds bytes that are not in the stated encoding",
     "not_json": "is not json",
@@ -124,7 +126,8 @@ def escape_invisible(text: str) -> str:
 
 def _shown_text(record: SourceRecord) -> str:
     """Return the text of a record as rejects show it."""
-    return escape_invisible(record.text or canonical_json(record.fields))
+    text = record.text or canonical_json(record.fields)
+    return escape_invisible(f"{record.part}: {text}" if record.part else text)
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -1,6 +1,7 @@
 """Import any table of query-ad pairs by a mapping of its columns and labels.
 
-Formats are csv, tsv, parquet and json lines.
+Formats are csv, tsv, parquet, json lines and json arrays; text may be compressed with gzip. A folder
+holds the parts of one table. Files whose names begin with . or _ are no parts, as Spark writes them.
 """
 
 import difflib
@@ -19,13 +20,24 @@ from pipeline.data.importers.importer import ImportCounts, RecordSource, Row, im
 from pipeline.data.importers.records import SourceRecord, check_file, read_parquet
 from pipeline.data.importers.rejects import BadRecordError
 from pipeline.data.importers.text_cleaning import build_title, clean_line, clean_lines
-from pipeline.data.importers.text_files import read_delimited, read_json_lines
+from pipeline.data.importers.text_files import Quoting, TextFormat, read_delimited, read_json
 from pipeline.data.writer import StagedRows
 from pipeline.errors import ConfigError
 from pipeline.runtime.progress import ProgressBar
 from pipeline.schema import COLUMNS, MAX_LABELS
 
-TableFormat = Literal["csv", "tsv", "parquet", "jsonl"]
+TableFormat = Literal["csv", "tsv", "parquet", "jsonl", "json"]
+
+_FORMATS: dict[str, TableFormat] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+}
+
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 _REQUIRED = ("query", "ad_title", "market")
 
@@ -56,6 +68,15 @@ def validate_encoding(name: str) -> str:
     return name
 
 
+def validate_delimiter(text: str) -> str:
+    """Return a delimiter of fields; raise ValueError unless it is one character that no field needs."""
+    if len(text) != 1 or text in '"\r\n':
+        raise ValueError(
+            f'{text!r} is not one character between fields; use "," or ";" or "\\t", for example'
+        )
+    return text
+
+
 def stringify_labels(labels: Any) -> Any:
     """Return a mapping of labels with text keys; YAML reads a bare 1 as a number.
 
@@ -83,8 +104,13 @@ class TableSource(PathSource):
     task: Annotated[str, AfterValidator(lambda name: validate_name(name, "task"))]
     # used in file names and row ids; default: from the file name
     name: Annotated[str, AfterValidator(lambda name: validate_name(name, "source"))] | None = None
-    format: TableFormat | None = None  # default: from the file name
+    format: TableFormat | None = None  # default: from the file name; json may be lines or one array
     encoding: Annotated[str, AfterValidator(validate_encoding)] = "utf-8"  # of text files
+    # of csv and tsv; line: a quoted field ends in its line; csv: it may hold line breaks; none: quotes are
+    # plain characters
+    quoting: Quoting = "line"
+    # of csv and tsv, one character; default: a comma for csv, a tab for tsv
+    delimiter: Annotated[str, AfterValidator(validate_delimiter)] | None = None
     # column of a row -> column of the source; without row_id, the line number is used
     columns: dict[ColumnName, str]
     # label of the source -> label name or index; null: to be scored
@@ -133,18 +159,45 @@ class TableSource(PathSource):
         """The name of this source in file names and row ids."""
         if self.name:
             return self.name
-        return re.sub(r"[^a-z0-9_-]+", "-", self.path.stem.lower()).strip("-_")[:63] or "table"
+        stem = _without_gz(self.path).stem
+        return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_")[:63] or "table"
+
+    def find_parts(self) -> list[Path]:
+        """Return the files of the table, sorted.
+
+        Raises:
+            ConfigError: There is none, or the folder holds something else.
+        """
+        if not self.path.is_dir():
+            return [check_file(self.path)]
+        parts = sorted(path for path in self.path.iterdir() if path.name[0] not in "._")
+        if not parts:
+            raise ConfigError(f"{self.path} holds no file; name a file, or a folder of the parts of a table")
+        formats = {
+            path: None if path.is_dir() else _FORMATS.get(_without_gz(path).suffix.lower()) for path in parts
+        }
+        table_format = self.format or next(filter(None, formats.values()), None)
+        for path, known in formats.items():
+            if not path.is_file() or (known != table_format and not (self.format and known is None)):
+                raise ConfigError(
+                    f"{path} is not {table_format or 'a table'} like the other parts of its folder; "
+                    "move it elsewhere"
+                )
+        return parts
 
     def find_format(self) -> TableFormat:
         """Return the format; raise ConfigError if neither the block nor the file name gives it."""
-        if self.format:
-            return self.format
-        for known in ("csv", "tsv", "parquet", "jsonl"):
-            if self.path.suffix.lower() == f".{known}":
-                return known
-        raise ConfigError(
-            f"format of {self.path} unknown; add format: csv, tsv, parquet or jsonl to its source block"
-        )
+        path = self.find_parts()[0] if self.path.is_dir() else self.path
+        known = self.format or _FORMATS.get(_without_gz(path).suffix.lower())
+        if known is None:
+            raise ConfigError(
+                f"format of {path} unknown; add format: csv, tsv, parquet, jsonl or json to its source block"
+            )
+        if known not in _DELIMITERS and (self.delimiter is not None or self.quoting != "line"):
+            raise ConfigError(
+                f"{path} is {known}, which has no quoting and no delimiter; remove both settings"
+            )
+        return known
 
     def label_indices(self, label_names: Sequence[str] | None) -> dict[str, int | None]:
         """Return the index of each label of the source; without a mapping the labels are indices.
@@ -154,7 +207,11 @@ class TableSource(PathSource):
         """
         if not self.labels:
             num_labels = len(label_names or ()) or MAX_LABELS
-            return {str(index): index for index in range(num_labels)}
+            # a flag is an index of two labels; whole numbers beside nulls are 1.0 in some csv files
+            texts = [{str(index), f"{index}.0"} for index in range(num_labels)]
+            for index, flag in enumerate(("false", "true")[:num_labels]):
+                texts[index] |= {flag, flag.capitalize()}
+            return {text: index for index, of_index in enumerate(texts) for text in of_index}
         return {text: self._label_index(label, label_names) for text, label in self.labels.items()}
 
     def _label_index(self, label: str | int | None, label_names: Sequence[str] | None) -> int | None:
@@ -175,6 +232,10 @@ class TableSource(PathSource):
                 f"label {index} is outside the scale of task {self.task}; indices are 0 to {num_labels - 1}"
             )
         return index
+
+
+def _without_gz(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
 _CLEANERS: dict[str, Callable[[str | None], str | None]] = {
@@ -199,8 +260,8 @@ def import_table(
 ) -> ImportCounts:
     """Publish the lines of a table as rows of one task.
 
-    Without a mapped row_id it is task, source name and line number. Several sources of a task can share a
-    data folder.
+    Without a mapped row_id it is task, source name and line number, with the name of the part before the
+    number if the source is a folder. Several sources of a task can share a data folder.
 
     Args:
         label_names: Labels of the task, worst first; needed if the mapping has label names.
@@ -210,7 +271,7 @@ def import_table(
         DamagedInputError: The file is empty or not whole parquet, or its header is not text in the encoding.
         DataRefusedError: A column is missing or repeated, or see `import_records`.
     """
-    check_file(source.path)
+    parts, table_format = source.find_parts(), source.find_format()
     indices, name = source.label_indices(label_names), source.source_name
 
     def build_row(record: SourceRecord) -> tuple[str, Row]:
@@ -218,21 +279,35 @@ def import_table(
 
     with StagedRows(out_dir, name, bar) as staged:
         return import_records(
-            RecordSource(f"{source.task}-{name}", source.path, lambda: _read(source), build_row), staged
+            RecordSource(
+                f"{source.task}-{name}", source.path, lambda: _read(source, parts, table_format), build_row
+            ),
+            staged,
         )
 
 
-def _read(source: TableSource) -> Iterator[SourceRecord]:
-    columns, table_format = list(dict.fromkeys(source.columns.values())), source.find_format()
+def _read(source: TableSource, parts: Sequence[Path], table_format: TableFormat) -> Iterator[SourceRecord]:
+    columns = list(dict.fromkeys(source.columns.values()))
+    for path in parts:
+        part = path.name if source.path.is_dir() else ""
+        for record in _read_part(source, path, table_format, columns):
+            yield record._replace(part=part) if part else record
+
+
+def _read_part(
+    source: TableSource, path: Path, table_format: TableFormat, columns: Sequence[str]
+) -> Iterator[SourceRecord]:
     if table_format == "parquet":
-        return read_parquet(source.path, columns)
-    if table_format == "jsonl":
-        return read_json_lines(source.path, columns, source.encoding)
-    return read_delimited(source.path, columns, "\t" if table_format == "tsv" else ",", source.encoding)
+        return read_parquet(path, columns)
+    if table_format in ("json", "jsonl"):
+        return read_json(path, columns, source.encoding)
+    delimiter = source.delimiter or _DELIMITERS[table_format]
+    return read_delimited(path, columns, TextFormat(delimiter, source.quoting, source.encoding))
 
 
 def _build_row(record: SourceRecord, source: TableSource, indices: dict[str, int | None]) -> Row:
-    row: Row = {"row_id": f"{source.task}-{source.source_name}-{record.number}", **source.constants}
+    place = f"{record.part}-{record.number}" if record.part else str(record.number)
+    row: Row = {"row_id": f"{source.task}-{source.source_name}-{place}", **source.constants}
     for column, name in source.columns.items():
         row[column] = _convert(column, record.fields[name], indices)
     return row

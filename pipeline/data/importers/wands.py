@@ -21,7 +21,7 @@ from pipeline.data.importers.lookup_table import Lookup
 from pipeline.data.importers.records import SourceRecord, check_file
 from pipeline.data.importers.rejects import BadRecordError
 from pipeline.data.importers.text_cleaning import build_description, build_title, clean_line
-from pipeline.data.importers.text_files import read_delimited
+from pipeline.data.importers.text_files import TSV, read_delimited
 from pipeline.data.writer import StagedRows
 from pipeline.runtime.progress import ProgressBar
 
@@ -63,7 +63,7 @@ def import_wands(source_dir: Path, out_dir: Path, bar: ProgressBar | None = None
         fill_lookup(
             queries,
             "wands-query",
-            read_delimited(queries, _QUERY_COLUMNS, "\t"),
+            read_delimited(queries, _QUERY_COLUMNS, TSV),
             _build_query,
             lookup,
             staged,
@@ -71,7 +71,7 @@ def import_wands(source_dir: Path, out_dir: Path, bar: ProgressBar | None = None
         fill_lookup(
             products,
             "wands-product",
-            read_delimited(products, _PRODUCT_COLUMNS, "\t"),
+            read_delimited(products, _PRODUCT_COLUMNS, TSV),
             _build_product,
             lookup,
             staged,
@@ -83,7 +83,7 @@ def import_wands(source_dir: Path, out_dir: Path, bar: ProgressBar | None = None
         source = RecordSource(
             "wands",
             labels,
-            lambda: read_delimited(labels, _LABEL_COLUMNS, "\t"),
+            lambda: read_delimited(labels, _LABEL_COLUMNS, TSV),
             build_row,
             ("wands-query", "wands-product"),
         )

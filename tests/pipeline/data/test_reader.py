@@ -188,8 +188,8 @@ def with_column(name: str, values: pa.Array) -> pa.Table:
 OTHER_SCHEMAS: dict[str, tuple[pa.Table, str]] = {
     "missing column": (contract_rows(3).drop_columns(["query"]), "column query is missing"),
     "two missing": (
-        contract_rows(3).drop_columns(["query", "label"]),
-        "column query is missing; column label is missing",
+        contract_rows(3).drop_columns(["query", "market", "label"]),
+        "column query is missing; column market is missing$",
     ),
     "extra column": (
         contract_rows(3).append_column("colour", pa.array(["red"] * 3)),
@@ -199,11 +199,14 @@ OTHER_SCHEMAS: dict[str, tuple[pa.Table, str]] = {
         with_column("label", pa.array(["0", "1", "1"])),
         "column label is string, the contract says int32",
     ),
-    "wide integers": (
-        with_column("label", pa.array([0, 1, 1], pa.int64())),
-        "column label is int64, the contract says int32",
+    "fractions as ids": (
+        with_column("row_id", pa.array([0.5, 1, 1])),
+        "column row_id is double, the contract says string; cast it in the writer",
     ),
-    "other order": (contract_rows(3).select(ROW_SCHEMA.names[::-1]), "columns are in the order"),
+    "repeated column": (
+        contract_rows(3).append_column("query", pa.array(["red"] * 3)),
+        "column query occurs 2 times; keep one",
+    ),
 }
 
 

@@ -135,7 +135,7 @@ def test_parts_hold_every_row_once_in_order(
     assert len(units) == max(1, -(-sum(rows_by_group) // 10)) and all(unit.rows <= 10 for unit in units)
     expected, found = pq.read_table(path, partitioning=None).column("row_id").to_pylist(), []
     for unit in units:
-        table, first = read_unit(unit)
+        ((table, first),) = read_unit(unit)
         assert first == len(found) and table.num_rows == unit.rows
         found += table.column("row_id").to_pylist()
     assert found == expected
@@ -159,7 +159,7 @@ def test_large_file_planned_without_row_count_is_retried(
     (unit,), _ = plan(config_of(tmp_path), "b")
     monkeypatch.setattr(work_units, "UNIT_ROWS", 10)
     with pytest.raises(RetryableError, match="run the same command again"):
-        read_unit(unit)
+        list(read_unit(unit))
 
 
 def test_unreadable_file_is_planned_as_a_unit(tmp_path: Path) -> None:

@@ -114,11 +114,11 @@ def test_file_that_changes_during_validation_is_retryable(
 
 
 def test_damage_is_not_cached_and_names_each_file(tmp_path, validate_tables, build_table, monkeypatch):
-    def fails(file, path):
+    def fails(file, path, check_text):
         raise DamagedInputError(f"{path} is damaged (read error); write it again from its source")
 
     with monkeypatch.context() as patched:
-        patched.setattr(validation.gate.file_checks, "read_row_batches", fails)
+        patched.setattr(validation.gate.file_checks, "read_rows", fails)
         report = validate_tables(build_table(), build_table())
         assert report.damaged == ("task=query-ad/part-0.parquet", "task=query-ad/part-1.parquet")
         assert all(f"part-{i}.parquet is damaged" in report.failures[i] for i in (0, 1))

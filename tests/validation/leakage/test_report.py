@@ -12,7 +12,7 @@ from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.config.tasks import Task
 from pipeline.data.splits import assign_split, assign_splits, normalize_query
 from pipeline.data.synthetic.marketplace import TASKS, build_marketplace
-from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 from pipeline.schema import ROW_SCHEMA
 from validation.leakage import near_queries
 from validation.leakage.label_words import WordRule, find_label_words
@@ -326,7 +326,7 @@ def test_damaged_file_and_unknown_task_are_named(tmp_path):
     with pytest.raises(DamagedInputError, match="part-0"):
         find_leakage({"query-title": [path]}, MARKET_TASKS, CONFIG)
     pq.write_table(pa.table({"question": ["a"]}), path)
-    with pytest.raises(DamagedInputError, match="no column query"):
+    with pytest.raises(DataRefusedError, match="column query is missing"):
         find_leakage({"query-title": [path]}, MARKET_TASKS, CONFIG)
     with pytest.raises(ConfigError, match="query-titel"):
         find_leakage({"query-titel": [path]}, MARKET_TASKS, CONFIG)

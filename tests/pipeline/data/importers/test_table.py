@@ -31,6 +31,8 @@ BLOCK: dict[str, Any] = {
 
 
 def _source(path: Path, **changes: Any) -> TableSource:
+    if path.suffix in (".csv", ".tsv"):
+        changes.setdefault("quoting", "csv")
     return TableSource.model_validate({**BLOCK, "path": path, **changes})
 
 
@@ -208,15 +210,15 @@ def test_unfit_table_leaves_the_old_rows(
 
 
 def test_folder_or_missing_file_is_a_config_error(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "no.csv"):
-        with pytest.raises(ConfigError, match="is not a file"):
+    for path, message in ((tmp_path, "holds no file"), (tmp_path / "no.csv", "is not a file")):
+        with pytest.raises(ConfigError, match=message):
             import_table(_source(path, format="csv"), tmp_path / "out")
 
 
 def test_mapping_file_is_checked_like_a_config(tmp_path: Path) -> None:
     mapping = tmp_path / "m.yaml"
     mapping.write_text(yaml.safe_dump({k: v for k, v in BLOCK.items() if k != "kind"}))
-    assert build_source("table", Path("x.csv"), mapping, None) == _source(Path("x.csv"))
+    assert build_source("table", Path("x.csv"), mapping, None) == _source(Path("x.csv"), quoting="line")
     mapping.write_text("task: ads\ncolumns: {query: q, ad_titel: t}\nconstant: {market: us}\n")
     message = (
         r"ad_titel is not a column of a row; did you mean ad_title\?.*constant is not a setting; did you "

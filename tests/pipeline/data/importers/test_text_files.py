@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.data.importers import text_files
 from pipeline.data.importers.records import SourceRecord
-from pipeline.data.importers.text_files import read_delimited, read_headerless_tsv, read_json_lines
+from pipeline.data.importers.text_files import TSV, TextFormat, read_delimited, read_headerless_tsv, read_json
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
 
@@ -14,7 +14,7 @@ def _read(
     tmp_path: Path, content: bytes, encoding: str = "utf-8", columns: tuple[str, ...] = ("a", "b")
 ) -> list[SourceRecord]:
     (tmp_path / "x.csv").write_bytes(content)
-    return list(read_delimited(tmp_path / "x.csv", columns, ",", encoding))
+    return list(read_delimited(tmp_path / "x.csv", columns, TextFormat(",", encoding=encoding)))
 
 
 def _summary(lines: list[SourceRecord]) -> list[tuple[int, str]]:
@@ -78,7 +78,7 @@ def test_overlong_line_is_skipped_in_bounded_memory(tmp_path: Path, monkeypatch:
     assert _summary(lines) == [(2, "line_too_long"), (3, "3/4")]
     assert len(lines[0].text) <= 101
     (tmp_path / "x.jsonl").write_bytes(b'{"a": "' + b"x" * 1_000 + b'"}\n{"a": 1}\n')
-    assert _summary(list(read_json_lines(tmp_path / "x.jsonl", ["a"]))) == [(1, "line_too_long"), (2, "1")]
+    assert _summary(list(read_json(tmp_path / "x.jsonl", ["a"]))) == [(1, "line_too_long"), (2, "1")]
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_file_without_a_usable_header_is_refused(
 
 def test_folder_in_place_of_a_file_is_a_config_error(tmp_path: Path) -> None:
     for read in (
-        lambda: read_delimited(tmp_path, ["a"], ","),
-        lambda: read_json_lines(tmp_path, ["a"]),
+        lambda: read_delimited(tmp_path, ["a"], TSV),
+        lambda: read_json(tmp_path, ["a"]),
         lambda: read_headerless_tsv(tmp_path, ["a"]),
     ):
         with pytest.raises(ConfigError, match="is not a file"):
@@ -124,7 +124,7 @@ def test_each_json_line_is_a_record_or_a_defect(tmp_path: Path) -> None:
         b'{"a": 1}',
     ]
     (tmp_path / "x.jsonl").write_bytes(b"\r\n".join(lines))
-    assert _summary(list(read_json_lines(tmp_path / "x.jsonl", ["a", "b"]))) == [
+    assert _summary(list(read_json(tmp_path / "x.jsonl", ["a", "b"]))) == [
         (1, "x/2"),
         (2, "2/true"),
         (4, "/"),

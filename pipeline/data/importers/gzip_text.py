@@ -1,0 +1,66 @@
+"""Text files, plain or compressed with gzip, opened in bounded memory."""
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from pipeline.errors import DamagedInputError, DataRefusedError
+
+# Gzip may unpack to this much, or to MAX_RATIO times its size if that is more; logs shrink to a fiftieth.
+MAX_UNPACKED_BYTES = 2**30
+
+MAX_RATIO = 200
+
+_GZIP_MARK = b"\x1f\x8b"  # no text in a common encoding begins with it
+
+
+@contextlib.contextmanager
+def open_text(path: Path, encoding: str) -> Iterator[TextIO]:
+    """Open text, unpacked if it is gzip; bytes outside the encoding become lone surrogates."""
+    with path.open("rb") as file, contextlib.ExitStack() as stack:
+        is_gzip = file.read(len(_GZIP_MARK)) == _GZIP_MARK
+        file.seek(0)
+        source: BinaryIO | io.BufferedReader = file
+        if is_gzip:
+            unpacked = stack.enter_context(gzip.GzipFile(fileobj=file))
+            source = io.BufferedReader(_BoundedReader(unpacked, path))
+        yield io.TextIOWrapper(source, encoding, errors="surrogateescape", newline="")
+
+
+@contextlib.contextmanager
+def translate_text_errors(path: Path, encoding: str) -> Iterator[None]:
+    """Raise DamagedInputError for bytes that cannot be unpacked or decoded."""
+    try:
+        yield
+    except UnicodeError as error:  # encodings such as utf-16 cannot be decoded after damage
+        raise DamagedInputError(
+            f"{path} is not in {encoding} ({error}); state its encoding or convert it"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DamagedInputError(f"{path} cannot be read ({error}); download it again") from error
+
+
+class _BoundedReader(io.RawIOBase):
+    """Reader of unpacked bytes that stops at a decompression bomb."""
+
+    def __init__(self, unpacked: gzip.GzipFile, path: Path) -> None:
+        self._unpacked, self._path, self._num_bytes = unpacked, path, 0
+        self._max_bytes = max(MAX_UNPACKED_BYTES, MAX_RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+        content = self._unpacked.read1(len(buffer))
+        buffer[: len(content)] = content
+        self._num_bytes += len(content)
+        if self._num_bytes > self._max_bytes:
+            raise DataRefusedError(
+                f"{self._path} unpacks to over {self._max_bytes:,} bytes, {MAX_RATIO} times its size: a "
+                "decompression bomb; unpack it and check what it holds"
+            )
+        return len(content)

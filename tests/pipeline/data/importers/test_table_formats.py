@@ -1,0 +1,143 @@
+"""Formats of tables: quoting, delimiters, gzip, folders of parts and json arrays; no row has two lines."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data.importers import gzip_text, text_files
+from pipeline.data.importers.table import TableSource, import_table
+from pipeline.data.reader import read_partition
+from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+
+BLOCK: dict[str, Any] = {
+    "kind": "table",
+    "task": "ads",
+    "name": "log",
+    "columns": {"query": "q", "ad_title": "t", "label": "g"},
+    "constants": {"market": "us"},
+}
+
+INCHES = (
+    'q\tt\tg\n17 inch monitor\tMonitor A\t1\n"17 inch screen\tScreen B\t0\nmonitor 17"\tMonitor C\t1\n'
+    "red shoes\tShoes D\t0\nblue shoes\tShoes E\t1\n"
+)
+
+RECORDS = [{"q": f"query {n}", "t": f"title {n}", "g": n % 2} for n in range(12)]
+
+
+def _import(path: Path, **settings: Any) -> tuple[list[tuple[Any, ...]], dict[str, int]]:
+    """Return (id, query, title, label) of the imported rows, and the rejects by reason."""
+    out = path.parent / "out"
+    counts = import_table(TableSource.model_validate({**BLOCK, "path": path, **settings}), out)
+    rows = read_partition(out / "task=ads" / "log-0.parquet").to_pylist()
+    return [(r["row_id"], r["query"], r["ad_title"], r["label"]) for r in rows], dict(counts.rejected)
+
+
+def _lines(records: list[dict[str, Any]], delimiter: str = ",") -> str:
+    header = delimiter.join(records[0])
+    return "\n".join([header, *(delimiter.join(map(str, record.values())) for record in records)]) + "\n"
+
+
+def test_inch_signs_never_join_two_lines(tmp_path: Path) -> None:
+    path = tmp_path / "inches.tsv"
+    path.write_text(INCHES)
+    rows, rejects = _import(path)
+    assert rejects == {"unclosed_quote": 1} and len(rows) == 4
+    assert ("ads-log-4", 'monitor 17"', "Monitor C", 1) in rows
+    rows, rejects = _import(path, quoting="none")
+    assert not rejects and len(rows) == 5
+    assert ("ads-log-3", '"17 inch screen', "Screen B", 0) in rows
+    rows, _ = _import(path, quoting="csv")  # asked for: a field with a line break
+    assert len(rows) == 4
+
+
+def test_phrase_in_quotes_is_text_without_quoting(tmp_path: Path) -> None:
+    path = tmp_path / "phrases.tsv"
+    path.write_text("q\tt\tg\n" + '"red shoes" size 4\tShoes\t1\n' * 3)
+    with pytest.raises(DataRefusedError, match="quoting: none takes quotes as plain characters"):
+        _import(path)
+    rows, rejects = _import(path, quoting="none")
+    assert len(rows) == 3 and rows[0][1] == '"red shoes" size 4' and not rejects
+
+
+@pytest.mark.parametrize("delimiter", [";", "|", "\t"])
+def test_delimiter_is_a_setting(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(_lines(RECORDS, delimiter))
+    for quoting in ("line", "csv", "none"):
+        assert len(_import(path, delimiter=delimiter, quoting=quoting)[0]) == 12
+
+
+def test_unfit_text_settings_are_refused(tmp_path: Path) -> None:
+    for delimiter in ("", ";;", '"', "\n"):
+        with pytest.raises(ValueError, match="not one character between fields"):
+            TableSource.model_validate({**BLOCK, "path": "x.csv", "delimiter": delimiter})
+    with pytest.raises(ConfigError, match="is parquet, which has no quoting and no delimiter"):
+        TableSource.model_validate({**BLOCK, "path": "x.parquet", "quoting": "none"}).find_format()
+
+
+@pytest.mark.parametrize("name", ["x.csv.gz", "x.jsonl.gz", "x.json", "x.json.gz", "x.ndjson", "gz.csv"])
+def test_gzip_and_json_give_the_same_rows(tmp_path: Path, name: str) -> None:
+    lines = "".join(json.dumps(record) + "\n" for record in RECORDS)
+    text = {"csv": _lines(RECORDS), "json": json.dumps(RECORDS, indent=1)}.get(name.split(".")[1], lines)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if "gz" in name else text.encode())
+    rows, rejects = _import(path)
+    assert sorted(row[1:] for row in rows) == sorted((r["q"], r["t"], r["g"]) for r in RECORDS)
+    assert not rejects
+
+
+def test_json_array_is_read_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(" [" + " ,\n".join([*map(json.dumps, RECORDS), "3"]) + "\n] \n")
+    for size in (1, 7, 64, 10_000):
+        monkeypatch.setattr(text_files, "JSON_CHARS", max(size, 2))
+        rows, rejects = _import(path)
+        assert len(rows) == 12 and rejects == {"not_an_object": 1}
+    for broken, message in (("[{}, {", "breaks off"), ("[{}] {}", "goes on after"), ("[{} {}]", "has no ,")):
+        path.write_text(broken)
+        with pytest.raises(DamagedInputError, match=message):
+            _import(path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "parquet"])
+def test_folder_of_parts_is_one_table(tmp_path: Path, ending: str) -> None:
+    folder = tmp_path / "table"
+    folder.mkdir()
+    for number in range(3):
+        records, path = RECORDS[number * 4 : number * 4 + 4], folder / f"part-{number}.{ending}"
+        if ending == "parquet":
+            pq.write_table(pa.Table.from_pylist(records), path)
+        else:
+            text = _lines(records).encode()
+            path.write_bytes(gzip.compress(text) if ending == "csv.gz" else text)
+    (folder / "_SUCCESS").touch()
+    (folder / ".part-0.crc").touch()
+    rows, rejects = _import(folder)
+    assert len({row[0] for row in rows}) == 12 and not rejects
+    assert f"ads-log-part-1.{ending}-{1 if ending == 'parquet' else 2}" in {row[0] for row in rows}
+    (folder / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="notes.txt is not .* move it elsewhere"):
+        _import(folder)
+
+
+def test_gzip_bombs_and_damage_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.csv.gz"
+    monkeypatch.setattr(gzip_text, "MAX_UNPACKED_BYTES", 2**20)
+    path.write_bytes(gzip.compress(_lines(RECORDS).encode() + b"\n" * 2**22))
+    with pytest.raises(DataRefusedError, match="x.csv.gz unpacks to over .* a decompression bomb"):
+        _import(path)
+    path.write_bytes(gzip.compress(_lines(RECORDS * 100).encode())[:-40])
+    with pytest.raises(DamagedInputError, match="x.csv.gz cannot be read"):
+        _import(path)
+
+
+def test_flags_and_whole_fractions_are_labels(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("q,t,g\na,b,1.0\nc,d,True\ne,f,false\n")
+    assert [row[3] for row in _import(path)[0]] == [1, 1, 0]

@@ -1,0 +1,155 @@
+"""Files of other writers: what converts without loss is read, everything else is named with its cure."""
+
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from models.files import file_sha256
+from pipeline.config.tasks import Task
+from pipeline.data.importers.table import TableSource, import_table
+from pipeline.data.reader import read_partition
+from pipeline.errors import DataRefusedError
+from pipeline.schema import ROW_SCHEMA
+from pipeline.scoring.work_units import WorkUnit, read_unit
+from validation.gate.runner import GateRun, validate
+
+TASK = Task(name="two", labels=("bad", "good"), relevant_from=1, template="{query} {ad_title}")
+
+N = 40
+
+COLUMNS: dict[str, list[Any]] = {
+    "row_id": [f"r{n}" for n in range(N)],
+    "query": [f"Größe {n}" for n in range(N)],
+    "ad_title": [f"title {n % 7}" for n in range(N)],
+    "market": ["us"] * N,
+    "label": [n % 2 for n in range(N)],
+}
+
+MAPPING = {
+    "kind": "table",
+    "task": "two",
+    "columns": {name: name for name in ("row_id", "query", "ad_title", "market", "label")},
+}
+
+
+def _table(kind: pa.DataType | None = None, label: Any = None) -> pa.Table:
+    texts = [pa.array(COLUMNS[name]) for name in list(COLUMNS)[:4]]
+    labels = pa.array(COLUMNS["label"]) if label is None else label
+    return pa.table([*(text.cast(kind) if kind else text for text in texts), labels], names=list(COLUMNS))
+
+
+def _pandas(path: Path) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame(COLUMNS).astype({"label": float, "query": "category"})
+    frame.assign(weight=None, ad_keyword=None).to_parquet(path, index=False)
+
+
+def _polars(path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    polars.DataFrame(COLUMNS).write_parquet(path)
+
+
+def _duckdb(path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    rows = _table()  # noqa: F841  duckdb finds it by its name
+    duckdb.sql(f"COPY (SELECT *, NULL AS weight FROM rows) TO '{path}' (FORMAT parquet)")
+
+
+def _spark(path: Path) -> None:
+    """Optional columns, another order, text that is not marked as text, and a marker beside the file."""
+    table = _table(pa.binary(), pa.array(COLUMNS["label"], pa.int64())).select(list(COLUMNS)[::-1])
+    options: dict[str, Any] = {"compression": "gzip", "version": "1.0", "use_compliant_nested_type": False}
+    pq.write_table(table, path, store_schema=False, **options)
+    (path.parent / "_SUCCESS").touch()
+
+
+def _bigquery(path: Path) -> None:
+    numeric = pa.array([Decimal(n) for n in COLUMNS["label"]], pa.decimal128(38, 9))
+    required = pa.schema([pa.field(name, pa.string(), False) for name in list(COLUMNS)[:4]])
+    table = _table(None, numeric).cast(required.append(pa.field("label", pa.decimal128(38, 9))))
+    pq.write_table(table, path, compression="snappy", store_schema=False)
+
+
+def _pyarrow(kind: pa.DataType | None = None, label: Any = None) -> Callable[[Path], None]:
+    return lambda path: pq.write_table(_table(kind, label), path)
+
+
+INDICES = pa.array(COLUMNS["label"])
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "pandas": _pandas,
+    "polars": _polars,
+    "duckdb": _duckdb,
+    "spark": _spark,
+    "bigquery": _bigquery,
+    "string view": _pyarrow(pa.string_view()),
+    "binary view": _pyarrow(pa.binary_view()),
+    "large string": _pyarrow(pa.large_string()),
+    "large binary": _pyarrow(pa.large_binary()),
+    "dictionary": _pyarrow(pa.dictionary(pa.int32(), pa.string()), INDICES.dictionary_encode()),
+    "decimal": _pyarrow(label=pa.array([Decimal(n) for n in COLUMNS["label"]], pa.decimal128(5, 0))),
+    "flags": _pyarrow(label=INDICES.cast(pa.bool_())),
+    "unsigned": _pyarrow(label=INDICES.cast(pa.uint64())),
+    "plain pages": lambda path: pq.write_table(_table(pa.string_view()), path, use_dictionary=False),
+    "delta pages": lambda path: pq.write_table(
+        _table(), path, use_dictionary=False, column_encoding={"query": "DELTA_BYTE_ARRAY"}
+    ),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_rows_of_every_writer_are_read_alike(tmp_path: Path, writer: str) -> None:
+    path = tmp_path / "rows" / "task=two" / "part-0.parquet"
+    path.parent.mkdir(parents=True)
+    WRITERS[writer](path)
+    table = read_partition(path)
+    assert table.schema.types == ROW_SCHEMA.types and table.schema.names == ROW_SCHEMA.names
+    assert {name: table[name].to_pylist() for name in COLUMNS} == COLUMNS
+    ((unit, _),) = read_unit(WorkUnit("two", str(path), file_sha256(path), "unit", None))
+    assert unit.to_pylist() == table.to_pylist()
+    source = TableSource.model_validate({**MAPPING, "path": path})
+    import_table(source, tmp_path / "imported")
+    imported = read_partition(tmp_path / "imported" / "task=two" / "part-0-0.parquet").sort_by("row_id")
+    assert imported.to_pylist() == table.sort_by("row_id").to_pylist()
+
+
+def test_gate_takes_what_the_reader_takes(tmp_path: Path) -> None:
+    folder = tmp_path / "rows" / "task=two"
+    folder.mkdir(parents=True)
+    for number, kind in enumerate((pa.string_view(), pa.large_binary())):
+        table = _table(kind, pa.array([float(n) for n in COLUMNS["label"]]))
+        ids = pa.array([f"{number}-{n}" for n in range(N)]).cast(kind)
+        texts = pa.array([f"query {number} {n}" for n in range(N)]).cast(kind)
+        pq.write_table(
+            table.set_column(0, "row_id", ids).set_column(1, "query", texts), folder / f"{number}.parquet"
+        )
+    report = validate(GateRun(tmp_path / "rows", [TASK], tmp_path / "out", tmp_path / "accepted"))
+    assert report.passed and report.tasks["two"].accepted == 2 * N
+    pq.write_table(_table(label=pa.array([0.5] * N)), folder / "2.parquet")
+    report = validate(GateRun(tmp_path / "rows", [TASK], tmp_path / "out", tmp_path / "accepted"))
+    assert not report.passed and any(
+        "2.parquet: column label holds 0.5 in row 0" in f for f in report.failures
+    )
+
+
+UNFIT: dict[str, tuple[pa.Array, str]] = {
+    "fraction": (pa.array([0.0, 1.0, 1.5]), "label holds 1.5 in row 2"),
+    "no number": (pa.array([0.0, float("nan")]), "label holds nan in row 1"),
+    "too large": (pa.array([1, 2**40]), f"label holds {2**40} in row 1"),
+    "part of a cent": (pa.array([Decimal("0.25")]), "label holds 0.25 in row 0"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_value_that_does_not_convert_is_named(tmp_path: Path, case: str) -> None:
+    labels, message = UNFIT[case]
+    path = tmp_path / "x.parquet"
+    pq.write_table(_table().slice(0, len(labels)).set_column(4, "label", labels), path)
+    with pytest.raises(DataRefusedError, match=f"x.parquet: column {message}.*relevance import table"):
+        read_partition(path)
