@@ -164,7 +164,7 @@ def accepted_rows(
         bad_N[quarantine_reasons(verdict, duplicates)["row"].to_numpy()] = True
         start, path = 0, data_dir / verdict.relative
         with open_partition(path) as file:
-            for table in read_row_batches(file, path):
+            for table in read_rows(file, path, check_text=False):
                 yield table.filter(pa.array(~bad_N[start : start + table.num_rows]))
                 start += table.num_rows
 
