@@ -16,7 +16,7 @@ from pipeline.data.reader import read_partition
 from pipeline.errors import DataRefusedError
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.work_units import WorkUnit, read_unit
-from validation.gate.runner import GateRun, validate
+from validation.gate.file_checks import FileJob, FileVerdict, check_file
 
 TASK = Task(name="two", labels=("bad", "good"), relevant_from=1, template="{query} {ad_title}")
 
@@ -80,6 +80,8 @@ def _pyarrow(kind: pa.DataType | None = None, label: Any = None) -> Callable[[Pa
     return lambda path: pq.write_table(_table(kind, label), path)
 
 
+KINDS = (pa.string_view(), pa.binary_view(), pa.large_string(), pa.large_binary())
+
 INDICES = pa.array(COLUMNS["label"])
 
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -120,22 +122,17 @@ def test_rows_of_every_writer_are_read_alike(tmp_path: Path, writer: str) -> Non
 
 
 def test_gate_takes_what_the_reader_takes(tmp_path: Path) -> None:
-    folder = tmp_path / "rows" / "task=two"
-    folder.mkdir(parents=True)
-    for number, kind in enumerate((pa.string_view(), pa.large_binary())):
-        table = _table(kind, pa.array([float(n) for n in COLUMNS["label"]]))
-        ids = pa.array([f"{number}-{n}" for n in range(N)]).cast(kind)
-        texts = pa.array([f"query {number} {n}" for n in range(N)]).cast(kind)
-        pq.write_table(
-            table.set_column(0, "row_id", ids).set_column(1, "query", texts), folder / f"{number}.parquet"
-        )
-    report = validate(GateRun(tmp_path / "rows", [TASK], tmp_path / "out", tmp_path / "accepted"))
-    assert report.passed and report.tasks["two"].accepted == 2 * N
-    pq.write_table(_table(label=pa.array([0.5] * N)), folder / "2.parquet")
-    report = validate(GateRun(tmp_path / "rows", [TASK], tmp_path / "out", tmp_path / "accepted"))
-    assert not report.passed and any(
-        "2.parquet: column label holds 0.5 in row 0" in f for f in report.failures
-    )
+    def check(table: pa.Table) -> FileVerdict:
+        path = tmp_path / "x.parquet"
+        pq.write_table(table, path)
+        return check_file(FileJob(path, path.name, TASK, True, tmp_path / "verdicts"))
+
+    for kind in KINDS:
+        verdict = check(_table(kind, pa.array([float(n) for n in COLUMNS["label"]])))
+        assert (verdict.rows, verdict.bad_rows, verdict.refused) == (N, 0, "")
+        assert verdict.label_counts == [N // 2, N // 2]
+    verdict = check(_table(label=pa.array([0.5] * N)))
+    assert "column label holds 0.5 in row 0" in verdict.refused and not verdict.damaged
 
 
 UNFIT: dict[str, tuple[pa.Array, str]] = {
