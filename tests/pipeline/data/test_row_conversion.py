@@ -16,6 +16,7 @@ from pipeline.data.reader import read_partition
 from pipeline.errors import DataRefusedError
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.work_units import WorkUnit, read_unit
+from tests.support.imported import imported
 from validation.gate.file_checks import FileJob, FileVerdict, check_file
 
 TASK = Task(name="two", labels=("bad", "good"), relevant_from=1, template="{query} {ad_title}")
@@ -117,8 +118,8 @@ def test_rows_of_every_writer_are_read_alike(tmp_path: Path, writer: str) -> Non
     assert unit.to_pylist() == table.to_pylist()
     source = TableSource.model_validate({**MAPPING, "path": path})
     import_table(source, tmp_path / "imported")
-    imported = read_partition(tmp_path / "imported" / "task=two" / "part-0-0.parquet").sort_by("row_id")
-    assert imported.to_pylist() == table.sort_by("row_id").to_pylist()
+    rows = read_partition(imported(tmp_path / "imported", "task=two/part-0-0.parquet"))
+    assert rows.sort_by("row_id").to_pylist() == table.sort_by("row_id").to_pylist()
 
 
 def test_gate_takes_what_the_reader_takes(tmp_path: Path) -> None:

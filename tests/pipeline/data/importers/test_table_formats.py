@@ -13,6 +13,7 @@ from pipeline.data.importers import gzip_text, text_files
 from pipeline.data.importers.table import TableSource, import_table
 from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from tests.support.imported import imported
 
 BLOCK: dict[str, Any] = {
     "kind": "table",
@@ -34,7 +35,7 @@ def _import(path: Path, **settings: Any) -> tuple[list[tuple[Any, ...]], dict[st
     """Return (id, query, title, label) of the imported rows, and the rejects by reason."""
     out = path.parent / "out"
     counts = import_table(TableSource.model_validate({**BLOCK, "path": path, **settings}), out)
-    rows = read_partition(out / "task=ads" / "log-0.parquet").to_pylist()
+    rows = read_partition(imported(out, "task=ads/log-0.parquet")).to_pylist()
     return [(r["row_id"], r["query"], r["ad_title"], r["label"]) for r in rows], dict(counts.rejected)
 
 
