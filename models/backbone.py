@@ -167,7 +167,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the loaders of tokenizers raise errors of any class
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
         raise BackboneUnavailableError(
             f"tokenizer of folder {folder} does not load ({reason}); {TOKENIZER_CURE}"
         ) from error

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.config import AdapterConfig
 from pipeline.config.error_messages import describe_problem
-from pipeline.config.run import Adapter, RunConfig
+from pipeline.config.run import Adapter, RunConfig, is_present
 from pipeline.config.yaml_files import booleans_taken_as_numbers, parse_yaml, read_yaml_mapping
 from pipeline.errors import ConfigError
 from pipeline.names import hide_account
@@ -31,9 +31,24 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if_missing="copy jobs/configs/demo.yaml and change it",
         expected="of settings, such as `name: demo`",
     )
+    _find_backbone_beside(path, settings)
     for override in overrides:
         apply_override(settings, override)
     return settings
+
+
+def _find_backbone_beside(path: Path, settings: dict[str, Any]) -> None:
+    """Lead a relative backbone.source to the config file's folder if it is there and not in the current one.
+
+    So a command means the same backbone in every folder, and not a hub id of the same name.
+    """
+    backbone = settings.get("backbone")
+    source = backbone.get("source") if isinstance(backbone, dict) else None
+    if not isinstance(source, str) or source.startswith(("/", "~", "package:")) or "\0" in source:
+        return
+    beside = path.parent / source
+    if is_present(beside) and not is_present(Path(source)):
+        settings["backbone"] = {**settings["backbone"], "source": str(beside)}
 
 
 def build_config(settings: dict[str, Any], origin: str) -> RunConfig:

@@ -1,5 +1,6 @@
 """The config of a run: all blocks, and the paths that follow from them."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +34,15 @@ def is_path(source: str) -> bool:
     """
     if source.startswith("package:"):
         return False
-    return source.startswith((".", "/", "~")) or source.endswith(".gguf") or Path(source).exists()
+    return source.startswith((".", "/", "~")) or source.endswith(".gguf") or is_present(Path(source))
+
+
+def is_present(path: Path) -> bool:
+    """Return whether a path exists; one that no system takes, such as a name too long, does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def make_paths_absolute(backbone: BackboneConfig) -> BackboneConfig:
@@ -45,7 +54,8 @@ def make_paths_absolute(backbone: BackboneConfig) -> BackboneConfig:
         except ValueError as error:
             raise ValueError(f"backbone.{name}: {error} (given {text!r})") from error
     if is_path(source):
-        source = str(Path(source).expanduser().absolute())
+        # without `..`, so that every folder gives the same text, which is part of a training's identity
+        source = os.path.normpath(Path(source).expanduser().absolute())
     # a cache in the home folder is that of whoever uses it
     if not cache_dir.startswith("~"):
         cache_dir = str(Path(cache_dir).absolute())

@@ -1,6 +1,7 @@
 """A config is valid, or refused with the setting, its path and the remedy."""
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -370,10 +371,27 @@ def test_paths_of_the_backbone_do_not_depend_on_the_folder(
         "~/llama": "/home/ads/llama",
         "/models/llama": "/models/llama",
         "org/name": "org/name",
+        "n" * 5000: "n" * 5000,
         "package:llama": "package:llama",
     }.items():
         config = build_config(settings(backbone={"source": source, "cache_dir": "cache"}), "x")
         assert (config.backbone.source, config.backbone.cache_dir) == (expected, f"{tmp_path}/cache")
     assert build_config(settings(), "x").backbone.cache_dir == "~/.cache/relevance"
-    with pytest.raises(ConfigError, match="source is not absolute: ~nobody-here/llama"):
+    with pytest.raises(ConfigError, match="backbone.source: path starts with ~"):
         build_config(settings(backbone={"source": "~nobody-here/llama"}), "x")
+
+
+def test_relative_backbone_is_found_beside_the_config_from_any_folder(
+    written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(backbone={"source": "llama"})
+    (path.parent / "llama").mkdir()
+    (path.parent / "elsewhere").mkdir()
+    sources = {}
+    for folder in (path.parent, path.parent / "elsewhere"):
+        monkeypatch.chdir(folder)
+        for given in (path, Path(os.path.relpath(path))):
+            sources[str(folder), str(given)] = read_config(given).backbone.source
+    assert set(sources.values()) == {str(path.parent / "llama")}, sources
+    (path.parent / "elsewhere" / "llama").mkdir()
+    assert read_config(path).backbone.source == str(path.parent / "elsewhere" / "llama")
