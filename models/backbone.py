@@ -6,6 +6,7 @@ Shape legend: V vocabulary size, D width.
 """
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from models.files import bytes_sha256, file_sha256, remove_tree, sync_dir, sync_
 from models.folder_checks import BackboneUnavailableError, check_folder
 from models.heads import Pooling, sees_later_tokens
 from models.quantization import replace_quantized_linears
+from models.shrinking import shrink_config
 from models.torch_internals import cpu_has_bfloat16_instructions
 from models.transformers_internals import remove_quantization_config
 
@@ -37,6 +39,9 @@ TEXT_PATTERNS = ("config.json", *TOKENIZER_PATTERNS)
 
 # not used, but a model that has one of them is refused
 REFUSED_PATTERNS = ("adapter_config.json",)
+
+# names of output embeddings in files: of most models, of GPT-NeoX and of RWKV
+OUTPUT_EMBEDDINGS = re.compile(r"(language_model\.)?(lm_head|embed_out|head)\.weight")
 
 TOKENIZER_CURE = "copy the tokenizer's files, such as tokenizer.json, from where the model comes from"
 
@@ -80,11 +85,12 @@ class Backbone:
 
         for path in sorted(self.folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
-                if "lm_head.weight" in file.keys():  # noqa: SIM118
-                    return file.get_tensor("lm_head.weight")
+                for name in file.keys():  # noqa: SIM118
+                    if OUTPUT_EMBEDDINGS.fullmatch(name):
+                        return file.get_tensor(name)
         raise BackboneUnavailableError(
-            f"{self.folder} has no lm_head.weight and does not tie it to the embeddings; use a causal "
-            "language model"
+            f"{self.folder} has no output embeddings (lm_head.weight) and does not tie them to the input's; "
+            "use a causal language model"
         )
 
 
@@ -94,23 +100,11 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     Raises:
         BackboneUnavailableError: Says what is missing and how to get it.
     """
-    from transformers import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_MASKED_LM_MAPPING,
-        AutoConfig,
-        AutoModel,
-    )
+    from transformers import AutoModel
 
     folder = resolve_folder(config)
-    trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    trunk_config = _read_trunk_config(folder)
     model_type = trunk_config.model_type
-    is_encoder = type(trunk_config) in MODEL_FOR_MASKED_LM_MAPPING
-    is_supported = is_encoder or type(trunk_config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    if not is_supported or getattr(trunk_config, "is_encoder_decoder", False):
-        raise BackboneUnavailableError(
-            f"{config.source} is a {model_type}; use a decoder-only language model or an encoder of "
-            "the BERT family"
-        )
     dtype = choose_dtype(config.dtype)
     options = _trunk_options(trunk_config)
     if dtype == torch.bfloat16 and not torch.cuda.is_available():
@@ -141,19 +135,83 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         trunk.eval(),
         folder,
         folder_digest(folder),
-        trunk_config.get_text_config().hidden_size,
-        pooling="mean" if is_encoder or sees_later_tokens(trunk) else "last",
+        trunk_width(trunk_config),
+        pooling=trunk_pooling(trunk),
         dtype=dtype,
     )
 
 
 def build_meta_trunk(folder: Path) -> Any:
-    """Build a trunk without weights, to read its module names and shapes at no cost in memory or time."""
-    from transformers import AutoConfig, AutoModel
+    """Build a trunk without weights, to read its module names and shapes at no cost in memory or time.
 
+    Raises:
+        BackboneUnavailableError: The architecture is not supported.
+    """
+    trunk_config = _read_trunk_config(folder)
     with torch.device("meta"):
-        trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return AutoModel.from_config(trunk_config, trust_remote_code=False, **_trunk_options(trunk_config))
+        trunk = _build_trunk(trunk_config)
+    if trunk.get_output_embeddings() is not None:
+        raise BackboneUnavailableError(
+            f"{folder} is a {trunk_config.model_type}, which transformers builds with vocabulary logits "
+            f"only; use its language model alone ({trunk_config.get_text_config().model_type})"
+        )
+    return trunk
+
+
+def build_small_trunk(folder: Path, max_parameters: int) -> Any:
+    """Build a random trunk of a folder's architecture and depth with small widths.
+
+    Raises:
+        ValueError: It has more parameters.
+    """
+    small_config = shrink_config(_read_trunk_config(folder))
+    with torch.device("meta"):
+        total = sum(parameter.numel() for parameter in _build_trunk(small_config).parameters())
+    if total > max_parameters:
+        raise ValueError(f"its small model has {total:,} parameters")
+    return _build_trunk(small_config).eval()
+
+
+def trunk_pooling(trunk: Any) -> Pooling:
+    """Return how token states are pooled: the last one, or the mean where tokens see later ones."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    is_encoder = type(trunk.config) in MODEL_FOR_MASKED_LM_MAPPING
+    return "mean" if is_encoder or sees_later_tokens(trunk) else "last"
+
+
+def trunk_width(trunk_config: Any) -> int:
+    """Return the width of a trunk's last states. OPT's may be projected to that of its embeddings."""
+    text_config = trunk_config.get_text_config()
+    return int(getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size)
+
+
+def _read_trunk_config(folder: Path) -> Any:
+    """Return the config of a trunk.
+
+    Raises:
+        BackboneUnavailableError: The architecture is not supported.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
+
+    trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    is_supported = any(
+        type(trunk_config) in mapping
+        for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING)
+    )
+    if not is_supported or getattr(trunk_config, "is_encoder_decoder", False):
+        raise BackboneUnavailableError(
+            f"{folder} is a {trunk_config.model_type}; use a decoder-only language model or an encoder of "
+            "the BERT family"
+        )
+    return trunk_config
+
+
+def _build_trunk(trunk_config: Any) -> Any:
+    """Build a trunk with new weights."""
+    from transformers import AutoModel
+
+    return AutoModel.from_config(trunk_config, trust_remote_code=False, **_trunk_options(trunk_config))
 
 
 def load_tokenizer(folder: Path) -> Any:

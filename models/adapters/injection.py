@@ -7,8 +7,11 @@ from torch import nn
 
 from models.adapters import METHODS
 from models.adapters.adapted_linear import AdaptedLinear
+from models.adapters.conv1d import linear_from_conv1d, linear_shape
 from models.adapters.routing import TaskRouting
 from models.config import AdapterConfig
+
+Targets = list[tuple[str, AdapterConfig]]  # the name of each linear to adapt and the config of its layer
 
 
 def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -> TaskRouting:
@@ -20,11 +23,16 @@ def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -
     Raises:
         ValueError: The config names a linear or a layer that the trunk does not have.
     """
+    return inject_targets(trunk, find_targets(trunk, config), num_tasks, seed)
+
+
+def inject_targets(trunk: nn.Module, targets: Targets, num_tasks: int, seed: int) -> TaskRouting:
+    """Freeze `trunk` and put an adapter around each target, in place; return their routing."""
     trunk.requires_grad_(False)
     routing = TaskRouting()
     generator = torch.Generator().manual_seed(seed)
-    for name, layer_config in find_targets(trunk, config):
-        base = trunk.get_submodule(name)
+    for name, layer_config in targets:
+        base = linear_from_conv1d(trunk.get_submodule(name))
         build: Any = METHODS[layer_config.method].layer
         replace_module(trunk, name, build(base, num_tasks, layer_config, routing, generator))
     return routing
@@ -37,16 +45,15 @@ def adapted_layers(module: nn.Module) -> dict[str, AdaptedLinear]:
 
 def adapter_parameter_count(trunk: nn.Module, config: AdapterConfig, num_tasks: int) -> int:
     """Return the number of trainable parameters that `inject` would add; needs shapes only."""
-    linears = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
-    return sum(
-        METHODS[layer_config.method].layer.parameter_count(
-            linears[name].in_features, linears[name].out_features, num_tasks, layer_config
-        )
-        for name, layer_config in find_targets(trunk, config)
-    )
+    total = 0
+    for name, layer_config in find_targets(trunk, config):
+        shape = linear_shape(trunk.get_submodule(name))
+        assert shape is not None, f"{name} is no linear"
+        total += METHODS[layer_config.method].layer.parameter_count(*shape, num_tasks, layer_config)
+    return total
 
 
-def find_targets(trunk: nn.Module, config: AdapterConfig) -> list[tuple[str, AdapterConfig]]:
+def find_targets(trunk: nn.Module, config: AdapterConfig) -> Targets:
     """Return the name of each linear to adapt and the config of its layer, in the trunk's order.
 
     Raises:
@@ -80,25 +87,45 @@ def find_targets(trunk: nn.Module, config: AdapterConfig) -> list[tuple[str, Ada
 def target_linear_names(trunk: nn.Module, config: AdapterConfig) -> list[str]:
     """Return the full names of the linears that `target_modules` selects, in the trunk's order.
 
-    "all-linear" selects all linears inside the transformer layers.
+    "all-linear" selects all linears inside the transformer layers. Linears of other modalities, which texts
+    do not pass, are never selected.
     """
-    linears = [
-        name
-        for name, module in trunk.named_modules()
-        if isinstance(module, nn.Linear)
-        and not any(_is_suffix(excluded, name) for excluded in config.exclude_modules)
+    linears = [name for name, module in text_modules(trunk).items() if linear_shape(module) is not None]
+    allowed = [
+        name for name in linears if not any(_is_suffix(excluded, name) for excluded in config.exclude_modules)
     ]
     if config.target_modules == "all-linear":
         layers_name = transformer_layers(trunk)[0]
-        return [name for name in linears if _layer_index(layers_name, name) is not None]
+        return [name for name in allowed if _layer_index(layers_name, name) is not None]
     for target in config.target_modules:
-        if not any(_is_suffix(target, name) for name in linears):
-            known = sorted({name.rpartition(".")[2] for name in linears})
-            raise ValueError(
-                f"adapter.target_modules names {target!r}, which is no linear of this backbone; its "
-                f"linears: {', '.join(known)}"
-            )
-    return [name for name in linears if any(_is_suffix(target, name) for target in config.target_modules)]
+        if not any(_is_suffix(target, name) for name in allowed):
+            raise ValueError(_describe_unknown_target(trunk, target, allowed))
+    return [name for name in allowed if any(_is_suffix(target, name) for target in config.target_modules)]
+
+
+def text_modules(trunk: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a trunk by name, without those of other modalities.
+
+    These have configs of their own, and texts do not pass them.
+    """
+    config: Any = getattr(trunk, "config", None)
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    own_classes = {type(config), type(text_config), type(None)}
+    modules = dict(trunk.named_modules())
+    others = [
+        name for name, module in modules.items() if type(getattr(module, "config", None)) not in own_classes
+    ]
+    if text_config is not config:
+        texts = [name for name, module in modules.items() if getattr(module, "config", None) is text_config]
+        text = f"{texts[0]}." if texts else ""  # the outermost module
+    else:
+        text = ""
+    return {
+        name: module
+        for name, module in modules.items()
+        if name.startswith(text)
+        and not any(name == other or name.startswith(other + ".") for other in others)
+    }
 
 
 def transformer_layers(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -107,16 +134,46 @@ def transformer_layers(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises:
         ValueError: The trunk has no module list.
     """
-    lists = [(name, module) for name, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = [
+        (name, module) for name, module in text_modules(trunk).items() if isinstance(module, nn.ModuleList)
+    ]
     # of nested lists max takes the outer one, which comes first
     best = max(
         lists,
-        key=lambda item: sum(isinstance(module, nn.Linear) for module in item[1].modules()),
+        key=lambda item: sum(linear_shape(module) is not None for module in item[1].modules()),
         default=None,
     )
     if best is None:
         raise ValueError("this backbone has no list of layers; use a transformer")
     return best
+
+
+def fused_experts(trunk: nn.Module) -> list[str]:
+    """Return the last names of weights that hold the linears of all experts in one tensor.
+
+    They are parameters and no modules, so no adapter can be put around one. An example is gate_up_proj.
+    """
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, parameter in trunk.named_parameters()
+            if parameter.dim() == 3 and "expert" in name
+        }
+    )
+
+
+def _describe_unknown_target(trunk: nn.Module, target: str, linears: list[str]) -> str:
+    """Return the message about a target that is none of the linears."""
+    known = ", ".join(sorted({name.rpartition(".")[2] for name in linears})) or "none"
+    message = (
+        f"adapter.target_modules names {target!r}, which is no linear of this backbone; its linears: {known}"
+    )
+    fused = fused_experts(trunk)
+    if fused:
+        message += (
+            f". Its experts hold {' and '.join(fused)} of all experts as one tensor, which cannot be adapted"
+        )
+    return message
 
 
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:

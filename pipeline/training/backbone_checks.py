@@ -13,6 +13,7 @@ from models.backbone import (
     word_token_ids,
 )
 from models.config import AdapterConfig, BackboneConfig
+from models.trial import AdapterTrialError, try_adapters
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import Encoder
@@ -25,7 +26,8 @@ def check_backbone(
     """Return the backbone's folder.
 
     Raises:
-        ConfigError: The backbone is not available, lacks a target module, or cannot take the encoded rows.
+        ConfigError: The backbone is not available, lacks a target module, cannot take the encoded rows, or
+            cannot train adapters on some of the configured linears.
     """
     try:
         folder = resolve_folder(backbone)
@@ -36,6 +38,10 @@ def check_backbone(
         raise ConfigError(str(error)) from error
     check_positions(trunk, encode)
     check_token_ids(trunk, encoder, folder)
+    try:
+        try_adapters(folder, adapter)
+    except AdapterTrialError as error:
+        raise ConfigError(str(error)) from error
     return folder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.adapters.injection import adapter_parameter_count
-from models.backbone import build_meta_trunk, folder_digest, resolve_folder
+from models.backbone import build_meta_trunk, folder_digest, resolve_folder, trunk_width
 from models.config import AdapterConfig, BackboneConfig
 from models.serialization.bundle import BundleRefusedError, read_bundle
 from pipeline.config.run import RunConfig
@@ -107,7 +107,7 @@ def count_parameters(
 ) -> tuple[int, int]:
     """Return the numbers of (trainable, total) parameters of a model, from shapes alone."""
     trunk = build_meta_trunk(resolve_folder(backbone))
-    heads = sum(len(task.labels) for task in tasks) * (trunk.config.get_text_config().hidden_size + 1)
+    heads = sum(len(task.labels) for task in tasks) * (trunk_width(trunk.config) + 1)
     trainable = adapter_parameter_count(trunk, adapter, len(tasks)) + heads
     return trainable, sum(parameter.numel() for parameter in trunk.parameters()) + trainable
 

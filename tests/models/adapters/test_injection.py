@@ -13,6 +13,7 @@ from models.adapters.mtl_lora import MTLLoRAConfig, MTLLoRALinear
 from models.adapters.mtlora import MTLoRAConfig
 from models.backbone import Backbone, build_meta_trunk
 from models.config import AdapterConfig
+from models.shrinking import shrink_config
 
 FreshBackbone = Callable[..., Backbone]
 
@@ -209,3 +210,35 @@ def test_adapter_parameter_count_matches_injection(
     trunk = fresh_backbone().trunk
     inject(trunk, config, num_tasks=5, seed=0)
     assert planned == sum(parameter.numel() for parameter in trunk.parameters() if parameter.requires_grad)
+
+
+def small_trunk(model_type: str) -> torch.nn.Module:
+    """Return a random trunk of an architecture's default config, with small widths."""
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    with torch.device("meta"):
+        return AutoModel.from_config(shrink_config(CONFIG_MAPPING[model_type]()))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layers"),
+    (
+        ("gemma3", "language_model.layers."),
+        ("qwen3_5", "language_model.layers."),
+        ("phi4_multimodal", "layers."),
+        ("git", "encoder.layer."),
+    ),
+)
+def test_adapters_stay_inside_the_text_layers_of_multimodal_models(model_type: str, layers: str) -> None:
+    trunk = small_trunk(model_type)
+    names = target_linear_names(trunk, LoRAConfig(target_modules="all-linear"))
+    assert names and all(name.startswith(layers) for name in names)
+    shared = {name.rpartition(".")[2] for name in names}
+    named = target_linear_names(trunk, LoRAConfig(target_modules=tuple(shared)))
+    assert [name for name in named if name.startswith(layers)] == names
+    assert not any("vision" in name or "audio" in name or "image" in name for name in named)
+
+
+def test_message_about_fused_experts_says_why_they_are_not_adapted() -> None:
+    with pytest.raises(ValueError, match="its linears: k_proj, .*as one tensor, which cannot be adapted"):
+        target_linear_names(small_trunk("qwen3_moe"), LoRAConfig(target_modules=("gate_up_proj",)))

@@ -1,0 +1,45 @@
+"""GPT-2's `Conv1D`, a linear whose weight lies (in, out): adapters take it as a linear.
+
+Shape legend: D width in, O width out.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class LinearFromConv1D(nn.Linear):
+    """The linear that a Conv1D became. Files of its model hold the weight as (D, O)."""
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a module is a Conv1D of transformers, without importing transformers."""
+    utilities = sys.modules.get("transformers.pytorch_utils")
+    return utilities is not None and isinstance(module, utilities.Conv1D)
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """Return the widths in and out of a linear or Conv1D, None for any other module."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if is_conv1d(module):
+        conv: Any = module
+        return conv.nx, conv.nf
+    return None
+
+
+def linear_from_conv1d(module: nn.Module) -> Any:
+    """Return the linear that equals a Conv1D; any other module as it is."""
+    if not is_conv1d(module):
+        return module
+    conv: Any = module
+    linear = LinearFromConv1D(conv.nx, conv.nf, device="meta")
+    linear.weight = nn.Parameter(_transposed(conv.weight), requires_grad=False)
+    linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)
+    return linear
+
+
+def _transposed(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().t().contiguous()

@@ -1,0 +1,175 @@
+"""The config of an architecture with small widths: the same modules under the same names, few weights.
+
+Depth and every choice of the architecture stay, so each layer of the full model has its small counterpart.
+Widths of heads and numbers of heads are divided by a power of two each, widths of states by both. That keeps
+the relations between them: heads fill the width, rotary sections fill half a head.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+MAX_VOCABULARY = 256
+MAX_RECURRENT_SIZE = 16  # states of recurrent layers, and tokens that they take at once
+MIN_HEAD_WIDTH = 8  # partial rotary positions need some pairs of dimensions
+MIN_HEADS = 4
+MIN_KEY_HEADS = 2
+WIDTH_STEP = 8  # fused experts take rows of 16 bytes
+MIN_HEADLESS_WIDTH = 64  # of architectures without heads
+
+# Settings by the name, in the order of the search. All others keep their values.
+VOCABULARY = re.compile(r"(\w+_)?vocab_size\w*")
+TOKEN_ID = re.compile(r"\w+_token_(id|index)|\w+_index")
+HEAD_WIDTH = re.compile(
+    r"(\w+_)?head_?dim|d_head|dim_head|mamba_d_head|attention_head_size|kv_channels|rotary_dim"
+)
+HEAD_COUNT = re.compile(
+    r"(\w+_)?(num|n)_(\w+_)?heads(_per_layer)?|n_head|\w*attention_heads|num_query_groups|(mamba_)?n_?groups"
+)
+STATE_WIDTH = re.compile(
+    r"(\w+_)?(hidden|intermediate|embedding|emb|head|feed_forward|bottleneck)_size(_\w+)?"
+    r"|(\w+_)?(hidden|ffn|emb|embed|embedding|word_embed_proj)_dim|d_(model|inner|latents)|n_(embd|inner)"
+    r"|dff|dim(_ff)?|lru_width|mamba_d_ssm|\w+_lora_rank|\w*dt_rank|time_step_rank"
+)
+RECURRENT_SIZE = re.compile(r"(mamba_)?chunk_size|(ssm_)?state_size|mamba_d_state")
+ROUTED_EXPERTS = re.compile(r"(moe_)?(num|n)_(routed_|local_)?experts")
+EXPERTS_PER_TOKEN = re.compile(r"num_experts_per_tok(en)?|moe_(topk|top_k|k)")
+ROUTER_GROUPS = re.compile(r"n_group|num_expert_group")
+
+
+def shrink_config(config: Any) -> Any:
+    """Return a config of the same class and depth with small widths, vocabulary and numbers of experts."""
+    return type(config).from_dict(_Shrinking(config).settings())
+
+
+@dataclass(frozen=True)
+class _Shrinking:
+    """The small counterpart of a config or of a config inside it."""
+
+    config: Any
+
+    def settings(self) -> dict[str, Any]:
+        """Return the small settings."""
+        full = self.config.to_dict()
+        head_divisor, count_divisor = self._divisors(full)
+        return {
+            name: self._small(name, value, full, head_divisor, count_divisor) for name, value in full.items()
+        }
+
+    def _divisors(self, full: dict[str, Any]) -> tuple[int, int]:
+        """Return the powers of two that divide the widths and the numbers of heads."""
+        counts = [count for count in _integers_of(full, HEAD_COUNT) if count > 1]
+        widths = [width for width in _integers_of(full, HEAD_WIDTH) if width > 0]
+        hidden, heads = (self._number(full, name) for name in ("hidden_size", "num_attention_heads"))
+        if not counts:  # no attention
+            return _power_of_two([hidden], hidden // MIN_HEADLESS_WIDTH), 1
+        if not widths and heads:
+            widths.append(hidden // heads)
+        smallest = min(widths, default=MIN_HEAD_WIDTH)
+        sections = list(_rotary_sections(full))
+        head_divisor = _power_of_two([*widths, *sections], smallest // MIN_HEAD_WIDTH)
+        most = min(min(counts) // MIN_KEY_HEADS, (heads or MIN_HEADS) // MIN_HEADS)
+        count_divisor = _power_of_two(counts, most)
+        return head_divisor, max(math.gcd(hidden, head_divisor * count_divisor) // head_divisor, 1)
+
+    def _number(self, full: dict[str, Any], name: str) -> int:
+        """Return an integer setting by the name that all architectures share, 0 without it."""
+        value = full.get(self.config.attribute_map.get(name, name))
+        return value if isinstance(value, int) else 0
+
+    def _small(
+        self, name: str, value: Any, full: dict[str, Any], head_divisor: int, count_divisor: int
+    ) -> Any:
+        """Return the small value of a setting."""
+        if isinstance(value, dict) and hasattr(inner := getattr(self.config, name), "to_dict"):
+            return _Shrinking(inner).settings()
+        if name in ("rope_parameters", "rope_scaling") and value:
+            return _small_rope(value, head_divisor)
+        if isinstance(value, dict) and name == "per_layer_config":
+            return {
+                layer: {
+                    key: self._small(key, item, full, head_divisor, count_divisor)
+                    for key, item in own.items()
+                }
+                for layer, own in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self._small(name, item, full, head_divisor, count_divisor) for item in value]
+        if name == "layerdrop":
+            return 0.0  # a layer that is left out gets no gradient
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            return value
+        if VOCABULARY.fullmatch(name):
+            return min(value, MAX_VOCABULARY)
+        if TOKEN_ID.fullmatch(name):
+            return min(value, MAX_VOCABULARY - 1)
+        if HEAD_WIDTH.fullmatch(name):
+            return max(value // head_divisor, 1)
+        if HEAD_COUNT.fullmatch(name):
+            return max(value // count_divisor, 1)
+        if STATE_WIDTH.fullmatch(name):
+            return _small_width(value, head_divisor * count_divisor)
+        if RECURRENT_SIZE.fullmatch(name):
+            return min(value, MAX_RECURRENT_SIZE)
+        if ROUTED_EXPERTS.fullmatch(name):
+            return min(value, _fewest_experts(full))
+        return value
+
+
+def _small_width(width: int, divisor: int) -> int:
+    """Return a width divided exactly, or if that is no multiple of the step, rounded up to one."""
+    exact = width // divisor
+    if width % divisor == 0 and exact % WIDTH_STEP == 0:
+        return exact
+    return min(width, -(-exact // WIDTH_STEP) * WIDTH_STEP) or 1
+
+
+def _small_rope(rope: dict[str, Any], divisor: int) -> dict[str, Any]:
+    """Return rotary settings whose sections, and factors of each frequency, fit the small head."""
+    small: dict[str, Any] = {}
+    for name, value in rope.items():
+        if isinstance(value, dict):
+            small[name] = _small_rope(value, divisor)
+        elif name == "mrope_section":
+            small[name] = [section // divisor for section in value]
+        elif name in ("short_factor", "long_factor"):
+            small[name] = value[::divisor]
+        else:
+            small[name] = value
+    return small
+
+
+def _fewest_experts(full: dict[str, Any]) -> int:
+    """Return the fewest experts that leave the router a choice in each of its groups."""
+    chosen = max(_integers_of(full, EXPERTS_PER_TOKEN), default=1)
+    groups = max(_integers_of(full, ROUTER_GROUPS), default=1) or 1
+    allowed = full.get("topk_group") or groups
+    return groups * max(2, -(-chosen // allowed), -(-(chosen + 1) // groups))
+
+
+def _rotary_sections(settings: dict[str, Any]) -> Iterator[int]:
+    """Yield the widths of all rotary sections."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and not name.endswith("_config"):
+            yield from _rotary_sections(value)
+        elif name == "mrope_section" and value:
+            yield from value
+
+
+def _integers_of(settings: dict[str, Any], pattern: re.Pattern[str]) -> list[int]:
+    """Return the integers in the settings of these names: single ones, or one per layer."""
+    values: list[Any] = []
+    for name, value in settings.items():
+        if pattern.fullmatch(name):
+            values += value if isinstance(value, list | tuple) else [value]
+    return [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
+
+
+def _power_of_two(values: list[int], most: int) -> int:
+    """Return the largest power of two up to `most` that divides all values."""
+    power = 1
+    while power * 2 <= most and all(value % (power * 2) == 0 for value in values):
+        power *= 2
+    return power

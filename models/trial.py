@@ -1,0 +1,247 @@
+"""Trial of an adapter config on a small random model of a backbone's architecture.
+
+Some architectures read a linear's weight themselves, flatten rows and tokens, or leave a linear unused. There
+an adapter raises, or never gets a gradient. The trial finds this in a second, without the backbone's weights.
+
+Shape legend: B rows, S tokens, C labels.
+"""
+
+import copy
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.adapters.adapted_linear import AdaptedLinear
+from models.adapters.injection import (
+    Targets,
+    adapted_layers,
+    find_targets,
+    fused_experts,
+    inject_targets,
+    transformer_layers,
+)
+from models.backbone import build_small_trunk, trunk_pooling
+from models.config import AdapterConfig
+from models.heads import Pooling, TaskHeads, trunk_states
+from models.relevance import RelevanceModel
+
+logger = logging.getLogger(__name__)
+
+MIN_TOKEN_ID, MAX_TOKEN_ID = 5, 100  # words; the ids below and above are often control tokens
+LENGTHS = (7, 4, 6, 5)  # tokens of each row: padded to a width that is no multiple of the number of rows
+NUM_TASKS = 2
+MAX_PARAMETERS = 150_000_000  # of a small model; most have under 10 million
+RANDOM_STD = 0.05
+MAX_NAMES = 6  # linears in a message
+INDEX = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, or of an expert in it
+
+
+class AdapterTrialError(ValueError):
+    """Adapters on some of the configured linears cannot be trained."""
+
+
+@dataclass(frozen=True)
+class TrialFailure:
+    """The linears whose adapters cannot be trained, and the reason."""
+
+    names: list[str]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A small trunk and how rows go through it."""
+
+    trunk: Any
+    pooling: Pooling
+    width: int
+
+    def find_failure(self, targets: Targets) -> TrialFailure | None:
+        """Return which of these adapters a training pass fails for, None if it works."""
+        failed: list[TrialFailure] = []
+        while targets:
+            failure = self._run(targets)
+            if failure is None:
+                break
+            failed.append(failure)
+            names = set(failure.names)
+            targets = [target for target in targets if target[0] not in names]
+        if not failed:
+            return None
+        return TrialFailure([name for failure in failed for name in failure.names], failed[0].reason)
+
+    def run_bare(self, training: bool) -> None:
+        """Run a pass without adapters; raises what the architecture raises."""
+        with torch.no_grad():
+            self._build([]).train(training)(*_rows())
+
+    def _run(self, targets: Targets) -> TrialFailure | None:
+        """Run a training pass with adapters on the targets; of several failures, return the first kind's."""
+        model = self._build(targets).train()
+        running = _track_running(model.trunk)
+        try:
+            model(*_rows()).square().sum().backward()
+        except Exception as error:  # architectures raise errors of any class
+            culprit = getattr(error, "obj", None)  # of an AttributeError
+            is_bypassed = isinstance(culprit, AdaptedLinear)
+            if not is_bypassed:
+                culprit = running[-1] if running else None
+            names = [name for name, layer in adapted_layers(model.trunk).items() if layer is culprit]
+            kinds = {INDEX.sub("*", name) for name in names}
+            alike = [name for name, _ in targets if INDEX.sub("*", name) in kinds]
+            reason = "the architecture reads its weight itself" if is_bypassed else error_line(error)
+            return TrialFailure(alike or [name for name, _ in targets], reason)
+        unreached = _without_gradient(model.trunk)
+        return TrialFailure(unreached, "no gradient reaches them") if unreached else None
+
+    def _build(self, targets: Targets) -> RelevanceModel:
+        """Return a model with adapters on the targets, none of whose tensors is all zero."""
+        trunk = copy.deepcopy(self.trunk)
+        routing = inject_targets(trunk, targets, NUM_TASKS, seed=0)
+        heads = TaskHeads(self.width, (2,) * NUM_TASKS)
+        model = RelevanceModel(trunk, heads, routing, self.pooling)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad or not parameter.any():
+                    parameter.add_(RANDOM_STD * torch.randn(parameter.shape, generator=generator))
+        return model
+
+
+def try_adapters(folder: Path, config: AdapterConfig) -> None:
+    """Train the configured adapters for one pass, on a small random model of a folder's architecture.
+
+    An architecture without a small model that runs is logged and not refused.
+
+    Raises:
+        AdapterTrialError: Names the linears that cannot be adapted, and the setting that leaves them out.
+    """
+    with _one_thread():
+        trial = _build_trial(folder, config)
+        if trial is None:
+            return
+        targets = find_targets(trial.trunk, config)
+        failure = trial.find_failure(targets)
+    fused = " and ".join(fused_experts(trial.trunk))
+    fused_note = f"{fused} of all experts are one tensor each, which is not adapted" if fused else ""
+    if failure is not None:
+        note = f" ({fused_note})" if fused_note else ""
+        raise AdapterTrialError(_describe(failure, config, [name for name, _ in targets]) + note)
+    if fused_note and config.target_modules == "all-linear":
+        logger.info(f"  {fused_note}")
+
+
+def _build_trial(folder: Path, config: AdapterConfig) -> Trial | None:
+    """Return a trial whose model runs without adapters, None with a log line if there is none.
+
+    Raises:
+        AdapterTrialError: The model runs, but not in training mode.
+    """
+    try:
+        trunk = build_small_trunk(folder, MAX_PARAMETERS)
+        pooling = trunk_pooling(trunk)
+        find_targets(trunk, config)
+        with torch.no_grad():
+            width = trunk_states(trunk, *_rows()[:2], pooling).shape[-1]
+        trial = Trial(trunk, pooling, width)
+        trial.run_bare(training=False)
+    except Exception as error:  # anything may go wrong in a model of unusual widths
+        logger.warning(f"  adapters are not tried before workers start: no small model ({error_line(error)})")
+        return None
+    try:
+        trial.run_bare(training=True)
+    except Exception as error:
+        raise AdapterTrialError(
+            f"this backbone cannot be trained: {error_line(error)}; use another"
+        ) from error
+    return trial
+
+
+def _describe(failure: TrialFailure, config: AdapterConfig, targets: list[str]) -> str:
+    """Return the message about adapters that cannot be trained."""
+    failed = set(failure.names)
+    kinds = list(dict.fromkeys(INDEX.sub("*", name) for name in failure.names))
+    if len(kinds) > MAX_NAMES:
+        kinds = [*kinds[:MAX_NAMES], f"{len(kinds) - MAX_NAMES} others"]
+    message = f"adapters on {', '.join(kinds)} cannot be trained ({failure.reason})"
+    kept = [name for name in targets if name not in failed]
+    if not kept:
+        return f"{message}; use other adapter.target_modules, another adapter.method or another backbone"
+    excluded = list(dict.fromkeys(shortest_suffix(name, kept) for name in failure.names))
+    if config.target_modules == "all-linear" or not set(excluded) <= set(config.target_modules):
+        excluded = [*config.exclude_modules, *excluded]
+        return f"{message}; set adapter.exclude_modules: [{', '.join(excluded)}]"
+    return f"{message}; remove {', '.join(excluded)} from adapter.target_modules"
+
+
+def shortest_suffix(name: str, others: list[str]) -> str:
+    """Return the fewest last parts of a module's name that no other name ends with."""
+    parts = name.split(".")
+    for start in range(len(parts) - 1, 0, -1):
+        suffix = ".".join(parts[start:])
+        if not any(other == suffix or other.endswith("." + suffix) for other in others):
+            return suffix
+    return name
+
+
+def _without_gradient(trunk: Any) -> list[str]:
+    """Return the adapted linears that no gradient reached.
+
+    Of linears with indices inside a layer, such as those of experts, one with a gradient speaks for all: a
+    few tokens do not reach every expert.
+    """
+    layers_name = transformer_layers(trunk)[0] + "."
+    by_kind: dict[str, list[tuple[str, bool]]] = {}
+    for name, layer in adapted_layers(trunk).items():
+        index, _, inner = name.removeprefix(layers_name).partition(".")
+        gradients = [parameter.grad for parameter in layer.parameters() if parameter.requires_grad]
+        is_reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+        by_kind.setdefault(f"{index}.{INDEX.sub('*', inner)}", []).append((name, is_reached))
+    return [
+        name
+        for linears in by_kind.values()
+        if not any(is_reached for _, is_reached in linears)
+        for name, _ in linears
+    ]
+
+
+def _track_running(trunk: Any) -> list[AdaptedLinear]:
+    """Return a list that holds the adapted layer that is running, also after an error in it."""
+    running: list[AdaptedLinear] = []
+    for layer in adapted_layers(trunk).values():
+        layer.register_forward_pre_hook(lambda layer, _: running.append(layer))
+        layer.register_forward_hook(lambda *_: running.clear())
+    return running
+
+
+def error_line(error: Exception) -> str:
+    """Return an error as one line, without the remedy that follows a semicolon."""
+    lines = str(error).strip().splitlines()
+    return lines[0].partition(";")[0] if lines else type(error).__name__
+
+
+def _rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return token ids (B, S), their mask (B, S) and task ids (B,)."""
+    mask_BS = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    generator = torch.Generator().manual_seed(0)
+    ids_BS = torch.randint(MIN_TOKEN_ID, MAX_TOKEN_ID, mask_BS.shape, generator=generator) * mask_BS
+    return ids_BS, mask_BS, torch.arange(len(LENGTHS)) % NUM_TASKS
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run on one thread, whose small operations do not wait for others, and keep torch's random state."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.set_num_threads(threads)

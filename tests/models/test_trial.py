@@ -1,0 +1,132 @@
+"""Trial of adapter configs on small random models of an architecture."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.adapters.lora import LoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig
+from models.config import AdapterConfig
+from models.trial import AdapterTrialError, shortest_suffix, try_adapters
+
+
+def write_config(folder: Path, model_type: str, **settings: Any) -> Path:
+    """Write the config of an architecture at its default sizes with few layers; there are no weights."""
+    from transformers import CONFIG_MAPPING
+
+    config: Any = CONFIG_MAPPING[model_type](**{"num_hidden_layers": 2, **settings})
+    config.save_pretrained(folder)
+    return folder
+
+
+ALL = "all-linear"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    (
+        ("llama", MTLLoRAConfig(target_modules=ALL, task_layers=1)),
+        ("gpt2", MTLLoRAConfig(target_modules=ALL)),
+        ("bert", MTLLoRAConfig(target_modules=ALL)),
+        ("opt", LoRAConfig(target_modules=ALL)),
+        ("qwen2_moe", LoRAConfig(target_modules=ALL)),
+    ),
+)
+def test_adapters_that_can_be_trained_pass(tmp_path: Path, model_type: str, config: AdapterConfig) -> None:
+    try_adapters(write_config(tmp_path, model_type), config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "linears", "remedy"),
+    (
+        (
+            "opt",
+            MTLLoRAConfig(target_modules=ALL, exclude_modules=("k_proj",)),
+            ("decoder.layers.*.fc1", "decoder.layers.*.fc2"),
+            "set adapter.exclude_modules: [k_proj, fc1, fc2]",
+        ),
+        (
+            "opt",
+            MTLLoRAConfig(target_modules=("q_proj", "fc2")),
+            ("decoder.layers.*.fc2",),
+            "remove fc2 from adapter.target_modules",
+        ),
+        (
+            "qwen2_moe",
+            MTLLoRAConfig(target_modules=ALL),
+            ("layers.*.mlp.shared_expert.gate_proj", "layers.*.mlp.shared_expert_gate"),
+            "exclude_modules: [gate_proj, up_proj, down_proj, shared_expert_gate] (down_proj and "
+            "gate_up_proj of all experts are one tensor each, which is not adapted)",
+        ),
+        (
+            "jamba",
+            LoRAConfig(target_modules=ALL),
+            ("layers.*.mamba.dt_proj",),
+            "(the architecture reads its weight itself); set adapter.exclude_modules: [dt_proj]",
+        ),
+        (
+            "mamba",
+            LoRAConfig(target_modules=("x_proj",)),
+            ("layers.*.mixer.x_proj",),
+            "use other adapter.target_modules, another adapter.method or another backbone",
+        ),
+    ),
+)
+def test_linears_that_cannot_be_trained_are_named_with_the_remedy(
+    tmp_path: Path, model_type: str, config: AdapterConfig, linears: Sequence[str], remedy: str
+) -> None:
+    with pytest.raises(AdapterTrialError) as raised:
+        try_adapters(write_config(tmp_path, model_type), config)
+    assert all(name in str(raised.value) for name in linears)
+    assert remedy in str(raised.value)
+
+
+def test_linears_without_a_gradient_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: self.down_proj(self.act_fn(self.gate_proj(x))))
+    with pytest.raises(AdapterTrialError, match=r"layers\.\*\.mlp\.up_proj cannot be trained \(no gradient"):
+        try_adapters(write_config(tmp_path, "llama"), LoRAConfig(target_modules=ALL))
+
+
+def test_architecture_that_fails_in_training_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+
+    def fail_in_training(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise NotImplementedError("the kernel has no backward pass")
+        return forward(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", fail_in_training)
+    with pytest.raises(AdapterTrialError, match="cannot be trained: the kernel has no backward pass"):
+        try_adapters(write_config(tmp_path, "llama"), LoRAConfig())
+
+
+def test_architecture_without_a_small_model_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("models.trial.MAX_PARAMETERS", 1000)
+    with caplog.at_level(logging.WARNING):
+        try_adapters(write_config(tmp_path, "opt"), MTLLoRAConfig(target_modules=ALL))
+    assert "not tried before workers start: no small model (its small model has" in caplog.text
+
+
+def test_trial_keeps_random_state_and_threads(tmp_path: Path) -> None:
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    try_adapters(write_config(tmp_path, "llama"), LoRAConfig())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_shortest_suffix_selects_no_other_linear() -> None:
+    others = ["layers.0.attn.out_proj", "layers.1.mamba.in_proj"]
+    assert shortest_suffix("layers.1.mamba.out_proj", others) == "mamba.out_proj"
+    assert shortest_suffix("layers.1.mamba.dt_proj", others) == "dt_proj"
