@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from models.config import BackboneConfig
 from models.files import bytes_sha256, file_sha256, remove_tree, sync_dir, sync_tree, temporary_path
 from models.folder_checks import BackboneUnavailableError, check_folder
-from models.heads import Pooling, sees_later_tokens
+from models.heads import Pooling
 from models.quantization import replace_quantized_linears
-from models.shrinking import shrink_config
 from models.torch_internals import cpu_has_bfloat16_instructions
 from models.transformers_internals import remove_quantization_config
+from models.trunks import read_trunk_config, trunk_options, trunk_pooling, trunk_width
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -103,10 +103,10 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     from transformers import AutoModel
 
     folder = resolve_folder(config)
-    trunk_config = _read_trunk_config(folder)
+    trunk_config = read_trunk_config(folder)
     model_type = trunk_config.model_type
     dtype = choose_dtype(config.dtype)
-    options = _trunk_options(trunk_config)
+    options = trunk_options(trunk_config)
     if dtype == torch.bfloat16 and not torch.cuda.is_available():
         # at the lengths of query-ad pairs, fused attention on a CPU is faster in float32 only
         options["attn_implementation"] = "eager"
@@ -141,79 +141,6 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     )
 
 
-def build_meta_trunk(folder: Path) -> Any:
-    """Build a trunk without weights, to read its module names and shapes at no cost in memory or time.
-
-    Raises:
-        BackboneUnavailableError: The architecture is not supported.
-    """
-    trunk_config = _read_trunk_config(folder)
-    with torch.device("meta"):
-        trunk = _build_trunk(trunk_config)
-    if trunk.get_output_embeddings() is not None:
-        raise BackboneUnavailableError(
-            f"{folder} is a {trunk_config.model_type}, which transformers builds with vocabulary logits "
-            f"only; use its language model alone ({trunk_config.get_text_config().model_type})"
-        )
-    return trunk
-
-
-def build_small_trunk(folder: Path, max_parameters: int) -> Any:
-    """Build a random trunk of a folder's architecture and depth with small widths.
-
-    Raises:
-        ValueError: It has more parameters.
-    """
-    small_config = shrink_config(_read_trunk_config(folder))
-    with torch.device("meta"):
-        total = sum(parameter.numel() for parameter in _build_trunk(small_config).parameters())
-    if total > max_parameters:
-        raise ValueError(f"its small model has {total:,} parameters")
-    return _build_trunk(small_config).eval()
-
-
-def trunk_pooling(trunk: Any) -> Pooling:
-    """Return how token states are pooled: the last one, or the mean where tokens see later ones."""
-    from transformers import MODEL_FOR_MASKED_LM_MAPPING
-
-    is_encoder = type(trunk.config) in MODEL_FOR_MASKED_LM_MAPPING
-    return "mean" if is_encoder or sees_later_tokens(trunk) else "last"
-
-
-def trunk_width(trunk_config: Any) -> int:
-    """Return the width of a trunk's last states. OPT's may be projected to that of its embeddings."""
-    text_config = trunk_config.get_text_config()
-    return int(getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size)
-
-
-def _read_trunk_config(folder: Path) -> Any:
-    """Return the config of a trunk.
-
-    Raises:
-        BackboneUnavailableError: The architecture is not supported.
-    """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
-
-    trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    is_supported = any(
-        type(trunk_config) in mapping
-        for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING)
-    )
-    if not is_supported or getattr(trunk_config, "is_encoder_decoder", False):
-        raise BackboneUnavailableError(
-            f"{folder} is a {trunk_config.model_type}; use a decoder-only language model or an encoder of "
-            "the BERT family"
-        )
-    return trunk_config
-
-
-def _build_trunk(trunk_config: Any) -> Any:
-    """Build a trunk with new weights."""
-    from transformers import AutoModel
-
-    return AutoModel.from_config(trunk_config, trust_remote_code=False, **_trunk_options(trunk_config))
-
-
 def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer in a model folder.
 
@@ -238,37 +165,6 @@ def load_tokenizer(folder: Path) -> Any:
 def word_token_ids(tokenizer: Any) -> set[int]:
     """Return the ids of a tokenizer's vocabulary without the tokens that were added to it."""
     return set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)
-
-
-def max_positions(trunk: Any) -> int | None:
-    """Return the number of tokens that a trunk was built for; None if nothing limits it.
-
-    Scaled rotary positions may reach further than `max_position_embeddings` of the config.
-    """
-    config = trunk.config.get_text_config(decoder=True)
-    stated = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    if not stated or stated < 0:
-        return None
-    # RoBERTa and its kin count positions from the one behind the padding's
-    first_position = max(
-        (
-            module.padding_idx + 1
-            for name, module in trunk.named_modules()
-            if isinstance(module, torch.nn.Embedding)
-            and "position" in name
-            and module.num_embeddings == stated
-            and module.padding_idx is not None
-        ),
-        default=0,
-    )
-    rope = getattr(config, "rope_parameters", None) or {}
-    by_layer_type = [value for value in rope.values() if isinstance(value, dict)] or [rope]
-    scaled = [
-        int(scaling["factor"] * (scaling.get("original_max_position_embeddings") or stated))
-        for scaling in by_layer_type
-        if scaling.get("factor")
-    ]
-    return max([stated - first_position, *scaled])
 
 
 def choose_dtype(name: str) -> torch.dtype:
@@ -335,13 +231,6 @@ def _quantization_options(config: BackboneConfig, dtype: torch.dtype) -> dict[st
         load_in_4bit=True, bnb_4bit_quant_type=config.quantization, bnb_4bit_compute_dtype=dtype
     )
     return {"quantization_config": nf4}
-
-
-def _trunk_options(trunk_config: Any) -> dict[str, Any]:
-    """Return model arguments that leave out the unused pooler of encoders."""
-    if trunk_config.model_type in ("bert", "roberta", "xlm-roberta"):
-        return {"add_pooling_layer": False}
-    return {}
 
 
 def _first_differing_ids(tokenizer: Any, text: str, other: str) -> tuple[int, int] | None:

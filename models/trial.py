@@ -26,10 +26,10 @@ from models.adapters.injection import (
     inject_targets,
     transformer_layers,
 )
-from models.backbone import build_small_trunk, trunk_pooling
 from models.config import AdapterConfig
 from models.heads import Pooling, TaskHeads, trunk_states
 from models.relevance import RelevanceModel
+from models.trunks import build_small_trunk, trunk_pooling
 
 logger = logging.getLogger(__name__)
 

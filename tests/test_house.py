@@ -19,6 +19,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "models.config",
         "models.quantization",
         "models.shrinking",
+        "models.trunks",
         "models.backbone",
         "models.heads",
         "models.losses",

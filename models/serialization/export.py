@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.adapters.adapted_linear import AdaptedLinear
+from models.adapters.conv1d import LinearFromConv1D
 from models.adapters.dora import DoRALinear
 from models.adapters.injection import adapted_layers
 from models.inference.merging import check_task_index, merge_task, task_head
@@ -110,8 +111,10 @@ def export_merged(task: ExportTask, folder: Path) -> None:
     """
     model = task.model
     merged = merge_task(model, task.index)
-    head = merged.head.state_dict()
-    tensors = {task.trunk_prefix + name: tensor for name, tensor in merged.trunk.state_dict().items()}
+    head, trunk = merged.head.state_dict(), merged.trunk.state_dict()
+    for name in linears_from_conv1d(model):
+        trunk[f"{name}.weight"] = trunk[f"{name}.weight"].t()
+    tensors = {task.trunk_prefix + name: tensor for name, tensor in trunk.items()}
     if task.sequence_class is None:
         write_tensors(folder / HEAD_FILE, head)
     else:
@@ -151,11 +154,17 @@ def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
         "bias": "none",
         "use_dora": use_dora,
         "use_rslora": False,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": bool(linears_from_conv1d(task.model)),
         "init_lora_weights": True,
         "target_modules": peft_targets(task),
         "modules_to_save": ["score"] if has_score else None,
     }
+
+
+def linears_from_conv1d(model: RelevanceModel) -> list[str]:
+    """Return the adapted linears whose weights lie (in, out) in files."""
+    layers = adapted_layers(model.trunk)
+    return [name for name, layer in layers.items() if isinstance(layer.base, LinearFromConv1D)]
 
 
 def peft_targets(task: ExportTask) -> list[str]:

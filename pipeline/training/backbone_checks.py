@@ -6,14 +6,13 @@ from typing import Any
 from models.adapters.injection import find_targets
 from models.backbone import (
     BackboneUnavailableError,
-    build_meta_trunk,
     load_tokenizer,
-    max_positions,
     resolve_folder,
     word_token_ids,
 )
 from models.config import AdapterConfig, BackboneConfig
 from models.trial import AdapterTrialError, try_adapters
+from models.trunks import build_meta_trunk, max_positions
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import Encoder

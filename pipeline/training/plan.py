@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from models.adapters.injection import adapter_parameter_count
-from models.backbone import build_meta_trunk, folder_digest, resolve_folder, trunk_width
+from models.backbone import folder_digest, resolve_folder
 from models.config import AdapterConfig, BackboneConfig
 from models.serialization.bundle import BundleRefusedError, read_bundle
+from models.trunks import build_meta_trunk, trunk_width
 from pipeline.config.run import RunConfig
 from pipeline.config.tasks import Task
 from pipeline.data.reader import data_digest, find_partitions

@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from models.backbone import (
     BackboneUnavailableError,
-    build_meta_trunk,
     choose_dtype,
     folder_digest,
     load_backbone,
     load_tokenizer,
     resolve_folder,
 )
+from models.trunks import build_meta_trunk
 from tests.support.backbone_folders import config_of, copy_of
 from tests.support.tiny_trunks import WORDS
 

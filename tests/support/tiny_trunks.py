@@ -47,12 +47,12 @@ def write_model(folder: Path, model: Any) -> Path:
     folder.mkdir(parents=True)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    tied = model.config.tie_word_embeddings
-    state = {
-        name: t.contiguous()
-        for name, t in model.state_dict().items()
-        if not (tied and name in ("lm_head.weight", "decoder.weight"))
-    }
+    state: dict[str, torch.Tensor] = {}
+    written = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in written:  # tied weights are in the file once
+            state[name] = tensor.contiguous()
+            written.add(tensor.data_ptr())
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     write_tokenizer(folder)
     return folder

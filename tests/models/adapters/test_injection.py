@@ -11,9 +11,10 @@ from models.adapters.injection import adapted_layers, adapter_parameter_count, i
 from models.adapters.lora import LoRAConfig
 from models.adapters.mtl_lora import MTLLoRAConfig, MTLLoRALinear
 from models.adapters.mtlora import MTLoRAConfig
-from models.backbone import Backbone, build_meta_trunk
+from models.backbone import Backbone
 from models.config import AdapterConfig
 from models.shrinking import shrink_config
+from models.trunks import build_meta_trunk
 
 FreshBackbone = Callable[..., Backbone]
 

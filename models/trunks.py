@@ -1,0 +1,121 @@
+"""Trunks of transformers without the weights of a file: what a backbone's config alone says."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.folder_checks import BackboneUnavailableError
+from models.heads import Pooling, sees_later_tokens
+from models.shrinking import shrink_config
+
+
+def build_meta_trunk(folder: Path) -> Any:
+    """Build a trunk without weights, to read its module names and shapes at no cost in memory or time.
+
+    Raises:
+        BackboneUnavailableError: The architecture is not supported.
+    """
+    trunk_config = read_trunk_config(folder)
+    with torch.device("meta"):
+        trunk = _build_trunk(trunk_config)
+    if trunk.get_output_embeddings() is not None:
+        raise BackboneUnavailableError(
+            f"{folder} is a {trunk_config.model_type}, which transformers builds with vocabulary logits "
+            f"only; use its language model alone ({trunk_config.get_text_config().model_type})"
+        )
+    return trunk
+
+
+def build_small_trunk(folder: Path, max_parameters: int) -> Any:
+    """Build a random trunk of a folder's architecture and depth with small widths.
+
+    Raises:
+        ValueError: It has more parameters.
+    """
+    small_config = shrink_config(read_trunk_config(folder))
+    with torch.device("meta"):
+        total = sum(parameter.numel() for parameter in _build_trunk(small_config).parameters())
+    if total > max_parameters:
+        raise ValueError(f"its small model has {total:,} parameters")
+    return _build_trunk(small_config).eval()
+
+
+def trunk_pooling(trunk: Any) -> Pooling:
+    """Return how token states are pooled: the last one, or the mean where tokens see later ones."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    is_encoder = type(trunk.config) in MODEL_FOR_MASKED_LM_MAPPING
+    return "mean" if is_encoder or sees_later_tokens(trunk) else "last"
+
+
+def trunk_width(trunk_config: Any) -> int:
+    """Return the width of a trunk's last states. OPT's may be projected to that of its embeddings."""
+    text_config = trunk_config.get_text_config()
+    return int(getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size)
+
+
+def max_positions(trunk: Any) -> int | None:
+    """Return the number of tokens that a trunk was built for; None if nothing limits it.
+
+    Scaled rotary positions may reach further than `max_position_embeddings` of the config.
+    """
+    config = trunk.config.get_text_config(decoder=True)
+    stated = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if not stated or stated < 0:
+        return None
+    # RoBERTa and its kin count positions from the one behind the padding's
+    first_position = max(
+        (
+            module.padding_idx + 1
+            for name, module in trunk.named_modules()
+            if isinstance(module, torch.nn.Embedding)
+            and "position" in name
+            and module.num_embeddings == stated
+            and module.padding_idx is not None
+        ),
+        default=0,
+    )
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    scaled = [
+        int(scaling["factor"] * (scaling.get("original_max_position_embeddings") or stated))
+        for scaling in by_layer_type
+        if scaling.get("factor")
+    ]
+    return max([stated - first_position, *scaled])
+
+
+def read_trunk_config(folder: Path) -> Any:
+    """Return the config of a trunk.
+
+    Raises:
+        BackboneUnavailableError: The architecture is not supported.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
+
+    trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    is_supported = any(
+        type(trunk_config) in mapping
+        for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING)
+    )
+    if not is_supported or getattr(trunk_config, "is_encoder_decoder", False):
+        raise BackboneUnavailableError(
+            f"{folder} is a {trunk_config.model_type}; use a decoder-only language model or an encoder of "
+            "the BERT family"
+        )
+    return trunk_config
+
+
+def _build_trunk(trunk_config: Any) -> Any:
+    """Build a trunk with new weights."""
+    from transformers import AutoModel
+
+    return AutoModel.from_config(trunk_config, trust_remote_code=False, **trunk_options(trunk_config))
+
+
+def trunk_options(trunk_config: Any) -> dict[str, Any]:
+    """Return model arguments that leave out the unused pooler of encoders."""
+    if trunk_config.model_type in ("bert", "roberta", "xlm-roberta"):
+        return {"add_pooling_layer": False}
+    return {}
