@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.backbone import load_tokenizer
+from models.backbone import BackboneUnavailableError, load_tokenizer
 from models.files import file_sha256, publish_dir, remove_tree, temporary_path
 from models.serialization.bundle import is_tokenizer_file
 from pipeline.config.encoding import EncodeConfig
@@ -242,5 +242,5 @@ def load_encoder(tokenizer_dir: Path, digest: str, tasks: Sequence[Task], config
     """
     try:
         return Encoder(load_tokenizer(tokenizer_dir), tasks, config)
-    except (ValueError, OSError) as error:
+    except (BackboneUnavailableError, ValueError) as error:
         raise ConfigError(f"{error}") from error
