@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.console import Console
+from pipeline.names import hide_account
 from pipeline.runtime.progress import ProgressBar
 from pipeline.runtime.run_log import RunLog
 from pipeline.runtime.run_record import BarState, RunRecorder
@@ -79,7 +80,8 @@ class CommandRun:
 
     def suggest(self, command: str, *arguments: str) -> str:
         """Return a command line with this run's config, for the user to type next."""
-        return shlex.join(["relevance", command, *self.config_arguments, *arguments])
+        words = ["relevance", command, *self.config_arguments, *arguments]
+        return shlex.join(hide_account(word) for word in words)
 
 
 class _RecordedBar:
@@ -99,5 +101,5 @@ class _RecordedBar:
 
 
 def command_line() -> tuple[str, ...]:
-    """Return the arguments this process was started with."""
-    return tuple(sys.argv[1:])
+    """Return the arguments this process was started with, without accounts."""
+    return tuple(hide_account(argument) for argument in sys.argv[1:])

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pipeline.names import hide_account
 from pipeline.runtime.progress import ProgressBar
 from pipeline.runtime.run_log import OUR_PACKAGES, OUTPUT_LOGGER
 from pipeline.storage.filesystem import open_to_append
@@ -197,7 +198,7 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message."""
-        self.console.say(record.getMessage())
+        self.console.say(hide_account(record.getMessage()))
 
 
 @contextlib.contextmanager
@@ -228,7 +229,9 @@ def libraries_in(log_path: Path) -> Iterator[Console]:
     flush_streams()
     kept = os.dup(1), os.dup(2)
     log = open_to_append(log_path)
-    streams: list[Any] = [os.fdopen(os.dup(fd), "w", buffering=1) for fd in kept]
+    streams: list[Any] = [
+        os.fdopen(os.dup(fd), "w", buffering=1, encoding="utf-8", errors="replace") for fd in kept
+    ]
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)

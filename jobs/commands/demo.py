@@ -10,6 +10,7 @@ from jobs.commands.run import run_all
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions, read_partition, read_split
 from pipeline.data.synthetic.marketplace import NOISE_RATE, average_precision_ceiling
+from pipeline.names import hide_account
 from pipeline.scoring.label_store import read_published
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -76,11 +77,12 @@ def example_cells(labels: pa.Table, pairs: dict[str, dict[str, Any]]) -> list[tu
 
 def next_commands(config: RunConfig) -> list[str]:
     """Return lines with commands to try."""
+    store = hide_account(config.tracking_uri)
     return [
         "\nnext (with .venv/bin on the PATH):",
         f"  relevance score --config {DEMO_CONFIG}    # every pair is labelled already: scores nothing",
         f"  relevance report --config {DEMO_CONFIG}    # one HTML page about the version",
-        f"  mlflow ui --backend-store-uri {config.tracking_uri}    # losses, metrics, the registered version",
+        f"  mlflow ui --backend-store-uri {store}    # losses, metrics, the registered version",
         "  relevance runs    # the history of commands",
         "  relevance run --config jobs/configs/esci.yaml    # the same path on real judged data",
     ]

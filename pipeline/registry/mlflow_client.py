@@ -1,65 +1,46 @@
 """Client of MLflow whose errors say what to do."""
 
-import contextlib
-import sys
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
+from pipeline.config.paths import SERVER_SCHEMES
 from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError, RetryableError
-from pipeline.names import hide_account
-from pipeline.registry.mlflow_internals import is_account_refused
-
-MAX_ERROR_CHARS = 300
+from pipeline.errors import ConfigError
+from pipeline.registry.mlflow_errors import translate_mlflow_errors
+from pipeline.registry.mlflow_internals import limit_database_retries
 
 
 def connect_mlflow(tracking_uri: str) -> Any:
     """Return an MLflow client of a store that answers.
 
     Raises:
-        RetryableError: The store does not answer.
-        ConfigError: The store refuses the account.
+        RelevanceError: The errors of `translate_mlflow_errors`.
     """
     import mlflow
 
-    # For the whole process: model URIs and artifacts are resolved through the global setting only.
-    mlflow.set_tracking_uri(tracking_uri)
-    client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    tracking_uri = _take_account(tracking_uri)
     with translate_mlflow_errors(tracking_uri):
+        limit_database_retries()
+        # For the whole process: model URIs and artifacts are resolved through the global setting only.
+        mlflow.set_tracking_uri(tracking_uri)
+        client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
         client.search_experiments(max_results=1)
     return client
 
 
-@contextlib.contextmanager
-def translate_mlflow_errors(tracking_uri: str) -> Iterator[None]:
-    """Turn errors of MLflow into errors with a remedy.
+def _take_account(tracking_uri: str) -> str:
+    """Return a server's address without its account, which MLflow gets by its variables.
 
-    Raises:
-        ConfigError: The store refuses the account.
-        RetryableError: Any other error of MLflow.
+    MLflow prints and logs the address as it is.
     """
-    try:
-        yield
-    except Exception as error:
-        if "mlflow" not in sys.modules:
-            raise
-        from mlflow.exceptions import MlflowException
-        from requests import RequestException
-
-        # Artifacts that a server passes on raise RequestException.
-        if not isinstance(error, MlflowException | RequestException):
-            raise
-        place, reason = f"MLflow at {hide_account(tracking_uri)}", _shorten(str(error))
-        if is_account_refused(error):
-            raise ConfigError(
-                f"{place} refuses the account ({reason}); set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD to an account with access"
-            ) from error
-        raise RetryableError(
-            f"{place} does not answer as expected ({reason}); check it or set registry.tracking_uri, then "
-            "run again"
-        ) from error
+    parts = urlsplit(tracking_uri)
+    if parts.scheme not in SERVER_SCHEMES or parts.username is None:
+        return tracking_uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:
@@ -87,10 +68,19 @@ def read_metric_history(client: Any, run_id: str, name: str) -> list[tuple[float
 
 
 def _ensure_experiment(client: Any, config: RunConfig) -> str:
-    """Return the id of the experiment named like the registered model; create it if it is missing."""
+    """Return the id of the experiment named like the registered model; create it if it is missing.
+
+    Raises:
+        ConfigError: The experiment was deleted.
+    """
     name = config.registry.model
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
+        if experiment.lifecycle_stage == "deleted":
+            raise ConfigError(
+                f"experiment deleted: {name}; restore it with `mlflow experiments restore --experiment-id "
+                f"{experiment.experiment_id}`, or choose another registry.model"
+            )
         return str(experiment.experiment_id)
     return str(client.create_experiment(name, artifact_location=_artifact_location(config)))
 
@@ -101,12 +91,3 @@ def _artifact_location(config: RunConfig) -> str | None:
         return None
     folder: Path = config.run_dir / "mlartifacts"
     return folder.as_uri()
-
-
-def _shorten(text: str) -> str:
-    """Return an error message on one line, cut in the middle: the cause is at its end."""
-    line = " ".join(text.split())
-    if len(line) <= MAX_ERROR_CHARS:
-        return line
-    head, tail = MAX_ERROR_CHARS // 3, 2 * MAX_ERROR_CHARS // 3
-    return f"{line[:head]}…{line[-tail:]}"

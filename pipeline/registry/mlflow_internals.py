@@ -4,6 +4,8 @@ from typing import Any
 
 TESTED_VERSION = "3.17.2"
 
+DATABASE_ATTEMPTS = 4
+
 REFUSED_CODES = ("UNAUTHENTICATED", "PERMISSION_DENIED")  # MLflow's names of 401 and 403
 
 REFUSED_STATUS = (401, 403)
@@ -20,6 +22,16 @@ def start_system_monitor(run_id: str, interval_s: float) -> Any:
     monitor = SystemMetricsMonitor(run_id, sampling_interval=interval_s, resume_logging=True)
     monitor.start()
     return monitor
+
+
+def limit_database_retries() -> None:
+    """Make MLflow give up a database that does not answer after about a second.
+
+    It has no setting for its ten attempts, which take 100 s, also where the database refuses the account.
+    """
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
 
 
 def is_account_refused(error: Exception) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import RelevanceError
-from pipeline.registry.mlflow_client import connect_mlflow, create_run, find_run, translate_mlflow_errors
+from pipeline.registry.mlflow_client import connect_mlflow, create_run, find_run
+from pipeline.registry.mlflow_errors import translate_mlflow_errors
 from pipeline.registry.mlflow_internals import start_system_monitor
 from pipeline.registry.provenance import environment
 from pipeline.storage.filesystem import canonical_json, read_json

@@ -8,7 +8,8 @@ from models.files import publish_dir, remove_tree, sync_tree, temporary_path
 from models.serialization.bundle import BundleRefusedError, read_bundle
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.registry.mlflow_client import connect_mlflow, translate_mlflow_errors
+from pipeline.registry.mlflow_client import connect_mlflow
+from pipeline.registry.mlflow_errors import translate_mlflow_errors
 from pipeline.registry.model_versions import (
     BUNDLE_ARTIFACT,
     NOT_FOUND_CODES,
@@ -77,7 +78,11 @@ def find_champion(config: RunConfig) -> VersionFiles | None:
         with translate_mlflow_errors(config.tracking_uri):
             log.repair_aliases(connect_mlflow(config.tracking_uri))
             return _fetch_bundle(config, version, sha256)
-    except RetryableError as error:
+    except (RetryableError, ConfigError) as error:
+        # A registry that answers without knowing the version is another registry.
+        is_unknown = getattr(error.__cause__, "error_code", "") in NOT_FOUND_CODES
+        if isinstance(error, ConfigError) and not is_unknown:
+            raise
         files = _version_files(config, version, sha256)
         damage = _find_damage(files)
         if not damage and config.registry.use_fetched_champion:
@@ -87,8 +92,6 @@ def find_champion(config: RunConfig) -> VersionFiles | None:
             problem = "is not used without it (registry.use_fetched_champion)"
         else:
             problem = f"is damaged here ({damage})" if files.folder.is_dir() else "is not here yet"
-        # A registry that answers without knowing the version is another registry.
-        is_unknown = getattr(error.__cause__, "error_code", "") in NOT_FOUND_CODES
         kind = ConfigError if is_unknown else RetryableError
         raise kind(f"{name}, {problem}, and {error}") from error
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.names import hide_account
 from pipeline.storage.filesystem import open_to_append
 
 OUR_PACKAGES = ("models", "pipeline", "validation", "jobs")
@@ -90,10 +91,10 @@ class JsonLinesHandler(logging.Handler):
             "process": self.process,
             "work_unit": _work_unit.get(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": hide_account(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = logging.Formatter().formatException(record.exc_info)
+            line["exception"] = hide_account(logging.Formatter().formatException(record.exc_info))
         return line
 
 

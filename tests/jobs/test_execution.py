@@ -1,6 +1,7 @@
 """The frame of all commands: log, record, lock, exit code."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_run_id_is_in_the_log_the_record_and_the_result(
     [
         (DataRefusedError("too many bad rows"), 1, "failed"),
         (OSError(28, "No space left on device"), 3, "failed"),
+        (PermissionError(13, "Permission denied", "/other/rows"), 2, "failed"),
         (KeyboardInterrupt(), 3, "interrupted"),
     ],
 )
@@ -77,6 +79,45 @@ def test_errors_become_a_sentence_an_exit_code_and_a_record(
     assert record.state == state and record.reason is not None
     assert err.splitlines()[-1] == f"error: {record.reason}"
     assert read_log(Path(record.log))[-1]["message"] == f"error: {record.reason}"
+
+
+def test_work_folder_that_cannot_be_written_is_a_config_error(
+    config_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = config_path.parent / "taken"
+    taken.touch()
+    for work_dir in (taken, taken / "below", config_path.parent / ("long" * 100)):
+        with pytest.raises(typer.Exit) as raised:
+            execute(SPEC, config_path, [f"work_dir={work_dir}"], lambda *_: {})
+        err = capfd.readouterr().err
+        assert raised.value.exit_code == 2 and str(work_dir) in err and err.count("\n") == 1
+    monkeypatch.chdir(config_path.parent)
+    Path("runs").touch()
+    with pytest.raises(typer.Exit) as raised:
+        execute_without_config("import", lambda _: {})
+    assert raised.value.exit_code == 2
+
+
+def test_account_of_the_tracking_uri_is_shown_and_stored_nowhere(
+    config_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    override = "registry.tracking_uri=http://alice:s3cr3t@host:1"
+    monkeypatch.setattr(sys, "argv", ["relevance", "validate", "--set", override])
+
+    def stage(config: Any, run: CommandRun) -> dict[str, Any]:
+        logging.getLogger("jobs").warning("connecting to %s", config.tracking_uri)
+        return {"next": run.suggest("train")}
+
+    def failing_stage(config: Any, _: CommandRun) -> dict[str, Any]:
+        raise ZeroDivisionError(config.tracking_uri)
+
+    execute(SPEC, config_path, [override], stage)
+    with pytest.raises(ZeroDivisionError):
+        execute(SPEC, config_path, [override], failing_stage)
+    output = "".join(capfd.readouterr())
+    files = [path for path in (config_path.parent / "runs").rglob("*") if path.is_file()]
+    assert "http://***@host:1" in output and "s3cr3t" not in output
+    assert [path for path in files if "s3cr3t" in path.read_text(encoding="utf-8")] == []
 
 
 def test_defects_keep_their_traceback(config_path: Path) -> None:

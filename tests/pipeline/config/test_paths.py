@@ -96,6 +96,7 @@ TRACKING_URIS: Mapping[str, str] = {
     "http://host:port": "address is not valid",
     "http://host:99999": "address is not valid",
     "http://ho st:5000": "address is not valid",
+    "http://alice@host:5000": "account without a password",
     "postgresql://host/my db": "has a blank",
     "sqlite://": "names no file",
     "sqlite:////a/50%20off/x.db": "with % is not possible",

@@ -17,7 +17,8 @@ from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.evaluation.results import Evaluation
 from pipeline.inference.predictor import build_predictor, bundle_description
-from pipeline.registry.mlflow_client import connect_mlflow, translate_mlflow_errors
+from pipeline.registry.mlflow_client import connect_mlflow
+from pipeline.registry.mlflow_errors import translate_mlflow_errors
 from pipeline.registry.model_versions import (
     get_version,
     read_gate_report,

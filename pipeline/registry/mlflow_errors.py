@@ -1,0 +1,178 @@
+"""Errors of MLflow, its database and its servers as errors with a remedy.
+
+A fault that a retry cannot mend is never a RetryableError: schedulers try those again.
+"""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
+from pipeline.names import hide_account
+from pipeline.registry.mlflow_internals import is_account_refused
+
+MAX_ERROR_CHARS = 300
+
+# packages that MLflow and SQLAlchemy import for some addresses, and what to install for them
+DRIVERS = {
+    "psycopg": "psycopg[binary], or write postgresql+psycopg2:// for psycopg2",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient, or write mysql+pymysql:// for pymysql",
+    "pymysql": "pymysql",
+    "pyodbc": "pyodbc",
+    "boto3": "boto3",
+    "google": "google-cloud-storage",
+    "azure": "azure-storage-blob",
+    "databricks": "databricks-sdk",
+}
+
+# names of MLflow for errors that the same request gives again
+PERMANENT_CODES = (
+    "BAD_REQUEST",
+    "ENDPOINT_NOT_FOUND",
+    "FEATURE_DISABLED",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "NOT_FOUND",
+    "NOT_IMPLEMENTED",
+    "RESOURCE_DOES_NOT_EXIST",
+)
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A kind of failure, recognized by the text of the error."""
+
+    pattern: re.Pattern[str]
+    kind: type[RelevanceError]
+    state: str
+    cure: str
+
+
+def _fault(pattern: str, kind: type[RelevanceError], state: str, cure: str) -> _Fault:
+    return _Fault(re.compile(pattern, re.IGNORECASE), kind, state, cure)
+
+
+# the first that matches decides
+FAULTS = (
+    _fault(
+        r"password authentication failed|access denied for user|login failed for user|no pg_hba.conf entry",
+        ConfigError,
+        "refuses the account",
+        "correct the account of the database",
+    ),
+    _fault(
+        r"database schema|can't locate revision",
+        ConfigError,
+        "has the database schema of another release",
+        "back it up and run `mlflow db upgrade`, or install the release of MLflow that it belongs to",
+    ),
+    _fault(
+        r"file is not a database|database disk image is malformed",
+        DamagedInputError,
+        "is a damaged database",
+        "restore the file from a backup, or move it away to begin a new one",
+    ),
+    _fault(
+        r"unable to open database file|readonly database|permission denied",
+        ConfigError,
+        "cannot be opened for writing",
+        "check that its folder exists and that this user may write there",
+    ),
+    _fault(
+        r'database "[^"]*" does not exist|unknown database|cannot open database',
+        ConfigError,
+        "does not exist",
+        "create the database, or correct registry.tracking_uri",
+    ),
+    _fault(
+        r"database or disk is full|no space left",
+        RetryableError,
+        "has no space left",
+        "free some, then run again",
+    ),
+    _fault(
+        r"'active' state|deleted state",
+        ConfigError,
+        "has deleted the experiment of registry.model",
+        "restore it with `mlflow experiments restore`, or choose another registry.model",
+    ),
+    _fault(
+        r"certificate_verify_failed|certificate verify failed",
+        ConfigError,
+        "has a certificate that is not trusted",
+        "set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate of its authority",
+    ),
+    _fault(
+        r"error code 404 ",
+        ConfigError,
+        "is not a server of MLflow",
+        "correct registry.tracking_uri",
+    ),
+)
+
+
+@contextlib.contextmanager
+def translate_mlflow_errors(tracking_uri: str) -> Iterator[None]:
+    """Turn errors of MLflow into errors with a remedy.
+
+    Raises:
+        ConfigError: The store refuses the account, lacks a package, a database or an experiment, or has
+            another schema.
+        DamagedInputError: The database is damaged.
+        RetryableError: The store does not answer; any other error of MLflow.
+    """
+    try:
+        yield
+    except Exception as error:
+        if "mlflow" not in sys.modules:
+            raise
+        failure = _translate(error, f"MLflow at {hide_account(tracking_uri)}")
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def _translate(error: Exception, place: str) -> RelevanceError | None:
+    """Return the error for the user; None for an error that is not of MLflow."""
+    if isinstance(error, ModuleNotFoundError):
+        package = DRIVERS.get(str(error.name).partition(".")[0])
+        return ConfigError(f"{place} needs a package; install {package}") if package else None
+    if not isinstance(error, _error_classes()):
+        return None
+    reason = _shorten(hide_account(str(error)))
+    if is_account_refused(error):
+        return ConfigError(
+            f"{place} refuses the account ({reason}); set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to an account with access"
+        )
+    for fault in FAULTS:
+        if fault.pattern.search(str(error)):
+            return fault.kind(f"{place} {fault.state} ({reason}); {fault.cure}")
+    if getattr(error, "error_code", None) in PERMANENT_CODES or isinstance(error, ValueError):
+        return ConfigError(f"{place} refuses the request ({reason}); correct the config or the store")
+    return RetryableError(
+        f"{place} does not answer as expected ({reason}); check it or set registry.tracking_uri, then "
+        "run again"
+    )
+
+
+def _error_classes() -> tuple[type[Exception], ...]:
+    from alembic.util.exc import CommandError
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException  # of artifacts that a server passes on
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, RequestException, SQLAlchemyError, CommandError
+
+
+def _shorten(text: str) -> str:
+    """Return an error message on one line, cut in the middle: the cause is at its end."""
+    text = re.sub(r"\(Background on this error at: \S+\)", "", text)  # a link of SQLAlchemy
+    line = " ".join(text.split())
+    if len(line) <= MAX_ERROR_CHARS:
+        return line
+    head, tail = MAX_ERROR_CHARS // 3, 2 * MAX_ERROR_CHARS // 3
+    return f"{line[:head]}…{line[-tail:]}"

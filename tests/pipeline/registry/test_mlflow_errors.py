@@ -1,0 +1,143 @@
+"""Errors of the tracking store are one sentence of the right kind, and quick."""
+
+import os
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.config.loading import build_config
+from pipeline.config.run import RunConfig
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
+from pipeline.registry.mlflow_client import connect_mlflow, create_run, find_run
+from pipeline.registry.mlflow_errors import translate_mlflow_errors
+from tests.support.planted import planted_config
+
+ODD_FOLDER = "a b#é'\"&[x]{y}$z"
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database of MLflow; making one takes seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect_mlflow(f"sqlite:///{path}")
+    return path
+
+
+def _failure_at(uri: str) -> RelevanceError:
+    started_s = time.monotonic()
+    with pytest.raises(RelevanceError) as failed:
+        connect_mlflow(uri)
+    assert "\n" not in str(failed.value)
+    assert time.monotonic() - started_s < 30, "the store was asked again and again"
+    return failed.value
+
+
+def test_newer_schema_is_refused_with_the_remedy(database: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer.db"
+    shutil.copy(database, newer)
+    with sqlite3.connect(newer) as connection:
+        connection.execute("update alembic_version set version_num = 'ffffffffffff'")
+    failure = _failure_at(f"sqlite:///{newer}")
+    assert isinstance(failure, ConfigError) and "`mlflow db upgrade`" in str(failure)
+
+
+def test_damaged_database_is_damaged_input_and_named(database: Path, tmp_path: Path) -> None:
+    (tmp_path / "noise.db").write_bytes(b"\x01\x02\x03\x04" * 30_000)
+    cut = bytearray(database.read_bytes())
+    cut[100:40_000] = b"\xff" * 39_900
+    (tmp_path / "cut.db").write_bytes(cut)
+    for name in ("noise.db", "cut.db"):
+        failure = _failure_at(f"sqlite:///{tmp_path}/{name}")
+        assert isinstance(failure, DamagedInputError) and name in str(failure)
+
+
+def test_database_in_an_unusable_place_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "folder.db").mkdir()
+    assert isinstance(_failure_at(f"sqlite:///{tmp_path}/folder.db"), ConfigError)
+
+
+def test_missing_driver_is_named_and_the_account_hidden() -> None:
+    failure = _failure_at("mysql://alice:s3cr3t@127.0.0.1:9/mlflow")
+    assert isinstance(failure, ConfigError) and "install mysqlclient" in str(failure)
+    assert "s3cr3t" not in str(failure)
+
+
+def test_deleted_experiment_is_refused_with_the_remedy(database: Path, tmp_path: Path) -> None:
+    config = _config_at(tmp_path, database)
+    client = connect_mlflow(config.tracking_uri)
+    create_run(client, config)
+    client.delete_experiment(client.get_experiment_by_name(config.registry.model).experiment_id)
+    with pytest.raises(ConfigError, match="experiment deleted: .*`mlflow experiments restore"):
+        create_run(client, config)
+
+
+def test_run_of_a_folder_with_any_name_is_found(database: Path, tmp_path: Path) -> None:
+    config = _config_at(tmp_path / ODD_FOLDER, database, model="odd")
+    client = connect_mlflow(config.tracking_uri)
+    assert find_run(client, config, "print") is None
+    run_id = create_run(client, config, {"fingerprint": "print", "folder": str(config.run_dir)})
+    assert find_run(client, config, "print") == run_id
+    assert find_run(client, _config_at(tmp_path / "other", database, model="odd"), "print") is None
+
+
+def _config_at(folder: Path, database: Path, model: str = "planted") -> RunConfig:
+    settings: dict[str, Any] = planted_config(folder.parent, "package:x")
+    settings |= {"work_dir": folder, "registry": {"model": model, "tracking_uri": f"sqlite:///{database}"}}
+    return build_config(settings, "c.yaml")
+
+
+TEXTS = [
+    ('(psycopg.OperationalError) FATAL: password authentication failed for user "a"', ConfigError),
+    ("(pymysql.err.OperationalError) (1045, \"Access denied for user 'a'@'h'\")", ConfigError),
+    ('FATAL: database "mlflow" does not exist', ConfigError),
+    ("attempt to write a readonly database", ConfigError),
+    ("SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]')", ConfigError),
+    ("API request to endpoint /x failed with error code 404 != 200", ConfigError),
+    ("The experiment 3 must be in the 'active' state.", ConfigError),
+    ("database or disk is full", RetryableError),
+    ("database is locked", RetryableError),
+    ("connection refused", RetryableError),
+]
+
+
+@pytest.mark.parametrize(("text", "kind"), TEXTS)
+def test_permanent_faults_are_not_retryable(text: str, kind: type[Exception]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(kind), translate_mlflow_errors("http://host"):
+        raise MlflowException(text)
+
+
+def test_errors_of_other_code_pass_unchanged() -> None:
+    import mlflow  # noqa: F401, the errors are looked at only where it is loaded
+
+    for error in (ValueError("x"), ModuleNotFoundError(name="ours"), OSError("x")):
+        with pytest.raises(type(error)), translate_mlflow_errors("http://host"):
+            raise error
+
+
+def test_account_reaches_mlflow_by_variables_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    addresses = []
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "old")
+    monkeypatch.setattr(mlflow, "set_tracking_uri", addresses.append)
+    monkeypatch.setattr(mlflow, "MlflowClient", lambda uri, registry_uri: _AnsweringClient(uri))
+    connect_mlflow("https://al%40ice:s3%2Fcr3t@host:1/mlflow")
+    assert addresses == ["https://host:1/mlflow"]
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "al@ice"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3/cr3t"
+
+
+class _AnsweringClient(SimpleNamespace):
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri=uri)
+
+    def search_experiments(self, max_results: int) -> list[Any]:
+        return []
