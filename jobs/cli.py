@@ -1,12 +1,13 @@
 """The `relevance` command. Each command imports its code when it runs, so that --help answers at once."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from jobs.cli_versions import VERSION_COMMANDS
-from jobs.environment import end_on_sigterm, prepare_environment
+from jobs.environment import end_on_sigterm, prepare_environment, use_utf8
 from jobs.execution import CommandSpec, execute, execute_unrecorded, execute_without_config
 from jobs.options import (
     AddressOption,
@@ -16,6 +17,7 @@ from jobs.options import (
     SetOption,
     UntilOption,
 )
+from pipeline.errors import ConfigError
 
 app = typer.Typer(
     name="relevance",
@@ -286,10 +288,14 @@ for version_command in VERSION_COMMANDS:
 
 def main() -> None:
     """Entry point of the `relevance` command."""
-    prepare_environment()
+    use_utf8()
     end_on_sigterm()
     try:
+        prepare_environment()
         app()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:  # before the command's own work began
         raise SystemExit(3) from None
 

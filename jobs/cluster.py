@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from jobs.environment import end_on_sigterm, worker_environment
 from pipeline.errors import ConfigError, RetryableError
+from pipeline.runtime.ray_internals import is_socket_path_too_long, system_temp_dir
 
 CONNECT_TIMEOUT_S = 10.0  # Ray itself would try for minutes
 
@@ -21,11 +22,12 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
 
     Raises:
         RetryableError: Ray did not start or answer.
-        ConfigError: This machine has too few GPUs.
+        ConfigError: This machine has too few GPUs, RAY_ADDRESS is not an address of a cluster, or Ray cannot
+            use its temporary folder.
     """
+    address = given_address()
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
             check_reachable(address)
@@ -41,6 +43,16 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
             )
     except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         place = f"at RAY_ADDRESS={address}" if address else "on this machine"
+        if not address and is_socket_path_too_long(error):
+            raise ConfigError(
+                f"temporary folder of Ray has a path too long for sockets: {system_temp_dir()}; set "
+                "RAY_TMPDIR to a short one, such as /tmp"
+            ) from error
+        if isinstance(error, PermissionError):
+            raise ConfigError(
+                f"Ray {place} has no access: {error}; set RAY_TMPDIR and HOME to folders that this user may "
+                "write to"
+            ) from error
         raise RetryableError(
             f"Ray {place} did not start or answer: {type(error).__name__}: {error}; check it and run again"
         ) from error
@@ -61,8 +73,29 @@ def given_cluster() -> Iterator[None]:
 
     For work that is done before a local cluster would have started.
     """
-    with ray_cluster(1) if os.environ.get("RAY_ADDRESS") else contextlib.nullcontext():
+    with ray_cluster(1) if given_address() else contextlib.nullcontext():
         yield
+
+
+def given_address() -> str | None:
+    """Return the address of the cluster that RAY_ADDRESS names; None for a cluster of the command's own.
+
+    Raises:
+        ConfigError: It is not an address that Ray can connect to.
+    """
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    if address in ("", "local"):
+        return None
+    if address == "auto":
+        return address
+    scheme, separator, place = address.rpartition("://")
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16 or (separator and scheme != "ray"):
+        cure = "write host:port (6379 is usual), ray://host:10001, auto or local"
+        if scheme in ("http", "https"):
+            cure += "; send commands to a dashboard with `relevance submit --address`"
+        raise ConfigError(f"RAY_ADDRESS not an address of a Ray cluster: {address}; {cure}")
+    return address
 
 
 def has_node_for(num_cpus: int, num_gpus: int) -> bool:
@@ -90,4 +123,4 @@ def check_reachable(address: str) -> None:
     """Raise OSError if nothing listens at host:port; addresses of another form pass."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()

@@ -81,7 +81,7 @@ class CommandRun:
     def suggest(self, command: str, *arguments: str) -> str:
         """Return a command line with this run's config, for the user to type next."""
         words = ["relevance", command, *self.config_arguments, *arguments]
-        return shlex.join(hide_account(word) for word in words)
+        return shlex.join(_printable(word) for word in words)
 
 
 class _RecordedBar:
@@ -102,4 +102,9 @@ class _RecordedBar:
 
 def command_line() -> tuple[str, ...]:
     """Return the arguments this process was started with, without accounts."""
-    return tuple(hide_account(argument) for argument in sys.argv[1:])
+    return tuple(_printable(argument) for argument in sys.argv[1:])
+
+
+def _printable(argument: str) -> str:
+    """Return an argument without accounts and without bytes that are not UTF-8."""
+    return hide_account(argument.encode("utf-8", errors="replace").decode())

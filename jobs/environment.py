@@ -1,11 +1,17 @@
-"""Environment variables of Ray, MLflow and the other libraries.
+"""Environment of a command: variables of Ray, MLflow and the other libraries, home folder, encoding, signals.
 
-The libraries read them when they are imported, so they are set first. What the user has set stays.
+The libraries read their variables when they are imported, so they are set first. What the user has set stays.
 """
 
+import getpass
 import os
 import signal
+import sys
+import tempfile
 import threading
+from pathlib import Path
+
+from pipeline.errors import ConfigError
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -29,16 +35,82 @@ DEFAULTS = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+# files of a home folder that libraries only read, and the variables that name them
+HOME_FILES = {
+    "AWS_CONFIG_FILE": ".aws/config",
+    "AWS_SHARED_CREDENTIALS_FILE": ".aws/credentials",
+    "DATABRICKS_CONFIG_FILE": ".databrickscfg",
+    "HF_HOME": ".cache/huggingface",
+    "MLFLOW_TRACKING_CREDENTIALS_FILE": ".mlflow/credentials",
+    "NETRC": ".netrc",
+    "PGPASSFILE": ".pgpass",
+    "RAY_AUTH_TOKEN_PATH": ".ray/auth_token",
+}
+
+
+def use_utf8() -> None:
+    """Make this process and its children read and write UTF-8, whatever the locale.
+
+    Libraries open files in the encoding of the locale, which Python fixes when it starts: where it is another
+    one, the command is started again. A character that cannot be written is replaced, never an error.
+    """
+    os.environ["PYTHONIOENCODING"] = "utf-8:replace"
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by the caller
+            stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+
 
 def prepare_environment() -> None:
     """Set the defaults for this process and its children.
 
     Without a GPU, DeepSpeed gets its accelerator by name: its own detection takes seconds.
+
+    Raises:
+        ConfigError: There is no home folder, and none can be made.
     """
+    ensure_home()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def ensure_home() -> None:
+    """Set HOME to a folder below the temporary folder if this user has none that can be written.
+
+    Containers run as users without an entry in the list of users, with HOME unset or `/`. Ray, Great
+    Expectations and the caches of models need a home folder, and torch a name.
+    """
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = None
+    if home is None or not os.access(home, os.W_OK | os.X_OK):
+        for name, path in HOME_FILES.items():
+            if home is not None and os.access(home / path, os.R_OK):
+                os.environ.setdefault(name, str(home / path))
+        os.environ["HOME"] = str(_temporary_home())
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"uid{os.getuid()}"
+
+
+def _temporary_home() -> Path:
+    """Return a folder that this user alone may use, the same one for each command."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"relevance-home-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():  # made by somebody else
+            return Path(tempfile.mkdtemp(prefix="relevance-home-"))
+    except OSError as error:
+        raise ConfigError(
+            f"home folder missing ({error}); set HOME to a folder that this user may write to"
+        ) from error
+    return folder
 
 
 def worker_environment() -> dict[str, str]:

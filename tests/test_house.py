@@ -6,6 +6,7 @@ Each rule is one test that lists every offender.
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,6 +194,14 @@ def test_files_have_at_most_400_lines() -> None:
         f"{path.relative_to(ROOT)}: {count}" for path, count in lines.items() if count > MAX_FILE_LINES
     ]
     assert not offenders, "\n".join(offenders)
+
+
+def test_files_are_opened_with_their_encoding() -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--preview", "--select", "PLW1514"]
+    checked = subprocess.run(
+        [*command, "--output-format", "concise", *PACKAGES], cwd=ROOT, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, f"without encoding the locale decides:\n{checked.stdout}{checked.stderr}"
 
 
 def test_lines_have_at_most_110_columns() -> None:

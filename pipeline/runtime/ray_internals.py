@@ -47,3 +47,21 @@ def is_missing_agent(error: RuntimeError) -> bool:
     Ray raises the same class for every refusal, so the text of the error decides.
     """
     return "No available agent" in str(error)
+
+
+def is_socket_path_too_long(error: BaseException) -> bool:
+    """Return whether Ray did not start because its sockets would have paths over the limit of the system.
+
+    Ray raises a plain OSError, so the text of the error decides.
+    """
+    return "AF_UNIX path length" in str(error)
+
+
+def system_temp_dir() -> str:
+    """Return the folder below which Ray keeps its sessions.
+
+    Ray reads the variables in an order of its own and has no public function for it.
+    """
+    from ray._common.utils import get_default_system_temp_dir
+
+    return str(get_default_system_temp_dir())

@@ -216,7 +216,7 @@ def machine_id() -> str:
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     if not boot_id.is_file():
         return socket.gethostname()
-    return f"{boot_id.read_text().strip()}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    return f"{boot_id.read_text('utf-8').strip()}-{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
 def process_start_s(pid: int) -> float | None:

@@ -10,11 +10,61 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import check_gpus, has_node_for
+from jobs.cluster import check_gpus, given_address, has_node_for, ray_cluster
 from pipeline.errors import ConfigError
 from tests.support.places import ROOT
 
-pytestmark = pytest.mark.e2e
+ADDRESSES = {
+    "": None,
+    "  ": None,
+    "local": None,
+    "auto": "auto",
+    "head:6379": "head:6379",
+    " 10.0.0.1:6379\n": "10.0.0.1:6379",
+    "[::1]:6379": "[::1]:6379",
+    "ray://head:10001": "ray://head:10001",
+}
+NO_ADDRESSES = (
+    "head",
+    ":6379",
+    "head:",
+    "head:port",
+    "head:99999",
+    "ray://head",
+    "http://head:8265",
+    "https://head",
+    "redis://head:6379",
+    "anyscale://cluster",
+    "LOCAL",
+)
+
+
+def test_every_form_of_ray_address_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, address in ADDRESSES.items():
+        monkeypatch.setenv("RAY_ADDRESS", text)
+        assert given_address() == address
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert given_address() is None
+    for text in NO_ADDRESSES:
+        monkeypatch.setenv("RAY_ADDRESS", text)
+        with pytest.raises(ConfigError, match="write host:port .*"):
+            given_address()
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    with pytest.raises(ConfigError, match="`relevance submit --address`"):
+        given_address()
+
+
+@pytest.mark.e2e
+def test_temporary_folder_too_long_for_sockets_is_a_config_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("scratch-" * 12)
+    folder.mkdir()
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with pytest.raises(ConfigError, match="too long for sockets: .*; set RAY_TMPDIR"), ray_cluster(1):
+        pass
 
 
 def test_missing_gpus_are_a_config_error() -> None:
@@ -23,6 +73,7 @@ def test_missing_gpus_are_a_config_error() -> None:
         check_gpus(0, 2)
 
 
+@pytest.mark.e2e
 def test_too_small_nodes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [
         {"Alive": True, "Resources": {"CPU": 4.0}},
@@ -58,6 +109,7 @@ def ray_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.e2e
 def test_other_cluster_on_this_machine_is_not_joined(ray_folder: Path) -> None:
     (ray_folder / "ray").mkdir()
     (ray_folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")  # as `ray start` leaves it

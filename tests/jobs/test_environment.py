@@ -1,0 +1,88 @@
+"""A command works for any user and any locale."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from jobs.environment import HOME_FILES
+from tests.support.places import ROOT
+
+UNKNOWN_UID = 54321
+MAIN = "from jobs.cli import main; main()"
+# changes its user after the imports, because Python may lie where another user cannot read
+SHOW_HOME = """
+import getpass, os, pwd, sys
+from pathlib import Path
+from jobs.environment import prepare_environment
+if sys.argv[1:]:
+    uid = int(sys.argv[1])
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+prepare_environment()
+Path.home().joinpath("file").write_text("x")
+print(Path.home(), getpass.getuser(), os.environ.get("NETRC"))
+"""
+
+
+def _run(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, timeout=120
+    )
+
+
+@pytest.fixture
+def temporary_dir() -> Iterator[Path]:
+    """Return a folder in which another user may write."""
+    folder = Path("/tmp") / f"relevance-{os.getpid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    yield folder
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+HOMES: list[Mapping[str, str]] = [{}, {"HOME": ""}, {"HOME": "/"}, {"HOME": "/nonexistent"}]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_unknown_user_without_a_home_gets_one(temporary_dir: Path) -> None:
+    for home in HOMES:
+        done = _run(SHOW_HOME, str(UNKNOWN_UID), TMPDIR=str(temporary_dir), **home)
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stdout.decode().split() == [
+            f"{temporary_dir}/relevance-home-{UNKNOWN_UID}",
+            f"uid{UNKNOWN_UID}",
+            "None",
+        ]
+    (temporary_dir / ".netrc").write_text("machine host", encoding="utf-8")
+    temporary_dir.chmod(0o755)
+    (temporary_dir / "tmp").mkdir(mode=0o777)
+    (temporary_dir / "tmp").chmod(0o777)
+    done = _run(SHOW_HOME, str(UNKNOWN_UID), TMPDIR=f"{temporary_dir}/tmp", HOME=str(temporary_dir))
+    assert done.stdout.decode().split()[2] == f"{temporary_dir}/.netrc", "read-only files stay in use"
+
+
+def test_writable_home_is_kept(tmp_path: Path) -> None:
+    done = _run(SHOW_HOME, HOME=str(tmp_path))
+    assert done.stdout.decode().split()[0] == str(tmp_path)
+    assert all(not path.startswith("/") for path in HOME_FILES.values())
+
+
+LOCALES: list[Mapping[str, str]] = [
+    {"LC_ALL": "C"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1:strict"},
+]
+
+
+@pytest.mark.parametrize("variables", LOCALES)
+def test_output_is_utf8_in_every_locale(tmp_path: Path, variables: Mapping[str, str]) -> None:
+    done = _run(MAIN, "validate", "--config", "é日本\udcff.yaml", HOME=str(tmp_path), **variables)
+    assert done.returncode == 2
+    assert done.stderr.decode("utf-8").startswith("error: config é日本?.yaml does not exist")
