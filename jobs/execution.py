@@ -1,7 +1,6 @@
 """Shared frame of all commands: config, lock, log, run record, exit code."""
 
 import contextlib
-import errno
 import json
 import logging
 import traceback
@@ -23,21 +22,6 @@ logger = logging.getLogger(__name__)
 LOCK_WAIT_S = 0.5  # `relevance status` holds shared locks for a moment
 
 DEFAULT_WORK_DIR = Path("runs")  # of commands without a config
-
-# of files and folders, which a retry without a change cannot mend
-PERMANENT_ERRNOS = frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.EEXIST,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ENAMETOOLONG,
-        errno.ELOOP,
-        errno.EILSEQ,
-    }
-)
 
 Work = Callable[["CommandRun"], dict[str, Any]]
 Stage = Callable[[Any, "CommandRun"], dict[str, Any]]  # (config, run) -> result
@@ -161,20 +145,15 @@ class _Failure:
 
 
 def _describe_failure(error: BaseException) -> _Failure:
-    from pipeline.errors import RelevanceError
+    from pipeline.errors import RelevanceError, translate_os_error
     from pipeline.names import hide_account
 
+    if isinstance(error, OSError):
+        error = translate_os_error(error)
     if isinstance(error, RelevanceError):
         return _Failure(error.exit_code, hide_account(str(error)))
     if isinstance(error, KeyboardInterrupt):
         reason = "interrupted; run the same command again, it continues from the last saved state"
         return _Failure(3, reason, state="interrupted")
-    if isinstance(error, OSError) and error.errno in PERMANENT_ERRNOS:
-        place = f": {error.filename}" if error.filename else ""
-        cure = "give this user the right to read and write there, or choose another place in the config"
-        return _Failure(2, f"file or folder not usable ({error.strerror}){place}; {cure}")
-    if isinstance(error, OSError):
-        cure = "free space is the usual cause; nothing half-written is visible, run again"
-        return _Failure(3, f"{error}; {cure}")
     reason = hide_account("".join(traceback.format_exception_only(error)).strip())
     return _Failure(1, reason, is_expected=False)

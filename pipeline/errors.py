@@ -3,6 +3,23 @@
 A message has the form `<thing> <state>: <value>; <what to do>`.
 """
 
+import errno
+
+# of files and folders, which a retry without a change cannot mend
+PERMANENT_ERRNOS = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.EILSEQ,
+    }
+)
+
 
 def summarize_error(error: BaseException) -> str:
     """Return the class name and the last line of the message of a library's error."""
@@ -44,3 +61,17 @@ class DamagedInputError(RelevanceError):
     """A file is truncated, altered or of another format."""
 
     exit_code = 4
+
+
+def translate_os_error(error: OSError) -> RelevanceError:
+    """Return the error for the user of a file or folder that cannot be read or written."""
+    if error.errno not in PERMANENT_ERRNOS:
+        return RetryableError(
+            f"{error}; free space is the usual cause; nothing half-written is visible, run the same command "
+            "again"
+        )
+    place = f": {error.filename}" if error.filename else ""
+    return ConfigError(
+        f"file or folder not usable ({error.strerror}){place}; give this user the right to read and write "
+        "there, or choose another place in the config"
+    )

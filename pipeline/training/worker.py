@@ -16,7 +16,7 @@ from models.files import remove_tree
 from models.serialization.bundle import BundleRefusedError, write_bundle
 from pipeline.config.loading import build_config
 from pipeline.encoding.encoded_dataset import read_encoded
-from pipeline.errors import RetryableError
+from pipeline.errors import RetryableError, translate_os_error
 from pipeline.inference.predictor import bundle_description
 from pipeline.runtime.run_log import RunLog, logging_to
 from pipeline.runtime.timing import record_seconds
@@ -133,9 +133,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             raise
         except OSError as error:
             logger.error("training failed: %s", error)
-            raise RetryableError(
-                f"{error}; free space or permissions are the usual causes; then run the same command again"
-            ) from error
+            raise translate_os_error(error) from error
         except Exception as error:
             logger.error("training failed: %s", error, exc_info=error)
             raise

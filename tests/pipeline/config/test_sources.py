@@ -55,7 +55,7 @@ def test_every_kind_of_source_has_a_block(tmp_path: Path) -> None:
         ({"task": "four"}, "task 'four', which is not configured; configured: two, three"),
         ({"path": "x.xls"}, "format of .*x.xls unknown; add format: csv"),
         ({"format": "xml"}, "format: "),
-        ({"delimiter": ";"}, "delimiter is not a setting"),
+        ({"delimitr": ";"}, "delimitr is not a setting; did you mean sources.0.delimiter"),
         ({"name": "../x"}, "'../x' is not a valid name"),
     ],
 )
