@@ -123,7 +123,7 @@ def _start_ticks(pid: int) -> int:
     It distinguishes processes that had the same pid one after the other.
     """
     try:
-        with open(f"/proc/{pid}/stat", errors="replace") as file:  # noqa: PTH123
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
             # the fields follow the command's name, which is in parentheses and may hold any character
             return int(file.read().rpartition(")")[2].split()[19])
     except (OSError, ValueError):
