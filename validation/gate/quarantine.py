@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -104,6 +105,9 @@ class BackgroundSplit:
         """Wait for all files and replace one of the two folders by its staged rows."""
         self.accepted_counts()
         self._staged[folder].mkdir(parents=True, exist_ok=True)  # missing if no row is for this folder
+        for path in self._staged[folder].rglob("*.parquet"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         publish_dir(self._staged[folder], folder)
 
 

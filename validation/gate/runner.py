@@ -21,6 +21,7 @@ from models.files import publish_dir, remove_abandoned, remove_tree, retire_dir,
 from pipeline.config.gates import GateConfig
 from pipeline.config.splits import SplitConfig
 from pipeline.config.tasks import Task
+from pipeline.data.data_files import scan_folder
 from pipeline.data.parallel_map import map_in_order
 from pipeline.data.reader import find_partitions
 from pipeline.runtime.progress import Progress, SilentProgress
@@ -116,6 +117,7 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
         ConfigError: A folder or task does not exist.
     """
     partitions = find_partitions(run.data_dir, run.tasks)
+    skipped = scan_folder(run.data_dir).describe_skipped(str(run.data_dir))
     run.remove_older_results()
     files = _check_files(run.file_jobs(partitions), progress or SilentProgress())
     verdicts = FolderVerdicts(files, find_duplicates(files, run.config.label_conflicts))
@@ -123,6 +125,7 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
     tasks = [task for task in run.tasks if task.name in partitions]
     records = {task.name: task_record(task, verdicts) for task in tasks}
     failures, warnings = folder_messages(run, tasks, verdicts, records)
+    warnings += [skipped] if skipped else []
     quarantine_dir = run.out_dir / "quarantine"
     accepted_dir = None if failures else run.accepted_dir
     # Arrow splits the files in the background while Great Expectations keeps Python busy

@@ -100,3 +100,19 @@ def test_folder_named_like_a_file_is_refused(tmp_path, task, build_table, write_
     (root / "task=query-ad" / "part-1.parquet").mkdir()
     with pytest.raises(DamagedInputError, match=r"task=query-ad/part-1\.parquet is not a file"):
         validate(GateRun(root, [task], tmp_path / "out"))
+
+
+def test_nested_rows_are_accepted_and_unread_files_named(tmp_path, write_rows, build_table, task):
+    root = write_rows({task.name: [build_table("a"), build_table("b")]})
+    folder = root / f"task={task.name}"
+    (folder / "market=us" / "day=1").mkdir(parents=True)
+    nested = (folder / "part-1.parquet").rename(folder / "market=us" / "day=1" / "part-1.PARQUET")
+    (folder / "part-2.parquet.gz").write_bytes(b"x")
+    (root / "beside.parquet").write_bytes(b"x")
+    report = validate(GateRun(root, [task], tmp_path / "out", tmp_path / "accepted"))
+    assert report.passed and report.rows == {task.name: 12}
+    assert (tmp_path / "accepted" / nested.relative_to(root)).read_bytes() == nested.read_bytes()
+    assert report.warnings == (
+        f"2 entries of {root} are not read: beside.parquet, task={task.name}/part-2.parquet.gz; rows are "
+        "parquet files below task=<name>/",
+    )

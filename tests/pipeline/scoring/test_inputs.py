@@ -1,0 +1,111 @@
+"""Input files of scoring: those that a catalogue lists, at any depth, under names that outlive an import."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config.loading import build_config
+from pipeline.data.writer import StagedRows
+from pipeline.errors import DamagedInputError, DataRefusedError
+from pipeline.schema import ROW_SCHEMA
+from pipeline.scoring import inputs
+from pipeline.scoring.inputs import find_inputs
+from pipeline.scoring.work_units import plan_units
+from pipeline.storage.object_store import StoreEntry
+from tests.support.imported import imported
+from tests.support.planted import planted_config, planted_rows, write_rows
+
+
+class _Bucket:
+    """Objects that are the files of a folder."""
+
+    location = "s3://rows"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def list(self, folder: str) -> Iterator[StoreEntry]:
+        for path in sorted(path for path in self.root.rglob("*") if path.is_file()):
+            yield StoreEntry(str(path.relative_to(self.root)), 0.0, path.stat().st_size, "v1")
+
+    def get(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Any:
+    """Return the planted tasks."""
+    return build_config(planted_config(tmp_path, "nowhere"), "test").tasks
+
+
+@pytest.fixture
+def rows_dir(tmp_path: Path) -> Path:
+    """Return a folder with an import of rows of two tasks."""
+    with StagedRows(tmp_path / "rows") as staged:
+        for task in ("two", "three"):
+            rows = planted_rows(task, 4, 1, labeled=False)
+            staged.write(task, pa.Table.from_pylist(rows, ROW_SCHEMA))
+        staged.publish()
+    return tmp_path / "rows"
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def location(request: pytest.FixtureRequest, rows_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path | str:
+    """Return the place of the rows: a folder, or a bucket of the same files."""
+    if request.param == "folder":
+        return rows_dir
+    monkeypatch.setattr(inputs, "open_bucket", lambda url: _Bucket(rows_dir))
+    return _Bucket.location
+
+
+def test_units_keep_their_ids_whatever_digest_a_name_holds(
+    tmp_path: Path, rows_dir: Path, tasks: Any
+) -> None:
+    plain = tmp_path / "plain"
+    for task in ("two", "three"):
+        (plain / f"task={task}").mkdir(parents=True)
+        name = f"task={task}/part-0.parquet"
+        shutil.copyfile(imported(rows_dir, name), plain / name)
+    ids = [
+        {unit.unit_id for unit in plan_units(root, tmp_path / "scores", tasks, "b")[0]}
+        for root in (rows_dir, plain)
+    ]
+    assert ids[0] == ids[1] and len(ids[0]) == 2
+
+
+def test_inputs_are_those_of_the_catalogue(location: Path | str, rows_dir: Path, tasks: Any) -> None:
+    files = find_inputs(location, tasks)
+    assert {task: [file.name for file in found] for task, found in files.items()} == {
+        task: [f"task={task}/part-0.parquet"] for task in ("three", "two")
+    }
+    path = imported(rows_dir, "task=two/part-0.parquet")
+    content = path.read_bytes()
+    write_rows(planted_rows("two", 2, 2, labeled=False), rows_dir / "task=two" / "mine.parquet")
+    with pytest.raises(DataRefusedError, match=f"not in the catalogue: task=two/mine.parquet in {location}"):
+        find_inputs(location, tasks)
+    (rows_dir / "task=two" / "mine.parquet").unlink()
+    path.write_bytes(content + b"x")
+    with pytest.raises(DamagedInputError, match="files differ from the catalogue"):
+        find_inputs(location, tasks)
+    path.unlink()
+    with pytest.raises(DamagedInputError, match="files of the catalogue are missing"):
+        find_inputs(location, tasks)
+
+
+def test_nested_inputs_are_read_and_others_named(
+    location: Path | str, rows_dir: Path, tasks: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (rows_dir / "catalogue.json").unlink()
+    nested = rows_dir / "task=two" / "market=us"
+    nested.mkdir()
+    imported(rows_dir, "task=two/part-0.parquet").rename(nested / "part-0.PARQUET")
+    (rows_dir / "task=two" / "more.parquet.gz").write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        files = find_inputs(location, tasks)
+    assert [file.name for file in files["two"]] == ["task=two/market=us/part-0.PARQUET"]
+    assert f"1 entries of {location} are not read: task=two/more.parquet.gz" in caplog.text
