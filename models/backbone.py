@@ -37,13 +37,13 @@ TOKENIZER_PATTERNS = (
 
 TEXT_PATTERNS = ("config.json", *TOKENIZER_PATTERNS)
 
-# not used, but a model that has one of them is refused
+# fetched so that check_folder can refuse the model
 REFUSED_PATTERNS = ("adapter_config.json",)
 
 # names of output embeddings in files: of most models, of GPT-NeoX and of RWKV
 OUTPUT_EMBEDDINGS = re.compile(r"(language_model\.)?(lm_head|embed_out|head)\.weight")
 
-TOKENIZER_CURE = "copy the tokenizer's files, such as tokenizer.json, from where the model comes from"
+TOKENIZER_REMEDY = "copy the tokenizer's files, such as tokenizer.json, from where the model comes from"
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,11 @@ def load_tokenizer(folder: Path) -> Any:
     except Exception as error:  # the loaders of tokenizers raise errors of any class
         reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
         raise BackboneUnavailableError(
-            f"tokenizer of folder {folder} does not load ({reason}); {TOKENIZER_CURE}"
+            f"tokenizer of folder {folder} does not load ({reason}); {TOKENIZER_REMEDY}"
         ) from error
     # without files, transformers builds a tokenizer of control tokens alone, which gives texts no token
     if not word_token_ids(tokenizer):
-        raise BackboneUnavailableError(f"folder {folder} has no tokenizer; {TOKENIZER_CURE}")
+        raise BackboneUnavailableError(f"folder {folder} has no tokenizer; {TOKENIZER_REMEDY}")
     return tokenizer
 
 
@@ -182,12 +182,12 @@ def choose_dtype(name: str) -> torch.dtype:
 
 
 def resolve_folder(config: BackboneConfig) -> Path:
-    """Return the local folder of safetensors and tokenizer of `config.source`, and check its small files.
+    """Return the local folder of `config.source`: safetensors and tokenizer, with its small files checked.
 
     A gguf file is converted once and cached; a hub id is downloaded.
 
     Raises:
-        BackboneUnavailableError: Says what is missing or not taken, and how to go on.
+        BackboneUnavailableError: Says what is missing or not supported, and the remedy.
     """
     if config.source.startswith("package:"):
         path = _find_in_package(config.source.removeprefix("package:"))
@@ -197,10 +197,10 @@ def resolve_folder(config: BackboneConfig) -> Path:
         if not path.is_file():
             raise BackboneUnavailableError(f"gguf file {path} does not exist; check backbone.source")
         folder = _convert_gguf(path, Path(config.cache_dir).expanduser())
-        check_folder(folder, config.quantization)
-        return folder
-    is_local = path.exists() or config.source.startswith((".", "/", "~"))
-    folder = path if is_local else _fetch_from_hub(config)
+    elif path.exists() or config.source.startswith((".", "/", "~")):
+        folder = path
+    else:
+        folder = _fetch_from_hub(config)
     check_folder(folder, config.quantization)
     return folder
 
@@ -220,7 +220,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def _quantization_options(config: BackboneConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Return model arguments that quantise the weights while they are loaded, as the setting asks."""
+    """Return model arguments that quantise the weights during loading, if `config.quantization` is set."""
     from transformers import BitsAndBytesConfig
 
     if config.quantization is None:

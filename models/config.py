@@ -23,7 +23,7 @@ class BackboneConfig:
     revision: str | None = None  # commit of a hub id; set it in production
     # dtype of the frozen weights; auto: bfloat16 where the hardware multiplies it natively
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # store the frozen weights in 4 bits (nf4) or 8 bits (int8) by bitsandbytes; default: as they are
+    # store the frozen weights in 4 bits (nf4) or 8 bits (int8) with bitsandbytes; default: as they are
     quantization: Literal["nf4", "int8"] | None = None
     cache_dir: str = "~/.cache/relevance"  # folder of converted gguf files
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-ABANDONED_S = 7 * 24 * 3600.0  # no write takes so long
+ABANDONED_S = 7 * 24 * 3600.0  # no write takes this long
 
 
 def file_sha256(path: Path) -> str:
@@ -84,8 +84,8 @@ def atomic_writer(path: Path, sync_folder: bool = True) -> Iterator[IO[bytes]]:
 def temporary_path(path: Path) -> Path:
     """Return an unused hidden name beside `path`; create the folder.
 
-    Both names lie on one file system, so a rename between them is atomic. The name says which process made
-    it: what killed processes left of the same `path` is deleted.
+    Both names are on one file system, so a rename between them is atomic. The name contains the process that
+    made it, and the leftovers of killed processes beside the same `path` are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
@@ -97,7 +97,7 @@ def temporary_path(path: Path) -> Path:
 def remove_abandoned(path: Path) -> None:
     """Delete the temporary files and folders of `path` that killed processes left.
 
-    A process of another machine counts as killed when its file is ABANDONED_S old.
+    Leftovers from other machines are deleted when they are ABANDONED_S old.
     """
     name = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})-(\d+)-(\d+)-[0-9a-f]{{6}}\.tmp")
     for entry in path.parent.iterdir() if path.parent.is_dir() else ():
@@ -113,12 +113,12 @@ def remove_abandoned(path: Path) -> None:
 
 @functools.cache
 def _host() -> str:
-    """Return eight characters that distinguish machines and containers that share a file system."""
+    """Return a short digest of the host name; it distinguishes machines that share a file system."""
     return bytes_sha256(socket.gethostname().encode())[:8]
 
 
 def _start_ticks(pid: int) -> int:
-    """Return when a process of this machine started, 0 if there is none or the system does not say.
+    """Return the start time of a process of this machine in clock ticks, 0 if it is unknown.
 
     It distinguishes processes that had the same pid one after the other.
     """
@@ -131,7 +131,7 @@ def _start_ticks(pid: int) -> int:
 
 
 def retire_dir(path: Path) -> None:
-    """Delete a folder at once: no part of it is ever seen alone."""
+    """Delete a folder atomically: readers see all of it or nothing."""
     if os.path.lexists(path):
         retired = temporary_path(path)
         path.rename(retired)
@@ -148,7 +148,7 @@ def sync_dir(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until the files and folders in `folder`, which others wrote, are on disk."""
+    """Wait until the files and folders in `folder`, written by other code, are on disk."""
     for path in [folder, *folder.rglob("*")]:
         if path.is_symlink():
             continue

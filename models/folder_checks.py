@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 logger = logging.getLogger(__name__)
 
-# of safetensors; a weight in any other dtype has a scale, which only its own format knows
+# names in safetensors; a weight in any other dtype needs scales, which only its own format defines
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -18,10 +18,10 @@ class BackboneUnavailableError(RuntimeError):
 
 
 def check_folder(folder: Path, quantization: str | None = None) -> None:
-    """Check that a folder is a whole model, that transformers has its code, and that its weights are taken.
+    """Check that a folder is a complete model whose code and weight format are supported.
 
     Args:
-        folder: The folder.
+        folder: Folder of a model in the format of transformers.
         quantization: The setting `backbone.quantization`.
 
     Raises:
@@ -44,7 +44,10 @@ def check_folder(folder: Path, quantization: str | None = None) -> None:
 
 
 def quantization_settings(folder: Path) -> dict[str, Any] | None:
-    """Return the `quantization_config` in config.json; multimodal models may have it for their text model."""
+    """Return the `quantization_config` in config.json, None if there is none.
+
+    Multimodal models may have it in the config of their text model.
+    """
     config = read_json_object(folder / "config.json")
     text_config = config.get("text_config")
     for block in (config, text_config if isinstance(text_config, dict) else {}):
@@ -57,7 +60,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        BackboneUnavailableError: The file is none.
+        BackboneUnavailableError: The file holds no JSON object.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -69,7 +72,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _check_no_adapter(folder: Path) -> None:
-    """Refuse a folder with a PEFT adapter, in whose place transformers loads the adapter's own base."""
+    """Refuse a folder with a PEFT adapter.
+
+    transformers would load the adapter's own base model in its place.
+    """
     if (folder / "adapter_config.json").exists():
         raise BackboneUnavailableError(
             f"{folder} has an adapter_config.json, and an adapter is not applied to a backbone; merge it "
@@ -83,8 +89,8 @@ def _check_no_adapter(folder: Path) -> None:
 def _check_no_own_code(folder: Path) -> None:
     """Refuse a folder that needs Python code of its own.
 
-    Many checkpoints still name code that transformers has taken in since. Their own code is left alone, and
-    the library's class is used.
+    Many checkpoints name code that transformers contains too. Then the library's class is used, and the
+    checkpoint's code is not run.
     """
     for name, is_known in (("config.json", _is_known_model), ("tokenizer_config.json", _is_known_tokenizer)):
         path = folder / name
@@ -112,24 +118,24 @@ def _is_known_tokenizer(config: dict[str, Any]) -> bool:
 
 
 def _check_quantization(folder: Path, settings: dict[str, Any], quantization: str | None) -> None:
-    """Refuse a quantised checkpoint unless bitsandbytes stored it in 4 or 8 bits, as it is to be used."""
+    """Refuse a quantised checkpoint unless bitsandbytes stored it in 4 or 8 bits and no setting is given."""
     method = settings.get("quant_method") or "an unnamed method"
-    # the first checkpoints of bitsandbytes do not name it
-    is_stored = method == "bitsandbytes" or settings.get("load_in_4bit") or settings.get("load_in_8bit")
-    if not is_stored or settings.get("llm_int8_has_fp16_weight"):
+    # early checkpoints of bitsandbytes have no quant_method
+    is_bitsandbytes = method == "bitsandbytes" or settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    if not is_bitsandbytes or settings.get("llm_int8_has_fp16_weight"):
         raise BackboneUnavailableError(
-            f"{folder} is a checkpoint quantised by {method}, which is not taken; use the unquantised one"
+            f"{folder} is a checkpoint quantised by {method}, which is not supported; use the unquantised one"
         )
     if quantization is not None:
         raise BackboneUnavailableError(
             f"{folder} is quantised already, and backbone.quantization is {quantization}; leave the setting "
             "out or use the unquantised checkpoint"
         )
-    _check_stored_dtypes(folder, "lm_head.weight")  # heads start from it
+    _check_stored_dtypes(folder, "lm_head.weight")  # the task heads are initialised from it
 
 
 def _check_bitsandbytes(folder: Path, quantization: str | None) -> None:
-    """Check that bitsandbytes is installed, in a version that transformers takes."""
+    """Check that bitsandbytes is installed, in a version that transformers supports."""
     from transformers.utils import is_bitsandbytes_available
 
     if not is_bitsandbytes_available():
@@ -142,7 +148,7 @@ def _check_bitsandbytes(folder: Path, quantization: str | None) -> None:
 
 
 def _check_stored_dtypes(folder: Path, suffix: str) -> None:
-    """Refuse tensors with this end of their name that are not floating or have under two bytes.
+    """Refuse tensors whose name ends in `suffix` and whose dtype is not in FLOAT_DTYPES.
 
     transformers would cast them and ignore their scales.
     """
@@ -158,5 +164,5 @@ def _check_stored_dtypes(folder: Path, suffix: str) -> None:
                         )
         except (OSError, SafetensorError) as error:
             raise BackboneUnavailableError(
-                f"{path} is no whole safetensors file ({error}); fetch it again"
+                f"{path} is not a complete safetensors file ({error}); fetch it again"
             ) from error

@@ -38,14 +38,14 @@ def trunk_states(
 
 @torch.no_grad()
 def sees_later_tokens(trunk: Any) -> bool:
-    """Return whether a token's state depends on the tokens behind it, as in a decoder that is used both ways.
+    """Return whether a token's state depends on later tokens, as in a decoder with bidirectional attention.
 
-    It is measured, because configs of different families say it in different ways.
+    It is measured, because each family of configs has another setting for it.
     """
     embedding = trunk.get_input_embeddings().weight
     ids_BS = torch.tensor([[1, 2, 3, 4], [1, 5, 6, 7]], device=embedding.device) % len(embedding)
     first_BD = trunk(input_ids=ids_BS, use_cache=False).last_hidden_state[:, 0].float()
-    # an expert's rounding may depend on the other tokens that it gets
+    # in mixtures of experts, rounding may depend on the other tokens of an expert
     rounding = 0.02 if embedding.dtype == torch.bfloat16 else 1e-3
     return bool((first_BD[0] - first_BD[1]).norm() > rounding * first_BD[0].norm())
 

@@ -1,4 +1,4 @@
-"""Check that a row's result does not depend on its padding, and so not on the rows beside it.
+"""Check that padding does not change a row's result, so that rows do not depend on their batch.
 
 Shape legend: B rows, S tokens, D width.
 """
@@ -11,25 +11,27 @@ import torch
 from models.folder_checks import BackboneUnavailableError
 from models.relevance import RelevanceModel
 
-# Largest change of a row's pooled state, relative to its size. bfloat16 changes by some hundredths with the
-# order of sums; padding that is attended to changes a short row by some tenths.
+# Largest relative change of a row's pooled state that counts as rounding. In bfloat16 another order of sums
+# changes it by some hundredths; padding that is attended to changes a short row by some tenths.
 PADDING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 def check_padding(model: RelevanceModel, short: Sequence[int], long: Sequence[int], pad_id: int) -> None:
-    """Check that a row gets the same state alone and padded beside a longer one. The model is in eval mode.
+    """Check that a row gets the same pooled state alone and padded beside a longer row.
+
+    Args: those of `padding_effect`.
 
     Raises:
         BackboneUnavailableError: A row depends on its padding.
     """
     trunk: Any = model.trunk
-    effect = padding_effect(model, short, long, pad_id)
+    change = padding_effect(model, short, long, pad_id)
     tolerance = PADDING_TOLERANCE[trunk.get_input_embeddings().weight.dtype]
-    if not effect <= tolerance:  # NaN is refused too
+    if not change <= tolerance:  # NaN is refused too
         raise BackboneUnavailableError(
             f"rows of this {trunk.config.model_type} depend on the rows beside them: padding changes a "
-            f"row by {effect:.2g} of its size, at most {tolerance:g} is rounding; its layers do not hide "
-            "padding, use another backbone"
+            f"row by {change:.2g} of its size, at most {tolerance:g} is rounding; use a backbone whose "
+            "layers hide padding"
         )
 
 
@@ -48,6 +50,6 @@ def padding_effect(model: RelevanceModel, short: Sequence[int], long: Sequence[i
     ids_BS = torch.tensor([[*short, *[pad_id] * (len(long) - len(short))], [*long]], device=device)
     mask_BS = torch.ones_like(ids_BS)
     mask_BS[0, len(short) :] = 0
-    together_D = model.pooled_states(ids_BS, mask_BS, task_B)[0]
+    padded_D = model.pooled_states(ids_BS, mask_BS, task_B)[0]
     alone_D = model.pooled_states(ids_BS[:1, : len(short)], mask_BS[:1, : len(short)], task_B[:1])[0]
-    return float((together_D - alone_D).norm() / alone_D.norm())
+    return float((padded_D - alone_D).norm() / alone_D.norm())

@@ -1,10 +1,13 @@
-"""Frozen linears whose weights bitsandbytes has stored in 4 or 8 bits (QLoRA: Dettmers et al., NeurIPS 2023).
+"""Frozen linears whose weights are stored in 4 or 8 bits (QLoRA: Dettmers et al., NeurIPS 2023).
 
     y = x D^T + b        D is the dequantised weight, rebuilt for each product and never kept
 
-bitsandbytes only stores. Its own products would round the inputs of 8-bit linears too, with outliers that
-depend on the other rows of the batch, and lay 4-bit weights out anew for inference on a CPU. Here training,
-merged weights and exports all have the same D.
+bitsandbytes stores the weights; its own products are not used, for two reasons:
+
+- those of 8-bit linears round the inputs too, with outliers that depend on the other rows of the batch,
+- those of 4-bit linears repack the weights for inference on a CPU.
+
+So training, merged weights and exports all have the same D.
 
 Shape legend: D width in, O width out, P packed bytes, K blocks of weights with one scale. `..` stands for any
 leading dimensions.
@@ -18,19 +21,19 @@ from torch.nn import functional
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear that rebuilds its weight when it is used.
+    """A frozen linear that dequantises its weight at each use.
 
-    It is a plain linear to its users: `weight` and `state_dict` have the dequantised weight.
+    Callers use it as a plain linear: `weight` and `state_dict` have the dequantised weight.
     """
 
     def __init__(self, stored: nn.Linear, dtype: torch.dtype) -> None:
-        """Take over the stored weight of a linear of bitsandbytes.
+        """Share the bias and take the widths of a linear; subclasses take its weight.
 
         Args:
-            stored: The linear.
-            dtype: Dtype of the dequantised weight, that of the inputs.
+            stored: A linear of bitsandbytes.
+            dtype: Dtype of the dequantised weight; that of the inputs.
         """
-        nn.Module.__init__(self)  # nn.Linear's own would make a weight
+        nn.Module.__init__(self)  # that of nn.Linear would create a weight
         self.in_features, self.out_features = stored.in_features, stored.out_features
         self.dtype = dtype
         self.bias = stored.bias
@@ -57,16 +60,16 @@ class FourBitLinear(QuantizedLinear):
         weight: Any = stored.weight
         state = weight.quant_state
         if getattr(state, "packing_format_for_cpu", False):
-            raise ValueError("its weights are laid out for inference on this CPU; load the model again")
+            raise ValueError("its weights are packed for inference on a CPU; load the model again")
         scale_K = state.absmax
         if state.nested:
             from bitsandbytes.functional import dequantize_blockwise
 
             scale_K = dequantize_blockwise(state.absmax, state.state2) + state.offset
         self.block_size, self.code_type = state.blocksize, state.quant_type
-        # stored in any dtype: FSDP needs that of the other weights
+        # packed weights may have any dtype: checkpoints for FSDP have that of the other weights
         self.register_buffer("codes_P", weight.data.view(torch.uint8).flatten(), persistent=False)
-        self.register_buffer("scale_bits_K", _protected(scale_K), persistent=False)
+        self.register_buffer("scale_bits_K", _float32_bits(scale_K), persistent=False)
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
@@ -91,13 +94,15 @@ class EightBitLinear(QuantizedLinear):
     def __init__(self, stored: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__(stored, dtype)
         weight, state = stored.weight, getattr(stored, "state", None)
-        largest_O: Any = getattr(weight, "SCB", None)
-        if largest_O is None:  # after a forward pass it is here
-            largest_O = getattr(state, "SCB", None)
-        if weight.dtype != torch.int8 or largest_O is None:
-            raise ValueError(f"its weights are {weight.dtype} without scales, not 8-bit integers")
+        absmax_O: Any = getattr(weight, "SCB", None)
+        if absmax_O is None:  # a forward pass moves it to the state
+            absmax_O = getattr(state, "SCB", None)
+        if weight.dtype != torch.int8 or absmax_O is None:
+            raise ValueError(
+                f"its weights are {weight.dtype} without scales, not 8-bit integers; load the model again"
+            )
         self.register_buffer("codes_OD", weight.data, persistent=False)
-        self.register_buffer("scale_bits_O", _protected(largest_O.float() / 127), persistent=False)
+        self.register_buffer("scale_bits_O", _float32_bits(absmax_O.float() / 127), persistent=False)
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
@@ -106,7 +111,7 @@ class EightBitLinear(QuantizedLinear):
 
 
 class DequantizedProduct(torch.autograd.Function):
-    """x D^T + b (.., O) of inputs (.., D). The backward pass dequantises again: D is not kept until then."""
+    """The product x D^T + b; the backward pass dequantises D again rather than keeping it."""
 
     @staticmethod
     def forward(x: torch.Tensor, linear: QuantizedLinear) -> torch.Tensor:
@@ -123,10 +128,14 @@ class DequantizedProduct(torch.autograd.Function):
 
 
 def replace_quantized_linears(trunk: nn.Module, dtype: torch.dtype) -> None:
-    """Replace all linears of bitsandbytes in a trunk whose other weights have this dtype.
+    """Replace all linears of bitsandbytes in a trunk, in place.
+
+    Args:
+        trunk: The trunk.
+        dtype: Dtype of the dequantised weights; that of the trunk's other weights.
 
     Raises:
-        ValueError: One of them is not stored in 4 or 8 bits; names it.
+        ValueError: Names a linear that is neither stored in 4 or 8 bits nor floating.
     """
     for name, module in list(trunk.named_modules()):
         if isinstance(module, nn.Linear):
@@ -143,10 +152,10 @@ def freeze_linear(linear: nn.Linear, dtype: torch.dtype | None = None) -> nn.Lin
 
     Args:
         linear: The linear.
-        dtype: Dtype of a dequantised weight; default: that which the linear computes in.
+        dtype: Dtype of a dequantised weight; default: the linear's compute dtype, float32 for 8 bits.
 
     Raises:
-        ValueError: The weight is no floating matrix (O, D), and not of bitsandbytes either.
+        ValueError: The weight is neither a floating matrix (O, D) nor stored by bitsandbytes.
     """
     weight: Any = linear.weight
     if isinstance(linear, QuantizedLinear):
@@ -156,15 +165,15 @@ def freeze_linear(linear: nn.Linear, dtype: torch.dtype | None = None) -> nn.Lin
         return FourBitLinear(linear, dtype or getattr(linear, "compute_dtype", None) or state.dtype)
     if hasattr(weight, "SCB"):
         return EightBitLinear(linear, dtype or torch.float32)
-    check_weight(weight, (linear.out_features, linear.in_features))
+    _check_floating_matrix(weight, (linear.out_features, linear.in_features))
     return linear.requires_grad_(False)
 
 
-def check_weight(weight: torch.Tensor, shape: tuple[int, int]) -> None:
-    """Check that a weight is a matrix of floating numbers, and no codes that need scales.
+def _check_floating_matrix(weight: torch.Tensor, shape: tuple[int, int]) -> None:
+    """Check that a weight is a floating matrix of this shape, and not codes that need scales.
 
     Raises:
-        ValueError: It is not.
+        ValueError: Names the dtype and shape that it has.
     """
     if not weight.is_floating_point() or weight.element_size() < 2 or tuple(weight.shape) != shape:
         raise ValueError(
@@ -174,7 +183,7 @@ def check_weight(weight: torch.Tensor, shape: tuple[int, int]) -> None:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Return whether a module has linears that are stored in few bits."""
+    """Return whether a module has linears that are stored in 4 or 8 bits."""
     return any(isinstance(child, QuantizedLinear) for child in module.modules())
 
 
@@ -188,6 +197,6 @@ def _add_weight(linear: nn.Module, state: dict[str, Any], prefix: str, _: Any) -
     state[prefix + "weight"] = linear.weight
 
 
-def _protected(scale: torch.Tensor) -> torch.Tensor:
-    """Return float32 numbers as integers of the same bits, which `module.to(dtype)` does not round."""
+def _float32_bits(scale: torch.Tensor) -> torch.Tensor:
+    """Return the bits of float32 numbers as int32, which `module.to(dtype)` does not round."""
     return scale.float().contiguous().view(torch.int32)

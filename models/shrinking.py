@@ -1,8 +1,8 @@
 """The config of an architecture with small widths: the same modules under the same names, few weights.
 
 Depth and every choice of the architecture stay, so each layer of the full model has its small counterpart.
-Widths of heads and numbers of heads are divided by a power of two each, widths of states by both. That keeps
-the relations between them: heads fill the width, rotary sections fill half a head.
+One power of two divides the widths of heads, another the numbers of heads, and their product the widths of
+states. That keeps the relations between them: heads fill the width, rotary sections fill half a head.
 """
 
 import math
@@ -17,9 +17,9 @@ MIN_HEAD_WIDTH = 8  # partial rotary positions need some pairs of dimensions
 MIN_HEADS = 4
 MIN_KEY_HEADS = 2
 WIDTH_STEP = 8  # fused experts take rows of 16 bytes
-MIN_HEADLESS_WIDTH = 64  # of architectures without heads
+MIN_HEADLESS_WIDTH = 64  # width of states in architectures without heads
 
-# Settings by the name, in the order of the search. All others keep their values.
+# Kinds of settings by their names, in the order of the search. All other settings keep their values.
 VOCABULARY = re.compile(r"(\w+_)?vocab_size\w*")
 TOKEN_ID = re.compile(r"\w+_token_(id|index)|\w+_index")
 HEAD_WIDTH = re.compile(
@@ -41,64 +41,65 @@ ROUTER_GROUPS = re.compile(r"n_group|num_expert_group")
 
 def shrink_config(config: Any) -> Any:
     """Return a config of the same class and depth with small widths, vocabulary and numbers of experts."""
-    return type(config).from_dict(_Shrinking(config).settings())
+    return type(config).from_dict(_ConfigShrinker(config).settings())
 
 
 @dataclass(frozen=True)
-class _Shrinking:
-    """The small counterpart of a config or of a config inside it."""
+class _ConfigShrinker:
+    """Shrinks a config, or a config nested in it."""
 
     config: Any
 
     def settings(self) -> dict[str, Any]:
-        """Return the small settings."""
+        """Return the settings of the small config."""
         full = self.config.to_dict()
-        head_divisor, count_divisor = self._divisors(full)
+        width_divisor, count_divisor = self._divisors(full)
         return {
-            name: self._small(name, value, full, head_divisor, count_divisor) for name, value in full.items()
+            name: self._shrink(name, value, full, width_divisor, count_divisor)
+            for name, value in full.items()
         }
 
     def _divisors(self, full: dict[str, Any]) -> tuple[int, int]:
-        """Return the powers of two that divide the widths and the numbers of heads."""
+        """Return the divisors of head widths and of head counts, each a power of two."""
         counts = [count for count in _integers_of(full, HEAD_COUNT) if count > 1]
         widths = [width for width in _integers_of(full, HEAD_WIDTH) if width > 0]
-        hidden, heads = (self._number(full, name) for name in ("hidden_size", "num_attention_heads"))
+        hidden, heads = (self._common_setting(full, name) for name in ("hidden_size", "num_attention_heads"))
         if not counts:  # no attention
             return _power_of_two([hidden], hidden // MIN_HEADLESS_WIDTH), 1
         if not widths and heads:
             widths.append(hidden // heads)
         smallest = min(widths, default=MIN_HEAD_WIDTH)
         sections = list(_rotary_sections(full))
-        head_divisor = _power_of_two([*widths, *sections], smallest // MIN_HEAD_WIDTH)
-        most = min(min(counts) // MIN_KEY_HEADS, (heads or MIN_HEADS) // MIN_HEADS)
-        count_divisor = _power_of_two(counts, most)
-        return head_divisor, max(math.gcd(hidden, head_divisor * count_divisor) // head_divisor, 1)
+        width_divisor = _power_of_two([*widths, *sections], smallest // MIN_HEAD_WIDTH)
+        limit = min(min(counts) // MIN_KEY_HEADS, (heads or MIN_HEADS) // MIN_HEADS)
+        count_divisor = _power_of_two(counts, limit)
+        return width_divisor, max(math.gcd(hidden, width_divisor * count_divisor) // width_divisor, 1)
 
-    def _number(self, full: dict[str, Any], name: str) -> int:
-        """Return an integer setting by the name that all architectures share, 0 without it."""
+    def _common_setting(self, full: dict[str, Any], name: str) -> int:
+        """Return an integer setting by its common name in transformers, 0 if there is none."""
         value = full.get(self.config.attribute_map.get(name, name))
         return value if isinstance(value, int) else 0
 
-    def _small(
-        self, name: str, value: Any, full: dict[str, Any], head_divisor: int, count_divisor: int
+    def _shrink(
+        self, name: str, value: Any, full: dict[str, Any], width_divisor: int, count_divisor: int
     ) -> Any:
         """Return the small value of a setting."""
         if isinstance(value, dict) and hasattr(inner := getattr(self.config, name), "to_dict"):
-            return _Shrinking(inner).settings()
+            return _ConfigShrinker(inner).settings()
         if name in ("rope_parameters", "rope_scaling") and value:
-            return _small_rope(value, head_divisor)
+            return _shrink_rope(value, width_divisor)
         if isinstance(value, dict) and name == "per_layer_config":
             return {
                 layer: {
-                    key: self._small(key, item, full, head_divisor, count_divisor)
-                    for key, item in own.items()
+                    key: self._shrink(key, item, full, width_divisor, count_divisor)
+                    for key, item in layer_settings.items()
                 }
-                for layer, own in value.items()
+                for layer, layer_settings in value.items()
             }
         if isinstance(value, list | tuple):
-            return [self._small(name, item, full, head_divisor, count_divisor) for item in value]
+            return [self._shrink(name, item, full, width_divisor, count_divisor) for item in value]
         if name == "layerdrop":
-            return 0.0  # a layer that is left out gets no gradient
+            return 0.0  # a dropped layer gets no gradient
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             return value
         if VOCABULARY.fullmatch(name):
@@ -106,11 +107,11 @@ class _Shrinking:
         if TOKEN_ID.fullmatch(name):
             return min(value, MAX_VOCABULARY - 1)
         if HEAD_WIDTH.fullmatch(name):
-            return max(value // head_divisor, 1)
+            return max(value // width_divisor, 1)
         if HEAD_COUNT.fullmatch(name):
             return max(value // count_divisor, 1)
         if STATE_WIDTH.fullmatch(name):
-            return _small_width(value, head_divisor * count_divisor)
+            return _shrink_width(value, width_divisor * count_divisor)
         if RECURRENT_SIZE.fullmatch(name):
             return min(value, MAX_RECURRENT_SIZE)
         if ROUTED_EXPERTS.fullmatch(name):
@@ -118,20 +119,20 @@ class _Shrinking:
         return value
 
 
-def _small_width(width: int, divisor: int) -> int:
-    """Return a width divided exactly, or if that is no multiple of the step, rounded up to one."""
+def _shrink_width(width: int, divisor: int) -> int:
+    """Return a divided width, rounded up to a multiple of WIDTH_STEP."""
     exact = width // divisor
     if width % divisor == 0 and exact % WIDTH_STEP == 0:
         return exact
     return min(width, -(-exact // WIDTH_STEP) * WIDTH_STEP) or 1
 
 
-def _small_rope(rope: dict[str, Any], divisor: int) -> dict[str, Any]:
-    """Return rotary settings whose sections, and factors of each frequency, fit the small head."""
+def _shrink_rope(rope: dict[str, Any], divisor: int) -> dict[str, Any]:
+    """Return rotary settings whose sections and frequency factors fit the small head."""
     small: dict[str, Any] = {}
     for name, value in rope.items():
         if isinstance(value, dict):
-            small[name] = _small_rope(value, divisor)
+            small[name] = _shrink_rope(value, divisor)
         elif name == "mrope_section":
             small[name] = [section // divisor for section in value]
         elif name in ("short_factor", "long_factor"):
@@ -159,7 +160,7 @@ def _rotary_sections(settings: dict[str, Any]) -> Iterator[int]:
 
 
 def _integers_of(settings: dict[str, Any], pattern: re.Pattern[str]) -> list[int]:
-    """Return the integers in the settings of these names: single ones, or one per layer."""
+    """Return the integers in the settings whose names match; a setting may have one per layer."""
     values: list[Any] = []
     for name, value in settings.items():
         if pattern.fullmatch(name):
@@ -167,9 +168,9 @@ def _integers_of(settings: dict[str, Any], pattern: re.Pattern[str]) -> list[int
     return [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
 
 
-def _power_of_two(values: list[int], most: int) -> int:
-    """Return the largest power of two up to `most` that divides all values."""
+def _power_of_two(values: list[int], limit: int) -> int:
+    """Return the largest power of two up to `limit`, at least 1, that divides all values."""
     power = 1
-    while power * 2 <= most and all(value % (power * 2) == 0 for value in values):
+    while power * 2 <= limit and all(value % (power * 2) == 0 for value in values):
         power *= 2
     return power

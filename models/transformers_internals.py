@@ -44,9 +44,9 @@ def register_attention(name: str, attend: Callable[..., Any], mask_of: str) -> N
 
 
 def remove_quantization_config(model: Any) -> None:
-    """Make a quantised model a plain one, once no linear of it is the quantising library's own.
+    """Mark a model as not quantised, once none of its linears belongs to the quantising library.
 
-    Otherwise saving refuses float32 weights from gguf, and exports ask for quantised weights.
+    Otherwise float32 weights from gguf cannot be saved, and exports would have to be quantised.
     """
     for config in (model.config, model.config.get_text_config()):
         if hasattr(config, "quantization_config"):

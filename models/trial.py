@@ -1,7 +1,8 @@
 """Trial of an adapter config on a small random model of a backbone's architecture.
 
-Some architectures read a linear's weight themselves, flatten rows and tokens, or leave a linear unused. There
-an adapter raises, or never gets a gradient. The trial finds this in a second, without the backbone's weights.
+Some architectures read a linear's weight themselves, flatten rows and tokens, or leave a linear unused. An
+adapter on such a linear raises an error or gets no gradient. The trial finds this in a second, without the
+backbone's weights.
 
 Shape legend: B rows, S tokens, C labels.
 """
@@ -24,6 +25,7 @@ from models.adapters.injection import (
     find_targets,
     fused_experts,
     inject_targets,
+    is_suffix,
     transformer_layers,
 )
 from models.config import AdapterConfig
@@ -33,13 +35,13 @@ from models.trunks import build_small_trunk, trunk_pooling
 
 logger = logging.getLogger(__name__)
 
-MIN_TOKEN_ID, MAX_TOKEN_ID = 5, 100  # words; the ids below and above are often control tokens
-LENGTHS = (7, 4, 6, 5)  # tokens of each row: padded to a width that is no multiple of the number of rows
+MIN_TOKEN_ID, MAX_TOKEN_ID = 5, 100  # ids outside are often control tokens
+ROW_LENGTHS = (7, 4, 6, 5)  # in tokens; the padded length is not a multiple of the number of rows
 NUM_TASKS = 2
 MAX_PARAMETERS = 150_000_000  # of a small model; most have under 10 million
 RANDOM_STD = 0.05
 MAX_NAMES = 6  # linears in a message
-INDEX = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, or of an expert in it
+MODULE_INDEX = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, or of an expert in it
 
 
 class AdapterTrialError(ValueError):
@@ -56,14 +58,17 @@ class TrialFailure:
 
 @dataclass(frozen=True)
 class Trial:
-    """A small trunk and how rows go through it."""
+    """A small random trunk on which adapters are trained for one pass."""
 
     trunk: Any
     pooling: Pooling
-    width: int
+    width: int  # of the pooled states
 
     def find_failure(self, targets: Targets) -> TrialFailure | None:
-        """Return which of these adapters a training pass fails for, None if it works."""
+        """Return the targets that cannot be trained, with the reason of the first; None if all can.
+
+        A pass shows one failure. So it is repeated without the failed targets until it succeeds.
+        """
         failed: list[TrialFailure] = []
         while targets:
             failure = self._run(targets)
@@ -76,32 +81,35 @@ class Trial:
             return None
         return TrialFailure([name for failure in failed for name in failure.names], failed[0].reason)
 
-    def run_bare(self, training: bool) -> None:
-        """Run a pass without adapters; raises what the architecture raises."""
+    def run_without_adapters(self, training: bool) -> None:
+        """Run a pass without adapters, which may raise any error."""
         with torch.no_grad():
             self._build([]).train(training)(*_rows())
 
     def _run(self, targets: Targets) -> TrialFailure | None:
-        """Run a training pass with adapters on the targets; of several failures, return the first kind's."""
+        """Run a training pass with adapters on the targets and return its first failure."""
         model = self._build(targets).train()
         running = _track_running(model.trunk)
         try:
             model(*_rows()).square().sum().backward()
         except Exception as error:  # architectures raise errors of any class
-            culprit = getattr(error, "obj", None)  # of an AttributeError
-            is_bypassed = isinstance(culprit, AdaptedLinear)
+            failed_layer = getattr(error, "obj", None)  # set by AttributeError
+            is_bypassed = isinstance(failed_layer, AdaptedLinear)
             if not is_bypassed:
-                culprit = running[-1] if running else None
-            names = [name for name, layer in adapted_layers(model.trunk).items() if layer is culprit]
-            kinds = {INDEX.sub("*", name) for name in names}
-            alike = [name for name, _ in targets if INDEX.sub("*", name) in kinds]
-            reason = "the architecture reads its weight itself" if is_bypassed else error_line(error)
-            return TrialFailure(alike or [name for name, _ in targets], reason)
+                failed_layer = running[-1] if running else None
+            names = [name for name, layer in adapted_layers(model.trunk).items() if layer is failed_layer]
+            kinds = {MODULE_INDEX.sub("*", name) for name in names}
+            same_kind = [name for name, _ in targets if MODULE_INDEX.sub("*", name) in kinds]
+            reason = "the architecture reads its weight itself" if is_bypassed else _error_line(error)
+            return TrialFailure(same_kind or [name for name, _ in targets], reason)
         unreached = _without_gradient(model.trunk)
         return TrialFailure(unreached, "no gradient reaches them") if unreached else None
 
     def _build(self, targets: Targets) -> RelevanceModel:
-        """Return a model with adapters on the targets, none of whose tensors is all zero."""
+        """Return a model with adapters on the targets.
+
+        Random numbers are added to trained tensors, and to tensors of zeros, which would block gradients.
+        """
         trunk = copy.deepcopy(self.trunk)
         routing = inject_targets(trunk, targets, NUM_TASKS, seed=0)
         heads = TaskHeads(self.width, (2,) * NUM_TASKS)
@@ -117,10 +125,10 @@ class Trial:
 def try_adapters(folder: Path, config: AdapterConfig) -> None:
     """Train the configured adapters for one pass, on a small random model of a folder's architecture.
 
-    An architecture without a small model that runs is logged and not refused.
+    If no small model of the architecture runs, a warning is logged and nothing is refused.
 
     Raises:
-        AdapterTrialError: Names the linears that cannot be adapted, and the setting that leaves them out.
+        AdapterTrialError: Names the linears that cannot be trained, and the setting that leaves them out.
     """
     with _one_thread():
         trial = _build_trial(folder, config)
@@ -138,10 +146,10 @@ def try_adapters(folder: Path, config: AdapterConfig) -> None:
 
 
 def _build_trial(folder: Path, config: AdapterConfig) -> Trial | None:
-    """Return a trial whose model runs without adapters, None with a log line if there is none.
+    """Return a trial whose trunk runs without adapters; log a warning and return None if none does.
 
     Raises:
-        AdapterTrialError: The model runs, but not in training mode.
+        AdapterTrialError: The trunk runs in evaluation mode but not in training mode.
     """
     try:
         trunk = build_small_trunk(folder, MAX_PARAMETERS)
@@ -150,23 +158,25 @@ def _build_trial(folder: Path, config: AdapterConfig) -> Trial | None:
         with torch.no_grad():
             width = trunk_states(trunk, *_rows()[:2], pooling).shape[-1]
         trial = Trial(trunk, pooling, width)
-        trial.run_bare(training=False)
+        trial.run_without_adapters(training=False)
     except Exception as error:  # anything may go wrong in a model of unusual widths
-        logger.warning(f"  adapters are not tried before workers start: no small model ({error_line(error)})")
+        logger.warning(
+            f"  adapters are not tried before workers start: no small model ({_error_line(error)})"
+        )
         return None
     try:
-        trial.run_bare(training=True)
+        trial.run_without_adapters(training=True)
     except Exception as error:
         raise AdapterTrialError(
-            f"this backbone cannot be trained: {error_line(error)}; use another"
+            f"this backbone cannot be trained: {_error_line(error)}; use another backbone"
         ) from error
     return trial
 
 
 def _describe(failure: TrialFailure, config: AdapterConfig, targets: list[str]) -> str:
-    """Return the message about adapters that cannot be trained."""
+    """Return the message about adapters that cannot be trained: the linears, the reason and the remedy."""
     failed = set(failure.names)
-    kinds = list(dict.fromkeys(INDEX.sub("*", name) for name in failure.names))
+    kinds = list(dict.fromkeys(MODULE_INDEX.sub("*", name) for name in failure.names))
     if len(kinds) > MAX_NAMES:
         kinds = [*kinds[:MAX_NAMES], f"{len(kinds) - MAX_NAMES} others"]
     message = f"adapters on {', '.join(kinds)} cannot be trained ({failure.reason})"
@@ -181,11 +191,11 @@ def _describe(failure: TrialFailure, config: AdapterConfig, targets: list[str]) 
 
 
 def shortest_suffix(name: str, others: list[str]) -> str:
-    """Return the fewest last parts of a module's name that no other name ends with."""
+    """Return the shortest suffix of a module's name, in dotted parts, that no other name has."""
     parts = name.split(".")
     for start in range(len(parts) - 1, 0, -1):
         suffix = ".".join(parts[start:])
-        if not any(other == suffix or other.endswith("." + suffix) for other in others):
+        if not any(is_suffix(suffix, other) for other in others):
             return suffix
     return name
 
@@ -193,8 +203,8 @@ def shortest_suffix(name: str, others: list[str]) -> str:
 def _without_gradient(trunk: Any) -> list[str]:
     """Return the adapted linears that no gradient reached.
 
-    Of linears with indices inside a layer, such as those of experts, one with a gradient speaks for all: a
-    few tokens do not reach every expert.
+    Linears that differ only by an index inside a layer, such as experts, count as reached if one is: a few
+    tokens do not reach every expert.
     """
     layers_name = transformer_layers(trunk)[0] + "."
     by_kind: dict[str, list[tuple[str, bool]]] = {}
@@ -202,7 +212,7 @@ def _without_gradient(trunk: Any) -> list[str]:
         index, _, inner = name.removeprefix(layers_name).partition(".")
         gradients = [parameter.grad for parameter in layer.parameters() if parameter.requires_grad]
         is_reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
-        by_kind.setdefault(f"{index}.{INDEX.sub('*', inner)}", []).append((name, is_reached))
+        by_kind.setdefault(f"{index}.{MODULE_INDEX.sub('*', inner)}", []).append((name, is_reached))
     return [
         name
         for linears in by_kind.values()
@@ -212,7 +222,10 @@ def _without_gradient(trunk: Any) -> list[str]:
 
 
 def _track_running(trunk: Any) -> list[AdaptedLinear]:
-    """Return a list that holds the adapted layer that is running, also after an error in it."""
+    """Return a list that hooks keep up to date: it holds the adapted layer whose forward is running.
+
+    After an error in that layer, the list still holds it.
+    """
     running: list[AdaptedLinear] = []
     for layer in adapted_layers(trunk).values():
         layer.register_forward_pre_hook(lambda layer, _: running.append(layer))
@@ -220,23 +233,23 @@ def _track_running(trunk: Any) -> list[AdaptedLinear]:
     return running
 
 
-def error_line(error: Exception) -> str:
-    """Return an error as one line, without the remedy that follows a semicolon."""
+def _error_line(error: Exception) -> str:
+    """Return the first line of an error's message, without the remedy after a semicolon."""
     lines = str(error).strip().splitlines()
     return lines[0].partition(";")[0] if lines else type(error).__name__
 
 
 def _rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return token ids (B, S), their mask (B, S) and task ids (B,)."""
-    mask_BS = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    mask_BS = (torch.arange(max(ROW_LENGTHS)) < torch.tensor(ROW_LENGTHS)[:, None]).long()
     generator = torch.Generator().manual_seed(0)
     ids_BS = torch.randint(MIN_TOKEN_ID, MAX_TOKEN_ID, mask_BS.shape, generator=generator) * mask_BS
-    return ids_BS, mask_BS, torch.arange(len(LENGTHS)) % NUM_TASKS
+    return ids_BS, mask_BS, torch.arange(len(ROW_LENGTHS)) % NUM_TASKS
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run on one thread, whose small operations do not wait for others, and keep torch's random state."""
+    """Run torch on one thread, which is faster for small operations, and keep its random state."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

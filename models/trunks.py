@@ -1,4 +1,4 @@
-"""Trunks of transformers without the weights of a file: what a backbone's config alone says."""
+"""Properties of a trunk from its config alone: modules and shapes, pooling, width, longest row."""
 
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,18 @@ def build_small_trunk(folder: Path, max_parameters: int) -> Any:
     """Build a random trunk of a folder's architecture and depth with small widths.
 
     Raises:
-        ValueError: It has more parameters.
+        ValueError: The trunk has more than `max_parameters`.
     """
     small_config = shrink_config(read_trunk_config(folder))
     with torch.device("meta"):
         total = sum(parameter.numel() for parameter in _build_trunk(small_config).parameters())
     if total > max_parameters:
-        raise ValueError(f"its small model has {total:,} parameters")
+        raise ValueError(f"its small model has {total:,} parameters, the limit is {max_parameters:,}")
     return _build_trunk(small_config).eval()
 
 
 def trunk_pooling(trunk: Any) -> Pooling:
-    """Return how token states are pooled: the last one, or the mean where tokens see later ones."""
+    """Return the pooling of token states: the last one, or the mean where tokens see later ones."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     is_encoder = type(trunk.config) in MODEL_FOR_MASKED_LM_MAPPING
@@ -50,7 +50,10 @@ def trunk_pooling(trunk: Any) -> Pooling:
 
 
 def trunk_width(trunk_config: Any) -> int:
-    """Return the width of a trunk's last states. OPT's may be projected to that of its embeddings."""
+    """Return the width of a trunk's last hidden states.
+
+    OPT may project them to the width of its embeddings.
+    """
     text_config = trunk_config.get_text_config()
     return int(getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size)
 
@@ -61,17 +64,17 @@ def max_positions(trunk: Any) -> int | None:
     Scaled rotary positions may reach further than `max_position_embeddings` of the config.
     """
     config = trunk.config.get_text_config(decoder=True)
-    stated = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    if not stated or stated < 0:
+    config_limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if not config_limit or config_limit < 0:
         return None
-    # RoBERTa and its kin count positions from the one behind the padding's
+    # models like RoBERTa count positions from the one after the padding position
     first_position = max(
         (
             module.padding_idx + 1
             for name, module in trunk.named_modules()
             if isinstance(module, torch.nn.Embedding)
             and "position" in name
-            and module.num_embeddings == stated
+            and module.num_embeddings == config_limit
             and module.padding_idx is not None
         ),
         default=0,
@@ -79,11 +82,11 @@ def max_positions(trunk: Any) -> int | None:
     rope = getattr(config, "rope_parameters", None) or {}
     by_layer_type = [value for value in rope.values() if isinstance(value, dict)] or [rope]
     scaled = [
-        int(scaling["factor"] * (scaling.get("original_max_position_embeddings") or stated))
+        int(scaling["factor"] * (scaling.get("original_max_position_embeddings") or config_limit))
         for scaling in by_layer_type
         if scaling.get("factor")
     ]
-    return max([stated - first_position, *scaled])
+    return max([config_limit - first_position, *scaled])
 
 
 def read_trunk_config(folder: Path) -> Any:
@@ -108,7 +111,7 @@ def read_trunk_config(folder: Path) -> Any:
 
 
 def _build_trunk(trunk_config: Any) -> Any:
-    """Build a trunk with new weights."""
+    """Build a trunk with random weights."""
     from transformers import AutoModel
 
     return AutoModel.from_config(trunk_config, trust_remote_code=False, **trunk_options(trunk_config))

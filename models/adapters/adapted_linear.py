@@ -28,8 +28,8 @@ class AdaptedLinear(nn.Module):
     A method implements `down_XD`, `low_rank`, `up_OK`, `parameter_count` and `fold`.
 
     Parameters are float32 whatever the base's dtype: near 1 the spacing of bfloat16 is 0.004, so a learning
-    rate of 1e-4 would never move a transform. Products run in the dtype of the inputs. The base may be stored
-    in 4 or 8 bits by bitsandbytes; the layer is then that over its dequantised weight.
+    rate of 1e-4 would never move a transform. Products run in the dtype of the inputs. A base
+    that bitsandbytes stored in 4 or 8 bits counts as its dequantised weight.
     """
 
     TASK_DEPENDENT: ClassVar[bool]  # whether the output depends on the row's task

@@ -1,4 +1,4 @@
-"""GPT-2's `Conv1D`, a linear whose weight lies (in, out): adapters take it as a linear.
+"""GPT-2's `Conv1D`, a linear with its weight transposed, as an `nn.Linear` for adapters.
 
 Shape legend: D width in, O width out.
 """
@@ -6,12 +6,11 @@ Shape legend: D width in, O width out.
 import sys
 from typing import Any
 
-import torch
 from torch import nn
 
 
 class LinearFromConv1D(nn.Linear):
-    """The linear that a Conv1D became. Files of its model hold the weight as (D, O)."""
+    """A linear in place of a Conv1D. Its model's files hold the weight as (D, O)."""
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -31,15 +30,11 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def linear_from_conv1d(module: nn.Module) -> Any:
-    """Return the linear that equals a Conv1D; any other module as it is."""
+    """Return a linear that equals a Conv1D; return any other module unchanged."""
     if not is_conv1d(module):
         return module
     conv: Any = module
     linear = LinearFromConv1D(conv.nx, conv.nf, device="meta")
-    linear.weight = nn.Parameter(_transposed(conv.weight), requires_grad=False)
+    linear.weight = nn.Parameter(conv.weight.detach().t().contiguous(), requires_grad=False)
     linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)
     return linear
-
-
-def _transposed(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().t().contiguous()

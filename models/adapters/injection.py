@@ -11,7 +11,7 @@ from models.adapters.conv1d import linear_from_conv1d, linear_shape
 from models.adapters.routing import TaskRouting
 from models.config import AdapterConfig
 
-Targets = list[tuple[str, AdapterConfig]]  # the name of each linear to adapt and the config of its layer
+Targets = list[tuple[str, AdapterConfig]]  # full name of each linear to adapt, and its adapter's config
 
 
 def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -> TaskRouting:
@@ -27,14 +27,14 @@ def inject(trunk: nn.Module, config: AdapterConfig, num_tasks: int, seed: int) -
 
 
 def inject_targets(trunk: nn.Module, targets: Targets, num_tasks: int, seed: int) -> TaskRouting:
-    """Freeze `trunk` and put an adapter around each target, in place; return their routing."""
+    """Freeze `trunk`, put an adapter around each target, in place, and return their routing."""
     trunk.requires_grad_(False)
     routing = TaskRouting()
     generator = torch.Generator().manual_seed(seed)
     for name, layer_config in targets:
         base = linear_from_conv1d(trunk.get_submodule(name))
         build: Any = METHODS[layer_config.method].layer
-        replace_module(trunk, name, build(base, num_tasks, layer_config, routing, generator))
+        trunk.set_submodule(name, build(base, num_tasks, layer_config, routing, generator))
     return routing
 
 
@@ -54,7 +54,7 @@ def adapter_parameter_count(trunk: nn.Module, config: AdapterConfig, num_tasks: 
 
 
 def find_targets(trunk: nn.Module, config: AdapterConfig) -> Targets:
-    """Return the name of each linear to adapt and the config of its layer, in the trunk's order.
+    """Return the linears to adapt and the adapter config of each, in the trunk's order.
 
     Raises:
         ValueError: The config names a linear or a layer that the trunk does not have, or leaves none.
@@ -64,7 +64,7 @@ def find_targets(trunk: nn.Module, config: AdapterConfig) -> Targets:
     if chosen is not None and max(chosen) >= len(layers):
         raise ValueError(
             f"adapter.layers_to_transform names layer {max(chosen)}, this backbone has layers 0 to "
-            f"{len(layers) - 1}"
+            f"{len(layers) - 1}; name layers that it has"
         )
     targets = []
     for name in target_linear_names(trunk, config):
@@ -87,44 +87,53 @@ def find_targets(trunk: nn.Module, config: AdapterConfig) -> Targets:
 def target_linear_names(trunk: nn.Module, config: AdapterConfig) -> list[str]:
     """Return the full names of the linears that `target_modules` selects, in the trunk's order.
 
-    "all-linear" selects all linears inside the transformer layers. Linears of other modalities, which texts
-    do not pass, are never selected.
+    "all-linear" selects all linears inside the transformer layers. Linears of other modalities, such as those
+    of a vision tower, are never selected.
     """
     linears = [name for name, module in text_modules(trunk).items() if linear_shape(module) is not None]
     allowed = [
-        name for name in linears if not any(_is_suffix(excluded, name) for excluded in config.exclude_modules)
+        name for name in linears if not any(is_suffix(excluded, name) for excluded in config.exclude_modules)
     ]
     if config.target_modules == "all-linear":
         layers_name = transformer_layers(trunk)[0]
         return [name for name in allowed if _layer_index(layers_name, name) is not None]
     for target in config.target_modules:
-        if not any(_is_suffix(target, name) for name in allowed):
+        if not any(is_suffix(target, name) for name in allowed):
+            if any(is_suffix(target, name) for name in linears):
+                raise ValueError(
+                    f"adapter.exclude_modules leaves out all linears of target {target!r}; remove it from "
+                    "adapter.exclude_modules or adapter.target_modules"
+                )
             raise ValueError(_describe_unknown_target(trunk, target, allowed))
-    return [name for name in allowed if any(_is_suffix(target, name) for target in config.target_modules)]
+    return [name for name in allowed if any(is_suffix(target, name) for target in config.target_modules)]
 
 
 def text_modules(trunk: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a trunk by name, without those of other modalities.
 
-    These have configs of their own, and texts do not pass them.
+    Those are recognised by configs of their own.
     """
     config: Any = getattr(trunk, "config", None)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    own_classes = {type(config), type(text_config), type(None)}
+    text_config_classes = {type(config), type(text_config), type(None)}
     modules = dict(trunk.named_modules())
-    others = [
-        name for name, module in modules.items() if type(getattr(module, "config", None)) not in own_classes
+    other_models = [
+        name
+        for name, module in modules.items()
+        if type(getattr(module, "config", None)) not in text_config_classes
     ]
     if text_config is not config:
-        texts = [name for name, module in modules.items() if getattr(module, "config", None) is text_config]
-        text = f"{texts[0]}." if texts else ""  # the outermost module
+        text_models = [
+            name for name, module in modules.items() if getattr(module, "config", None) is text_config
+        ]
+        prefix = f"{text_models[0]}." if text_models else ""  # of the outermost one
     else:
-        text = ""
+        prefix = ""
     return {
         name: module
         for name, module in modules.items()
-        if name.startswith(text)
-        and not any(name == other or name.startswith(other + ".") for other in others)
+        if name.startswith(prefix)
+        and not any(name == other or name.startswith(other + ".") for other in other_models)
     }
 
 
@@ -137,7 +146,7 @@ def transformer_layers(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = [
         (name, module) for name, module in text_modules(trunk).items() if isinstance(module, nn.ModuleList)
     ]
-    # of nested lists max takes the outer one, which comes first
+    # with equal counts max returns the first: of nested lists the outer one
     best = max(
         lists,
         key=lambda item: sum(linear_shape(module) is not None for module in item[1].modules()),
@@ -149,9 +158,9 @@ def transformer_layers(trunk: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def fused_experts(trunk: nn.Module) -> list[str]:
-    """Return the last names of weights that hold the linears of all experts in one tensor.
+    """Return the attribute names of weights that hold all experts in one tensor, such as gate_up_proj.
 
-    They are parameters and no modules, so no adapter can be put around one. An example is gate_up_proj.
+    They are parameters and not modules, so no adapter can be put around one.
     """
     return sorted(
         {
@@ -163,7 +172,7 @@ def fused_experts(trunk: nn.Module) -> list[str]:
 
 
 def _describe_unknown_target(trunk: nn.Module, target: str, linears: list[str]) -> str:
-    """Return the message about a target that is none of the linears."""
+    """Return the message about a target that no linear of the backbone has."""
     known = ", ".join(sorted({name.rpartition(".")[2] for name in linears})) or "none"
     message = (
         f"adapter.target_modules names {target!r}, which is no linear of this backbone; its linears: {known}"
@@ -176,13 +185,7 @@ def _describe_unknown_target(trunk: nn.Module, target: str, linears: list[str]) 
     return message
 
 
-def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule `name` of `root`."""
-    parent_name, _, attribute = name.rpartition(".")
-    setattr(root.get_submodule(parent_name), attribute, module)
-
-
-def _is_suffix(target: str, name: str) -> bool:
+def is_suffix(target: str, name: str) -> bool:
     """Return whether `target` is `name` or its last dotted parts."""
     return name == target or name.endswith("." + target)
 

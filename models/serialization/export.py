@@ -1,7 +1,7 @@
 """Export one task of a model as a PEFT LoRA adapter or as merged weights.
 
 A decoder becomes the sequence classification model of its architecture, whose `score` is the task's head. An
-encoder, or a decoder without a class of just trunk and `score`, becomes its bare trunk with the head in a
+encoder, or a decoder whose class has layers besides trunk and `score`, becomes a trunk with the head in a
 file of its own. The README.md of each export says how to load it; export_check.py runs that code.
 
 Shape legend: B rows, S tokens, D width, K rank, O width out, C labels of the task.
@@ -42,19 +42,19 @@ BIAS_WARNING = (
 
 @dataclass(frozen=True)
 class ExportTask:
-    """One task of a model, with the facts that its users need."""
+    """One task of a model, with what an export says about it."""
 
     model: RelevanceModel
     index: int
     label_names: Sequence[str]  # worst first
     base_source: str  # argument of from_pretrained for the base model
     base_revision: str | None  # commit of a hub id
-    pad_id: int  # padding token, never a row's last token; decoders pool the last other token
+    pad_id: int  # padding token; no row ends with it, because decoders pool the last other token
 
     @cached_property
     def sequence_class(self) -> Any | None:
-        """transformers' class of the trunk with a linear `score` on the last token; None if there is none."""
-        return sequence_class(self.model)
+        """Sequence classification class of transformers for this trunk, None if none fits."""
+        return find_sequence_class(self.model)
 
     @property
     def trunk_prefix(self) -> str:
@@ -69,15 +69,15 @@ def export_peft(task: ExportTask, folder: Path) -> None:
     part of lora_B.
 
     Raises:
-        NotMergeableError: The adapter method is no LoRA for a single task.
+        NotMergeableError: The adapter method has no LoRA pair for a single task.
         ValueError: There is no such task, or the base is quantised.
     """
     model, task_index = task.model, task.index
     check_task_index(model, task_index)
     if is_quantized(model.trunk):
         raise ValueError(
-            "the adapters were trained over quantised weights, and PEFT would apply them to others; use "
-            "--format merged, which has the dequantised weights"
+            "the adapters were trained over quantised weights, and PEFT would apply them to unquantised "
+            "ones; use --format merged, which has the dequantised weights"
         )
     layers = adapted_layers(model.trunk)
     pairs = {name: peft_pair(layer, task_index) for name, layer in layers.items()}
@@ -85,9 +85,9 @@ def export_peft(task: ExportTask, folder: Path) -> None:
     prefix = "base_model.model." + task.trunk_prefix
     tensors: dict[str, torch.Tensor] = {}
     for name, (down_KD, up_OK) in pairs.items():
-        missing = rank - down_KD.shape[0]
-        tensors[f"{prefix}{name}.lora_A.weight"] = torch.nn.functional.pad(down_KD, (0, 0, 0, missing))
-        tensors[f"{prefix}{name}.lora_B.weight"] = torch.nn.functional.pad(up_OK, (0, missing))
+        padding = rank - down_KD.shape[0]
+        tensors[f"{prefix}{name}.lora_A.weight"] = torch.nn.functional.pad(down_KD, (0, 0, 0, padding))
+        tensors[f"{prefix}{name}.lora_B.weight"] = torch.nn.functional.pad(up_OK, (0, padding))
     magnitudes = {name: layer.magnitude_O for name, layer in layers.items() if isinstance(layer, DoRALinear)}
     tensors |= {
         f"{prefix}{name}.lora_magnitude_vector": magnitude_O for name, magnitude_O in magnitudes.items()
@@ -162,7 +162,7 @@ def peft_config(task: ExportTask, rank: int, use_dora: bool) -> dict[str, Any]:
 
 
 def linears_from_conv1d(model: RelevanceModel) -> list[str]:
-    """Return the adapted linears whose weights lie (in, out) in files."""
+    """Return the names of adapted linears whose weights are (in, out) in files."""
     layers = adapted_layers(model.trunk)
     return [name for name, layer in layers.items() if isinstance(layer.base, LinearFromConv1D)]
 
@@ -180,8 +180,8 @@ def peft_targets(task: ExportTask) -> list[str]:
     return sorted(task.trunk_prefix + name for name in adapted)
 
 
-def sequence_class(model: RelevanceModel) -> Any | None:
-    """Return transformers' class of the model's trunk and nothing but a linear `score` on its last token.
+def find_sequence_class(model: RelevanceModel) -> Any | None:
+    """Return transformers' class that has the model's trunk and a linear `score` on its last token.
 
     None if there is no such class: some have further layers between trunk and logits.
     """
@@ -194,9 +194,9 @@ def sequence_class(model: RelevanceModel) -> Any | None:
     prefix = model_class.base_model_prefix
     with torch.device("meta"):
         built = model_class(copy_config(trunk))
-    others = {name for name, _ in built.named_parameters() if not name.startswith(f"{prefix}.")}
+    other_parameters = {name for name, _ in built.named_parameters() if not name.startswith(f"{prefix}.")}
     is_same_trunk = type(getattr(built, prefix, None)) is type(trunk)
-    return model_class if is_same_trunk and others - {"score.bias"} == {"score.weight"} else None
+    return model_class if is_same_trunk and other_parameters - {"score.bias"} == {"score.weight"} else None
 
 
 def copy_config(trunk: Any) -> Any:
@@ -205,15 +205,15 @@ def copy_config(trunk: Any) -> Any:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write safetensors that transformers and peft can read."""
+    """Write a safetensors file that transformers and peft can read."""
     written: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
+        cpu_tensor = tensor.detach().cpu().contiguous()
         # safetensors refuses tensors that share memory, such as those of tied layers
-        shares = own.untyped_storage().data_ptr() in storages
-        storages.add(own.untyped_storage().data_ptr())
-        written[name] = own.clone() if shares else own
+        storage = cpu_tensor.untyped_storage().data_ptr()
+        written[name] = cpu_tensor.clone() if storage in storages else cpu_tensor
+        storages.add(storage)
     save_file(written, path, metadata={"format": "pt"})
 
 

@@ -1,4 +1,4 @@
-"""Check that an export answers as the model does: run the code of its README.md on a few rows.
+"""Check that an export gives the model's logits: run the code of its README.md on a few rows.
 
 Shape legend: B rows, S tokens, C labels of the task.
 """
@@ -23,17 +23,20 @@ from models.serialization.export import (
     loading_variables,
 )
 
-# largest difference of logits as a share of the largest logit: only rounding, as tensors are compared exactly
+# largest difference of logits relative to the largest logit; tensors are equal, so only rounding is left
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 
 
 class ExportRefusedError(ValueError):
-    """An export cannot be loaded, or answers otherwise than the model."""
+    """An export cannot be loaded or checked, or its logits differ from the model's."""
 
 
 @dataclass(frozen=True)
 class ExportSample:
-    """Rows with the model's logits, and the code that loads the export; holds no model."""
+    """Rows with the model's logits, and the code that loads the export.
+
+    It holds no model, so the model can be released before the export is loaded.
+    """
 
     input_ids_BS: torch.Tensor
     mask_BS: torch.Tensor
@@ -50,7 +53,14 @@ def sample_export(
     input_ids_BS: torch.Tensor,
     mask_BS: torch.Tensor,
 ) -> ExportSample:
-    """Return the model's logits of token ids padded on the right with `task.pad_id`."""
+    """Return rows with the model's logits.
+
+    Args:
+        task: Task whose logits are computed.
+        export_format: Format of the export to check.
+        input_ids_BS: Token ids, padded on the right with `task.pad_id`.
+        mask_BS: 1 for tokens, 0 for padding.
+    """
     model: Any = task.model
     logits_BC = model(input_ids_BS, mask_BS, torch.full((len(input_ids_BS),), task.index))
     return ExportSample(
@@ -64,7 +74,7 @@ def sample_export(
 
 
 def check_peft_installed() -> None:
-    """Check that PEFT exports can be checked.
+    """Check that PEFT is installed, which PEFT exports are loaded with.
 
     Raises:
         ExportRefusedError: PEFT is not installed.
@@ -80,7 +90,7 @@ def check_export(folder: Path, export_format: ExportFormat, sample: ExportSample
     """Load an export by the code of its README.md, in the base model's dtype, and compare logits.
 
     Raises:
-        ExportRefusedError: It does not load, or its logits differ.
+        ExportRefusedError: It does not load, or its tensors or logits differ.
     """
     names: dict[str, Any] = sample.variables | {
         "torch": torch,
@@ -94,7 +104,7 @@ def check_export(folder: Path, export_format: ExportFormat, sample: ExportSample
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]
         raise ExportRefusedError(
-            f"the export does not load ({type(error).__name__}: {lines[0]}); {_other_way(export_format)}"
+            f"the export does not load ({type(error).__name__}: {lines[0]}); {_remedy(export_format)}"
         ) from error
     if export_format == "peft":
         from peft import get_peft_model_state_dict
@@ -110,18 +120,18 @@ def check_export(folder: Path, export_format: ExportFormat, sample: ExportSample
     if not difference <= tolerance:  # also refuses NaN
         raise ExportRefusedError(
             f"the export's logits differ from the model's by {difference:.2g}, more than rounding "
-            f"({tolerance:.2g}); {_other_way(export_format)}"
+            f"({tolerance:.2g}); {_remedy(export_format)}"
         )
 
 
 def _check_adapter_names(folder: Path, model: Any, loaded: set[str]) -> None:
-    """Check that PEFT has an adapter tensor for each one of the export, and no others.
+    """Check that PEFT has the adapter tensors of the export and no others.
 
-    In mixtures of experts, PEFT takes linears with some names for experts of older checkpoints, and moves
+    In mixtures of experts, PEFT mistakes linears with some names for experts of older checkpoints and moves
     their adapters to other weights.
 
     Raises:
-        ExportRefusedError: It has others.
+        ExportRefusedError: Names a linear with an adapter on one side only.
     """
     with safe_open(folder / PEFT_WEIGHTS, framework="pt") as file:
         differing = sorted(loaded ^ set(file.keys()))
@@ -140,19 +150,19 @@ def _check_tensors(path: Path, loaded: Mapping[str, torch.Tensor], export_format
     """Check that each tensor of a file was loaded unchanged.
 
     Raises:
-        ExportRefusedError: Names one that was not.
+        ExportRefusedError: Names a tensor that is missing or differs.
     """
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118
             tensor = loaded.get(name)
             if tensor is None or not torch.equal(tensor, file.get_tensor(name).to(tensor.dtype)):
                 raise ExportRefusedError(
-                    f"the export's tensor {name} does not load into the model; {_other_way(export_format)}"
+                    f"the export's tensor {name} does not load into the model; {_remedy(export_format)}"
                 )
 
 
-def _other_way(export_format: ExportFormat) -> str:
-    """Return what the user can do."""
+def _remedy(export_format: ExportFormat) -> str:
+    """Return the other way to use the model."""
     return (
         "use --format merged" if export_format == "peft" else "use `relevance predict` or `relevance score`"
     )

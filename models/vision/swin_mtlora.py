@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from models.adapters.injection import replace_module
 from models.adapters.mtlora import MTLoRAConfig
 from models.transformers_internals import Size, join_windows, partition_windows
 from models.vision.mtlora_stream import MTLoRAStreamLinear
@@ -161,7 +160,7 @@ def _add_pairs(block: nn.Module, num_tasks: int, config: MTLoRAConfig, generator
     for name in (*QKV, *STREAMED):
         layer_class = StreamSplitLinear if num_tasks and name == PROJ else MTLoRAStreamLinear
         pairs = layer_class(block.get_submodule(name), 0 if name in QKV else num_tasks, config, generator)  # type: ignore[arg-type]
-        replace_module(block, name, pairs)
+        block.set_submodule(name, pairs)
     # the paper's qkv is one linear with one pair; here its up-projection has three parts, which share the
     # down-projection (three names in a state dict, one in named_parameters)
     query, key, value = (block.get_submodule(name) for name in QKV)

@@ -77,7 +77,7 @@ def test_setting_for_a_stored_checkpoint_is_refused(llama_dir: Path, tmp_path: P
 def test_stored_checkpoint_with_whole_weights_is_refused(llama_dir: Path, tmp_path: Path) -> None:
     folder = copy_of(llama_dir, tmp_path / "stored")
     set_quantization(folder, quant_method="bitsandbytes", load_in_8bit=True, llm_int8_has_fp16_weight=True)
-    with pytest.raises(BackboneUnavailableError, match="quantised by bitsandbytes, which is not taken"):
+    with pytest.raises(BackboneUnavailableError, match="quantised by bitsandbytes, which is not supported"):
         resolve_folder(backbone_config(folder))
 
 

@@ -43,7 +43,7 @@ def test_quantised_checkpoint_is_refused_by_method(
     folder = changed_folder(**({place: settings} if place else settings))
     with pytest.raises(
         BackboneUnavailableError,
-        match=f"changed is a checkpoint quantised by {method}, which is not taken; use the unquantised one",
+        match=f"checkpoint quantised by {method}, which is not supported; use the unquantised one",
     ):
         resolve_folder(config_of(folder))
 

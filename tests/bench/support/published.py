@@ -9,7 +9,7 @@ expert, T tasks.
 import torch
 from torch import nn
 
-from models.adapters.injection import adapted_layers, replace_module
+from models.adapters.injection import adapted_layers
 from models.adapters.moe_lora import MoELoRALinear
 from models.adapters.mtl_lora import MTLLoRALinear
 
@@ -89,5 +89,5 @@ def as_published(trunk: nn.Module) -> nn.Module:
         KeyError: The method has no published form here.
     """
     for name, layer in adapted_layers(trunk).items():
-        replace_module(trunk, name, PUBLISHED[type(layer)](layer))
+        trunk.set_submodule(name, PUBLISHED[type(layer)](layer))
     return trunk

@@ -131,7 +131,7 @@ def test_layers_to_transform_selects_layers(fresh_backbone: FreshBackbone) -> No
     (
         (
             LoRAConfig(layers_to_transform=(0, 2)),
-            "adapter.layers_to_transform names layer 2, this backbone has layers 0 to 1",
+            "adapter.layers_to_transform names layer 2, this backbone has layers 0 to 1; name layers",
         ),
         (MTLLoRAConfig(task_layers=3), "adapter.task_layers is 3, this backbone has 2 layers"),
         (MTLoRAConfig(task_layers=3), "adapter.task_layers is 3, this backbone has 2 layers"),
@@ -156,7 +156,7 @@ def test_unknown_layer_is_refused(fresh_backbone: FreshBackbone, config: Adapter
         ),
         (
             LoRAConfig(target_modules=("q_proj",), exclude_modules=("q_proj",)),
-            "names 'q_proj', which is no linear",
+            "exclude_modules leaves out all linears of target 'q_proj'; remove it",
         ),
     ),
 )
