@@ -17,6 +17,7 @@ from pipeline.runtime.ray_metrics import MetricTags
 from pipeline.runtime.ray_resources import format_resources
 from pipeline.scoring.actor_settings import build_actor_settings
 from pipeline.scoring.attempts import attempt_evidence, create_attempts_dir
+from pipeline.scoring.duplicates import find_duplicates
 from pipeline.scoring.label_store import sweep_orphans
 from pipeline.scoring.metrics import ScoringGauges
 from pipeline.scoring.ray_pipeline import score_on_ray
@@ -80,7 +81,7 @@ def run_score(
         )
         sweep_orphans(scores)
         started_s = time.time()  # waiting for the lease does not count as scoring time
-        results = score_units(config, champion, to_do, run, lease) if to_do else []
+        results = score_units(config, champion, (to_do, published), run, lease) if to_do else []
         name = run.id if logical_date is None else f"{run.id}-{logical_date}"
         scoring_run = ScoringRun(name, champion, started_s, config.scoring.drift_refuse, logical_date)
         record = build_scoring_record(scores, scoring_run, [*published, *to_do], results)
@@ -210,9 +211,24 @@ def read_date(text: str) -> date:
 
 
 def score_units(
-    config: RunConfig, champion: VersionFiles, units: list[WorkUnit], run: CommandRun, lease: Lease
+    config: RunConfig,
+    champion: VersionFiles,
+    plan: tuple[list[WorkUnit], list[WorkUnit]],
+    run: CommandRun,
+    lease: Lease,
 ) -> list[UnitResult]:
-    """Score units with Ray actors; every result is in the run record as soon as it is known."""
+    """Score units with Ray actors; every result is in the run record as soon as it is known.
+
+    Args:
+        plan: Units to score, and published units of the same inputs, whose rows keep their ids.
+    """
+    attempts_dir = create_attempts_dir(config.run_dir, run.id)
+    units = find_duplicates(*plan, config.scores_location, attempts_dir)
+    if num_duplicates := sum(unit.duplicates for unit in units):
+        logger.warning(
+            f"  {num_duplicates:,} rows have the row_id of another row; they are published as errors that "
+            "name its place, see read_errors"
+        )
     scoring, rows = config.scoring, sum(unit.rows for unit in units)
     num_actors = min(scoring.num_actors, len(units))
     cluster = ray_cluster(num_actors * scoring.threads_per_actor, num_actors * scoring.use_gpu)
@@ -224,7 +240,6 @@ def score_units(
                 "(scoring.threads_per_actor, use_gpu); waiting for one"
             )
         progress = ScoringProgress(units, ScoringGauges(MetricTags(config.name, run.id)), run, bar)
-        attempts_dir = create_attempts_dir(config.run_dir, run.id)
         settings = build_actor_settings(scoring, config.scores_location, champion, attempts_dir, run.log)
         try:
             with progress.follow(attempts_dir, resources):

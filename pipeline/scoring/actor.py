@@ -30,8 +30,9 @@ from pipeline.runtime.run_log import log_work_unit, logging_to
 from pipeline.runtime.timing import synchronize
 from pipeline.scoring.actor_settings import ActorSettings
 from pipeline.scoring.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
+from pipeline.scoring.duplicates import read_duplicates
 from pipeline.scoring.label_store import is_published, publish_unit, read_manifest
-from pipeline.scoring.row_errors import split_valid_rows
+from pipeline.scoring.row_errors import FirstPlaces, split_valid_rows
 from pipeline.scoring.score_cache import ScoreCache
 from pipeline.scoring.scored_parts import ScoredParts
 from pipeline.scoring.unit_manifest import UnitInput, UnitManifest, profile_labels
@@ -167,12 +168,11 @@ class UnitScorer:
         task = check_known_task(unit.task, self.predictor.tasks, "the model's bundle")
         multitask = self._load_multitask() if unit.all_tasks else None
         parts = ScoredParts(self.predictor.tasks if unit.all_tasks else (task,))
+        places = FirstPlaces(read_duplicates(self.attempts_dir, unit))
         before = self._usage(task, multitask)
         candidates = attempts.retry_candidates()
         for rows, first_row in read_unit(unit):
-            valid_rows, errors = split_valid_rows(
-                rows, task.name, first_row, self.bundle.sha256, parts.row_ids
-            )
+            valid_rows, errors = split_valid_rows(rows, task.name, first_row, self.bundle.sha256, places)
             part = _Part(valid_rows, task, multitask, parts.num_rows)
             try:
                 scored = self._score_part(part, attempts, candidates)
@@ -186,7 +186,7 @@ class UnitScorer:
                     return self._score(unit, attempts)
                 raise
             parts.num_predicted += int(part.is_predicted_N.sum())
-            parts.add(rows, valid_rows, scored, errors)
+            parts.add(valid_rows, scored, errors)
         scored, errors = parts.scored, parts.errors
         self._publish(unit, parts, scored, errors)
         attempts.finish()

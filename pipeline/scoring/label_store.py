@@ -22,13 +22,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.files import bytes_sha256
 from pipeline.errors import DamagedInputError, RelevanceError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.names import check_name
+from pipeline.runtime.run_log import utc_text
 from pipeline.scoring.row_errors import ERROR_SCHEMA
 from pipeline.scoring.unit_manifest import PublishedFile, UnitManifest
 from pipeline.storage.filesystem import canonical_json, json_sha256
@@ -127,6 +130,7 @@ def publish_unit(
         manifest,
         num_labels=labels.num_rows,
         num_errors=errors.num_rows if errors is not None else 0,
+        published_at=utc_text(time.time()),
         label_files=files[LABELS],
         error_files=files.get(ERRORS, ()),
     )
@@ -177,19 +181,34 @@ def read_errors(root: Root, bundle_sha256: str | None = None) -> pa.Table:
         DamagedInputError: A file that a manifest names is missing or altered.
     """
     store = open_store(root)
-    manifests = read_manifests(store, bundle_sha256)
-    files = [(manifest.unit_id, file) for manifest in manifests for file in manifest.error_files]
-    return _read_files(store, files, ERROR_SCHEMA)
+    return read_error_rows(store, read_manifests(store, bundle_sha256))
 
 
-def read_labels(store: Store, manifests: Iterable[UnitManifest]) -> pa.Table:
-    """Return the labels (SCORE_SCHEMA) that manifests name.
+def read_error_rows(store: Store, manifests: Iterable[UnitManifest]) -> pa.Table:
+    """Return the rows without a label (ERROR_SCHEMA) that manifests name.
 
     Raises:
         DamagedInputError: A named file is missing or altered.
     """
-    files = [(manifest.unit_id, file) for manifest in manifests for file in manifest.label_files]
-    return _read_files(store, files, SCORE_SCHEMA)
+    files = [(manifest.unit_id, file) for manifest in manifests for file in manifest.error_files]
+    return pa.concat_tables(_read_files(store, files, ERROR_SCHEMA), promote_options="default")
+
+
+def read_labels(store: Store, manifests: Iterable[UnitManifest]) -> pa.Table:
+    """Return the labels (SCORE_SCHEMA) that manifests name, one of each row_id, task and model.
+
+    Of several the one that was published first is kept.
+
+    Raises:
+        DamagedInputError: A named file is missing or altered.
+    """
+    files = [(manifest, file) for manifest in manifests for file in manifest.label_files]
+    tables = _read_files(store, [(manifest.unit_id, file) for manifest, file in files], SCORE_SCHEMA)
+    published = [(manifest.published_at, manifest.unit_id) for manifest, _ in files]
+    rank = np.zeros(len(tables), int)
+    rank[sorted(range(len(files)), key=published.__getitem__)] = range(len(files))
+    rank_N = np.repeat(rank, [table.num_rows for table in tables])
+    return _keep_first_labels(pa.concat_tables(tables, promote_options="default"), rank_N)
 
 
 def read_unaltered(store: Store, file: PublishedFile) -> bytes | None:
@@ -280,8 +299,25 @@ def _delete(store: Store, keys: Iterable[str]) -> None:
         store.delete(key)
 
 
-def _read_files(store: Store, files: Iterable[tuple[str, PublishedFile]], schema: pa.Schema) -> pa.Table:
-    """Read files of units, given as (unit id, file)."""
+def _keep_first_labels(labels: pa.Table, rank_N: np.ndarray) -> pa.Table:
+    """Drop labels of a row_id, task and model of which there is another label with a lower rank."""
+    key_N = np.zeros(labels.num_rows, np.int64)
+    for name in ("task", "bundle_sha256", "row_id"):
+        encoded = pc.dictionary_encode(labels[name])
+        code_N = np.concatenate(
+            [np.zeros(0, np.int32), *(chunk.indices.to_numpy() for chunk in encoded.chunks)]
+        )
+        key_N = key_N * (int(code_N.max(initial=0)) + 1) + code_N
+    order_N = np.lexsort((rank_N, key_N))
+    is_first_N = np.ones(labels.num_rows, bool)
+    is_first_N[order_N[1:]] = key_N[order_N[1:]] != key_N[order_N[:-1]]
+    return labels if is_first_N.all() else labels.filter(pa.array(is_first_N))
+
+
+def _read_files(
+    store: Store, files: Iterable[tuple[str, PublishedFile]], schema: pa.Schema
+) -> list[pa.Table]:
+    """Read files of units, given as (unit id, file); an empty table if there is none."""
     tables = []
     for unit_id, file in files:
         content = read_unaltered(store, file)
@@ -291,4 +327,4 @@ def _read_files(store: Store, files: Iterable[tuple[str, PublishedFile]], schema
                 f"delete manifests/{unit_id}.json and score again"
             )
         tables.append(pq.read_table(pa.BufferReader(content)))
-    return pa.concat_tables(tables, promote_options="default") if tables else schema.empty_table()
+    return tables or [schema.empty_table()]

@@ -5,7 +5,7 @@ They are published beside the labels, so that labels and errors together account
 Shape legend: N rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,8 @@ from pipeline.data.visible_text import mark_blank
 from pipeline.schema import COLUMNS, TEXT_COLUMNS, Column
 
 REQUIRED_VISIBLE_COLUMNS = ("row_id", "query", "ad_title")
+
+REPEATED_ID = "row_id repeats"  # how the reason of a duplicate begins; it names the first place
 
 ERROR_SCHEMA = pa.schema(
     [
@@ -27,12 +29,43 @@ ERROR_SCHEMA = pa.schema(
 )
 
 
+class FirstPlaces:
+    """First places of the row ids of a unit, whose rows may come in parts.
+
+    Args:
+        elsewhere: First place of each row whose id a row of another unit keeps, by its number in the file.
+    """
+
+    def __init__(self, elsewhere: Mapping[int, str] | None = None) -> None:
+        self._elsewhere = elsewhere or {}
+        self._known: dict[str, str] = {}
+
+    def find_repeated(self, row_ids: pa.ChunkedArray, first_row: int) -> dict[int, str]:
+        """Return the first place of the id of each row whose id another row keeps.
+
+        Args:
+            row_ids: Ids of the next part.
+            first_row: Number of its first row in the file.
+
+        Returns:
+            The places by the row's number in the part.
+        """
+        repeated = {}
+        for row, row_id in enumerate(row_ids.to_pylist()):
+            if row_id is not None:
+                place = self._elsewhere.get(row + first_row) or self._known.get(row_id)
+                self._known.setdefault(row_id, place or f"row {row + first_row} of the same file")
+                if place:
+                    repeated[row] = place
+        return repeated
+
+
 def split_valid_rows(
     table: pa.Table,
     task_name: str,
     first_row: int,
     bundle_sha256: str,
-    earlier_ids: Sequence[pa.ChunkedArray] = (),
+    places: FirstPlaces | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Separate rows that can be scored from those that cannot.
 
@@ -43,7 +76,7 @@ def split_valid_rows(
         task_name: The task.
         first_row: Number of the table's first row in its file.
         bundle_sha256: Digest of the model's bundle.
-        earlier_ids: Row ids of earlier parts of the unit.
+        places: First places of the unit's row ids, over its parts.
 
     Returns:
         (valid rows, errors in ERROR_SCHEMA).
@@ -53,10 +86,8 @@ def split_valid_rows(
         if column.name in ("row_id", "market", *TEXT_COLUMNS):
             for reason, bad_N in _column_errors(table.column(column.name), column):
                 reason_N[bad_N & (reason_N == "")] = reason
-    repeated_N = _mark_repeated(table.column("row_id"))
-    for row_ids in earlier_ids:
-        repeated_N |= pc.is_in(table.column("row_id"), value_set=row_ids).to_numpy()
-    reason_N[repeated_N & (reason_N == "")] = "row_id repeats"
+    for row, place in (places or FirstPlaces()).find_repeated(table.column("row_id"), first_row).items():
+        reason_N[row] = reason_N[row] or f"{REPEATED_ID} {place}"
     bad = np.flatnonzero(reason_N != "")
     errors = {
         "row_id": table.column("row_id").take(pa.array(bad)),
@@ -79,11 +110,3 @@ def _column_errors(values: pa.ChunkedArray, column: Column) -> list[tuple[str, n
         too_long = pc.greater(pc.utf8_length(values), column.max_chars).fill_null(False).to_numpy()
         errors.append((f"{column.name} has over {column.max_chars:,} characters", too_long))
     return errors
-
-
-def _mark_repeated(row_ids: pa.ChunkedArray) -> np.ndarray:
-    """Return a mask (N,) of rows whose id an earlier row has."""
-    numbers = row_ids.combine_chunks().dictionary_encode("encode").indices.to_numpy()
-    repeated_N = np.ones(len(row_ids), dtype=bool)
-    repeated_N[np.unique(numbers, return_index=True)[1]] = False
-    return repeated_N

@@ -11,14 +11,12 @@ class ScoredParts:
     """Labels and errors of the parts scored so far, in the order of the unit's rows.
 
     Attributes:
-        row_ids: Ids of all rows.
         markets: Market of each valid row.
         num_predicted: Number of valid rows that the model read; the others had cached scores.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks
-        self.row_ids: list[pa.ChunkedArray] = []
         self.markets: list[str] = []
         self.num_predicted = 0
         self._scored: list[pa.Table] = []
@@ -29,10 +27,9 @@ class ScoredParts:
         """Number of valid rows."""
         return len(self.markets)
 
-    def add(self, rows: pa.Table, valid_rows: pa.Table, scored: pa.Table, errors: pa.Table) -> None:
-        """Add a part: all its rows, the valid ones, their labels task by task, and the errors."""
+    def add(self, valid_rows: pa.Table, scored: pa.Table, errors: pa.Table) -> None:
+        """Add a part: its valid rows, their labels task by task, and the errors."""
         assert scored.num_rows == len(self.tasks) * valid_rows.num_rows, "each valid row has a label per task"
-        self.row_ids.append(rows.column("row_id"))
         self.markets += valid_rows.column("market").to_pylist()
         self._scored.append(scored)
         self._errors.append(errors)

@@ -65,6 +65,7 @@ class UnitManifest:
     num_errors: int = 0
     label_files: tuple[PublishedFile, ...] = ()
     error_files: tuple[PublishedFile, ...] = ()
+    published_at: str = ""  # UTC; empty in manifests of earlier releases
     precision: str = NATIVE_PRECISION  # other values occur only in recorded manifests
 
     @classmethod
@@ -89,6 +90,7 @@ class UnitManifest:
             num_errors=fields.get("error_rows", 0),
             label_files=tuple(PublishedFile(**file) for file in fields["files"]),
             error_files=tuple(PublishedFile(**file) for file in fields.get("error_files", ())),
+            published_at=fields.get("published_at", ""),
             precision=fields.get("precision", NATIVE_PRECISION),
         )
 
@@ -103,6 +105,7 @@ class UnitManifest:
             "encoder_version": self.encoder_version,
             "rows": self.num_labels,
             "error_rows": self.num_errors,
+            "published_at": self.published_at,
             "files": [asdict(file) for file in self.label_files],
         }
         if self.all_tasks:

@@ -48,6 +48,7 @@ class WorkUnit:
     part: tuple[int, int] | None  # (first row, one past the last); None: all rows
     rows: int = 0  # 0 also if the file cannot be read
     all_tasks: bool = False  # True: label rows for every task of the model, not for their own only
+    duplicates: int = 0  # rows that get an error, as a row before has their row_id
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "WorkUnit":

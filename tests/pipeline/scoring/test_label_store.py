@@ -1,5 +1,6 @@
 """Labels are published completely and once, and are read back unchanged."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,28 @@ def test_stray_error_file_of_a_published_unit_is_removed(tmp_path: Path) -> None
     (tmp_path / "errors" / "p").mkdir(parents=True)
     (tmp_path / "errors" / "p" / "stray.parquet").write_bytes(b"PAR1")
     assert sweep_orphans(tmp_path, older_than_s=-1) == 1 and published_row_ids(tmp_path) == ["r0", "r1"]
+
+
+def test_view_holds_the_first_published_label_of_each_row_task_and_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = iter((3e9, 1e9, 2e9, 1e9))
+    for unit, task, model in (
+        ("a", "search", "m"),
+        ("z", "search", "m"),
+        ("b", "ads", "m"),
+        ("c", "search", "n"),
+    ):
+        monkeypatch.setattr(time, "time", lambda: next(days))
+        table = score_table(2 if unit != "z" else 3)
+        for name, value in (("task", task), ("bundle_sha256", model), ("model_version", unit)):
+            number = table.schema.get_field_index(name)
+            table = table.set_column(number, table.field(number), pa.array([value] * table.num_rows))
+        publish_unit(tmp_path, unit_manifest(unit, task=task, bundle_sha256=model), table)
+    rows = read_published(tmp_path).to_pylist()
+    found = sorted((row["model_version"], row["task"], row["row_id"]) for row in rows)
+    assert found == [
+        ("b", "ads", "r0"), ("b", "ads", "r1"), ("c", "search", "r0"), ("c", "search", "r1"),
+        ("z", "search", "r0"), ("z", "search", "r1"), ("z", "search", "r2"),
+    ]  # fmt: skip
+    assert read_published(tmp_path, "n").num_rows == 2

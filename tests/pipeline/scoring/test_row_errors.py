@@ -31,7 +31,7 @@ def table_of(*rows: dict[str, Any]) -> pa.Table:
         ({"market": None}, "market is null"),
         ({"query": "q" * 4_097}, "query has over 4,096 characters"),
         ({"ad_title": "é" * 16_385}, "ad_title has over 16,384 characters"),
-        ({"row_id": "a"}, "row_id repeats"),
+        ({"row_id": "a"}, "row_id repeats row 100 of the same file"),
     ],
 )
 def test_bad_row_is_reported_with_number_and_reason(change: dict[str, Any], reason: str) -> None:
@@ -74,4 +74,7 @@ def test_id_spelled_none_is_not_missing() -> None:
 
 def test_first_of_rows_with_equal_ids_is_kept() -> None:
     rows, errors = split_valid_rows(table_of(GOOD, GOOD, {**GOOD, "query": ""}), "two", 0, "f")
-    assert rows.num_rows == 1 and errors.column("reason").to_pylist() == ["row_id repeats", "query is blank"]
+    assert rows.num_rows == 1 and errors.column("reason").to_pylist() == [
+        "row_id repeats row 0 of the same file",
+        "query is blank",
+    ]
