@@ -138,6 +138,6 @@ def test_late_manifest_finds_its_files(
         publish_unit(tmp_path, unit_manifest("p"), score_table(3))
     assert published_row_ids(tmp_path) == []
     ((path, content),) = late
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     assert published_row_ids(tmp_path) == ["r0", "r1", "r2"]
