@@ -113,8 +113,12 @@ def remove_abandoned(path: Path) -> None:
 
 @functools.cache
 def _host() -> str:
-    """Return a short digest of the host name; it distinguishes machines that share a file system."""
-    return bytes_sha256(socket.gethostname().encode())[:8]
+    """Return a short digest that distinguishes machines and containers that share a file system."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        # containers may share the host's name, but then have process numbers of their own
+        name += os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    return bytes_sha256(name.encode())[:8]
 
 
 def _start_ticks(pid: int) -> int:

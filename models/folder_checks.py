@@ -131,7 +131,8 @@ def _check_quantization(folder: Path, settings: dict[str, Any], quantization: st
             f"{folder} is quantised already, and backbone.quantization is {quantization}; leave the setting "
             "out or use the unquantised checkpoint"
         )
-    _check_stored_dtypes(folder, "lm_head.weight")  # the task heads are initialised from it
+    for output_embeddings in ("head.weight", "embed_out.weight"):  # the task heads are initialised from them
+        _check_stored_dtypes(folder, output_embeddings)
 
 
 def _check_bitsandbytes(folder: Path, quantization: str | None) -> None:
