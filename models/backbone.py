@@ -21,7 +21,7 @@ from models.heads import Pooling
 from models.quantization import replace_quantized_linears
 from models.torch_internals import cpu_has_bfloat16_instructions
 from models.transformers_internals import remove_quantization_config
-from models.trunks import read_trunk_config, trunk_options, trunk_pooling, trunk_width
+from models.trunks import check_no_logits, read_trunk_config, trunk_options, trunk_pooling, trunk_width
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -79,7 +79,7 @@ class Backbone:
 
     def _output_embeddings(self) -> torch.Tensor:
         """Return the output embeddings (V, D)."""
-        if self.trunk.config.tie_word_embeddings:
+        if getattr(self.trunk.config, "tie_word_embeddings", False):
             return self.trunk.get_input_embeddings().weight.detach()
         from safetensors import safe_open
 
@@ -122,6 +122,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
         raise BackboneUnavailableError(
             f"{folder} has no complete safetensors weights ({error}); fetch it again"
         ) from error
+    check_no_logits(trunk, folder)
     # transformers only logs a missing weight and fills it with random numbers; a pooler is not used
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if missing:

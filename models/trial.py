@@ -7,7 +7,6 @@ backbone's weights.
 Shape legend: B rows, S tokens, C labels.
 """
 
-import copy
 import logging
 import re
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from models.adapters.injection import (
     fused_experts,
     inject_targets,
     is_suffix,
+    replace_module,
     transformer_layers,
 )
 from models.config import AdapterConfig
@@ -81,14 +81,21 @@ class Trial:
             return None
         return TrialFailure([name for failure in failed for name in failure.names], failed[0].reason)
 
-    def run_without_adapters(self, training: bool) -> None:
-        """Run a pass without adapters, which may raise any error."""
+    def run_without_adapters(self) -> None:
+        """Run a pass without adapters in training mode, which may raise any error."""
         with torch.no_grad():
-            self._build([]).train(training)(*_rows())
+            self._build([]).train()(*_rows())
 
     def _run(self, targets: Targets) -> TrialFailure | None:
         """Run a training pass with adapters on the targets and return its first failure."""
         model = self._build(targets).train()
+        try:
+            return self._train(model, targets)
+        finally:
+            for name, layer in adapted_layers(self.trunk).items():
+                replace_module(self.trunk, name, layer.base)
+
+    def _train(self, model: RelevanceModel, targets: Targets) -> TrialFailure | None:
         running = _track_running(model.trunk)
         try:
             model(*_rows()).square().sum().backward()
@@ -110,10 +117,9 @@ class Trial:
 
         Random numbers are added to trained tensors, and to tensors of zeros, which would block gradients.
         """
-        trunk = copy.deepcopy(self.trunk)
-        routing = inject_targets(trunk, targets, NUM_TASKS, seed=0)
+        routing = inject_targets(self.trunk, targets, NUM_TASKS, seed=0)
         heads = TaskHeads(self.width, (2,) * NUM_TASKS)
-        model = RelevanceModel(trunk, heads, routing, self.pooling)
+        model = RelevanceModel(self.trunk, heads, routing, self.pooling)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -136,6 +142,8 @@ def try_adapters(folder: Path, config: AdapterConfig) -> None:
             return
         targets = find_targets(trial.trunk, config)
         failure = trial.find_failure(targets)
+        if failure is not None:
+            _check_trainable(trial)
     fused = " and ".join(fused_experts(trial.trunk))
     fused_note = f"{fused} of all experts are one tensor each, which is not adapted" if fused else ""
     if failure is not None:
@@ -146,31 +154,30 @@ def try_adapters(folder: Path, config: AdapterConfig) -> None:
 
 
 def _build_trial(folder: Path, config: AdapterConfig) -> Trial | None:
-    """Return a trial whose trunk runs without adapters; log a warning and return None if none does.
-
-    Raises:
-        AdapterTrialError: The trunk runs in evaluation mode but not in training mode.
-    """
+    """Return a trial whose trunk runs without adapters; log a warning and return None if none does."""
     try:
         trunk = build_small_trunk(folder, MAX_PARAMETERS)
-        pooling = trunk_pooling(trunk)
         find_targets(trunk, config)
+        pooling = trunk_pooling(trunk)
+        ids_BS, mask_BS, _ = _rows()
         with torch.no_grad():
-            width = trunk_states(trunk, *_rows()[:2], pooling).shape[-1]
-        trial = Trial(trunk, pooling, width)
-        trial.run_without_adapters(training=False)
+            width = trunk_states(trunk, ids_BS, mask_BS, pooling).shape[-1]
+        return Trial(trunk, pooling, width)
     except Exception as error:  # anything may go wrong in a model of unusual widths
         logger.warning(
             f"  adapters are not tried before workers start: no small model ({_error_line(error)})"
         )
         return None
+
+
+def _check_trainable(trial: Trial) -> None:
+    """Raise AdapterTrialError if the trunk runs in evaluation mode but not in training mode."""
     try:
-        trial.run_without_adapters(training=True)
+        trial.run_without_adapters()
     except Exception as error:
         raise AdapterTrialError(
             f"this backbone cannot be trained: {_error_line(error)}; use another backbone"
         ) from error
-    return trial
 
 
 def _describe(failure: TrialFailure, config: AdapterConfig, targets: list[str]) -> str:

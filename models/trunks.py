@@ -19,12 +19,18 @@ def build_meta_trunk(folder: Path) -> Any:
     trunk_config = read_trunk_config(folder)
     with torch.device("meta"):
         trunk = _build_trunk(trunk_config)
-    if trunk.get_output_embeddings() is not None:
-        raise BackboneUnavailableError(
-            f"{folder} is a {trunk_config.model_type}, which transformers builds with vocabulary logits "
-            f"only; use its language model alone ({trunk_config.get_text_config().model_type})"
-        )
+    check_no_logits(trunk, folder)
     return trunk
+
+
+def check_no_logits(trunk: Any, folder: Path) -> None:
+    """Raise BackboneUnavailableError if transformers builds an architecture with vocabulary logits only."""
+    if trunk.get_output_embeddings() is not None:
+        config = trunk.config
+        raise BackboneUnavailableError(
+            f"{folder} is a {config.model_type}, which transformers builds with vocabulary logits only; use "
+            f"its language model alone ({config.get_text_config().model_type})"
+        )
 
 
 def build_small_trunk(folder: Path, max_parameters: int) -> Any:

@@ -24,6 +24,7 @@ from models.inference.merging import check_task_index, merge_task, task_head
 from models.quantization import is_quantized
 from models.relevance import RelevanceModel
 from models.serialization.bundle import encode_json
+from models.trunks import trunk_options
 
 ExportFormat = Literal["peft", "merged"]
 
@@ -173,7 +174,10 @@ def peft_targets(task: ExportTask) -> list[str]:
     PEFT compares suffixes with the names of all modules, linears or not.
     """
     adapted = set(adapted_layers(task.model.trunk))
-    modules = {name.removesuffix(".base") for name, _ in task.model.trunk.named_modules()}
+    trunk: Any = task.model.trunk
+    modules = {name.removesuffix(".base") for name, _ in trunk.named_modules()}
+    if task.sequence_class is None and trunk_options(trunk.config):
+        modules.add("pooler.dense")  # where the export's code builds the trunk, and not here
     suffixes = sorted({name.rpartition(".")[2] for name in adapted})
     if {name for name in modules if name.rpartition(".")[2] in suffixes} == adapted:
         return suffixes

@@ -40,6 +40,18 @@ def test_answer_direction_of_an_untied_model_uses_lm_head(untied_llama_dir: Path
     assert not torch.allclose(direction_D, yes_minus_no(backbone.trunk.embed_tokens.weight))
 
 
+@pytest.mark.parametrize("name", ("embed_out.weight", "head.weight", "language_model.lm_head.weight"))
+def test_output_embeddings_of_other_families_are_found(
+    untied_llama_dir: Path, tmp_path: Path, name: str
+) -> None:
+    """GPT-NeoX, RWKV and older multimodal models have other names in their files."""
+    folder = copy_of(untied_llama_dir, tmp_path / "renamed")
+    tensors = load_file(folder / "model.safetensors")
+    head_VD = tensors[name] = tensors.pop("lm_head.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(load_backbone(config_of(folder)).answer_direction(), yes_minus_no(head_VD))
+
+
 def test_untied_model_without_lm_head_is_refused(untied_llama_dir: Path, tmp_path: Path) -> None:
     folder = copy_of(untied_llama_dir, tmp_path / "headless")
     tensors = load_file(folder / "model.safetensors")

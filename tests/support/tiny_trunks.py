@@ -49,7 +49,10 @@ def write_model(folder: Path, model: Any) -> Path:
     model.config.save_pretrained(folder)
     state: dict[str, torch.Tensor] = {}
     written = set()
-    for name, tensor in model.state_dict().items():
+    trunk_first = sorted(
+        model.state_dict().items(), key=lambda item: not item[0].startswith(model.base_model_prefix)
+    )
+    for name, tensor in trunk_first:
         if tensor.data_ptr() not in written:  # tied weights are in the file once
             state[name] = tensor.contiguous()
             written.add(tensor.data_ptr())

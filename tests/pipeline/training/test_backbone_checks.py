@@ -8,6 +8,7 @@ import pytest
 import transformers
 
 from models.adapters.lora import LoRAConfig
+from models.adapters.mtl_lora import MTLLoRAConfig
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError
@@ -95,3 +96,11 @@ def test_folder_without_tokenizer_is_refused_by_name(tmp_path: Path, tiny_llama:
         path.unlink()
     with pytest.raises(ConfigError, match=f"folder {folder} .*; copy the tokenizer's files"):
         check(folder, BACKBONES[name][2])
+
+
+def test_linears_that_cannot_be_trained_are_refused_with_the_remedy(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = write_backbone(tmp_path, tiny_llama, "opt")
+    task = Task(name="two", labels=("bad", "good"), relevant_from=1, template="Ad: {query} {ad_title}")
+    adapter = MTLLoRAConfig(target_modules="all-linear")
+    with pytest.raises(ConfigError, match=r"layers\.\*\.fc1, .*set adapter.exclude_modules: \[fc1, fc2\]"):
+        check_backbone(config_of(folder), adapter, EncodeConfig(max_tokens=32), (task,))
