@@ -25,7 +25,6 @@ from models.adapters.injection import (
     fused_experts,
     inject_targets,
     is_suffix,
-    replace_module,
     transformer_layers,
 )
 from models.config import AdapterConfig
@@ -93,9 +92,10 @@ class Trial:
             return self._train(model, targets)
         finally:
             for name, layer in adapted_layers(self.trunk).items():
-                replace_module(self.trunk, name, layer.base)
+                self.trunk.set_submodule(name, layer.base)
 
     def _train(self, model: RelevanceModel, targets: Targets) -> TrialFailure | None:
+        """Run a forward and a backward pass."""
         running = _track_running(model.trunk)
         try:
             model(*_rows()).square().sum().backward()
