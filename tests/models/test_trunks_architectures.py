@@ -2,10 +2,10 @@
 
 import pytest
 
+from tests.support.architecture_settings import SETTINGS
 from tests.support.architectures import (
     END,
     README,
-    SETTINGS,
     START,
     render_row,
     render_table,

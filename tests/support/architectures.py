@@ -33,6 +33,7 @@ from models.serialization.export import ExportFormat, ExportTask, export_merged,
 from models.serialization.export_check import ExportRefusedError, check_export, sample_export
 from models.shrinking import shrink_config
 from models.trial import AdapterTrialError, try_adapters
+from tests.support.architecture_settings import SETTINGS
 from tests.support.places import ROOT
 from tests.support.tiny_trunks import write_model
 
@@ -55,77 +56,6 @@ LENGTHS = (9, 5, 7, 6)
 TASK_B = torch.tensor([0, 1, 1, 0])
 PREFIX_LENGTH = 3
 TOLERANCE = 1e-3
-
-# architectures by model type, with the settings that differ from their default config
-HYBRID = {"num_hidden_layers": 4}  # of layers of several kinds, in turn
-SETTINGS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {},
-    "qwen2": {},
-    "qwen3": {},
-    "gemma": {},
-    "gemma2": {},
-    "gemma3_text": {},
-    "gemma3": {"vision_config": {"model_type": "siglip_vision_model", "num_hidden_layers": 1}},
-    "gemma3n_text": {**HYBRID, "num_kv_shared_layers": 2},
-    "gemma4_text": {"num_hidden_layers": 12, "num_kv_shared_layers": 6},
-    "phi": {},
-    "phi3": {},
-    "olmo2": {},
-    "olmo3": HYBRID,
-    "smollm3": HYBRID,
-    "cohere": {},
-    "cohere2": HYBRID,
-    "glm": {},
-    "glm4": {},
-    "exaone4": HYBRID,
-    "ernie4_5": {},
-    "stablelm": {},
-    "starcoder2": {},
-    "gpt2": {},
-    "gpt_bigcode": {},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
-    "gpt_neox": {"tie_word_embeddings": False},
-    "gptj": {},
-    "opt": {"hidden_size": 1024, "num_attention_heads": 16, "word_embed_proj_dim": 512},
-    "bloom": {},
-    "mpt": {},
-    "falcon": {"num_attention_heads": 64, "hidden_size": 4096},
-    "modernbert-decoder": HYBRID,
-    "mixtral": {},
-    "qwen2_moe": {},
-    "qwen3_moe": {},
-    "olmoe": {},
-    "phimoe": {},
-    "gpt_oss": {},
-    "deepseek_v3": {},
-    "glm4_moe": {},
-    "llama4_text": {"num_hidden_layers": 4},
-    "qwen3_next": HYBRID,
-    "qwen3_5_text": HYBRID,
-    "qwen3_5": {"vision_config": {"depth": 1}},
-    "lfm2": {"layer_types": ["conv", "full_attention"], "vocab_size": 256},
-    "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
-    "bamba": {"attn_layer_indices": [1]},
-    "falcon_h1": {"mamba_d_head": 64, "mamba_n_heads": 16},
-    "mamba": {},
-    "mamba2": {},
-    "rwkv": {},
-    "recurrent_gemma": {"num_hidden_layers": 3},
-    "xlnet": {},
-    "bert": {},
-    "roberta": {},
-    "xlm-roberta": {},
-    "electra": {},
-    "distilbert": {},
-    "albert": {},
-    "mpnet": {},
-    "deberta": {},
-    "deberta-v2": {},
-    "modernbert": HYBRID,
-    "llama4": {},
-    "t5": {},
-}
 
 
 @dataclass(frozen=True)
