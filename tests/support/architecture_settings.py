@@ -2,8 +2,8 @@
 
 from typing import Any
 
-# architectures by model type, with the settings that differ from their default config
-HYBRID = {"num_hidden_layers": 4}  # of layers of several kinds, in turn
+HYBRID = {"num_hidden_layers": 4}  # layers of several kinds take turns
+# by model type, the settings that differ from the architecture's default config
 SETTINGS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {},
