@@ -32,6 +32,6 @@ def test_readme_holds_what_an_architecture_does(model_type: str) -> None:
     assert render_row(try_architecture(model_type)) in readme_table()
 
 
-@pytest.mark.e2e
+@pytest.mark.failures
 def test_readme_holds_what_every_architecture_does() -> None:
     assert readme_table() == render_table([try_architecture(model_type) for model_type in SETTINGS])
