@@ -28,6 +28,16 @@ says otherwise. It prints messages and progress on stderr. The last line of stdo
 | 3 | a retry may succeed: the same command continues |
 | 4 | damaged input |
 
+## Environment
+
+| variable | effect |
+|---|---|
+| `RAY_ADDRESS` | cluster of the command: `host:port`, `ray://host:port`, `auto`; unset or `local`: one of its own |
+| `RAY_TMPDIR` | folder of Ray's sessions; set a short one if TMPDIR is long |
+| `HOME` | if it is unset or cannot be written: `relevance-home-<uid>` below TMPDIR |
+
+Output, logs and files are UTF-8 in every locale; what cannot be encoded becomes `?`.
+
 ## Runs
 
 A command has a run id: UTC time plus a random part, so ids sort by time. It is on the first line of stderr,
@@ -60,7 +70,7 @@ its record (SIGKILL, power cut, out of memory). `relevance status` shows the las
 | `run_texts.py` | sentences of `relevance status` and `relevance runs` |
 | `submit_paths.py` | check of a config's paths before `relevance submit` |
 | `cluster.py` | the Ray cluster: the one of `RAY_ADDRESS`, or a local one |
-| `environment.py` | environment variables of the libraries |
+| `environment.py` | variables of the libraries, home folder, encoding, signals |
 """
 
 
