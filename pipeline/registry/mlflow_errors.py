@@ -170,7 +170,8 @@ def _error_classes() -> tuple[type[Exception], ...]:
 
 def _shorten(text: str) -> str:
     """Return an error message on one line, cut in the middle: the cause is at its end."""
-    text = re.sub(r"\(Background on this error at: \S+\)", "", text)  # a link of SQLAlchemy
+    # the statement and a link, which SQLAlchemy adds
+    text = re.sub(r"\[(?:SQL|parameters): .*|\(Background on this error at: \S+\)", "", text, flags=re.DOTALL)
     line = " ".join(text.split())
     if len(line) <= MAX_ERROR_CHARS:
         return line
