@@ -32,7 +32,7 @@ says otherwise. It prints messages and progress on stderr. The last line of stdo
 
 | variable | effect |
 |---|---|
-| `RAY_ADDRESS` | cluster of the command: `host:port`, `ray://host:port`, `auto`; unset or `local`: one of its own |
+| `RAY_ADDRESS` | cluster: `host:port`, `ray://host:port`, `auto`; unset or `local`: one of its own |
 | `RAY_TMPDIR` | folder of Ray's sessions; set a short one if TMPDIR is long |
 | `HOME` | if it is unset or cannot be written: `relevance-home-<uid>` below TMPDIR |
 
