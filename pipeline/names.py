@@ -40,6 +40,11 @@ def is_bucket(location: Path | str) -> bool:
 _ACCOUNT = re.compile(r"(?<=:)//(?:[^/\s:'\"]*:[^\s'\"]*|[^/\s'\"]*)@")
 
 
-def hide_account(text: str) -> str:
-    """Return a text without the accounts, such as name:password@, of the URLs in it."""
-    return _ACCOUNT.sub("//***@", text)
+def hide_account(text: str, shown: str = "***@") -> str:
+    """Return a text without the accounts, such as name:password@, of the URLs in it.
+
+    Args:
+        text: Text with URLs.
+        shown: What stands for an account; empty for URLs that are used again.
+    """
+    return _ACCOUNT.sub(f"//{shown}", text)

@@ -77,8 +77,13 @@ def default_adapter(_: dict[str, Any]) -> AdapterConfig:
     return adapter
 
 
+def drop_account(uri: str) -> str:
+    """Return a URI without its account."""
+    return hide_account(uri, "")
+
+
 # written without its account: dumped configs are kept in MLflow and shown to everyone who may look at a run
-TrackingUri = Annotated[str, AfterValidator(parse_tracking_uri), PlainSerializer(hide_account)]
+TrackingUri = Annotated[str, AfterValidator(parse_tracking_uri), PlainSerializer(drop_account)]
 
 Adapter = Annotated[
     AdapterConfig, RegisteredBlock("method", method_blocks), BeforeValidator(add_default_method)

@@ -133,8 +133,10 @@ def test_relative_sqlite_file_becomes_absolute(tmp_path: Path, monkeypatch: pyte
 def test_dumped_config_and_errors_hold_no_account(tmp_path: Path) -> None:
     config = _build(tmp_path, "registry.tracking_uri", "http://alice:s3cr3t@host:1")
     assert config.registry.tracking_uri == "http://alice:s3cr3t@host:1"
-    assert config.model_dump()["registry"]["tracking_uri"] == "http://***@host:1"
-    assert config.model_dump(mode="json")["registry"]["tracking_uri"] == "http://***@host:1"
+    for dumped in (config.model_dump(), config.model_dump(mode="json")):
+        assert dumped["registry"]["tracking_uri"] == "http://host:1"
+    there = build_config(config.model_dump(mode="json"), "config of the driver")
+    assert there.tracking_uri == "http://host:1"
     for uri in ("htp://alice:s3cr3t@host", "http://alice:s3/cr3t@host:x", "http://s3cr3t@host:x"):
         with pytest.raises(ConfigError) as refused:
             _build(tmp_path, "registry.tracking_uri", uri)
