@@ -45,9 +45,10 @@ class World:
                 rows[2]["query"] += f" POISON {poison}"
             write_rows(rows, root / "to_score" / "task=two" / f"part-{number}-{poison or 'good'}.parquet")
         self.root, scoring = root, blocks.pop("scoring", {})
-        self.plain = planted_config(
-            root, str(tiny_llama), scoring={"threads_per_actor": 1, "hang_timeout_s": 8, **scoring}, **blocks
-        )
+        # the watchdog would also end a test process that a busy machine slows down
+        hang_timeout_s = 8 if {"hang", "stop"} & {*poisons} else 120
+        settings = {"threads_per_actor": 1, "hang_timeout_s": hang_timeout_s, **scoring}
+        self.plain = planted_config(root, str(tiny_llama), scoring=settings, **blocks)
         self.config: RunConfig = build_config(self.plain, "test")
         predictor = build_predictor(self.config)
         prepare(predictor)
