@@ -96,8 +96,8 @@ def sqlite_uri(path: Path) -> str:
     """
     if any(character in str(path) for character in SQLITE_SPECIAL):
         raise ValueError(
-            f"work_dir: MLflow cannot keep its database below a folder with % or ?: {path.parent}; rename "
-            "the folder, or set registry.tracking_uri"
+            f"MLflow cannot keep its database below a work_dir with % or ?: {path.parent}; rename it, "
+            "or set registry.tracking_uri"
         )
     return f"{SQLITE_PREFIX}{path}"
 

@@ -5,7 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from models.config import AdapterConfig, BackboneConfig
 from pipeline.config.encoding import EncodeConfig
@@ -157,10 +166,13 @@ class RunConfig(StrictModel):
         check_sources(self.sources, self.tasks)
         return self
 
-    @model_validator(mode="after")
-    def _check_tracking_uri(self) -> "RunConfig":
-        _ = self.tracking_uri  # raises ValueError if the default cannot be used
-        return self
+    @field_validator("registry")
+    @classmethod
+    def _check_default_store(cls, registry: RegistryConfig, info: ValidationInfo) -> RegistryConfig:
+        # before the adapter is built, which imports torch
+        if registry.tracking_uri is None and "work_dir" in info.data:
+            sqlite_uri(info.data["work_dir"] / "mlflow.db")
+        return registry
 
     @model_validator(mode="after")
     def _check_script_tasks(self) -> "RunConfig":

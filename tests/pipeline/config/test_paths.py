@@ -53,7 +53,7 @@ def test_odd_characters_of_paths_are_kept_or_refused(tmp_path: Path, setting: st
     for name in (*ANYWHERE, *ENCODED):
         text = f"{tmp_path}/{name}"
         if name in ENCODED and setting in SETTINGS_OF_DATABASE:
-            with pytest.raises(ConfigError, match=f"{setting}: MLflow .* rename the folder"):
+            with pytest.raises(ConfigError, match=f"registry: MLflow .* below a {setting} .* rename it"):
                 _build(tmp_path, setting, text)
             continue
         config = _build(tmp_path, setting, text)
