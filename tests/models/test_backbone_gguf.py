@@ -120,7 +120,9 @@ def test_gguf_cache_key_depends_on_the_content(tmp_path: Path) -> None:
     for content in (b"one", b"two"):
         (tmp_path / "tiny.gguf").write_bytes(content)
         name = f"tiny-{file_sha256(tmp_path / 'tiny.gguf')[:16]}"
-        (tmp_path / "cache" / "backbones" / name).mkdir(parents=True)
+        folder = tmp_path / "cache" / "backbones" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
         assert resolve_folder(config_of(tmp_path / "tiny.gguf", tmp_path / "cache")).name == name
 
 

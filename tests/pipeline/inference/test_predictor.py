@@ -309,7 +309,7 @@ def test_model_whose_rows_depend_on_padding_is_never_loaded(
     monkeypatch.setattr(AutoModel, "from_pretrained", load_bidirectional)
     assert build_predictor(config).model.pooling == "mean"
     assert load_predictor(bundle_dir)[0].model.pooling == "mean"
-    monkeypatch.setattr("models.backbone.sees_later_tokens", lambda trunk: False)
+    monkeypatch.setattr("models.trunks.sees_later_tokens", lambda trunk: False)
     for load in (lambda: build_predictor(config), lambda: load_predictor(bundle_dir)):
         with pytest.raises(ConfigError, match="rows of this llama depend on the rows beside them"):
             load()
