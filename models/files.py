@@ -4,19 +4,21 @@ Every package uses these functions. A file is complete on disk before it gets it
 """
 
 import contextlib
-import functools
 import hashlib
 import os
 import re
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from models.processes import machine_id, process_start_s
+
 ABANDONED_S = 7 * 24 * 3600.0  # no write takes this long
+
+_TEMPORARY_NAME = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{6}\.tmp")
 
 
 def file_sha256(path: Path) -> str:
@@ -85,53 +87,39 @@ def temporary_path(path: Path) -> Path:
     """Return an unused hidden name beside `path`; create the folder.
 
     Both names are on one file system, so a rename between them is atomic. The name contains the process that
-    made it, and the leftovers of killed processes beside the same `path` are deleted.
+    made it, and the leftovers of killed processes in the folder are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path)
+    remove_abandoned(path.parent)
     pid = os.getpid()
-    owner = f"{_host()}-{pid}-{_start_ticks(pid)}"
-    return path.parent / f".{path.name}.{owner}-{uuid.uuid4().hex[:6]}.tmp"
+    return path.parent / f".{path.name}.{_machine()}-{pid}-{_start(pid)}-{uuid.uuid4().hex[:6]}.tmp"
 
 
-def remove_abandoned(path: Path) -> None:
-    """Delete the temporary files and folders of `path` that killed processes left.
+def remove_abandoned(folder: Path) -> None:
+    """Delete the temporary files and folders in `folder` that killed processes left.
 
-    Leftovers from other machines are deleted when they are ABANDONED_S old.
+    Leftovers from other machines, or from before a restart, are deleted when they are ABANDONED_S old.
     """
-    name = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})-(\d+)-(\d+)-[0-9a-f]{{6}}\.tmp")
-    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
-        if owner := name.fullmatch(entry.name):
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if owner := _TEMPORARY_NAME.fullmatch(entry.name):
             with contextlib.suppress(FileNotFoundError):  # another process may delete it at the same time
-                if owner[1] == _host():
-                    has_ended = _start_ticks(int(owner[2])) != int(owner[3])
+                if owner[1] == _machine():
+                    has_ended = _start(int(owner[2])) != owner[3]
                 else:
                     has_ended = entry.lstat().st_mtime < time.time() - ABANDONED_S
                 if has_ended:
                     remove_tree(entry)
 
 
-@functools.cache
-def _host() -> str:
-    """Return a short digest that distinguishes machines and containers that share a file system."""
-    name = socket.gethostname()
-    with contextlib.suppress(OSError):
-        # containers may share the host's name, but then have process numbers of their own
-        name += os.readlink("/proc/self/ns/pid")  # noqa: PTH115
-    return bytes_sha256(name.encode())[:8]
+def _machine() -> str:
+    """Return a short digest of the machine, for names."""
+    return bytes_sha256(machine_id().encode())[:8]
 
 
-def _start_ticks(pid: int) -> int:
-    """Return the start time of a process of this machine in clock ticks, 0 if it is unknown.
-
-    It distinguishes processes that had the same pid one after the other.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-            # the fields follow the command's name, which is in parentheses and may hold any character
-            return int(file.read().rpartition(")")[2].split()[19])
-    except (OSError, ValueError):
-        return 0
+def _start(pid: int) -> str:
+    """Return the start of a process in hundredths of a second, for names; empty if it has ended."""
+    start_s = process_start_s(pid)
+    return "" if start_s is None else str(round(100 * start_s))
 
 
 def retire_dir(path: Path) -> None:

@@ -15,7 +15,13 @@ from tests.support.places import ROOT
 PACKAGES = ("models", "pipeline", "validation", "jobs")
 # A room may import its own modules and the rooms above it. A name is a module, or a package with its modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
-    ("models.files", "models.folder_checks", "models.torch_internals", "models.transformers_internals"),
+    (
+        "models.processes",
+        "models.files",
+        "models.folder_checks",
+        "models.torch_internals",
+        "models.transformers_internals",
+    ),
     (
         "models.config",
         "models.quantization",

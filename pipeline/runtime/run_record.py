@@ -110,19 +110,11 @@ class RunRecorder:
         self.log.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = open_to_append(self.log.path)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self._remove_temporary_of_killed()
         write_json(self.path, self.record.to_json())
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
-
-    def _remove_temporary_of_killed(self) -> None:
-        """Delete the temporary records of commands that do not live any more."""
-        for path in self.path.parent.glob(".*.tmp"):
-            record = path.name.removeprefix(".").partition(".json.")[0]
-            if not is_locked(self.log.path.with_name(f"{record}.jsonl")):
-                path.unlink(missing_ok=True)
 
     def update(self, **changes: Any) -> None:
         """Change fields of the record and write it."""

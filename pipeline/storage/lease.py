@@ -19,11 +19,10 @@ import socket
 import threading
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import psutil
 import tenacity
 
+from models.processes import machine_id, process_start_s
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.storage.filesystem import canonical_json
 from pipeline.storage.object_store import Store
@@ -206,33 +205,6 @@ class Lease:
             run_id=self.run_id,
             renewals=self._renewals,
         ).to_json()
-
-
-def machine_id() -> str:
-    """Return an id of this boot of the machine and its process namespace.
-
-    It differs between containers and after a restart, where host names do not.
-    """
-    boot_id = Path("/proc/sys/kernel/random/boot_id")
-    if not boot_id.is_file():
-        return socket.gethostname()
-    return f"{boot_id.read_text('utf-8').strip()}-{Path('/proc/self/ns/pid').stat().st_ino}"
-
-
-def process_start_s(pid: int) -> float | None:
-    """Return when a process of this machine began, in seconds after the machine's start; None if it ended.
-
-    Unlike a time of day it stays the same if the clock is set.
-    """
-    if not Path("/proc/self/stat").is_file():
-        return psutil.Process(pid).create_time() if psutil.pid_exists(pid) else None
-    try:
-        fields = (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5), counted after the name
 
 
 def lease_key(number: int) -> str:

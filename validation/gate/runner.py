@@ -84,11 +84,10 @@ class GateRun:
         An interrupted run must not leave either.
         """
         (self.out_dir / "report.json").unlink(missing_ok=True)
-        for name in ("report.json", "quarantine", "data_docs"):
-            remove_abandoned(self.out_dir / name)
+        remove_abandoned(self.out_dir)
         if self.accepted_dir is not None:
             retire_dir(self.accepted_dir)
-            remove_abandoned(self.accepted_dir)
+            remove_abandoned(self.accepted_dir.parent)
 
     def file_jobs(self, partitions: Mapping[str, Sequence[Path]]) -> list[FileJob]:
         """Return one job for each file, task by task."""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from models.processes import machine_id
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.storage.lease import Lease, LeaseRecord, lease_key, machine_id
+from pipeline.storage.lease import Lease, LeaseRecord, lease_key
 from pipeline.storage.object_store import Folder, Store, open_store
 from tests.support.places import ROOT
 
