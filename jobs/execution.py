@@ -29,7 +29,7 @@ Stage = Callable[[Any, "CommandRun"], dict[str, Any]]  # (config, run) -> result
 
 @dataclass(frozen=True)
 class CommandSpec:
-    """How a command is run and recorded."""
+    """Name of a command, and whether it needs its run folder alone."""
 
     name: str  # as typed: "train"
     is_exclusive: bool = True  # alone in its run folder; False for commands that may run beside a training

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.data.data_files import DataFiles, scan_folder, task_of
+from pipeline.data.data_files import DataFiles, list_some, scan_folder, task_of
 from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.filesystem import cached_sha256, write_json
@@ -197,9 +197,8 @@ def _check_contents(root: Path, entries: Mapping[str, Partition]) -> DamagedInpu
 
 
 def _message(problem: str, names: Sequence[str], where: str) -> str:
-    rest = [f"and {len(names) - NUM_LISTED:,} more"] if len(names) > NUM_LISTED else []
-    shown = ", ".join([*names[:NUM_LISTED], *rest])
     return (
-        f"{problem}: {shown} in {where}; if an import was interrupted or its files changed, run the same "
-        f"import again; for files of your own, delete {where}/{CATALOGUE}, and all files are read as they are"
+        f"{problem}: {list_some(names, NUM_LISTED)} in {where}; if an import was interrupted or its files "
+        f"changed, run the same import again; for files of your own, delete {where}/{CATALOGUE}, and all "
+        "files are read as they are"
     )

@@ -9,7 +9,7 @@ everything else            not read, and named
 
 import fnmatch
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +42,16 @@ class DataFiles:
         """Return a sentence about the files that are not read; empty if there are none."""
         if not self.skipped:
             return ""
-        rest = [f"and {len(self.skipped) - NUM_LISTED:,} more"] if len(self.skipped) > NUM_LISTED else []
         return (
-            f"{len(self.skipped):,} entries of {where} are not read: "
-            f"{', '.join([*self.skipped[:NUM_LISTED], *rest])}; rows are parquet files below task=<name>/"
+            f"{len(self.skipped):,} entries of {where} are not read: {list_some(self.skipped, NUM_LISTED)}; "
+            "rows are parquet files below task=<name>/"
         )
+
+
+def list_some(names: Sequence[str], limit: int) -> str:
+    """Return the first names for a message, and how many follow."""
+    rest = [f"and {len(names) - limit:,} more"] if len(names) > limit else []
+    return ", ".join([*names[:limit], *rest])
 
 
 def task_of(name: str) -> str:

@@ -25,6 +25,14 @@ WORDS = (
     "oslo",
 )
 
+DECODER_SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
 
 def write_tokenizer(folder: Path, renamed: dict[str, str] | None = None) -> None:
     """Write a tokenizer of whole words; `renamed` changes the spelling of some."""
@@ -94,14 +102,7 @@ def tiny_gemma3_text(bidirectional: bool) -> Any:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     torch.manual_seed(8)
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    }
+    shape = {**DECODER_SHAPE, "head_dim": 8}
     return Gemma3ForCausalLM(
         Gemma3TextConfig(
             vocab_size=len(WORDS),
@@ -168,16 +169,9 @@ def tiny_mistral() -> Any:
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(4)
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
     return MistralForCausalLM(
         MistralConfig(
-            vocab_size=len(WORDS), sliding_window=12, initializer_range=0.2, pad_token_id=0, **shape
+            vocab_size=len(WORDS), sliding_window=12, initializer_range=0.2, pad_token_id=0, **DECODER_SHAPE
         )
     )
 

@@ -2,32 +2,16 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from models.files import bytes_sha256
 from pipeline.data import catalog
 from pipeline.data.catalog import catalogue_lock, find_files, logical_name, published_name, read_catalogue
-from pipeline.data.writer import StagedRows, write_partition
+from pipeline.data.writer import write_partition
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
-from pipeline.schema import ROW_SCHEMA, SCHEMA_VERSION
-from tests.support.imported import imported
-
-
-def _rows(count: int, prefix: str = "r", **changes: Any) -> pa.Table:
-    row = {"ad_title": "t", "market": "us", "label": 1, "weight": 0.5} | changes
-    return pa.Table.from_pylist(
-        [{"row_id": f"{prefix}{n}", "query": f"q{n}"} | row for n in range(count)], ROW_SCHEMA
-    )
-
-
-def _publish(out_dir: Path, stem: str = "part", **tables: pa.Table) -> None:
-    with StagedRows(out_dir, stem) as staged:
-        for task, table in tables.items():
-            staged.write(task, table)
-        staged.publish()
+from pipeline.schema import SCHEMA_VERSION
+from tests.support.imported import equal_rows, imported, publish_tables
 
 
 def _listed(root: Path) -> list[tuple[str, int]]:
@@ -35,7 +19,7 @@ def _listed(root: Path) -> list[tuple[str, int]]:
 
 
 def test_catalogue_describes_every_partition(tmp_path: Path) -> None:
-    _publish(tmp_path, one=_rows(3), two=_rows(5))
+    publish_tables(tmp_path, one=equal_rows(3), two=equal_rows(5))
     assert _listed(tmp_path) == [("task=one/part-0.parquet", 3), ("task=two/part-0.parquet", 5)]
     for path, entry in (read_catalogue(tmp_path) or {}).items():
         content = (tmp_path / path).read_bytes()
@@ -45,9 +29,9 @@ def test_catalogue_describes_every_partition(tmp_path: Path) -> None:
 
 
 def test_import_replaces_only_its_own_catalogue_entries(tmp_path: Path) -> None:
-    _publish(tmp_path, one=_rows(3), two=_rows(5))
-    _publish(tmp_path, three=_rows(1), two=_rows(6))
-    _publish(tmp_path, "other", two=_rows(2, "o"))
+    publish_tables(tmp_path, one=equal_rows(3), two=equal_rows(5))
+    publish_tables(tmp_path, three=equal_rows(1), two=equal_rows(6))
+    publish_tables(tmp_path, "other", two=equal_rows(2, "o"))
     assert _listed(tmp_path) == [
         ("task=one/part-0.parquet", 3),
         ("task=three/part-0.parquet", 1),
@@ -59,8 +43,8 @@ def test_import_replaces_only_its_own_catalogue_entries(tmp_path: Path) -> None:
 
 def test_files_of_others_are_listed_by_the_first_import(tmp_path: Path) -> None:
     for name in ("one/nested=x/spark-1", "one/part-0", "two/part-0"):
-        write_partition(_rows(4), tmp_path / f"task={name}.parquet")
-    _publish(tmp_path, one=_rows(3))
+        write_partition(equal_rows(4), tmp_path / f"task={name}.parquet")
+    publish_tables(tmp_path, one=equal_rows(3))
     assert _listed(tmp_path) == [
         ("task=one/nested=x/spark-1.parquet", 4),
         ("task=one/part-0.parquet", 3),
@@ -70,14 +54,14 @@ def test_files_of_others_are_listed_by_the_first_import(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["added", "removed", "overwritten", "damaged"])
 def test_folder_that_differs_from_its_catalogue_is_refused(tmp_path: Path, change: str) -> None:
-    _publish(tmp_path, one=_rows(3), two=_rows(5))
+    publish_tables(tmp_path, one=equal_rows(3), two=equal_rows(5))
     path = imported(tmp_path, "task=two/part-0.parquet")
     if change == "added":
-        write_partition(_rows(2), tmp_path / "task=two" / "mine.parquet")
+        write_partition(equal_rows(2), tmp_path / "task=two" / "mine.parquet")
     elif change == "removed":
         path.unlink()
     elif change == "overwritten":
-        write_partition(_rows(2), path)
+        write_partition(equal_rows(2), path)
     else:
         path.write_bytes(path.read_bytes()[:-9] + b"x" + path.read_bytes()[-8:])
     error, message = {
@@ -94,14 +78,14 @@ def test_folder_that_differs_from_its_catalogue_is_refused(tmp_path: Path, chang
             shutil.copytree(tmp_path / folder, copy / folder)
         assert find_files(copy).names
     if change != "added":
-        _publish(tmp_path, one=_rows(3), two=_rows(5))
+        publish_tables(tmp_path, one=equal_rows(3), two=equal_rows(5))
         assert len(find_files(tmp_path).names) == 2
 
 
 def test_reader_waits_for_an_import_that_moves_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _publish(tmp_path, one=_rows(3))
+    publish_tables(tmp_path, one=equal_rows(3))
     extra = tmp_path / "task=one" / "extra.parquet"
-    write_partition(_rows(2), extra)
+    write_partition(equal_rows(2), extra)
     wait = catalog._wait_for_import
     monkeypatch.setattr(catalog, "_wait_for_import", lambda root: (extra.unlink(), wait(root)))
     assert len(find_files(tmp_path).names) == 1
@@ -112,7 +96,7 @@ def test_damaged_catalogue_stops_the_import_before_rows_change(tmp_path: Path) -
     with pytest.raises(
         DamagedInputError, match="catalogue.json is not a catalogue.*delete it and import again"
     ):
-        _publish(tmp_path, one=_rows(1))
+        publish_tables(tmp_path, one=equal_rows(1))
     assert not (tmp_path / "task=one").exists()
     for content in ("{", "[]", "{}", '{"partitions": 3}', '"x"', "\xff"):
         (tmp_path / "catalogue.json").write_text(content, "latin-1")
@@ -123,4 +107,4 @@ def test_damaged_catalogue_stops_the_import_before_rows_change(tmp_path: Path) -
 def test_import_gives_up_waiting_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "LOCK_TIMEOUT_S", 0.1)
     with catalogue_lock(tmp_path), pytest.raises(RetryableError, match="another import is writing into"):
-        _publish(tmp_path, one=_rows(1))
+        publish_tables(tmp_path, one=equal_rows(1))

@@ -11,27 +11,13 @@ import pytest
 
 from pipeline.data import content_digest as module
 from pipeline.data.content_digest import content_digest
-from pipeline.data.writer import StagedRows
 from pipeline.errors import DamagedInputError, DataRefusedError
 from pipeline.schema import ROW_SCHEMA
-
-
-def _rows(count: int, prefix: str = "r", **changes: Any) -> pa.Table:
-    row = {"ad_title": "t", "market": "us", "label": 1, "weight": 0.5} | changes
-    return pa.Table.from_pylist(
-        [{"row_id": f"{prefix}{n}", "query": f"q{n}"} | row for n in range(count)], ROW_SCHEMA
-    )
-
-
-def _publish(out_dir: Path, stem: str = "part", **tables: pa.Table) -> None:
-    with StagedRows(out_dir, stem) as staged:
-        for task, table in tables.items():
-            staged.write(task, table)
-        staged.publish()
+from tests.support.imported import equal_rows, publish_tables
 
 
 def test_digest_is_independent_of_storage(tmp_path: Path) -> None:
-    table = _rows(500, ad_description="a\x00b")
+    table = equal_rows(500, ad_description="a\x00b")
     order = list(range(500))
     random.Random(1).shuffle(order)
     variants: dict[str, tuple[pa.Table, dict[str, Any]]] = {
@@ -50,27 +36,27 @@ def test_digest_is_independent_of_storage(tmp_path: Path) -> None:
 
 
 def test_digest_depends_on_every_value_and_occurrence(tmp_path: Path) -> None:
-    table, more = _rows(50), _rows(1)
+    table, more = equal_rows(50), equal_rows(1)
     tables = [
         table,
         table.slice(1),
         pa.concat_tables([table, more]),
         pa.concat_tables([table, more, more]),
         table.slice(0, 0),
-        _rows(50, "s"),
-        _rows(50, label=2),
-        _rows(50, label=None),
-        _rows(50, weight=0.25),
-        _rows(50, weight=None),
-        _rows(50, ad_title="u"),
-        _rows(50, ad_description="x"),
-        _rows(50, ad_keyword="x"),
-        _rows(50, ad_description=""),
-        _rows(50, subset="x"),
-        _rows(50, ad_description="x", ad_keyword="y"),
-        _rows(50, ad_description="y", ad_keyword="x"),
-        _rows(50, ad_title="t\x00market", market="us"),
-        _rows(50, official_split="train"),
+        equal_rows(50, "s"),
+        equal_rows(50, label=2),
+        equal_rows(50, label=None),
+        equal_rows(50, weight=0.25),
+        equal_rows(50, weight=None),
+        equal_rows(50, ad_title="u"),
+        equal_rows(50, ad_description="x"),
+        equal_rows(50, ad_keyword="x"),
+        equal_rows(50, ad_description=""),
+        equal_rows(50, subset="x"),
+        equal_rows(50, ad_description="x", ad_keyword="y"),
+        equal_rows(50, ad_description="y", ad_keyword="x"),
+        equal_rows(50, ad_title="t\x00market", market="us"),
+        equal_rows(50, official_split="train"),
     ]
     digests = []
     for number, rows in enumerate(tables):
@@ -80,7 +66,7 @@ def test_digest_depends_on_every_value_and_occurrence(tmp_path: Path) -> None:
 
 
 def test_digest_depends_on_the_row_of_a_value(tmp_path: Path) -> None:
-    table = _rows(2)
+    table = equal_rows(2)
     swapped = table.set_column(1, "query", table["query"].take([1, 0]))
     for name, rows in (("a", table), ("b", swapped)):
         pq.write_table(rows, tmp_path / name)
@@ -91,10 +77,10 @@ def test_folder_digest_depends_on_tasks_and_not_on_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "DIGEST_ROWS", 3)
-    _publish(tmp_path / "whole", one=_rows(10), two=_rows(2, "s"))
-    _publish(tmp_path / "cut", "first", one=_rows(10).slice(0, 4))
-    _publish(tmp_path / "cut", "second", one=_rows(10).slice(4), two=_rows(2, "s"))
-    _publish(tmp_path / "turned", two=_rows(10), one=_rows(2, "s"))
+    publish_tables(tmp_path / "whole", one=equal_rows(10), two=equal_rows(2, "s"))
+    publish_tables(tmp_path / "cut", "first", one=equal_rows(10).slice(0, 4))
+    publish_tables(tmp_path / "cut", "second", one=equal_rows(10).slice(4), two=equal_rows(2, "s"))
+    publish_tables(tmp_path / "turned", two=equal_rows(10), one=equal_rows(2, "s"))
     assert content_digest(tmp_path / "cut") == content_digest(tmp_path / "whole")
     assert content_digest(tmp_path / "turned") != content_digest(tmp_path / "whole")
 
