@@ -1,5 +1,6 @@
 """Checks of a backbone against a config before a worker starts. They read no weights."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.config.encoding import EncodeConfig
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import Encoder
 from pipeline.errors import ConfigError
+from pipeline.storage.filesystem import cached_sha256
 
 
 def check_backbone(
@@ -38,10 +40,16 @@ def check_backbone(
     check_positions(trunk, encode)
     check_token_ids(trunk, encoder, folder)
     try:
-        try_adapters(folder, adapter)
+        _try_adapters_once(folder, cached_sha256(folder / "config.json"), adapter)
     except AdapterTrialError as error:
         raise ConfigError(str(error)) from error
     return folder
+
+
+@functools.cache
+def _try_adapters_once(folder: Path, config_sha256: str, adapter: AdapterConfig) -> None:
+    """Try adapters once per process: `relevance run` checks before its import, and when it plans."""
+    try_adapters(folder, adapter)
 
 
 def check_positions(trunk: Any, encode: EncodeConfig) -> None:
