@@ -64,7 +64,7 @@ def import_records(source: RecordSource, staged: StagedRows) -> ImportCounts:
     Raises:
         DataRefusedError: Too many records are bad (pipeline/data/importers/rejects.py), or none became a row.
     """
-    rejects, rows, repeated = _stage_rows(source, staged, frozenset())
+    rejects, rows, repeated = _stage_rows(source, staged)
     if len(repeated) > MAX_REPEATED_IDS:
         raise DataRefusedError(
             f"{len(repeated):,} ids of {source.path} are used more than once; map a column with unique ids"
@@ -72,7 +72,7 @@ def import_records(source: RecordSource, staged: StagedRows) -> ImportCounts:
     if repeated:
         staged.discard_rows()
         rejects, rows, _ = _stage_rows(source, staged, repeated)
-    rejects.close()
+    rejects.check_share()
     reasons = dict(sorted(rejects.reasons.items()))
     if rows.total() + sum(reasons.values()) != rejects.num_records:
         raise AssertionError(
@@ -97,17 +97,15 @@ def fill_lookup(
 
     Bad records and those with a repeated key go to quarantine/<name>.parquet.
     """
-    rejects = Rejects(staged.dir / rejects_path(name), path)
-    for record in records:
-        rejects.num_records += 1
-        try:
-            if record.defect:
-                raise BadRecordError(record.defect)
-            if not lookup.put(*build_entry(record)):
-                raise BadRecordError("repeated_id")
-        except BadRecordError as error:
-            rejects.add(record, str(error))
-    rejects.close()
+
+    def put(record: SourceRecord) -> None:
+        if not lookup.put(*build_entry(record)):
+            raise BadRecordError("repeated_id")
+
+    with Rejects(staged.dir / rejects_path(name), path) as rejects:
+        for _ in rejects.build_all(records, put):
+            pass
+    rejects.check_share()
 
 
 def require_text(text: str | None, reason: str) -> str:
@@ -126,38 +124,35 @@ def label_index(text: str | None, labels: Sequence[str]) -> int:
 
 
 def _stage_rows(
-    source: RecordSource, staged: StagedRows, repeated: frozenset[bytes]
+    source: RecordSource, staged: StagedRows, repeated: frozenset[bytes] = frozenset()
 ) -> tuple[Rejects, Counter[str], frozenset[bytes]]:
-    """Read all records once.
+    """Read all records once, and stage their rows and rejects.
 
     Args:
-        repeated: Hashes of row ids that an earlier pass has found to repeat.
+        repeated: Hashes of row ids of which only the first row is kept.
 
     Returns:
-        The rejects, the number of rows by task, and the hashes of repeated row ids (empty if `repeated` is
-        given).
+        The rejects, the number of rows by task, and the hashes of repeated row ids among the rows.
     """
-    rejects = Rejects(staged.dir / rejects_path(source.name), source.path)
     seen: set[str] = set()
-    with RowIdHashes(staged.dir / "row_ids") as hashes:
+
+    def build_row(record: SourceRecord) -> tuple[str, Row]:
+        task, row = source.build_row(record)
+        if repeated and row_id_hash(row["row_id"]) in repeated:
+            if row["row_id"] in seen:
+                raise BadRecordError("repeated_id")
+            seen.add(row["row_id"])
+        return task, row
+
+    with (
+        RowIdHashes(staged.dir / "row_ids") as hashes,
+        Rejects(staged.dir / rejects_path(source.name), source.path) as rejects,
+    ):
         batches = _Batches(staged, hashes)
-        for record in source.read():
-            rejects.num_records += 1
-            try:
-                if record.defect:
-                    raise BadRecordError(record.defect)
-                task, row = source.build_row(record)
-                if repeated and row_id_hash(row["row_id"]) in repeated:
-                    if row["row_id"] in seen:
-                        raise BadRecordError("repeated_id")
-                    seen.add(row["row_id"])
-            except BadRecordError as error:
-                rejects.add(record, str(error))
-            else:
-                batches.add(task, row)
+        for task, row in rejects.build_all(source.read(), build_row):
+            batches.add(task, row)
         batches.flush()
-        repeated_hashes = frozenset() if repeated else hashes.find_repeated()
-    return rejects, batches.num_rows, repeated_hashes
+        return rejects, batches.num_rows, hashes.find_repeated()
 
 
 class _Batches:

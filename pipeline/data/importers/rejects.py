@@ -5,7 +5,9 @@ They are stored in <data folder>/quarantine/<source>.parquet.
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,12 +65,18 @@ def rejects_path(name: str) -> str:
     return f"quarantine/{name}.parquet"
 
 
+Built = TypeVar("Built")
+
+
 class BadRecordError(Exception):
     """Record that cannot become a row; its argument is one of REASONS."""
 
 
 class Rejects:
-    """Writer of the rejects of one file. Without rejects there is no file."""
+    """Writer of the rejects of one source file. Without rejects there is no file.
+
+    Use it as a context: the file is whole at its end.
+    """
 
     def __init__(self, path: Path, source: Path) -> None:
         self.path, self.source = path, source
@@ -78,20 +86,33 @@ class Rejects:
         self._waiting: list[tuple[int, str, str]] = []
         self._writer: pq.ParquetWriter | None = None
 
-    def add(self, record: SourceRecord, reason: str) -> None:
-        """Store a reject."""
-        assert reason in REASONS, reason
-        self.reasons[reason] += 1
-        self._examples.setdefault(reason, record)
-        self._waiting.append((record.number, reason, _shown_text(record)))
-        if len(self._waiting) >= FLUSH_LINES:
-            self._flush()
+    def __enter__(self) -> "Rejects":
+        return self
 
-    def close(self) -> None:
-        """Finish the file; raise DataRefusedError if more than MAX_BAD_SHARE of the records are rejects."""
-        self._flush()
-        if self._writer:
-            self._writer.close()
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._flush()
+        finally:
+            if self._writer:
+                self._writer.close()
+
+    def build_all(
+        self, records: Iterable[SourceRecord], build: Callable[[SourceRecord], Built]
+    ) -> Iterator[Built]:
+        """Yield what `build` returns for each record; store those with a defect or a BadRecordError."""
+        for record in records:
+            self.num_records += 1
+            try:
+                if record.defect:
+                    raise BadRecordError(record.defect)
+                built = build(record)
+            except BadRecordError as error:
+                self._add(record, str(error))
+            else:
+                yield built
+
+    def check_share(self) -> None:
+        """Raise DataRefusedError if more than MAX_BAD_SHARE of the records are rejects."""
         num_bad = self.reasons.total()
         if num_bad > MAX_BAD_SHARE * self.num_records:
             reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.reasons.most_common())
@@ -101,6 +122,14 @@ class Rejects:
                 f"{MAX_BAD_SHARE:.0%}, and nothing was imported: {examples}; check format, encoding and "
                 "mapping, or repair these lines"
             )
+
+    def _add(self, record: SourceRecord, reason: str) -> None:
+        assert reason in REASONS, reason
+        self.reasons[reason] += 1
+        self._examples.setdefault(reason, record)
+        self._waiting.append((record.number, reason, _shown_text(record)))
+        if len(self._waiting) >= FLUSH_LINES:
+            self._flush()
 
     def _describe_example(self, reason: str) -> str:
         record = self._examples[reason]

@@ -1,5 +1,6 @@
 """Import of records: rows and rejects add up, ids are unique, and publishing is atomic."""
 
+import gc
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.importers import duplicate_ids, importer
+from pipeline.data.importers import duplicate_ids, importer, rejects
 from pipeline.data.importers.importer import ImportCounts, RecordSource, Row, import_records
 from pipeline.data.importers.records import SourceRecord
 from pipeline.data.importers.rejects import BadRecordError
@@ -83,10 +84,23 @@ def test_first_row_of_a_repeated_id_is_kept(tmp_path: Path, monkeypatch: pytest.
     assert rejects == [{"line": n, "reason": "repeated_id", "text": f"line {n}"} for n in (101, 102, 103)]
 
 
+def test_rejects_of_both_passes_are_one_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rejects, "FLUSH_LINES", 4)
+    ids = [f"r{n}" if n % 10 else None for n in range(100)]
+    counts = _import(_records(*ids, "r1", "r2"), tmp_path)
+    assert counts.rejected == {"empty_id": 10, "repeated_id": 2}
+    gc.collect()  # a writer that was left open writes its footer now
+    path = tmp_path / "quarantine" / "made-up.parquet"
+    lines = pq.read_table(path, page_checksum_verification=True)["line"].to_pylist()
+    assert lines == [*range(1, 101, 10), 101, 102]
+
+
 def test_colliding_hashes_lose_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importer, "row_id_hash", lambda row_id: b"same")
-    monkeypatch.setattr(duplicate_ids, "row_id_hash", lambda row_id: b"12345678")
-    assert _import(_records("a", "b", "cc"), tmp_path) == ImportCounts({"task-1": 2, "task-0": 1}, {})
+    for module in (importer, duplicate_ids):
+        monkeypatch.setattr(module, "row_id_hash", lambda row_id: b"12345678")
+    assert _import(_records("a", "b", "cc", "dd", "e", "a"), tmp_path) == ImportCounts(
+        {"task-1": 3, "task-0": 2}, {"repeated_id": 1}
+    )
 
 
 def test_too_many_repeated_ids_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

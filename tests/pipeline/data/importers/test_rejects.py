@@ -7,16 +7,24 @@ import pytest
 
 from pipeline.data.importers import rejects
 from pipeline.data.importers.records import SourceRecord
-from pipeline.data.importers.rejects import MAX_TEXT_CHARS, SCHEMA, Rejects, escape_invisible
+from pipeline.data.importers.rejects import MAX_TEXT_CHARS, SCHEMA, BadRecordError, Rejects, escape_invisible
+
+
+def _number_of_good_record(record: SourceRecord) -> int:
+    if record.number in (3, 5, 8):
+        raise BadRecordError("empty_id")
+    return record.number
 
 
 def test_rejects_have_line_reason_and_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejects, "FLUSH_LINES", 2)
-    kept = Rejects(tmp_path / "q" / "x.parquet", Path("x.csv"))
-    kept.num_records = 100
-    for number in (3, 5, 8):
-        kept.add(SourceRecord(number, {"a": "b"}, f"text {number}" if number < 8 else ""), "empty_id")
-    kept.close()
+    records = [SourceRecord(n, {"a": "b"}, f"text {n}" if n < 8 else "") for n in range(1, 20)]
+    with Rejects(tmp_path / "q" / "x.parquet", Path("x.csv")) as kept:
+        assert list(kept.build_all(records, _number_of_good_record)) == [
+            n for n in range(1, 20) if n not in (3, 5, 8)
+        ]
+    kept.check_share()
+    assert (kept.num_records, kept.reasons) == (19, {"empty_id": 3})
     table = pq.read_table(tmp_path / "q" / "x.parquet")
     assert table.schema.equals(SCHEMA)
     assert table.to_pylist() == [
