@@ -153,8 +153,8 @@ def _translate(error: Exception, place: str) -> RelevanceError | None:
             return fault.kind(f"{place} {fault.state} ({reason}); {fault.cure}")
     if getattr(error, "error_code", None) in PERMANENT_CODES or isinstance(error, ValueError):
         return ConfigError(
-            f"{place} refuses the request ({reason}); correct the config, or set registry.tracking_uri to the "
-            "store that has it"
+            f"{place} refuses the request ({reason}); correct the config, or set registry.tracking_uri to "
+            "the store that has it"
         )
     return RetryableError(
         f"{place} does not answer as expected ({reason}); check it or set registry.tracking_uri, then "
