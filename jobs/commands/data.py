@@ -18,7 +18,7 @@ from pipeline.config.yaml_files import booleans_taken_as_numbers, read_yaml_mapp
 from pipeline.data.data_files import scan_folder
 from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, RelevanceError
-from pipeline.storage.filesystem import json_sha256, read_json, write_json
+from pipeline.storage.filesystem import json_sha256, list_files, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def source_digest(source: SourceBlock, config: RunConfig) -> str:
     files: list[list[str]] = []
     if isinstance(source, PathSource):
         if source.path.is_dir():
-            paths = sorted(path for path in source.path.rglob("*") if path.is_file())
+            paths = [path for path in list_files(source.path) if path.is_file()]
         else:
             paths = [source.path] if source.path.is_file() else []
         files = [[str(path.relative_to(source.path)), file_sha256(path)] for path in paths]

@@ -55,6 +55,14 @@ def utc_text(seconds: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03d}Z"
 
 
+def message_text(record: logging.LogRecord) -> str:
+    """Return a record's message. A library's call with wrong arguments must not end the work it is about."""
+    try:
+        return record.getMessage()
+    except Exception:
+        return str(record.msg)
+
+
 class JsonLinesHandler(logging.Handler):
     """Append records to a run's log as JSON lines."""
 
@@ -91,7 +99,7 @@ class JsonLinesHandler(logging.Handler):
             "process": self.process,
             "work_unit": _work_unit.get(),
             "logger": record.name,
-            "message": hide_account(record.getMessage()),
+            "message": hide_account(message_text(record)),
         }
         if record.exc_info:
             line["exception"] = hide_account(logging.Formatter().formatException(record.exc_info))
@@ -136,7 +144,8 @@ def log_work_unit(name: str) -> Iterator[None]:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a log, oldest first; half-written lines are left out."""
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    content = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for text in content.split("\n"):  # not splitlines: messages may hold U+2028 and the like
         with contextlib.suppress(ValueError):
             line = json.loads(text)
             if isinstance(line, dict):

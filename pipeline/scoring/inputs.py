@@ -14,7 +14,7 @@ from pipeline.data.catalog import CATALOGUE, check_names, logical_name, parse_ca
 from pipeline.data.data_files import PREFIX, sort_names
 from pipeline.data.parquet_batches import BatchFile, translate_read_errors
 from pipeline.data.reader import find_partitions, log_once, no_rows_message, open_partition
-from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
+from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.names import is_bucket
 from pipeline.storage.filesystem import cached_sha256, file_stamp
 from pipeline.storage.object_store import Bucket, BucketFile, StoreEntry, open_bucket
@@ -76,10 +76,19 @@ def open_input(path: str, digest: str) -> Iterator[BatchFile]:
     if not local.is_file() or cached_sha256(local) != digest:
         raise input_changed(path)
     before = file_stamp(local)
-    with open_partition(local) as file:
-        yield file
-    if not local.is_file() or file_stamp(local) != before:
+    try:
+        with open_partition(local) as file:
+            yield file
+    except RelevanceError as error:  # half of a new file is like a damaged one
+        if _is_changed(local, before):
+            raise input_changed(path) from error
+        raise
+    if _is_changed(local, before):
         raise input_changed(path)
+
+
+def _is_changed(path: Path, stamp: tuple[int, ...]) -> bool:
+    return not path.is_file() or file_stamp(path) != stamp
 
 
 def input_changed(path: str) -> RetryableError:

@@ -18,6 +18,7 @@ from pipeline.names import is_bucket
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.inputs import count_rows, find_inputs, input_changed, open_input
 from pipeline.scoring.label_store import UnitSource, compute_unit_id, list_published_units
+from pipeline.storage.filesystem import list_files
 from pipeline.storage.object_store import open_bucket
 
 DATE = "{date}"
@@ -97,7 +98,7 @@ def check_day(location: Path | str, date: str) -> None:
         above = Path(str(location).partition(DATE)[0] + DATE).parent
         if not above.is_dir():
             raise ConfigError(f"{above} is not a folder; point data.to_score at the folder of all dates")
-        is_there = any(path.is_file() and not path.name.startswith(".") for path in Path(dated).rglob("*"))
+        is_there = any(not path.name.startswith(".") for path in list_files(Path(dated)))
     if not is_there:
         raise MissingDayError(
             f"rows of {date} are missing: {dated} is absent or empty; "

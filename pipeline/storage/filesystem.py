@@ -41,6 +41,24 @@ def safe_join(root: Path, *parts: str, last_may_be_link: bool = False) -> Path:
     return path
 
 
+def list_files(folder: Path) -> list[Path]:
+    """Return the files and links below a folder, sorted; none if it does not exist. No link is followed.
+
+    Raises:
+        OSError: A folder cannot be listed. `Path.rglob` passes over such a folder as if it were empty.
+    """
+    found: list[Path] = []
+    for directory, subfolders, names in os.walk(folder, onerror=_raise_unless_absent):
+        links = [name for name in subfolders if Path(directory, name).is_symlink()]
+        found += [Path(directory, name) for name in (*names, *links)]
+    return sorted(found)
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 def file_stamp(path: Path) -> tuple[int, ...]:
     """Return values that change when a file is written or replaced; OSError if there is none."""
     state = path.stat()

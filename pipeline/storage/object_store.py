@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
 from pipeline.names import is_bucket
-from pipeline.storage.filesystem import put_if_absent, safe_join, write_bytes
+from pipeline.storage.filesystem import list_files, put_if_absent, safe_join, write_bytes
 from pipeline.storage.object_store_errors import to_location_error, translate_store_errors
 
 REQUEST_TIMEOUT_S = 60
@@ -99,7 +99,7 @@ class Folder(Store):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise ConfigError(f"{path.parent} is not a folder; remove it, or use another place") from error
+            raise _no_folder(path.parent) from error
         return path
 
     def get(self, key: str) -> bytes:
@@ -118,16 +118,22 @@ class Folder(Store):
         return self._path(key).is_file()
 
     def list(self, folder: str) -> Iterator[StoreEntry]:
-        for path in sorted(self._path(folder).rglob("*")):
+        root, below = self.root.resolve(), self._path(folder)
+        try:
+            paths = list_files(below)
+        except NotADirectoryError as error:
+            raise _no_folder(below) from error
+        for path in paths:
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                if path.is_symlink() or not path.is_dir():
-                    state = path.lstat()
-                    yield StoreEntry(
-                        str(path.relative_to(self.root.resolve())), state.st_mtime, state.st_size, ""
-                    )
+                state = path.lstat()
+                yield StoreEntry(str(path.relative_to(root)), state.st_mtime, state.st_size, "")
 
     def delete(self, key: str) -> None:
         safe_join(self.root, key, last_may_be_link=True).unlink(missing_ok=True)
+
+
+def _no_folder(path: Path) -> ConfigError:
+    return ConfigError(f"{path} is not a folder; remove it, or use another place")
 
 
 class Bucket(Store):

@@ -219,6 +219,13 @@ def test_only_our_modules_are_shown_and_handlers_are_restored() -> None:
     assert logger.handlers == before
 
 
+def test_message_with_wrong_arguments_is_shown_as_it_is() -> None:
+    screen = io.StringIO()
+    record = logging.LogRecord("pipeline.module", logging.WARNING, "", 0, "%d rows", ("x",), None)
+    ConsoleHandler(Console(err=screen, out=io.StringIO())).emit(record)
+    assert screen.getvalue() == "%d rows\n"
+
+
 def test_tables_are_aligned_and_never_wrapped() -> None:
     rows = [("task", "p"), ("query-title", "0.9"), ("[bold]x", "w" * 300)]
     assert aligned(rows) == ["task         p", "query-title  0.9", f"[bold]x      {'w' * 300}"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runtime.run_log import RunLog, log_work_unit, logging_to, new_run_id, read_log
+from pipeline.runtime.run_log import JsonLinesHandler, RunLog, log_work_unit, logging_to, new_run_id, read_log
 
 logger = logging.getLogger("pipeline.some_module")
 
@@ -39,6 +39,20 @@ def test_libraries_are_recorded_from_warning_on(tmp_path: Path) -> None:
         logging.getLogger("some.library").info("chatter")
         logging.getLogger("some.library").warning("trouble")
     assert [line["message"] for line in read_log(log.path)] == ["trouble"]
+
+
+def test_wrong_arguments_of_a_message_end_nothing(tmp_path: Path) -> None:
+    log = RunLog("id", tmp_path / "x.jsonl")
+    record = logging.LogRecord("some.library", logging.WARNING, "", 0, "%d rows of %s", ("x",), None)
+    JsonLinesHandler(log, "command").emit(record)
+    assert [line["message"] for line in read_log(log.path)] == ["%d rows of %s"]
+
+
+def test_line_separators_of_unicode_stay_inside_a_message(tmp_path: Path) -> None:
+    log, text = RunLog("id", tmp_path / "x.jsonl"), "row a\u2028b\u2029c\u0085d\x1ee\n failed"
+    with logging_to(log, "command"):
+        logger.error("%s", text)
+    assert [line["message"] for line in read_log(log.path)] == [text]
 
 
 def test_exceptions_are_recorded_with_their_traceback(tmp_path: Path) -> None:

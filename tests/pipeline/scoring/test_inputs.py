@@ -9,12 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from models.files import file_sha256
 from pipeline.config.loading import build_config
+from pipeline.data.reader import read_rows
 from pipeline.data.writer import StagedRows
-from pipeline.errors import DamagedInputError, DataRefusedError
+from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring import inputs
-from pipeline.scoring.inputs import find_inputs
+from pipeline.scoring.inputs import find_inputs, open_input
 from pipeline.scoring.work_units import plan_units
 from pipeline.storage.object_store import StoreEntry
 from tests.support.imported import imported
@@ -109,3 +111,28 @@ def test_nested_inputs_are_read_and_others_named(
         files = find_inputs(location, tasks)
     assert [file.name for file in files["two"]] == ["task=two/market=us/part-0.PARQUET"]
     assert f"1 entries of {location} are not read: task=two/more.parquet.gz" in caplog.text
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_file_written_in_place_while_it_is_read_is_retried(tmp_path: Path, is_damaged: bool) -> None:
+    path = tmp_path / "rows.parquet"
+    write_rows(planted_rows("two", 4, 1, labeled=False), path)
+    content = path.read_bytes()
+    with (
+        pytest.raises(RetryableError, match="input changed while it was scored"),
+        open_input(str(path), file_sha256(path)) as file,
+    ):
+        path.write_bytes(bytes(len(content)) if is_damaged else content)
+        list(read_rows(file, path))
+
+
+def test_damaged_file_that_does_not_change_is_not_retried(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    write_rows(planted_rows("two", 4, 1, labeled=False), path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(40) + content[44:])
+    with (
+        pytest.raises(DamagedInputError, match="is damaged"),
+        open_input(str(path), file_sha256(path)) as file,
+    ):
+        list(read_rows(file, path))

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, DamagedInputError
-from pipeline.storage.filesystem import json_sha256, open_to_append, read_json, safe_join, write_json
+from pipeline.storage.filesystem import (
+    json_sha256,
+    list_files,
+    open_to_append,
+    read_json,
+    safe_join,
+    write_json,
+)
 
 HOSTILE_PARTS = [
     "..",
@@ -203,3 +210,25 @@ def test_json_digest_ignores_only_the_key_order() -> None:
 def test_json_file_ends_with_a_newline(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", [1])
     assert (tmp_path / "a.json").read_text() == json.dumps([1], indent=2) + "\n"
+
+
+def test_folder_that_cannot_be_listed_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b/two", "a/one", "top"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    names = ["a/one", "b/two", "link", "top"]
+    assert [str(path.relative_to(tmp_path)) for path in list_files(tmp_path)] == names
+    assert list_files(tmp_path / "absent") == []
+    scandir = os.scandir
+
+    def refusing(path: Any = ".") -> Any:
+        if Path(path) == tmp_path / "b":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="b'"):
+        list_files(tmp_path)

@@ -1,5 +1,6 @@
 """A folder and a bucket keep the same promises; a bucket survives lost answers and outages."""
 
+import errno
 import io
 import os
 import threading
@@ -115,6 +116,20 @@ def test_folder_refuses_to_read_what_is_no_file(tmp_path: Path) -> None:
         assert not store.exists(key)
         with pytest.raises(DamagedInputError, match=f"{key} is not a file; remove it"):
             store.get(key)
+
+
+def test_folder_without_permission_to_list_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    store.put("manifests/a.json", b"{}")
+
+    def refusing(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="manifests"):
+        keys(store, "manifests")
 
 
 @pytest.fixture
