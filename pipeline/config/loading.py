@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from models.config import AdapterConfig
 from pipeline.config.error_messages import describe_problem
 from pipeline.config.run import Adapter, RunConfig, is_present
-from pipeline.config.yaml_files import booleans_taken_as_numbers, parse_yaml, read_yaml_mapping
+from pipeline.config.yaml_files import booleans_taken_as_numbers, parse_yaml, read_yaml_mapping, shorten
 from pipeline.errors import ConfigError
 from pipeline.names import hide_account
 
@@ -105,10 +105,10 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         ConfigError: The override has no `=`, or its setting cannot exist.
     """
     path, separator, text = override.partition("=")
+    shown = shorten(hide_account(override))
     if not separator or not path:
         raise ConfigError(
-            f"--set {hide_account(override)!r} has no =; write setting=value, such as "
-            "optimizer.learning_rate=1e-4"
+            f"--set {shown!r} has no =; write setting=value, such as optimizer.learning_rate=1e-4"
         )
     *parents, last = path.split(".")
     target: Any = settings
@@ -118,4 +118,4 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         # YAML 1.1 reads 1e-4 as a string; pydantic converts it to a number
         target[int(last) if isinstance(target, list) else last] = parse_yaml(text)
     except (IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--set {hide_account(override)!r} does not fit the config: {error}") from error
+        raise ConfigError(f"--set {shown!r} does not fit the config: {error}") from error

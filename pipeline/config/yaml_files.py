@@ -1,6 +1,8 @@
 """Settings written as YAML: files and the values of `--set`."""
 
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,23 @@ import yaml
 from pydantic import BaseModel
 
 from pipeline.errors import ConfigError
+
+# far above any config, and small enough that a refusal takes less than a second
+MAX_CHARACTERS = 300_000
+MAX_VALUES = 10_000  # keys included, and each alias counted as all that it stands for
+MAX_DEPTH = 50
+MAX_NUMBER_CHARACTERS = 40
+
+SHOWN_PROBLEMS = 20
+SHOWN_CHARACTERS = 80  # of a path of keys, or a value, in an error message
+
+_INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "merge"))
+_KINDS = {
+    _INT: "a whole number",
+    _FLOAT: "a number",
+    "tag:yaml.org,2002:bool": "true or false",
+    "tag:yaml.org,2002:timestamp": "a date of the calendar",
+}
 
 
 def read_yaml_mapping(path: Path, kind: str, if_missing: str, expected: str) -> dict[str, Any]:
@@ -23,7 +42,8 @@ def read_yaml_mapping(path: Path, kind: str, if_missing: str, expected: str) -> 
         ConfigError: The file does not exist, is not readable YAML, or is not a mapping.
     """
     try:
-        value = parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            value = parse_yaml(file.read(MAX_CHARACTERS + 1))
     except FileNotFoundError as error:
         raise ConfigError(f"{kind} {path} does not exist; {if_missing}") from error
     except (OSError, ValueError) as error:
@@ -37,47 +57,114 @@ def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        ValueError: The text is not YAML, or writes a setting twice, of which YAML would keep the last.
+        ValueError: The text is not YAML or too large, or has values that YAML reads as something else: a key
+            written twice, of which it keeps the last, or an octal number. The message has line and key.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"longer than {MAX_CHARACTERS:,} characters; settings are short, check the path")
+    loader = None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _SettingsLoader(text)
         root = loader.get_single_node()
-        repeated = [] if root is None else [*_repeated_keys(root, (), ())]
-        if repeated:
-            raise ValueError("; ".join(repeated))
-        return None if root is None else loader.construct_document(root)
+        if root is None:
+            return None
+        if problems := [*itertools.islice(_find_problems(loader, root, ()), SHOWN_PROBLEMS)]:
+            raise ValueError("; ".join(problems))
+        return loader.construct_document(root)  # type: ignore[no-untyped-call]
     except yaml.MarkedYAMLError as error:
-        raise ValueError(_describe_marked(error)) from error
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(_describe_marked(error, loader)) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(f"line {line}: character {error.character:#04x} is not allowed") from error
 
 
-def _describe_marked(error: yaml.MarkedYAMLError) -> str:
+class _SettingsLoader(yaml.SafeLoader):
+    """Loader that refuses nesting, aliases and sizes that no settings need."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.path: list[str] = []  # keys from the root to the value that is read
+        self.paths: dict[tuple[int, int], tuple[str, ...]] = {}  # of each value, by its line and column
+        self.num_values = 0
+        self.alias_sizes: dict[int, int] = {}  # values in a finished node, by its id
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Read one value, or the value that an alias stands for."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        self.path.append(_name_of(index))
+        if len(self.path) > MAX_DEPTH:
+            raise _refused(f"nested more than {MAX_DEPTH} levels deep", event)
+        before, is_alias = self.num_values, isinstance(event, yaml.AliasEvent)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        if is_alias and id(node) not in self.alias_sizes:
+            raise _refused("contains itself", event)
+        self.num_values += self.alias_sizes[id(node)] if is_alias else 1
+        if self.num_values > MAX_VALUES:
+            raise _refused(f"more than {MAX_VALUES:,} values, with what aliases stand for", event)
+        if not is_alias:
+            self.alias_sizes[id(node)] = self.num_values - before
+        self.path.pop()
+        return node
+
+
+def _name_of(index: Any) -> str:
+    """Return the name of a mapping's key or a list's number; empty where there is none."""
+    if isinstance(index, yaml.Node):
+        return str(index.value) if isinstance(index, yaml.ScalarNode) else "?"
+    return "" if index is None else str(index)
+
+
+def _refused(problem: str, event: yaml.Event) -> yaml.MarkedYAMLError:
+    return yaml.composer.ComposerError(None, None, problem, event.start_mark)  # type: ignore[arg-type]
+
+
+def shorten(text: str) -> str:
+    """Return the start of a long text of the user's, for an error message."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def _describe_marked(error: yaml.MarkedYAMLError, loader: _SettingsLoader | None) -> str:
     """Return the place and the problem alone: the lines that YAML quotes may hold a password."""
     mark = error.problem_mark or error.context_mark
+    path: Sequence[str] = loader.path if loader else ()
+    if loader and mark:
+        path = loader.paths.get((mark.line, mark.column), path)
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{place}{error.problem or error.context}"
+    return f"{place}{_describe_path(path)}{error.problem or error.context}"
 
 
-def _repeated_keys(node: yaml.Node, path: tuple[str, ...], parents: tuple[yaml.Node, ...]) -> Iterator[str]:
-    """Yield a sentence for each key that a mapping has twice; ValueError if a node contains itself."""
-    if node in parents:
-        raise ValueError(f"line {node.start_mark.line + 1}: {'.'.join(path)} contains itself")
-    items: list[tuple[str, yaml.Node]] = []
-    if isinstance(node, yaml.SequenceNode):
-        items = [(str(number), item) for number, item in enumerate(node.value)]
+def _describe_path(path: Sequence[str]) -> str:
+    key = ".".join(name for name in path if name)
+    return f"{shorten(key)}: " if key else ""
+
+
+def _find_problems(loader: _SettingsLoader, node: yaml.Node, path: tuple[str, ...]) -> Iterator[str]:
+    """Yield a sentence for each key that a mapping has twice, and each scalar that is not what it seems."""
+    loader.paths[node.start_mark.line, node.start_mark.column] = path
+    if isinstance(node, yaml.ScalarNode):
+        if problem := _describe_scalar(loader, node):
+            yield f"line {node.start_mark.line + 1}: {_describe_path(path)}{problem}"
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _find_problems(loader, item, (*path, str(number)))
     elif isinstance(node, yaml.MappingNode):
-        items = [(str(key.value), item) for key, item in node.value]
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            line, identity = key.start_mark.line + 1, _key_identity(key)
-            if identity in lines:
-                name, first = ".".join([*path, str(key.value)]), lines[identity]
-                place = f"lines {first} and {line}" if first != line else f"line {line}"
-                yield f"{name} is written twice, in {place}; keep one"
-            lines.setdefault(identity, line)
-    for name, item in items:
-        yield from _repeated_keys(item, (*path, name), (*parents, node))
+        yield from _repeated_keys(node, path)
+        for key, item in node.value:
+            name = (*path, _name_of(key))
+            yield from _find_problems(loader, key, name)
+            yield from _find_problems(loader, item, name)
+
+
+def _repeated_keys(node: yaml.MappingNode, path: tuple[str, ...]) -> Iterator[str]:
+    """Yield a sentence for each key that a mapping has twice."""
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        line, identity = key.start_mark.line + 1, _key_identity(key)
+        if identity in lines:
+            name, first = shorten(".".join([*path, _name_of(key)])), lines[identity]
+            place = f"lines {first} and {line}" if first != line else f"line {line}"
+            yield f"{name} is written twice, in {place}; keep one"
+        lines.setdefault(identity, line)
 
 
 def _key_identity(key: yaml.Node) -> tuple[str, str]:
@@ -86,6 +173,26 @@ def _key_identity(key: yaml.Node) -> tuple[str, str]:
     if key.tag == "tag:yaml.org,2002:bool":
         return key.tag, str(yaml.SafeLoader.bool_values[text.lower()])
     return key.tag, text
+
+
+def _describe_scalar(loader: _SettingsLoader, node: yaml.ScalarNode) -> str | None:
+    """Return the problem of a scalar, None if there is none."""
+    text, shown = node.value, shorten(node.value)
+    if node.tag in (_INT, _FLOAT) and len(text) > MAX_NUMBER_CHARACTERS:
+        return f"number of {len(text):,} characters; write at most {MAX_NUMBER_CHARACTERS}, or quote it"
+    if node.tag == _MERGE:
+        return None
+    try:
+        value = loader.construct_object(node)  # type: ignore[no-untyped-call]
+    except yaml.MarkedYAMLError as error:
+        return f"{error.problem}; correct it, or quote it to keep the text"
+    except Exception:  # PyYAML's conversions of a text raise many classes
+        return f"{shown} is not {_KINDS.get(node.tag, 'valid')}; correct it, or quote it to keep the text"
+    if node.tag == _INT and re.fullmatch(r"[-+]?0[0-7_]+", text):
+        return f"YAML reads {shown} as the octal number {value}; write {value}, or quote it to keep the text"
+    if node.tag in (_INT, _FLOAT) and ":" in text:
+        return f"YAML reads {shown} to base 60, as {value}; write {value}, or quote it to keep the text"
+    return None
 
 
 def booleans_taken_as_numbers(given: Any, taken: Any, path: tuple[str, ...] = ()) -> Iterator[str]:

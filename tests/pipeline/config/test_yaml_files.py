@@ -1,11 +1,13 @@
 """YAML settings are read as they stand, or refused with their lines."""
 
+import time
+from datetime import date
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.config.loading import build_config, read_config
+from pipeline.config.loading import apply_override, build_config, read_config
 from pipeline.config.yaml_files import parse_yaml, read_yaml_mapping
 from pipeline.errors import ConfigError
 from tests.support.planted import planted_config
@@ -50,6 +52,84 @@ def test_unreadable_yaml_is_a_problem_of_one_line(text: str) -> None:
     with pytest.raises(ValueError) as refused:
         parse_yaml(text)
     assert "\n" not in str(refused.value)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+for last, name in zip("abcdefgh", "bcdefghi", strict=True):
+    BOMB += f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]\n"
+LARGE = [
+    (BOMB, "line 4, column .*: d.*: more than 10,000 values, with what aliases stand for"),
+    (
+        "a: &a {k: 1}\n"
+        + "".join(
+            f"b{n}: &b{n}\n  <<: [{','.join(['*a' if n == 0 else f'*b{n - 1}'] * 30)}]\n" for n in range(9)
+        ),
+        "line .*: b.*: more than 10,000 values",
+    ),
+    ("".join(f"k{number}: 1\n" for number in range(20_000)), "line 5001, .*: more than 10,000 values"),
+    ("a: " + "[" * 10_000 + "]" * 10_000, "line 1, .*: a.0.0.*: nested more than 50 levels deep"),
+    (
+        "x: 1\n" + "".join(" " * depth + "a:\n" for depth in range(400)),
+        "line 51, .*a.a.*: nested more than 50",
+    ),
+    ("- " * 10_000, "line 1, .*: nested more than 50 levels deep"),
+    ("a: &a [x]\nb: {c: &b [*a, *b]}", "line 2, column 16: b.c.1: contains itself"),
+    ("x" * 400_000, "longer than 300,000 characters"),
+    (
+        "a:\n  seed: " + "9" * 5_000,
+        "line 2: a.seed: number of 5,000 characters; write at most 40, or quote it",
+    ),
+    ("seed: 0x" + "f" * 50_000, "line 1: seed: number of 50,002 characters"),
+    ("seed: " + "9" * 5_000 + ".0", "line 1: seed: number of 5,002 characters"),
+    ("seed: 1" + ":59" * 3_000, "line 1: seed: number of 9,001 characters"),
+    ("seed: 1" + ":59" * 3_000 + ".5", "line 1: seed: number of 9,003 characters"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), LARGE, ids=range(len(LARGE)))
+def test_bombs_are_refused_within_a_second_by_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    started_s = time.process_time()
+    with pytest.raises(ConfigError, match=message) as in_file:
+        read_yaml_mapping(path, "mapping", "", "")
+    assert time.process_time() - started_s < 1
+    with pytest.raises(ConfigError, match=message) as in_override:
+        apply_override({}, f"a.b={text}")
+    assert max(len(str(error.value)) for error in (in_file, in_override)) < 500
+
+
+MISREAD = [
+    (
+        "a: {b: 010}",
+        "line 1: a.b: YAML reads 010 as the octal number 8; write 8, or quote it to keep the text",
+    ),
+    ("a: -0_17", "line 1: a: YAML reads -0_17 as the octal number -15; write -15, or quote"),
+    ("a: [x, 12:30]", "line 1: a.1: YAML reads 12:30 to base 60, as 750; write 750, or quote"),
+    ("\na: 2026-02-30", "line 2: a: 2026-02-30 is not a date of the calendar; correct it, or quote"),
+    ("a: 2026-02-10 25:61:00", "line 1: a: 2026-02-10 25:61:00 is not a date of the calendar"),
+    ("2026-02-30: x", "line 1: 2026-02-30: 2026-02-30 is not a date of the calendar"),
+    ("a: !!int x", "line 1: a: x is not a whole number"),
+    ("a: !!bool x", "line 1: a: x is not true or false"),
+    ("a: !!timestamp x", "line 1: a: x is not a date of the calendar"),
+    ("a: !!python/name:os.system x", "line 1: a: could not determine a constructor .*; correct it"),
+    ("a: !x {b: 1}", "line 1, column 4: a: could not determine a constructor"),
+    ("a: {<<: 3}", "line 1, column 9: a.<<: expected a mapping or list of mappings for merging"),
+    ("a: {[b]: 1}", "line 1, column 5: a.\\?: found unhashable key"),
+    ("a: 1\nb: \0", "line 2: character 0x00 is not allowed"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MISREAD)
+def test_value_that_yaml_would_misread_is_refused_by_key(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        parse_yaml(text)
+
+
+def test_numbers_and_dates_of_a_config_are_read() -> None:
+    text = "[0, -1, 0.5, 1e-4, 1.0e-4, 0x1F, 1_000, 08, '010', '12:30', 2026-02-28, 18446744073709551615]"
+    expected = [0, -1, 0.5, "1e-4", 1e-4, 31, 1000, "08", "010", "12:30", date(2026, 2, 28), 2**64 - 1]
+    assert parse_yaml(text) == expected
 
 
 def test_yaml_error_does_not_quote_a_password() -> None:
