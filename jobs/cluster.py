@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from jobs.environment import end_on_sigterm, worker_environment
 from pipeline.errors import ConfigError, RetryableError
+from pipeline.names import holds_credentials
 from pipeline.runtime.ray_internals import is_socket_path_too_long, system_temp_dir
 
 CONNECT_TIMEOUT_S = 10.0  # Ray itself would try for minutes
@@ -84,6 +85,7 @@ def given_address() -> str | None:
         ConfigError: It is not an address that Ray can connect to.
     """
     address = os.environ.get("RAY_ADDRESS", "").strip()
+    check_address("RAY_ADDRESS", address)
     if address in ("", "local"):
         return None
     if address == "auto":
@@ -96,6 +98,15 @@ def given_address() -> str | None:
             cure += "; send commands to a dashboard with `relevance submit --address`"
         raise ConfigError(f"RAY_ADDRESS not an address of a Ray cluster: {address}; {cure}")
     return address
+
+
+def check_address(name: str, address: str) -> None:
+    """Raise ConfigError, which does not show it, if the address of a cluster holds credentials."""
+    if holds_credentials(address if "://" in address else f"ray://{address}"):
+        raise ConfigError(
+            f"{name} holds an account or a secret, not shown here; write the address without it, and set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        )
 
 
 def has_node_for(num_cpus: int, num_gpus: int) -> bool:

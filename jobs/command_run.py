@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.console import Console
-from pipeline.names import hide_account
+from pipeline.names import hide_credentials
 from pipeline.runtime.progress import ProgressBar
 from pipeline.runtime.run_log import RunLog
 from pipeline.runtime.run_record import BarState, RunRecorder
@@ -107,4 +107,4 @@ def command_line() -> tuple[str, ...]:
 
 def _printable(argument: str) -> str:
     """Return an argument without accounts and without bytes that are not UTF-8."""
-    return hide_account(argument.encode("utf-8", errors="replace").decode())
+    return hide_credentials(argument.encode("utf-8", errors="replace").decode())

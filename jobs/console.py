@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.names import hide_account
+from pipeline.names import hide_credentials
 from pipeline.runtime.progress import ProgressBar
 from pipeline.runtime.run_log import OUR_PACKAGES, OUTPUT_LOGGER, message_text
 from pipeline.storage.filesystem import open_to_append
@@ -198,7 +198,7 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message."""
-        self.console.say(hide_account(message_text(record)))
+        self.console.say(hide_credentials(message_text(record)))
 
 
 @contextlib.contextmanager

@@ -146,14 +146,14 @@ class _Failure:
 
 def _describe_failure(error: BaseException) -> _Failure:
     from pipeline.errors import RelevanceError, translate_os_error
-    from pipeline.names import hide_account
+    from pipeline.names import hide_credentials
 
     if isinstance(error, OSError):
         error = translate_os_error(error)
     if isinstance(error, RelevanceError):
-        return _Failure(error.exit_code, hide_account(str(error)))
+        return _Failure(error.exit_code, hide_credentials(str(error)))
     if isinstance(error, KeyboardInterrupt):
         reason = "interrupted; run the same command again, it continues from the last saved state"
         return _Failure(3, reason, state="interrupted")
-    reason = hide_account("".join(traceback.format_exception_only(error)).strip())
+    reason = hide_credentials("".join(traceback.format_exception_only(error)).strip())
     return _Failure(1, reason, is_expected=False)

@@ -9,11 +9,10 @@ from typing import Any
 
 from pipeline.config.run import RunConfig, is_path
 from pipeline.errors import ConfigError
-from pipeline.names import hide_account
 
 
 def check_paths(config: RunConfig, given: dict[str, Any]) -> None:
-    """Raise ConfigError if paths of a config are relative, or if it holds an account.
+    """Raise ConfigError if paths of a config are relative.
 
     Args:
         config: The validated config; its paths are absolute already.
@@ -31,13 +30,6 @@ def check_paths(config: RunConfig, given: dict[str, Any]) -> None:
         raise ConfigError(
             f"paths relative, which a cluster cannot resolve: {settings}; write absolute paths that all its "
             "machines see, or s3://bucket/prefix for data.to_score and scoring.scores"
-        )
-    if hide_account(config.tracking_uri) != config.tracking_uri:
-        raise ConfigError(
-            f"registry.tracking_uri has an account: {hide_account(config.tracking_uri)}; everyone who may "
-            "look at a cluster sees the config of its jobs: leave the account out, and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database, such as PGUSER and "
-            "PGPASSWORD) on its machines"
         )
 
 

@@ -10,7 +10,6 @@ from jobs.commands.run import run_all
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions, read_partition, read_split
 from pipeline.data.synthetic.marketplace import NOISE_RATE, average_precision_ceiling
-from pipeline.names import hide_account
 from pipeline.scoring.label_store import read_published
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -77,7 +76,7 @@ def example_cells(labels: pa.Table, pairs: dict[str, dict[str, Any]]) -> list[tu
 
 def next_commands(config: RunConfig) -> list[str]:
     """Return lines with commands to try."""
-    store = hide_account(config.tracking_uri)
+    store = config.tracking_uri
     return [
         "\nnext (with .venv/bin on the PATH):",
         f"  relevance score --config {DEMO_CONFIG}    # every pair is labelled already: scores nothing",

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.cluster import check_address
 from jobs.command_run import CommandRun
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, summarize_error
@@ -232,6 +233,7 @@ def job_client(address: str) -> Iterator[Any]:
     """Open Ray's job client, and raise its errors as errors of this project."""
     from ray.exceptions import AuthenticationError
 
+    check_address("--address", address)
     if not address.startswith(("http://", "https://")):
         raise ConfigError(f"dashboard address not valid: {address}; write it as http://head:8265")
     # Ray prefers this variable to the address that it is given

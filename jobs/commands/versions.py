@@ -7,7 +7,6 @@ from jobs.command_run import CommandRun
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.evaluation.results import Evaluation
-from pipeline.names import hide_account
 from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import check_registered, get_version, read_gate_report, register_version
 from pipeline.registry.promotion_log import PromotionEntry, PromotionLog, last_rollback_of
@@ -37,7 +36,7 @@ def run_register(config: RunConfig, run: CommandRun) -> dict[str, Any]:
         "model": config.registry.model,
         "version": version,
         "alias": "challenger",
-        "tracking_uri": hide_account(config.tracking_uri),
+        "tracking_uri": config.tracking_uri,
         "next": run.suggest(*step),
     }
 

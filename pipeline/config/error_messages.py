@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from pipeline.config.extensions import method_blocks, source_blocks
-from pipeline.names import hide_account
 
 Loc = Sequence[str | int]  # keys and list indices from the root to a setting
 
@@ -122,7 +121,7 @@ def _describe_wrong_value(path: Loc, problem: ErrorDetails) -> str:
     setting, value = _dotted(path), problem["input"]
     message = problem["msg"].removeprefix("Value error, ")
     if setting and not isinstance(value, dict) and not field_types(type(value)):
-        message += f" (given {hide_account(repr(value))})"
+        message += f" (given {value!r})"
     if problem["type"] in ("string_type", "invalid_key"):
         message += _describe_quoting(path[-1] if problem["type"] == "invalid_key" else value)
     if not setting or message.startswith(f"{setting}."):

@@ -7,11 +7,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from models.config import AdapterConfig
+from pipeline.config.credentials import check_credentials
 from pipeline.config.error_messages import describe_problem
 from pipeline.config.run import Adapter, RunConfig, is_present
 from pipeline.config.yaml_files import booleans_taken_as_numbers, parse_yaml, read_yaml_mapping, shorten
 from pipeline.errors import ConfigError
-from pipeline.names import hide_account
+from pipeline.names import hide_credentials
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -59,8 +60,9 @@ def build_config(settings: dict[str, Any], origin: str) -> RunConfig:
         origin: The file or command they come from, for the error message.
 
     Raises:
-        ConfigError: A setting is wrong; the message lists every problem.
+        ConfigError: A setting is wrong, or holds credentials; the message lists every problem.
     """
+    check_credentials(settings, origin)
     if "adapter" in settings:
         # Checking the adapter block imports torch, which takes seconds: other problems are reported first.
         others = {name: value for name, value in settings.items() if name != "adapter"}
@@ -105,7 +107,7 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         ConfigError: The override has no `=`, or its setting cannot exist.
     """
     path, separator, text = override.partition("=")
-    shown = shorten(hide_account(override))
+    shown = shorten(hide_credentials(override))
     if not separator or not path:
         raise ConfigError(
             f"--set {shown!r} has no =; write setting=value, such as optimizer.learning_rate=1e-4"

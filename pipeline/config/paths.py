@@ -110,8 +110,6 @@ def _check_server(uri: str) -> None:
         raise ValueError(f"address is not valid ({error}); write it as http://host:5000") from error
     if not has_host or any(character.isspace() for character in uri):
         raise ValueError("address is not valid; write it as http://host:5000")
-    if parts.username is not None and not parts.password:
-        raise ValueError("address has an account without a password; write it as http://NAME:PASSWORD@host")
 
 
 def _parse_sqlite(uri: str) -> str:

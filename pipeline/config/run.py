@@ -9,7 +9,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    PlainSerializer,
     TypeAdapter,
     ValidationInfo,
     field_validator,
@@ -33,7 +32,6 @@ from pipeline.config.splits import SplitConfig
 from pipeline.config.strict_model import StrictModel, validate_name
 from pipeline.config.tasks import Task
 from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingConfig
-from pipeline.names import hide_account
 
 
 def is_path(source: str) -> bool:
@@ -86,13 +84,7 @@ def default_adapter(_: dict[str, Any]) -> AdapterConfig:
     return adapter
 
 
-def drop_account(uri: str) -> str:
-    """Return a URI without its account."""
-    return hide_account(uri, "")
-
-
-# written without its account: dumped configs are kept in MLflow and shown to everyone who may look at a run
-TrackingUri = Annotated[str, AfterValidator(parse_tracking_uri), PlainSerializer(drop_account)]
+TrackingUri = Annotated[str, AfterValidator(parse_tracking_uri)]
 
 Adapter = Annotated[
     AdapterConfig, RegisteredBlock("method", method_blocks), BeforeValidator(add_default_method)

@@ -1,11 +1,8 @@
 """Client of MLflow whose errors say what to do."""
 
-import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from pipeline.config.paths import SERVER_SCHEMES
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.registry.mlflow_errors import translate_mlflow_errors
@@ -20,7 +17,6 @@ def connect_mlflow(tracking_uri: str) -> Any:
     """
     import mlflow
 
-    tracking_uri = _take_account(tracking_uri)
     with translate_mlflow_errors(tracking_uri):
         limit_database_retries()
         # For the whole process: model URIs and artifacts are resolved through the global setting only.
@@ -28,19 +24,6 @@ def connect_mlflow(tracking_uri: str) -> Any:
         client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
         client.search_experiments(max_results=1)
     return client
-
-
-def _take_account(tracking_uri: str) -> str:
-    """Return a server's address without its account, which MLflow gets by its variables.
-
-    MLflow prints and logs the address as it is.
-    """
-    parts = urlsplit(tracking_uri)
-    if parts.scheme not in SERVER_SCHEMES or parts.username is None:
-        return tracking_uri
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
-from pipeline.names import hide_account
+from pipeline.names import hide_credentials
 from pipeline.registry.mlflow_internals import is_account_refused
 
 MAX_ERROR_CHARS = 300
@@ -129,7 +129,7 @@ def translate_mlflow_errors(tracking_uri: str) -> Iterator[None]:
     except Exception as error:
         if "mlflow" not in sys.modules:
             raise
-        failure = _translate(error, f"MLflow at {hide_account(tracking_uri)}")
+        failure = _translate(error, f"MLflow at {tracking_uri}")
         if failure is None:
             raise
         raise failure from error
@@ -142,7 +142,7 @@ def _translate(error: Exception, place: str) -> RelevanceError | None:
         return ConfigError(f"{place} needs a package; install {package}") if package else None
     if not isinstance(error, _error_classes()):
         return None
-    reason = _shorten(hide_account(str(error)))
+    reason = _shorten(hide_credentials(str(error)))  # hidden first, because a cut could halve an account
     if is_account_refused(error):
         return ConfigError(
             f"{place} refuses the account ({reason}); set MLFLOW_TRACKING_USERNAME and "

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.names import hide_account
+from pipeline.names import hide_credentials
 from pipeline.storage.filesystem import open_to_append
 
 OUR_PACKAGES = ("models", "pipeline", "validation", "jobs")
@@ -99,10 +99,10 @@ class JsonLinesHandler(logging.Handler):
             "process": self.process,
             "work_unit": _work_unit.get(),
             "logger": record.name,
-            "message": hide_account(message_text(record)),
+            "message": hide_credentials(message_text(record)),
         }
         if record.exc_info:
-            line["exception"] = hide_account(logging.Formatter().formatException(record.exc_info))
+            line["exception"] = hide_credentials(logging.Formatter().formatException(record.exc_info))
         return line
 
 

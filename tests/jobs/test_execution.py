@@ -98,25 +98,29 @@ def test_work_folder_that_cannot_be_written_is_a_config_error(
     assert raised.value.exit_code == 2
 
 
-def test_account_of_the_tracking_uri_is_shown_and_stored_nowhere(
+def test_credentials_in_urls_of_libraries_are_shown_and_stored_nowhere(
     config_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    override = "registry.tracking_uri=http://alice:s3cr3t@host:1"
-    monkeypatch.setattr(sys, "argv", ["relevance", "validate", "--set", override])
+    url = "http://alice:s3cr3t@proxy:1/x?sig=s3cr3t"
+    monkeypatch.setattr(sys, "argv", ["relevance", "import", url])
 
-    def stage(config: Any, run: CommandRun) -> dict[str, Any]:
-        logging.getLogger("jobs").warning("connecting to %s", config.tracking_uri)
-        return {"next": run.suggest("train")}
+    def stage(_: Any, run: CommandRun) -> dict[str, Any]:
+        logging.getLogger("jobs").warning("connecting to %s", url)
+        return {"next": run.suggest("import", url)}
 
-    def failing_stage(config: Any, _: CommandRun) -> dict[str, Any]:
-        raise ZeroDivisionError(config.tracking_uri)
+    def failing_stage(_: Any, __: CommandRun) -> dict[str, Any]:
+        raise ZeroDivisionError(url)
 
-    execute(SPEC, config_path, [override], stage)
+    execute(SPEC, config_path, None, stage)
     with pytest.raises(ZeroDivisionError):
-        execute(SPEC, config_path, [override], failing_stage)
+        execute(SPEC, config_path, None, failing_stage)
+    with pytest.raises(typer.Exit):
+        execute(SPEC, config_path, [f"registry.tracking_uri={url}"], stage)
+    with pytest.raises(typer.Exit):
+        execute(SPEC, config_path, [url], stage)
     output = "".join(capfd.readouterr())
     files = [path for path in (config_path.parent / "runs").rglob("*") if path.is_file()]
-    assert "http://***@host:1" in output and "s3cr3t" not in output
+    assert "http://***@proxy:1/x?sig=***" in output and "s3cr3t" not in output
     assert [path for path in files if "s3cr3t" in path.read_text(encoding="utf-8")] == []
 
 

@@ -177,13 +177,6 @@ SHARED = [
 ]
 
 
-def test_account_of_the_tracking_uri_is_not_submitted(tmp_path: Path) -> None:
-    path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "/storage/llama"))
-    given = read_settings(path, ["registry.tracking_uri=http://alice:s3cr3t@mlflow:5000"])
-    with pytest.raises(ConfigError, match="has an account: http://\\*\\*\\*@mlflow:5000"):
-        check_paths(build_config(given, "c.yaml"), given)
-
-
 @pytest.mark.parametrize(("setting", "text"), RELATIVE)
 def test_relative_path_of_any_setting_is_refused(tmp_path: Path, setting: str, text: str) -> None:
     settings = planted_config(tmp_path, "/storage/llama", sources=[{"kind": "esci", "path": "/storage/esci"}])
