@@ -197,7 +197,9 @@ class ConsoleHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the message."""
+        """Print the message, below the traceback of a defect."""
+        if record.exc_info:
+            self.console.say(hide_credentials(logging.Formatter().formatException(record.exc_info)))
         self.console.say(hide_credentials(message_text(record)))
 
 

@@ -116,7 +116,8 @@ def _run_lock(run_dir: Path) -> Iterator[None]:
 def _errors_as_exit_codes(recorder: "RunRecorder | None" = None) -> Iterator[None]:
     """Log an error as one sentence, close the record with it, and exit with its code.
 
-    An error that is not for users is a defect of this project: it is raised again, with its traceback.
+    An error that is not for users is a defect of this project: its traceback is logged too, by the handlers,
+    which hide accounts. With a record the handlers are those of the run, so a command has two of these contexts.
     """
     from jobs.console import Console, messages_on
 
@@ -131,8 +132,6 @@ def _errors_as_exit_codes(recorder: "RunRecorder | None" = None) -> Iterator[Non
             logger.error("error: %s", failure.reason, exc_info=None if failure.is_expected else error)
             if recorder:
                 recorder.update(state=failure.state, exit_code=failure.exit_code, reason=failure.reason)
-            if not failure.is_expected:
-                raise
             raise typer.Exit(failure.exit_code) from error
 
 

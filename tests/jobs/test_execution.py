@@ -112,26 +112,31 @@ def test_credentials_in_urls_of_libraries_are_shown_and_stored_nowhere(
         raise ZeroDivisionError(url)
 
     execute(SPEC, config_path, None, stage)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(typer.Exit):
         execute(SPEC, config_path, None, failing_stage)
     with pytest.raises(typer.Exit):
         execute(SPEC, config_path, [f"registry.tracking_uri={url}"], stage)
     with pytest.raises(typer.Exit):
         execute(SPEC, config_path, [url], stage)
     output = "".join(capfd.readouterr())
+    assert "Traceback" in output
     files = [path for path in (config_path.parent / "runs").rglob("*") if path.is_file()]
     assert "http://***@proxy:1/x?sig=***" in output and "s3cr3t" not in output
     assert [path for path in files if "s3cr3t" in path.read_text(encoding="utf-8")] == []
 
 
-def test_defects_keep_their_traceback(config_path: Path) -> None:
+def test_defects_are_shown_once_below_their_traceback(
+    config_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def stage(_: Any, __: CommandRun) -> dict[str, Any]:
         raise ZeroDivisionError("a defect")
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(typer.Exit) as raised:
         execute(SPEC, config_path, None, stage)
-    record = only_record(config_path)
-    assert (record.state, record.exit_code) == ("failed", 1)
+    record, err = only_record(config_path), capfd.readouterr().err
+    assert (record.state, record.exit_code, raised.value.exit_code) == ("failed", 1, 1)
+    assert err.count("error: ") == 1 and err.splitlines()[-1] == "error: ZeroDivisionError: a defect"
+    assert 'raise ZeroDivisionError("a defect")' in err
     assert "test_execution.py" in read_log(Path(record.log))[-1]["exception"]
 
 
