@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.cli_versions import VERSION_COMMANDS
-from jobs.environment import end_on_sigterm, prepare_environment, use_utf8
+from jobs.environment import end_on_sigterm, open_closed_streams, prepare_environment, use_utf8
 from jobs.execution import CommandSpec, execute, execute_unrecorded, execute_without_config
 from jobs.options import (
     AddressOption,
@@ -288,6 +288,7 @@ for version_command in VERSION_COMMANDS:
 
 def main() -> None:
     """Entry point of the `relevance` command."""
+    open_closed_streams()
     use_utf8()
     end_on_sigterm()
     try:

@@ -48,6 +48,19 @@ HOME_FILES = {
 }
 
 
+def open_closed_streams() -> None:
+    """Open stdin, stdout and stderr on the null device where the caller closed them.
+
+    A file that is opened later would take the number of a closed stream, and receive its output.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+
+
 def use_utf8() -> None:
     """Make this process and its children read and write UTF-8, whatever the locale.
 
@@ -59,8 +72,7 @@ def use_utf8() -> None:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed by the caller
-            stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
 
 
 def prepare_environment() -> None:

@@ -117,7 +117,7 @@ def _errors_as_exit_codes(recorder: "RunRecorder | None" = None) -> Iterator[Non
     """Log an error as one sentence, close the record with it, and exit with its code.
 
     An error that is not for users is a defect of this project: its traceback is logged too, by the handlers,
-    which hide accounts. With a record the handlers are those of the run, so a command has two of these contexts.
+    which hide accounts. With a record these are the handlers of the run, so a command has two such contexts.
     """
     from jobs.console import Console, messages_on
 

@@ -86,3 +86,29 @@ def test_output_is_utf8_in_every_locale(tmp_path: Path, variables: Mapping[str, 
     done = _run(MAIN, "validate", "--config", "é日本\udcff.yaml", HOME=str(tmp_path), **variables)
     assert done.returncode == 2
     assert done.stderr.decode("utf-8").startswith("error: config é日本?.yaml does not exist")
+
+
+# the order of main(): streams first, then files
+WRITE_ALL = """
+import sys
+from pathlib import Path
+from jobs.console import libraries_in
+from jobs.environment import open_closed_streams, use_utf8
+open_closed_streams()
+use_utf8()
+with libraries_in(Path(sys.argv[1])) as console:
+    console.say("to stderr")
+    console.result("to stdout")
+    print("of a library", flush=True)
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_lose_their_own_output_alone(tmp_path: Path, closed: str) -> None:
+    log = tmp_path / "libraries.log"
+    command = ["bash", "-c", f'"$0" -c "$1" "$2" {closed}', sys.executable, WRITE_ALL, str(log)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert log.read_text() == "of a library\n"
+    assert done.stdout == ("" if " >&-" in f" {closed}" else "to stdout\n")
+    assert done.stderr == ("" if "2>&-" in closed else "to stderr\n")
