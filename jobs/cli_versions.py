@@ -43,16 +43,28 @@ def promote(
         str | None,
         typer.Option("--reason", help="Reason, kept in the promotion log.", show_default=False),
     ] = None,
+    begin_log: Annotated[
+        bool,
+        typer.Option(
+            "--begin-log",
+            help="Begin a new promotion log where MLflow knows of a lost one; needs --override.",
+        ),
+    ] = False,
     overrides: SetOption = None,
 ) -> None:
     """Make a version champion if it passed the gate, or, as the first one, beats the lexical floor."""
     if override != (reason is not None):
         raise typer.BadParameter("--override and --reason go together", param_hint="--override")
+    if begin_log and not override:
+        raise typer.BadParameter(
+            "--begin-log leaves earlier champions out of the gate; it needs --override and --reason",
+            param_hint="--begin-log",
+        )
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
         from jobs.commands.versions import run_promote
 
-        return run_promote(config, version, run, reason)
+        return run_promote(config, version, run, reason, begin_log)
 
     execute(CommandSpec("promote", is_exclusive=False), config, overrides, stage)
 
@@ -68,13 +80,20 @@ def rollback(config: ConfigOption, reason: ReasonOption, overrides: SetOption = 
     execute(CommandSpec("rollback", is_exclusive=False), config, overrides, stage)
 
 
-def history(config: ConfigOption, overrides: SetOption = None) -> None:
+def history(
+    config: ConfigOption,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Check the promotion log: chain, bundles, MLflow's aliases and tags."),
+    ] = False,
+    overrides: SetOption = None,
+) -> None:
     """Print every promotion and rollback: who, when, why, metrics."""
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
         from jobs.commands.versions import run_history
 
-        return run_history(config, run)
+        return run_history(config, run, verify)
 
     execute(CommandSpec("history", is_exclusive=False), config, overrides, stage)
 

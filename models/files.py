@@ -95,6 +95,11 @@ def temporary_path(path: Path) -> Path:
     return path.parent / f".{path.name}.{_machine()}-{pid}-{_start(pid)}-{uuid.uuid4().hex[:6]}.tmp"
 
 
+def is_temporary(path: Path) -> bool:
+    """Return True for a name that `temporary_path` gives."""
+    return _TEMPORARY_NAME.fullmatch(path.name) is not None
+
+
 def remove_abandoned(folder: Path) -> None:
     """Delete the temporary files and folders in `folder` that killed processes left.
 

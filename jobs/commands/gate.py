@@ -24,7 +24,7 @@ def run_gate(config: RunConfig, version: str, against: str, run: CommandRun) -> 
     Raises:
         GateRefusedError: it may not.
     """
-    other = champion_version(PromotionLog.from_config(config)) if against == "champion" else against
+    other = champion_version(config) if against == "champion" else against
     challenger, champion = (load_version_predictor(config, name) for name in (version, other))
     tables = labeled_test_rows(config.accepted_dir, config.tasks, config.split)
     comparison = compare_versions(challenger, champion, tables, config.scoring.batch_tokens, config.seed)
@@ -57,7 +57,7 @@ def run_gate(config: RunConfig, version: str, against: str, run: CommandRun) -> 
 
 def gate_against_champion(config: RunConfig, version: str, run: CommandRun) -> None:
     """Run the gate if another version is champion; GateRefusedError if it refuses."""
-    promotions = PromotionLog.from_config(config).read()
+    promotions = PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri))
     if promotions and promotions[-1].version != version:
         run_gate(config, version, "champion", run)
 

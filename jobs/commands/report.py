@@ -13,7 +13,8 @@ from pipeline.evaluation.results import GateOutcome
 from pipeline.evaluation.version_report import measure_version
 from pipeline.registry.mlflow_client import connect_mlflow, read_metric_history
 from pipeline.registry.model_versions import get_version, read_gate_report
-from pipeline.registry.promotion_log import PromotionLog, champion_line
+from pipeline.registry.promotion_entries import champion_line
+from pipeline.registry.promotion_log import PromotionLog
 from pipeline.registry.version_files import fetch_version
 from pipeline.registry.version_predictors import champion_version, load_version_predictor
 from pipeline.registry.version_summary import describe_origin, describe_standing
@@ -36,11 +37,11 @@ def run_report(config: RunConfig, version: str | None, run: CommandRun) -> dict[
         version: The registered version; None for the champion.
         run: The run of this command.
     """
-    log = PromotionLog.from_config(config)
-    version = version or champion_version(log)
+    version = version or champion_version(config)
     client, model = connect_mlflow(config.tracking_uri), config.registry.model
     record = get_version(client, model, version)
-    champions = [entry.version for entry in champion_line(log.read())]
+    entries = PromotionLog.from_config(config).read(client)
+    champions = [entry.version for entry in champion_line(entries)]
     against = next((champion for champion in reversed(champions) if champion != version), None)
     tables = labeled_test_rows(config.accepted_dir, config.tasks, config.split)
     predictor = load_version_predictor(config, version)

@@ -5,11 +5,12 @@ from typing import Any
 
 from jobs.command_run import CommandRun
 from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError, GateRefusedError
+from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError
 from pipeline.evaluation.results import Evaluation
 from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import check_registered, get_version, read_gate_report, register_version
-from pipeline.registry.promotion_log import PromotionEntry, PromotionLog, last_rollback_of
+from pipeline.registry.promotion_entries import PromotionEntry, last_rollback_of
+from pipeline.registry.promotion_log import PromotionLog
 from pipeline.storage.filesystem import read_json
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def run_register(config: RunConfig, run: CommandRun) -> dict[str, Any]:
         config, config.run_dir / "bundle", Evaluation.from_json(read_json(evaluation_path))
     )
     logger.info(f"  {config.registry.model} version {version} is challenger")
-    has_champion = bool(PromotionLog.from_config(config).read())
+    has_champion = bool(PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri)))
     step = ("evaluate", "--version", version) if has_champion else ("promote", "--version", version)
     return {
         "model": config.registry.model,
@@ -42,7 +43,7 @@ def run_register(config: RunConfig, run: CommandRun) -> dict[str, Any]:
 
 
 def run_promote(
-    config: RunConfig, version: str, run: CommandRun, override: str | None = None
+    config: RunConfig, version: str, run: CommandRun, override: str | None = None, begin_log: bool = False
 ) -> dict[str, Any]:
     """Make a version champion.
 
@@ -51,6 +52,7 @@ def run_promote(
         version: A registered version.
         run: The command's run.
         override: Reason to promote against the gate's verdict; None to obey the gate.
+        begin_log: Whether to begin a new promotion log where MLflow knows of an earlier one.
 
     Raises:
         GateRefusedError: the gate does not pass the version and there is no override.
@@ -60,6 +62,8 @@ def run_promote(
     check_registered(registered)
     read_gate_report(client, registered)  # raises if the verdict was altered
     log = PromotionLog.from_config(config)
+    if begin_log:
+        log.begin(client)
     promoted = log.promote(client, str(registered.version), dict(registered.tags), override)
     entry = promoted.entry
     logger.info(
@@ -74,7 +78,8 @@ def check_not_rolled_back(config: RunConfig, version: str) -> None:
 
     `relevance run` must not undo a decision that a person made.
     """
-    rollback = last_rollback_of(PromotionLog.from_config(config).read(), version)
+    entries = PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri))
+    rollback = last_rollback_of(entries, version)
     if rollback is not None:
         raise GateRefusedError(
             f"version {version} was rolled back on {rollback.at} by {rollback.by} "
@@ -104,13 +109,31 @@ def _champion_summary(config: RunConfig, entry: PromotionEntry, run: CommandRun)
     }
 
 
-def run_history(config: RunConfig, run: CommandRun) -> dict[str, Any]:
-    """Print the promotion log, oldest first."""
-    promotions = PromotionLog.from_config(config).read()
+def run_history(config: RunConfig, run: CommandRun, verify: bool = False) -> dict[str, Any]:
+    """Print the promotion log, oldest first.
+
+    Args:
+        config: Names the model and the registry.
+        run: The command's run.
+        verify: Whether to check the log against MLflow and print each check.
+
+    Raises:
+        DamagedInputError: The log is not whole; with `verify`, a check failed.
+    """
+    log, checks = PromotionLog.from_config(config), []
+    if verify:
+        checks = log.verify(connect_mlflow(config.tracking_uri))
+        run.table([("check", "result"), *((check.name, check.result) for check in checks)])
+        if failed := [check.name for check in checks if not check.passed]:
+            raise DamagedInputError(
+                f"promotion log of {log.model} is broken: {', '.join(failed)}; the table says what to restore"
+            )
+    promotions = log.read_files()
     run.table([HEADINGS, *map(history_cells, promotions)])
     return {
         "model": config.registry.model,
         "promotions": [entry.to_json() for entry in promotions],
+        **({"checks": {check.name: check.result for check in checks}} if verify else {}),
         "next": run.suggest("report"),
     }
 

@@ -16,8 +16,9 @@ from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.evaluation.results import Evaluation, MetricsSummary
 from pipeline.registry.mlflow_client import connect_mlflow, create_run, find_run
 from pipeline.registry.model_card import model_card
+from pipeline.registry.promotion_entries import GateTag
 from pipeline.registry.promotion_gate import GateReport
-from pipeline.registry.promotion_log import GateTag, PromotionLog
+from pipeline.registry.promotion_log import PromotionLog
 from pipeline.registry.provenance import code_version
 from pipeline.storage.filesystem import canonical_json, json_sha256, read_json, write_bytes
 
@@ -217,7 +218,7 @@ def _find_version(client: Any, log: PromotionLog, sha256: str) -> str | None:
     else the first. The others are deleted unless an alias or the promotion log names them.
     """
     records = client.search_model_versions(f"name = '{log.model}' and tags.bundle_sha256 = '{sha256}'")
-    promoted = {entry.version for entry in log.read()}
+    promoted = {entry.version for entry in log.read(client)}
     versions = sorted(
         (str(record.version) for record in records),
         key=lambda version: (version not in promoted, int(version)),

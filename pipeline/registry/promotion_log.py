@@ -1,73 +1,40 @@
 """Append-only log of promotions; its last entry is the champion.
 
-An entry is put in place only if no other one is there. MLflow's aliases are a view of the log. They are
-repaired from it, because their last writer wins.
+An entry is put in place only if no other one is there. MLflow's aliases and the versions' tags `promotion`
+are a view of the log. They are repaired from it, because their last writer wins.
 
     <promotions>/<model>/000001.json   version, replaced champion, who, when, why, the gate's verdict
 """
 
 import getpass
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RetryableError
-from pipeline.storage.filesystem import canonical_json, put_if_absent, read_json
-
-PROMOTION, ROLLBACK = "promotion", "rollback"
-
-
-@dataclass(frozen=True)
-class GateTag:
-    """Summary of the promotion gate's last verdict on a version, in the version's tag `gate`."""
-
-    against: str  # version it was compared with
-    passed: bool
-    sha256: str  # of the whole verdict
-
-    @classmethod
-    def from_tags(cls, tags: Mapping[str, str]) -> "GateTag | None":
-        """Parse the tag of a version; None if the gate has not judged it."""
-        return cls(**json.loads(tags["gate"])) if "gate" in tags else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the recorded form."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class PromotionEntry:
-    """One promotion or rollback."""
-
-    number: int  # from 1
-    kind: str  # promotion | rollback
-    version: str
-    expected_champion: str | None  # version it replaces
-    by: str
-    at: str
-    bundle_sha256: str
-    macro_pr_auc: float
-    lexical_macro_pr_auc: float
-    override: str | None = None  # reason given by a person
-    gate: GateTag | None = None
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "PromotionEntry":
-        """Parse a recorded entry; the first entries have no kind."""
-        gate = fields.get("gate")
-        return cls(**{"kind": PROMOTION, **fields, "gate": GateTag(**gate) if gate else None})
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the entry as it is recorded; rollbacks have no verdict."""
-        fields = asdict(self)
-        if self.kind == ROLLBACK:
-            del fields["gate"]
-        return fields
+from pipeline.registry.promotion_checks import (
+    ENTRY_TAG,
+    NOT_CHECKED,
+    Check,
+    RegistryState,
+    compare_with_registry,
+    entry_tag,
+)
+from pipeline.registry.promotion_entries import (
+    PROMOTION,
+    ROLLBACK,
+    GateTag,
+    PromotionEntry,
+    champion_line,
+    entry_name,
+    parse_entry,
+    read_entries,
+)
+from pipeline.storage.filesystem import put_if_absent
 
 
 @dataclass(frozen=True)
@@ -90,31 +57,46 @@ class PromotionLog:
         """Return the log that a config names."""
         return cls(config.promotions_dir, config.registry.model)
 
-    def read(self) -> list[PromotionEntry]:
-        """Return all entries, oldest first.
+    def read_files(self) -> list[PromotionEntry]:
+        """Return all entries, oldest first, without a look at MLflow.
 
         Raises:
-            DamagedInputError: An entry is damaged or missing.
+            DamagedInputError: The files are not a whole log (`read_entries`).
         """
-        entries: list[PromotionEntry] = []
-        for path in sorted(path for path in self.folder.glob("*.json") if not path.name.startswith(".")):
-            try:
-                entries.append(PromotionEntry.from_json(read_json(path)))
-            except (DamagedInputError, TypeError) as error:
-                raise DamagedInputError(
-                    f"entry of the promotion log is damaged: {path}; restore it from a backup, the log says "
-                    "which version is champion"
-                ) from error
-            if entries[-1].number != len(entries):
-                raise DamagedInputError(
-                    f"promotion log in {self.folder} lacks entry {len(entries)}; restore it from a backup"
-                )
-        return entries
+        return read_entries(self.folder)
 
-    def champion(self) -> PromotionEntry | None:
-        """Return the entry of the champion; None if nothing was promoted."""
-        entries = self.read()
-        return entries[-1] if entries else None
+    def read(self, client: Any) -> list[PromotionEntry]:
+        """Return all entries, oldest first, after a comparison with MLflow.
+
+        Raises:
+            DamagedInputError: The files are not a whole log, or MLflow knows of promotions that they lack.
+        """
+        return self._compare(RegistryState.read(client, self.model))
+
+    def verify(self, client: Any) -> list[Check]:
+        """Return the results of all checks of the log."""
+        state = RegistryState.read(client, self.model)  # before the log, which may grow in between
+        try:
+            entries = self.read_files()
+        except DamagedInputError as error:
+            return [Check("entries", str(error), passed=False), Check("MLflow", NOT_CHECKED)]
+        return [Check("entries", "ok"), *compare_with_registry(self.folder, entries, state)]
+
+    def begin(self, client: Any) -> None:
+        """Remove the aliases and tags of an earlier log from MLflow, so that a new log can begin.
+
+        Raises:
+            ConfigError: The log holds entries.
+        """
+        if self.read_files():
+            raise ConfigError(
+                f"promotion log is not empty: {self.folder}; move the folder away to begin a new log"
+            )
+        state = RegistryState.read(client, self.model)
+        for version in state.entry_tags():
+            client.delete_model_version_tag(self.model, version, ENTRY_TAG)
+        for alias in state.log_aliases():
+            client.delete_registered_model_alias(self.model, alias)
 
     def promote(
         self, client: Any, version: str, tags: Mapping[str, str], override: str | None = None
@@ -131,12 +113,13 @@ class PromotionLog:
             override: Reason to promote regardless of the gate; it is recorded.
 
         Raises:
+            DamagedInputError: The log is not whole, or the version's tags are not.
             GateRefusedError: The version has not passed the gate.
             RetryableError: Another promotion came first.
         """
-        entries = self.read()
+        entries = self.read(client)
         if entries and entries[-1].version == version:
-            return PromotionResult(entries[-1], self.sync_aliases(client))
+            return PromotionResult(entries[-1], self.sync_registry(client))
         champion = entries[-1].version if entries else None
         gate = GateTag.from_tags(tags)
         if override is None:
@@ -154,6 +137,7 @@ class PromotionLog:
             bundle_sha256=tags["bundle_sha256"],
             macro_pr_auc=float(tags["macro_pr_auc"]),
             lexical_macro_pr_auc=float(tags["lexical_macro_pr_auc"]),
+            previous_sha256=entries[-1].sha256 if entries else None,
             override=override,
             gate=gate,
         )
@@ -166,7 +150,7 @@ class PromotionLog:
             ConfigError: There is no previous champion.
             RetryableError: Another promotion came first.
         """
-        entries = self.read()
+        entries = self.read(client)
         line = champion_line(entries)
         if len(line) < 2:
             raise ConfigError(
@@ -179,40 +163,59 @@ class PromotionLog:
             expected_champion=entries[-1].version,
             by=_user_name(),
             at=_utc_now(),
+            previous_sha256=entries[-1].sha256,
             override=reason,
             gate=None,
         )
         return self._append(client, entry)
 
-    def sync_aliases(self, client: Any) -> str:
-        """Set MLflow's aliases from the log, and return their state for a message.
+    def sync_registry(self, client: Any) -> str:
+        """Update MLflow from the log, and return the aliases' state for a message.
 
         A failure does not raise, because the log decides. A user who saw a rollback fail would repeat it, and
         go back two champions.
         """
         try:
-            self.repair_aliases(client)
+            self.repair_registry(client)
         except (Exception, KeyboardInterrupt) as error:
             return f"behind the log until the next use ({type(error).__name__})"
         return "as in the log"
 
-    def repair_aliases(self, client: Any) -> None:
-        """Set MLflow's aliases champion and previous_champion from the log.
+    def repair_registry(self, client: Any) -> list[PromotionEntry]:
+        """Set the tag of the last entry and MLflow's aliases from the log, and return the entries.
 
         The log is read again afterwards: a concurrent promotion may have been faster.
+
+        Raises:
+            DamagedInputError: As `read`.
         """
-        num_synced = -1
-        while num_synced != len(entries := self.read()):
-            num_synced = len(entries)
-            registered = client.get_registered_model(self.model).aliases.items()
-            aliases = {alias: str(version) for alias, version in registered}
-            line = [entry.version for entry in champion_line(entries)]
-            wanted = dict(zip(("champion", "previous_champion"), reversed(line[-2:]), strict=False))
-            for alias, version in wanted.items():
-                if aliases.get(alias) != version:
-                    self._set_alias(client, alias, version)
-            if "previous_champion" in aliases.keys() - wanted.keys():
-                client.delete_registered_model_alias(self.model, "previous_champion")
+        num_entries = 0
+        while True:
+            state = RegistryState.read(client, self.model)
+            entries = self._compare(state)
+            if len(entries) == num_entries:
+                return entries
+            self._update(client, entries, state)
+            num_entries = len(entries)
+
+    def _compare(self, state: RegistryState) -> list[PromotionEntry]:
+        """Return the entries; DamagedInputError if MLflow's state, which was read before, is not theirs."""
+        entries = self.read_files()
+        for check in compare_with_registry(self.folder, entries, state):
+            if not check.passed:
+                raise DamagedInputError(check.result)
+        return entries
+
+    def _update(self, client: Any, entries: Sequence[PromotionEntry], state: RegistryState) -> None:
+        """Set what MLflow lacks, the tag first."""
+        last, present, wanted = entries[-1], state.log_aliases(), state.wanted_aliases(entries)
+        tag = entry_tag(self.model, last)
+        if state.tags.get(last.version, {}).get(ENTRY_TAG) != tag:
+            client.set_model_version_tag(self.model, last.version, ENTRY_TAG, tag)
+        for alias in present.keys() - wanted.keys():
+            client.delete_registered_model_alias(self.model, alias)
+        for alias, version in wanted.items() - present.items():
+            client.set_registered_model_alias(self.model, alias, version)
 
     def _check_beats_baseline(self, version: str, tags: Mapping[str, str]) -> None:
         model, lexical = float(tags["macro_pr_auc"]), float(tags["lexical_macro_pr_auc"])
@@ -237,47 +240,22 @@ class PromotionLog:
             )
 
     def _append(self, client: Any, entry: PromotionEntry) -> PromotionResult:
-        """Put an entry in place if no other one has its number, then sync the aliases."""
-        path = self.folder / f"{entry.number:06d}.json"
-        if not put_if_absent(path, canonical_json(entry.to_json()).encode()):
-            raise RetryableError(
-                f"another promotion of {self.model} came first: expected champion "
-                f"{entry.expected_champion}; look at `relevance history`, then run again"
-            )
-        return PromotionResult(entry, self.sync_aliases(client))
-
-    def _set_alias(self, client: Any, alias: str, version: str) -> None:
-        """Point an alias at a version. A previous champion that was deleted in MLflow gets no alias."""
-        from mlflow.exceptions import MlflowException
-
+        """Put an entry in place if no other one has its number, then update MLflow."""
+        content = entry.to_bytes()
         try:
-            client.set_registered_model_alias(self.model, alias, version)
-        except MlflowException as error:
-            if alias == "champion" or error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-
-
-def champion_line(entries: Sequence[PromotionEntry]) -> list[PromotionEntry]:
-    """Return the promotions that rollbacks can return to, the champion last.
-
-    A rollback removes the promotion that it went back from.
-    """
-    line: list[PromotionEntry] = []
-    for entry in entries:
-        if entry.kind == ROLLBACK:
-            line.pop()
-        else:
-            line.append(entry)
-    return line
-
-
-def last_rollback_of(entries: Sequence[PromotionEntry], version: str) -> PromotionEntry | None:
-    """Return the rollback from a version, if it is the last entry about that version."""
-    about = [entry for entry in entries if version in (entry.version, entry.expected_champion)]
-    last = about[-1] if about else None
-    if last is not None and last.kind == ROLLBACK and last.expected_champion == version:
-        return last
-    return None
+            parse_entry(content)
+        except ValueError as error:
+            raise DamagedInputError(
+                f"tags of version {entry.version} of {self.model} are not usable ({error}); register its "
+                "bundle again"
+            ) from error
+        if not put_if_absent(self.folder / entry_name(entry.number), content):
+            found = self.read_files()[entry.number - 1].version
+            raise RetryableError(
+                f"another promotion of {self.model} came first: expected champion {entry.expected_champion}, "
+                f"found {found}; look at `relevance history`, then run again"
+            )
+        return PromotionResult(entry, self.sync_registry(client))
 
 
 def _utc_now() -> str:

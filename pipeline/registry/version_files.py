@@ -66,19 +66,20 @@ def find_champion(config: RunConfig) -> VersionFiles | None:
     that were downloaded earlier are used, if registry.use_fetched_champion is true.
 
     Raises:
+        DamagedInputError: The promotion log is not whole.
         RetryableError: The registry is unreachable, and the files cannot be used without it.
         ConfigError: The registry does not know the champion.
     """
     log = PromotionLog.from_config(config)
-    champion = log.champion()
-    if champion is None:
-        return None
-    version, sha256 = champion.version, champion.bundle_sha256
+    entries = log.read_files()
     try:
         with translate_mlflow_errors(config.tracking_uri):
-            log.repair_aliases(connect_mlflow(config.tracking_uri))
-            return _fetch_bundle(config, version, sha256)
+            entries = log.repair_registry(connect_mlflow(config.tracking_uri))
+            return _fetch_bundle(config, entries[-1].version, entries[-1].bundle_sha256) if entries else None
     except (RetryableError, ConfigError) as error:
+        if not entries:  # only the registry can tell an empty log from a lost one
+            raise
+        version, sha256 = entries[-1].version, entries[-1].bundle_sha256
         # A registry that answers without knowing the version is another registry.
         is_unknown = getattr(error.__cause__, "error_code", "") in NOT_FOUND_CODES
         if isinstance(error, ConfigError) and not is_unknown:

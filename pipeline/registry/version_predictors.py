@@ -4,20 +4,22 @@ from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import is_shared_task
 from pipeline.inference.predictor import Predictor, load_predictor
+from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.promotion_log import PromotionLog
 from pipeline.registry.version_files import fetch_version
 
 
-def champion_version(log: PromotionLog) -> str:
+def champion_version(config: RunConfig) -> str:
     """Return the champion's version.
 
     Raises:
         ConfigError: There is no champion.
     """
-    champion = log.champion()
-    if champion is None:
-        raise ConfigError(f"model {log.model} has no champion to compare with; run `relevance promote` first")
-    return champion.version
+    entries = PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri))
+    if not entries:
+        model = config.registry.model
+        raise ConfigError(f"model {model} has no champion to compare with; run `relevance promote` first")
+    return entries[-1].version
 
 
 def load_version_predictor(config: RunConfig, version: str) -> Predictor:

@@ -131,6 +131,23 @@ def test_history_shows_overrides_and_rollbacks_with_reasons(world: World) -> Non
     assert len(last_json(history)["promotions"]) == 5
 
 
+def test_verified_history_prints_each_check(world: World) -> None:
+    verified = world.relevance("history", "--verify")
+    checks = {"entries": "ok", "version tags": "ok", "bundle digests": "ok", "aliases": "ok"}
+    assert last_json(verified)["checks"] == checks
+    assert [line.split() for line in verified.stdout.splitlines()[1:3]] == [
+        ["entries", "ok"],
+        ["version", "tags", "ok"],
+    ]
+    entry = world.config.promotions_dir / "000005.json"
+    kept = entry.read_bytes()
+    entry.unlink()
+    refused = world.relevance("history", "--verify")
+    entry.write_bytes(kept)
+    assert refused.returncode == 4 and "promotion log of planted is broken: version tags;" in refused.stderr
+    assert "lacks the entry that the tag promotion of version 1" in refused.stdout
+
+
 def test_two_versions_are_compared_on_the_same_rows(world: World) -> None:
     compared = last_json(world.relevance("compare", "1", "3"))
     assert compared["macro_pr_auc_difference"]["low"] > 0.1
@@ -175,3 +192,29 @@ def test_version_carries_its_digests_and_model_card(world: World) -> None:
     assert record.tags["data_gate"] == "passed"
     assert record.tags["code_version"].startswith(version("ads-relevance"))
     assert [heading for heading in CARD_HEADINGS if heading not in record.description] == []
+
+
+def test_lost_log_stops_commands_until_a_new_one_begins(world: World, tmp_path: Path) -> None:
+    elsewhere = ("--set", f"registry.promotions={tmp_path / 'not mounted'}")
+    pair = ("--task", "two", "--query", "q", "--ad-title", "t")
+    promote = ("promote", "--version", "2")
+    override = ("--override", "--reason", "the volume was lost")
+    commands = {
+        4: [
+            promote,
+            (*promote, *override),
+            ("rollback", "--reason", "r"),
+            ("predict", *pair),
+            ("export", *pair[:2]),
+        ],
+        2: [(*promote, "--begin-log")],
+    }
+    for code, refused_commands in commands.items():
+        for command in refused_commands:
+            refused = world.relevance(*command, *elsewhere)
+            assert refused.returncode == code, (command, refused.stderr)
+            assert code == 2 or "relevance promote --begin-log" in refused.stderr.splitlines()[-1]
+    begun = last_json(world.relevance(*promote, "--begin-log", *override, *elsewhere))
+    assert (begun["version"], begun["promotion"]) == ("2", 1)
+    history = last_json(world.relevance("history", "--verify", *elsewhere))
+    assert [entry["override"] for entry in history["promotions"]] == ["the volume was lost"]

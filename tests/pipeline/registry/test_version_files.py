@@ -52,12 +52,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> World:
 @pytest.fixture
 def registry(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry(world, tmp_path)
-    champion = SimpleNamespace(version="1", bundle_sha256=world.sha256)
+    entries = [SimpleNamespace(version="1", bundle_sha256=world.sha256)]
     monkeypatch.setattr(version_files, "connect_mlflow", registry.connect)
     monkeypatch.setattr(version_files, "get_version", registry.get_version)
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", registry.download)
-    monkeypatch.setattr(PromotionLog, "champion", lambda self: champion)
-    monkeypatch.setattr(PromotionLog, "repair_aliases", lambda self, client: None)
+    monkeypatch.setattr(PromotionLog, "read_files", lambda self: entries)
+    monkeypatch.setattr(PromotionLog, "repair_registry", lambda self, client: entries)
     return registry
 
 
@@ -118,6 +118,15 @@ def test_damaged_champion_waits_for_the_registry(registry: Registry) -> None:
     registry.is_up = True
     assert find_champion(registry.config) == champion
     assert registry.downloads == 2
+
+
+def test_empty_log_is_not_believed_while_the_registry_is_down(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PromotionLog, "read_files", lambda self: [])
+    registry.is_up = False
+    with pytest.raises(RetryableError, match="registry does not answer"):
+        find_champion(registry.config)
 
 
 def test_downloads_are_on_disk_before_they_are_published(
