@@ -1,5 +1,6 @@
 """Import rows: `relevance sample`, `relevance import`, and the sources that a config names."""
 
+import functools
 import inspect
 import logging
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+import pipeline.data
 from jobs.command_run import CommandRun
 from models.files import file_sha256
 from pipeline.config.error_messages import describe_problem
@@ -17,6 +19,7 @@ from pipeline.config.sources import PathSource, SourceBlock
 from pipeline.config.yaml_files import booleans_taken_as_numbers, read_yaml_mapping
 from pipeline.data.data_files import scan_folder
 from pipeline.data.reader import data_digest, find_partitions
+from pipeline.data.staging import StagingFolder, list_imported
 from pipeline.errors import ConfigError, RelevanceError
 from pipeline.storage.filesystem import json_sha256, list_files, read_json, write_json
 
@@ -31,39 +34,66 @@ SECTION = "pipeline/data/importers/README.md"  # shows the settings of a table
 def import_sources(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     """Import the sources of a config into its judged rows, unless the same import was done before.
 
-    <run>/data/sources.json holds the digest of each source's content, settings and importer, and of the rows
-    that came out. If all are equal the rows are used as they are.
+    <run>/data/sources.json holds the digest of each source's content, settings and importer, the digest of
+    the rows that came out, and the names of their files. If the digests are equal the rows are used as they
+    are. If not, all sources are imported, and their files replace the recorded ones in one step: nothing
+    stays of a source that was removed or wrote elsewhere.
 
     Raises:
-        ConfigError: `data.judged` holds rows that this run did not import; importing could overwrite them.
+        ConfigError: `data.judged` holds rows that this run did not import, or one source would replace the
+            rows of another.
     """
     summary = {"judged": str(config.judged_dir)}
     if not config.sources:
         return summary
     load_importers()
     path = config.run_dir / "data" / "sources.json"
+    record = _read_record(path, config)
     digests = [source_digest(source, config) for source in config.sources]
-    if path.is_file() and read_json(path) == {"sources": digests, "rows": rows_digest(config)}:
+    if (record["sources"], record["rows"]) == (digests, rows_digest(config)):
         logger.info("  sources unchanged: rows of an earlier import are used")
         return summary
-    if not path.is_file():
-        if config.data.judged and config.judged_dir.is_dir() and scan_folder(config.judged_dir).names:
-            raise ConfigError(
-                f"data.judged holds rows that this run did not import: {config.judged_dir}; remove `sources` "
-                "from the config to use them, or name an empty folder"
-            )
-        # from here on the folder's rows are this run's, also if it is killed
-        write_json(path, {"sources": [], "rows": None})
-    labels = {task.name: task.labels for task in config.tasks}
-    for source in config.sources:
-        context = ImportContext(config.judged_dir, config.run_dir / "data", config.seed, labels)
-        log_counts(import_rows(source, context, run), source, config.judged_dir)
-    write_json(path, {"sources": digests, "rows": rows_digest(config)})
+    with StagingFolder(config.judged_dir, "sources") as staging:
+        _import_all(config, staging.dir, run)
+        files = list_imported(staging.dir)
+        # from here on the old and the new files are this run's, also if it is killed
+        write_json(path, {"sources": [], "rows": None, "files": sorted({*record["files"], *files})})
+        staging.publish_folder(record["files"])
+    write_json(path, {"sources": digests, "rows": rows_digest(config), "files": files})
     return summary
 
 
+def _read_record(path: Path, config: RunConfig) -> dict[str, Any]:
+    """Return what sources.json says about the rows of earlier imports."""
+    if path.is_file():
+        record: dict[str, Any] = read_json(path)
+        return record if "files" in record else {**record, "files": list_imported(config.judged_dir)}
+    if config.data.judged and config.judged_dir.is_dir() and scan_folder(config.judged_dir).names:
+        raise ConfigError(
+            f"data.judged holds rows that this run did not import: {config.judged_dir}; remove `sources` "
+            "from the config to use them, or name an empty folder"
+        )
+    return {"sources": [], "rows": None, "files": []}
+
+
+def _import_all(config: RunConfig, out_dir: Path, run: CommandRun) -> None:
+    """Import all sources of a config into an empty folder."""
+    labels = {task.name: task.labels for task in config.tasks}
+    listed: set[str] = set()
+    for source in config.sources:
+        context = ImportContext(out_dir, config.run_dir / "data", config.seed, labels)
+        log_counts(import_rows(source, context, run), source, config.judged_dir)
+        files = {*list_imported(out_dir)}
+        if replaced := sorted(listed - files):
+            raise ConfigError(
+                f"rows of {source.title} replace {replaced[0]} of another source; keep one of the two, or "
+                "give its importer other file names"
+            )
+        listed = files
+
+
 def source_digest(source: SourceBlock, config: RunConfig) -> str:
-    """Return a digest of all that decides a source's rows: files, settings, importer code, labels, seed."""
+    """Return a digest of all that decides a source's rows: files, settings, code of imports, labels, seed."""
     files: list[list[str]] = []
     if isinstance(source, PathSource):
         if source.path.is_dir():
@@ -77,9 +107,19 @@ def source_digest(source: SourceBlock, config: RunConfig) -> str:
             "block": source.model_dump(mode="json"),
             "files": files,
             "importer": file_sha256(Path(module)) if module else "",
+            "import code": import_code_digest(),
             "labels": {task.name: list(task.labels) for task in config.tasks},
             "seed": config.seed,
         }
+    )
+
+
+@functools.cache
+def import_code_digest() -> str:
+    """Return a digest of the modules that importers share."""
+    folder = Path(pipeline.data.__file__).parent
+    return json_sha256(
+        [[str(path.relative_to(folder)), file_sha256(path)] for path in sorted(folder.rglob("*.py"))]
     )
 
 

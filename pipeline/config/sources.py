@@ -20,9 +20,9 @@ class SourceBlock(StrictModel):
         return self.kind
 
     @property
-    def output_file(self) -> tuple[str, str] | None:
-        """Task and file name that no other source may have; None if no clash is possible."""
-        return None
+    def output_name(self) -> str:
+        """Name of the rows that an import of this source replaces; no other source may have it."""
+        return self.kind
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raise ValueError if the source does not fit the tasks of its config."""
@@ -47,12 +47,12 @@ def check_sources(sources: Sequence[SourceBlock], tasks: Sequence[Task]) -> None
     Raises:
         ValueError: A source does not fit the tasks, or two sources would overwrite each other's rows.
     """
-    seen: set[tuple[str, str]] = set()
+    seen: dict[str, SourceBlock] = {}
     for source in sources:
         source.check(tasks)
-        if source.output_file is None:
-            continue
-        if source.output_file in seen:
-            task, name = source.output_file
-            raise ValueError(f"two sources of task {task} are named {name}; give one of them another name")
-        seen.add(source.output_file)
+        first = seen.setdefault(source.output_name, source)
+        if first is not source:
+            raise ValueError(
+                f"rows of {source.title} would replace those of {first.title}: both are named "
+                f"{source.output_name}; give one of them another name, or keep one"
+            )

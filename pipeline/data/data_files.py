@@ -19,7 +19,9 @@ SUFFIX = ".parquet"
 
 MAGIC = b"PAR1"  # first bytes of a parquet file
 
-OF_IMPORTS = {"catalogue.json", "quarantine"}
+QUARANTINE = "quarantine"  # rejects of imports
+
+IMPORT_ENTRIES = {"catalogue.json", QUARANTINE}
 
 MARKERS = ("_SUCCESS", "_metadata", "_common_metadata", "_started_*", "_committed_*")
 
@@ -75,7 +77,7 @@ def sort_names(names: Iterable[str], is_parquet: Callable[[str], bool]) -> DataF
     skipped: dict[str, None] = {}
     for parts in sorted(tuple(name.split("/")) for name in names):
         name, is_of_task = "/".join(parts), len(parts) > 1 and parts[0].startswith(PREFIX)
-        if any(part.startswith(".") for part in parts) or parts[0] in OF_IMPORTS or _is_marker(parts[-1]):
+        if any(part.startswith(".") for part in parts) or parts[0] in IMPORT_ENTRIES or _is_marker(parts[-1]):
             continue
         if not is_of_task:
             skipped[parts[0] if len(parts) == 1 else f"{parts[0]}/"] = None
@@ -98,8 +100,8 @@ def _walk(root: Path, below: str, ancestors: tuple[tuple[int, int], ...]) -> Ite
     if (key := (state.st_dev, state.st_ino)) in ancestors:  # a link to a folder above
         yield below
         return
-    with os.scandir(root / below) as found:
-        entries = [entry for entry in found if not entry.name.startswith(".")]
+    with os.scandir(root / below) as scanned:
+        entries = [entry for entry in scanned if not entry.name.startswith(".")]
     if not entries and below.lower().endswith(f"{SUFFIX}/"):
         yield below.removesuffix("/")  # no file, and not a folder of files either
     for entry in entries:

@@ -1,7 +1,8 @@
 """Staging of the files of an import, and their publication in one step."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from pipeline.data.catalog import (
     catalogue_lock,
     describe_partition,
     ensure_catalogue,
+    logical_name,
     published_name,
+    read_catalogue,
     write_catalogue,
 )
-from pipeline.data.data_files import scan_folder
+from pipeline.data.data_files import PREFIX, QUARANTINE, SUFFIX, scan_folder
 from pipeline.errors import ConfigError
 from pipeline.names import check_name
 
@@ -48,52 +51,92 @@ class StagingFolder:
     def __exit__(self, *_: object) -> None:
         remove_tree(self.dir)
 
-    def publish(self, extras: Sequence[str] = ()) -> None:
-        """Replace the files of the same stem, task by task.
+    def publish(self, extras: Sequence[str] = (), tasks: Collection[str] = ()) -> None:
+        """Replace the files that earlier imports of the same stem wrote, task by task.
 
-        Other tasks and files of other stems stay. Files get names that no other content has, so that the old
-        ones stay whole until the catalogue, replaced in one step, lists the new ones.
+        Other tasks, files of other stems and files of other programs stay.
 
         Args:
             extras: Paths of further files, relative to both folders: moved if staged, else removed.
+            tasks: Tasks whose earlier files are replaced although they have no staged file.
         """
         staged = {name: describe_partition(self.dir, name) for name in scan_folder(self.dir).names}
-        published = [
-            replace(partition, path=published_name(name, partition.sha256))
+        published = {
+            name: replace(partition, path=published_name(name, partition.sha256))
             for name, partition in staged.items()
-        ]
+        }
+        replaced_tasks = {*tasks, *(partition.task for partition in published.values())}
+        name = re.compile(rf"{re.escape(self.stem)}-\d+\.[0-9a-f]{{12}}\.parquet")
+
+        def is_replaced(path: str) -> bool:
+            folder, _, file_name = path.partition("/")
+            return folder.removeprefix(PREFIX) in replaced_tasks and bool(name.fullmatch(file_name))
+
+        self._publish(published, is_replaced, extras)
+
+    def publish_folder(self, earlier: Collection[str]) -> None:
+        """Publish the data folder that imports have made of this one, in place of the files `earlier`.
+
+        Args:
+            earlier: Paths that `list_imported` gave for earlier imports.
+        """
+        rejects = {path for path in (*list_imported(self.dir), *earlier) if path.startswith(f"{QUARANTINE}/")}
+        self._publish(read_catalogue(self.dir) or {}, lambda path: path in earlier, sorted(rejects))
+
+    def _publish(
+        self, published: Mapping[str, Partition], is_replaced: Callable[[str], bool], extras: Sequence[str]
+    ) -> None:
+        """Move staged files, and replace the catalogue.
+
+        Files get names that no other content has, so that the old ones stay whole until the catalogue,
+        replaced in one step, lists the new ones. After an error the new ones are deleted.
+
+        Args:
+            published: Entries in the new catalogue by the path of the staged file.
+            is_replaced: Returns True for the paths of files that are no longer listed, and deleted.
+            extras: See `publish`.
+        """
         with catalogue_lock(self.out_dir):
             entries = ensure_catalogue(self.out_dir)
-            for name, partition in zip(staged, published, strict=True):
-                self._move(name, partition.path)
+            new_entries = {entry.path: entry for entry in published.values()}
+            known = {*entries, *scan_folder(self.out_dir).names} - {*new_entries}
+            replaced = {path for path in known if is_replaced(path)}
+            try:
+                for name, entry in published.items():
+                    self._move(name, entry.path)
+                _sync_folders(self.out_dir, new_entries)
+                kept = {path: entry for path, entry in entries.items() if path not in replaced}
+                write_catalogue(self.out_dir, kept | new_entries)
+            except BaseException:
+                self._delete_unlisted(new_entries)
+                raise
             for name in extras:
                 _replace_file(self.dir / name, self.out_dir / name)
-            _sync_folders(self.out_dir, published)
-            superseded = self._superseded(published)
-            kept = {path: entry for path, entry in entries.items() if path not in superseded}
-            write_catalogue(self.out_dir, kept | {entry.path: entry for entry in published})
-            for path in sorted(superseded):
+            for path in sorted(replaced):
                 (self.out_dir / path).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # other files are in it
+                    (self.out_dir / path).parent.rmdir()
 
     def _move(self, staged: str, final: str) -> None:
         (self.out_dir / final).parent.mkdir(exist_ok=True)
         (self.dir / staged).replace(self.out_dir / final)
 
-    def _superseded(self, published: Sequence[Partition]) -> set[str]:
-        """Return the files that earlier imports of this stem left in the folders of these tasks."""
-        name = re.compile(rf"{re.escape(self.stem)}-\d+(\.[0-9a-f]{{12}})?\.parquet")
-        folders = {Path(entry.path).parent for entry in published}
-        found = {
-            str(folder / path.name)
-            for folder in folders
-            for path in (self.out_dir / folder).iterdir()
-            if name.fullmatch(path.name)
-        }
-        return found - {entry.path for entry in published}
+    def _delete_unlisted(self, paths: Iterable[str]) -> None:
+        listed = read_catalogue(self.out_dir) or {}
+        for path in paths:
+            if path not in listed:
+                (self.out_dir / path).unlink(missing_ok=True)
 
 
-def _sync_folders(root: Path, published: Sequence[Partition]) -> None:
-    for folder in {root, *((root / entry.path).parent for entry in published)}:
+def list_imported(root: Path) -> list[str]:
+    """Return the files that imports wrote into a data folder, rows and rejects, as paths below it."""
+    rows = [path for path in read_catalogue(root) or {} if logical_name(path) != path]
+    rejects = [f"{QUARANTINE}/{path.name}" for path in (root / QUARANTINE).glob(f"*{SUFFIX}")]
+    return sorted([*rows, *rejects])
+
+
+def _sync_folders(root: Path, paths: Iterable[str]) -> None:
+    for folder in {root, *((root / path).parent for path in paths)}:
         sync_dir(folder)
 
 

@@ -1,6 +1,7 @@
 """Write contract rows: parquet files, whole or absent, in exactly the contract's schema."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -118,8 +119,10 @@ class StagedRows:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.discard_rows()
-        self._staging.__exit__()
+        try:
+            self.discard_rows()
+        finally:
+            self._staging.__exit__()
 
     def write(self, task: str, table: pa.Table) -> None:
         """Add rows to a task; raise DataRefusedError as `build_contract_rows` does."""
@@ -134,17 +137,17 @@ class StagedRows:
     def discard_rows(self) -> None:
         """Delete all staged rows; other staged files stay."""
         for writer in self._writers.values():
-            writer.close()
+            writer.discard()
             remove_tree(writer.folder)
         self._writers, self._num_rows = {}, 0
 
-    def publish(self, extras: Sequence[str] = ()) -> dict[str, int]:
+    def publish(self, extras: Sequence[str] = (), tasks: Collection[str] = ()) -> dict[str, int]:
         """Replace the rows of the same stem, task by task, and return the number of rows by task.
 
         A task without rows gets no file; see `StagingFolder.publish`.
         """
         num_rows = {task: writer.finish() for task, writer in self._writers.items()}
-        self._staging.publish(extras)
+        self._staging.publish(extras, tasks)
         return num_rows
 
 
@@ -174,16 +177,22 @@ class _TaskWriter:
     def finish(self) -> int:
         """Write the waiting rows and return the number of all rows."""
         self._write_group()
-        self.close()
+        self._close()
         return self._num_rows
 
-    def close(self) -> None:
-        """Close the open partition."""
-        if self._writer and self._file:
-            self._writer.close()
-            sync_file(self._file)
-            self._file.close()
+    def discard(self) -> None:
+        """Close the open partition without waiting for the disk, which may be full."""
+        with contextlib.suppress(OSError):
+            self._close(sync=False)
+
+    def _close(self, sync: bool = True) -> None:
+        writer, file = self._writer, self._file
         self._writer = self._file = None
+        if writer and file:
+            with file:
+                writer.close()
+                if sync:
+                    sync_file(file)
 
     def _write_group(self) -> None:
         if not self._num_waiting:
@@ -191,7 +200,7 @@ class _TaskWriter:
         rows = pa.concat_tables(self._waiting).sort_by(_ORDER)
         self._waiting, self._num_waiting, self._bytes_waiting = [], 0, 0
         if self._writer and self._rows_in_partition + rows.num_rows > ROWS_PER_PARTITION:
-            self.close()
+            self._close()
         if self._writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / f"{self._stem}-{self._num_partitions}.parquet").open("wb")

@@ -82,6 +82,7 @@ def import_esci(source_dir: Path, out_dir: Path, bar: ProgressBar | None = None)
             lambda: read_parquet(examples, _EXAMPLE_COLUMNS, _OPTIONAL_COLUMNS),
             build_row,
             ("esci-products",),
+            [f"esci_{locale}" for locale in ESCI_LOCALES],
         )
         return import_records(source, staged)
 

@@ -53,6 +53,7 @@ class RecordSource:
     read: Callable[[], Iterable[SourceRecord]]  # starts at the first record at every call
     build_row: RowBuilder
     lookup_names: Sequence[str] = ()  # names of the files that `fill_lookup` has read
+    tasks: Sequence[str] = ()  # whose earlier rows are replaced although no record becomes a row of them
 
 
 def import_records(source: RecordSource, staged: StagedRows) -> ImportCounts:
@@ -82,7 +83,7 @@ def import_records(source: RecordSource, staged: StagedRows) -> ImportCounts:
         cause = f"rejects by reason: {reasons}" if reasons else "it holds no record"
         raise DataRefusedError(f"{source.path} gave no row; {cause}")
     rejects_files = [rejects_path(name) for name in (source.name, *source.lookup_names)]
-    return ImportCounts(staged.publish(rejects_files), reasons)
+    return ImportCounts(staged.publish(rejects_files, source.tasks), reasons)
 
 
 def fill_lookup(

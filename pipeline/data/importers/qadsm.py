@@ -31,6 +31,10 @@ class QadsmSource(PathSource):
     kind: Literal["qadsm"]
     language: str | None = None  # two letters; default: from the file name, as in xglue.qadsm.en.train
 
+    @property
+    def output_name(self) -> str:
+        return _output_name(*_language_and_split(self.path, self.language))
+
 
 QADSM_TASK = "qadsm"
 
@@ -58,16 +62,13 @@ def import_qadsm(
         DamagedInputError: The file is empty.
         DataRefusedError: See `import_records`.
     """
-    parts = _FILE_NAME.search(check_file(file).name)
-    if not language and parts:
-        language = parts["language"].lower()
+    language, split = _language_and_split(check_file(file), language)
     if not language or not _LANGUAGE.fullmatch(language):
         problem = f"language {language!r} is not two letters" if language else f"{file} names no language"
         raise ConfigError(
             f"{problem}; add --language en, for example, or name the file as published: xglue.qadsm.en.train"
         )
-    split = parts["split"].lower() if parts else None
-    name = "-".join(filter(None, ("qadsm", language, split)))
+    name = _output_name(language, split)
 
     def build_row(record: SourceRecord) -> tuple[str, Row]:
         return QADSM_TASK, _build_row(record, name) | {"market": language, "official_split": split}
@@ -76,6 +77,17 @@ def import_qadsm(
         return import_records(
             RecordSource(name, file, lambda: read_headerless_tsv(file, _COLUMNS), build_row), staged
         )
+
+
+def _language_and_split(file: Path, language: str | None) -> tuple[str | None, str | None]:
+    """Return the language, and the official split by the name of the file; None if unknown."""
+    parts = _FILE_NAME.search(file.name)
+    language = language or (parts["language"] if parts else None)
+    return language.lower() if language else None, parts["split"].lower() if parts else None
+
+
+def _output_name(language: str | None, split: str | None) -> str:
+    return "-".join(filter(None, (QADSM_TASK, language, split)))
 
 
 def _build_row(record: SourceRecord, name: str) -> Row:

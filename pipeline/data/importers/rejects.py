@@ -12,6 +12,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.data_files import QUARANTINE, SUFFIX
 from pipeline.data.importers.records import SourceRecord
 from pipeline.errors import DataRefusedError
 from pipeline.storage.filesystem import canonical_json
@@ -62,7 +63,7 @@ _SHORT_ESCAPES = {9: "\\t", 10: "\\n", 13: "\\r"}
 
 def rejects_path(name: str) -> str:
     """Return the path of the rejects of a source, relative to its data folder."""
-    return f"quarantine/{name}.parquet"
+    return f"{QUARANTINE}/{name}{SUFFIX}"
 
 
 Built = TypeVar("Built")

@@ -138,8 +138,9 @@ class TableSource(PathSource):
         return self
 
     @property
-    def output_file(self) -> tuple[str, str]:
-        return self.task, self.source_name
+    def output_name(self) -> str:
+        # with a point, which no name holds: task a-b and name c differ from task a and name b-c
+        return f"{self.task}.{self.source_name}"
 
     def check(self, tasks: Sequence[Task]) -> None:
         names = {task.name: task.labels for task in tasks}
@@ -260,8 +261,8 @@ def import_table(
 ) -> ImportCounts:
     """Publish the lines of a table as rows of one task.
 
-    Without a mapped row_id it is task, source name and line number, with the name of the part before the
-    number if the source is a folder. Several sources of a task can share a data folder.
+    Without a mapped row_id it is task, source name and line number with points between them, and the name of
+    the part before the number if the source is a folder. Several sources of a task can share a data folder.
 
     Args:
         label_names: Labels of the task, worst first; needed if the mapping has label names.
@@ -272,15 +273,15 @@ def import_table(
         DataRefusedError: A column is missing or repeated, or see `import_records`.
     """
     parts, table_format = source.find_parts(), source.find_format()
-    indices, name = source.label_indices(label_names), source.source_name
+    indices = source.label_indices(label_names)
 
     def build_row(record: SourceRecord) -> tuple[str, Row]:
         return source.task, _build_row(record, source, indices)
 
-    with StagedRows(out_dir, name, bar) as staged:
+    with StagedRows(out_dir, source.source_name, bar) as staged:
         return import_records(
             RecordSource(
-                f"{source.task}-{name}", source.path, lambda: _read(source, parts, table_format), build_row
+                source.output_name, source.path, lambda: _read(source, parts, table_format), build_row
             ),
             staged,
         )
@@ -306,8 +307,8 @@ def _read_part(
 
 
 def _build_row(record: SourceRecord, source: TableSource, indices: dict[str, int | None]) -> Row:
-    place = f"{record.part}-{record.number}" if record.part else str(record.number)
-    row: Row = {"row_id": f"{source.task}-{source.source_name}-{place}", **source.constants}
+    place = f"{record.part}.{record.number}" if record.part else str(record.number)
+    row: Row = {"row_id": f"{source.output_name}.{place}", **source.constants}
     for column, name in source.columns.items():
         row[column] = _convert(column, record.fields[name], indices)
     return row

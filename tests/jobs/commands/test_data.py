@@ -11,9 +11,12 @@ from jobs.command_run import CommandRun
 from jobs.commands.data import import_sources
 from jobs.console import Console
 from pipeline.config.loading import build_config, read_config
+from pipeline.data.catalog import find_files, read_catalogue
+from pipeline.data.importers.table import TableSource
+from pipeline.errors import ConfigError
 from tests.support.commands import check_refused, last_json
 from tests.support.commands import relevance_in_process as relevance
-from tests.support.imported import imported
+from tests.support.imported import file_names, imported
 from tests.support.places import ROOT
 from tests.support.planted import planted_config, planted_rows, write_config, write_rows
 
@@ -156,6 +159,69 @@ def test_changed_file_setting_or_rows_are_imported_anew(
     imported(tmp_path / "judged", "task=three/x-0.parquet").unlink()
     assert import_again(path, caplog, "seed=6") and len(imported_rows(tmp_path)) == 13, "removed rows"
     assert not import_again(path, caplog, "seed=6")
+
+
+def import_tables(tmp_path: Path, *blocks: dict[str, Any]) -> list[str]:
+    """Import tables of ten rows, of which one is bad; return the names of the files that are then there."""
+    for block in blocks:
+        records = [{"q": f"shoe {n}" if n else "", "t": "Shoe", "g": n % 2} for n in range(10)]
+        (tmp_path / block["path"]).write_text("\n".join(map(json.dumps, records)))
+    sources = [
+        {
+            "kind": "table",
+            "columns": {"query": "q", "ad_title": "t", "label": "g"},
+            "constants": {"market": "us"},
+            **block,
+            "path": str(tmp_path / block["path"]),
+        }
+        for block in blocks
+    ]
+    import_sources(
+        build_config(planted_config(tmp_path, "nowhere", sources=sources), "c.yaml"), CommandRun(Console())
+    )
+    assert find_files(tmp_path / "judged").names == sorted(read_catalogue(tmp_path / "judged") or {})
+    return [name for name in file_names(tmp_path / "judged") if name != "catalogue.json"]
+
+
+def test_no_row_stays_of_a_source_that_changed(tmp_path: Path) -> None:
+    january, february = ({"path": f"{name}.jsonl", "task": "two"} for name in ("jan", "feb"))
+    assert import_tables(tmp_path, january, {**february, "task": "three"}) == [
+        "quarantine/three.feb.parquet",
+        "quarantine/two.jan.parquet",
+        "task=three/feb-0.parquet",
+        "task=two/jan-0.parquet",
+    ]
+    assert import_tables(tmp_path, january) == ["quarantine/two.jan.parquet", "task=two/jan-0.parquet"]
+    assert import_tables(tmp_path, february) == ["quarantine/two.feb.parquet", "task=two/feb-0.parquet"]
+    moved = ["quarantine/three.feb.parquet", "task=three/feb-0.parquet"]
+    assert import_tables(tmp_path, {**february, "task": "three"}) == moved
+    (tmp_path / "judged" / "catalogue.json").unlink()
+    write_rows(planted_rows("two", 8, 1), tmp_path / "judged" / "task=two" / "part-0.parquet")
+    assert import_tables(tmp_path, january) == [
+        "quarantine/two.jan.parquet",
+        "task=two/jan-0.parquet",
+        "task=two/part-0.parquet",
+    ]
+
+
+def test_record_without_files_stands_for_all_imported_ones(tmp_path: Path) -> None:
+    import_tables(tmp_path, {"path": "jan.jsonl", "task": "two"})
+    (record,) = tmp_path.rglob("sources.json")
+    record.write_text('{"sources": [], "rows": null}')
+    kept = import_tables(tmp_path, {"path": "feb.jsonl", "task": "two"})
+    assert kept == ["quarantine/two.feb.parquet", "task=two/feb-0.parquet"]
+
+
+def test_importers_that_replace_rows_of_others_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = import_tables(tmp_path, {"path": "jan.jsonl", "task": "two"})
+    monkeypatch.setattr(TableSource, "output_name", property(lambda source: source.path.suffix[1:]))
+    blocks = [{"path": f"x.{ending}", "format": "jsonl", "name": "x", "task": "two"} for ending in "ab"]
+    blocks[1]["constants"] = {"market": "de"}
+    with pytest.raises(ConfigError, match="x.b replace task=two/x-0.*of another source"):
+        import_tables(tmp_path, *blocks)
+    assert [name for name in file_names(tmp_path / "judged") if name != "catalogue.json"] == before
 
 
 def test_missing_rows_without_a_source_name_the_folder_to_give(tmp_path: Path) -> None:

@@ -69,10 +69,30 @@ def test_contradictory_table_is_refused_before_reading(
 def test_tables_with_the_same_output_file_need_names(tmp_path: Path) -> None:
     other = {**TABLE, "path": "elsewhere/x.csv"}
     with pytest.raises(
-        ConfigError, match="two sources of task two are named x; give one of them another name"
+        ConfigError,
+        match="rows of elsewhere/x.csv would replace those of x.csv: both are named two.x; give one of them",
     ):
         _build(tmp_path, TABLE, other)
     assert len(_build(tmp_path, TABLE, {**other, "name": "y"})) == 2
+
+
+def test_sources_of_every_kind_need_names_of_their_own(tmp_path: Path) -> None:
+    german = {"kind": "qadsm", "path": "xglue.qadsm.de.train"}
+    apart = [
+        [{**TABLE, "name": "a"}, {**TABLE, "name": "b"}],
+        [german, {"kind": "qadsm", "path": "xglue.qadsm.de.dev"}, {"kind": "qadsm", "path": "a.tsv"}],
+    ]
+    for sources in apart:
+        assert len(_build(tmp_path, *sources)) == len(sources)
+    together = [
+        *([{"kind": kind, "path": path} for path in "ab"] for kind in ("esci", "wands", "chorus")),
+        [{"kind": "qadsm", "path": path, "language": "en"} for path in ("a.tsv", "b.tsv")],
+        [german, {"kind": "qadsm", "path": "copy/xglue.qadsm.fr.train", "language": "DE"}],
+        [{"kind": "sample", "rows_per_task": rows, "unlabelled_rows_per_task": 1} for rows in (5, 6)],
+    ]
+    for sources in together:
+        with pytest.raises(ConfigError, match="rows of .* would replace those of .*: both are named"):
+            _build(tmp_path, *sources)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Publication of an import in one step, also of one that is killed."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,15 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config.tasks import Task
+from pipeline.data import staging
+from pipeline.data.catalog import find_files
 from pipeline.data.reader import find_partitions, read_partition
-from pipeline.data.writer import StagedRows
+from pipeline.data.staging import StagingFolder, list_imported
+from pipeline.data.writer import StagedRows, write_partition
 from pipeline.errors import RelevanceError
 from pipeline.schema import ROW_SCHEMA
-from tests.support.kills import kill_at_every_event
+from tests.support.imported import equal_rows, file_names, publish_tables
+from tests.support.kills import file_digests, kill_at_every_event
 
 TASKS = [
     Task(name=name, labels=("bad", "good"), relevant_from=1, template="{query} {ad_title}")
@@ -84,5 +89,67 @@ def test_import_killed_at_any_event_is_whole_absent_or_refused(tmp_path: Path, b
 
 def test_live_imports_share_a_folder(tmp_path: Path) -> None:
     with StagedRows(tmp_path / "judged", "first") as first:
+        first.write("one", equal_rows(2, "first-"))
         _publish(tmp_path, "second", "second", one=1)
-        assert first.dir.is_dir()
+        first.publish()
+    assert _read(tmp_path) == ["first", "second"]
+
+
+@pytest.mark.parametrize("step", ["write_catalogue", "_sync_folders"])
+def test_failed_publication_keeps_the_old_rows_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    _publish(tmp_path, "old", "part", one=3, two=5)
+    before = file_digests(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(staging, step, fail)
+        _publish_new(tmp_path)
+    assert file_digests(tmp_path) == before and _read(tmp_path) == ["old"]
+
+
+def test_error_after_the_catalogue_keeps_the_new_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _publish(tmp_path, "old", "part", one=3)
+    write = staging.write_catalogue
+
+    def write_and_fail(*arguments: Any) -> None:
+        write(*arguments)
+        raise OSError(errno.EIO, "folder not synced")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="not synced"):
+        patch.setattr(staging, "write_catalogue", write_and_fail)
+        _publish_new(tmp_path)
+    _publish_new(tmp_path)
+    assert _read(tmp_path) == ["new"]
+
+
+def test_folder_of_imports_replaces_the_files_of_earlier_ones(tmp_path: Path) -> None:
+    root, earlier = tmp_path / "judged", list[str]()
+    for prefix, stems in (("old", "ab"), ("new", "bc")):
+        with StagingFolder(root, "sources") as folder:
+            for stem in stems:
+                publish_tables(folder.dir, stem, **{f"task-{stem}": equal_rows(2, prefix)})
+            (folder.dir / "quarantine").mkdir()
+            for stem in stems:
+                (folder.dir / "quarantine" / f"{stem}.parquet").write_text(prefix)
+            files = list_imported(folder.dir)
+            folder.publish_folder(earlier)
+        earlier = files
+        if prefix == "old":
+            (root / "catalogue.json").unlink()
+            write_partition(equal_rows(1), root / "task=task-a" / "part-0.parquet")
+    assert file_names(root) == [
+        "catalogue.json",
+        "quarantine/b.parquet",
+        "quarantine/c.parquet",
+        "task=task-a/part-0.parquet",
+        "task=task-b/b-0.parquet",
+        "task=task-c/c-0.parquet",
+    ]
+    assert (root / "quarantine" / "b.parquet").read_text() == "new"
+    assert len(find_files(root).names) == 3

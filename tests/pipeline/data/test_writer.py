@@ -1,5 +1,6 @@
 """Writer of contract rows: whole files, published together."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +146,19 @@ def test_memory_is_bounded_by_one_row_group(tmp_path: Path, monkeypatch: pytest.
             sizes.append(pa.total_allocated_bytes())
         assert staged.publish() == {"one": 30_000}
     assert max(sizes[40:]) < 3 * max(sizes[:10])
+
+
+def test_full_disk_leaves_no_staged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    with pytest.raises(OSError, match="disk full"), StagedRows(tmp_path / "data") as staged:
+        staged.write("one", _rows("a"))
+        monkeypatch.setattr(writer, "ROWS_PER_GROUP", 1)
+        staged.write("one", _rows("b", "c"))
+        monkeypatch.setattr(writer, "sync_file", fail)
+        staged.publish()
+    assert not list((tmp_path / "data").iterdir())
 
 
 def test_task_name_cannot_escape_the_folder(tmp_path: Path) -> None:

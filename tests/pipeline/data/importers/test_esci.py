@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.catalog import find_files
 from pipeline.data.content_digest import content_digest
 from pipeline.data.importers import records
 from pipeline.data.importers.esci import ESCI_EXAMPLES, ESCI_PRODUCTS, import_esci
@@ -229,6 +230,12 @@ def test_unfit_source_publishes_nothing(tmp_path: Path, examples: list, products
     with pytest.raises(DataRefusedError, match=message):
         import_esci(_write_esci(tmp_path / "in", examples, products), tmp_path / "out")
     assert not file_names(tmp_path / "out")
+
+
+def test_no_row_stays_of_a_locale_that_left_the_source(tmp_path: Path) -> None:
+    for examples in (EXAMPLES, EXAMPLES[1:]):
+        import_esci(_write_esci(tmp_path / "in", examples), tmp_path / "out")
+    assert sorted(find_files(tmp_path / "out").by_task) == ["esci_es", "esci_jp"]
 
 
 @pytest.mark.parametrize("name", [ESCI_EXAMPLES, ESCI_PRODUCTS])

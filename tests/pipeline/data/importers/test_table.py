@@ -73,7 +73,19 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
         {"query": "tv", "ad_title": "Sony, 4K", "ad_description": None, "label": 0, "market": "us"},
     ]
     first, second = {"csv": (2, 4), "tsv": (2, 4), "parquet": (1, 2), "jsonl": (1, 2)}[ending]
-    assert [row["row_id"] for row in rows] == [f"ads-my-clicks-{first}", f"ads-my-clicks-{second}"]
+    assert [row["row_id"] for row in rows] == [f"ads.my-clicks.{first}", f"ads.my-clicks.{second}"]
+
+
+def test_hyphens_in_names_mix_no_ids_and_rejects(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("q,t,d,g\n" + "shoe,Shoe,,good\n" * 9 + "shoe,,,good\n")
+    row_ids: set[str] = set()
+    for task, name in (("a-b", "c"), ("a", "b-c")):
+        import_table(_source(tmp_path / "x.csv", task=task, name=name), tmp_path / "out")
+        path = imported(tmp_path / "out", f"task={task}/{name}-0.parquet")
+        row_ids |= {*read_partition(path)["row_id"].to_pylist()}
+    assert len(row_ids) == 18
+    rejects = [path.name for path in (tmp_path / "out" / "quarantine").iterdir()]
+    assert sorted(rejects) == ["a-b.c.parquet", "a.b-c.parquet"]
 
 
 def test_labels_map_to_names_indices_or_null(tmp_path: Path) -> None:
@@ -127,7 +139,7 @@ def test_rows_and_rejects_add_up_to_the_lines(tmp_path: Path) -> None:
         "unknown_label": 1,
         "wrong_field_count": 1,
     }
-    kept = pq.read_table(tmp_path / "out" / "quarantine" / "ads-x.parquet").to_pylist()
+    kept = pq.read_table(tmp_path / "out" / "quarantine" / "ads.x.parquet").to_pylist()
     assert [(line["line"], line["reason"]) for line in kept] == [
         (42, "empty_query"),
         (43, "empty_title"),
