@@ -9,6 +9,7 @@ from jobs.environment import end_on_sigterm, worker_environment
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.names import holds_credentials
 from pipeline.runtime.ray_internals import is_socket_path_too_long, system_temp_dir
+from pipeline.runtime.waiting import announce_wait
 
 CONNECT_TIMEOUT_S = 10.0  # Ray itself would try for minutes
 
@@ -30,18 +31,8 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     import ray
 
     try:
-        if address:
-            check_reachable(address)
-            ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": worker_environment()})
-        else:
-            # without "local", Ray would join a cluster that somebody else has started on this machine
-            ray.init(
-                address="local",
-                num_cpus=max(num_cpus, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-            )
+        with announce_wait(f"Ray at {address} to answer" if address else "Ray to start on this machine"):
+            _connect(address, num_cpus)
     except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
         place = f"at RAY_ADDRESS={address}" if address else "on this machine"
         if not address and is_socket_path_too_long(error):
@@ -66,6 +57,23 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str | None, num_cpus: int) -> None:
+    import ray
+
+    if address:
+        check_reachable(address)
+        ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": worker_environment()})
+    else:
+        # without "local", Ray would join a cluster that somebody else has started on this machine
+        ray.init(
+            address="local",
+            num_cpus=max(num_cpus, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+        )
 
 
 @contextlib.contextmanager

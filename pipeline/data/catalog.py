@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.data_files import DataFiles, list_some, scan_folder, task_of
 from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError
+from pipeline.runtime.waiting import announce_wait
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.filesystem import cached_sha256, write_json
 
@@ -128,13 +129,18 @@ def catalogue_lock(root: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / f".{CATALOGUE}.lock", timeout=LOCK_TIMEOUT_S)
     try:
-        with FileLock(root / f".{CATALOGUE}.lock", timeout=LOCK_TIMEOUT_S):
-            yield
+        with announce_wait(f"another import into {root} to end"):
+            lock.acquire()
     except Timeout as error:
         raise RetryableError(
             f"another import is writing into {root}; wait for it and run the same command again"
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def find_files(root: Path) -> DataFiles:

@@ -5,8 +5,10 @@ from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.names import hide_credentials
 from pipeline.registry.mlflow_errors import translate_mlflow_errors
 from pipeline.registry.mlflow_internals import limit_database_retries
+from pipeline.runtime.waiting import announce_wait
 
 
 def connect_mlflow(tracking_uri: str) -> Any:
@@ -17,7 +19,8 @@ def connect_mlflow(tracking_uri: str) -> Any:
     """
     import mlflow
 
-    with translate_mlflow_errors(tracking_uri):
+    place = f"MLflow at {hide_credentials(tracking_uri)}"
+    with translate_mlflow_errors(tracking_uri), announce_wait(f"{place} to answer"):
         limit_database_retries()
         # For the whole process: model URIs and artifacts are resolved through the global setting only.
         mlflow.set_tracking_uri(tracking_uri)

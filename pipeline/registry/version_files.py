@@ -17,6 +17,7 @@ from pipeline.registry.model_versions import (
     get_version,
 )
 from pipeline.registry.promotion_log import PromotionLog
+from pipeline.runtime.waiting import announce_wait
 from pipeline.storage.filesystem import read_json
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,8 @@ def _fetch_bundle(config: RunConfig, version: str, sha256: str) -> VersionFiles:
     try:
         staged.mkdir()
         source = f"models:/{config.registry.model}/{version}"
-        mlflow.artifacts.download_artifacts(source, dst_path=str(staged))
+        with announce_wait(f"the files of version {version} of {config.registry.model} from MLflow"):
+            mlflow.artifacts.download_artifacts(source, dst_path=str(staged))
         sync_tree(staged)
         publish_dir(staged, files.folder)
     finally:

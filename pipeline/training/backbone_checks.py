@@ -18,6 +18,7 @@ from pipeline.config.encoding import EncodeConfig
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import Encoder
 from pipeline.errors import ConfigError
+from pipeline.runtime.waiting import announce_wait
 from pipeline.storage.filesystem import cached_sha256
 
 
@@ -31,7 +32,8 @@ def check_backbone(
             cannot train adapters on some of the configured linears.
     """
     try:
-        folder = resolve_folder(backbone)
+        with announce_wait(f"the files of backbone {backbone.source}"):
+            folder = resolve_folder(backbone)
         trunk = build_meta_trunk(folder)
         find_targets(trunk, adapter)
         encoder = Encoder(load_tokenizer(folder), tasks, encode)

@@ -5,13 +5,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs.cluster import check_gpus, given_address, has_node_for, ray_cluster
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RetryableError
+from pipeline.runtime import waiting
 from tests.support.places import ROOT
 
 ADDRESSES = {
@@ -126,3 +128,18 @@ def test_other_cluster_on_this_machine_is_not_joined(ray_folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) >= 3
+
+
+def test_slow_start_of_ray_is_announced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(**settings: object) -> None:
+        time.sleep(0.5)
+        raise TimeoutError("too slow")
+
+    monkeypatch.setattr(waiting, "FIRST_S", 0.05)
+    monkeypatch.setattr("ray.init", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with caplog.at_level("INFO"), pytest.raises(RetryableError, match="did not start"), ray_cluster(1):
+        pass
+    assert "waiting for Ray to start on this machine" in caplog.text

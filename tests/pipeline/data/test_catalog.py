@@ -10,6 +10,7 @@ from pipeline.data import catalog
 from pipeline.data.catalog import catalogue_lock, find_files, logical_name, published_name, read_catalogue
 from pipeline.data.writer import write_partition
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
+from pipeline.runtime import waiting
 from pipeline.schema import SCHEMA_VERSION
 from tests.support.imported import equal_rows, imported, publish_tables
 
@@ -106,7 +107,12 @@ def test_damaged_catalogue_stops_the_import_before_rows_change(tmp_path: Path) -
             find_files(tmp_path)
 
 
-def test_import_gives_up_waiting_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "LOCK_TIMEOUT_S", 0.1)
+def test_import_says_that_it_waits_for_another_and_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(catalog, "LOCK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(waiting, "FIRST_S", 0.05)
+    caplog.set_level("INFO")
     with catalogue_lock(tmp_path), pytest.raises(RetryableError, match="another import is writing into"):
         publish_tables(tmp_path, one=equal_rows(1))
+    assert f"waiting for another import into {tmp_path} to end" in caplog.text
