@@ -17,6 +17,7 @@ from jobs.options import (
     SetOption,
     UntilOption,
 )
+from jobs.supervisor import run_supervised
 from pipeline.errors import ConfigError
 
 app = typer.Typer(
@@ -291,6 +292,10 @@ def main() -> None:
     open_closed_streams()
     use_utf8()
     end_on_sigterm()
+    run_supervised(_run)
+
+
+def _run() -> None:
     try:
         prepare_environment()
         app()

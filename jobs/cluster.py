@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import socket
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ from pipeline.runtime.ray_internals import is_socket_path_too_long, system_temp_
 from pipeline.runtime.waiting import announce_wait
 
 CONNECT_TIMEOUT_S = 10.0  # Ray itself would try for minutes
+# processes of Ray end without a message where they run out of open files
+MIN_OPEN_FILES, WANTED_OPEN_FILES = 1024, 65_536
 
 
 @contextlib.contextmanager
@@ -23,17 +26,18 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         num_gpus: GPUs that this machine must have for a local cluster.
 
     Raises:
-        RetryableError: Ray did not start or answer.
+        RetryableError: Ray did not start or answer, or may open too few files.
         ConfigError: This machine has too few GPUs, RAY_ADDRESS is not an address of a cluster, or Ray cannot
             use its temporary folder.
     """
     address = given_address()
+    raise_open_files()
     import ray
 
     try:
         with announce_wait(f"Ray at {address} to answer" if address else "Ray to start on this machine"):
             _connect(address, num_cpus)
-    except (ConnectionError, RuntimeError, TimeoutError, OSError) as error:
+    except Exception as error:  # Ray raises many classes, down to Exception itself
         place = f"at RAY_ADDRESS={address}" if address else "on this machine"
         if not address and is_socket_path_too_long(error):
             raise ConfigError(
@@ -114,6 +118,24 @@ def check_address(name: str, address: str) -> None:
         raise ConfigError(
             f"{name} holds an account or a secret, not shown here; write the address without it, and set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        )
+
+
+def raise_open_files() -> None:
+    """Raise this process's limit of open files, which Ray's processes inherit, as far as it may be raised.
+
+    Raises:
+        RetryableError: The limit stays too low for Ray.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = WANTED_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+        soft = highest
+    if soft != resource.RLIM_INFINITY and soft < MIN_OPEN_FILES:
+        raise RetryableError(
+            f"limit of open files too low for Ray: {soft:,} of at least {MIN_OPEN_FILES:,}; raise the hard "
+            "limit (`ulimit -n`, LimitNOFILE of a service, --ulimit of a container), run the command again"
         )
 
 

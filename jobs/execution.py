@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from jobs.environment import end_on_sigterm
+from jobs.supervisor import report_record
 
 if TYPE_CHECKING:
     from jobs.command_run import CommandRun
@@ -76,8 +77,9 @@ def _run_recorded(name: str, folder: Path, config: Any, given: list[str], stage:
     recorder = RunRecorder(folder, run_id, name, config.name if config else None, command_line())
     with contextlib.ExitStack() as stack:
         stack.enter_context(recorder)
+        report_record(recorder.path)
         stack.enter_context(logging_to(recorder.log, "command"))
-        console = stack.enter_context(libraries_in(recorder.log.path.with_suffix(".libraries.log")))
+        console = stack.enter_context(libraries_in(recorder.log.libraries_path))
         stack.enter_context(messages_on(console))
         stack.enter_context(_errors_as_exit_codes(recorder))
         if config:

@@ -21,7 +21,7 @@ def ended_badly(record: RunRecord) -> bool:
 def describe_record(record: RunRecord) -> str:
     """Return one sentence: "score died at 12 of 40 units, 3 failed, 03:31 UTC, log ..."."""
     clock = time.strftime("%H:%M UTC", time.gmtime(record.updated_s))
-    parts = [f"{record.command} {record.state}{_position(record)}"]
+    parts = [f"{record.command} {record.state}{describe_position(record)}"]
     if record.counts.get("units_failed"):
         parts.append(f"{record.counts['units_failed']:,} failed")
     parts += [clock, f"log {record.log}"]
@@ -56,7 +56,8 @@ def next_step(record: RunRecord) -> str | None:
     return f"{again}    # after what the reason asks for"
 
 
-def _position(record: RunRecord) -> str:
+def describe_position(record: RunRecord) -> str:
+    """Return how far a command is, such as " at 12 of 40 units"; empty if that is not known."""
     if "units" in record.counts:
         return f" at {record.counts['units_done']:,} of {record.counts['units']:,} units"
     if record.progress:

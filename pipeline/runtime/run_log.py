@@ -32,6 +32,11 @@ class RunLog:
     run_id: str
     path: Path
 
+    @property
+    def libraries_path(self) -> Path:
+        """File of the libraries' output."""
+        return self.path.with_suffix(".libraries.log")
+
     @classmethod
     def from_json(cls, value: Mapping[str, str] | None) -> "RunLog | None":
         """Parse the JSON form."""

@@ -161,6 +161,12 @@ def read_record(path: Path) -> RunRecord:
     return record
 
 
+def write_closed(path: Path, record: RunRecord, exit_code: int, reason: str) -> None:
+    """Write the record of a command that died as that of a failed one."""
+    closed = replace(record, state=FAILED, exit_code=exit_code, reason=reason, updated_s=time.time())
+    write_json(path, closed.to_json())
+
+
 def read_records(folder: Path) -> list[RunRecord]:
     """Return the records below a run's folder, or directly in a work_dir, newest first.
 

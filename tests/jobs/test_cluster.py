@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import check_gpus, given_address, has_node_for, ray_cluster
+from jobs.cluster import MIN_OPEN_FILES, check_gpus, given_address, has_node_for, ray_cluster
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime import waiting
 from tests.support.places import ROOT
@@ -54,6 +54,30 @@ def test_every_form_of_ray_address_is_taken_or_refused(monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
     with pytest.raises(ConfigError, match="`relevance submit --address`"):
         given_address()
+
+
+OPEN_FILES = """
+import resource, sys
+from jobs.cluster import ray_cluster
+soft, hard = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+try:
+    with ray_cluster(1):
+        pass
+except Exception as error:
+    print(type(error).__name__, error)
+print("ray" in sys.modules, resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def test_limit_of_open_files_is_raised_or_named_before_ray() -> None:
+    limits = str(MIN_OPEN_FILES // 2), str(MIN_OPEN_FILES - 1)
+    program = [sys.executable, "-c", OPEN_FILES, *limits]
+    shown = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    error, state = shown.splitlines()
+    assert error.startswith(f"RetryableError limit of open files too low for Ray: {MIN_OPEN_FILES - 1:,} of")
+    assert "`ulimit -n`" in error
+    assert state == f"False ({MIN_OPEN_FILES - 1}, {MIN_OPEN_FILES - 1})"
 
 
 @pytest.mark.e2e
