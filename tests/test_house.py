@@ -60,6 +60,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "jobs.options",
         "jobs.run_texts",
         "jobs.submit_paths",
+        "jobs.supervisor",
     ),
     ("jobs.command_run", "jobs.execution"),
     ("jobs.score_progress", "jobs.score_summary", "jobs.train_progress"),
