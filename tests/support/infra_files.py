@@ -14,7 +14,9 @@ INFRA, CONFIG_PATH = ROOT / "infra", ROOT / "jobs" / "configs" / "production.yam
 MOUNTED_CONFIG = "/etc/relevance/production.yaml"
 FILES = [p for p in sorted(INFRA.rglob("*")) if p.is_file() and "secrets" not in p.parts]
 # with continued shell lines joined
-TEXTS = {str(p.relative_to(INFRA)): p.read_text().replace("\\\n", " ") for p in FILES}
+TEXTS = {
+    str(p.relative_to(INFRA)): p.read_text().replace("\\\n", " ") for p in FILES if p.parent.name != "locks"
+}
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OBJECTS = {p.name: yaml.safe_load(p.read_text()) for p in FILES if p.parent.name == "kuberay"}
@@ -28,7 +30,6 @@ STAGES = {
 }
 TARGETS = ("cpu", "cuda", "mlflow")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
 COMMAND = re.compile(r"(?:^|\s)relevance ((?:submit )?[a-z]+(?: --[a-z]\S* [^\s`]+)*)", re.M)
 # the expressions that a shell and Airflow replace by a day
 YESTERDAY = re.compile(r"\"\$\(date -u -d yesterday \+\\?%F\)\"|\{\{ ds \}\}")
