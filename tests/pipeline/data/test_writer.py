@@ -1,17 +1,22 @@
 """Writer of contract rows: whole files, published together."""
 
+import contextlib
 import errno
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.tasks import Task
 from pipeline.data import writer
-from pipeline.data.reader import read_partition
+from pipeline.data.reader import find_partitions, read_partition
 from pipeline.data.writer import StagedRows, write_partition, write_tables
-from pipeline.errors import ConfigError, DataRefusedError
+from pipeline.errors import ConfigError, DataRefusedError, RelevanceError
 from pipeline.schema import ROW_SCHEMA
 from tests.support.imported import file_names, imported
 
@@ -87,12 +92,67 @@ def _publish(out_dir: Path, tables: dict[str, list[pa.Table]], stem: str = "part
         return staged.publish()
 
 
-def test_tasks_are_published_together_or_not_at_all(tmp_path: Path) -> None:
+def test_rows_outside_the_contract_publish_no_task(tmp_path: Path) -> None:
     assert _publish(tmp_path, {"one": [_rows("a"), _rows("b")], "none": [_rows()]}) == {"one": 2, "none": 0}
     with pytest.raises(DataRefusedError):
         _publish(tmp_path, {"one": [_rows("new")], "two": [_rows("c").drop_columns("query")]})
     assert file_names(tmp_path) == ["catalogue.json", "task=one/part-0.parquet"]
     assert read_partition(imported(tmp_path, "task=one/part-0.parquet"))["row_id"].to_pylist() == ["a", "b"]
+
+
+def _published(root: Path) -> dict[str, list[str]] | str:
+    """Return the published row ids by task as a reader finds them, or the refusal."""
+    tasks = [
+        Task(name=name, labels=("bad", "good"), relevant_from=1, template="{query} {ad_title}")
+        for name in ("one", "two")
+    ]
+    try:
+        partitions = find_partitions(root, tasks)
+    except RelevanceError as error:
+        return str(error)
+    return {
+        task: [row_id for path in paths for row_id in read_partition(path)["row_id"].to_pylist()]
+        for task, paths in partitions.items()
+    }
+
+
+def _fail_call(number: int, patch: pytest.MonkeyPatch) -> list[str]:
+    """Make the change of a folder or file of this number fail; return the list that counts the changes."""
+    calls: list[str] = []
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **settings: Any) -> Any:
+            calls.append(name)
+            if len(calls) == number:
+                raise OSError(errno.ENOSPC, "no space left on device")
+            return call(*arguments, **settings)
+
+        return run
+
+    for name in ("replace", "rename", "unlink", "mkdir", "fsync", "link"):
+        patch.setattr(os, name, counted(name, getattr(os, name)))
+    return calls
+
+
+def test_tasks_are_published_together_or_not_at_all(tmp_path: Path) -> None:
+    old, new = {"one": ["a"], "two": ["b"]}, {"one": ["c"], "two": ["d"]}
+    seen = []
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        _publish(folder, {task: [_rows(*ids)] for task, ids in old.items()})
+        with StagedRows(folder) as staged:
+            for task, ids in new.items():
+                staged.write(task, _rows(*ids))
+            with pytest.MonkeyPatch.context() as patch, contextlib.suppress(OSError):
+                calls = _fail_call(number, patch)
+                staged.publish()
+        seen.append(_published(folder))
+        _publish(folder, {task: [_rows(*ids)] for task, ids in new.items()})
+        assert _published(folder) == new, f"published again after failure {number}"
+        if len(calls) < number:
+            break
+    assert not [rows for rows in seen if rows not in (old, new) and "same import again" not in rows]
+    assert seen[0] == old and seen[-1] == new and len(seen) > 8
 
 
 def test_row_groups_have_a_fixed_size_and_sorted_queries(

@@ -8,14 +8,21 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.tasks import Task
 from pipeline.data.importers import duplicate_ids, importer, rejects
 from pipeline.data.importers.importer import ImportCounts, RecordSource, Row, import_records
 from pipeline.data.importers.records import SourceRecord
 from pipeline.data.importers.rejects import BadRecordError
-from pipeline.data.reader import read_partition
+from pipeline.data.reader import find_partitions, read_partition
 from pipeline.data.writer import StagedRows
-from pipeline.errors import DataRefusedError
+from pipeline.errors import DataRefusedError, RelevanceError
 from tests.support.imported import imported
+from tests.support.kills import kill_at_every_event
+
+TASKS = [
+    Task(name=name, labels=("bad", "good"), relevant_from=1, template="{query} {ad_title}")
+    for name in ("task-0", "task-1")
+]
 
 
 def _build_row(line: SourceRecord) -> tuple[str, Row]:
@@ -124,6 +131,32 @@ def test_interrupted_import_leaves_the_old_data(
     with pytest.raises(type(error)):
         _import(broken(), tmp_path)
     assert _files(tmp_path) == before
+
+
+def _import_new(root: Path) -> None:
+    importer.BATCH_ROWS = 2  # in a process of its own
+    _import(_records(*"klmnopqrstuvwxyz", "aa", None), root / "judged")
+
+
+def _read(root: Path) -> list[list[str]] | str:
+    """Return the row ids of each file that the catalogue lists, or the refusal."""
+    try:
+        partitions = find_partitions(root / "judged", TASKS)
+    except RelevanceError as error:
+        return str(error)
+    return [read_partition(path)["row_id"].to_pylist() for paths in partitions.values() for path in paths]
+
+
+def test_import_killed_half_way_leaves_the_old_rows(tmp_path: Path) -> None:
+    _import(_records(*"abcdefghij", "ab", None), tmp_path / "template" / "judged")
+    kills = kill_at_every_event(_import_new, tmp_path / "template", tmp_path / "root", _read, stride=3)
+    seen = [kill.look.value for kill in kills.kills if kill.look]
+    old, new = [["ab"], list("abcdefghij")], [["aa"], list("klmnopqrstuvwxyz")]
+    # the refusal of files that are not in the catalogue yet stands between both
+    order = [0 if rows == old else 2 if rows == new else 1 for rows in seen]
+    assert order == sorted(order) and order.count(0) > 5 and order.count(2) > 0
+    assert all("run the same import again" in str(rows) for rows in seen if rows not in (old, new))
+    assert not kills.differences()
 
 
 def test_too_many_rejects_refuse_the_import(tmp_path: Path) -> None:
