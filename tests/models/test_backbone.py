@@ -1,5 +1,6 @@
 """Loading of backbones from folders, packages and the hub, and the errors where there is none."""
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from models.backbone import (
 )
 from models.trunks import build_meta_trunk
 from tests.support.backbone_folders import config_of, copy_of
+from tests.support.pickles import pickle_that_creates
 from tests.support.tiny_trunks import WORDS
 
 
@@ -122,6 +124,19 @@ def test_missing_weight_is_refused_by_name(llama_dir: Path, tmp_path: Path) -> N
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BackboneUnavailableError, match=r"layers\.1\.self_attn\.q_proj\.weight"):
         load_backbone(config_of(folder))
+
+
+@pytest.mark.parametrize("name", ("pytorch_model.bin", "model.safetensors"))
+def test_pickled_weights_are_refused_and_never_unpickled(llama_dir: Path, tmp_path: Path, name: str) -> None:
+    folder = copy_of(llama_dir, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    content = pickle_that_creates(tmp_path / "mark")
+    (folder / name).write_bytes(content)
+    with pytest.raises(BackboneUnavailableError, match="pickled.*fetch it again"):
+        load_backbone(config_of(folder))
+    assert not (tmp_path / "mark").exists()
+    pickle.loads(content)
+    assert (tmp_path / "mark").exists(), "the pickle does nothing"
 
 
 @pytest.mark.parametrize("kind", ("vit", "bart", "pegasus"))

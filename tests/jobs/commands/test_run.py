@@ -263,6 +263,9 @@ def test_mlflow_has_the_losses_metrics_and_digests(finished_run: Any) -> None:
 def test_champion_predicts_in_a_clean_process_without_pickle(finished_run: Any) -> None:
     root, _, finished = finished_run
     code = (
+        "import sys\n"
+        "unpickled = []\n"
+        "sys.addaudithook(lambda event, names: event == 'pickle.find_class' and unpickled.append(names))\n"
         "import mlflow, pandas as pd\n"
         f"mlflow.set_tracking_uri({last_json(finished)['tracking_uri']!r})\n"
         "model = mlflow.pyfunc.load_model('models:/planted@champion')\n"
@@ -274,6 +277,7 @@ def test_champion_predicts_in_a_clean_process_without_pickle(finished_run: Any) 
         "    model.predict(frame.assign(task='four'))\n"
         "except Exception as error:\n"
         "    print('four' in str(error) and 'two' in str(error))\n"
+        "print(unpickled)\n"
     )
     environment = {
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -285,9 +289,10 @@ def test_champion_predicts_in_a_clean_process_without_pickle(finished_run: Any) 
         [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=200
     )
     assert shown.returncode == 0, shown.stderr
-    columns, names_the_tasks = shown.stdout.splitlines()[-2:]
+    columns, names_the_tasks, unpickled = shown.stdout.splitlines()[-3:]
     assert columns == "['probability', 'label', 'label_name', 'expected_grade', 'decision'] [0, 1]"
     assert names_the_tasks == "True"
+    assert unpickled == "[]"
 
 
 def test_model_below_the_lexical_floor_stays_challenger(finished_run: Any) -> None:

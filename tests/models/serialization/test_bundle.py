@@ -1,8 +1,6 @@
 """Bundles: an exact round trip, and refusal of every kind of damage."""
 
 import json
-import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 
 from models.files import bytes_sha256
 from models.serialization.bundle import BundleRefusedError, encode_json, read_bundle, write_bundle
+from tests.support.pickles import pickle_that_creates
 
 FILES = (
     "manifest.json",
@@ -219,19 +218,9 @@ def test_path_outside_the_bundle_is_refused(bundle_dir: Path, tmp_path: Path, na
         read_bundle(bundle_dir)
 
 
-class Unpickled:
-    """An object that creates a folder when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self.mark),)
-
-
 @pytest.mark.parametrize("name", ("weights.pt", "weights.bin", "tokenizer/tokenizer.pkl", "weights.PT"))
 def test_listed_pickle_file_is_refused(bundle_dir: Path, tmp_path: Path, name: str) -> None:
-    content = pickle.dumps(Unpickled(tmp_path / "mark"))
+    content = pickle_that_creates(tmp_path / "mark")
     (bundle_dir / name).write_bytes(content)
     rewrite_manifest(bundle_dir, lambda files: files.update({name: bytes_sha256(content)}))
     with pytest.raises(BundleRefusedError, match="a bundle may only have"):
@@ -240,7 +229,7 @@ def test_listed_pickle_file_is_refused(bundle_dir: Path, tmp_path: Path, name: s
 
 
 def test_pickle_named_like_the_weights_is_never_unpickled(bundle_dir: Path, tmp_path: Path) -> None:
-    content = pickle.dumps(Unpickled(tmp_path / "mark"))
+    content = pickle_that_creates(tmp_path / "mark")
     (bundle_dir / "weights.safetensors").write_bytes(content)
     rewrite_manifest(bundle_dir, lambda files: files.update({"weights.safetensors": bytes_sha256(content)}))
     with pytest.raises(BundleRefusedError, match=r"weights\.safetensors"):
