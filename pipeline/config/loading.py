@@ -1,5 +1,6 @@
 """Read a config from a YAML file and overrides; report all problems in one error."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _find_backbone_beside(path: Path, settings: dict[str, Any]) -> None:
-    """Lead a relative backbone.source to the config file's folder if it is there and not in the current one.
+    """Resolve a relative backbone.source beside the config file if only that path exists.
 
     So a command means the same backbone in every folder, and not a hub id of the same name.
     """
@@ -113,11 +114,26 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
             f"--set {shown!r} has no =; write setting=value, such as optimizer.learning_rate=1e-4"
         )
     *parents, last = path.split(".")
-    target: Any = settings
+    block: Any = settings
     try:
         for key in parents:
-            target = target[int(key)] if isinstance(target, list) else target.setdefault(key, {})
+            position = _position(block, key)
+            child = block.get(key) if isinstance(block, dict) else block[position]
+            # a copy: blocks that a YAML anchor names twice are one object
+            block[position] = {} if child is None else copy.copy(child)
+            block = block[position]
         # YAML 1.1 reads 1e-4 as a string; pydantic converts it to a number
-        target[int(last) if isinstance(target, list) else last] = parse_yaml(text)
-    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        block[_position(block, last)] = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"--set {shown!r} does not fit the config: {error}") from error
+
+
+def _position(block: Any, key: str) -> str | int:
+    """Return the key of a mapping, or the index in a list; raise ValueError if there cannot be one."""
+    if isinstance(block, dict):
+        return key
+    if not isinstance(block, list):
+        raise ValueError(f"{key} is below a value, not a block of settings")
+    if not (key.isascii() and key.isdigit() and int(key) < len(block)):
+        raise ValueError(f"{key} is not the number of an item; items are numbered from 0 to {len(block) - 1}")
+    return int(key)

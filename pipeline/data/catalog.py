@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline.data.data_files import DataFiles, list_some, scan_folder, task_of
+from pipeline.data.parquet_batches import NOT_PARQUET, translate_read_errors
 from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.runtime.waiting import announce_wait
 from pipeline.schema import SCHEMA_VERSION
@@ -59,15 +60,10 @@ def describe_partition(root: Path, name: str) -> Partition:
         DamagedInputError: The file is not whole parquet.
     """
     path = root / name
-    try:
+    with translate_read_errors(path, NOT_PARQUET):
         if not path.is_file():
             raise OSError("not a file")
-        with pq.ParquetFile(path) as file:
-            num_rows = file.metadata.num_rows
-    except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors
-        raise DamagedInputError(
-            f"{path} is not whole parquet ({error}); write it again or remove it"
-        ) from error
+        num_rows = pq.read_metadata(path).num_rows
     return Partition(
         path=name,
         task=task_of(name),

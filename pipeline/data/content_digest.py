@@ -8,8 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.data_files import scan_folder
-from pipeline.data.parquet_batches import BatchFile, BatchLimits, read_batches
-from pipeline.errors import DamagedInputError, DataRefusedError
+from pipeline.data.parquet_batches import (
+    NOT_PARQUET,
+    BatchFile,
+    BatchLimits,
+    read_batches,
+    translate_read_errors,
+)
+from pipeline.errors import DataRefusedError
 from pipeline.storage.filesystem import json_sha256
 
 DIGEST_ROWS = 16_384  # rows hashed at a time
@@ -45,20 +51,15 @@ def content_digest(path: Path) -> str:
 def _sum_row_hashes(path: Path) -> np.ndarray:
     """Return the number of rows and the sum of their hashes, modulo 2^64 in each lane (lanes + 1,)."""
     total_L = np.zeros(_LANES + 1, np.uint64)
-    try:
-        with BatchFile(path) as file:
-            for batch in read_batches(file, path, limits=BatchLimits(DIGEST_ROWS)):
-                rows = _encode_rows(batch, path)
-                digests = b"".join(
-                    [hashlib.blake2b(row, digest_size=8 * _LANES).digest() for row in rows.to_pylist()]
-                )
-                hashes_NL = np.frombuffer(digests, "<u8").reshape(-1, _LANES)
-                total_L[0] += np.uint64(len(rows))
-                total_L[1:] += hashes_NL.sum(axis=0, dtype=np.uint64)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise DamagedInputError(
-            f"{path} is not whole parquet ({error}); write it again from its source"
-        ) from error
+    with translate_read_errors(path, NOT_PARQUET), BatchFile(path) as file:
+        for batch in read_batches(file, path, limits=BatchLimits(DIGEST_ROWS)):
+            rows = _encode_rows(batch, path)
+            digests = b"".join(
+                [hashlib.blake2b(row, digest_size=8 * _LANES).digest() for row in rows.to_pylist()]
+            )
+            hashes_NL = np.frombuffer(digests, "<u8").reshape(-1, _LANES)
+            total_L[0] += np.uint64(len(rows))
+            total_L[1:] += hashes_NL.sum(axis=0, dtype=np.uint64)
     return total_L
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import DamagedInputError, DataRefusedError
+from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
 MAX_ROW_BYTES = 32 * 2**20  # more than three times the longest row that the contract allows
 
@@ -45,16 +45,25 @@ class BatchLimits:
 
 DEFAULT_LIMITS = BatchLimits()
 
+NOT_PARQUET = "is not whole parquet"
+
 
 @contextlib.contextmanager
-def translate_read_errors(path: Path | str) -> Iterator[None]:
-    """Raise DamagedInputError for pages of `path` that do not match their checksum or cannot be decoded."""
+def translate_read_errors(path: Path | str, problem: str = "is damaged") -> Iterator[None]:
+    """Raise DamagedInputError for a file that is not parquet, or has pages that cannot be decoded.
+
+    Args:
+        path: The file.
+        problem: Begin of the message.
+    """
     try:
         yield
     except MemoryError:  # pyarrow's MemoryError is also an ArrowException, but the file is fine
         raise
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"name of {path} is not UTF-8, which parquet needs; rename the file") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DamagedInputError(f"{path} is damaged ({error}); write it again from its source") from error
+        raise DamagedInputError(f"{path} {problem} ({error}); write it again from its source") from error
 
 
 class BatchFile:

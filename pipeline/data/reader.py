@@ -13,6 +13,7 @@ from pipeline.config.tasks import Task, check_known_task
 from pipeline.data.catalog import find_files
 from pipeline.data.parquet_batches import (
     DEFAULT_LIMITS,
+    NOT_PARQUET,
     BatchFile,
     BatchLimits,
     read_batches,
@@ -75,12 +76,8 @@ def open_partition(path: Path) -> BatchFile:
     """
     if not path.is_file():
         raise DamagedInputError(f"{path} is not a file; replace it by a parquet file or remove it")
-    try:
+    with translate_read_errors(path, NOT_PARQUET):
         return BatchFile(path)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DamagedInputError(
-            f"{path} is not whole parquet ({error}); write it again from its source"
-        ) from error
 
 
 def check_schema(file: BatchFile, path: Path | str) -> None:

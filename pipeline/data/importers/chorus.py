@@ -8,6 +8,7 @@ from typing import Literal
 
 from pipeline.config.extensions import IMPORTERS, Importer
 from pipeline.config.sources import PathSource
+from pipeline.data.importers.gzip_text import is_gzip
 from pipeline.data.importers.importer import (
     ImportCounts,
     RecordSource,
@@ -50,16 +51,18 @@ def import_chorus(file: Path, out_dir: Path, bar: ProgressBar | None = None) -> 
         DamagedInputError: The file is empty or cut off, or its header is not text.
         DataRefusedError: A column is missing, or see `import_records`.
     """
-    check_complete(check_file(file))
+    _check_complete(check_file(file))
     with StagedRows(out_dir, bar=bar) as staged:
         return import_records(RecordSource("chorus", file, lambda: _read_with_ids(file), _build_row), staged)
 
 
-def check_complete(path: Path) -> None:
+def _check_complete(path: Path) -> None:
     """Raise DamagedInputError if a text file ends in the middle of a line.
 
-    The last column is long and unused, so nothing else would show a cut in it.
+    The last column is long and unused, so nothing else would show a cut in it. Gzip has a checksum instead.
     """
+    if is_gzip(path):
+        return
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size_bytes - 1))

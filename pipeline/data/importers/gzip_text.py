@@ -18,14 +18,18 @@ MAX_RATIO = 200
 _GZIP_MARK = b"\x1f\x8b"  # no text in a common encoding begins with it
 
 
+def is_gzip(path: Path) -> bool:
+    """Return whether a file begins as gzip does."""
+    with path.open("rb") as file:
+        return file.read(len(_GZIP_MARK)) == _GZIP_MARK
+
+
 @contextlib.contextmanager
 def open_text(path: Path, encoding: str) -> Iterator[TextIO]:
     """Open text, unpacked if it is gzip; bytes outside the encoding become lone surrogates."""
     with path.open("rb") as file, contextlib.ExitStack() as stack:
-        is_gzip = file.read(len(_GZIP_MARK)) == _GZIP_MARK
-        file.seek(0)
         source: BinaryIO | io.BufferedReader = file
-        if is_gzip:
+        if is_gzip(path):
             unpacked = stack.enter_context(gzip.GzipFile(fileobj=file))
             source = io.BufferedReader(_BoundedReader(unpacked, path))
         yield io.TextIOWrapper(source, encoding, errors="surrogateescape", newline="")

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.data.importers.text_cleaning import decode_text
-from pipeline.data.parquet_batches import BatchFile, BatchLimits, read_batches
+from pipeline.data.parquet_batches import (
+    NOT_PARQUET,
+    BatchFile,
+    BatchLimits,
+    read_batches,
+    translate_read_errors,
+)
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 from pipeline.schema import TEXT_TYPES
 
@@ -71,8 +77,10 @@ def format_value(value: Any) -> str | None:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float | Decimal) and value == value // 1:
-        return str(int(value))
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, Decimal):  # of up to 76 digits, over what // takes
+        return str(int(value)) if value == value.to_integral_value() else str(value)
     return value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
@@ -85,20 +93,17 @@ def read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str] = (
         DataRefusedError: A column is missing, repeated, or neither text nor number.
     """
     number = 0
-    try:
-        with BatchFile(check_file(path)) as file:
-            header = file.schema_arrow.names
-            check_columns(header, columns, path)
-            names = list(dict.fromkeys([*columns, *(name for name in optional if name in header)]))
-            _check_types(file.schema_arrow, names, path)
-            for batch in read_batches(file, path, names, limits=BatchLimits(READ_ROWS, READ_BYTES)):
-                for values in zip(*(_column_values(batch.column(name)) for name in names), strict=True):
-                    number += 1
-                    fields = dict(zip(names, map(format_value, values), strict=True))
-                    is_undecoded = any(isinstance(value, bytes) for value in values)
-                    yield SourceRecord(number, fields, defect="bad_encoding" if is_undecoded else None)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DamagedInputError(f"{path} is not whole parquet ({error}); download it again") from error
+    with translate_read_errors(check_file(path), NOT_PARQUET), BatchFile(path) as file:
+        header = file.schema_arrow.names
+        check_columns(header, columns, path)
+        names = list(dict.fromkeys([*columns, *(name for name in optional if name in header)]))
+        _check_types(file.schema_arrow, names, path)
+        for batch in read_batches(file, path, names, limits=BatchLimits(READ_ROWS, READ_BYTES)):
+            for values in zip(*(_column_values(batch.column(name)) for name in names), strict=True):
+                number += 1
+                fields = dict(zip(names, map(format_value, values), strict=True))
+                is_undecoded = any(isinstance(value, bytes) for value in values)
+                yield SourceRecord(number, fields, defect="bad_encoding" if is_undecoded else None)
 
 
 def _check_types(schema: pa.Schema, names: Sequence[str], path: Path) -> None:

@@ -44,7 +44,7 @@ REASONS = {
     "empty_query": "has no query",
     "empty_title": "has no title",
     "empty_market": "has no market",
-    "bad_weight": "has a weight that is not a number",
+    "bad_weight": "has a weight that is not a finite number",
     "repeated_id": "has an id of an earlier line",
 }
 

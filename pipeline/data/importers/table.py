@@ -5,6 +5,7 @@ holds the parts of one table. Files whose names begin with . or _ are no parts, 
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,12 @@ _FORMATS: dict[str, TableFormat] = {
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 _REQUIRED = ("query", "ad_title", "market")
+
+_RANGES = {
+    column.name: (column.minimum, column.maximum)
+    for column in COLUMNS
+    if column.minimum is not None and column.maximum is not None
+}
 
 _CONSTANT_TYPES: dict[str, tuple[Any, str]] = {
     "label": (int, "an index"),
@@ -135,6 +142,11 @@ class TableSource(PathSource):
             kind, description = _CONSTANT_TYPES.get(name, (str, "a text; quote it, such as 'no' or '1'"))
             if not isinstance(value, kind):
                 raise ValueError(f"constants.{name} must be {description}")
+            if name in _EMPTY_REASONS and not _clean(name, str(value)):
+                raise ValueError(f"constants.{name} must not be empty")
+            if name in _RANGES and not _RANGES[name][0] <= float(value) <= _RANGES[name][1]:
+                low, high = _RANGES[name]
+                raise ValueError(f"constants.{name} is {value}, outside {low:g} to {high:g}")
         return self
 
     @property
@@ -151,7 +163,12 @@ class TableSource(PathSource):
             )
         try:
             self.label_indices(names[self.task])
-            self.find_format()
+            label = self.constants.get("label")
+            if isinstance(label, int):
+                self._label_index(label, names[self.task])
+            # a missing path may be a folder of parts, which names no format
+            if self.path.suffix or self.path.exists():
+                self.find_format()
         except ConfigError as error:
             raise ValueError(str(error)) from error
 
@@ -187,18 +204,25 @@ class TableSource(PathSource):
         return parts
 
     def find_format(self) -> TableFormat:
-        """Return the format; raise ConfigError if neither the block nor the file name gives it."""
+        """Return the format of the table.
+
+        Raises:
+            ConfigError: Neither the block nor the file name gives it, or it has no use for a setting.
+        """
         path = self.find_parts()[0] if self.path.is_dir() else self.path
         known = self.format or _FORMATS.get(_without_gz(path).suffix.lower())
         if known is None:
             raise ConfigError(
                 f"format of {path} unknown; add format: csv, tsv, parquet, jsonl or json to its source block"
             )
-        if known not in _DELIMITERS and (self.delimiter is not None or self.quoting != "line"):
-            raise ConfigError(
-                f"{path} is {known}, which has no quoting and no delimiter; remove both settings"
-            )
+        self._check_text_settings(known)
         return known
+
+    def _check_text_settings(self, table_format: TableFormat) -> None:
+        if table_format not in _DELIMITERS and (self.delimiter is not None or self.quoting != "line"):
+            raise ConfigError(
+                f"{self.path} is {table_format}, which has no quoting and no delimiter; remove both settings"
+            )
 
     def label_indices(self, label_names: Sequence[str] | None) -> dict[str, int | None]:
         """Return the index of each label of the source; without a mapping the labels are indices.
@@ -209,10 +233,12 @@ class TableSource(PathSource):
         if not self.labels:
             num_labels = len(label_names or ()) or MAX_LABELS
             # a flag is an index of two labels; whole numbers beside nulls are 1.0 in some csv files
-            texts = [{str(index), f"{index}.0"} for index in range(num_labels)]
+            indices: dict[str, int | None] = {}
+            for index in range(num_labels):
+                indices |= {str(index): index, f"{index}.0": index}
             for index, flag in enumerate(("false", "true")[:num_labels]):
-                texts[index] |= {flag, flag.capitalize()}
-            return {text: index for index, of_index in enumerate(texts) for text in of_index}
+                indices |= {flag: index, flag.capitalize(): index}
+            return indices
         return {text: self._label_index(label, label_names) for text, label in self.labels.items()}
 
     def _label_index(self, label: str | int | None, label_names: Sequence[str] | None) -> int | None:
@@ -308,7 +334,9 @@ def _read_part(
 
 def _build_row(record: SourceRecord, source: TableSource, indices: dict[str, int | None]) -> Row:
     place = f"{record.part}.{record.number}" if record.part else str(record.number)
-    row: Row = {"row_id": f"{source.output_name}.{place}", **source.constants}
+    row: Row = {"row_id": f"{source.output_name}.{place}"}
+    for column, value in source.constants.items():
+        row[column] = _clean(column, value) if isinstance(value, str) else value
     for column, name in source.columns.items():
         row[column] = _convert(column, record.fields[name], indices)
     return row
@@ -323,17 +351,24 @@ def _convert(column: str, text: str | None, indices: dict[str, int | None]) -> A
         return indices[key]
     if column == "weight":
         return _parse_weight(text)
-    cleaned = _CLEANERS.get(column, clean_line)(text)
+    cleaned = _clean(column, text)
     return require_text(cleaned, _EMPTY_REASONS[column]) if column in _EMPTY_REASONS else cleaned
+
+
+def _clean(column: str, text: str | None) -> str | None:
+    return _CLEANERS.get(column, clean_line)(text)
 
 
 def _parse_weight(text: str | None) -> float | None:
     if text is None or not text.strip():
         return None
     try:
-        return float(text)
+        weight = float(text)
     except ValueError as error:
         raise BadRecordError("bad_weight") from error
+    if not math.isfinite(weight):
+        raise BadRecordError("bad_weight")
+    return weight
 
 
 IMPORTERS.register(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.loading import build_config
-from pipeline.data.importers.table import TableSource
+from pipeline.data.importers.table import TableSource, import_table
 from pipeline.errors import ConfigError
 from tests.support.planted import planted_config
 
@@ -42,6 +42,16 @@ def test_every_kind_of_source_has_a_block(tmp_path: Path) -> None:
         ({"constants": {"market": "us", "query": "x"}}, "constants must leave out query: columns gives it"),
         ({"constants": {"market": "us", "row_id": "x"}}, "constants must leave out row_id: ids differ"),
         ({"constants": {"market": 1}}, "constants.market must be a text"),
+        ({"constants": {"market": " "}}, "constants.market must not be empty"),
+        ({"constants": {"market": "us", "weight": -1}}, "constants.weight is -1, outside 0 to"),
+        (
+            {"columns": {"query": "q", "ad_title": "t"}, "constants": {"market": "us", "label": 99}},
+            "constants.label is 99, outside 0 to",
+        ),
+        (
+            {"columns": {"query": "q", "ad_title": "t"}, "constants": {"market": "us", "label": 2}},
+            "label 2 is outside the scale of task two",
+        ),
         ({"constants": {"market": "us", "weight": "1"}}, "constants.weight must be a number"),
         (
             {"columns": {"query": "q", "ad_title": "t", "lable": "g"}},
@@ -64,6 +74,12 @@ def test_contradictory_table_is_refused_before_reading(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         _build(tmp_path, {**TABLE, **changes})
+
+
+def test_missing_folder_of_parts_stops_no_other_command(tmp_path: Path) -> None:
+    (source,) = _build(tmp_path, {**TABLE, "path": str(tmp_path / "parts")})
+    with pytest.raises(ConfigError, match="parts is not a file; point the import at"):
+        import_table(source, tmp_path / "out", ("bad", "good"))
 
 
 def test_tables_with_the_same_output_file_need_names(tmp_path: Path) -> None:

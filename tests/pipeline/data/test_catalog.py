@@ -1,5 +1,6 @@
 """Catalogue of a data folder, and the digest that depends on rows only."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 from models.files import bytes_sha256
 from pipeline.data import catalog
 from pipeline.data.catalog import catalogue_lock, find_files, logical_name, published_name, read_catalogue
+from pipeline.data.reader import open_partition
 from pipeline.data.writer import write_partition
-from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RetryableError
 from pipeline.runtime import waiting
 from pipeline.schema import SCHEMA_VERSION
 from tests.support.imported import equal_rows, imported, publish_tables
@@ -53,6 +55,16 @@ def test_files_of_others_are_listed_and_kept_by_imports(tmp_path: Path) -> None:
             ("task=one/part-0.parquet", 4),
             ("task=two/part-0.parquet", 4),
         ]
+
+
+def test_file_name_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    write_partition(equal_rows(2), tmp_path / "task=one" / "x.parquet")
+    name = os.fsdecode(b"caf\xe9.parquet")
+    (tmp_path / "task=one" / "x.parquet").rename(tmp_path / "task=one" / name)
+    with pytest.raises(ConfigError, match="name of .* is not UTF-8, which parquet needs; rename the file"):
+        publish_tables(tmp_path, two=equal_rows(3))
+    with pytest.raises(ConfigError, match="name of .* is not UTF-8"):
+        open_partition(tmp_path / "task=one" / name)
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "overwritten", "damaged"])

@@ -1,5 +1,6 @@
 """Importer of Chorus ratings: made-up files in the published layout, and the real file if it exists."""
 
+import gzip
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,16 @@ def test_unfit_file_publishes_nothing(
     with pytest.raises(error, match=message):
         import_chorus(tmp_path / "r.tsv", tmp_path / "out")
     assert not file_names(tmp_path / "out")
+
+
+def test_gzip_is_read_whole_or_refused(tmp_path: Path) -> None:
+    text = HEADER_LINE + "".join("\t".join(_rated()) + "\n" for _ in range(500)).encode()
+    packed = gzip.compress(text)
+    (tmp_path / "r.tsv.gz").write_bytes(packed)
+    assert import_chorus(tmp_path / "r.tsv.gz", tmp_path / "out").rows == {"electronics": 500}
+    (tmp_path / "r.tsv.gz").write_bytes(packed[:-20])
+    with pytest.raises(DamagedInputError, match="r.tsv.gz cannot be read"):
+        import_chorus(tmp_path / "r.tsv.gz", tmp_path / "cut")
 
 
 def test_folder_in_place_of_the_file_is_a_config_error(tmp_path: Path) -> None:

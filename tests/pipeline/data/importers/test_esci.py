@@ -245,7 +245,7 @@ def test_truncated_parquet_leaves_the_earlier_import(tmp_path: Path, name: str, 
     before = _all_bytes(tmp_path / "out")
     content = (tmp_path / "in" / name).read_bytes()
     (tmp_path / "in" / name).write_bytes(content[: int(len(content) * size_share)])
-    with pytest.raises(DamagedInputError, match=f"{name} is not whole parquet.*download it again"):
+    with pytest.raises(DamagedInputError, match=f"{name} is not whole parquet.*write it again"):
         import_esci(tmp_path / "in", tmp_path / "out")
     assert _all_bytes(tmp_path / "out") == before
 

@@ -49,14 +49,16 @@ def test_languages_and_splits_share_a_folder(tmp_path: Path) -> None:
     assert len(set(row_ids)) == 6
 
 
-def test_language_option_overrides_the_file_name(tmp_path: Path) -> None:
-    import_qadsm(_write(tmp_path / "ads.tsv"), tmp_path / "out", "fr")
-    assert read_partition(imported(tmp_path / "out", "task=qadsm/qadsm-fr-0.parquet"))[
-        "market"
-    ].to_pylist() == [
-        "fr",
-        "fr",
-    ]
+@pytest.mark.parametrize(("file", "name"), [("ads.tsv", "qadsm-fr"), ("xglue.qadsm.en.dev", "qadsm-fr-dev")])
+@pytest.mark.parametrize("language", ["fr", "FR"])
+def test_language_option_overrides_the_file_name(tmp_path: Path, file: str, name: str, language: str) -> None:
+    import_qadsm(_write(tmp_path / file), tmp_path / "out", language)
+    rows = read_partition(imported(tmp_path / "out", f"task=qadsm/{name}-0.parquet"))
+    assert rows["market"].to_pylist() == ["fr", "fr"]
+
+
+def test_unknown_language_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "ads.tsv")
     with pytest.raises(ConfigError, match="names no language; add --language en"):
         import_qadsm(tmp_path / "ads.tsv", tmp_path / "out")
     with pytest.raises(ConfigError, match="'english' is not two letters"):

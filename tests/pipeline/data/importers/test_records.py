@@ -29,14 +29,15 @@ def test_values_are_text_and_rows_are_numbered_from_one(
         float=pa.array([1.0, 0.5, None]),
         flag=pa.array([True, False, None]),
         price=pa.array([Decimal("1.50"), None, None]),
+        id=pa.array([Decimal("9" * 38), None, Decimal(7)], pa.decimal128(38, 0)),
     )
-    names = ["text", "category", "number", "float", "flag", "price"]
+    names = ["text", "category", "number", "float", "flag", "price", "id"]
     rows = list(read_parquet(path, names, ["absent"]))
     assert [line.number for line in rows] == [1, 2, 3]
     assert [list(line.fields.values()) for line in rows] == [
-        ["a", "x", "1", "1", "true", "1.50"],
-        [None, "y", "2", "0.5", "false", None],
-        ["c", None, None, None, None, None],
+        ["a", "x", "1", "1", "true", "1.50", "9" * 38],
+        [None, "y", "2", "0.5", "false", None, None],
+        ["c", None, None, None, None, None, "7"],
     ]
 
 

@@ -151,6 +151,15 @@ def test_rows_and_rejects_add_up_to_the_lines(tmp_path: Path) -> None:
     assert kept[4]["text"] == "caf\\xe9,title,x,good" and kept[5]["text"] == "query,\\x01,x,good"
 
 
+def test_constants_are_cleaned_and_weights_finite(tmp_path: Path) -> None:
+    weights = ["1", "nan", "0.5", "inf", "x", "2", *"11111111111"]
+    path = _write(tmp_path / "x.csv", [{"q": "a", "t": "b", "w": weight} for weight in weights])
+    columns = {"query": "q", "ad_title": "t", "weight": "w"}
+    counts = import_table(_source(path, columns=columns, constants={"market": " us\n"}), tmp_path / "out")
+    assert counts == ImportCounts({"ads": 14}, {"bad_weight": 3})
+    assert {row["market"] for row in _rows(tmp_path / "out", "x")} == {"us"}
+
+
 def test_latin_1_is_read_only_if_stated(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes("q,t,d,g\ncafé,Café,é,good\n".encode("latin-1"))
     import_table(_source(tmp_path / "x.csv", encoding="latin-1"), tmp_path / "out")

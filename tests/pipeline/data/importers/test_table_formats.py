@@ -49,10 +49,10 @@ def test_inch_signs_never_join_two_lines(tmp_path: Path) -> None:
     path.write_text(INCHES)
     rows, rejects = _import(path)
     assert rejects == {"unclosed_quote": 1} and len(rows) == 4
-    assert ("ads-log-4", 'monitor 17"', "Monitor C", 1) in rows
+    assert ("ads.log.4", 'monitor 17"', "Monitor C", 1) in rows
     rows, rejects = _import(path, quoting="none")
     assert not rejects and len(rows) == 5
-    assert ("ads-log-3", '"17 inch screen', "Screen B", 0) in rows
+    assert ("ads.log.3", '"17 inch screen', "Screen B", 0) in rows
     rows, _ = _import(path, quoting="csv")  # asked for: a field with a line break
     assert len(rows) == 4
 
@@ -121,7 +121,7 @@ def test_folder_of_parts_is_one_table(tmp_path: Path, ending: str) -> None:
     (folder / ".part-0.crc").touch()
     rows, rejects = _import(folder)
     assert len({row[0] for row in rows}) == 12 and not rejects
-    assert f"ads-log-part-1.{ending}-{1 if ending == 'parquet' else 2}" in {row[0] for row in rows}
+    assert f"ads.log.part-1.{ending}.{1 if ending == 'parquet' else 2}" in {row[0] for row in rows}
     (folder / "notes.txt").touch()
     with pytest.raises(ConfigError, match="notes.txt is not .* move it elsewhere"):
         _import(folder)
