@@ -12,9 +12,8 @@ from pydantic import ValidationError
 
 from models.adapters.hydra_lora import HydraLoRAConfig
 from models.adapters.lora import LoRAConfig
-from pipeline.config.loading import apply_override, build_config, read_config
+from pipeline.config.loading import build_config, read_config
 from pipeline.config.run import RunConfig
-from pipeline.config.yaml_files import parse_yaml
 from pipeline.errors import ConfigError
 from tests.support.places import ROOT
 from tests.support.planted import planted_config
@@ -256,16 +255,6 @@ def test_override_sets_only_its_setting(
 
 def test_last_override_of_a_setting_wins(written: Callable[..., Path]) -> None:
     assert read_config(written(seed=1), ["seed=2", "seed=3"]).seed == 3
-
-
-def test_override_changes_one_of_two_blocks_with_an_anchor() -> None:
-    settings = parse_yaml("{a: &x {k: {m: 1}}, b: *x, c: [*x]}")
-    apply_override(settings, "a.k.m=2")
-    assert settings == {"a": {"k": {"m": 2}}, "b": {"k": {"m": 1}}, "c": [{"k": {"m": 1}}]}
-
-
-def test_override_fills_an_empty_block(written: Callable[..., Path]) -> None:
-    assert read_config(written(training=None), ["training.epochs=2"]).training.epochs == 2
 
 
 NOWHERE = ["seed", "=3", "name.deeper=1", "split=[", "seed=\0"] + [
