@@ -10,14 +10,15 @@ from jobs.cluster import has_node_for, ray_cluster
 from jobs.command_run import CommandRun
 from jobs.score_progress import ScoringProgress
 from jobs.score_summary import drift_lines, usage_lines
+from models.files import remove_tree
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.registry.version_files import VersionFiles, resolve_champion
 from pipeline.runtime.ray_metrics import MetricTags
 from pipeline.runtime.ray_resources import format_resources
-from pipeline.scoring.actor_settings import build_actor_settings
+from pipeline.scoring.actor_settings import ActorSettings, build_actor_settings
 from pipeline.scoring.attempts import attempt_evidence, create_attempts_dir
-from pipeline.scoring.duplicates import find_duplicates
+from pipeline.scoring.duplicates import ScoringRounds
 from pipeline.scoring.label_store import sweep_orphans
 from pipeline.scoring.metrics import ScoringGauges
 from pipeline.scoring.ray_pipeline import score_on_ray
@@ -223,32 +224,46 @@ def score_units(
         plan: Units to score, and published units of the same inputs, whose rows keep their ids.
     """
     attempts_dir = create_attempts_dir(config.run_dir, run.id)
-    units = find_duplicates(*plan, config.scores_location, attempts_dir)
-    if num_duplicates := sum(unit.duplicates for unit in units):
-        logger.warning(
-            f"  {num_duplicates:,} rows have the row_id of another row; they are published as errors that "
-            "name its place, see read_errors"
-        )
-    scoring, rows = config.scoring, sum(unit.rows for unit in units)
-    num_actors = min(scoring.num_actors, len(units))
+    rounds = ScoringRounds(*plan, config.scores_location, attempts_dir)
+    scoring, to_do = config.scoring, plan[0]
+    num_actors = min(scoring.num_actors, len(to_do))
     cluster = ray_cluster(num_actors * scoring.threads_per_actor, num_actors * scoring.use_gpu)
-    with cluster, run.track("score", rows, "pairs") as bar:
+    with cluster, run.track("score", sum(unit.rows for unit in to_do), "pairs") as bar:
         resources = {"CPU": float(scoring.threads_per_actor), "GPU": float(scoring.use_gpu)}
         if not has_node_for(scoring.threads_per_actor, int(scoring.use_gpu)):
             logger.warning(
                 f"  no node of the cluster has {format_resources(resources)} for an actor "
                 "(scoring.threads_per_actor, use_gpu); waiting for one"
             )
-        progress = ScoringProgress(units, ScoringGauges(MetricTags(config.name, run.id)), run, bar)
+        progress = ScoringProgress(to_do, ScoringGauges(MetricTags(config.name, run.id)), run, bar)
         settings = build_actor_settings(scoring, config.scores_location, champion, attempts_dir, run.log)
         try:
             with progress.follow(attempts_dir, resources):
-                for result in score_on_ray(units, settings):
+                for result in score_rounds(rounds, settings):
                     progress.record_unit(result)
                     lease.check()
+            if not any(result.error for result in progress.results):
+                remove_tree(attempts_dir)
         finally:
             run.add_evidence(*attempt_evidence(attempts_dir))
         return progress.results
+
+
+def score_rounds(rounds: ScoringRounds, settings: ActorSettings) -> Iterator[UnitResult]:
+    """Yield the result of each unit; units whose row_ids other units keep come after those."""
+    results: list[UnitResult] = []
+    while units := rounds.next_units(results):
+        if results:
+            logger.info(f"  {len(units):,} units had to wait for others with row_ids of theirs")
+        if num_duplicates := sum(unit.duplicates for unit in units):
+            logger.warning(
+                f"  {num_duplicates:,} rows have the row_id of another row; they are published as errors "
+                "that name its place, see read_errors"
+            )
+        for result in score_on_ray(units, settings):
+            results.append(result)
+            yield result
+    yield from rounds.describe_waiting()
 
 
 def check_results(results: list[UnitResult]) -> None:

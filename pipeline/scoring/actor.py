@@ -187,6 +187,11 @@ class UnitScorer:
                 raise
             parts.num_predicted += int(part.is_predicted_N.sum())
             parts.add(valid_rows, scored, errors)
+        if unit.has_unknown_ids:
+            raise RetryableError(
+                "row_ids could not be read when they were compared, and can be now; run the same command "
+                "again"
+            )
         scored, errors = parts.scored, parts.errors
         self._publish(unit, parts, scored, errors)
         attempts.finish()

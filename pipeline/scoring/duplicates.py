@@ -1,18 +1,23 @@
-"""Rows of a run whose row_id another row has: found before any unit is scored, so that one row keeps the id.
+"""Repeated row ids of a run: one of the rows keeps the id and is labeled, the others are errors that name it.
 
-A published row keeps its id, unless it was published as a duplicate. Of the other rows the first keeps it, by
-task, path and row. This follows from the inputs and from what is published, not from the order in which units
-finish: a run that was killed and started again decides as one that was not. With --all-tasks an id counts for
-all tasks together, as each row is labeled for all of them; else for each task alone.
+A labeled row keeps its id. Of the other rows the first keeps it, by task, path and row. With --all-tasks an
+id counts for all tasks together, as each row is labeled for all of them; else for each task alone.
+
+Units are scored in rounds: a unit waits until the units that keep ids of its rows are published, and a unit
+that failed for good keeps no id. So no id loses its label with a file that fails or goes away, and a run that
+was killed and started again decides as one that was not.
 
 Memory is bounded: 16-byte digests of all row ids lie in a file and are compared part by part.
 
 Shape legend: N rows of all units, C rows of a chunk, P rows of a part, R rows with a repeated id.
 """
 
+import enum
 import hashlib
 import itertools
+import math
 import os
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,15 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.parquet_batches import BatchLimits
 from pipeline.data.reader import check_schema, read_rows
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
 from pipeline.scoring.inputs import CONCURRENT_FOOTERS, open_input
-from pipeline.scoring.label_store import Root, read_error_rows, read_manifest
-from pipeline.scoring.row_errors import REPEATED_ID
+from pipeline.scoring.label_store import Root, is_published, read_error_rows, read_manifest
+from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
 from pipeline.storage.object_store import open_store
 
@@ -37,24 +41,215 @@ DIGESTS_AT_ONCE = 2_000_000  # compared at a time: about 200 MB
 BATCH_ROWS = 8_192
 
 
-def find_duplicates(
-    to_do: Sequence[WorkUnit], published: Sequence[WorkUnit], scores: Root, folder: Path
-) -> list[WorkUnit]:
-    """Return the units to score, each with its number of duplicates.
+class _State(enum.IntEnum):
+    """State of a work unit in a run."""
 
-    Args:
-        to_do: Units to score.
-        published: Published units of the same inputs.
-        scores: The location of all scores.
-        folder: Receives a file of duplicates for each unit that has some, see `read_duplicates`.
+    TO_DO = 0
+    PUBLISHED = 1
+    FAILED = 2  # for good: its rows keep no ids
+    RETRY = 3  # failed, but the same command may publish it
 
-    Raises:
-        RetryableError: An input changed since the units were planned.
+
+class ScoringRounds:
+    """Work units of a run in rounds: a row is an error for its id only after another row has the label.
+
+    Rows have positions in the order of the plan: by task, path and row.
     """
-    with _RowIds(to_do, published, scores, folder) as row_ids:
-        row_ids.read()
-        row_ids.compare()
-        return [row_ids.write_duplicates(unit) for unit in to_do]
+
+    def __init__(
+        self, to_do: Sequence[WorkUnit], published: Sequence[WorkUnit], scores: Root, folder: Path
+    ) -> None:
+        """Read the row ids of all units.
+
+        Args:
+            to_do: Units to score.
+            published: Published units of the same inputs.
+            scores: The location of all scores.
+            folder: Receives a file of duplicates for each unit that has some, see `read_duplicates`.
+
+        Raises:
+            RetryableError: An input changed since the units were planned.
+        """
+        self._units = sorted(
+            [*to_do, *published], key=lambda unit: (unit.task, unit.path, unit.part or (0, 0))
+        )
+        self._numbers = {unit.unit_id: number for number, unit in enumerate(self._units)}
+        self._state = np.full(len(self._units), _State.TO_DO)
+        self._state[[self._numbers[unit.unit_id] for unit in published]] = _State.PUBLISHED
+        # position of each unit's first row
+        self._starts = np.cumsum([0, *(unit.rows for unit in self._units)])
+        self._scores, self._folder = open_store(scores), folder
+        self._unlabeled: dict[int, np.ndarray] = {}  # positions of rows, by number of the published unit
+        self._digest_N2 = _create_array(folder, (int(self._starts[-1]), 2))
+        # position of the row that keeps the id, plus 1; 0: the row itself
+        self._first_N = _create_array(folder, (int(self._starts[-1]),))
+        self._read()
+
+    def next_units(self, results: Sequence[UnitResult] = ()) -> list[WorkUnit]:
+        """Return the units of the next round, each with its number of duplicates; none at the end.
+
+        Args:
+            results: Of the units returned so far.
+        """
+        for result in results:
+            self._record(result)
+        to_do = self._units_to_do()
+        if not to_do:
+            return []
+        self._first_N[:] = 0
+        self._compare()
+        units = [self._write_duplicates(unit) for unit in to_do if not self._waits(unit)]
+        if len(units) == len(to_do):  # the last round: free the space on the disk
+            self._digest_N2, self._first_N = np.zeros((0, 2), "<u8"), np.zeros(0, "<u8")
+        return units
+
+    def describe_waiting(self) -> list[UnitResult]:
+        """Return a failure for each unit that was in no round, as units with its row_ids may be retried."""
+        return [
+            UnitResult(
+                unit.unit_id,
+                unit.path,
+                error=f"{unit.path}: rows have row_ids of rows that could not be scored now; "
+                "run the same command again",
+                retry=True,
+            )
+            for unit in self._units_to_do()
+        ]
+
+    def _record(self, result: UnitResult) -> None:
+        number = self._numbers[result.unit_id]
+        if self._state[number] == _State.TO_DO:
+            # a unit may fail after it was published, as by the loss of an answer
+            if not result.error or is_published(self._scores, result.unit_id):
+                self._state[number] = _State.PUBLISHED
+            else:
+                self._state[number] = _State.RETRY if result.retry else _State.FAILED
+
+    def _units_to_do(self) -> list[WorkUnit]:
+        return [self._units[number] for number in np.flatnonzero(self._state == _State.TO_DO)]
+
+    def _positions(self, units: Sequence[WorkUnit]) -> slice:
+        """Return the positions of units that follow each other."""
+        first, last = self._numbers[units[0].unit_id], self._numbers[units[-1].unit_id]
+        return slice(int(self._starts[first]), int(self._starts[last + 1]))
+
+    def _read(self) -> None:
+        """Fill in the digests; 0 for rows without an id, and for the later rows with an id inside a unit."""
+        files = [
+            list(group) for _, group in itertools.groupby(self._units, lambda unit: (unit.task, unit.path))
+        ]
+        with ThreadPoolExecutor(CONCURRENT_FOOTERS) as pool:
+            list(pool.map(self._read_file, files))
+
+    def _read_file(self, units: Sequence[WorkUnit]) -> None:
+        """Fill in the digests of the units of a file; mark units whose ids cannot be read."""
+        if self._read_rows(units):
+            return
+        for unit in units:
+            # of a damaged file, units before and after the damage are published
+            if len(units) == 1 or not self._read_rows([unit]):
+                self._mark_unknown(unit)
+
+    def _mark_unknown(self, unit: WorkUnit) -> None:
+        number = self._numbers[unit.unit_id]
+        if self._state[number] == _State.PUBLISHED:
+            raise RetryableError(
+                f"row_ids of a published file cannot be read now: {unit.path}; run the same command again"
+            )
+        self._units[number] = replace(unit, has_unknown_ids=True)
+
+    def _read_rows(self, units: Sequence[WorkUnit]) -> bool:
+        """Fill in the digests of successive units of a file; return False if they are not readable."""
+        first, last = units[0], units[-1]
+        rows = (first.part[0], last.part[1]) if first.part and last.part else None
+        digest_C2 = self._digest_N2[self._positions(units)]
+        try:
+            is_complete = _read_digests(first, rows, digest_C2)
+        except (DamagedInputError, DataRefusedError):
+            is_complete = False
+        if not is_complete:
+            digest_C2[:] = 0
+        for unit in units:
+            unit_digest_C2 = self._digest_N2[self._positions([unit])]
+            order, is_later = _sort_by_digest(unit_digest_C2)
+            unit_digest_C2[order[is_later]] = 0
+        return is_complete
+
+    def _compare(self) -> None:
+        """Find the row that keeps each repeated id."""
+        num_parts = -(-len(self._digest_N2) // DIGESTS_AT_ONCE)
+        for part in range(num_parts):
+            firsts = range(0, len(self._digest_N2), DIGESTS_AT_ONCE)
+            position_P = np.concatenate([self._positions_of_part(part, num_parts, first) for first in firsts])
+            order_P, is_later_P = _sort_by_digest(self._digest_N2[position_P])
+            is_repeated_P = is_later_P.copy()
+            is_repeated_P[:-1] |= is_later_P[1:]
+            id_R = np.cumsum(~is_later_P)[is_repeated_P]
+            self._choose_first(id_R, position_P[order_P][is_repeated_P])
+
+    def _positions_of_part(self, part: int, num_parts: int, first: int) -> np.ndarray:
+        # digests are uniform, so each residue has about the same number
+        digest_C = self._digest_N2[first : first + DIGESTS_AT_ONCE, 0]
+        return np.flatnonzero((digest_C % num_parts == part) & (digest_C != 0)) + first
+
+    def _choose_first(self, id_R: np.ndarray, position_R: np.ndarray) -> None:
+        """Note for each row to score the row that keeps its id.
+
+        Args:
+            id_R: (R,) number of the repeated id of each row.
+            position_R: (R,) position of the row.
+        """
+        unit_R = self._unit_of(position_R)
+        is_published_R = self._state[unit_R] == _State.PUBLISHED
+        unlabeled = [self._unlabeled_rows(number) for number in np.unique(unit_R[is_published_R])]
+        can_keep_R = (self._state[unit_R] != _State.FAILED) & ~np.isin(
+            position_R, np.concatenate([np.zeros(0, int), *unlabeled])
+        )
+        # rows by id: first those that are published, then by position
+        order_R = np.lexsort((position_R, ~is_published_R, id_R))
+        order_R = order_R[can_keep_R[order_R]]
+        id_R, position_R, is_published_R = id_R[order_R], position_R[order_R], is_published_R[order_R]
+        _, first, inverse_R = np.unique(id_R, return_index=True, return_inverse=True)
+        first_R = position_R[first][inverse_R]
+        is_duplicate_R = ~is_published_R & (position_R != first_R)
+        self._first_N[position_R[is_duplicate_R]] = first_R[is_duplicate_R] + 1
+
+    def _unlabeled_rows(self, number: int) -> np.ndarray:
+        """Return the positions of the rows without a label of a published unit."""
+        if number not in self._unlabeled:
+            unit = self._units[number]
+            errors = read_error_rows(self._scores, [read_manifest(self._scores, unit.unit_id)])
+            self._unlabeled[number] = errors["row"].to_numpy() - _first_row(unit) + self._starts[number]
+        return self._unlabeled[number]
+
+    def _waits(self, unit: WorkUnit) -> bool:
+        """Return True if a unit keeps ids of this unit's rows and is not published."""
+        first_place = self._first_N[self._positions([unit])].astype(np.int64)
+        keepers = self._unit_of(first_place[first_place > 0] - 1)
+        return bool((self._state[keepers] != _State.PUBLISHED).any())
+
+    def _write_duplicates(self, unit: WorkUnit) -> WorkUnit:
+        """Write the duplicates of a unit to a file, and return the unit with their number."""
+        first_place = self._first_N[self._positions([unit])].astype(np.int64)
+        rows = np.flatnonzero(first_place)
+        if not len(rows):
+            return unit
+        first_position = first_place[rows] - 1
+        first_unit = self._unit_of(first_position)
+        first_rows = np.array([_first_row(self._units[number]) for number in first_unit])
+        table = pa.table(
+            {
+                "row": rows + _first_row(unit),
+                "first_row": first_rows + first_position - self._starts[first_unit],
+                "first_path": [self._units[number].path for number in first_unit],
+            }
+        )
+        pq.write_table(table, _duplicates_path(self._folder, unit.unit_id))
+        return replace(unit, duplicates=len(rows))
+
+    def _unit_of(self, position_R: np.ndarray) -> np.ndarray:
+        # of units without rows, which start at the same position, the last one before it
+        return np.searchsorted(self._starts, position_R, side="right") - 1
 
 
 def read_duplicates(folder: Path, unit: WorkUnit) -> dict[int, str]:
@@ -83,130 +278,6 @@ def read_duplicates(folder: Path, unit: WorkUnit) -> dict[int, str]:
     }
 
 
-class _RowIds:
-    """Digests of the row ids of all units, in two files of a folder.
-
-    Rows have positions in the order of the plan: by task, path and row.
-    """
-
-    def __init__(
-        self, to_do: Sequence[WorkUnit], published: Sequence[WorkUnit], scores: Root, folder: Path
-    ) -> None:
-        self.units = sorted(
-            [*to_do, *published], key=lambda unit: (unit.task, unit.path, unit.part or (0, 0))
-        )
-        published_ids = {unit.unit_id for unit in published}
-        self.is_published = np.array([unit.unit_id in published_ids for unit in self.units], bool)
-        self.starts = np.cumsum([0, *(unit.rows for unit in self.units)])  # position of each unit's first row
-        self.numbers = {unit.unit_id: number for number, unit in enumerate(self.units)}
-        self.scores, self.folder = open_store(scores), folder
-        self.published_duplicates: dict[int, np.ndarray] = {}  # positions by number of the unit
-        self._paths = folder / "row_ids", folder / "first_places"
-        self.digest_N2 = _create_array(self._paths[0], int(self.starts[-1]) * 2).reshape(-1, 2)
-        # position of the row that keeps the id, plus 1; 0: the row itself
-        self.first_N = _create_array(self._paths[1], int(self.starts[-1]))
-
-    def __enter__(self) -> "_RowIds":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del self.digest_N2, self.first_N
-        for path in self._paths:
-            path.unlink(missing_ok=True)
-
-    def read(self) -> None:
-        """Fill in the digests; 0 for rows without an id, and for the later rows with an id inside a unit."""
-        files = [
-            list(group) for _, group in itertools.groupby(self.units, lambda unit: (unit.task, unit.path))
-        ]
-        with ThreadPoolExecutor(CONCURRENT_FOOTERS) as pool:
-            list(pool.map(self._read_file, files))
-
-    def compare(self) -> None:
-        """Find the row that keeps each repeated id."""
-        num_parts = -(-len(self.digest_N2) // DIGESTS_AT_ONCE)
-        for part in range(num_parts):
-            firsts = range(0, len(self.digest_N2), DIGESTS_AT_ONCE)
-            position_P = np.concatenate([self._positions_of_part(part, num_parts, first) for first in firsts])
-            order_P, is_later_P = _sort_by_digest(self.digest_N2[position_P])
-            is_repeated_P = is_later_P.copy()
-            is_repeated_P[:-1] |= is_later_P[1:]
-            id_R = np.cumsum(~is_later_P)[is_repeated_P]
-            self._choose_first(id_R, position_P[order_P][is_repeated_P])
-
-    def write_duplicates(self, unit: WorkUnit) -> WorkUnit:
-        """Write the duplicates of a unit to a file, and return the unit with their number."""
-        number = self.numbers[unit.unit_id]
-        first_place = self.first_N[self.starts[number] : self.starts[number + 1]].astype(np.int64)
-        rows = np.flatnonzero(first_place)
-        if not len(rows):
-            return unit
-        first_position = first_place[rows] - 1
-        first_unit = self._unit_of(first_position)
-        first_rows = np.array([_first_row(self.units[number]) for number in first_unit])
-        table = pa.table(
-            {
-                "row": rows + _first_row(unit),
-                "first_row": first_rows + first_position - self.starts[first_unit],
-                "first_path": [self.units[number].path for number in first_unit],
-            }
-        )
-        pq.write_table(table, _duplicates_path(self.folder, unit.unit_id))
-        return replace(unit, duplicates=len(rows))
-
-    def _read_file(self, units: Sequence[WorkUnit]) -> None:
-        """Fill in the digests of the units of a file; none if it is not readable, as its units will fail."""
-        first, last = self.numbers[units[0].unit_id], self.numbers[units[-1].unit_id]
-        digest_C2 = self.digest_N2[self.starts[first] : self.starts[last + 1]]
-        salt = b"" if units[0].all_tasks else units[0].task.encode()
-        try:
-            _read_digests(units[0], salt, digest_C2)
-        except (DamagedInputError, DataRefusedError):
-            digest_C2[:] = 0
-        for start, end in itertools.pairwise(self.starts[first : last + 2] - self.starts[first]):
-            order, is_later = _sort_by_digest(digest_C2[start:end])
-            digest_C2[start:end][order[is_later]] = 0
-
-    def _positions_of_part(self, part: int, num_parts: int, first: int) -> np.ndarray:
-        # digests are uniform, so each residue has about the same number
-        digest_C = self.digest_N2[first : first + DIGESTS_AT_ONCE, 0]
-        return np.flatnonzero((digest_C % num_parts == part) & (digest_C != 0)) + first
-
-    def _choose_first(self, id_R: np.ndarray, position_R: np.ndarray) -> None:
-        """Note for each row to score the row that keeps its id.
-
-        Args:
-            id_R: (R,) number of the repeated id of each row.
-            position_R: (R,) position of the row.
-        """
-        unit_R = self._unit_of(position_R)
-        is_published_R = self.is_published[unit_R]
-        known = [self._published_duplicates(number) for number in np.unique(unit_R[is_published_R])]
-        is_candidate_R = ~np.isin(position_R, np.concatenate([np.zeros(0, int), *known]))
-        id_R, position_R, is_published_R = (
-            values[is_candidate_R] for values in (id_R, position_R, is_published_R)
-        )
-        order_R = np.lexsort((position_R, ~is_published_R, id_R))
-        id_R, position_R, is_published_R = (values[order_R] for values in (id_R, position_R, is_published_R))
-        _, first, inverse_R = np.unique(id_R, return_index=True, return_inverse=True)
-        first_R = position_R[first][inverse_R]
-        is_duplicate_R = ~is_published_R & (position_R != first_R)
-        self.first_N[position_R[is_duplicate_R]] = first_R[is_duplicate_R] + 1
-
-    def _published_duplicates(self, number: int) -> np.ndarray:
-        """Return the positions of the rows that a published unit holds as duplicates."""
-        if number not in self.published_duplicates:
-            unit = self.units[number]
-            errors = read_error_rows(self.scores, [read_manifest(self.scores, unit.unit_id)])
-            repeated = errors.filter(pc.starts_with(errors["reason"], REPEATED_ID))["row"].to_numpy()
-            self.published_duplicates[number] = repeated - _first_row(unit) + self.starts[number]
-        return self.published_duplicates[number]
-
-    def _unit_of(self, position_R: np.ndarray) -> np.ndarray:
-        # of units without rows, which start at the same position, the last one before it
-        return np.searchsorted(self.starts, position_R, side="right") - 1
-
-
 def row_id_digests(row_ids: Sequence[str | None], salt: bytes) -> np.ndarray:
     """Return (N, 2) 16-byte digests of row ids; 0 for null.
 
@@ -224,21 +295,26 @@ def row_id_digests(row_ids: Sequence[str | None], salt: bytes) -> np.ndarray:
     return np.frombuffer(b"".join(map(digest, row_ids)), "<u8").reshape(-1, 2)
 
 
-def _read_digests(unit: WorkUnit, salt: bytes, digest_C2: np.ndarray) -> None:
-    """Fill in the digests of a file's row ids.
+def _read_digests(unit: WorkUnit, rows: tuple[int, int] | None, digest_C2: np.ndarray) -> bool:
+    """Fill in the digests of rows of a unit's file; return False if it has more rows than were planned.
 
     Raises:
         DamagedInputError: The file is damaged.
         DataRefusedError: The file has another schema, or see `read_rows`.
         RetryableError: The file changed since the units were planned.
     """
+    salt = b"" if unit.all_tasks else unit.task.encode()
     with open_input(unit.path, unit.digest) as file:
         check_schema(file, unit.path)
+        # the file could not be read when the units were planned
+        if rows is None and file.num_rows != len(digest_C2):
+            return False
         row = 0
-        for rows in read_rows(file, unit.path, ("row_id",), limits=BatchLimits(BATCH_ROWS)):
-            digests = row_id_digests(rows["row_id"].to_pylist(), salt)
-            digest_C2[row : row + len(digests)] = digests[: max(0, len(digest_C2) - row)]
+        for table in read_rows(file, unit.path, ("row_id",), rows, BatchLimits(BATCH_ROWS)):
+            digests = row_id_digests(table["row_id"].to_pylist(), salt)
+            digest_C2[row : row + len(digests)] = digests
             row += len(digests)
+    return True
 
 
 def _sort_by_digest(digest_P2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -253,13 +329,16 @@ def _sort_by_digest(digest_P2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order_P, is_later_P
 
 
-def _create_array(path: Path, size: int) -> np.ndarray:
-    """Return zeros (size,) of 8 bytes in a file, with its space reserved: a full disk is an error here."""
-    if not size:
-        return np.zeros(0, "<u8")
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, 8 * size)
-    return np.memmap(path, "<u8", "r+", shape=(size,))
+def _create_array(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return zeros of 8 bytes in a file without a name, which ends with the array or with the process.
+
+    Its space is reserved: a full disk is an error here.
+    """
+    if not shape[0]:
+        return np.zeros(shape, "<u8")
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, 8 * math.prod(shape))
+        return np.memmap(file, "<u8", "r+", shape=shape)
 
 
 def _first_row(unit: WorkUnit) -> int:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 
-from models.files import remove_tree
 from pipeline.errors import summarize_error
 from pipeline.scoring.actor import UnitScorer
 from pipeline.scoring.actor_settings import ActorSettings
@@ -13,19 +12,15 @@ from pipeline.scoring.work_units import WorkUnit
 
 
 def score_on_ray(units: Sequence[WorkUnit], settings: ActorSettings) -> Iterator[UnitResult]:
-    """Yield each unit's result as it comes. Ray must be running.
-
-    The files about attempts are removed if all units succeed.
-    """
+    """Yield each unit's result as it comes. Ray must be running."""
     from ray.exceptions import RayError
 
     remaining = {unit.unit_id: unit for unit in units}
-    last_error, has_failures = "", False
+    last_error = ""
     for _ in range(MAX_ATTEMPTS):
         try:
             for result in _run_pipeline(list(remaining.values()), settings):
                 del remaining[result.unit_id]
-                has_failures = has_failures or bool(result.error)
                 yield result
         # An actor lost at the wrong moment ends a whole pipeline of Ray Data.
         except RayError as error:
@@ -37,8 +32,6 @@ def score_on_ray(units: Sequence[WorkUnit], settings: ActorSettings) -> Iterator
             f"{unit.path}: Ray lost its actors {MAX_ATTEMPTS} times ({last_error}); run the command again"
         )
         yield UnitResult(unit.unit_id, unit.path, error=message, retry=True)
-    if not has_failures and not remaining:
-        remove_tree(settings.attempts_dir)
 
 
 def _run_pipeline(units: Sequence[WorkUnit], settings: ActorSettings) -> Iterator[UnitResult]:

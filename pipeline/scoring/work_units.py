@@ -49,7 +49,8 @@ class WorkUnit:
     part: tuple[int, int] | None  # (first row, one past the last); None: all rows
     rows: int = 0  # 0 also if the file cannot be read
     all_tasks: bool = False  # True: label rows for every task of the model, not for their own only
-    duplicates: int = 0  # rows that get an error, as a row before has their row_id
+    duplicates: int = 0  # rows that get an error, as a row of another unit has their row_id
+    has_unknown_ids: bool = False  # True: its row_ids could not be compared with those of other units
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "WorkUnit":

@@ -324,7 +324,10 @@ def test_successful_load_resets_the_count_of_crashes(tmp_path: Path, tiny_llama:
     )
 
 
-def test_missing_gpu_is_reported_and_nothing_published(tmp_path: Path, tiny_llama: Path) -> None:
+def test_missing_gpu_is_reported_and_nothing_published(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     world = World(tmp_path, tiny_llama, scoring={"use_gpu": True})
     assert (
         "scoring.use_gpu is true and torch finds no GPU on this node"

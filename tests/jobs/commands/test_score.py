@@ -6,14 +6,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from jobs.commands import score as score_module
 from jobs.commands.score import check_results
 from pipeline.errors import RelevanceError, RetryableError
 from pipeline.scoring.label_store import read_published
 from pipeline.scoring.unit_result import UnitResult
+from pipeline.scoring.work_units import WorkUnit
 from pipeline.storage.object_store import open_store
 from tests.support.champion import write_champion
 from tests.support.commands import last_json, relevance, relevance_in_process
@@ -250,3 +252,29 @@ def test_damaged_promotion_log_is_damaged_input(
         f"entry of the promotion log is damaged: {entry}; restore it from a backup",
         registry__promotions=str(tmp_path / "promotions"),
     )
+
+
+class _Rounds:
+    """Two rounds of a unit each, and a unit that waits for ever."""
+
+    units = [WorkUnit("two", f"{number}.parquet", "", f"u{number}", None) for number in range(3)]
+
+    def next_units(self, results: list[UnitResult]) -> list[WorkUnit]:
+        return self.units[len(results) : len(results) + 1] if len(results) < 2 else []
+
+    def describe_waiting(self) -> list[UnitResult]:
+        return [UnitResult("u2", "2.parquet", error="waits", retry=True)]
+
+
+def test_each_round_is_scored_after_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[list[str]] = []
+
+    def score(units: list[WorkUnit], settings: Any) -> Iterator[UnitResult]:
+        scored.append([unit.unit_id for unit in units])
+        return (UnitResult(unit.unit_id, unit.path) for unit in units)
+
+    monkeypatch.setattr(score_module, "score_on_ray", score)
+    rounds, settings = cast(Any, _Rounds()), cast(Any, None)
+    results = list(score_module.score_rounds(rounds, settings))
+    assert scored == [["u0"], ["u1"]]
+    assert [(result.unit_id, result.error) for result in results] == [("u0", ""), ("u1", ""), ("u2", "waits")]
