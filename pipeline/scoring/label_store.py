@@ -41,6 +41,8 @@ Root = Path | str | Store
 
 LABELS, ERRORS = "data", "errors"  # folders of the two kinds of files
 
+WRONG_FIELDS = (KeyError, TypeError, AttributeError, ValueError)  # of JSON that is not what its place says
+
 ORPHAN_S = 24 * 3600.0  # no scorer works on one unit for so long
 
 
@@ -229,16 +231,19 @@ def read_stored_json(store: Store, key: str) -> dict[str, Any]:
     """Return a JSON object of the store.
 
     Raises:
-        DamagedInputError: It is missing or not valid JSON.
+        DamagedInputError: It is missing, or is not a JSON object.
     """
     try:
-        return dict(json.loads(store.get(key)))
+        value = json.loads(store.get(key))
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
     except FileNotFoundError as error:
         raise DamagedInputError(f"file is missing: {store.location}/{key}; score its input again") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedInputError(
             f"file is not valid JSON: {store.location}/{key} ({error}); delete it and score again"
         ) from error
+    return value
 
 
 def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
@@ -279,7 +284,7 @@ def _parse_manifest(store: Store, key: str) -> UnitManifest:
     fields = read_stored_json(store, key)
     try:
         return UnitManifest.from_json(fields)
-    except (KeyError, TypeError) as error:
+    except WRONG_FIELDS as error:
         raise DamagedInputError(
             f"file is not a manifest: {store.location}/{key} ({error!r}); delete it and score again"
         ) from error

@@ -33,6 +33,9 @@ def find_cached_files(root: Root, bundle_sha256: str) -> dict[str, list[Publishe
     """Return the label files of recent accepted runs of one model, by task.
 
     Newest runs come first, until there are MAX_ROWS labels. Labels of another precision are left out.
+
+    Raises:
+        DamagedInputError: A file among the scoring records is not one; the run's drift could not be measured.
     """
     files: dict[str, list[PublishedFile]] = {}
     rows = 0
@@ -89,13 +92,10 @@ class ScoreCache:
 def _recent_manifests(root: Root, bundle_sha256: str) -> Iterator[UnitManifest]:
     """Yield each manifest of the model's runs among the last MAX_RUNS accepted ones, newest runs first."""
     seen: set[str] = set()
-    with contextlib.suppress(DamagedInputError):  # a damaged scoring record ends the history
-        for record in itertools.islice(accepted_records(root), MAX_RUNS):
-            if record.bundle_sha256 == bundle_sha256:
-                yield from _read_manifests(
-                    root, [unit_id for unit_id in record.unit_ids if unit_id not in seen]
-                )
-                seen.update(record.unit_ids)
+    for record in itertools.islice(accepted_records(root), MAX_RUNS):
+        if record.bundle_sha256 == bundle_sha256:
+            yield from _read_manifests(root, [unit_id for unit_id in record.unit_ids if unit_id not in seen])
+            seen.update(record.unit_ids)
 
 
 def _read_manifests(root: Root, unit_ids: Sequence[str]) -> Iterator[UnitManifest]:

@@ -12,6 +12,7 @@ from pipeline.evaluation.score_reference import Profile, add_profile, read_refer
 from pipeline.registry.version_files import VersionFiles
 from pipeline.scoring.drift import DriftRow, compare_profiles
 from pipeline.scoring.label_store import (
+    WRONG_FIELDS,
     Root,
     list_json_keys,
     read_labels,
@@ -22,7 +23,7 @@ from pipeline.scoring.unit_manifest import UnitManifest
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
 from pipeline.storage.filesystem import canonical_json
-from pipeline.storage.object_store import open_store
+from pipeline.storage.object_store import Store, open_store
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class ScoringRecord:
         """Parse a recorded run; fields that older records lack have their defaults."""
         plain = (
             "run", "accepted", "bundle_sha256", "model_version", "started_at", "seconds", "logical_date",
-            "all_tasks", "units_scored", "units_already_published", "rows_scored", "rows_reused", "profiles",
+            "all_tasks", "units_scored", "units_already_published", "rows_scored", "rows_reused",
         )  # fmt: skip
         counts = {name: fields.get(name, 0) for name in ("rows_in", "labels", "errors")}
         return cls(
@@ -134,6 +135,7 @@ class ScoringRecord:
             counts=RowCounts(**counts),
             tasks={task: RowCounts(**task_counts) for task, task_counts in fields.get("tasks", {}).items()},
             usage=RunUsage(**fields.get("spent", {})),
+            profiles=dict(fields.get("profiles", {})),
             drift=Drift.from_json(fields.get("drift", {})),
         )
 
@@ -236,10 +238,14 @@ def put_record(root: Root, record: ScoringRecord) -> str:
 
 
 def newest_records(root: Root) -> Iterator[ScoringRecord]:
-    """Yield scoring records, the last run first; each is read when it is requested."""
+    """Yield scoring records, the last run first; each is read when it is requested.
+
+    Raises:
+        DamagedInputError: A file among them is not a scoring record.
+    """
     store = open_store(root)
     for key in reversed(list_json_keys(store, "runs")):
-        yield ScoringRecord.from_json(read_stored_json(store, key))
+        yield _read_record(store, key)
 
 
 def accepted_records(root: Root) -> Iterator[ScoringRecord]:
@@ -277,13 +283,24 @@ def read_run(root: Root, run: str | None = None) -> pa.Table:
         if f"runs/{run}.json" not in keys:
             names = ", ".join(key.removeprefix("runs/").removesuffix(".json") for key in keys) or "none"
             raise ConfigError(f"{store.location} has no run {run}; there are: {names}")
-        record = ScoringRecord.from_json(read_stored_json(store, f"runs/{run}.json"))
+        record = _read_record(store, f"runs/{run}.json")
     else:
         last = last_accepted_record(store)
         if last is None:
             raise ConfigError(f"{store.location} has no accepted run yet; run `relevance score` first")
         record = last
     return read_labels(store, [read_manifest(store, unit_id) for unit_id in record.unit_ids])
+
+
+def _read_record(store: Store, key: str) -> ScoringRecord:
+    fields = read_stored_json(store, key)
+    try:
+        return ScoringRecord.from_json(fields)
+    except WRONG_FIELDS as error:
+        raise DamagedInputError(
+            f"file is not a scoring record: {store.location}/{key} ({error!r}); remove it and run the same "
+            "command again"
+        ) from error
 
 
 def _check_counts(manifest: UnitManifest) -> None:
