@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from models.processes import machine_id, process_start_s
+from models.processes import has_ended, machine_id, process_start_s
 
 ABANDONED_S = 7 * 24 * 3600.0  # no write takes this long
 
@@ -92,7 +92,7 @@ def temporary_path(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     pid = os.getpid()
-    return path.parent / f".{path.name}.{_machine()}-{pid}-{_start(pid)}-{uuid.uuid4().hex[:6]}.tmp"
+    return path.parent / f".{path.name}.{_machine()}-{pid}-{_start()}-{uuid.uuid4().hex[:6]}.tmp"
 
 
 def is_temporary(path: Path) -> bool:
@@ -109,10 +109,10 @@ def remove_abandoned(folder: Path) -> None:
         if owner := _TEMPORARY_NAME.fullmatch(entry.name):
             with contextlib.suppress(FileNotFoundError):  # another process may delete it at the same time
                 if owner[1] == _machine():
-                    has_ended = _start(int(owner[2])) != owner[3]
+                    is_abandoned = has_ended(int(owner[2]), int(owner[3]) / 100)
                 else:
-                    has_ended = entry.lstat().st_mtime < time.time() - ABANDONED_S
-                if has_ended:
+                    is_abandoned = entry.lstat().st_mtime < time.time() - ABANDONED_S
+                if is_abandoned:
                     remove_tree(entry)
 
 
@@ -121,10 +121,9 @@ def _machine() -> str:
     return bytes_sha256(machine_id().encode())[:8]
 
 
-def _start(pid: int) -> str:
-    """Return the start of a process in hundredths of a second, for names; empty if it has ended."""
-    start_s = process_start_s(pid)
-    return "" if start_s is None else str(round(100 * start_s))
+def _start() -> int:
+    """Return the start of this process in hundredths of a second, for names."""
+    return round(100 * (process_start_s(os.getpid()) or 0.0))
 
 
 def retire_dir(path: Path) -> None:

@@ -17,7 +17,7 @@ from models.serialization.export_check import (
     sample_export,
 )
 from pipeline.encoding.batches import collate
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.inference.predictor import Predictor, load_predictor
 from pipeline.registry.version_files import VersionFiles
 from pipeline.schema import ROW_SCHEMA
@@ -109,8 +109,11 @@ def _is_same_export(folder: Path, version: VersionFiles, task: str, export_forma
     """Return True if a folder holds this export."""
     if not (folder / METADATA_FILE).is_file():
         return False
-    metadata = read_json(folder / METADATA_FILE)
-    existing = (metadata["bundle_sha256"], metadata["task"]["name"], metadata["format"])
+    try:
+        metadata = read_json(folder / METADATA_FILE)
+        existing = (metadata["bundle_sha256"], metadata["task"]["name"], metadata["format"])
+    except (DamagedInputError, KeyError, TypeError):  # a file of something else
+        return False
     return bool(existing == (version.bundle_sha256, task, export_format))
 
 

@@ -98,6 +98,11 @@ class RunTracker:
             self.monitor.finish()
         if self.run_id is not None:
             self._attempt(lambda: self.client.set_terminated(self.run_id, status))
+        if self.waiting:
+            logger.warning(
+                f"  MLflow lacks the last {len(self.waiting):,} metrics of this training; they are in its "
+                "event log, see `relevance report`"
+            )
 
     def _try_to_send(self) -> None:
         """Open the run if it is not open, and send the queue."""
@@ -140,7 +145,8 @@ class RunTracker:
                 logger.warning(f"  {reason}. Training goes on without it")
             self.last_failure_s = time.monotonic()
             return
-        if self.last_failure_s is not None:
+        # a store may close a run and take no metrics
+        if self.last_failure_s is not None and not self.waiting:
             logger.info("  MLflow answers again and has the metrics that it missed")
             self.last_failure_s = None
 

@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -71,7 +72,7 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "RunRecord":
-        """Read the recorded form; KeyError or TypeError if it is not a record of this format."""
+        """Read the recorded form; KeyError or TypeError if it is not a record."""
         names = cls.__dataclass_fields__
         known = {name: value[name] for name in value if name in names}
         progress = {name: BarState(**bar) for name, bar in value["progress"].items()}
@@ -103,41 +104,46 @@ class RunRecorder:
             started_s=now_s,
             updated_s=now_s,
         )
-        self._lock = -1
+        self._log_lock = -1
         self._written_s = 0.0
+        self._changes = threading.RLock()  # progress comes from a thread of its own
 
     def __enter__(self) -> "RunRecorder":
         self.log.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open_to_append(self.log.path)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._log_lock = open_to_append(self.log.path)
+        fcntl.flock(self._log_lock, fcntl.LOCK_EX)
         write_json(self.path, self.record.to_json())
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+        os.close(self._log_lock)
 
     def update(self, **changes: Any) -> None:
         """Change fields of the record and write it."""
-        self.record = replace(self.record, **changes, updated_s=time.time())
-        self._written_s = time.monotonic()
-        try:
-            write_json(self.path, self.record.to_json())
-        except OSError as error:  # the work matters more than its record
-            logger.warning("run record not written: %s (%s)", self.path, error)
+        with self._changes:
+            self.record = replace(self.record, **changes, updated_s=time.time())
+            self._written_s = time.monotonic()
+            try:
+                write_json(self.path, self.record.to_json())
+            except OSError as error:  # the work matters more than its record
+                logger.warning("run record not written: %s (%s)", self.path, error)
 
     def set_counts(self, **counts: Any) -> None:
         """Set counts; written at most every UPDATE_EVERY_S seconds."""
-        self._update_throttled(counts={**self.record.counts, **counts})
+        with self._changes:
+            self._update_throttled(counts={**self.record.counts, **counts})
 
     def set_progress(self, description: str, bar: BarState) -> None:
         """Set the state of a bar; written at most every UPDATE_EVERY_S seconds."""
-        self._update_throttled(progress={**self.record.progress, description: bar})
+        with self._changes:
+            self._update_throttled(progress={**self.record.progress, description: bar})
 
     def add_evidence(self, *paths: Path) -> None:
         """Name files that show what a failed part was doing."""
-        evidence = tuple(dict.fromkeys([*self.record.evidence, *map(str, paths)]))
-        if evidence != self.record.evidence:
-            self.update(evidence=evidence)
+        with self._changes:
+            evidence = tuple(dict.fromkeys([*self.record.evidence, *map(str, paths)]))
+            if evidence != self.record.evidence:
+                self.update(evidence=evidence)
 
     def _update_throttled(self, **changes: Any) -> None:
         if time.monotonic() - self._written_s >= UPDATE_EVERY_S:

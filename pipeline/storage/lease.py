@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 
 import tenacity
 
-from models.processes import machine_id, process_start_s
+from models.processes import has_ended, machine_id, process_start_s
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.storage.filesystem import canonical_json
 from pipeline.storage.object_store import Store
@@ -57,7 +57,7 @@ class LeaseRecord:
         """Return True if the holder gave the lease back, or was a process of this machine that has ended."""
         if self.until_s == 0:
             return True
-        return self.machine == machine_id() and process_start_s(self.pid) != self.process_start_s
+        return self.machine == machine_id() and has_ended(self.pid, self.process_start_s)
 
     def to_json(self) -> bytes:
         """Return the content of the lease file."""

@@ -79,3 +79,11 @@ def test_peft_export_without_peft_is_refused_before_the_model_is_loaded(
     with pytest.raises(ConfigError, match="package peft, which checks the export, is missing"):
         export_task(world.version, "two", "peft", tmp_path / "export")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"bundle_sha256": "b", "task": 3}', "no json"])
+def test_folder_of_something_else_is_not_overwritten(world: World, tmp_path: Path, content: str) -> None:
+    (tmp_path / "relevance.json").write_text(content)
+    with pytest.raises(ConfigError, match="exists already; remove it or name another folder"):
+        export_task(world.version, "three", "merged", tmp_path)
+    assert (tmp_path / "relevance.json").read_text() == content

@@ -129,12 +129,15 @@ def test_failing_store_is_reported_once(
     def broken(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
+    caplog.set_level("INFO")
+
     monkeypatch.setattr(tracker.client, "log_batch", broken)
     for _ in range(3):
         tracker.log_step(make_step())
         tracker.send()
     tracker.finish("FINISHED")
     assert caplog.text.count("MLflow stopped answering (OSError). Training goes on without it") == 1
+    assert "MLflow lacks the last" in caplog.text and "answers again" not in caplog.text
 
 
 def test_returning_store_gets_missed_metrics(

@@ -4,11 +4,15 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import DamagedInputError
+from pipeline.runtime import run_record
 from pipeline.runtime.run_record import (
     DIED,
     DONE,
@@ -45,6 +49,27 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert record.progress["score"] == BarState(12, 40, "pairs") and record.counts["units"] == 40
         assert record.evidence == (str(tmp_path / "stuck.txt"),)
     assert json.loads(recorder.path.read_text())["format"] == 1
+
+
+def test_counts_survive_progress_of_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = make_recorder(tmp_path)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(record: RunRecord, **changes: Any) -> RunRecord:
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            go_on.wait(0.2)
+        return replace(record, **changes)
+
+    monkeypatch.setattr(run_record, "replace", slow)
+    thread = threading.Thread(target=recorder.set_progress, args=("score", BarState(12, 40, "pairs")))
+    thread.start()
+    assert inside.wait(10)
+    recorder.set_counts(units_done=12)
+    go_on.set()
+    thread.join()
+    assert recorder.record.counts == {"units_done": 12}
+    assert recorder.record.progress == {"score": BarState(12, 40, "pairs")}
 
 
 def test_a_killed_command_is_seen_as_died(tmp_path: Path) -> None:
