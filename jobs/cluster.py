@@ -140,7 +140,7 @@ def raise_open_files() -> None:
 
 
 def has_node_for(num_cpus: int, num_gpus: int) -> bool:
-    """Return whether the connected cluster has a node that is large enough for a process."""
+    """Return True if the connected cluster has a node that is large enough for a process."""
     import ray
 
     needed = {"CPU": num_cpus, "GPU": num_gpus}

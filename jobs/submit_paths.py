@@ -57,6 +57,6 @@ def relative_paths(value: Any, given: Any, prefix: str) -> Iterator[tuple[str, s
 
 
 def is_relative_sqlite(uri: str) -> bool:
-    """Return whether a tracking URI is an sqlite file whose path is relative, or starts at a home folder."""
+    """Return True if a tracking URI is an sqlite file whose path is relative, or starts at a home folder."""
     scheme, _, path = uri.partition("://")
     return scheme.startswith("sqlite") and not path.startswith("//")

@@ -54,7 +54,7 @@ def run_report(config: RunConfig, version: str | None, run: CommandRun) -> dict[
     macro = {"macro PR-AUC": measured.macro_pr_auc}
     if measured.macro_difference is not None:
         macro[f"macro PR-AUC minus that of version {against}"] = measured.macro_difference
-    gate_report = read_gate_report(client, record)
+    gate_report = read_gate_report(record)
     report = VersionReport(
         model=model,
         version=version,

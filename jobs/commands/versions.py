@@ -60,7 +60,7 @@ def run_promote(
     client = connect_mlflow(config.tracking_uri)
     registered = get_version(client, config.registry.model, version)
     check_registered(registered)
-    read_gate_report(client, registered)  # raises if the verdict was altered
+    read_gate_report(registered)  # raises if the verdict was altered
     log = PromotionLog.from_config(config)
     if begin_log:
         log.begin(client)

@@ -35,7 +35,7 @@ from pipeline.config.training import DeepSpeedConfig, OptimizerConfig, TrainingC
 
 
 def is_path(source: str) -> bool:
-    """Return whether a backbone source is a path, as opposed to a package or a hub id.
+    """Return True if a backbone source is a path, as opposed to a package or a hub id.
 
     A relative folder that does not exist here looks like a hub id, and counts as one.
     """
@@ -45,7 +45,7 @@ def is_path(source: str) -> bool:
 
 
 def is_present(path: Path) -> bool:
-    """Return whether a path exists; one that no system takes, such as a name too long, does not."""
+    """Return True if a path exists; one that no system takes, such as a name too long, does not."""
     try:
         return path.exists()
     except OSError:

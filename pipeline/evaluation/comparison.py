@@ -71,7 +71,7 @@ def compare_versions(
 
 
 def is_shared_task(task: Task, others: Sequence[Task], where: str = "the two versions") -> bool:
-    """Return whether `others` has a task of this name.
+    """Return True if `others` has a task of this name.
 
     Raises:
         ConfigError: It has the task with other labels; the message says that they differ in `where`.

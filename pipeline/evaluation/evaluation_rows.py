@@ -33,6 +33,6 @@ def labeled_test_rows(accepted_dir: Path, tasks: Sequence[Task], split: SplitCon
 
 
 def has_both_classes(table: pa.Table, task: Task) -> bool:
-    """Return whether a table has relevant and irrelevant rows."""
+    """Return True if a table has relevant and irrelevant rows."""
     relevant = table.column("label").to_numpy() >= task.relevant_from
     return bool(relevant.any() and not relevant.all())

@@ -114,7 +114,7 @@ def check_registered(record: Any) -> None:
         )
 
 
-def read_gate_report(client: Any, record: Any) -> GateReport | None:
+def read_gate_report(record: Any) -> GateReport | None:
     """Return the gate's last report on a version; None if the gate has not judged it.
 
     Raises:

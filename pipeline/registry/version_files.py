@@ -39,12 +39,12 @@ class VersionFiles:
 
     @property
     def profile_path(self) -> Path:
-        """Profile of the training rows; versions of old releases have none."""
+        """Profile of the training rows; a version may have none."""
         return self.bundle_dir.parent / "profile.json"
 
     @property
     def reference_path(self) -> Path:
-        """Canary rows and score profiles; versions of old releases or without evaluation have none."""
+        """Canary rows and score profiles; a version without evaluation has none."""
         return self.bundle_dir.parent / "score_reference.json"
 
 

@@ -18,7 +18,7 @@ def disable_sigint_handler(trainer: Any) -> None:
 
 
 def is_startup_timeout(error: BaseException) -> bool:
-    """Return whether a training failed because the cluster had no free resources for its workers.
+    """Return True if a training failed because the cluster had no free resources for its workers.
 
     Ray has no public class for this error, and its message has no fixed wording.
     """
@@ -42,7 +42,7 @@ def create_job_client(address: str, timeout_s: float) -> Any:
 
 
 def is_missing_agent(error: RuntimeError) -> bool:
-    """Return whether a cluster refused a job because its head node has no agent yet.
+    """Return True if a cluster refused a job because its head node has no agent yet.
 
     Ray raises the same class for every refusal, so the text of the error decides.
     """
@@ -50,7 +50,7 @@ def is_missing_agent(error: RuntimeError) -> bool:
 
 
 def is_socket_path_too_long(error: BaseException) -> bool:
-    """Return whether Ray did not start because its sockets would have paths over the limit of the system.
+    """Return True if Ray did not start because its sockets would have paths over the limit of the system.
 
     Ray raises a plain OSError, so the text of the error decides.
     """

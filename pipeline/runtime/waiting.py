@@ -1,4 +1,4 @@
-"""Messages about waits: whoever waits for longer than a few seconds is told for what."""
+"""Log messages about waits of more than a few seconds."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ def announce_wait(
 
     Args:
         reason: Continues a sentence after "waiting for"; a function is called for each message, in a thread.
-        is_over: Tells, in a thread, that what was waited for has come although the context goes on.
+        is_over: Returns True once the awaited event has happened; called in a thread.
     """
     ended = threading.Event()
     thread = threading.Thread(target=_announce, args=(reason, is_over, ended), daemon=True)

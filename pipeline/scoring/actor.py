@@ -50,7 +50,7 @@ class _Part:
     rows: pa.Table
     task: Task
     multitask: MultitaskPredictor | None
-    first_row: int  # its number among the valid rows of the unit
+    first_valid_row: int  # its number among the valid rows of the unit
     is_predicted_N: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class UnitScorer:
         )
         self.attempts_dir, self.peak_s_per_token = settings.attempts_dir, 0.0
         self.multitask: MultitaskPredictor | None = None
-        self.is_misconfigured = False
+        self.refusal, self.is_misconfigured = "", False
         name = uuid.uuid4().hex[:8]
         self.log = logging_to(settings.log, f"actor {name}")
         self.log.__enter__()  # open for the life of the actor: Ray ends its process
@@ -92,7 +92,7 @@ class UnitScorer:
                     version.bundle_dir, version.bundle_sha256, device
                 )
                 loads.reset()
-                self.refusal = self._check_canaries(None)
+                self._check_canaries(None)
                 self.peak_s_per_token = peak_seconds_per_token(
                     self.predictor.model, device, self.predictor.backbone.dtype
                 )
@@ -146,7 +146,7 @@ class UnitScorer:
         )
 
     def _begin_attempt(self, unit: WorkUnit, attempts: UnitAttempts) -> UnitResult:
-        """Count an attempt and score the unit.
+        """Count an attempt and score the unit; after an error of the model, try again row by row.
 
         Raises:
             RelevanceError: All attempts are used up.
@@ -160,8 +160,16 @@ class UnitScorer:
             # Load the cache before the attempt begins: an attempt is about the unit's own rows.
             for name in [task.name for task in self.predictor.tasks] if unit.all_tasks else [unit.task]:
                 self.cache.load_task(name)
-            attempts.begin()
-            return self._score(unit, attempts)
+            while True:
+                attempts.begin()
+                try:
+                    return self._score(unit, attempts)
+                except (RelevanceError, OSError):
+                    raise
+                except Exception as error:
+                    is_last = attempts.count() >= MAX_ATTEMPTS or len(attempts.in_flight_rows()) <= 1
+                    if is_last or _is_device_lost(error):
+                        raise
 
     def _score(self, unit: WorkUnit, attempts: UnitAttempts) -> UnitResult:
         """Score the rows of a unit and publish their labels."""
@@ -174,17 +182,7 @@ class UnitScorer:
         for rows, first_row in read_unit(unit):
             valid_rows, errors = split_valid_rows(rows, task.name, first_row, self.bundle.sha256, places)
             part = _Part(valid_rows, task, multitask, parts.num_rows)
-            try:
-                scored = self._score_part(part, attempts, candidates)
-            except (RelevanceError, OSError):
-                raise
-            except Exception as error:
-                if _is_device_lost(error):
-                    raise
-                if attempts.count() < MAX_ATTEMPTS and len(attempts.in_flight_rows()) > 1:
-                    attempts.begin()
-                    return self._score(unit, attempts)
-                raise
+            scored = self._score_part(part, attempts, candidates)
             parts.num_predicted += int(part.is_predicted_N.sum())
             parts.add(valid_rows, scored, errors)
         if unit.has_unknown_ids:
@@ -214,7 +212,7 @@ class UnitScorer:
         """Return the labels of a part; rows that stopped an earlier attempt are scored first."""
         # One by one, so that the row that fails is the only one in flight.
         for candidate in candidates:
-            row = candidate - part.first_row
+            row = candidate - part.first_valid_row
             if 0 <= row < part.rows.num_rows:
                 plan = self._plan(part.rows.slice(row, 1), part, is_retry=True)
                 self._run(plan.renumbered(np.array([row])), part, attempts)
@@ -244,7 +242,7 @@ class UnitScorer:
                 synchronize(self.predictor.device)
             part.is_predicted_N[step.rows] = True
             attempts.record_in_flight(
-                step.rows + part.first_row, row_ids.take(pa.array(step.rows)).to_pylist()
+                step.rows + part.first_valid_row, row_ids.take(pa.array(step.rows)).to_pylist()
             )
             step.run()
         return plan.result
@@ -278,29 +276,30 @@ class UnitScorer:
         if self.multitask is None:
             multitask = MultitaskPredictor(self.predictor)
             # Without the single pass it computes the same as the predictor that was checked at the start.
-            refusal = self._check_canaries(multitask) if multitask.one_pass is not False else ""
-            if refusal:
-                raise RelevanceError(refusal)
+            if multitask.one_pass is not False:
+                self._check_canaries(multitask)
             self.multitask = multitask
         return self.multitask
 
-    def _check_canaries(self, multitask: MultitaskPredictor | None) -> str:
-        """Return why nothing may be published; empty if canary rows have their recorded probabilities.
+    def _check_canaries(self, multitask: MultitaskPredictor | None) -> None:
+        """Check that canary rows have their recorded probabilities.
 
         Each actor checks for itself, as machines differ.
+
+        Raises:
+            RelevanceError: They differ by more than the tolerance.
         """
         if self.settings.reference_path is None:
-            return ""
+            return
         reference = read_reference(self.settings.reference_path, self.bundle.sha256)
         difference = canary_difference(self.predictor, reference, self.context.batch_tokens, multitask)
         tolerance = self.settings.scoring.canary_tolerance
-        if difference <= tolerance:
-            return ""
-        return (
-            f"canary probabilities differ from those of the version's evaluation by up to {difference:.4f}, "
-            f"more than scoring.canary_tolerance {tolerance}; nothing was published by this actor. "
-            "Compare software and hardware of both machines"
-        )
+        if not difference <= tolerance:
+            raise RelevanceError(
+                "canary probabilities differ from those of the version's evaluation by up to "
+                f"{difference:.4f}, more than scoring.canary_tolerance {tolerance}; compare software and "
+                "hardware of both machines"
+            )
 
 
 def _check_can_load(loads: LoadAttempts, num_actors: int, device: Any) -> None:

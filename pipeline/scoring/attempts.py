@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from models.files import remove_tree
+from pipeline.data.data_files import list_some
 
 # Attempts at a unit whose actor dies or hangs (actor.py), Ray Data pipelines of a command (ray_pipeline.py),
 # and model loads in a row for each actor of the pool (actor.py). Ray's own default is unlimited.
@@ -47,7 +48,7 @@ class LoadAttempts:
 class InFlightRows:
     """Rows that an attempt is scoring."""
 
-    rows: tuple[int, ...] = ()  # numbers in the unit
+    rows: tuple[int, ...] = ()  # numbers among the valid rows of the unit
     row_ids: tuple[str, ...] = ()
     rows_before: int = 0  # scored by the attempt before these
 
@@ -78,7 +79,7 @@ class UnitAttempts:
             file.write(b".")
 
     def record_in_flight(self, rows: np.ndarray, row_ids: list[str]) -> None:
-        """Record rows that are about to be scored, by number in the unit and by id."""
+        """Record rows that are about to be scored, by number among the unit's valid rows and by id."""
         in_flight = InFlightRows(tuple(rows.tolist()), tuple(row_ids), self._rows_recorded)
         self._rows_recorded += len(rows)
         self.in_flight_path.write_text(json.dumps(in_flight.to_json()), encoding="utf-8")
@@ -100,8 +101,7 @@ class UnitAttempts:
         row_ids = self._read_in_flight().row_ids
         if not row_ids:
             return "before any row was scored"
-        more = f" and {len(row_ids) - SHOWN_ROWS} more" if len(row_ids) > SHOWN_ROWS else ""
-        return f"while scoring rows {', '.join(row_ids[:SHOWN_ROWS])}{more}"
+        return f"while scoring rows {list_some(row_ids, SHOWN_ROWS)}"
 
     def _read_in_flight(self) -> InFlightRows:
         return _read_in_flight(self.in_flight_path)

@@ -101,7 +101,7 @@ def input_changed(path: str) -> RetryableError:
 def _find_objects(bucket: Bucket, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
     """Return the parquet objects of each task below a bucket's prefix.
 
-    A catalogue is held to by names and sizes: contents are not read for it, as versions do not change.
+    Only names and sizes are compared with the catalogue: contents would have to be read for their digests.
     """
     entries = {entry.key: entry for entry in bucket.list("")}
     found = sort_names(entries, is_parquet=lambda key: False)

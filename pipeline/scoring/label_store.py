@@ -17,6 +17,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,8 @@ Root = Path | str | Store
 LABELS, ERRORS = "data", "errors"  # folders of the two kinds of files
 
 WRONG_FIELDS = (KeyError, TypeError, AttributeError, ValueError)  # of JSON that is not what its place says
+
+CONCURRENT_MANIFESTS = 8  # a bucket answers several requests as fast as one
 
 ORPHAN_S = 24 * 3600.0  # no scorer works on one unit for so long
 
@@ -82,7 +85,7 @@ def compute_unit_id(
 
 
 def is_published(root: Root, unit_id: str) -> bool:
-    """Return whether a unit's manifest is in place."""
+    """Return True if a unit's manifest is in place."""
     return open_store(root).exists(manifest_key(unit_id))
 
 
@@ -138,10 +141,8 @@ def publish_unit(
     )
     try:
         published = store.put_if_absent(manifest_at, canonical_json(complete.to_json()).encode())
-    # A disk's refusal is final. After any other error the manifest may still appear and need its files.
     except OSError:
-        if not (store.exists(manifest_at) and attempt in store.get(manifest_at).decode()):
-            _delete(store, staged.values())
+        _delete_unless_published(store, manifest_at, attempt, staged.values())
         raise
     if not published:
         _delete(store, staged.values())
@@ -151,7 +152,7 @@ def publish_unit(
 def read_manifests(root: Root, bundle_sha256: str | None = None) -> list[UnitManifest]:
     """Return the published manifests of one model, or of all, sorted by unit id."""
     store = open_store(root)
-    manifests = [_parse_manifest(store, key) for key in list_json_keys(store, "manifests")]
+    manifests = _parse_manifests(store, list_json_keys(store, "manifests"))
     if bundle_sha256 is None:
         return manifests
     return [manifest for manifest in manifests if manifest.bundle_sha256 == bundle_sha256]
@@ -164,6 +165,15 @@ def read_manifest(root: Root, unit_id: str) -> UnitManifest:
         DamagedInputError: The manifest is missing or damaged.
     """
     return _parse_manifest(open_store(root), manifest_key(unit_id))
+
+
+def read_unit_manifests(root: Root, unit_ids: Iterable[str]) -> list[UnitManifest]:
+    """Return the manifests of published units, in the order of their ids.
+
+    Raises:
+        DamagedInputError: A manifest is missing or damaged.
+    """
+    return _parse_manifests(open_store(root), map(manifest_key, unit_ids))
 
 
 def read_published(root: Root, bundle_sha256: str | None = None) -> pa.Table:
@@ -280,6 +290,11 @@ def _unit_of(key: str) -> str:
     return key.split("/")[1]
 
 
+def _parse_manifests(store: Store, keys: Iterable[str]) -> list[UnitManifest]:
+    with ThreadPoolExecutor(CONCURRENT_MANIFESTS) as pool:
+        return list(pool.map(lambda key: _parse_manifest(store, key), keys))
+
+
 def _parse_manifest(store: Store, key: str) -> UnitManifest:
     fields = read_stored_json(store, key)
     try:
@@ -302,6 +317,15 @@ def _put_table(store: Store, key: str, table: pa.Table) -> PublishedFile:
 def _delete(store: Store, keys: Iterable[str]) -> None:
     for key in keys:
         store.delete(key)
+
+
+def _delete_unless_published(store: Store, manifest_at: str, attempt: str, keys: Iterable[str]) -> None:
+    """Delete the files of an attempt whose manifest a disk refused, unless the manifest is in place.
+
+    A disk's refusal is final. After any other error the manifest may still appear and need its files.
+    """
+    if not (store.exists(manifest_at) and attempt in store.get(manifest_at).decode()):
+        _delete(store, keys)
 
 
 def _keep_first_labels(labels: pa.Table, rank_N: np.ndarray) -> pa.Table:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedInputError, RelevanceError
 from pipeline.inference.known_scores import NO_CACHED_SCORES, CachedScores, hashes_from_arrow
-from pipeline.scoring.label_store import Root, read_manifest, read_unaltered
+from pipeline.scoring.label_store import CONCURRENT_MANIFESTS, Root, read_manifest, read_unaltered
 from pipeline.scoring.scoring_record import accepted_records
 from pipeline.scoring.unit_manifest import NATIVE_PRECISION, PublishedFile, UnitManifest
 from pipeline.storage.object_store import Store
@@ -23,8 +23,6 @@ from pipeline.storage.object_store import Store
 MAX_ROWS = 10_000_000  # of an actor: 36 bytes each, three times that while they are sorted
 
 MAX_RUNS = 16  # two weeks of a daily job with two extra runs
-
-CONCURRENT_MANIFESTS = 8
 
 CACHED_COLUMNS = ("input_hash", "probability", "label", "expected_grade")
 

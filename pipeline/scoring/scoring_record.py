@@ -16,8 +16,8 @@ from pipeline.scoring.label_store import (
     Root,
     list_json_keys,
     read_labels,
-    read_manifest,
     read_stored_json,
+    read_unit_manifests,
 )
 from pipeline.scoring.unit_manifest import UnitManifest
 from pipeline.scoring.unit_result import UnitResult
@@ -196,7 +196,7 @@ def build_scoring_record(
         for result in results
         if result.error
     }
-    manifests = [read_manifest(root, unit.unit_id) for unit in units if unit.unit_id not in failed]
+    manifests = read_unit_manifests(root, (unit.unit_id for unit in units if unit.unit_id not in failed))
     for manifest in manifests:
         _check_counts(manifest)
     all_tasks = any(unit.all_tasks for unit in units)
@@ -289,7 +289,7 @@ def read_run(root: Root, run: str | None = None) -> pa.Table:
         if last is None:
             raise ConfigError(f"{store.location} has no accepted run yet; run `relevance score` first")
         record = last
-    return read_labels(store, [read_manifest(store, unit_id) for unit_id in record.unit_ids])
+    return read_labels(store, read_unit_manifests(store, record.unit_ids))
 
 
 def _read_record(store: Store, key: str) -> ScoringRecord:

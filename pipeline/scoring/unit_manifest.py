@@ -65,7 +65,7 @@ class UnitManifest:
     num_errors: int = 0
     label_files: tuple[PublishedFile, ...] = ()
     error_files: tuple[PublishedFile, ...] = ()
-    published_at: str = ""  # UTC; empty in manifests of earlier releases
+    published_at: str = ""  # UTC; recorded manifests may lack it
     precision: str = NATIVE_PRECISION  # other values occur only in recorded manifests
 
     @classmethod

@@ -128,7 +128,7 @@ def plan_units(
     for task, files in find_inputs(rows_location, tasks).items():
         for file, num_rows in zip(files, count_rows(files), strict=True):
             source = UnitSource(task, file.name, file.digest, bundle_sha256, ENCODER_VERSION)
-            # A large file may be published whole, by a release without parts.
+            # Stores hold large files that were published whole.
             whole_is_published = compute_unit_id(source, variants=variants) in published_ids
             for part in [None] if whole_is_published else _split_rows(num_rows):
                 unit = WorkUnit(

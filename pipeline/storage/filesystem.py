@@ -30,7 +30,7 @@ def safe_join(root: Path, *parts: str, last_may_be_link: bool = False) -> Path:
         raise ConfigError(f"path {name!r} lies outside {root}; use a path inside it")
     if "\0" in name:
         raise ConfigError(f"path {name!r} below {root} holds a NUL character; use a path inside it")
-    below = [path, *path.parents][: len(path.parts) - len(base.parts)]
+    below = [entry for entry in (path, *path.parents) if entry != base and entry.is_relative_to(base)]
     # not Path.is_symlink: it fails for a name that is too long
     links = [entry for entry in below[1 if last_may_be_link else 0 :] if os.path.islink(entry)]  # noqa: PTH114
     if links:

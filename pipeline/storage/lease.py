@@ -3,8 +3,8 @@
     lease/<number>.json     the holder; the highest number counts, one holder creates each
 
 The holder renews its lease by writing it again. A lease whose content stays the same for DURATION_S by the
-observer's own clock belongs to a dead holder: clocks of two machines are never compared. A lease only saves
-work: publishing keeps labels unique even without one.
+observer's own clock belongs to a dead holder: clocks of two machines are never compared. Without a lease each
+work unit would still be published once, but two plans might label a row_id that several files hold.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class _Observation:
 
     def describe_holder(self) -> str:
         record = LeaseRecord.from_json(self.content)
-        return f"process {record.pid} on {record.host}" if record else "an unknown process"
+        if record is None:
+            return "an unknown process"
+        return f"process {record.pid} on {record.host}" + (f", run {record.run_id}" if record.run_id else "")
 
 
 class Lease:

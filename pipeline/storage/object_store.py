@@ -66,9 +66,10 @@ class Store(ABC):
 
     @abstractmethod
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        """Create the key; return False and change nothing if it has other content.
+        """Create the key; return False and change nothing if it exists.
 
-        Of several concurrent callers with different contents exactly one gets True.
+        Of several concurrent callers with different contents exactly one gets True. A bucket also returns
+        True if the key has this content, as after a request whose answer was lost.
         """
 
     @abstractmethod

@@ -151,7 +151,7 @@ class LossCounter:
         self._previous: tuple[str, Path | None] | None = None
 
     def is_repeated(self, error: Exception, newest: Path | None) -> bool:
-        """Return whether the workers were lost to the same error from the same checkpoint the last time."""
+        """Return True if the workers were lost to the same error from the same checkpoint the last time."""
         return (summarize_error(error), newest) == self._previous
 
     def add(self, error: Exception, newest: Path | None) -> None:

@@ -82,7 +82,7 @@ def test_unit_is_attempted_three_times_at_most(tmp_path: Path, tiny_llama: Path)
     attempts.record_in_flight(np.arange(6), ["a", "b", "c", "d", "e", "f"])
     result = scorer.score_unit(unit)
     assert (
-        "scoring crashed or hung 3 times, last while scoring rows a, b, c, d, e and 1 more; remove these rows"
+        "scoring crashed or hung 3 times, last while scoring rows a, b, c, d, e, and 1 more; remove these"
     ) in result.error
     assert not read_manifests(world.scores_dir)
     assert scorer.score_unit(world.units()[1]).labels == ROWS

@@ -177,12 +177,12 @@ def test_version_is_not_tested_on_its_training_rows(world: World) -> None:
 def test_altered_gate_report_is_damaged_input(world: World) -> None:
     client = connect_mlflow(world.config.tracking_uri)
     record = get_version(client, "planted", "3")
-    report = read_gate_report(client, record)
+    report = read_gate_report(record)
     assert report is not None and not report.verdict.passed
     altered = json.dumps({**report.to_json(), "passed": True})
     client.log_text(record.run_id, altered, "gate/version-3-against-1.json")
     with pytest.raises(DamagedInputError, match="gate report was altered"):
-        read_gate_report(client, record)
+        read_gate_report(record)
 
 
 def test_version_carries_its_digests_and_model_card(world: World) -> None:

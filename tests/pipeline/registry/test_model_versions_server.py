@@ -132,7 +132,7 @@ def test_registry_works_on_postgresql_with_accounts(world: World, guarded_server
         "previous_champion": first,
         "challenger": second,
     }
-    report = read_gate_report(client, get_version(client, "guarded", second))
+    report = read_gate_report(get_version(client, "guarded", second))
     assert report is not None and report.verdict.passed
     fetched = resolve_champion(config)
     assert read_bundle(fetched.bundle_dir).sha256 == read_bundle(world.bundle(2)).sha256

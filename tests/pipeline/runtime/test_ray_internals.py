@@ -14,7 +14,9 @@ from pipeline.runtime.ray_internals import (
     create_job_client,
     disable_sigint_handler,
     is_missing_agent,
+    is_socket_path_too_long,
     is_startup_timeout,
+    system_temp_dir,
 )
 
 CHANGED = (
@@ -69,3 +71,20 @@ def test_missing_agent_is_recognised_by_the_text_of_ray() -> None:
     assert text in Path(job_head.__file__).read_text(), CHANGED.format(part=f"the error text {text!r}")
     assert is_missing_agent(RuntimeError(f"Request failed with status code 500: {text} to submit job"))
     assert not is_missing_agent(RuntimeError("The job is too large"))
+
+
+def test_long_socket_path_is_recognised_by_the_text_of_ray(tmp_path: Path) -> None:
+    from ray._private import utils
+
+    text = "AF_UNIX path length"
+    assert text in Path(utils.__file__).read_text(), CHANGED.format(part=f"the error text {text!r}")
+    assert is_socket_path_too_long(OSError(f"{text} cannot exceed 107 bytes"))
+    assert not is_socket_path_too_long(OSError("No space left on device"))
+
+
+def test_sessions_lie_below_the_folder_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert system_temp_dir() == str(tmp_path), CHANGED.format(part="get_default_system_temp_dir")

@@ -137,5 +137,5 @@ def test_a_full_disk_does_not_end_the_work(
 def test_unknown_fields_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     with make_recorder(tmp_path) as recorder:
         pass
-    value = {**json.loads(recorder.path.read_text()), "later": 1}
+    value = {**json.loads(recorder.path.read_text()), "format": 2, "later": 1}
     assert RunRecord.from_json(value) == recorder.record
