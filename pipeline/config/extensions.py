@@ -75,7 +75,7 @@ class ImportContext:
     seed: int = 17
     # label names of each configured task, worst first; empty without a config
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    bar: ProgressBar = field(default_factory=SilentBar)  # shows the number of rows read
+    bar: ProgressBar = field(default_factory=SilentBar)  # shows the number of rows written
 
     def labels_of(self, task: str) -> tuple[str, ...] | None:
         """Return the label names of a task, worst first; None without a config."""

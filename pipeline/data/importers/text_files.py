@@ -76,7 +76,8 @@ def read_delimited(path: Path, columns: Sequence[str], text_format: TextFormat) 
             if fields is None:
                 return
             if fields and len(fields) != len(names):
-                yield lines.bad_record("unclosed_quote" if lines.unread_rest() else "wrong_field_count")
+                num_pushed_back = lines.push_back_rest()
+                yield lines.bad_record("unclosed_quote" if num_pushed_back else "wrong_field_count")
             elif fields:
                 yield _build_record(lines, names, fields, encoding)
 
@@ -119,7 +120,7 @@ class _RecordLines:
 
     def __init__(self, file: TextIO, path: Path, max_lines: int = MAX_RECORD_LINES) -> None:
         self._file, self._path, self._max_lines = file, path, max_lines
-        self._unread: deque[str] = deque()  # lines to return again
+        self._pushed_back: deque[str] = deque()  # lines to return again
         self._record: list[str] = []  # lines of the current record
         self._num_chars = 0  # of the current record
         self.number = 1  # of the first line of the current record
@@ -134,7 +135,7 @@ class _RecordLines:
 
     def __next__(self) -> str:
         """Return the next line. csv.Error: the record is too long with it."""
-        line = self._unread.popleft() if self._unread else self._read()
+        line = self._pushed_back.popleft() if self._pushed_back else self._read()
         if not line:
             raise StopIteration
         self._record.append(line)
@@ -164,12 +165,12 @@ class _RecordLines:
         """Return whether the record is a single line that is longer than any record."""
         return len(self._record) == 1 and self._num_chars > MAX_RECORD_CHARS
 
-    def unread_rest(self) -> bool:
-        """Read all but the first line of the record again; return whether there are any."""
+    def push_back_rest(self) -> int:
+        """Make the lines after the first of the record the next ones; return their number."""
         rest = self._record[1:]
-        self._unread.extendleft(reversed(rest))
+        self._pushed_back.extendleft(reversed(rest))
         self._record = self._record[:1]
-        return bool(rest)
+        return len(rest)
 
 
 def _open_text(path: Path, encoding: str) -> contextlib.AbstractContextManager[TextIO]:
@@ -227,7 +228,8 @@ def _csv_defect(lines: _RecordLines, error: csv.Error) -> str:
     """Return the defect of a record that csv cannot read; lines after its first are read again."""
     if lines.is_one_long_line():
         return "line_too_long"
-    is_open = lines.unread_rest() or str(error) == "unexpected end of data"
+    num_pushed_back = lines.push_back_rest()
+    is_open = num_pushed_back or str(error) == "unexpected end of data"
     return "unclosed_quote" if is_open else "misplaced_quote"
 
 

@@ -1,7 +1,10 @@
-"""Catalogue of a data folder, and the digest that depends on rows only."""
+"""Catalogue of a data folder: what is listed is what is read."""
 
 import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,13 +100,23 @@ def test_folder_that_differs_from_its_catalogue_is_refused(tmp_path: Path, chang
         assert len(find_files(tmp_path).names) == 2
 
 
-def test_reader_waits_for_an_import_that_moves_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_waits_for_an_import_that_moves_files(tmp_path: Path) -> None:
     publish_tables(tmp_path, one=equal_rows(3))
     extra = tmp_path / "task=one" / "extra.parquet"
     write_partition(equal_rows(2), extra)
-    wait = catalog._wait_for_import
-    monkeypatch.setattr(catalog, "_wait_for_import", lambda root: (extra.unlink(), wait(root)))
-    assert len(find_files(tmp_path).names) == 1
+    is_locked = threading.Event()
+
+    def finish_import() -> None:
+        with catalogue_lock(tmp_path):
+            is_locked.set()
+            time.sleep(0.3)
+            extra.unlink()
+
+    with ThreadPoolExecutor() as pool:
+        finished = pool.submit(finish_import)
+        assert is_locked.wait(10)
+        assert len(find_files(tmp_path).names) == 1
+        finished.result()
 
 
 def test_damaged_catalogue_stops_the_import_before_rows_change(tmp_path: Path) -> None:

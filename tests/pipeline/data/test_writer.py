@@ -44,7 +44,7 @@ def test_page_checksum_detects_a_flipped_byte(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(content)
-    with pytest.raises(Exception, match="write it again"):
+    with pytest.raises(DamagedInputError, match="CRC checksum verification failed.*write it again"):
         read_partition(path)
 
 

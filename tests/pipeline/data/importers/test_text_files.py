@@ -72,7 +72,7 @@ def test_unclosed_quote_costs_one_line(tmp_path: Path) -> None:
     assert len(lines) == 3_001 and lines[-1].number == 3_002
 
 
-def test_overlong_line_is_skipped_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlong_line_is_skipped_and_shown_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "MAX_RECORD_CHARS", 100)
     lines = _read(tmp_path, b"a,b\n1," + b"x" * 1_000 + b"\n3,4\n")
     assert _summary(lines) == [(2, "line_too_long"), (3, "3/4")]
