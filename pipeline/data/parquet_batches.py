@@ -17,7 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
+from pipeline.errors import (
+    ConfigError,
+    DamagedInputError,
+    DataRefusedError,
+    RelevanceError,
+    summarize_error,
+)
 
 MAX_ROW_BYTES = 32 * 2**20  # more than three times the longest row that the contract allows
 
@@ -50,7 +56,9 @@ NOT_PARQUET = "is not whole parquet"
 
 @contextlib.contextmanager
 def translate_read_errors(path: Path | str, problem: str = "is damaged") -> Iterator[None]:
-    """Raise DamagedInputError for a file that is not parquet, or has pages that cannot be decoded.
+    """Raise DamagedInputError for a file that cannot be read, whatever the reading raises.
+
+    Besides pyarrow's own errors, these are the errors of extension types that a library has registered.
 
     Args:
         path: The file.
@@ -58,12 +66,14 @@ def translate_read_errors(path: Path | str, problem: str = "is damaged") -> Iter
     """
     try:
         yield
-    except MemoryError:  # pyarrow's MemoryError is also an ArrowException, but the file is fine
+    except (MemoryError, RelevanceError):  # pyarrow's MemoryError is also an ArrowException
         raise
     except UnicodeEncodeError as error:
         raise ConfigError(f"name of {path} is not UTF-8, which parquet needs; rename the file") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DamagedInputError(f"{path} {problem} ({error}); write it again from its source") from error
+    except Exception as error:
+        raise DamagedInputError(
+            f"{path} {problem} ({summarize_error(error)}); write it again from its source"
+        ) from error
 
 
 class BatchFile:

@@ -28,6 +28,7 @@ CSS_COLORS = {
 SVG_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # keep text as text elements, not as paths
     "font.sans-serif": ["DejaVu Sans"],
+    "text.parse_math": False,  # names of markets and tasks are no formulas
 }
 NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 

@@ -54,8 +54,11 @@ evidence, next command |
 `sample` and `import` have no config; their files are in `./runs/logs` and `./runs/records`. `status`, `runs`,
 `submit` and `logs` only read runs or send a job: they have no run id, log or record of their own.
 
-A record's state is `running`, `done`, `failed`, `interrupted`, or `died`: the process ended without closing
-its record (SIGKILL, power cut, out of memory). `relevance status` shows the last command of every run folder,
+A command runs in a child process. If Ray or the kernel ends it, its parent says so, closes the record
+as `failed` with exit code 3, and kills what it left; the same command continues.
+
+A record's state is `running`, `done`, `failed`, `interrupted`, or `died`: both ended without closing
+the record (power cut, SIGKILL of the parent). `relevance status` shows the last command of every run folder,
 `relevance runs` all commands, `relevance runs RUN_ID` one command with its errors and the next step.
 
 ## Where the code is

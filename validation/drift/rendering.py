@@ -12,6 +12,7 @@ from validation.drift.comparison import ALL_TASKS, DriftReport, FeatureDrift, Sh
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 MAX_TASKS = 8  # columns beside "all"; the tasks with the largest PSI
 
@@ -123,6 +124,15 @@ def plot_drift(report: DriftReport, path: Path) -> None:
 
     Equal reports give equal bytes.
     """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # names of markets are no formulas
+        canvas = _draw(report)
+        with atomic_writer(path) as file:
+            canvas.print_png(file, metadata={"Software": None})  # the version of matplotlib is left out
+
+
+def _draw(report: DriftReport) -> FigureCanvasAgg:
     # not pyplot, which keeps figures and chooses a backend for the process
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -140,8 +150,7 @@ def plot_drift(report: DriftReport, path: Path) -> None:
         f"{sum(report.reference_rows.values()):,} rows of the reference"
         f" (look {thresholds.look:g}, drift {thresholds.drift:g})"
     )
-    with atomic_writer(path) as file:
-        canvas.print_png(file, metadata={"Software": None})  # the version of matplotlib is left out
+    return canvas
 
 
 def _task_title(task: str) -> str:

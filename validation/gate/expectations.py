@@ -261,8 +261,8 @@ def build_frame(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(types_mapper=pd.ArrowDtype)
 
 
-def build_schema_frame(schema: pa.Schema) -> pd.DataFrame:
-    """Build a frame with one row: the Arrow type of each column of a schema."""
+def build_schema_frame(names: Sequence[str], types: Sequence[str]) -> pd.DataFrame:
+    """Build a frame with one row: the Arrow type of each column of a file."""
     import pandas as pd
 
-    return pd.DataFrame([[str(field.type) for field in schema]], columns=list(schema.names))
+    return pd.DataFrame([list(types)], columns=list(names))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,12 +21,20 @@ from pipeline.config.extensions import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
 from pipeline.data import parquet_batches, row_conversion
 from pipeline.data.reader import open_partition, read_rows
-from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
+from pipeline.errors import (
+    DamagedInputError,
+    DataRefusedError,
+    RelevanceError,
+    RetryableError,
+    summarize_error,
+)
 from pipeline.schema import COLUMNS, schema_differences
 from pipeline.storage.filesystem import cached_sha256, file_stamp, json_sha256, read_json, write_json
 from validation.gate import row_checks
 from validation.gate.row_checks import KEY_SCHEMA, REASON_SCHEMA, RowExample, RowScan
 from validation.text import hashing, scripts, text_bytes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -195,6 +204,12 @@ def read_and_check(job: FileJob, sha256: str, folder: Path) -> FileVerdict:
         return replace(verdict, refused=str(error), damaged=True)
     except DataRefusedError as error:
         return replace(verdict, refused=str(error))
+    except (MemoryError, OSError, RelevanceError):  # not the file's
+        raise
+    except Exception as error:  # of a check: the other files are judged without it
+        logger.exception("check failed: %s", job.path)
+        problem = f"{job.path} cannot be checked ({summarize_error(error)}); remove it, and report it"
+        return replace(verdict, refused=problem, damaged=True)
     pq.write_table(scan.sample(), folder / "sample.parquet")
     return replace(
         verdict,

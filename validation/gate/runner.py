@@ -78,15 +78,10 @@ class GateRun:
     config: GateConfig = GateConfig()
     splits: SplitConfig | None = None  # if given, each split of a task needs rows of both classes
 
-    def remove_older_results(self) -> None:
-        """Delete an older verdict and its accepted rows, and what killed runs left.
-
-        An interrupted run must not leave either.
-        """
-        (self.out_dir / "report.json").unlink(missing_ok=True)
+    def remove_abandoned(self) -> None:
+        """Delete what killed runs left."""
         remove_abandoned(self.out_dir)
         if self.accepted_dir is not None:
-            retire_dir(self.accepted_dir)
             remove_abandoned(self.accepted_dir.parent)
 
     def file_jobs(self, partitions: Mapping[str, Sequence[Path]]) -> list[FileJob]:
@@ -108,8 +103,8 @@ class GateRun:
 def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport:
     """Check every file of the run's data folder.
 
-    Writes the folders that the module docstring shows and, last, report.json. The accepted folder is emptied
-    first and filled only if the data pass.
+    Replaces the folders that the module docstring shows and, last, report.json, once all files are judged: an
+    error leaves the older ones as they are. The accepted folder is removed if the data do not pass.
 
     Raises:
         DataRefusedError: There is no file at all.
@@ -117,7 +112,7 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
     """
     partitions = find_partitions(run.data_dir, run.tasks)
     skipped = scan_folder(run.data_dir).describe_skipped(str(run.data_dir))
-    run.remove_older_results()
+    run.remove_abandoned()
     files = _check_files(run.file_jobs(partitions), progress or SilentProgress())
     verdicts = FolderVerdicts(files, find_duplicates(files, run.config.label_conflicts))
     _remove_stale_verdicts(run.out_dir / "partitions", files)
@@ -133,9 +128,12 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
     ) as split:
         failures += write_data_docs(run, tasks, verdicts, failures, warnings)
         accepted = split.accepted_counts()
+        (run.out_dir / "report.json").unlink(missing_ok=True)  # killed from here on: no verdict
         split.publish(quarantine_dir)
         if accepted_dir is not None and not failures:
             split.publish(accepted_dir)
+        elif run.accepted_dir is not None:
+            retire_dir(run.accepted_dir)
     digests = {task.name: sorted(v.sha256 for v, _ in verdicts.of_task(task)) for task in tasks}
     report = ValidationReport(
         passed=not failures,

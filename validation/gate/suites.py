@@ -117,10 +117,9 @@ def _run_schema_suites(tasks: Sequence[TaskFiles], docs: DataDocs) -> None:
                 _, names = by_differences.setdefault(tuple(verdict.differences), (verdict, {}))
                 names[task.name] = None
     for number, (verdict, names) in enumerate(by_differences.values(), 1):
-        schema = pa.schema([(column.name, pa.string()) for column in verdict.schema])
-        frame = build_schema_frame(schema)
-        frame.iloc[0] = [column.type for column in verdict.schema]
-        suite = build_schema_suite(f"{next(iter(names))}+schema-{number}", schema.names)
+        columns = [column.name for column in verdict.schema]
+        frame = build_schema_frame(columns, [column.type for column in verdict.schema])
+        suite = build_schema_suite(f"{next(iter(names))}+schema-{number}", columns)
         docs.run_suite(suite, frame, f"schema of {', '.join(names)}")
 
 

@@ -31,6 +31,12 @@ def test_charts_leave_the_process_settings_alone() -> None:
     assert dict(rcParams) == before
 
 
+def test_names_are_no_formulas() -> None:
+    name = r"$\frac$"
+    svg = line_chart(name, name, name, [Line(name, [1, 2], [2, 1]), Line("x", [1, 2], [2, 1])])
+    assert svg.count(name) == 4
+
+
 def test_names_are_escaped() -> None:
     svg = chart(name="<script>&")
     assert "<script>" not in svg and "&lt;script&gt;" in svg

@@ -356,6 +356,11 @@ def test_invalid_profiles_and_thresholds_are_refused(tmp_path, reference):
             Thresholds(**bad)
 
 
+def test_market_is_no_formula_in_the_picture(tmp_path, reference):
+    rows = [{**row, "market": r"$\frac$"} for row in _rows(3)]
+    plot_drift(compare_profiles(reference.profile(), _tally(rows)), tmp_path / "drift.png")
+
+
 def test_table_fits_a_screen_and_picture_is_deterministic(tmp_path, reference):
     draw = random.Random(9)
     changed = [

@@ -168,7 +168,7 @@ def test_schema_suite_finds_differences_and_shows_arrow_types(failing_checks):
             ("weight", pa.float32()),
         ]
     )
-    frame = build_schema_frame(found)
+    frame = build_schema_frame(found.names, list(map(str, found.types)))
     assert failing_checks(frame, build_schema_suite("x", found.names)) == {
         "columns",
         "row_id_type",
@@ -182,5 +182,5 @@ def test_schema_suite_finds_differences_and_shows_arrow_types(failing_checks):
         "list<item: int8>",
         "float",
     ]
-    right = build_schema_frame(ROW_SCHEMA)
+    right = build_schema_frame(ROW_SCHEMA.names, list(map(str, ROW_SCHEMA.types)))
     assert failing_checks(right, build_schema_suite("y", ROW_SCHEMA.names)) == set()

@@ -191,6 +191,7 @@ def test_failed_write_keeps_previous_data_docs(
         "data_docs",
         "partitions",
         "quarantine",
+        "report.json",
     ]
     assert (tmp_path / "out" / "data_docs" / "index.html").read_text() == before
 

@@ -6,7 +6,9 @@ import pytest
 
 from pipeline.errors import DamagedInputError
 from tests.support.gate_cases import refusal_of
+from validation.gate import runner
 from validation.gate.report import check_report
+from validation.gate.row_checks import RowScan
 from validation.gate.runner import GateRun, validate
 
 
@@ -56,6 +58,77 @@ def test_contract_violation_does_not_stop_other_files(validate_tables, build_tab
     assert again == "task=query-ad/part-2.parquet: column market is missing; no row was read"
     assert "all were quarantined" in empty and "6 of 6 rows are bad" in share
     assert null.startswith("task=query-ad/part-1.parquet: column query must never be null; 6 of 6 rows")
+
+
+def test_file_of_a_single_column_is_refused(validate_tables, build_table, great_expectations):
+    report = validate_tables(build_table().select(["query"]), pa.table({"x": [1]}), build_table())
+    assert [(f.rows, f.accepted) for f in report.files] == [(6, 0), (1, 0), (6, 6)]
+    assert "column row_id is missing" in report.failures[0] and "column x is not" in report.failures[1]
+
+
+class BrokenType(pa.ExtensionType):
+    """Extension type whose library reads no file, as a type of another release of it."""
+
+    def __init__(self):
+        super().__init__(pa.string(), "tests.broken")
+
+    def __arrow_ext_serialize__(self):
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        raise AttributeError("no attribute 'shape'")
+
+
+def test_unreadable_extension_type_is_damage_of_its_file_alone(validate_tables, build_table):
+    pa.register_extension_type(BrokenType())
+    try:
+        broken = pa.ExtensionArray.from_storage(BrokenType(), pa.array(["us"] * 6))
+        report = validate_tables(build_table().set_column(6, "market", broken), build_table())
+    finally:
+        pa.unregister_extension_type("tests.broken")
+    assert report.damaged == ("task=query-ad/part-0.parquet",)
+    assert "part-0.parquet is not whole parquet (" in report.failures[0]
+    assert [f.accepted for f in report.files][1] == 6
+
+
+def test_defect_of_a_check_is_the_refusal_of_its_file(validate_tables, build_table, monkeypatch):
+    check_batch = RowScan.check_batch
+
+    def fails(scan, table):
+        if table["row_id"][0].as_py().startswith("bad"):
+            raise KeyError("a defect")
+        return check_batch(scan, table)
+
+    monkeypatch.setattr(RowScan, "check_batch", fails)
+    report = validate_tables(build_table("bad"), build_table("good"))
+    assert "part-0.parquet cannot be checked (KeyError: 'a defect'); remove it" in report.failures[0]
+    assert report.damaged == ("task=query-ad/part-0.parquet",) and report.files[1].accepted == 6
+
+
+def test_older_verdict_and_rows_stay_until_the_new_are_whole(
+    tmp_path, task, build_table, write_rows, monkeypatch
+):
+    def state():
+        paths = [path for path in (tmp_path / "out").rglob("*") if "partitions" not in path.parts]
+        paths += (tmp_path / "accepted").rglob("*")
+        return {path: path.read_bytes() for path in paths if path.is_file()}
+
+    folders = GateRun(
+        write_rows({"query-ad": [build_table()]}), [task], tmp_path / "out", tmp_path / "accepted"
+    )
+    validate(folders)
+    before = state()
+    assert before.keys() >= {tmp_path / "out" / "report.json"} and list((tmp_path / "accepted").iterdir())
+    write_rows({"query-ad": [build_table("b")]})
+    for name in ("find_duplicates", "write_data_docs"):
+        with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+            patched.setattr(runner, name, lambda *_: 1 // 0)
+            validate(folders)
+        assert state() == before
+    write_rows({"query-ad": [build_table().select(["query"])]})
+    assert not validate(folders).passed
+    assert not (tmp_path / "accepted").exists() and (tmp_path / "out" / "report.json").exists()
 
 
 def flip_a_bit(path):
