@@ -16,7 +16,7 @@ from pipeline.config.tasks import Task
 from pipeline.data import writer
 from pipeline.data.reader import find_partitions, read_partition
 from pipeline.data.writer import StagedRows, write_partition, write_tables
-from pipeline.errors import ConfigError, DataRefusedError, RelevanceError
+from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError, RelevanceError
 from pipeline.schema import ROW_SCHEMA
 from tests.support.imported import file_names, imported
 
