@@ -26,7 +26,7 @@ from validation.drift.profile import NULLABLE_TEXTS, OTHERS, Profile, Tally, Tas
 
 Verdict = Literal["steady", "noise", "empty", "look", "drift"]
 
-ALL_TASKS = "all"
+ALL_TASKS = "(all)"  # not a valid name of a task
 
 NUM_CHANGES = 3  # categories listed for a feature
 
@@ -283,10 +283,12 @@ def _comparable(feature: str, groups: GroupCounts) -> GroupCounts:
     """Group lengths by deciles of the reference, and categories that the reference does not name."""
     if feature.startswith("chars:"):
         return {group: group_by_deciles(*pair) for group, pair in groups.items()}
-    return {
-        group: (reference, group_unnamed(reference, current) if OTHERS in reference else current)
-        for group, (reference, current) in groups.items()
-    }
+    comparable: dict[str, tuple[Counts, Counts]] = {}
+    for group, (reference, current) in groups.items():
+        if OTHERS in reference:
+            current = group_unnamed(reference, current)
+        comparable[group] = (reference, current)
+    return comparable
 
 
 def _classify(psi: float, limit: float, thresholds: Thresholds) -> Verdict:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-MAX_TASKS = 8  # columns beside "all"; the tasks with the largest PSI
+MAX_TASKS = 8  # columns beside all tasks; the tasks with the largest PSI
 
 MAX_TASK_CHARS = 12  # of a task's name above its column
 

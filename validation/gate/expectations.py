@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipeline.config.extensions import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
 from pipeline.data.visible_text import mark_blank, visible_pattern
+from pipeline.errors import ConfigError
 from pipeline.schema import COLUMNS, ROW_SCHEMA, Column
 from validation.text.text_bytes import contains_nul
 
@@ -43,7 +44,9 @@ class Check:
     requirement: str  # continues a sentence after "must"
     expectation: str  # class in great_expectations.expectations
     settings: Mapping[str, Any]  # its arguments without the column
-    failing_mask: Mask | None = None  # marks the rows that fail; None if rows cannot fail one by one
+    failing_mask: Mask | None = (
+        None  # marks the rows that fail; None for what is checked before rows are read
+    )
 
 
 # (task, labels_required) -> the checks that rows of the task must pass
@@ -60,24 +63,40 @@ def data_check(builder: CheckBuilder) -> CheckBuilder:
 
 
 def build_checks(task: Task, labels_required: bool = True) -> tuple[Check, ...]:
-    """Build every check that rows of `task` must pass, installed extensions included."""
+    """Build every check that rows of `task` must pass, installed extensions included.
+
+    Raises:
+        ConfigError: A check of an extension cannot find the rows that fail it.
+    """
     load_installed_extensions()
-    return tuple(check for builder in DATA_CHECKS.values() for check in builder(task, labels_required))
+    checks = []
+    for builder in DATA_CHECKS.values():
+        for check in builder(task, labels_required):
+            if builder.__module__ != __name__:
+                _require_row_mask(check)
+            checks.append(check)
+    return tuple(checks)
 
 
-_COLUMNS_CHECK = Check(
-    "columns",
-    "",
-    f"hold exactly the columns {', '.join(ROW_SCHEMA.names)}, in this order",
-    "ExpectTableColumnsToMatchOrderedList",
-    {"column_list": ROW_SCHEMA.names},
-)
+def _require_row_mask(check: Check) -> None:
+    # what a table must fulfil as a whole would be judged by a sample, which holds bad rows first
+    if check.failing_mask is None or check.column not in ROW_SCHEMA.names:
+        raise ConfigError(
+            f"data check has no row mask: {check.name}; give it a column of the contract and a failing_mask "
+            "that marks the rows that fail"
+        )
 
 
 @data_check
 def table_shape(task: Task, labels_required: bool) -> Iterable[Check]:
     """Require the columns of the contract, and at least one row."""
-    yield _COLUMNS_CHECK
+    yield Check(
+        "columns",
+        "",
+        f"hold exactly the columns {', '.join(ROW_SCHEMA.names)}, in this order",
+        "ExpectTableColumnsToMatchOrderedList",
+        {"column_list": ROW_SCHEMA.names},
+    )
     minimum = {"min_value": 1}
     yield Check("row_count", "", "hold at least one row", "ExpectTableRowCountToBeBetween", minimum)
 
@@ -216,27 +235,6 @@ def build_suite(task: Task, name: str, labels_required: bool = True) -> gx.Expec
     return build_check_suite(name, build_checks(task, labels_required))
 
 
-def build_schema_suite(name: str, columns: Sequence[str]) -> gx.ExpectationSuite:
-    """Build the suite that compares a frame of `build_schema_frame` with the contract.
-
-    Args:
-        name: Name of the suite.
-        columns: Columns of the frame.
-    """
-    types = [
-        Check(
-            f"{c.name}_type",
-            c.name,
-            f"be of type {c.type}",
-            "ExpectColumnValuesToBeInSet",
-            {"value_set": [str(c.type)]},
-        )
-        for c in COLUMNS
-        if columns.count(c.name) == 1
-    ]
-    return build_check_suite(name, (_COLUMNS_CHECK, *types))
-
-
 def build_check_suite(name: str, checks: Sequence[Check]) -> gx.ExpectationSuite:
     """Build a suite of checks; the meta of each expectation holds the name of its check."""
     import great_expectations as gx
@@ -259,10 +257,3 @@ def build_frame(table: pa.Table) -> pd.DataFrame:
     import pandas as pd
 
     return table.to_pandas(types_mapper=pd.ArrowDtype)
-
-
-def build_schema_frame(names: Sequence[str], types: Sequence[str]) -> pd.DataFrame:
-    """Build a frame with one row: the Arrow type of each column of a file."""
-    import pandas as pd
-
-    return pd.DataFrame([list(types)], columns=list(names))

@@ -8,18 +8,18 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.files import file_sha256, remove_tree, temporary_path
-from pipeline import schema
 from pipeline.config.extensions import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
-from pipeline.data import parquet_batches, row_conversion
 from pipeline.data.reader import open_partition, read_rows
 from pipeline.errors import (
     DamagedInputError,
@@ -28,11 +28,11 @@ from pipeline.errors import (
     RetryableError,
     summarize_error,
 )
-from pipeline.schema import COLUMNS, schema_differences
+from pipeline.schema import COLUMNS, is_convertible, schema_differences
 from pipeline.storage.filesystem import cached_sha256, file_stamp, json_sha256, read_json, write_json
-from validation.gate import row_checks
 from validation.gate.row_checks import KEY_SCHEMA, REASON_SCHEMA, RowExample, RowScan
-from validation.text import hashing, scripts, text_bytes
+
+_RULE_FILES = ("pipeline/schema.py", "pipeline/data/*.py", "validation/gate/*.py", "validation/text/*.py")
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class ColumnType(NamedTuple):
 
     name: str
     type: str  # Arrow's name
+    is_accepted: bool  # True if the contract has the column, and its values convert
 
 
 @dataclass(frozen=True)
@@ -146,13 +147,19 @@ def _cache_key(job: FileJob, sha256: str) -> str:
 def rules_digest() -> str:
     """Return the digest of the code that checks a file: the registered checks and what runs them.
 
-    It is part of the cache key, so that files are checked again when a rule changes.
+    It is part of the cache key, so that files are checked again when a rule changes. Blank texts, and the
+    hashes that files are compared by, depend on the Unicode tables of Python and Arrow too.
     """
+    files = sorted(file_sha256(path) for path in rule_files())
+    return json_sha256([files, unicodedata.unidata_version, pa.__version__])
+
+
+def rule_files() -> set[Path]:
+    """Return the source files that decide a verdict, those of installed extensions included."""
     load_installed_extensions()
-    modules = {inspect.getsourcefile(builder) for builder in DATA_CHECKS.values()}
-    readers = (schema, parquet_batches, row_conversion)
-    modules |= {module.__file__ for module in (*readers, row_checks, hashing, scripts, text_bytes)}
-    return json_sha256(sorted(file_sha256(Path(str(path))) for path in {*modules, __file__}))
+    builders = {Path(str(inspect.getsourcefile(builder))) for builder in DATA_CHECKS.values()}
+    root = Path(__file__).parents[2]
+    return builders.union(*(root.glob(pattern) for pattern in _RULE_FILES))
 
 
 def check_unchanged(path: Path, stamp: Sequence[int]) -> None:
@@ -176,6 +183,15 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
+def column_types(schema: pa.Schema) -> list[ColumnType]:
+    """Describe the columns of a schema for the page about it."""
+    known = {c.name: c for c in COLUMNS}
+    return [
+        ColumnType(f.name, str(f.type), f.name in known and is_convertible(f.type, known[f.name]))
+        for f in schema
+    ]
+
+
 def read_and_check(job: FileJob, sha256: str, folder: Path) -> FileVerdict:
     """Check every row of a file; write keys, reasons and sample to `folder`."""
     verdict = FileVerdict(job.relative, job.task.name, sha256, folder="")
@@ -188,7 +204,7 @@ def read_and_check(job: FileJob, sha256: str, folder: Path) -> FileVerdict:
                     rows=file.metadata.num_rows,
                     refused="; ".join(differences),
                     differences=differences,
-                    schema=[ColumnType(f.name, str(f.type)) for f in file.schema_arrow],
+                    schema=column_types(file.schema_arrow),
                 )
             scan = RowScan(job.task, job.labels_required, job.scripts)
             with (

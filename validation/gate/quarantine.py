@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.files import publish_dir, remove_tree, temporary_path
+from models.files import publish_dir, remove_tree, sync_tree, temporary_path
 from pipeline.data.parallel_map import map_in_order
 from pipeline.data.reader import open_partition, read_rows
 from pipeline.data.writer import ROWS_PER_GROUP
@@ -105,9 +104,7 @@ class BackgroundSplit:
         """Wait for all files and replace one of the two folders by its staged rows."""
         self.accepted_counts()
         self._staged[folder].mkdir(parents=True, exist_ok=True)  # missing if no row is for this folder
-        for path in self._staged[folder].rglob("*.parquet"):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        sync_tree(self._staged[folder])
         publish_dir(self._staged[folder], folder)
 
 

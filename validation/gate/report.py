@@ -14,7 +14,8 @@ MAX_LISTED_FAILURES = 10  # in an error message; the report lists them all
 
 NUM_SHOWN_REASONS = 3  # in a row of the summary
 
-_JSON_KEYS = {"labels_required": "judged"}  # keys of report.json that differ from the field's name
+# recorded names do not change: keys of report.json that differ from the field's name
+_JSON_KEYS = {"labels_required": "judged"}
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,9 @@ from validation.gate.suites import run_suites
 
 NON_BLOCKING_REASONS = {REPEATED_PAIR}  # one row of the pair is kept, so nothing is lost
 
+# report.json, and what `relevance validate` writes about the accepted rows
+VERDICT_FILES = ("report.json", "leakage.json", "profile.json", "drift.json", "drift.png")
+
 NUM_SHOWN_ROWS = 3  # in the message about one reason
 
 _DUPLICATE_REQUIREMENTS = {
@@ -128,7 +131,8 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
     ) as split:
         failures += write_data_docs(run, tasks, verdicts, failures, warnings)
         accepted = split.accepted_counts()
-        (run.out_dir / "report.json").unlink(missing_ok=True)  # killed from here on: no verdict
+        for name in VERDICT_FILES:  # killed from here on: no verdict
+            (run.out_dir / name).unlink(missing_ok=True)
         split.publish(quarantine_dir)
         if accepted_dir is not None and not failures:
             split.publish(accepted_dir)
@@ -163,7 +167,7 @@ def _check_files(jobs: Sequence[FileJob], progress: Progress) -> list[FileVerdic
 
 
 def _remove_stale_verdicts(folder: Path, verdicts: Sequence[FileVerdict]) -> None:
-    """Delete cached verdicts on files that no longer exist, and what killed runs left of others."""
+    """Delete cached verdicts on files that no longer exist, and leftovers of killed runs."""
     used = {Path(verdict.folder).name for verdict in verdicts}
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and path.name not in used:

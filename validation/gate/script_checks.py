@@ -1,13 +1,15 @@
 """Checks of the writing systems of whole files.
 
 A few texts in another script are brands and typing errors. A file full of them is another market's data in
-the wrong folder. So the check is on files, and no row fails it. Great Expectations sees a frame with one row
-per file.
+the wrong folder. So the check is on files, and no row fails it. Files that are too small to be judged alone
+are judged together. Great Expectations sees a frame with one row for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from validation.gate.expectations import Check, build_check_suite
@@ -21,13 +23,41 @@ if TYPE_CHECKING:
 MIN_FOREIGN_TEXTS = 10  # fewer say nothing about a file
 
 
-def foreign_share(verdict: FileVerdict, column: str) -> float:
-    """Return the share of a file's texts in scripts that its task does not name.
+@dataclass(frozen=True)
+class ForeignCount:
+    """Texts in scripts that the task does not name: of one file, or of the small files of a task together."""
 
-    It is 0 below MIN_FOREIGN_TEXTS.
+    name: str
+    rows: int
+    foreign: Mapping[str, int]  # by column
+
+    def share(self, column: str) -> float:
+        """Return the share of foreign texts; 0 below MIN_FOREIGN_TEXTS."""
+        foreign = self.foreign.get(column, 0)
+        return foreign / self.rows if foreign >= MIN_FOREIGN_TEXTS else 0.0
+
+
+def foreign_counts(verdicts: Sequence[FileVerdict], max_share: float) -> list[ForeignCount]:
+    """Count the foreign texts of each file that was read, and of the small files of each task together.
+
+    A small file can exceed `max_share` with fewer than MIN_FOREIGN_TEXTS: alone it is never refused for them.
     """
-    foreign = verdict.foreign.get(column, 0)
-    return foreign / verdict.rows if foreign >= MIN_FOREIGN_TEXTS else 0.0
+    counts, small = [], dict[str, list[ForeignCount]]()
+    for verdict in verdicts:
+        if not verdict.refused:
+            count = ForeignCount(verdict.relative, verdict.rows, verdict.foreign)
+            counts.append(count)
+            is_small = max_share * verdict.rows < MIN_FOREIGN_TEXTS
+            if is_small and not any(map(count.share, SCRIPT_COLUMNS)):
+                small.setdefault(verdict.task, []).append(count)
+    for task, files in small.items():
+        foreign = Counter[str]()
+        for file in files:
+            foreign.update(file.foreign)
+        if len(files) > 1:
+            name = f"{len(files):,} small files of task={task}, such as {files[0].name}"
+            counts.append(ForeignCount(name, sum(file.rows for file in files), foreign))
+    return counts
 
 
 def build_script_checks(scripts: Sequence[str], max_share: float) -> tuple[Check, ...]:
@@ -47,28 +77,23 @@ def build_script_suite(name: str, scripts: Sequence[str], max_share: float) -> g
     return build_check_suite(name, build_script_checks(scripts, max_share))
 
 
-def build_script_frame(verdicts: Sequence[FileVerdict]) -> pd.DataFrame:
-    """Build a frame with one row per file: its name as row_id, its rows, and its shares of foreign texts."""
+def build_script_frame(counts: Sequence[ForeignCount]) -> pd.DataFrame:
+    """Build a frame with one row per count: its name as row_id, its rows, and its shares of foreign texts."""
     import pandas as pd
 
-    shares = {
-        f"{name}_foreign_share": [foreign_share(verdict, name) for verdict in verdicts]
-        for name in SCRIPT_COLUMNS
-    }
-    return pd.DataFrame(
-        {"row_id": [v.relative for v in verdicts], "rows": [v.rows for v in verdicts], **shares}
-    )
+    shares = {f"{name}_foreign_share": [count.share(name) for count in counts] for name in SCRIPT_COLUMNS}
+    return pd.DataFrame({"row_id": [c.name for c in counts], "rows": [c.rows for c in counts], **shares})
 
 
 def script_failures(
     verdicts: Sequence[FileVerdict], scripts: Sequence[str], max_share: float
 ) -> Iterator[str]:
-    """Yield one message for each file and column with too many foreign texts."""
-    for verdict in verdicts:
+    """Yield one message for each count and column with too many foreign texts."""
+    for count in foreign_counts(verdicts, max_share):
         for name in SCRIPT_COLUMNS:
-            if foreign_share(verdict, name) > max_share:
+            if count.share(name) > max_share:
                 yield (
-                    f"{verdict.relative}: {verdict.foreign[name]:,} of {verdict.rows:,} texts of {name} are "
-                    f"in other scripts than {', '.join(scripts)}, more than gate.max_foreign_share, "
-                    f"{max_share:.2%}; move the file to its own task, or add the script to gate.scripts"
+                    f"{count.name}: {count.foreign[name]:,} of {count.rows:,} texts of {name} are in other "
+                    f"scripts than {', '.join(scripts)}, more than gate.max_foreign_share, {max_share:.2%}; "
+                    "move such rows to their own task, or add the script to gate.scripts"
                 )

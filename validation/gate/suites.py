@@ -18,14 +18,13 @@ from validation.gate.data_docs import DataDocs
 from validation.gate.expectations import (
     build_checks,
     build_frame,
-    build_schema_frame,
-    build_schema_suite,
     build_suite,
     failing_rows,
     rules_key,
 )
 from validation.gate.file_checks import FileVerdict
-from validation.gate.script_checks import build_script_frame, build_script_suite, foreign_share
+from validation.gate.schema_checks import build_schema_frame, build_schema_suite
+from validation.gate.script_checks import build_script_frame, build_script_suite, foreign_counts
 from validation.text.scripts import SCRIPT_COLUMNS
 
 FRAME_ROWS = 20_000  # rows that Great Expectations sees of the tasks that share a suite
@@ -117,10 +116,8 @@ def _run_schema_suites(tasks: Sequence[TaskFiles], docs: DataDocs) -> None:
                 _, names = by_differences.setdefault(tuple(verdict.differences), (verdict, {}))
                 names[task.name] = None
     for number, (verdict, names) in enumerate(by_differences.values(), 1):
-        columns = [column.name for column in verdict.schema]
-        frame = build_schema_frame(columns, [column.type for column in verdict.schema])
-        suite = build_schema_suite(f"{next(iter(names))}+schema-{number}", columns)
-        docs.run_suite(suite, frame, f"schema of {', '.join(names)}")
+        suite = build_schema_suite(f"{next(iter(names))}+schema-{number}", verdict.schema)
+        docs.run_suite(suite, build_schema_frame(verdict.schema), f"schema of {', '.join(names)}")
 
 
 def _run_row_suite(group: TaskGroup, labels_required: bool, sample: pa.Table, docs: DataDocs) -> list[str]:
@@ -140,10 +137,10 @@ def _run_script_suite(group: TaskGroup, config: GateConfig, docs: DataDocs) -> l
     scripts, max_share = config.scripts[group.members[0][0].name], config.max_foreign_share
     suite = build_script_suite(f"{group.name}+scripts", scripts, max_share)
     title = f"scripts of {', '.join(group.task_names)}"
-    by_suite = docs.run_suite(suite, build_script_frame(group.files), title)
+    counts = foreign_counts(group.files, max_share)
+    by_suite = docs.run_suite(suite, build_script_frame(counts), title)
     by_file = {
-        f"{name}_scripts": all(foreign_share(v, name) <= max_share for v in group.files)
-        for name in SCRIPT_COLUMNS
+        f"{name}_scripts": all(count.share(name) <= max_share for count in counts) for name in SCRIPT_COLUMNS
     }
     return _disagreements(group, by_suite, by_file)
 

@@ -147,14 +147,8 @@ def find_near_queries(
     np.bitwise_or.at(splits_Q, codes.indices.to_numpy(), bit_R)
     queries, split_Q = codes.dictionary, _lowest_bit(splits_Q)
     counts: dict[str, int] = {split: int((split_Q == bit).sum()) for bit, split in _BIT_TO_SPLIT.items()}
-    in_several_Q = splits_Q != split_Q
-    examples = [
-        _example(queries, split_Q, q, q, int(_lowest_bit(splits_Q ^ split_Q)[q]))
-        for q in np.flatnonzero(in_several_Q)[:NUM_EXAMPLES]
-    ]
-    num_same = int(in_several_Q.sum())
-    found = [NearQueries("same", num_same, 0, num_same / max(counts["test"], 1), tuple(examples))]
-    counted_Q = in_several_Q
+    found = [_same_queries(queries, splits_Q, counts["test"])]
+    counted_Q = splits_Q != split_Q
     for kind, (signature_E, query_E) in zip(KINDS[1:], _signatures(queries), strict=True):
         leaks_Q = _has_near_query(signature_E, query_E, split_Q) & ~counted_Q
         num_test, num_valid = (int((leaks_Q & (split_Q == bit)).sum()) for bit in (_TEST, _VALID))
@@ -163,6 +157,15 @@ def find_near_queries(
         found.append(NearQueries(kind, num_test, num_valid, share, tuple(examples)))
         counted_Q = counted_Q | leaks_Q
     return counts, tuple(found)
+
+
+def _same_queries(queries: pa.Array, splits_Q: np.ndarray, num_test: int) -> NearQueries:
+    """Count the queries that are in several splits; `splits_Q` has a bit for each split."""
+    split_Q = _lowest_bit(splits_Q)
+    other_Q = _lowest_bit(splits_Q ^ split_Q)
+    in_several = np.flatnonzero(splits_Q != split_Q)
+    examples = [_example(queries, split_Q, q, q, int(other_Q[q])) for q in in_several[:NUM_EXAMPLES]]
+    return NearQueries("same", len(in_several), 0, len(in_several) / max(num_test, 1), tuple(examples))
 
 
 def _lowest_bit(splits: np.ndarray) -> np.ndarray:

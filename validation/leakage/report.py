@@ -28,7 +28,8 @@ from validation.text.words import RowSource, read_columns
 
 NUM_SHOWN_EXAMPLES = 3  # near queries in a message
 
-_JSON_KEYS = {"sampled_share": "drawn_share"}  # keys of leakage.json that differ from the field's name
+# recorded names do not change: keys of leakage.json that differ from the field's name
+_JSON_KEYS = {"sampled_share": "drawn_share"}
 
 
 @dataclass(frozen=True)

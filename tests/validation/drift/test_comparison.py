@@ -14,7 +14,7 @@ from pipeline.config.gates import Script
 from pipeline.data.synthetic.marketplace import build_marketplace
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.schema import ROW_SCHEMA
-from validation.drift.comparison import Thresholds, compare_profiles
+from validation.drift.comparison import ALL_TASKS, Thresholds, compare_profiles
 from validation.drift.divergence import divergence
 from validation.drift.profile import MAX_NAMED, OTHERS, Tally, build_tally, read_profile, write_profile
 from validation.drift.rendering import drift_messages, drift_rows, plot_drift
@@ -217,7 +217,7 @@ def test_planted_drift_is_found_in_its_feature_alone(kind, reference):
     )
     moved = {found.feature for found in report.features if found.verdict in ("look", "drift")}
     assert moved == expected
-    assert {found.task for found in report.moved()} <= {"one", "all"}
+    assert {found.task for found in report.moved()} <= {"one", ALL_TASKS}
     drifted_of_task = {
         found.feature for found in report.moved() if found.verdict == "drift" and found.task == "one"
     }
@@ -259,7 +259,7 @@ def test_empty_new_or_missing_task_does_not_stop_comparison(reference):
         sources = {"one": _table(_rows(14))} | ({"two": ROW_SCHEMA.empty_table()} if other == [] else {})
         report = compare_profiles(reference.profile(), build_tally(sources))
         assert (
-            _cell(report, "task_mix", "all").verdict == "drift"
+            _cell(report, "task_mix", ALL_TASKS).verdict == "drift"
             and _cell(report, "labels", "two").verdict == "empty"
         )
         assert {found.verdict for found in report.features if found.task == "one"} == {
@@ -269,7 +269,7 @@ def test_empty_new_or_missing_task_does_not_stop_comparison(reference):
     report = compare_profiles(build_tally({"one": _table(_rows(14))}).profile(), reference)
     assert (
         _cell(report, "market", "two").verdict == "empty"
-        and _cell(report, "market", "all").verdict == "steady"
+        and _cell(report, "market", ALL_TASKS).verdict == "steady"
     )
     assert all(found.verdict == "empty" for found in compare_profiles(Tally().profile(), reference).features)
     assert compare_profiles(Tally().profile(), Tally()).features == ()
@@ -370,7 +370,7 @@ def test_table_fits_a_screen_and_picture_is_deterministic(tmp_path, reference):
     report = compare_profiles(reference.profile(), _tally(changed))
     rows = drift_rows(report)
     assert len(rows) <= 40 and len({len(row) for row in rows}) == 1
-    assert rows[0] == ["", "all", "one", "two"]
+    assert rows[0] == ["", ALL_TASKS, "one", "two"]
     (labels,) = (row for row in rows if row[0] == "labels")
     assert labels[1] == "" and labels[2].endswith("!") and labels[3].strip() == "0.000"
     assert any(line.startswith("drift: chars:ad_title of one: PSI ") for line in drift_messages(report))

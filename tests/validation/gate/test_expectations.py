@@ -3,13 +3,14 @@
 import pyarrow as pa
 import pytest
 
+from pipeline.config.extensions import DATA_CHECKS
+from pipeline.errors import ConfigError
 from pipeline.schema import COLUMNS, ROW_SCHEMA
 from tests.support.blank_texts import BLANK_TEXTS
 from validation.gate.expectations import (
+    Check,
     build_checks,
     build_frame,
-    build_schema_frame,
-    build_schema_suite,
     build_suite,
     failing_rows,
 )
@@ -157,30 +158,10 @@ def test_label_range_is_the_scale_of_the_task(task, build_table):
     assert rows == [[0], []]
 
 
-def test_schema_suite_finds_differences_and_shows_arrow_types(failing_checks):
-    found = pa.schema(
-        [
-            ("row_id", pa.large_string()),
-            ("query", pa.string()),
-            ("query", pa.string()),
-            ("label", pa.int64()),
-            ("more", pa.list_(pa.int8())),
-            ("weight", pa.float32()),
-        ]
-    )
-    frame = build_schema_frame(found.names, list(map(str, found.types)))
-    assert failing_checks(frame, build_schema_suite("x", found.names)) == {
-        "columns",
-        "row_id_type",
-        "label_type",
-    }
-    assert frame.iloc[0].tolist() == [
-        "large_string",
-        "string",
-        "string",
-        "int64",
-        "list<item: int8>",
-        "float",
-    ]
-    right = build_schema_frame(ROW_SCHEMA.names, list(map(str, ROW_SCHEMA.types)))
-    assert failing_checks(right, build_schema_suite("y", ROW_SCHEMA.names)) == set()
+def test_checks_of_extensions_must_mark_rows(task, monkeypatch):
+    settings = {"min_value": 1}
+    for column, mask in (("", None), ("query", None), ("", lambda values: values), ("other", lambda v: v)):
+        check = Check("many_rows", column, "hold rows", "ExpectTableRowCountToBeBetween", settings, mask)
+        monkeypatch.setitem(DATA_CHECKS._items, "shop_check", lambda *_, check=check: [check])
+        with pytest.raises(ConfigError, match="data check has no row mask: many_rows; give it a column"):
+            build_checks(task)

@@ -1,5 +1,7 @@
 """Cache of verdicts: files are read again only if they or the rules changed."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,8 @@ import validation.gate.runner
 from pipeline.config.extensions import DATA_CHECKS
 from pipeline.errors import DamagedInputError, RetryableError
 from tests.support.gate_cases import LENIENT, STRICT
-from validation.gate.file_checks import FileJob, check_file, rules_digest
+from tests.support.places import ROOT
+from validation.gate.file_checks import FileJob, check_file, rule_files, rules_digest
 from validation.gate.runner import GateRun, validate
 
 
@@ -63,6 +66,21 @@ def test_files_are_read_again_when_the_code_of_a_check_changes(
         kept.append({path.name for path in (tmp_path / "out" / "partitions").iterdir() if path.is_dir()})
     rules_digest.cache_clear()
     assert kept[0] == kept[1] and kept[1].isdisjoint(kept[2])
+
+
+def test_digest_covers_every_module_that_reads_or_checks_rows():
+    program = """
+import sys, validation.gate.runner
+for name, module in sys.modules.items():
+    if name.startswith(("validation.", "pipeline.data.", "pipeline.schema")):
+        print(module.__file__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    imported = {Path(path) for path in done.stdout.split() if not path.endswith("__init__.py")}
+    assert ROOT / "pipeline/data/visible_text.py" in imported
+    assert imported - rule_files() == set()
 
 
 def test_identical_files_checked_concurrently_are_read_once(

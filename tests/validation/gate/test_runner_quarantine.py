@@ -1,5 +1,7 @@
 """Quarantine of bad rows, and the limits that refuse the data."""
 
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -188,3 +190,18 @@ def test_disagreement_of_great_expectations_and_row_masks_refuses_data(
     report = validate_tables(build_table(weight=[NAN, 1, 1, 1, 1, 1]), config=LENIENT)
     assert not report.passed
     assert "check weight_range fails in Great Expectations and passes in the row masks" in report.failures[0]
+
+
+def test_published_rows_are_on_disk_under_every_file_name(
+    tmp_path, task, build_table, write_rows, monkeypatch
+):
+    root = write_rows({"query-ad": [build_table(), build_table("x", weight=[NAN, 1, 1, 1, 1, 1])]})
+    first, second = sorted((root / "task=query-ad").iterdir())
+    first.rename(first.with_suffix(".PARQUET"))
+    second.rename(second.with_suffix(""))
+    synced, sync = set(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.add(os.fstat(file).st_ino), sync(file)))
+    assert validate(GateRun(root, [task], tmp_path / "out", tmp_path / "accepted", config=LENIENT)).passed
+    written = [*(tmp_path / "accepted").rglob("*"), *(tmp_path / "out" / "quarantine").rglob("*")]
+    assert {path.name for path in written} >= {"part-0.PARQUET", "part-1"}
+    assert [path for path in written if path.stat().st_ino not in synced] == []

@@ -26,7 +26,7 @@ def test_file_in_a_foreign_script_is_refused(
         assert report.failures == (
             "task=query-ad/part-0.parquet: 10 of 60 texts of ad_title are in other scripts than "
             "latin, more than gate.max_foreign_share, 5.00%;"
-            " move the file to its own task, or add the script to gate.scripts",
+            " move such rows to their own task, or add the script to gate.scripts",
         )
     page = report.data_docs.read_text()
     assert f"<tr><td>scripts of query-ad</td><td>{2 if passes else 1} of 2</td>" in page
