@@ -1,5 +1,7 @@
 """Properties of a trunk from its config alone: modules and shapes, pooling, width, longest row."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ def build_meta_trunk(folder: Path) -> Any:
     """Build a trunk without weights, to read its module names and shapes at no cost in memory or time.
 
     Raises:
-        BackboneUnavailableError: The architecture is not supported.
+        BackboneUnavailableError: The architecture is not supported, or config.json is not valid.
     """
     trunk_config = read_trunk_config(folder)
-    with torch.device("meta"):
+    with _explain_config_errors(folder), torch.device("meta"):
         trunk = _build_trunk(trunk_config)
     check_no_logits(trunk, folder)
     return trunk
@@ -99,11 +101,12 @@ def read_trunk_config(folder: Path) -> Any:
     """Return the config of a trunk.
 
     Raises:
-        BackboneUnavailableError: The architecture is not supported.
+        BackboneUnavailableError: The architecture is not supported, or config.json is not valid.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
-    trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with _explain_config_errors(folder):
+        trunk_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     is_supported = any(
         type(trunk_config) in mapping
         for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING)
@@ -114,6 +117,21 @@ def read_trunk_config(folder: Path) -> Any:
             "the BERT family"
         )
     return trunk_config
+
+
+@contextlib.contextmanager
+def _explain_config_errors(folder: Path) -> Iterator[None]:
+    """Raise BackboneUnavailableError for whatever transformers raises over a value in config.json."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise BackboneUnavailableError(
+            f"config.json of {folder} not valid for transformers: {type(error).__name__}: {reason}; correct "
+            "it, or name another backbone"
+        ) from error
 
 
 def _build_trunk(trunk_config: Any) -> Any:

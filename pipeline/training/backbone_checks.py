@@ -50,7 +50,7 @@ def check_backbone(
 
 @functools.cache
 def _try_adapters_once(folder: Path, config_sha256: str, adapter: AdapterConfig) -> None:
-    """Try adapters once per process: `relevance run` checks before its import, and when it plans."""
+    """Try adapters once per process: `relevance run` checks before the import and in `plan_training`."""
     try_adapters(folder, adapter)
 
 
@@ -81,6 +81,6 @@ def largest_token_id(encoder: Encoder) -> int:
     A tokenizer may have added tokens beyond it, such as Gemma's for images: rows never get those.
     """
     tokenizer = encoder.tokenizer
-    trusted = [token for parts in encoder.segments.values() for part in parts for token in part.ids]
-    named = [tokenizer.pad_token_id or 0, tokenizer.unk_token_id or 0]
-    return max(*word_token_ids(tokenizer), *encoder.prefix, *encoder.suffix, *trusted, *named)
+    template_ids = [token for parts in encoder.segments.values() for part in parts for token in part.ids]
+    special_ids = [tokenizer.pad_token_id or 0, tokenizer.unk_token_id or 0]
+    return max(*word_token_ids(tokenizer), *encoder.prefix, *encoder.suffix, *template_ids, *special_ids)

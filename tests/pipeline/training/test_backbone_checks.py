@@ -1,5 +1,6 @@
 """Checks of backbones without weights: positions, token ids and tokenizers that do not fit a config."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,22 @@ def test_added_tokens_matter_only_where_they_are_used(tmp_path: Path, tiny_llama
         return
     with pytest.raises(ConfigError, match=f"{len(tokenizer)} tokens, the model has {len(tokenizer) - 1} "):
         check(folder, "q_proj", template=template)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("hidden_act", "swoosh"), ("hidden_size", "wide"), ("num_attention_heads", 0), ("model_type", "swoosh")],
+)
+def test_config_that_transformers_cannot_build_is_refused(
+    tmp_path: Path, tiny_llama: Path, setting: str, value: Any
+) -> None:
+    folder = write_backbone(tmp_path, tiny_llama, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, setting: value}))
+    with pytest.raises(
+        ConfigError, match=f"config.json of {folder} not valid for transformers: .*; correct it"
+    ):
+        check(folder, "q_proj")
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt_neo"])
