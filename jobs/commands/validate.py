@@ -9,10 +9,10 @@ from jobs.command_run import CommandRun
 from jobs.console import aligned
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import data_digest, find_partitions
-from pipeline.errors import ConfigError, RetryableError
+from pipeline.errors import ConfigError, RelevanceError
 from pipeline.storage.filesystem import write_json
 from validation.drift.comparison import DriftReport, compare_profiles
-from validation.drift.profile import build_tally, read_profile, write_profile
+from validation.drift.profile import Profile, build_tally, read_profile, write_profile
 from validation.drift.rendering import drift_legend, drift_messages, drift_rows, plot_drift
 from validation.gate.report import check_report, summary_rows
 from validation.gate.runner import GateRun, validate
@@ -27,7 +27,9 @@ def run_validate(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     Raises:
         DataRefusedError: too many rows are bad.
         DamagedInputError: a file is damaged.
+        ConfigError: the reference of drift cannot be used.
     """
+    reference = read_reference(config)  # first: a wrong one is found before the gate's work
     gate = GateRun(
         config.judged_dir,
         config.tasks,
@@ -43,7 +45,7 @@ def run_validate(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     check_report(report)
     accepted = find_partitions(config.accepted_dir, config.tasks)
     digest = data_digest(accepted)
-    inspect_accepted(config, accepted, digest)
+    inspect_accepted(config, accepted, digest, reference)
     rows = {name: task.accepted for name, task in report.tasks.items()}
     run.set_counts(rows=sum(rows.values()))
     return {
@@ -54,14 +56,13 @@ def run_validate(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     }
 
 
-def inspect_accepted(config: RunConfig, partitions: dict[str, list[Path]], digest: str) -> None:
-    """Report leakage across splits, and drift from the reference profile. Neither refuses the data.
+def inspect_accepted(
+    config: RunConfig, partitions: dict[str, list[Path]], digest: str, reference: Profile | None
+) -> None:
+    """Report leakage across splits, and drift from a reference. Neither refuses the data.
 
     Writes leakage.json and profile.json beside the gate's report, and drift.json and drift.png if there is a
     reference.
-
-    Raises:
-        ConfigError: the reference that the config names does not exist.
     """
     leakage = find_leakage(partitions, config.tasks, config.split)
     write_json(config.validation_dir / "leakage.json", leakage.to_json())
@@ -69,10 +70,9 @@ def inspect_accepted(config: RunConfig, partitions: dict[str, list[Path]], diges
         logger.info(f"  look: {message}")
     tally = build_tally(partitions)
     write_profile(config.profile_path, tally.profile(), digest)
-    reference = find_reference(config)
     if reference is None:
         return
-    drift = compare_profiles(read_profile(reference), tally)
+    drift = compare_profiles(reference, tally)
     write_json(config.validation_dir / "drift.json", drift.to_json())
     plot_drift(drift, config.validation_dir / "drift.png")
     logger.info(drift_text(drift))
@@ -86,32 +86,45 @@ def drift_text(report: DriftReport) -> str:
     return "\n".join([drift_legend(report), *lines, *drift_messages(report)])
 
 
-def find_reference(config: RunConfig) -> Path | None:
-    """Return the profile that gate.reference_profile names; None if the champion has none.
+def read_reference(config: RunConfig) -> Profile | None:
+    """Return the profile that gate.reference_profile names; None if the champion has none that can be read.
 
     Raises:
-        ConfigError: the file does not exist.
+        ConfigError: The file does not exist, or is the one that this run replaces.
+        DamagedInputError: The file is not a profile.
     """
     reference = config.gate.reference_profile
-    if isinstance(reference, Path) and not reference.is_file():
+    if reference is None:
+        return None
+    if reference == "champion":
+        try:
+            return _champion_profile(config)
+        except RelevanceError as error:  # validation does not depend on the registry
+            logger.warning(f"  drift not compared: {error}")
+            return None
+    if reference.resolve() == config.profile_path.resolve():
+        raise ConfigError(
+            f"gate.reference_profile is the profile that this run replaces: {reference}; name a copy of it, "
+            "or the profile of another run"
+        )
+    if not reference.is_file():
         raise ConfigError(
             f"gate.reference_profile does not exist: {reference}; name the validation/profile.json of a run, "
             "`champion`, or leave it out"
         )
-    if reference != "champion":
-        return reference
+    return read_profile(reference)
+
+
+def _champion_profile(config: RunConfig) -> Profile | None:
     from pipeline.registry.version_files import find_champion
 
-    try:
-        champion = find_champion(config)
-    except RetryableError as error:  # validation does not depend on the registry
-        logger.warning(f"  drift not compared: {error}")
-        return None
+    champion = find_champion(config)
     if champion is None:
         logger.info(f"  drift not compared: model {config.registry.model} has no champion yet")
         return None
     if not champion.profile_path.is_file():
         logger.info(f"  drift not compared: version {champion.version} was registered without a profile")
         return None
-    logger.info(f"  compared with the data of version {champion.version}, the champion:")
-    return champion.profile_path
+    profile = read_profile(champion.profile_path)
+    logger.info(f"  drift is compared with the data of version {champion.version}, the champion")
+    return profile

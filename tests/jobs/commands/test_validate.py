@@ -1,6 +1,7 @@
 """`relevance validate` after the data gate: the profile, and drift from a reference."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from jobs.commands.validate import run_validate
 from jobs.console import Console
 from pipeline.config.loading import read_config
 from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.registry import version_files
 from pipeline.registry.model_versions import check_profile
 from pipeline.registry.version_files import VersionFiles
+from pipeline.storage.filesystem import write_json
 from tests.support.planted import planted_config, write_config, write_planted
 
 
@@ -71,25 +73,68 @@ def test_rows_are_compared_with_the_champion_profile(
     assert "drift not compared: version 7 was registered without a profile" in messages.text
     config.profile_path.rename(served.profile_path)
     validate(config)
-    assert "compared with the data of version 7, the champion" in messages.text
+    assert "drift is compared with the data of version 7, the champion" in messages.text
     drift = json.loads((config.validation_dir / "drift.json").read_text())
     assert not [feature for feature in drift["features"] if feature["verdict"] in ("look", "drift")]
     assert (config.validation_dir / "drift.png").is_file()
 
 
-def test_unreachable_registry_does_not_stop_validation(
+@pytest.mark.parametrize("kind", [RetryableError, ConfigError, DamagedInputError])
+def test_registry_that_fails_does_not_stop_validation(
+    tmp_path: Path,
+    config: RunConfig,
+    messages: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[RelevanceError],
+) -> None:
+    def away(_: RunConfig) -> None:
+        raise kind("the registry has a fault")
+
+    write_planted(tmp_path)
+    monkeypatch.setattr(version_files, "find_champion", away)
+    assert validate(config)["rows"] == {"two": 160, "three": 160}
+    assert "drift not compared: the registry has a fault" in messages.text
+
+
+def test_champion_profile_of_another_version_does_not_stop_validation(
     tmp_path: Path,
     config: RunConfig,
     messages: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def away(_: RunConfig) -> None:
-        raise RetryableError("MLflow does not answer")
-
     write_planted(tmp_path)
-    monkeypatch.setattr(version_files, "find_champion", away)
-    assert validate(config)["rows"] == {"two": 160, "three": 160}
-    assert "drift not compared: MLflow does not answer" in messages.text
+    served = VersionFiles("7", tmp_path / "served" / "artifacts" / "bundle", "sha")
+    write_json(served.profile_path, {"profile_version": 99})
+    monkeypatch.setattr(version_files, "find_champion", lambda _: served)
+    validate(config)
+    assert "drift not compared" in messages.text and "profile_version is 99" in messages.text
+
+
+def test_refused_data_leave_no_reports_of_an_earlier_run(tmp_path: Path) -> None:
+    write_planted(tmp_path)
+    validate(read_with_gate(tmp_path))
+    reference = tmp_path / "reference.json"
+    config = read_with_gate(tmp_path, reference_profile=str(reference))
+    shutil.copy(config.profile_path, reference)
+    validate(config)
+    reports = {"leakage.json", "profile.json", "drift.json", "drift.png"}
+    assert reports <= {path.name for path in config.validation_dir.iterdir()}
+    validate(read_with_gate(tmp_path))
+    assert reports & {path.name for path in config.validation_dir.iterdir()} == {
+        "leakage.json",
+        "profile.json",
+    }
+    (config.judged_dir / "task=two" / "damaged.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DamagedInputError):
+        validate(config)
+    assert not reports & {path.name for path in config.validation_dir.iterdir()}
+
+
+def test_own_profile_is_refused_as_reference(tmp_path: Path) -> None:
+    write_planted(tmp_path)
+    path = read_with_gate(tmp_path).profile_path
+    with pytest.raises(ConfigError, match="gate.reference_profile is the profile that this run replaces"):
+        validate(read_with_gate(tmp_path, reference_profile=str(path)))
 
 
 def test_missing_reference_profile_is_a_config_error(tmp_path: Path) -> None:
@@ -100,6 +145,7 @@ def test_missing_reference_profile_is_a_config_error(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=expected):
         validate(config)
+    assert not config.validation_dir.exists(), "it is found before the gate's work"
 
 
 @pytest.mark.parametrize(
