@@ -10,7 +10,7 @@ from jobs.commands.run import run_all
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions, read_partition, read_split
 from pipeline.data.synthetic.marketplace import NOISE_RATE, average_precision_ceiling
-from pipeline.scoring.label_store import read_published
+from pipeline.scoring.scoring_record import read_run
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -29,7 +29,8 @@ def run_demo(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     )
     run.result(f"Data Docs  {result['data_docs']}")
     run.result(f"labels     {result['scores']}\n")
-    run.table(example_cells(read_published(Path(result["scores"])), read_pairs(config)))
+    # the folder may hold labels of an earlier demo, of other texts under the same row ids
+    run.table(example_cells(read_run(result["scores"], run.id), read_pairs(config)))
     run.result("\n".join(next_commands(config)))
     return {**result, "next": f"relevance score --config {DEMO_CONFIG}"}
 
@@ -83,5 +84,5 @@ def next_commands(config: RunConfig) -> list[str]:
         f"  relevance report --config {DEMO_CONFIG}    # one HTML page about the version",
         f"  mlflow ui --backend-store-uri {store}    # losses, metrics, the registered version",
         "  relevance runs    # the history of commands",
-        "  relevance run --config jobs/configs/esci.yaml    # the same path on real judged data",
+        "  relevance run --config jobs/configs/esci.yaml    # the same on real judged data, which it names",
     ]
