@@ -7,7 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from jobs.cli_versions import VERSION_COMMANDS
-from jobs.environment import end_on_sigterm, open_closed_streams, prepare_environment, use_utf8
+from jobs.environment import (
+    check_arguments,
+    end_on_sigterm,
+    open_closed_streams,
+    prepare_environment,
+    use_utf8,
+)
 from jobs.execution import CommandSpec, execute, execute_unrecorded, execute_without_config
 from jobs.options import (
     AddressOption,
@@ -177,16 +183,14 @@ def score(
         raise typer.BadParameter("it needs --logical-date, the first day", param_hint="--until")
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
-        from jobs.commands.score import dates_between, read_date, run_backfill, run_plan, run_score
+        from jobs.commands.score import requested_days, run_backfill, run_plan, run_score
 
+        days = requested_days(logical_date, until)
         if dry_run:
-            days = (
-                [None] if logical_date is None else list(dates_between(logical_date, until or logical_date))
-            )
             return run_plan(config, run, days, all_tasks)
         if until is not None:
             return run_backfill(config, run, str(logical_date), until, all_tasks)
-        return run_score(config, run, logical_date and read_date(logical_date).isoformat(), all_tasks)
+        return run_score(config, run, days[0], all_tasks)
 
     execute(
         CommandSpec("score --dry-run" if dry_run else "score", is_exclusive=not dry_run),
@@ -220,7 +224,8 @@ def submit(
             f"{command!r} cannot be submitted; known: {', '.join(SUBMITTED)}", param_hint="COMMAND"
         )
     dates = {"--logical-date": logical_date, "--until": until}
-    for option, given in (("--logical-date", any(dates.values())), ("--all-tasks", all_tasks)):
+    is_dated = any(day is not None for day in dates.values())
+    for option, given in (("--logical-date", is_dated), ("--all-tasks", all_tasks)):
         if command != "score" and given:
             raise typer.BadParameter(f"{command} does not take it; score does", param_hint=option)
     words = [command]
@@ -229,10 +234,12 @@ def submit(
     words += ["--all-tasks"] if all_tasks else []
 
     def work(run: Any) -> dict[str, Any]:
+        from jobs.commands.score import requested_days
         from jobs.commands.submit import run_submit
         from jobs.submit_paths import check_paths
         from pipeline.config.loading import build_config, read_settings
 
+        requested_days(logical_date, until)
         given = read_settings(config, overrides or [])
         checked = build_config(given, str(config))
         check_paths(checked, given)
@@ -297,6 +304,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
+        check_arguments()
         prepare_environment()
         app()
     except ConfigError as error:

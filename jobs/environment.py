@@ -75,6 +75,16 @@ def use_utf8() -> None:
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
 
 
+def check_arguments() -> None:
+    """Raise ConfigError if an argument is not UTF-8: texts, records and the registry could not hold it."""
+    for argument in sys.argv[1:]:
+        shown = argument.encode("utf-8", errors="replace").decode()
+        if shown != argument:
+            raise ConfigError(
+                f"argument not UTF-8: {shown}; write it in UTF-8, and rename a file that it names"
+            )
+
+
 def prepare_environment() -> None:
     """Set the defaults for this process and its children.
 

@@ -176,8 +176,15 @@ def run_plan(
         "units_already_published": num_published,
         "days_missing": missing,
         "estimated_s": round(rows / rate) if rate else None,
-        "next": run.suggest("score"),
+        "next": run.suggest("score", *_date_options(days), *(["--all-tasks"] if all_tasks else [])),
     }
+
+
+def _date_options(days: Sequence[str | None]) -> list[str]:
+    """Return the options that ask for consecutive days."""
+    named = [day for day in days if day is not None]
+    first = ["--logical-date", named[0]] if named else []
+    return [*first, "--until", named[-1]] if len(named) > 1 else first
 
 
 def rows_per_s(config: RunConfig, all_tasks: bool) -> float | None:
@@ -187,6 +194,17 @@ def rows_per_s(config: RunConfig, all_tasks: bool) -> float | None:
         if num_scored and record.all_tasks == all_tasks:
             return num_scored / record.seconds
     return None
+
+
+def requested_days(logical_date: str | None, until: str | None) -> list[str | None]:
+    """Return the days that --logical-date and --until ask for; [None] without a date.
+
+    Raises:
+        ConfigError: A date is not valid, or the last lies before the first.
+    """
+    if logical_date is None:
+        return [None]
+    return list(dates_between(logical_date, logical_date if until is None else until))
 
 
 def dates_between(first: str, last: str) -> Iterator[str]:

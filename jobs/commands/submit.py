@@ -1,7 +1,7 @@
 """Commands as jobs of a Ray cluster: submit, follow, list.
 
-A job's id follows from the command and its config, so submitting the same command again finds the job that
-exists. Ray accepts each id once in the life of a cluster; a retry gets the next number.
+A job's id follows from the command and its config, not from the data. Submitting the same command again finds
+the job that exists. Ray accepts each id once in the life of a cluster; a retry gets the next number.
 """
 
 import contextlib
@@ -124,15 +124,18 @@ def submit_job(client: Any, config: RunConfig, command: Sequence[str], again: bo
     """Return the id of the job that runs a command; submit it if there is none.
 
     A job that failed or was stopped is submitted again under the next number. With `again`, so is one that
-    succeeded.
+    succeeded. `score` without a date always is: files may have been added to its folder, and published rows
+    are not scored again.
     """
+    again = again or (command[0] == "score" and "--logical-date" not in command)
     stem = job_stem(config, command)
     states = {job.submission_id: str(job.status) for job in client.list_jobs()}
     number = 1
     while f"{stem}-{number}" in states:
         job, state = f"{stem}-{number}", states[f"{stem}-{number}"]
         if state not in TERMINAL_STATES or (state == "SUCCEEDED" and not again):
-            logger.info("  job exists: %s, %s", job, state.lower())
+            remedy = "; to run the command once more, add --again" if state == "SUCCEEDED" else ""
+            logger.info("  job exists: %s, %s%s", job, state.lower(), remedy)
             return job
         number += 1
     job = f"{stem}-{number}"

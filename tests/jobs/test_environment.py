@@ -83,9 +83,13 @@ LOCALES: list[Mapping[str, str]] = [
 
 @pytest.mark.parametrize("variables", LOCALES)
 def test_output_is_utf8_in_every_locale(tmp_path: Path, variables: Mapping[str, str]) -> None:
-    done = _run(MAIN, "validate", "--config", "é日本\udcff.yaml", HOME=str(tmp_path), **variables)
-    assert done.returncode == 2
-    assert done.stderr.decode("utf-8").startswith("error: config é日本?.yaml does not exist")
+    for name, message in (
+        ("é日本.yaml", "error: config é日本.yaml does not exist"),
+        ("é日本\udcff.yaml", "error: argument not UTF-8: é日本?.yaml; write it in UTF-8"),
+    ):
+        done = _run(MAIN, "validate", "--config", name, HOME=str(tmp_path), **variables)
+        assert done.returncode == 2
+        assert done.stderr.decode("utf-8").startswith(message)
 
 
 # the order of main(): streams first, then files

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.commands import score
-from jobs.commands.score import run_backfill, run_plan
+from jobs.commands.score import requested_days, run_backfill, run_plan
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
@@ -34,7 +34,7 @@ def config(tmp_path: Path) -> RunConfig:
 @pytest.fixture
 def run() -> Any:
     """Return a command run that shows nothing."""
-    return SimpleNamespace(begin_stage=print, result=print, suggest=str)
+    return SimpleNamespace(begin_stage=print, result=print, suggest=lambda *words: words)
 
 
 def scored_days(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -69,7 +69,20 @@ def test_dry_run_lists_the_other_days(
     monkeypatch.setattr(score, "resolve_champion", lambda config: champion)
     plan = run_plan(config, run, [DAYS[0], "2026-02-01", "2026-02-03"])
     assert (plan["units_to_score"], plan["days_missing"]) == (1, ["2026-02-01", "2026-02-03"])
+    assert plan["next"] == ("score", "--logical-date", DAYS[0], "--until", "2026-02-03")
+    plan = run_plan(config, run, [DAYS[0]], all_tasks=True)
+    assert plan["next"] == ("score", "--logical-date", DAYS[0], "--all-tasks")
     assert "rows of 2026-02-03 are missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first", ["", " ", "2026-1-31", "20260131", "yesterday"])
+def test_dates_in_another_form_are_refused(first: str) -> None:
+    assert requested_days(None, None) == [None]
+    assert requested_days(DAYS[0], None) == [DAYS[0]]
+    assert requested_days(*DAYS) == [DAYS[0], "2026-02-01", DAYS[1]]
+    for wrong in ((first, None), (first, DAYS[1]), (DAYS[0], first)):
+        with pytest.raises(ConfigError, match="write it as 2026-01-31"):
+            requested_days(*wrong)
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -78,7 +78,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.e2e
-def test_job_is_submitted_once_and_found_again(finished_run: Any, cluster: Cluster) -> None:
+def test_score_without_a_date_is_a_new_job_each_time(finished_run: Any, cluster: Cluster) -> None:
     root, config, _ = finished_run
     submit = ("submit", "score", "--config", str(config))
     first = cluster.relevance(*submit, cwd=root)
@@ -86,11 +86,9 @@ def test_job_is_submitted_once_and_found_again(finished_run: Any, cluster: Clust
     assert job.startswith("relevance-score-planted-") and job.endswith("-1")
     assert f"job submitted: {job}" in first.stderr
     assert "units to score with version 1" in first.stderr, "the job's output is shown"
-    second = cluster.relevance(*submit, cwd=root)
     listing = f"relevance status --address {cluster.address}"
-    assert last_json(second) == {"job": job, "state": "SUCCEEDED", "next": listing}
-    assert f"job exists: {job}, succeeded" in second.stderr
-    again = last_json(cluster.relevance(*submit, "--again", "--no-wait", cwd=root))
+    assert last_json(first) == {"job": job, "state": "SUCCEEDED", "next": listing}
+    again = last_json(cluster.relevance(*submit, "--no-wait", cwd=root))
     assert again["job"] == job.removesuffix("1") + "2"
     assert again["next"] == f"relevance logs {again['job']} --address {cluster.address}"
     assert last_json(cluster.relevance("logs", again["job"], cwd=root))["state"] == "SUCCEEDED"
@@ -247,12 +245,29 @@ def config(tmp_path: Path) -> RunConfig:
     ],
 )
 def test_running_or_succeeded_job_is_not_submitted_twice(
-    config: RunConfig, states: list[str], again: bool, number: int, is_submitted: bool
+    config: RunConfig,
+    states: list[str],
+    again: bool,
+    number: int,
+    is_submitted: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    stem = job_stem(config, ["score"])
-    client = FakeClient(**{f"{stem}-{count}": state for count, state in enumerate(states, start=1)})
-    assert submit_job(client, config, ["score"], again) == f"{stem}-{number}"
-    assert client.submitted == (f"{stem}-{number}" if is_submitted else "")
+    caplog.set_level("INFO")
+    for command in (["train"], ["score", "--logical-date", "2026-01-31"]):
+        stem = job_stem(config, command)
+        client = FakeClient(**{f"{stem}-{count}": state for count, state in enumerate(states, start=1)})
+        assert submit_job(client, config, command, again) == f"{stem}-{number}"
+        assert client.submitted == (f"{stem}-{number}" if is_submitted else "")
+        assert ("add --again" in caplog.messages[-1]) == (states == ["SUCCEEDED"] and not again)
+
+
+@pytest.mark.parametrize(("state", "number"), [("RUNNING", 1), ("SUCCEEDED", 2), ("FAILED", 2)])
+def test_score_without_a_date_labels_files_that_were_added(
+    config: RunConfig, state: str, number: int
+) -> None:
+    command = ["score", "--all-tasks"]
+    stem = job_stem(config, command)
+    assert submit_job(FakeClient(**{f"{stem}-1": state}), config, command, False) == f"{stem}-{number}"
 
 
 @pytest.mark.parametrize(
