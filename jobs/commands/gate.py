@@ -31,7 +31,7 @@ def run_gate(config: RunConfig, version: str, against: str, run: CommandRun) -> 
     cases = run_cases(challenger, tables, config.scoring.batch_tokens, config.promotion.tolerances)
     client = connect_mlflow(config.tracking_uri)
     tags = get_version(client, config.registry.model, version).tags
-    trained_on_accepted_data = tags.get("data_gate", "passed") == "passed"
+    trained_on_accepted_data = tags.get("data_gate") == "passed"
     are_rows_accepted = data_gate_passed(config.validation_dir)
     evidence = Evidence(comparison, cases, trained_on_accepted_data and are_rows_accepted)
     verdict = judge_version(version, other, evidence, config.promotion)

@@ -26,7 +26,7 @@ BUNDLE_ARTIFACT = "bundle"
 
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter: not a number
 
-REQUIRED_TAGS = {"bundle_sha256", "macro_pr_auc", "lexical_macro_pr_auc"}
+REQUIRED_TAGS = {"bundle_sha256", "data_gate", "macro_pr_auc", "lexical_macro_pr_auc"}
 
 
 def register_version(
