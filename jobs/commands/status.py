@@ -32,7 +32,7 @@ def run_status(work_dir: Path, run: CommandRun) -> dict[str, Any]:
             f"work_dir does not exist: {work_dir}; name the work_dir of your runs, or start one: "
             "relevance demo"
         )
-    statuses = [folder_status(path) for path in sorted(work_dir.iterdir()) if (path / ".lock").is_file()]
+    statuses = [folder_status(path) for path in sorted(work_dir.iterdir()) if is_run_folder(path)]
     run.table([HEADINGS, *map(status_cells, statuses)])
     if not statuses:
         run.result(f"no run in {work_dir}; a run is a folder that a relevance command has worked in")
@@ -41,6 +41,11 @@ def run_status(work_dir: Path, run: CommandRun) -> dict[str, Any]:
         run.result(f"{status['run']}: {status['problem']}")
     step = bad[0]["next"] if bad else f"relevance runs {work_dir}"
     return {"runs": statuses, "next": step}
+
+
+def is_run_folder(path: Path) -> bool:
+    """Return True if a command has worked in a folder: `predict` and others leave a record and no lock."""
+    return (path / ".lock").is_file() or (path / "records").is_dir()
 
 
 def folder_status(run_dir: Path) -> dict[str, Any]:

@@ -139,12 +139,12 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], words: tuple[str, 
     check_refused(relevance(*arguments), 2, *words)
 
 
-def test_log_and_library_output_lie_in_the_run_folder(config: Path) -> None:
+def test_log_lies_in_the_run_folder_and_names_the_run(config: Path) -> None:
     result = relevance("validate", "--config", str(config))
     closing = last_json(result)
     logs = config.parent / "runs" / "planted" / "logs"
-    log, libraries = logs / f"{closing['run_id']}.jsonl", logs / f"{closing['run_id']}.libraries.log"
-    assert str(log) in result.stderr.splitlines()[0] and libraries.is_file()
+    log = logs / f"{closing['run_id']}.jsonl"
+    assert str(log) in result.stderr.splitlines()[0]
     assert {json.loads(line)["run_id"] for line in log.read_text().splitlines()} == {closing["run_id"]}
     assert closing["next"] == f"relevance train --config {config}"
     assert result.stderr.splitlines()[-1] == f"next: {closing['next']}"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def test_run_id_is_in_the_log_the_record_and_the_result(
 ) -> None:
     def stage(config: Any, run: CommandRun) -> dict[str, Any]:
         run.result("a table")
+        os.write(1, b"of a library\n")
         with run.track("validate", 2, "files") as bar:
             bar.update(2)
         run.set_counts(rows=5)
@@ -50,6 +52,7 @@ def test_run_id_is_in_the_log_the_record_and_the_result(
     assert result["next"] == f"relevance train --config {config_path} --set seed=3"
     assert (record.state, record.exit_code, record.counts["rows"]) == ("done", 0, 5)
     assert record.progress["validate"].done == 2 and record.next == result["next"]
+    assert Path(record.log).with_suffix(".libraries.log").read_text() == "of a library\n"
     log = read_log(Path(record.log))
     assert {line["run_id"] for line in log} == {record.run_id}
     messages = "\n".join(line["message"] for line in log)

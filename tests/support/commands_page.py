@@ -18,12 +18,12 @@ This page is written from the command-line interface by `python -m tests.support
 
 Every command takes one YAML config (`--config`, settings in `jobs/configs/README.md`), except where its usage
 says otherwise. It prints messages and progress on stderr. The last line of stdout is one JSON object with
-`next`, the next sensible command, and `run_id`.
+`next`, the next sensible command, and `run_id` if the command has one (see Runs).
 
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | data or promotion gate refused, or some units failed for good |
+| 1 | data or promotion gate refused, some units failed for good, or a defect with its traceback |
 | 2 | bad config or usage |
 | 3 | a retry may succeed: the same command continues |
 | 4 | damaged input |
@@ -33,6 +33,7 @@ says otherwise. It prints messages and progress on stderr. The last line of stdo
 | variable | effect |
 |---|---|
 | `RAY_ADDRESS` | cluster: `host:port`, `ray://host:port`, `auto`; unset or `local`: one of its own |
+| `RAY_API_SERVER_ADDRESS` | `--address` of `submit` and `logs` if left out; `status` needs the option |
 | `RAY_TMPDIR` | folder of Ray's sessions; set a short one if TMPDIR is long |
 | `HOME` | if it is unset or cannot be written: `relevance-home-<uid>` below TMPDIR |
 

@@ -200,3 +200,11 @@ def test_labels_of_all_tasks_count_by_task_and_bad_rows_once(tmp_path: Path) -> 
     assert [facts[:4] for facts in gauges.units] == [("search", 48, 2, False), ("title", 48, 0, False)]
     assert progress.counts()["labels"] == {"search": 48, "title": 48}
     assert progress.counts()["rows_done"] == 50
+
+
+def test_run_folder_without_a_lock_is_listed(tmp_path: Path) -> None:
+    with make_recorder(tmp_path / "only-predicted", "predict") as recorder:
+        recorder.update(state=DONE, exit_code=0)
+    (tmp_path / "records").mkdir()  # of commands without a config
+    found, _ = print_status(tmp_path)
+    assert [status["run"] for status in found["runs"]] == ["only-predicted"]
