@@ -36,7 +36,12 @@ class Registry:
             raise RetryableError("registry does not answer")
 
     def get_version(self, *args: Any) -> Any:
-        tags = {"bundle_sha256": self.sha256, "macro_pr_auc": "0.9", "lexical_macro_pr_auc": "0.7"}
+        tags = {
+            "bundle_sha256": self.sha256,
+            "macro_pr_auc": "0.9",
+            "lexical_macro_pr_auc": "0.7",
+            "data_gate": "passed",
+        }
         return SimpleNamespace(version="1", name="planted", tags=tags)
 
     def download(self, source: str, dst_path: str) -> str:
