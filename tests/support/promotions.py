@@ -13,7 +13,13 @@ def tags_of(version: str, against: str | None = None, passed: bool = True) -> di
     """Return the tags of a version, with the gate's verdict against another one."""
     gate = {"gate": json.dumps({"against": against, "passed": passed, "sha256": "g"})} if against else {}
     sha256 = bytes_sha256(version.encode())
-    return {"bundle_sha256": sha256, "macro_pr_auc": "0.8", "lexical_macro_pr_auc": "0.7", **gate}
+    return {
+        "bundle_sha256": sha256,
+        "data_gate": "passed",
+        "macro_pr_auc": "0.8",
+        "lexical_macro_pr_auc": "0.7",
+        **gate,
+    }
 
 
 class Promotions:
