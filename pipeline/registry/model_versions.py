@@ -118,7 +118,7 @@ def read_gate_report(record: Any) -> GateReport | None:
     """Return the gate's last report on a version; None if the gate has not judged it.
 
     Raises:
-        DamagedInputError: The report was altered.
+        DamagedInputError: The report or the tag that sums it up was altered.
     """
     import mlflow
 
@@ -127,9 +127,9 @@ def read_gate_report(record: Any) -> GateReport | None:
         return None
     path = _report_path(str(record.version), tag.against)
     report = json.loads(mlflow.artifacts.load_text(f"runs:/{record.run_id}/{path}"))
-    if json_sha256(report) != tag.sha256:
+    if json_sha256(report) != tag.sha256 or GateReport.from_json(report).to_tag() != tag:
         raise DamagedInputError(
-            f"gate report was altered: {path} of MLflow run {record.run_id}; evaluate version "
+            f"gate report or tag was altered: {path} of MLflow run {record.run_id}; evaluate version "
             f"{record.version} again"
         )
     return GateReport.from_json(report)
@@ -140,11 +140,11 @@ def write_gate_report(client: Any, model: str, report: GateReport) -> None:
 
     `promote` reads the tag. It is one tag, so that no reader sees half of a verdict.
     """
-    verdict, fields = report.verdict, report.to_json()
+    verdict = report.verdict
     record = get_version(client, model, verdict.version)
-    client.log_text(record.run_id, canonical_json(fields), _report_path(verdict.version, verdict.against))
-    tag = GateTag(verdict.against, verdict.passed, json_sha256(fields))
-    client.set_model_version_tag(model, verdict.version, "gate", canonical_json(tag.to_json()))
+    path = _report_path(verdict.version, verdict.against)
+    client.log_text(record.run_id, canonical_json(report.to_json()), path)
+    client.set_model_version_tag(model, verdict.version, "gate", canonical_json(report.to_tag().to_json()))
 
 
 def _log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, tags: dict[str, str]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from pipeline.config.extensions import PROMOTION_RULES, load_installed_extensions
 from pipeline.config.gates import PromotionConfig
 from pipeline.evaluation.results import CaseResult, Comparison
+from pipeline.registry.promotion_entries import GateTag
+from pipeline.storage.filesystem import json_sha256
 
 SHOWN_SLICES = 5
 
@@ -65,6 +67,10 @@ class GateReport:
         """Parse the recorded form."""
         cases = tuple(CaseResult.from_json(case) for case in fields["behaviour"])
         return cls(Verdict.from_json(fields), fields["comparison"], cases)
+
+    def to_tag(self) -> GateTag:
+        """Return the summary that promotions read."""
+        return GateTag(self.verdict.against, self.verdict.passed, json_sha256(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
         """Return the recorded form."""

@@ -147,14 +147,20 @@ class PromotionLog:
         """Make the previous champion champion again; a second rollback goes back one more.
 
         Raises:
-            ConfigError: There is no previous champion.
+            ConfigError: There is no previous champion, or it was deleted in MLflow.
             RetryableError: Another promotion came first.
         """
-        entries = self.read(client)
+        state = RegistryState.read(client, self.model)
+        entries = self._compare(state)
         line = champion_line(entries)
         if len(line) < 2:
             raise ConfigError(
                 f"model {self.model} has no earlier champion; `relevance history` lists its promotions"
+            )
+        if line[-2].version not in state.tags:
+            raise ConfigError(
+                f"version {line[-2].version} of {self.model}, the earlier champion, was deleted in MLflow; "
+                "`relevance promote --override --reason` makes another version champion"
             )
         entry = replace(
             line[-2],

@@ -174,6 +174,18 @@ def test_version_is_not_tested_on_its_training_rows(world: World) -> None:
     assert "was trained with split.test_share 0.25, the config has 0.4" in refused.stderr
 
 
+def test_refused_version_with_an_altered_gate_tag_is_not_promoted(world: World) -> None:
+    client = connect_mlflow(world.config.tracking_uri)
+    tag = get_version(client, "planted", "3").tags["gate"]
+    client.set_model_version_tag("planted", "3", "gate", tag.replace('"passed":false', '"passed":true'))
+    try:
+        refused = world.relevance("promote", "--version", "3")
+    finally:
+        client.set_model_version_tag("planted", "3", "gate", tag)
+    assert refused.returncode == 4
+    assert "gate report or tag was altered" in refused.stderr
+
+
 def test_altered_gate_report_is_damaged_input(world: World) -> None:
     client = connect_mlflow(world.config.tracking_uri)
     record = get_version(client, "planted", "3")
@@ -181,7 +193,7 @@ def test_altered_gate_report_is_damaged_input(world: World) -> None:
     assert report is not None and not report.verdict.passed
     altered = json.dumps({**report.to_json(), "passed": True})
     client.log_text(record.run_id, altered, "gate/version-3-against-1.json")
-    with pytest.raises(DamagedInputError, match="gate report was altered"):
+    with pytest.raises(DamagedInputError, match="gate report or tag was altered"):
         read_gate_report(record)
 
 

@@ -75,6 +75,14 @@ def test_promotion_needs_the_gate_or_a_recorded_override(
     assert promotions.aliases(log.model)["champion"] == "2"
 
 
+def test_deleted_version_is_not_rolled_back_to(promotions: Promotions, log: PromotionLog) -> None:
+    promote(promotions, log, "2", "1")
+    promotions.client.delete_model_version(log.model, "1")
+    with pytest.raises(ConfigError, match="version 1 of .* was deleted in MLflow"):
+        log.roll_back(promotions.client, "bad")
+    assert len(log.read(promotions.client)) == 2
+
+
 def test_each_rollback_goes_back_one_champion(promotions: Promotions, log: PromotionLog) -> None:
     client = promotions.client
     with pytest.raises(RelevanceError, match="has no earlier champion"):
