@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pipeline.escaping import escape_invisible
 from pipeline.names import hide_credentials
 from pipeline.runtime.progress import ProgressBar
 from pipeline.runtime.run_log import OUR_PACKAGES, OUTPUT_LOGGER, message_text
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 5.0  # between progress lines where stderr is no terminal
 TABLE_COLUMNS = 10_000  # so wide that no line is wrapped: programs read them
+OF_LINES = "\n\t"  # characters of messages and results of several lines, which are shown as they are
 
 logger = logging.getLogger(__name__)
 output_logger = logging.getLogger(OUTPUT_LOGGER)  # recorded, and shown by no console handler
@@ -39,6 +41,7 @@ class Console:
 
     def say(self, text: str = "") -> None:
         """Print a message on stderr, above live bars if there are any."""
+        text = escape_invisible(text, keep=OF_LINES)
         if self.live is not None:
             self.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -46,7 +49,7 @@ class Console:
 
     def result(self, text: str) -> None:
         """Print a result on stdout and record it in the log."""
-        print(text, file=self.out, flush=True)
+        print(escape_invisible(text, keep=OF_LINES), file=self.out, flush=True)
         output_logger.info("%s", text)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
@@ -74,7 +77,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
     table = rich.table.Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*(rich.text.Text(cell) for cell in row))
+        table.add_row(*(rich.text.Text(escape_invisible(cell)) for cell in row))
     text = io.StringIO()
     rich.console.Console(file=text, width=TABLE_COLUMNS).print(table)
     return [line.rstrip() for line in text.getvalue().splitlines()]
@@ -197,10 +200,11 @@ class ConsoleHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the message, below the traceback of a defect."""
+        """Print the message, below the traceback of a defect. A warning or an error is one line."""
         if record.exc_info:
             self.console.say(hide_credentials(logging.Formatter().formatException(record.exc_info)))
-        self.console.say(hide_credentials(message_text(record)))
+        message = hide_credentials(message_text(record))
+        self.console.say(escape_invisible(message) if record.levelno >= logging.WARNING else message)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.escaping import content_hash, escape_invisible
 from pipeline.evaluation.curves import confusion, curve_charts, most_confident_errors
 from pipeline.evaluation.results import GateOutcome, Interval, Metrics, SliceResult
 from pipeline.evaluation.svg_charts import Line, inline_svg, line_chart
@@ -32,10 +33,7 @@ LOWER_IS_BETTER = ("calibration_error", "brier", "log_loss", "defect_rate")
 
 FILTER_DIMENSIONS = ("market", "label")  # slices that the page's filters select
 
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'"
-)
+NUM_SHADES = 10  # of cells of a confusion table, styled in report.css
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class _MetricRow:
 @dataclass(frozen=True)
 class _ConfusionCell:
     count: int
-    share: float  # of its row
+    shade: int  # share of its row, of NUM_SHADES
 
 
 @dataclass(frozen=True)
@@ -136,12 +134,15 @@ def report_page(report: VersionReport) -> str:
         "label": sorted(labels),
     }
     slices = _slice_rows(report.tasks)
-    return (
+    style, script = _asset("report.css"), _asset("report.js")
+    page = (
         _environment()
         .get_template("report.html")
         .render(
             report=report,
-            content_security_policy=CONTENT_SECURITY_POLICY,
+            content_security_policy=_content_security_policy(style, script),
+            style=style,
+            script=script,
             filters=filters,
             tasks=[_task_section(task, report) for task in report.tasks],
             training_charts=_training_charts(report.training),
@@ -150,6 +151,22 @@ def report_page(report: VersionReport) -> str:
             errors=[row for task in report.tasks for row in _error_rows(task)],
         )
     )
+    return escape_invisible(page, keep="\n\t")
+
+
+def _content_security_policy(style: str, script: str) -> str:
+    """Return the policy of a page that loads nothing and runs no style or script but these two."""
+    return (
+        f"default-src 'none'; img-src data:; style-src {content_hash(style)}; "
+        f"script-src {content_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _asset(name: str) -> "Markup":
+    """Return a style or script of the page as it stands in it."""
+    from markupsafe import Markup
+
+    return Markup(_environment().get_template(name).render())
 
 
 @functools.cache
@@ -214,7 +231,11 @@ def _confusion_rows(task: TaskReport) -> list[_ConfusionRow]:
     rows = []
     for label, count_C in zip(labels, count_CC, strict=True):
         total = max(1, int(count_C.sum()))
-        rows.append(_ConfusionRow(label, [_ConfusionCell(int(n), int(n) / total) for n in count_C]))
+        rows.append(
+            _ConfusionRow(
+                label, [_ConfusionCell(int(n), round(NUM_SHADES * int(n) / total)) for n in count_C]
+            )
+        )
     return rows
 
 

@@ -100,7 +100,13 @@ def inline_svg(svg: str) -> str:
     for color, name in CSS_COLORS.items():
         svg = svg.replace(color, f"var({name})")
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would style the whole page
+    svg = re.sub(r' style="([^"]*)"', lambda style: _as_attributes(style[1]), svg)
     return re.sub(r' id="[a-z0-9.]+_\d+"', "", svg)
+
+
+def _as_attributes(style: str) -> str:
+    """Return the declarations of a style attribute as attributes, which the page's policy allows."""
+    return re.sub(r"\s*([a-z-]+): *([^;]*);?", r' \1="\2"', style)
 
 
 def _style(axes: Any, title: str, x_name: str, y_name: str) -> None:

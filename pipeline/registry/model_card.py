@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.run import RunConfig
+from pipeline.escaping import escape_markdown, markdown_code
 from pipeline.evaluation.results import Evaluation, Interval, MetricsSummary
 
 SHOWN_METRICS = ("pr_auc", "defect_pr_auc", "roc_auc", "macro_f1", "calibration_error")
@@ -52,7 +53,9 @@ def model_card(
 def _origin_lines(config: RunConfig, description: Mapping[str, Any], bundle_sha256: str) -> str:
     """Return base model, adapter, training and digest as a list."""
     training, backbone = description["training"], description["backbone"]
-    source = f"`{backbone['source']}`" + (f" at `{backbone['revision']}`" if backbone["revision"] else "")
+    source = markdown_code(backbone["source"])
+    if backbone["revision"]:
+        source += f" at {markdown_code(backbone['revision'])}"
     return "\n".join(
         [
             f"- base model: {source}, {backbone['dtype']}, frozen, digest `{backbone['digest'][:16]}`",
@@ -74,7 +77,7 @@ def _data_lines(config: RunConfig, training: Mapping[str, Any], summary: Metrics
     split = f"split by query: {config.split.valid_share:.0%} valid, {config.split.test_share:.0%} test"
     lines = [f"- data digest `{training['data_digest'][:16]}`; {split}"]
     for name, task in summary.tasks.items():
-        markets = ", ".join(part.name for part in task.slices if part.by == "market")
+        markets = ", ".join(escape_markdown(part.name) for part in task.slices if part.by == "market")
         rows = f"{task.rows:,} test rows of {task.queries:,} queries, {task.relevant:,} relevant"
         lines.append(f"- {name}: {rows}; markets {markets}")
     encode = config.encode
@@ -139,7 +142,7 @@ def _worst_slices(summary: MetricsSummary) -> str:
     lines = ["| task | slice | rows | relevant | pr_auc |", "|---|---|---|---|---|"]
     for pr_auc, name, part in sorted(measured, key=lambda entry: entry[0].value)[:WORST_SLICES]:
         lines.append(
-            f"| {name} | {part.by}: {part.name} | {part.rows:,} | {part.relevant:,} | "
+            f"| {name} | {part.by}: {escape_markdown(part.name)} | {part.rows:,} | {part.relevant:,} | "
             f"{_show_interval(pr_auc)} |"
         )
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.escaping import escape_invisible
 from pipeline.names import hide_credentials
 from pipeline.storage.filesystem import open_to_append
 
@@ -85,7 +86,7 @@ class JsonLinesHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; a full disk must not end the work that is logged."""
-        line = json.dumps(self._as_json(record), ensure_ascii=False) + "\n"
+        line = escape_invisible(json.dumps(self._as_json(record), ensure_ascii=False)) + "\n"
         with contextlib.suppress(OSError):
             os.write(self.descriptor, line.encode("utf-8", errors="replace"))
 

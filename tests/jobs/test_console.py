@@ -1,6 +1,7 @@
 """Terminal output of a command; the output of libraries goes to a file, whatever level it is printed on."""
 
 import io
+import json
 import logging
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from jobs import console as console_module
 from jobs.console import Console, ConsoleHandler, aligned, messages_on
+from pipeline.escaping import INVISIBLE
 from tests.support.places import ROOT
 
 NOISY = """
@@ -229,3 +231,17 @@ def test_message_with_wrong_arguments_is_shown_as_it_is() -> None:
 def test_tables_are_aligned_and_never_wrapped() -> None:
     rows = [("task", "p"), ("query-title", "0.9"), ("[bold]x", "w" * 300)]
     assert aligned(rows) == ["task         p", "query-title  0.9", f"[bold]x      {'w' * 300}"]
+
+
+def test_texts_of_others_steer_no_terminal_and_forge_no_line() -> None:
+    text, streams = "\x1b[2J\u202eno\u2029\rerror: forged", (io.StringIO(), io.StringIO())
+    console = Console(err=streams[0], out=streams[1])
+    with messages_on(console):
+        logging.getLogger("jobs").error("bad market: %s", f"a\n{text}", exc_info=ValueError(text))
+        logging.getLogger("jobs").info("two\nlines %s", text)
+    console.table([("market", f"a\n{text}")])
+    console.result(json.dumps({"market": text}, ensure_ascii=False))
+    for stream, lines in zip(streams, (4, 2), strict=True):
+        assert INVISIBLE.search(stream.getvalue().replace("\n", "")) is None
+        assert stream.getvalue().count("\n") == lines
+    assert json.loads(streams[1].getvalue().splitlines()[-1]) == {"market": text}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from models.files import remove_tree
+from pipeline.escaping import content_hash, escape_invisible
 from validation.gate import gx_internals
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ _RESULT_FORMAT = {
     "partial_unexpected_count": NUM_EXAMPLES,
     "unexpected_index_column_names": ["row_id"],
 }
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,12 @@ def _escape_texts(value: Any) -> Any:
 def _head_markup() -> str:
     """Return the content security policy and the style that every page carries."""
     style = Path(__file__).with_name("data_docs.css").read_text("utf-8")
-    return f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{style}</style>'
+    policy = f"default-src 'none'; style-src {content_hash(style)}; base-uri 'none'; form-action 'none'"
+    return f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{style}</style>'
+
+
+def _write_page(path: Path, page: str) -> None:
+    path.write_text(escape_invisible(page, keep="\n\t\r"), "utf-8")
 
 
 @contextlib.contextmanager
@@ -152,8 +156,8 @@ class DataDocs:
         remove_tree(self._folder / gx_internals.STATIC_FOLDER)
         for path in self._folder.rglob("*.html"):
             page = gx_internals.remove_active_markup(path.read_text("utf-8"))
-            path.write_text(gx_internals.insert_in_head(page, _head_markup()), "utf-8")
-        (self._folder / "index.html").write_text(self._render_index(failures, notes), "utf-8")
+            _write_page(path, gx_internals.insert_in_head(page, _head_markup()))
+        _write_page(self._folder / "index.html", self._render_index(failures, notes))
 
     def _render_index(self, failures: Sequence[str], notes: Sequence[str]) -> str:
         suites = [

@@ -21,7 +21,8 @@ STATIC_FOLDER = "static"  # of a Data Docs site: scripts, styles and pictures th
 # Everything in a page that runs or is loaded from elsewhere. It cannot match data: values are escaped by
 # then.
 _ACTIVE_MARKUP = re.compile(
-    r'<script\b.*?</script>|<(?:link|img)\b[^>]*>|<footer\b.*?</footer>|\sonclick="[^"]*"|url\([^)]*\)',
+    r"<(script|style|footer)\b.*?</\1>|<(?:link|img)\b[^>]*>|"
+    r"""\s(?:onclick|style)=(?:"[^"]*"|'[^']*')|url\([^)]*\)""",
     re.DOTALL,
 )
 
@@ -81,7 +82,7 @@ def expectations_page(suite_name: str) -> str:
 
 
 def remove_active_markup(page: str) -> str:
-    """Remove scripts, images, outside styles, click handlers and the footer from a rendered page.
+    """Remove scripts, images, styles, click handlers and the footer from a rendered page.
 
     Reason: the pages load code from outside hosts, and data rooms are often offline.
     """

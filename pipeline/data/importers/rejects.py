@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.data.data_files import QUARANTINE, SUFFIX
 from pipeline.data.importers.records import SourceRecord
 from pipeline.errors import DataRefusedError
+from pipeline.escaping import INVISIBLE
 from pipeline.storage.filesystem import canonical_json
 
 # A wrong encoding, delimiter or mapping damages nearly every record, other damage a few of a hundred. Between
@@ -55,8 +56,6 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string(), False),
     ]
 )
-
-_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 _SHORT_ESCAPES = {9: "\\t", 10: "\\n", 13: "\\r"}
 
@@ -151,7 +150,7 @@ class Rejects:
 
 def escape_invisible(text: str) -> str:
     """Escape control characters, direction marks and undecoded bytes; cut to MAX_TEXT_CHARS."""
-    return _INVISIBLE.sub(_escape, text[:MAX_TEXT_CHARS])[:MAX_TEXT_CHARS]
+    return INVISIBLE.sub(_escape, text[:MAX_TEXT_CHARS])[:MAX_TEXT_CHARS]
 
 
 def _shown_text(record: SourceRecord) -> str:

@@ -1,5 +1,8 @@
 """Report page without a browser: escaping, order and content."""
 
+import base64
+import hashlib
+import html
 import re
 from dataclasses import replace
 
@@ -15,7 +18,7 @@ from pipeline.evaluation.task_metrics import Predictions, metrics_with_intervals
 from pipeline.schema import ROW_SCHEMA
 from tests.support.planted import planted_rows
 
-HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x>"
+HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x>\u202e\x1b[31m"
 
 
 def predictions(label_N: np.ndarray, noise: float) -> Predictions:
@@ -77,6 +80,20 @@ def test_values_are_escaped(page: str) -> None:
 def test_page_loads_nothing(page: str) -> None:
     assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
     assert "default-src &#39;none&#39;" in page
+
+
+def test_page_runs_its_own_style_and_script_alone(page: str) -> None:
+    policy = html.unescape(re.findall(r'Content-Security-Policy" content="([^"]*)"', page)[0])
+    for kind in ("style", "script"):
+        (content,) = re.findall(f"<{kind}>(.*?)</{kind}>", page, flags=re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}';" in policy
+    assert "unsafe" not in policy and not re.search(r" (style|on\w+)=", page)
+
+
+def test_control_characters_and_direction_marks_are_spelled(page: str) -> None:
+    assert "\u202e" not in page and "\x1b" not in page
+    assert r"\u202e\u001b[31m" in page
 
 
 def test_equal_reports_are_equal_pages(report: VersionReport, page: str) -> None:

@@ -47,7 +47,7 @@ def test_inline_charts_follow_the_colors_of_the_page() -> None:
     inline = inline_svg(chart())
     assert "var(--c0)" in inline and "var(--ink)" in inline
     assert not re.search(r"#[0-9a-f]{6}\b", inline)
-    assert "<style" not in inline
+    assert "<style" not in inline and " style=" not in inline
     ElementTree.fromstring(inline)
 
 

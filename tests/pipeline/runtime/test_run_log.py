@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.escaping import INVISIBLE
 from pipeline.runtime.run_log import JsonLinesHandler, RunLog, log_work_unit, logging_to, new_run_id, read_log
 
 logger = logging.getLogger("pipeline.some_module")
@@ -52,6 +53,15 @@ def test_line_separators_of_unicode_stay_inside_a_message(tmp_path: Path) -> Non
     log, text = RunLog("id", tmp_path / "x.jsonl"), "row a\u2028b\u2029c\u0085d\x1ee\n failed"
     with logging_to(log, "command"):
         logger.error("%s", text)
+    assert [line["message"] for line in read_log(log.path)] == [text]
+
+
+def test_log_shown_in_a_terminal_steers_nothing(tmp_path: Path) -> None:
+    log, text = RunLog("id", tmp_path / "x.jsonl"), "\x1b[2J\x9b31m\u202eno\u2066\r\nerror: forged"
+    with logging_to(log, "command"):
+        logger.error("%s", text)
+    (line,) = log.path.read_text(encoding="utf-8").split("\n")[:-1]
+    assert INVISIBLE.search(line) is None
     assert [line["message"] for line in read_log(log.path)] == [text]
 
 

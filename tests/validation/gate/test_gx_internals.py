@@ -77,6 +77,6 @@ def test_active_markup_is_recognized(folder):
     page = (folder / gx_internals.results_page(folder, "suite")).read_text()
     assert "<script" in page and page.count("<head>") == 1, UPGRADED
     clean = gx_internals.remove_active_markup(page)
-    for markup in ("<script", "<img", "<link", "onclick", "https://", "//cdn"):
+    for markup in ("<script", "<img", "<link", "<style", " style=", "onclick", "https://", "//cdn"):
         assert markup not in clean.replace('href="https://', ""), f"{markup}: {UPGRADED}"
     assert gx_internals.insert_in_head(clean, "<title>t</title>").count("<head><title>t</title>") == 1

@@ -157,12 +157,15 @@ def test_data_docs_escape_ad_text_and_load_nothing(
     great_expectations, tmp_path, validate_tables, build_table
 ):
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)><meta http-equiv=refresh content=0>\0"
+    hostile += "\u202e\x1b[31m"
     wrong = build_table("w").append_column("<iframe src=x>", build_table()["label"])
     report = validate_tables(build_table(ad_title=[hostile] * 6, row_id=[f"<b>{i}" for i in range(6)]), wrong)
     pages = {path: path.read_text() for path in report.data_docs.parent.rglob("*") if path.is_file()}
     assert any("&lt;script&gt;" in page for path, page in pages.items() if path != report.data_docs)
     for path, page in pages.items():
         assert path.suffix == ".html" and page.count("Content-Security-Policy") == 1
+        assert "unsafe-inline" not in page and " style=" not in page and page.count("<style") == 1
+        assert not re.search("[\u202e\x1b]", page)
         assert not re.search(
             r"<(script|img|iframe|link|b>|meta http-equiv=refresh)|(src|href)=.?(https?:)?//", page
         ), path
