@@ -1,10 +1,12 @@
-"""SHA-256 digests, durable writes and atomic replacement of files and folders.
+"""SHA-256 digests, strict JSON, durable writes and atomic replacement of files and folders.
 
 Every package uses these functions. A file is complete on disk before it gets its final name.
 """
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
@@ -12,11 +14,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from models.processes import has_ended, machine_id, process_start_s
 
 ABANDONED_S = 7 * 24 * 3600.0  # no write takes this long
+
+MAX_DIGITS = 300  # of an integer; longer ones are no floats
 
 _TEMPORARY_NAME = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{6}\.tmp")
 
@@ -30,6 +34,54 @@ def file_sha256(path: Path) -> str:
 def bytes_sha256(content: bytes) -> str:
     """Return the hex SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()
+
+
+def parse_json(content: bytes | str, allow_infinity: bool = False) -> Any:
+    """Return the value of a JSON text; all JSON files that are believed are read by it.
+
+    Args:
+        content: The text.
+        allow_infinity: Whether NaN and Infinity may be there, as in config.json of Mamba.
+
+    Raises:
+        ValueError: The text is not JSON in UTF-8, repeats a key, nests too deep, or holds a number that is
+            not finite or a string that is not Unicode text.
+    """
+    text = content.decode() if isinstance(content, bytes) else content
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_without_repeated_keys,
+            parse_int=_short_int,
+            parse_float=_finite_float,
+            parse_constant=float if allow_infinity else _finite_float,
+        )
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+    if "\\u" in text:  # only an escape can spell half a surrogate pair, which has no UTF-8
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in members if keys.count(key) > 1)!r} is repeated")
+    return members
+
+
+def _short_int(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(text):,} digits")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"number {text[:20]} is not finite")
+    return number
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
 """Checks of a backbone's folder from its small files, before anything is loaded."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+from models.files import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         BackboneUnavailableError: The file holds no JSON object.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes(), allow_infinity=True)
     except ValueError as error:
         raise BackboneUnavailableError(f"{path} is not JSON ({error}); fetch it again") from error
     if not isinstance(value, dict):

@@ -82,7 +82,7 @@ VALIDATION_IMPORTS = (
 SHARED_WITH_VALIDATION = {"pipeline.evaluation.psi"}  # one PSI for data drift and score drift
 HEAVY = {"ray", "mlflow", "great_expectations", "deepspeed", "transformers"}
 # MLflow itself runs these modules
-IMPORTED_WITH_MLFLOW = {"pipeline/registry/pyfunc_model.py", "pipeline/registry/pyfunc_code.py"}
+IMPORTED_WITH_MLFLOW = {"pipeline/registry/pyfunc_model.py"}
 UNPICKLING_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 UNPICKLING_CALLS = {"torch.load", "jit.load", "np.load", "numpy.load", "read_pickle"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_COLUMNS = 400, 60, 6, 110

@@ -11,7 +11,7 @@ from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import check_registered, get_version, read_gate_report, register_version
 from pipeline.registry.promotion_entries import PromotionEntry, last_rollback_of
 from pipeline.registry.promotion_log import PromotionLog
-from pipeline.storage.filesystem import read_json
+from pipeline.storage.filesystem import read_json_as
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,8 @@ def run_register(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     evaluation_path = config.run_dir / "evaluation.json"
     if not evaluation_path.is_file():
         raise ConfigError(f"evaluation missing: {evaluation_path}; run `{run.suggest('evaluate')}` first")
-    version = register_version(
-        config, config.run_dir / "bundle", Evaluation.from_json(read_json(evaluation_path))
-    )
+    evaluation = read_json_as(evaluation_path, Evaluation.from_json)
+    version = register_version(config, config.run_dir / "bundle", evaluation)
     logger.info(f"  {config.registry.model} version {version} is challenger")
     has_champion = bool(PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri)))
     step = ("evaluate", "--version", version) if has_champion else ("promote", "--version", version)

@@ -2,14 +2,14 @@
 
     manifest.json        {"files": {name: sha256}}, written last; its own sha256 identifies the bundle
     bundle.json          description of the model: config, tasks, base model, calibration
-    weights.safetensors  adapters and heads in float32
+    weights.safetensors  adapters and heads in float32; its metadata repeats the tasks of the heads
     tokenizer/           files of the tokenizer
+    reference.json       of an evaluated model: canary rows and score profiles
 
 A bundle does not contain the base model's weights. bundle.json names their source and digest.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from models.files import bytes_sha256, file_sha256, publish_dir, remove_tree, temporary_path, write_synced
+from models.files import (
+    bytes_sha256,
+    file_sha256,
+    parse_json,
+    publish_dir,
+    remove_tree,
+    temporary_path,
+    write_synced,
+)
 
 MANIFEST = "manifest.json"
 
 DESCRIPTION = "bundle.json"
 
 WEIGHTS = "weights.safetensors"
+
+REFERENCE = "reference.json"
+
+MAX_NAME_BYTES = 255  # of a listed file; file systems take no longer name
+
+FETCH_AGAIN = "fetch the bundle again"
 
 ALLOWED_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
 
@@ -42,6 +56,7 @@ class Bundle:
     sha256: str
     description: dict[str, Any]  # content of bundle.json
     tensors: dict[str, torch.Tensor]
+    reference: dict[str, Any] | None = None  # content of reference.json; None: it was not evaluated
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -49,22 +64,35 @@ class Bundle:
 
 
 def write_bundle(
-    folder: Path, description: dict[str, Any], tensors: dict[str, torch.Tensor], tokenizer_dir: Path
+    folder: Path,
+    description: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    tokenizer_dir: Path,
+    reference: dict[str, Any] | None = None,
 ) -> str:
     """Write a bundle atomically and return its sha256. Equal content has equal sha256.
+
+    Args:
+        folder: The bundle's folder, which is replaced.
+        description: Content of bundle.json; its "tasks" are in the order of the heads.
+        tensors: Trained tensors by name.
+        tokenizer_dir: Folder with the tokenizer's files.
+        reference: Content of reference.json.
 
     Raises:
         BundleRefusedError: A tensor is not finite.
     """
-    _check_finite(tensors)
+    _check_finite(tensors, "training has diverged, lower the learning rate")
     staged = temporary_path(folder)
     try:
         (staged / "tokenizer").mkdir(parents=True)
         for path in filter(is_tokenizer_file, sorted(tokenizer_dir.iterdir())):
             write_synced(staged / "tokenizer" / path.name, path.read_bytes())
         weights = {name: t.detach().float().cpu().contiguous() for name, t in sorted(tensors.items())}
-        write_synced(staged / WEIGHTS, save_tensors(weights))
+        write_synced(staged / WEIGHTS, save_tensors(weights, {"tasks": _encode_tasks(description)}))
         write_synced(staged / DESCRIPTION, encode_json(description))
+        if reference is not None:
+            write_synced(staged / REFERENCE, encode_json(reference))
         files = {
             str(path.relative_to(staged)): file_sha256(path)
             for path in sorted(staged.rglob("*"))
@@ -87,7 +115,7 @@ def is_tokenizer_file(path: Path) -> bool:
 
 
 def read_bundle(folder: Path, expected_sha256: str | None = None) -> Bundle:
-    """Verify every file against the manifest and read the bundle.
+    """Verify every file against the manifest, and the values that need no model, and read the bundle.
 
     Args:
         folder: The bundle.
@@ -111,18 +139,50 @@ def read_bundle(folder: Path, expected_sha256: str | None = None) -> Bundle:
         )
     listed = _decode_json(manifest, manifest_path).get("files", {})
     if not isinstance(listed, dict):
-        raise BundleRefusedError(f"{manifest_path} does not map file names to sha256; fetch the bundle again")
+        raise BundleRefusedError(f"{manifest_path} does not map file names to sha256; {FETCH_AGAIN}")
     verified = {name: _read_verified(folder, name, digest) for name, digest in listed.items()}
     _check_only_listed(folder, set(listed))
     if not {DESCRIPTION, WEIGHTS} <= verified.keys():
-        raise BundleRefusedError(f"{folder} lists no {DESCRIPTION} or no {WEIGHTS}; fetch the bundle again")
+        raise BundleRefusedError(f"{folder} lists no {DESCRIPTION} or no {WEIGHTS}; {FETCH_AGAIN}")
+    description = _decode_json(verified[DESCRIPTION], folder / DESCRIPTION)
+    reference = _decode_json(verified[REFERENCE], folder / REFERENCE) if REFERENCE in verified else None
+    return Bundle(
+        folder, sha256, description, _decode_weights(verified[WEIGHTS], folder, description), reference
+    )
+
+
+def _decode_weights(content: bytes, folder: Path, description: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a bundle's weights.
+
+    Raises:
+        BundleRefusedError: They are not float32 or not finite, or their heads are not those of the tasks in
+            the description, in its order.
+    """
+    path = folder / WEIGHTS
     try:
-        tensors = load_tensors(verified[WEIGHTS])
-    except SafetensorError as error:
+        # eight bytes of length, then the header: https://huggingface.co/docs/safetensors
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header.pop("__metadata__", {})
+        dtypes = {entry["dtype"] for entry in header.values()}
+        tensors = load_tensors(content) if dtypes <= {"F32"} else {}
+    except (SafetensorError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise BundleRefusedError(f"{path} is not safetensors ({error}); {FETCH_AGAIN}") from error
+    if not dtypes <= {"F32"}:
         raise BundleRefusedError(
-            f"{folder / WEIGHTS} is not safetensors ({error}); fetch the bundle again"
-        ) from error
-    return Bundle(folder, sha256, _decode_json(verified[DESCRIPTION], folder / DESCRIPTION), tensors)
+            f"{path} holds {', '.join(sorted(map(str, dtypes)))}, a bundle has F32 alone; {FETCH_AGAIN}"
+        )
+    tasks = _encode_tasks(description)
+    if metadata.get("tasks", tasks) != tasks:  # the first bundles have none
+        raise BundleRefusedError(
+            f"{path} has heads of other tasks than {DESCRIPTION}, or in another order; {FETCH_AGAIN}"
+        )
+    _check_finite(tensors, FETCH_AGAIN)
+    return tensors
+
+
+def _encode_tasks(description: dict[str, Any]) -> str:
+    """Return the tasks of a description as text for the weights' metadata."""
+    return json.dumps(description.get("tasks", []), sort_keys=True, ensure_ascii=False)
 
 
 def _read_verified(folder: Path, name: str, digest: str) -> bytes:
@@ -132,16 +192,17 @@ def _read_verified(folder: Path, name: str, digest: str) -> bytes:
         BundleRefusedError: Its path or suffix is not allowed, it is missing, or its sha256 differs.
     """
     path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts or path.suffix not in ALLOWED_SUFFIXES:
+    is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not is_inside or path.suffix not in ALLOWED_SUFFIXES or len(name.encode()) > MAX_NAME_BYTES:
         raise BundleRefusedError(
             f"{folder} lists {name!r}; a bundle may only have {', '.join(ALLOWED_SUFFIXES)} files inside its "
             "folder"
         )
     if path.is_symlink() or not path.is_file():
-        raise BundleRefusedError(f"{path} is missing or a symbolic link; fetch the bundle again")
+        raise BundleRefusedError(f"{path} is missing or a symbolic link; {FETCH_AGAIN}")
     content = path.read_bytes()
     if bytes_sha256(content) != digest:
-        raise BundleRefusedError(f"{path} does not match its sha256 in the manifest; fetch the bundle again")
+        raise BundleRefusedError(f"{path} does not match its sha256 in the manifest; {FETCH_AGAIN}")
     return content
 
 
@@ -160,18 +221,16 @@ def _check_only_listed(folder: Path, listed: set[str]) -> None:
         )
 
 
-def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
+def _check_finite(tensors: dict[str, torch.Tensor], remedy: str) -> None:
     """Check that all tensors are finite.
 
     Raises:
         BundleRefusedError: Names the first tensor that is not.
     """
     for name, tensor in sorted(tensors.items()):
-        # the sum is fast, but may overflow
-        if not math.isfinite(tensor.detach().double().sum().item()) and not torch.isfinite(tensor).all():
-            raise BundleRefusedError(
-                f"tensor {name} is not finite; training has diverged, lower the learning rate"
-            )
+        # one pass: a sum of float32 in float64 cannot overflow
+        if not torch.isfinite(tensor.detach().sum(dtype=torch.float64)):
+            raise BundleRefusedError(f"tensor {name} is not finite; {remedy}")
 
 
 def encode_json(value: Any) -> bytes:
@@ -186,9 +245,9 @@ def _decode_json(content: bytes, path: Path) -> dict[str, Any]:
         BundleRefusedError: Names `path`, which is no JSON object.
     """
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except ValueError as error:
-        raise BundleRefusedError(f"{path} is not JSON ({error}); fetch the bundle again") from error
+        raise BundleRefusedError(f"{path} is not JSON ({error}); {FETCH_AGAIN}") from error
     if not isinstance(value, dict):
-        raise BundleRefusedError(f"{path} is not a JSON object; fetch the bundle again")
+        raise BundleRefusedError(f"{path} is not a JSON object; {FETCH_AGAIN}")
     return value

@@ -3,7 +3,6 @@
 Shape legend: B rows, S tokens, C labels of the task.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from models.files import parse_json
 from models.serialization.export import (
     MERGED_WEIGHTS,
     PEFT_CONFIG,
@@ -138,7 +138,7 @@ def _check_adapter_names(folder: Path, model: Any, loaded: set[str]) -> None:
     if not differing:
         return
     name = differing[0].removeprefix("base_model.model.").partition(".lora_")[0]
-    targets = set(json.loads((folder / PEFT_CONFIG).read_text())["target_modules"])
+    targets = set(parse_json((folder / PEFT_CONFIG).read_bytes())["target_modules"])
     moved = sorted(targets - set(model.peft_config["default"].target_modules))
     reason = f": it takes {', '.join(moved[:8])} for names of experts" if moved else ""
     raise ExportRefusedError(

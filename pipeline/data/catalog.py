@@ -5,7 +5,6 @@ an import at once. A folder without one, such as Spark writes, is read whole.
 """
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from models.files import parse_json
 from pipeline.data.data_files import DataFiles, list_some, scan_folder, task_of
 from pipeline.data.parquet_batches import NOT_PARQUET, translate_read_errors
 from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError
@@ -90,7 +90,7 @@ def read_catalogue(root: Path) -> dict[str, Partition] | None:
 def parse_catalogue(content: bytes, where: str) -> dict[str, Partition]:
     """Return the files that a catalogue lists, by path; DamagedInputError if it is none."""
     try:
-        partitions = [Partition(**entry) for entry in json.loads(content)["partitions"]]
+        partitions = [Partition(**entry) for entry in parse_json(content)["partitions"]]
         return {partition.path: partition for partition in partitions}
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedInputError(

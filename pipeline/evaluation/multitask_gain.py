@@ -3,7 +3,6 @@
 Reference: mean relative gain of Maninis et al. 2019, Attentive Single-Tasking of Multiple Tasks.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from models.files import parse_json
 from pipeline.evaluation.results import SingleTaskGain, TaskEvaluation
 from pipeline.storage.filesystem import json_sha256
 
@@ -61,7 +61,7 @@ def gain_over_single_tasks(
 def _read_single_task_run(path: Path) -> _SingleTaskRun | None:
     """Read an evaluation.json; None if it has several tasks, another format, or is being written."""
     try:
-        tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+        tasks = parse_json(path.read_bytes())["tasks"]
         ((name, fields),) = tasks.items()
         pr_auc = float(fields["model"]["pr_auc"]["value"])
         return _SingleTaskRun(path.stat().st_mtime, path.parent.name, name, pr_auc, fields["rows_digest"])

@@ -29,7 +29,7 @@ from pipeline.evaluation.lexical_baseline import LexicalBaseline
 from pipeline.evaluation.multitask_gain import gain_over_single_tasks, rows_digest
 from pipeline.evaluation.provable_precision import DecisionEvidence, measure_evidence
 from pipeline.evaluation.results import SYSTEMS, Evaluation, Interval, MetricsSummary, TaskEvaluation
-from pipeline.evaluation.score_reference import build_reference
+from pipeline.evaluation.score_reference import ScoreReference, build_reference
 from pipeline.evaluation.slices import slice_names
 from pipeline.evaluation.task_metrics import (
     LabeledRows,
@@ -94,7 +94,6 @@ def run_evaluation(
             valid_logits = runner.logits(predictor, rows.valid)
             predictor = _calibrate(predictor, rows.valid, valid_logits, rows.tables["valid"])
             evidence = _measure_evidence(predictor, rows.valid, valid_logits)
-        bundle_sha256 = _publish_bundle(config.run_dir / "bundle", trained, predictor)
         model_logits = runner.logits(predictor, rows.test)
         untrained_logits = runner.logits(build_predictor(config), rows.test)
 
@@ -104,12 +103,11 @@ def run_evaluation(
     _write_plots(config.run_dir / "plots", predictions)
     reference = build_reference(
         predictor,
-        bundle_sha256,
         rows.tables["test"],
         _test_probabilities(predictor, rows.test, model_logits),
         batch_tokens,
     )
-    write_json(config.run_dir / "score_reference.json", reference.to_json())
+    bundle_sha256 = _publish_bundle(config.run_dir / "bundle", trained, predictor, reference)
     summary = summarize(predictions, config.seed)
     evaluation = Evaluation(
         bundle_sha256,
@@ -246,12 +244,12 @@ def _measure_evidence(
     return evidence
 
 
-def _publish_bundle(folder: Path, trained: Bundle, predictor: Predictor) -> str:
-    """Write the trained bundle with the predictor's calibration and return its sha256."""
+def _publish_bundle(folder: Path, trained: Bundle, predictor: Predictor, reference: ScoreReference) -> str:
+    """Write the trained bundle with the predictor's calibration and a reference, and return its sha256."""
     calibration = {name: fitted.model_dump(mode="json") for name, fitted in predictor.calibration.items()}
     tasks = [task.model_dump(mode="json") for task in predictor.tasks]
     description = {**trained.description, "tasks": tasks, "calibration": calibration}
-    return write_bundle(folder, description, trained.tensors, trained.tokenizer_dir)
+    return write_bundle(folder, description, trained.tensors, trained.tokenizer_dir, reference.to_json())
 
 
 def _test_probabilities(

@@ -1,10 +1,12 @@
-"""Reference of a version: canary rows with their probabilities, and score profiles.
+"""Reference of an evaluated bundle: canary rows with their probabilities, and score profiles.
 
-A scorer compares its canary probabilities before it publishes. Score drift compares profiles.
+It is a file of the bundle, so the bundle's digest covers it. A scorer compares its canary probabilities
+before it publishes. Score drift compares profiles.
 
 Shape legend: N rows, C labels of the task.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +14,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
-from pipeline.errors import DamagedInputError
+from models.serialization.bundle import REFERENCE, Bundle, BundleRefusedError, read_bundle
+from pipeline.errors import DamagedInputError, RelevanceError, summarize_error
 from pipeline.inference.calibration import relevance_probability
 from pipeline.inference.multitask_predictor import MultitaskPredictor
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.probabilities import predict_multitask_probabilities, predict_probabilities
 from pipeline.schema import ROW_SCHEMA
-from pipeline.storage.filesystem import read_json
 
 CANARY_ROWS = 8  # of each task
 
 PROBABILITY_BINS = 20  # from 0 to 1
-
-FORMAT = 1
 
 Profile = dict[str, dict[str, list[int]]]  # market -> "probability" and "labels" -> row counts
 
@@ -37,23 +38,32 @@ class Canary:
     table: pa.Table  # contract rows
     probability_N: np.ndarray
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Canary":
+        """Parse the recorded form.
+
+        Raises:
+            ValueError: There is no row, or not one finite probability for each.
+        """
+        table = pa.Table.from_pylist(fields["rows"], ROW_SCHEMA)
+        probability_N = np.asarray(fields["probability"], dtype=float)
+        if not len(table) or probability_N.shape != (len(table),) or not np.isfinite(probability_N).all():
+            raise ValueError("a canary needs rows, and a finite probability for each")
+        return cls(table, probability_N)
+
 
 @dataclass(frozen=True)
 class ScoreReference:
-    """Content of score_reference.json."""
+    """Content of reference.json."""
 
-    bundle_sha256: str
     canaries: Mapping[str, Canary]  # by task
     profiles: Mapping[str, Profile]  # by task, of the test rows
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ScoreReference":
         """Parse the recorded form."""
-        canaries = {
-            task: Canary(pa.Table.from_pylist(canary["rows"], ROW_SCHEMA), np.asarray(canary["probability"]))
-            for task, canary in fields["canaries"].items()
-        }
-        return cls(fields["bundle_sha256"], canaries, fields["profiles"])
+        canaries = {task: Canary.from_json(canary) for task, canary in fields["canaries"].items()}
+        return cls(canaries, TypeAdapter(dict[str, Profile]).validate_python(fields["profiles"]))
 
     def to_json(self) -> dict[str, Any]:
         """Return the recorded form."""
@@ -61,17 +71,11 @@ class ScoreReference:
             task: {"rows": canary.table.to_pylist(), "probability": canary.probability_N.tolist()}
             for task, canary in self.canaries.items()
         }
-        return {
-            "format": FORMAT,
-            "bundle_sha256": self.bundle_sha256,
-            "canaries": canaries,
-            "profiles": dict(self.profiles),
-        }
+        return {"canaries": canaries, "profiles": dict(self.profiles)}
 
 
 def build_reference(
     predictor: Predictor,
-    bundle_sha256: str,
     tables: Mapping[str, pa.Table],
     probabilities: Mapping[str, np.ndarray],
     batch_tokens: int,
@@ -83,7 +87,6 @@ def build_reference(
 
     Args:
         predictor: The bundle's predictor.
-        bundle_sha256: Digest of the bundle.
         tables: Contract rows by task.
         probabilities: Label probabilities (N, C) of these rows by task; tasks without any are left out.
         batch_tokens: Largest number of tokens of a forward pass, padding included.
@@ -102,21 +105,67 @@ def build_reference(
             table.column("market").to_pylist(),
             len(task.labels),
         )
-    return ScoreReference(bundle_sha256, canaries, profiles)
+    return ScoreReference(canaries, profiles)
 
 
-def read_reference(path: Path, bundle_sha256: str) -> ScoreReference:
-    """Read the reference of a bundle.
+def read_reference(bundle_dir: Path, bundle_sha256: str) -> ScoreReference | None:
+    """Read the reference in a bundle; None if it has none.
 
     Raises:
-        DamagedInputError: The file is not JSON, or belongs to another bundle.
+        DamagedInputError: The bundle is damaged, or another one.
     """
-    fields = read_json(path)
-    if fields.get("format") != FORMAT or fields.get("bundle_sha256") != bundle_sha256:
+    try:
+        return parse_reference(read_bundle(bundle_dir, bundle_sha256))
+    except BundleRefusedError as error:
+        raise DamagedInputError(str(error)) from error
+
+
+def parse_reference(bundle: Bundle) -> ScoreReference | None:
+    """Return the reference of a bundle; None if it has none.
+
+    Raises:
+        DamagedInputError: The reference is of another form.
+    """
+    if bundle.reference is None:
+        return None
+    try:
+        return ScoreReference.from_json(bundle.reference)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DamagedInputError(
-            f"{path} is not the reference of bundle {bundle_sha256[:12]}; register that bundle again"
+            f"{bundle.folder / REFERENCE} is of another form ({summarize_error(error)}); evaluate and "
+            "register its run again"
+        ) from error
+
+
+def check_canaries(
+    predictor: Predictor,
+    bundle: Bundle,
+    batch_tokens: int,
+    tolerance: float,
+    multitask: MultitaskPredictor | None = None,
+) -> None:
+    """Check that the canary rows of a loaded bundle have their recorded probabilities here.
+
+    Args:
+        predictor: The bundle's predictor.
+        bundle: The bundle; one without a reference has no canary rows.
+        batch_tokens: Largest number of tokens of a forward pass, padding included.
+        tolerance: Largest absolute difference of a probability.
+        multitask: Predicts in place of `predictor` if given.
+
+    Raises:
+        RelevanceError: They differ by more than the tolerance, or are not finite.
+    """
+    reference = parse_reference(bundle)
+    if reference is None:
+        return
+    difference = canary_difference(predictor, reference, batch_tokens, multitask)
+    if not difference <= tolerance:
+        amount = f"by up to {difference:.4f}" if math.isfinite(difference) else "without bound"
+        raise RelevanceError(
+            f"canary probabilities differ from those of the version's evaluation {amount}, more than "
+            f"scoring.canary_tolerance {tolerance}; compare software and hardware of both machines"
         )
-    return ScoreReference.from_json(fields)
 
 
 def canary_difference(
@@ -127,7 +176,7 @@ def canary_difference(
 ) -> float:
     """Return the largest absolute difference of canary probabilities from the reference.
 
-    `multitask` predicts in place of `predictor` if given.
+    It is infinite if a probability is not finite. `multitask` predicts in place of `predictor` if given.
     """
     largest = 0.0
     for task in predictor.tasks:
@@ -139,6 +188,8 @@ def canary_difference(
         else:
             probability_NC = predict_multitask_probabilities(multitask, canary.table, batch_tokens)[task.name]
         difference_N = np.abs(relevance_probability(probability_NC, task) - canary.probability_N)
+        if not np.isfinite(difference_N).all():
+            return math.inf  # not NaN, which `max` and `>` ignore
         largest = max(largest, float(difference_N.max()))
     return largest
 

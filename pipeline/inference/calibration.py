@@ -3,12 +3,13 @@
 Shape legend: N rows, C labels of the task.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.scoring import WhenUnproven
 from pipeline.config.strict_model import StrictModel
@@ -17,11 +18,23 @@ from pipeline.config.tasks import Task
 Method = Literal["temperature", "platt", "isotonic"]
 
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+BEYOND_ONE = math.nextafter(1.0, 2.0)  # threshold below which all probabilities lie
+
+
 class Thresholds(StrictModel):
     """Probabilities at which decisions begin; between the two the decision is to abstain."""
 
-    relevant_at: float | None = None  # relevant at or above; None: never
-    irrelevant_below: float | None = None  # irrelevant below; None: never
+    relevant_at: Probability | None = None  # relevant at or above; None: never
+    irrelevant_below: float | None = Field(default=None, ge=0, le=BEYOND_ONE)  # irrelevant below; None: never
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "Thresholds":
+        relevant_at, below = self.relevant_at, self.irrelevant_below
+        if relevant_at is not None and below is not None and relevant_at < below:
+            raise ValueError(f"irrelevant_below {below} must not exceed relevant_at {relevant_at}")
+        return self
 
 
 class Calibration(Thresholds):
@@ -29,11 +42,20 @@ class Calibration(Thresholds):
 
     temperature: float = Field(default=1.0, gt=0)  # divides the logits
     method: Method = "temperature"  # recalibrates the probability of relevance
-    slope: float = 1.0  # platt: factor of the log odds
+    slope: float = Field(default=1.0, gt=0)  # platt: factor of the log odds
     intercept: float = 0.0  # platt: added to the log odds
     # isotonic: (probability before, after), non-decreasing, interpolated linearly
-    curve: tuple[tuple[float, float], ...] = ()
+    curve: tuple[tuple[Probability, Probability], ...] = ()
     markets: dict[str, Thresholds] = {}  # own thresholds of markets with enough rows
+
+    @model_validator(mode="after")
+    def _check_curve(self) -> "Calibration":
+        befores, afters = (list(side) for side in zip(*self.curve, strict=True)) if self.curve else ([], [])
+        if befores != sorted(befores) or afters != sorted(afters):
+            raise ValueError("curve must not decrease")
+        if self.method == "isotonic" and not self.curve:
+            raise ValueError("curve of the isotonic method is missing")
+        return self
 
 
 def label_probabilities(logits_NC: np.ndarray, temperature: float) -> np.ndarray:

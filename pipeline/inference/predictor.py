@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import TypeAdapter
 
 from models.backbone import (
     Backbone,
@@ -20,24 +19,26 @@ from models.backbone import (
     load_tokenizer,
     word_token_ids,
 )
-from models.config import BackboneConfig, ModelConfig
+from models.config import ModelConfig
 from models.padding import check_padding
 from models.relevance import RelevanceModel, build_model
-from models.serialization.bundle import Bundle, BundleRefusedError, read_bundle
-from pipeline.config.encoding import EncodeConfig
-from pipeline.config.loading import build_adapter
+from models.serialization.bundle import Bundle
 from pipeline.config.run import RunConfig
 from pipeline.config.tasks import Task
 from pipeline.encoding.batches import EncodedRows, encode_rows
-from pipeline.encoding.encoder import ENCODER_VERSION, Encoder
+from pipeline.encoding.encoder import Encoder
 from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.inference.bundle_description import (
+    BackboneRecord,
+    BundleDescription,
+    TrainingRecord,
+    read_described_bundle,
+)
 from pipeline.inference.calibration import Calibration
 from pipeline.inference.step_plan import Step, planned
 from pipeline.inference.task_predictor import TaskPredictor, TokenUsage
 
 PADDED_TOKENS = 16  # length to which the check of a loaded model pads a row of a quarter of it
-
-BUNDLE_FORMAT = 2  # of bundle.json; changes when an older reader would misread it
 
 
 @dataclass(frozen=True)
@@ -119,28 +120,27 @@ def build_predictor(config: RunConfig, device: torch.device | None = None) -> Pr
     return predictor
 
 
-def bundle_description(predictor: Predictor, config: RunConfig, training: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of bundle.json: enough to rebuild the model and to refuse another backbone."""
-    return {
-        "format": BUNDLE_FORMAT,
-        "encoder_version": ENCODER_VERSION,
-        "tasks": [task.model_dump(mode="json") for task in predictor.tasks],
-        "encode": config.encode.model_dump(mode="json"),
-        "adapter": asdict(config.adapter),
-        "backbone": {
-            "source": config.backbone.source,
-            "revision": config.backbone.revision,
-            "dtype": str(predictor.backbone.dtype).removeprefix("torch."),
-            "quantization": config.backbone.quantization,
-            "digest": predictor.backbone.digest,
-        },
-        "seed": config.seed,
-        "split": config.split.model_dump(mode="json"),
-        "calibration": {
-            name: calibration.model_dump(mode="json") for name, calibration in predictor.calibration.items()
-        },
-        "training": training,
-    }
+def bundle_description(predictor: Predictor, config: RunConfig, training: TrainingRecord) -> dict[str, Any]:
+    """Return the content of bundle.json."""
+    description = BundleDescription(
+        tasks=predictor.tasks,
+        encode=config.encode,
+        adapter=asdict(config.adapter),
+        backbone=BackboneRecord.model_validate(
+            {
+                "source": config.backbone.source,
+                "revision": config.backbone.revision,
+                "dtype": str(predictor.backbone.dtype).removeprefix("torch."),
+                "quantization": config.backbone.quantization,
+                "digest": predictor.backbone.digest,
+            }
+        ),
+        seed=config.seed,
+        split=config.split,
+        calibration=predictor.calibration,
+        training=training,
+    )
+    return description.to_json()
 
 
 def load_predictor(
@@ -149,40 +149,36 @@ def load_predictor(
     """Load the predictor in a bundle folder and verify every file.
 
     Raises:
-        DamagedInputError: The bundle is incomplete, is not the one with `expected_sha256`, or was trained on
-            a backbone with another digest.
+        DamagedInputError: The bundle is incomplete or altered, is not the one with `expected_sha256`, or was
+            trained on a backbone with another digest.
         ConfigError: The backbone is not available, or its rows depend on their padding.
     """
+    bundle, description = read_described_bundle(folder, expected_sha256)
+    tasks, config = description.tasks, description.backbone.config
+    device = device or torch.device("cpu")
     try:
-        bundle = read_bundle(folder, expected_sha256)
-    except BundleRefusedError as error:
-        raise DamagedInputError(str(error)) from error
-    description = bundle.description
-    _check_versions(folder, description)
-    tasks = TypeAdapter(tuple[Task, ...]).validate_python(description["tasks"])
-    digest = description["backbone"]["digest"]
-    config = BackboneConfig(
-        **{name: value for name, value in description["backbone"].items() if name != "digest"}
-    )
+        tokenizer = load_tokenizer(bundle.tokenizer_dir)
+    except BackboneUnavailableError as error:
+        raise DamagedInputError(f"{str(error).partition(';')[0]}; fetch the bundle again") from error
     try:
-        adapter = build_adapter(description["adapter"])
         backbone = load_backbone(config)
-        if backbone.digest != digest:
+        if backbone.digest != description.backbone.digest:
             raise DamagedInputError(
                 f"backbone {config.source} has digest {backbone.digest[:12]}, {folder} was trained on "
-                f"{digest[:12]}; use the backbone of the training"
+                f"{description.backbone.digest[:12]}; use the backbone of the training"
             )
-        model = build_model(ModelConfig(config, adapter, label_counts(tasks)), backbone, description["seed"])
+        model_config = ModelConfig(config, description.adapter_config, label_counts(tasks))
+        model = build_model(model_config, backbone, description.seed)
         model.load_trainable_state(bundle.tensors)
-        device = device or torch.device("cpu")
-        encoder = Encoder(load_tokenizer(bundle.tokenizer_dir), tasks, EncodeConfig(**description["encode"]))
-        calibration = {name: Calibration(**fields) for name, fields in description["calibration"].items()}
-        predictor = Predictor(model.to(device).eval(), encoder, tasks, calibration, backbone, device)
+        encoder = Encoder(tokenizer, tasks, description.encode)
+        predictor = Predictor(
+            model.to(device).eval(), encoder, tasks, description.calibration, backbone, device
+        )
         _check_padding(predictor)
     except BackboneUnavailableError as error:
         raise ConfigError(str(error)) from error
     except ValueError as error:
-        raise DamagedInputError(f"{folder}: {error}") from error
+        raise DamagedInputError(f"{folder}: {error}; fetch the bundle again, or train again") from error
     return predictor, bundle
 
 
@@ -192,19 +188,6 @@ def _check_padding(predictor: Predictor) -> None:
     # from all over the vocabulary
     long = [words[position * len(words) // PADDED_TOKENS] for position in range(PADDED_TOKENS)]
     check_padding(predictor.model, long[: PADDED_TOKENS // 4], long, predictor.pad_id)
-
-
-def _check_versions(folder: Path, description: dict[str, Any]) -> None:
-    """Raise DamagedInputError if the bundle has another format or encoder version than this code."""
-    bundle_format, encoder_version = description.get("format"), description.get("encoder_version")
-    if bundle_format != BUNDLE_FORMAT:
-        raise DamagedInputError(
-            f"{folder} has format {bundle_format}, this code reads {BUNDLE_FORMAT}; train again"
-        )
-    if encoder_version != ENCODER_VERSION:
-        raise DamagedInputError(
-            f"{folder} has encoder version {encoder_version}, this code has {ENCODER_VERSION}; train again"
-        )
 
 
 def label_counts(tasks: Sequence[Task]) -> tuple[int, ...]:

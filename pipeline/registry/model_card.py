@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.config.run import RunConfig
 from pipeline.escaping import escape_markdown, markdown_code
 from pipeline.evaluation.results import Evaluation, Interval, MetricsSummary
+from pipeline.registry.provenance import code_version, package_sha256, wheel_sha256
 
 SHOWN_METRICS = ("pr_auc", "defect_pr_auc", "roc_auc", "macro_f1", "calibration_error")
 
@@ -41,6 +42,7 @@ def model_card(
             "Rows it abstains on are for people."
         ),
         f"## Origin\n\n{_origin_lines(config, description, bundle_sha256)}",
+        f"## Install\n\n{_install_lines()}",
         f"## Data\n\n{_data_lines(config, description['training'], summary)}",
         f"## Metrics on the test split\n\n{_metrics_table(summary)}\n\n{_macro_line(summary)}",
         f"## Calibration and decisions\n\n{_calibration_lines(description['calibration'])}",
@@ -70,6 +72,22 @@ def _origin_lines(config: RunConfig, description: Mapping[str, Any], bundle_sha2
             f"- bundle sha256: `{bundle_sha256}`",
         ]
     )
+
+
+def _install_lines() -> str:
+    """Return how to install the package that registered the version."""
+    version, wheel = code_version(), wheel_sha256()
+    lines = [f"- package: ads-relevance {version}, digest of its files `{package_sha256()[:16]}`"]
+    if wheel is None:
+        lines.append("- wheel: none, the version was registered from a checkout; build one with `pip wheel`")
+    else:
+        file = f"ads_relevance-{version}-py3-none-any.whl"
+        lines.append(f"- wheel: `pip install --no-deps 'file:///FOLDER/{file}#sha256={wheel}'`")
+    lines.append(
+        "- its requirements: `requirements.txt` beside the model; none is `ads-relevance`, which is on no "
+        "public index"
+    )
+    return "\n".join(lines)
 
 
 def _data_lines(config: RunConfig, training: Mapping[str, Any], summary: MetricsSummary) -> str:

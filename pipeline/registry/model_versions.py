@@ -3,26 +3,32 @@
 The champion is decided by pipeline/registry/promotion_log.py.
 """
 
-import json
 import math
 import re
+import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.serialization.bundle import read_bundle
+from models.files import parse_json, remove_tree, temporary_path
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.evaluation.results import Evaluation, MetricsSummary
+from pipeline.inference.bundle_description import read_described_bundle
 from pipeline.registry.mlflow_client import connect_mlflow, create_run, find_run
 from pipeline.registry.model_card import model_card
 from pipeline.registry.promotion_entries import GateTag
 from pipeline.registry.promotion_gate import GateReport
 from pipeline.registry.promotion_log import PromotionLog
-from pipeline.registry.provenance import code_version
+from pipeline.registry.provenance import (
+    code_version,
+    package_sha256,
+    pinned_requirements,
+    wheel_sha256,
+)
+from pipeline.registry.served_version import BUNDLE_DIR, FILES, LOADER, RecordedVersion
 from pipeline.storage.filesystem import canonical_json, json_sha256, read_json, write_bytes
-
-BUNDLE_ARTIFACT = "bundle"
 
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter: not a number
 
@@ -41,7 +47,7 @@ def register_version(
     """
     client = connect_mlflow(config.tracking_uri)
     log = PromotionLog.from_config(config)
-    bundle = read_bundle(bundle_dir)
+    bundle, _ = read_described_bundle(bundle_dir)
     if evaluation.bundle_sha256 != bundle.sha256:
         raise ConfigError(
             f"evaluation is of another bundle than {bundle_dir}; run `relevance evaluate` with this config "
@@ -59,6 +65,7 @@ def register_version(
         write_bytes(card, model_card(config, bundle.description, bundle.sha256, evaluation).encode())
         passed = data_gate_passed(config.validation_dir)
         tags = _version_tags(bundle.sha256, bundle.description, evaluation.summary, passed)
+        tags["promotion_log"] = str(log.folder)
         tags |= {"relevance_run_id": command_run_id} if command_run_id else {}
         _log_version(config, run_id, bundle_dir, card, tags)
         version = _find_version(client, log, bundle.sha256)
@@ -126,7 +133,7 @@ def read_gate_report(record: Any) -> GateReport | None:
     if tag is None:
         return None
     path = _report_path(str(record.version), tag.against)
-    report = json.loads(mlflow.artifacts.load_text(f"runs:/{record.run_id}/{path}"))
+    report = parse_json(mlflow.artifacts.load_text(f"runs:/{record.run_id}/{path}"))
     if json_sha256(report) != tag.sha256 or GateReport.from_json(report).to_tag() != tag:
         raise DamagedInputError(
             f"gate report or tag was altered: {path} of MLflow run {record.run_id}; evaluate version "
@@ -148,28 +155,31 @@ def write_gate_report(client: Any, model: str, report: GateReport) -> None:
 
 
 def _log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, tags: dict[str, str]) -> None:
-    """Log the bundle as a pyfunc model from code, without pickle, and register it."""
+    """Log the bundle as a model that the installed package loads, without code or pickle, and register it."""
     import mlflow
 
-    from pipeline.registry.pyfunc_model import input_example, signature
+    from pipeline.registry.pyfunc_model import signature
 
-    artifacts = {
-        BUNDLE_ARTIFACT: str(bundle_dir),
-        "data_profile": str(config.profile_path),
-        "model_card": str(card),
-    }
-    reference = config.run_dir / "score_reference.json"
-    if reference.is_file() and read_json(reference)["bundle_sha256"] == tags["bundle_sha256"]:
-        artifacts["score_reference"] = str(reference)
-    with mlflow.start_run(run_id=run_id):
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("pyfunc_code.py")),
-            artifacts=artifacts,
-            signature=signature(),
-            input_example=input_example(config.tasks[0].name),
-            pip_requirements=["ads-relevance"],
-        )
+    recorded = RecordedVersion(config.registry.model, tags["bundle_sha256"], tags["package_sha256"])
+    staged = temporary_path(config.run_dir / "registered")
+    try:
+        files = staged / FILES
+        shutil.copytree(bundle_dir, files / BUNDLE_DIR)
+        shutil.copyfile(config.profile_path, files / config.profile_path.name)
+        shutil.copyfile(card, files / card.name)
+        with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+            # MLflow would load the model to try an input example, and asks for one
+            warnings.filterwarnings("ignore", ".*input example was not provided")
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                loader_module=LOADER,
+                data_path=str(files),
+                signature=signature(),
+                pip_requirements=pinned_requirements({"quantized"} if config.backbone.quantization else ()),
+                metadata=recorded.to_metadata(),
+            )
+    finally:
+        remove_tree(staged)
     mlflow.register_model(info.model_uri, config.registry.model, tags=tags)
 
 
@@ -184,8 +194,11 @@ def _version_tags(
         summary: Metrics of the bundle.
         gate_passed: The data gate's verdict on the training rows.
     """
+    wheel = wheel_sha256()
     return {
         "bundle_sha256": sha256,
+        "package_sha256": package_sha256(),
+        **({"wheel_sha256": wheel} if wheel else {}),
         "data_digest": description["training"]["data_digest"],
         "fingerprint": description["training"]["fingerprint"],
         "backbone_digest": description["backbone"]["digest"],

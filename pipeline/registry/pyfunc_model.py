@@ -1,13 +1,18 @@
-"""Registered model as MLflow serves it: data frame of pairs in, calibrated labels out."""
+"""Registered model as MLflow serves it: data frame of pairs in, calibrated labels out.
 
+MLflow imports this module from the installed package. A registered version has no code of its own.
+"""
+
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
-from mlflow.pyfunc.model import PythonModel
 
+from models.serialization.bundle import Bundle
 from pipeline.data.visible_text import is_blank
+from pipeline.inference.predictor import Predictor
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 
 REQUIRED_COLUMNS = ("task", "query", "ad_title")
@@ -36,18 +41,6 @@ def signature() -> Any:
     return ModelSignature(Schema(inputs), Schema(outputs))
 
 
-def input_example(task: str) -> pd.DataFrame:
-    """Return one example pair."""
-    texts = {
-        "query": "red running shoes",
-        "ad_title": "Running shoes, red, size 9",
-        "ad_description": None,
-        "ad_keyword": None,
-        "landing_page": None,
-    }
-    return pd.DataFrame([{"task": task, **texts}]).astype("object")
-
-
 class InputError(MlflowException, ValueError):  # type: ignore[misc]
     """Input that cannot be scored; `mlflow models serve` answers 400 with the message."""
 
@@ -55,19 +48,35 @@ class InputError(MlflowException, ValueError):  # type: ignore[misc]
         super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
 
-class RelevanceModelCode(PythonModel):  # type: ignore[misc]
-    """Model code that loads and verifies the bundle among the model's artifacts, and scores data frames."""
+def _load_pyfunc(data_path: str) -> "ServedModel":
+    """Verify a registered version and load it; MLflow calls this by its name.
 
-    def load_context(self, context: Any) -> None:
-        from pathlib import Path
+    Args:
+        data_path: Folder of the version's files, inside the folder of MLflow's model.
 
-        from pipeline.inference.predictor import load_predictor
+    Raises:
+        RelevanceError: The version was altered, is not in the champion line, or computes other probabilities
+            here.
+    """
+    from pipeline.config.scoring import ScoringConfig
+    from pipeline.evaluation.score_reference import check_canaries
+    from pipeline.inference.predictor import load_predictor
+    from pipeline.registry.served_version import BUNDLE_DIR, check_served_version
 
-        self.predictor, self.bundle = load_predictor(Path(context.artifacts["bundle"]))
+    files = Path(data_path)
+    sha256 = check_served_version(files.parents[1])
+    predictor, bundle = load_predictor(files / BUNDLE_DIR, sha256)
+    check_canaries(predictor, bundle, BATCH_TOKENS, ScoringConfig().canary_tolerance)
+    return ServedModel(predictor, bundle)
 
-    def predict(
-        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> pd.DataFrame:
+
+class ServedModel:
+    """A loaded version that scores data frames."""
+
+    def __init__(self, predictor: Predictor, bundle: Bundle) -> None:
+        self.predictor, self.bundle = predictor, bundle
+
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return one row of OUTPUTS per input row, in order.
 
         Raises:

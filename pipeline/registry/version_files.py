@@ -5,18 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.files import publish_dir, remove_tree, sync_tree, temporary_path
-from models.serialization.bundle import BundleRefusedError, read_bundle
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
+from pipeline.evaluation.score_reference import parse_reference
+from pipeline.inference.bundle_description import read_described_bundle
 from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.mlflow_errors import translate_mlflow_errors
 from pipeline.registry.model_versions import (
-    BUNDLE_ARTIFACT,
     NOT_FOUND_CODES,
     check_registered,
     get_version,
 )
 from pipeline.registry.promotion_log import PromotionLog
+from pipeline.registry.served_version import BUNDLE_DIR, FILES
 from pipeline.runtime.waiting import announce_wait
 from pipeline.storage.filesystem import read_json
 
@@ -35,17 +36,12 @@ class VersionFiles:
     @property
     def folder(self) -> Path:
         """Everything that was downloaded."""
-        return self.bundle_dir.parent.parent
+        return self.bundle_dir.parents[2]
 
     @property
     def profile_path(self) -> Path:
         """Profile of the training rows; a version may have none."""
         return self.bundle_dir.parent / "profile.json"
-
-    @property
-    def reference_path(self) -> Path:
-        """Canary rows and score profiles; a version without evaluation has none."""
-        return self.bundle_dir.parent / "score_reference.json"
 
 
 def resolve_champion(config: RunConfig) -> VersionFiles:
@@ -130,6 +126,9 @@ def _fetch_bundle(config: RunConfig, version: str, sha256: str) -> VersionFiles:
         source = f"models:/{config.registry.model}/{version}"
         with announce_wait(f"the files of version {version} of {config.registry.model} from MLflow"):
             mlflow.artifacts.download_artifacts(source, dst_path=str(staged))
+        if (staged / FILES).is_dir():  # where the first versions have them
+            (staged / "data").mkdir(exist_ok=True)
+            (staged / FILES).rename(staged / "data" / FILES)
         sync_tree(staged)
         publish_dir(staged, files.folder)
     finally:
@@ -145,11 +144,11 @@ def _fetch_bundle(config: RunConfig, version: str, sha256: str) -> VersionFiles:
 def _find_damage(files: VersionFiles) -> str:
     """Return why a version's files are not usable; empty if they are."""
     try:
-        read_bundle(files.bundle_dir, files.bundle_sha256)
-        for path in (files.profile_path, files.reference_path):
-            if path.exists():
-                read_json(path)
-    except (BundleRefusedError, DamagedInputError) as error:
+        bundle, _ = read_described_bundle(files.bundle_dir, files.bundle_sha256)
+        parse_reference(bundle)
+        if files.profile_path.exists():
+            read_json(files.profile_path)
+    except DamagedInputError as error:
         return str(error).partition(";")[0]
     return ""
 
@@ -157,4 +156,4 @@ def _find_damage(files: VersionFiles) -> str:
 def _version_files(config: RunConfig, version: str, sha256: str) -> VersionFiles:
     """Return the places of a version's files, which may be absent."""
     folder = config.run_dir / "served" / f"version-{version}-{sha256[:12]}"
-    return VersionFiles(version, folder / "artifacts" / BUNDLE_ARTIFACT, sha256)
+    return VersionFiles(version, folder / "data" / FILES / BUNDLE_DIR, sha256)

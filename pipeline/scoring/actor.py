@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline.config.tasks import Task, check_known_task
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
-from pipeline.evaluation.score_reference import canary_difference, read_reference
+from pipeline.evaluation.score_reference import check_canaries
 from pipeline.inference.labels import ScoringContext, plan_multitask_scores, plan_scores
 from pipeline.inference.multitask_predictor import MultitaskPredictor
 from pipeline.inference.step_plan import Plan
@@ -289,17 +289,13 @@ class UnitScorer:
         Raises:
             RelevanceError: They differ by more than the tolerance.
         """
-        if self.settings.reference_path is None:
-            return
-        reference = read_reference(self.settings.reference_path, self.bundle.sha256)
-        difference = canary_difference(self.predictor, reference, self.context.batch_tokens, multitask)
-        tolerance = self.settings.scoring.canary_tolerance
-        if not difference <= tolerance:
-            raise RelevanceError(
-                "canary probabilities differ from those of the version's evaluation by up to "
-                f"{difference:.4f}, more than scoring.canary_tolerance {tolerance}; compare software and "
-                "hardware of both machines"
-            )
+        check_canaries(
+            self.predictor,
+            self.bundle,
+            self.context.batch_tokens,
+            self.settings.scoring.canary_tolerance,
+            multitask,
+        )
 
 
 def _check_can_load(loads: LoadAttempts, num_actors: int, device: Any) -> None:

@@ -16,7 +16,6 @@ class ActorSettings:
     """Settings of one scoring run; Ray sends them to each actor."""
 
     version: VersionFiles
-    reference_path: Path | None  # canary rows; None: the version has none
     scoring: ScoringConfig
     scores_location: Path | str
     cached_files: Mapping[str, Sequence[PublishedFile]]  # by task
@@ -34,7 +33,6 @@ def build_actor_settings(
     """Collect the settings of a run, and look up the label files that it may reuse."""
     return ActorSettings(
         version=version,
-        reference_path=version.reference_path if version.reference_path.is_file() else None,
         scoring=scoring,
         scores_location=scores_location,
         cached_files=find_cached_files(scores_location, version.bundle_sha256),

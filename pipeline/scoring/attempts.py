@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models.files import remove_tree
+from models.files import parse_json, remove_tree
 from pipeline.data.data_files import list_some
 
 # Attempts at a unit whose actor dies or hangs (actor.py), Ray Data pipelines of a command (ray_pipeline.py),
@@ -109,7 +109,7 @@ class UnitAttempts:
 
 def _read_in_flight(path: Path) -> InFlightRows:
     try:
-        return InFlightRows.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return InFlightRows.from_json(parse_json(path.read_bytes()))
     except (OSError, ValueError):  # no row yet, or the process died while it wrote
         return InFlightRows()
 

@@ -13,7 +13,6 @@ has new ids.
 """
 
 import io
-import json
 import time
 import uuid
 from collections.abc import Iterable
@@ -28,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.files import bytes_sha256
+from models.files import bytes_sha256, parse_json
 from pipeline.errors import DamagedInputError, RelevanceError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.names import check_name
@@ -244,7 +243,7 @@ def read_stored_json(store: Store, key: str) -> dict[str, Any]:
         DamagedInputError: It is missing, or is not a JSON object.
     """
     try:
-        value = json.loads(store.get(key))
+        value = parse_json(store.get(key))
         if not isinstance(value, dict):
             raise ValueError("not an object")
     except FileNotFoundError as error:

@@ -326,9 +326,8 @@ def _measure_drift(
     root: Root, champion: VersionFiles, profiles: Mapping[str, Profile], all_tasks: bool
 ) -> Drift:
     """Compare score profiles with those of the last accepted run and of the version's test rows."""
-    test_profiles: Mapping[str, Profile] = {}
-    if champion.reference_path.is_file():
-        test_profiles = read_reference(champion.reference_path, champion.bundle_sha256).profiles
+    reference = read_reference(champion.bundle_dir, champion.bundle_sha256)
+    test_profiles = reference.profiles if reference else {}
     last = last_accepted_record(root, all_tasks)  # runs of the other kind label other rows by task
     return Drift(
         against_last_run=tuple(compare_profiles(profiles, last.profiles)) if last else (),

@@ -4,18 +4,22 @@ import errno
 import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from models.files import (
     atomic_writer,
     bytes_sha256,
     file_sha256,
     open_synced,
+    parse_json,
     sync_dir,
     temporary_path,
 )
-from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.errors import ConfigError, DamagedInputError, summarize_error
+
+T = TypeVar("T")
 
 
 def safe_join(root: Path, *parts: str, last_may_be_link: bool = False) -> Path:
@@ -132,15 +136,34 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON value in `path`.
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`.
 
     Raises:
-        DamagedInputError: The file is not complete JSON.
+        DamagedInputError: The file holds no complete JSON object.
     """
     try:
-        return json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__} in place of an object")
     except ValueError as error:
         raise DamagedInputError(
             f"{path} is not complete JSON ({error}); delete it and run the command that writes it again"
+        ) from error
+    return value
+
+
+def read_json_as(path: Path, parse: Callable[[dict[str, Any]], T]) -> T:
+    """Return the JSON object in `path` as `parse` understands it.
+
+    Raises:
+        DamagedInputError: The file holds no complete JSON object, or not one of this kind.
+    """
+    fields = read_json(path)
+    try:
+        return parse(fields)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DamagedInputError(
+            f"{path} is incomplete or of another format ({summarize_error(error)}); delete it and run the "
+            "command that writes it again"
         ) from error

@@ -10,7 +10,6 @@ work unit would still be published once, but two plans might label a row_id that
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass
 
 import tenacity
 
+from models.files import parse_json
 from models.processes import has_ended, machine_id, process_start_s
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.storage.filesystem import canonical_json
@@ -67,7 +67,7 @@ class LeaseRecord:
     def from_json(cls, content: bytes) -> LeaseRecord | None:
         """Parse the content of a lease file; None if it is no record of a holder."""
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            record = cls(**json.loads(content))
+            record = cls(**parse_json(content))
             if 0 < record.pid < 2**31 and math.isfinite(record.process_start_s):
                 return record
         return None

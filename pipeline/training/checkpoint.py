@@ -27,7 +27,7 @@ from safetensors.torch import load, save
 
 from models.files import atomic_writer, file_sha256, publish_dir, remove_tree
 from pipeline.errors import ConfigError, DamagedInputError, RetryableError
-from pipeline.storage.filesystem import read_json, write_json
+from pipeline.storage.filesystem import read_json, read_json_as, write_json
 from pipeline.training.deepspeed_internals import is_partitioned, refresh_master_weights
 from pipeline.training.event_log import BestEvaluation
 from pipeline.training.validation_loop import BestWeights
@@ -237,7 +237,7 @@ def restore_checkpoint(engine: Any, folder: Path) -> tuple[int, BestWeights | No
     Raises:
         ConfigError: The frozen weights had another dtype, as on another kind of machine.
     """
-    state = CheckpointState.from_json(read_json(folder / "state.json"))
+    state = read_json_as(folder / "state.json", CheckpointState.from_json)
     current_dtype = frozen_dtype(engine)
     if state.frozen_dtype != current_dtype:
         raise ConfigError(

@@ -9,11 +9,12 @@ from typing import Any
 from models.adapters.injection import adapter_parameter_count
 from models.backbone import folder_digest, resolve_folder
 from models.config import AdapterConfig, BackboneConfig
-from models.serialization.bundle import BundleRefusedError, read_bundle
 from models.trunks import build_meta_trunk, trunk_width
 from pipeline.config.run import RunConfig
 from pipeline.config.tasks import Task
 from pipeline.data.reader import data_digest, find_partitions
+from pipeline.errors import DamagedInputError
+from pipeline.inference.bundle_description import read_described_bundle
 from pipeline.storage.filesystem import json_sha256
 from pipeline.training.backbone_checks import check_backbone
 
@@ -116,8 +117,8 @@ def count_parameters(
 def trained_fingerprint(bundle_dir: Path) -> str | None:
     """Return the fingerprint of the training that wrote a bundle; None if there is no whole bundle."""
     try:
-        return str(read_bundle(bundle_dir).description["training"]["fingerprint"])
-    except BundleRefusedError:
+        return read_described_bundle(bundle_dir)[1].training.fingerprint
+    except DamagedInputError:
         return None
 
 

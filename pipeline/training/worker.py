@@ -17,6 +17,7 @@ from models.serialization.bundle import BundleRefusedError, write_bundle
 from pipeline.config.loading import build_config
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.errors import RetryableError, translate_os_error
+from pipeline.inference.bundle_description import TrainingRecord
 from pipeline.inference.predictor import bundle_description
 from pipeline.runtime.run_log import RunLog, logging_to
 from pipeline.runtime.timing import record_seconds
@@ -80,22 +81,6 @@ class WorkerSettings:
             stop_path=Path(value["stop_path"]),
             log=RunLog.from_json(value["log"]),
         )
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """Block `training` of the bundle's description."""
-
-    fingerprint: str
-    data_digest: str
-    steps: int
-    rows: int  # of the train split
-    trainable_parameters: int
-    best: BestEvaluation | None  # whose weights the bundle has; None: the last ones
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self)
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -275,12 +260,12 @@ def publish(worker: WorkerState, settings: WorkerSettings, steps: int, best: Bes
         steps=steps,
         rows=len(worker.encoded),
         trainable_parameters=sum(tensor.numel() for tensor in tensors.values()),
-        best=best.evaluation if best else None,
+        best=asdict(best.evaluation) if best else None,
     )
     try:
         write_bundle(
             settings.bundle_dir,
-            bundle_description(worker.predictor, worker.config, record.to_json()),
+            bundle_description(worker.predictor, worker.config, record),
             tensors,
             worker.predictor.backbone.folder,
         )

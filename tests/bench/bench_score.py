@@ -42,6 +42,7 @@ class Bench:
         from models.serialization.bundle import write_bundle
         from pipeline.config.loading import read_config
         from pipeline.inference.predictor import bundle_description
+        from tests.support.planted import TRAINING
 
         torch.set_num_threads(THREADS)
         self.root = root
@@ -57,7 +58,7 @@ class Bench:
         self._choose_pairs(whole, predictor, num_pairs)
         self.sha256 = write_bundle(
             root / "bundle",
-            bundle_description(predictor, self.config, {}),
+            bundle_description(predictor, self.config, TRAINING),
             predictor.model.trainable_state(),
             predictor.backbone.folder,
         )
@@ -227,7 +228,7 @@ def score_synthetic_rows(num_rows: int, root: Path) -> float:
     from pipeline.inference.predictor import build_predictor, bundle_description
     from pipeline.registry.version_files import VersionFiles
     from pipeline.schema import ROW_SCHEMA
-    from tests.support.planted import planted_config, planted_rows
+    from tests.support.planted import TRAINING, planted_config, planted_rows
     from tests.support.scoring_world import build_scorer, plan
     from tests.support.tiny import write_tiny_llama
 
@@ -245,7 +246,7 @@ def score_synthetic_rows(num_rows: int, root: Path) -> float:
     predictor = build_predictor(config)
     sha256 = write_bundle(
         root / "bundle",
-        bundle_description(predictor, config, {}),
+        bundle_description(predictor, config, TRAINING),
         predictor.model.trainable_state(),
         predictor.backbone.folder,
     )

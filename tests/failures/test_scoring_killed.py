@@ -20,7 +20,7 @@ from pipeline.inference.predictor import build_predictor, bundle_description
 from pipeline.scoring.label_store import read_manifests, read_published, sweep_orphans
 from tests.failures.support import scorer
 from tests.support.places import ROOT
-from tests.support.planted import LABEL_WORDS, planted_config, planted_rows, write_rows
+from tests.support.planted import LABEL_WORDS, TRAINING, planted_config, planted_rows, write_rows
 from tests.support.scoring_world import plan
 
 pytestmark = pytest.mark.e2e
@@ -43,9 +43,7 @@ class Scoring:
                 self.expected += [row["row_id"] for row in rows]
         self.plain = planted_config(root, str(tiny_llama))
         predictor = build_predictor(build_config(self.plain, "test"))
-        description = bundle_description(
-            predictor, build_config(self.plain, "test"), {"fingerprint": "f" * 64}
-        )
+        description = bundle_description(predictor, build_config(self.plain, "test"), TRAINING)
         self.bundle_sha256 = write_bundle(
             root / "bundle", description, predictor.model.trainable_state(), predictor.backbone.folder
         )

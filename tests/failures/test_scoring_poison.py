@@ -3,6 +3,7 @@
 Their unit fails after three attempts at most, and its error names them; the others are published.
 """
 
+import copy
 import errno
 import itertools
 import json
@@ -28,7 +29,6 @@ from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
 from pipeline.scoring.label_store import read_errors, read_manifests, read_published
 from pipeline.scoring.unit_result import UnitResult
-from pipeline.storage.filesystem import write_json
 from tests.support.patches import write_patch
 from tests.support.places import ROOT
 from tests.support.planted import planted_rows, write_rows
@@ -98,16 +98,16 @@ def test_wrong_canary_probabilities_publish_nothing(tmp_path: Path, tiny_llama: 
     probabilities = {
         task.name: predict_probabilities(predictor, tables[task.name], task, 512) for task in predictor.tasks
     }
-    reference = build_reference(predictor, world.sha256, tables, probabilities, 512).to_json()
-    right = json.dumps(reference)
-    reference["canaries"]["three"]["probability"][3] += 0.03
-    write_json(tmp_path / "score_reference.json", reference)
+    reference = build_reference(predictor, tables, probabilities, 512).to_json()
+    wrong = copy.deepcopy(reference)
+    wrong["canaries"]["three"]["probability"][3] += 0.03
+    world.write_reference(wrong)
     refused = world.scorer().score_unit(world.units()[0])
     assert (
         "canary probabilities differ from those of the version's evaluation by up to 0.0300" in refused.error
     )
     assert not read_manifests(world.scores_dir)
-    (tmp_path / "score_reference.json").write_text(right)
+    world.write_reference(reference)
     assert world.scorer().score_unit(world.units()[0]).labels == ROWS
 
 

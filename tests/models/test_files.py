@@ -1,7 +1,9 @@
 """Digests and atomic writes of models/files.py: no file or folder is ever seen half-written."""
 
 import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,17 @@ from typing import Any
 import pytest
 
 from models import files
-from models.files import atomic_writer, file_sha256, publish_dir, remove_tree, sync_tree, temporary_path
+from models.files import (
+    atomic_writer,
+    file_sha256,
+    parse_json,
+    publish_dir,
+    remove_tree,
+    sync_tree,
+    temporary_path,
+)
 from tests.support.kills import kill_at_every_event
+from tests.support.places import ROOT
 
 
 def write(path: Path, content: bytes) -> None:
@@ -187,3 +198,54 @@ def test_leftovers_of_dead_processes_are_removed_and_no_others(tmp_path: Path) -
     os.utime(others[0], (1, 1))
     temporary_path(path)
     assert not others[0].exists() and others[1].is_file(), "old enough to be nobody's"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"a": 1, "a": 2}', "key 'a' is repeated"),
+        (b'{"b": [{"a": 1, "a": 1}]}', "key 'a' is repeated"),
+        (b"[NaN]", "number NaN is not finite"),
+        (b"[-Infinity]", "number -Infinity is not finite"),
+        (b"[1e999]", "number 1e999 is not finite"),
+        (b"[" + b"9" * 5000 + b"]", "5,000 digits"),
+        (b"[" * 100_000 + b"]" * 100_000, "nests too deep"),
+        (b'["\\ud800"]', "surrogates not allowed"),
+        (b'["\xff"]', "invalid start byte"),
+        ('{"a": 1}'.encode("utf-16"), "invalid start byte"),
+        (b'{"a": 1', "Expecting"),
+        (b"", "Expecting value"),
+    ],
+)
+def test_json_that_readers_take_differently_is_refused(content: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_json(content)
+
+
+def test_json_is_read_as_it_was_written() -> None:
+    value = {"größe": [1, -2.5, None, True, "😀", "\\u00e9", "\x00"], "b": {"a": 10**20}}
+    for is_ascii in (True, False):
+        assert parse_json(json.dumps(value, ensure_ascii=is_ascii)) == value
+    assert parse_json("[1.5, Infinity]", allow_infinity=True) == [1.5, float("inf")]
+
+
+# logs, whose damaged lines are skipped, and texts that a process wrote itself or a library checks
+LENIENT_READERS = {
+    "pipeline/data/importers/text_files.py",
+    "pipeline/encoding/literal_tokenizer.py",
+    "pipeline/runtime/run_log.py",
+    "pipeline/scoring/actor.py",
+    "pipeline/scoring/ray_pipeline.py",
+    "pipeline/training/event_log.py",
+}
+
+
+def test_json_that_is_believed_is_read_strictly() -> None:
+    packages = ("models", "pipeline", "validation", "jobs")
+    sources = [path for package in packages for path in (ROOT / package).rglob("*.py")]
+    lenient = {
+        str(path.relative_to(ROOT))
+        for path in sources
+        if re.search(r"\bjson\.loads?\(", path.read_text(encoding="utf-8"))
+    }
+    assert lenient - {"models/files.py"} == LENIENT_READERS

@@ -14,7 +14,7 @@ from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import get_version, register_version
 from pipeline.registry.promotion_log import PromotionLog
 from pipeline.storage.filesystem import write_json
-from tests.support.planted import planted_config, write_config, write_planted
+from tests.support.planted import TRAINING, planted_config, write_config, write_planted
 
 PR_AUC = Interval(0.9, 0.8, 1.0)
 SUMMARY = MetricsSummary(
@@ -23,14 +23,6 @@ SUMMARY = MetricsSummary(
     worst_task="two",
     model_minus_lexical_macro_pr_auc=PR_AUC,
 )
-TRAINING = {
-    "fingerprint": "f" * 64,
-    "data_digest": "d" * 64,
-    "steps": 1,
-    "rows": 8,
-    "trainable_parameters": 1,
-    "best": None,
-}
 
 
 def evaluation_of(bundle_sha256: str) -> Evaluation:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipeline.inference.bundle_description import TrainingRecord
 from pipeline.schema import ROW_SCHEMA
 
 WORDS = [
@@ -29,6 +30,10 @@ WORDS = [
     "garden",
     "kettle",
 ]
+# of bundles that no training wrote
+TRAINING = TrainingRecord(
+    fingerprint="f" * 64, data_digest="d" * 64, steps=1, rows=8, trainable_parameters=1, best=None
+)
 # last word of the title by label
 LABEL_WORDS = {"two": ("north", "south"), "three": ("north", "east", "south")}
 

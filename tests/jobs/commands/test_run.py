@@ -237,7 +237,7 @@ def test_later_rows_are_compared_with_the_champion_profile(finished_run: Any) ->
     last_json(result)
     assert "compared with the data of version 1, the champion" in result.stderr
     validation = root / "runs" / "planted" / "validation"
-    (carried,) = (root / "runs" / "planted" / "served").glob("version-1-*/artifacts/profile.json")
+    (carried,) = (root / "runs" / "planted" / "served").glob("version-1-*/data/artifacts/profile.json")
     assert carried.read_bytes() == (validation / "profile.json").read_bytes()
     features = json.loads((validation / "drift.json").read_text())["features"]
     assert features and all(feature["verdict"] == "steady" for feature in features)
@@ -260,8 +260,16 @@ def test_mlflow_has_the_losses_metrics_and_digests(finished_run: Any) -> None:
     assert version.tags["bundle_sha256"]
 
 
-def test_champion_predicts_in_a_clean_process_without_pickle(finished_run: Any) -> None:
+def test_champion_predicts_without_pickle_or_planted_code(finished_run: Any) -> None:
     root, _, finished = finished_run
+    names = ("pipeline", "data/artifacts", "data/artifacts/pipeline", "code")
+    models = [path.parent for path in (root / "runs" / "planted" / "mlartifacts").rglob("MLmodel")]
+    planted = [model / name for model in models for name in names]
+    assert planted
+    for folder in planted:
+        folder.mkdir(exist_ok=True)
+        for name in ("__init__.py", "pyfunc_code.py", "pyfunc_model.py", "sitecustomize.py", "conftest.py"):
+            (folder / name).write_text(f"open({str(root / 'planted-code-ran')!r}, 'w').close()\n")
     code = (
         "import sys\n"
         "unpickled = []\n"
@@ -293,6 +301,9 @@ def test_champion_predicts_in_a_clean_process_without_pickle(finished_run: Any) 
     assert columns == "['probability', 'label', 'label_name', 'expected_grade', 'decision'] [0, 1]"
     assert names_the_tasks == "True"
     assert unpickled == "[]"
+    assert not (root / "planted-code-ran").exists()
+    for path in (path for folder in planted for path in folder.glob("*.py")):
+        path.unlink()
 
 
 def test_model_below_the_lexical_floor_stays_challenger(finished_run: Any) -> None:

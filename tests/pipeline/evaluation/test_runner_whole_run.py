@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.serialization.bundle import write_bundle
+from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import data_digest, find_partitions, read_split
@@ -22,7 +22,7 @@ from pipeline.inference.predictor import build_predictor, bundle_description
 from pipeline.registry.version_files import VersionFiles
 from pipeline.runtime.progress import SilentProgress
 from pipeline.scoring.label_store import read_published
-from tests.support.planted import planted_config, write_planted
+from tests.support.planted import TRAINING, planted_config, write_planted
 from tests.support.scoring_world import build_scorer, plan
 
 SIDES = ("train", "valid", "test")
@@ -36,10 +36,8 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> RunCon
     config = build_config(planted_config(root, str(tiny_llama)), "test")
     shutil.copytree(root / "judged", config.accepted_dir)
     predictor = build_predictor(config)
-    training = {
-        "fingerprint": "f" * 64,
-        "data_digest": data_digest(find_partitions(config.accepted_dir, config.tasks)),
-    }
+    digest = data_digest(find_partitions(config.accepted_dir, config.tasks))
+    training = TRAINING.model_copy(update={"data_digest": digest})
     write_bundle(
         config.run_dir / "trained",
         bundle_description(predictor, config, training),
@@ -110,15 +108,13 @@ def test_scoring_repeats_the_probabilities_of_the_evaluation(
     evaluated: dict[str, Any] = {}
     build = evaluation_module.build_reference
 
-    def recording_build(
-        predictor: Any, sha256: str, tables: Any, probabilities: Any, batch_tokens: int
-    ) -> Any:
+    def recording_build(predictor: Any, tables: Any, probabilities: Any, batch_tokens: int) -> Any:
         for task in predictor.tasks:
             probability_N = relevance_probability(probabilities[task.name], task)
             evaluated.update(
                 zip(tables[task.name].column("row_id").to_pylist(), probability_N.tolist(), strict=True)
             )
-        return build(predictor, sha256, tables, probabilities, batch_tokens)
+        return build(predictor, tables, probabilities, batch_tokens)
 
     monkeypatch.setattr(evaluation_module, "build_reference", recording_build)
     evaluate(config)
@@ -134,7 +130,7 @@ def test_scoring_repeats_the_probabilities_of_the_evaluation(
         "scoring": config.scoring.model_copy(update={"batch_tokens": 64}),
     }
     again = config.model_copy(update=places)
-    sha256 = json.loads((config.run_dir / "score_reference.json").read_text())["bundle_sha256"]
+    sha256 = read_bundle(config.run_dir / "bundle").sha256
     (config.run_dir / "attempts").mkdir(exist_ok=True)
     version = VersionFiles("1", config.run_dir / "bundle", sha256)
     scorer = build_scorer(again, version, config.run_dir / "attempts")

@@ -21,7 +21,6 @@ from pipeline.inference.step_plan import Step, planned
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.attempts import UnitAttempts
 from pipeline.scoring.label_store import read_manifests, read_published
-from pipeline.storage.filesystem import write_json
 from tests.support.all_tasks_scoring import EVERY_LAYER, SHARED, BuildWorld, unlike_tasks
 from tests.support.planted import planted_rows, write_rows
 from tests.support.scoring_world import ROWS
@@ -133,10 +132,7 @@ def test_deviating_canaries_of_one_pass_block_publishing(
     said = {
         task.name: predict_probabilities(predictor, tables[task.name], task, 512) for task in predictor.tasks
     }
-    write_json(
-        world.root / "score_reference.json",
-        build_reference(predictor, world.sha256, tables, said, 512).to_json(),
-    )
+    world.write_reference(build_reference(predictor, tables, said, 512).to_json())
     judged = score_reference.predict_multitask_probabilities
     unit = world.units(all_tasks=True)[0]
     with monkeypatch.context() as patched:

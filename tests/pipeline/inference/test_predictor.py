@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.inference.calibration import Calibration
 from pipeline.inference.predictor import Predictor, build_predictor, bundle_description, load_predictor
 from pipeline.schema import ROW_SCHEMA
-from tests.support.planted import planted_config, planted_rows
+from tests.support.planted import TRAINING, planted_config, planted_rows
 
 WORDY = {
     "name": "two",
@@ -77,7 +77,7 @@ def rows_of(task: str, count: int = 30) -> pa.Table:
 def write_predictor(folder: Path, predictor: Predictor, config: RunConfig) -> str:
     return write_bundle(
         folder,
-        bundle_description(predictor, config, {"fingerprint": "f"}),
+        bundle_description(predictor, config, TRAINING),
         predictor.model.trainable_state(),
         predictor.backbone.folder,
     )
@@ -102,7 +102,7 @@ def test_loaded_bundle_gives_equal_logits(
         predictor.encoder.config,
     )
     assert not loaded.model.training
-    assert bundle.description["training"] == {"fingerprint": "f"}
+    assert bundle.description["training"] == TRAINING.model_dump()
 
 
 def test_bundle_records_how_its_base_is_quantised(

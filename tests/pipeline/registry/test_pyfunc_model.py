@@ -1,9 +1,7 @@
 """Registered model on data frames: one row per pair, in order, or an error that names the problem."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,17 +12,16 @@ import torch
 from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
 from pipeline.inference.calibration import Calibration, Thresholds
-from pipeline.inference.predictor import build_predictor, bundle_description
+from pipeline.inference.predictor import build_predictor, bundle_description, load_predictor
 from pipeline.registry.pyfunc_model import (
     OUTPUTS,
-    RelevanceModelCode,
+    ServedModel,
     check_frame,
     contract_rows,
-    input_example,
     signature,
 )
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
-from tests.support.planted import planted_config, planted_rows
+from tests.support.planted import TRAINING, planted_config, planted_rows
 
 LABELS = {"two": ["bad", "good"], "three": ["bad", "fair", "good"]}
 
@@ -44,7 +41,7 @@ def bundle_dir(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("pyfunc") / "bundle"
     write_bundle(
         folder,
-        bundle_description(predictor, config, {}),
+        bundle_description(predictor, config, TRAINING),
         predictor.model.trainable_state(),
         predictor.backbone.folder,
     )
@@ -52,10 +49,8 @@ def bundle_dir(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def model(bundle_dir: Path) -> RelevanceModelCode:
-    code = RelevanceModelCode()
-    code.load_context(SimpleNamespace(artifacts={"bundle": str(bundle_dir)}))
-    return code
+def model(bundle_dir: Path) -> ServedModel:
+    return ServedModel(*load_predictor(bundle_dir))
 
 
 def pairs(count: int = 24) -> pd.DataFrame:
@@ -66,20 +61,20 @@ def pairs(count: int = 24) -> pd.DataFrame:
     return pd.DataFrame(mixed, index=index)[["task", *TEXT_COLUMNS]]
 
 
-def test_mixed_tasks_keep_the_order_of_pairs(model: RelevanceModelCode) -> None:
+def test_mixed_tasks_keep_the_order_of_pairs(model: ServedModel) -> None:
     frame = pairs()
-    scored = model.predict(None, frame)
+    scored = model.predict(frame)
     assert scored.index.tolist() == frame.index.tolist()
     assert scored.columns.tolist() == [name for name, _ in OUTPUTS]
-    alone = pd.concat([model.predict(None, frame.iloc[[n]]) for n in range(len(frame))])
+    alone = pd.concat([model.predict(frame.iloc[[n]]) for n in range(len(frame))])
     assert scored["probability"].nunique() > 20
     assert scored["probability"].tolist() == pytest.approx(alone["probability"].tolist(), abs=1e-5)
     assert scored["label_name"].tolist() == alone["label_name"].tolist()
 
 
-def test_label_decision_and_probability_agree(model: RelevanceModelCode) -> None:
+def test_label_decision_and_probability_agree(model: ServedModel) -> None:
     frame = pairs()
-    scored = model.predict(None, frame)
+    scored = model.predict(frame)
     for task, (_, row) in zip(frame["task"], scored.iterrows(), strict=True):
         assert row["label_name"] == LABELS[task][row["label"]]
         assert 0 <= row["probability"] <= 1 and 0 <= row["expected_grade"] <= len(LABELS[task]) - 1
@@ -91,22 +86,20 @@ def test_label_decision_and_probability_agree(model: RelevanceModelCode) -> None
     assert set(scored["decision"]) == {"relevant", "irrelevant", "abstain"}
 
 
-def test_missing_optional_texts_are_null(model: RelevanceModelCode) -> None:
+def test_missing_optional_texts_are_null(model: ServedModel) -> None:
     frame = pairs()
     bare = frame[["ad_title", "query", "task"]]
-    assert model.predict(None, bare).equals(model.predict(None, frame))
+    assert model.predict(bare).equals(model.predict(frame))
     nan = frame.assign(ad_keyword=np.nan, landing_page=None)
-    assert model.predict(None, nan).equals(model.predict(None, frame))
+    assert model.predict(nan).equals(model.predict(frame))
 
 
-def test_extra_columns_are_ignored(model: RelevanceModelCode) -> None:
+def test_extra_columns_are_ignored(model: ServedModel) -> None:
     frame = pairs()
-    assert model.predict(None, frame.assign(row_id="x", label=7, colour="red")).equals(
-        model.predict(None, frame)
-    )
+    assert model.predict(frame.assign(row_id="x", label=7, colour="red")).equals(model.predict(frame))
 
 
-def test_thresholds_of_a_market_are_used(model: RelevanceModelCode) -> None:
+def test_thresholds_of_a_market_are_used(model: ServedModel) -> None:
     frame, predictor = pairs(), model.predictor
     never = Thresholds(relevant_at=None, irrelevant_below=None)
     of_markets = {
@@ -115,12 +108,10 @@ def test_thresholds_of_a_market_are_used(model: RelevanceModelCode) -> None:
     }
     model.predictor = replace(predictor, calibration=of_markets)
     try:
-        decisions = model.predict(None, frame.assign(market=["de", "de", None, "us"] * 6))[
-            "decision"
-        ].tolist()
+        decisions = model.predict(frame.assign(market=["de", "de", None, "us"] * 6))["decision"].tolist()
     finally:
         model.predictor = predictor
-    anywhere = model.predict(None, frame)["decision"].tolist()
+    anywhere = model.predict(frame)["decision"].tolist()
     of_de = [number % 4 < 2 for number in range(len(frame))]
     assert decisions == [
         "abstain" if there else decision for there, decision in zip(of_de, anywhere, strict=True)
@@ -128,18 +119,14 @@ def test_thresholds_of_a_market_are_used(model: RelevanceModelCode) -> None:
     assert {decision for there, decision in zip(of_de, anywhere, strict=True) if there} > {"abstain"}
 
 
-def test_empty_frame_gives_empty_columns(model: RelevanceModelCode) -> None:
-    scored = model.predict(None, pairs().iloc[:0])
+def test_empty_frame_gives_empty_columns(model: ServedModel) -> None:
+    scored = model.predict(pairs().iloc[:0])
     assert len(scored) == 0 and scored.columns.tolist() == [name for name, _ in OUTPUTS]
 
 
-def test_registered_input_example_is_scored(model: RelevanceModelCode) -> None:
-    assert len(model.predict(None, input_example("two"))) == 1
-
-
-def test_unknown_task_is_refused_with_the_known_ones(model: RelevanceModelCode) -> None:
+def test_unknown_task_is_refused_with_the_known_ones(model: ServedModel) -> None:
     with pytest.raises(ValueError, match="task 'tow' in the input is not configured; configured: two, three"):
-        model.predict(None, pairs().assign(task="tow"))
+        model.predict(pairs().assign(task="tow"))
 
 
 WRONG_FRAMES: list[tuple[Any, str]] = [
@@ -158,14 +145,12 @@ WRONG_FRAMES: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(
     ("change", "message"), WRONG_FRAMES, ids=[message[:20] for _, message in WRONG_FRAMES]
 )
-def test_invalid_frame_is_refused_with_its_reason(
-    model: RelevanceModelCode, change: Any, message: str
-) -> None:
+def test_invalid_frame_is_refused_with_its_reason(model: ServedModel, change: Any, message: str) -> None:
     check_frame(pairs())
     with pytest.raises(ValueError, match=message):
         check_frame(change(pairs()))
     with pytest.raises(ValueError, match=message):
-        model.predict(None, change(pairs()))
+        model.predict(change(pairs()))
 
 
 def test_frame_becomes_contract_rows_without_labels() -> None:
@@ -184,14 +169,3 @@ def test_signature_and_check_frame_require_equal_columns() -> None:
         name: name in ("task", "query", "ad_title") for name in ("task", *TEXT_COLUMNS, "market")
     }
     assert [column.name for column in signature().outputs] == [name for name, _ in OUTPUTS]
-
-
-def test_altered_bundle_is_not_served(bundle_dir: Path) -> None:
-    path = bundle_dir / "bundle.json"
-    original = path.read_bytes()
-    try:
-        path.write_bytes(original + os.linesep.encode())
-        with pytest.raises(Exception, match="does not match its sha256"):
-            RelevanceModelCode().load_context(SimpleNamespace(artifacts={"bundle": str(bundle_dir)}))
-    finally:
-        path.write_bytes(original)

@@ -10,6 +10,7 @@ import mlflow
 import pytest
 
 from models import files as model_files
+from models.serialization.bundle import read_bundle
 from pipeline.errors import DamagedInputError, RetryableError
 from pipeline.registry import version_files
 from pipeline.registry.promotion_log import PromotionLog
@@ -25,10 +26,9 @@ class Registry:
         self.config = world.config.model_copy(update={"work_dir": folder / "runs"})
         self.sha256 = world.sha256
         self.stored = folder / "stored"
-        self.bundle = self.stored / "artifacts" / "bundle"
+        self.bundle = self.stored / "data" / "artifacts" / "bundle"
         shutil.copytree(world.root / "bundle", self.bundle)
         write_json(self.bundle.parent / "profile.json", {"rows": 8})
-        write_json(self.bundle.parent / "score_reference.json", {"bundle_sha256": world.sha256})
         self.is_up, self.downloads = True, 0
 
     def connect(self, uri: str) -> None:
@@ -83,7 +83,6 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "cut description": lambda artifacts: cut(artifacts / "bundle" / "bundle.json"),
     "lost bundle": lambda artifacts: shutil.rmtree(artifacts / "bundle"),
     "cut profile": lambda artifacts: cut(artifacts / "profile.json"),
-    "cut reference": lambda artifacts: cut(artifacts / "score_reference.json"),
 }
 
 
@@ -97,6 +96,11 @@ def test_damaged_files_are_fetched_once_more(registry: Registry) -> None:
         files = {path.name: path.read_bytes() for path in fetched.folder.rglob("*") if path.is_file()}
         assert files == stored, name
     assert [path.name for path in fetched.folder.parent.iterdir()] == [fetched.folder.name]
+
+
+def test_version_of_the_first_layout_is_fetched(registry: Registry) -> None:
+    (registry.stored / "data" / "artifacts").rename(registry.stored / "artifacts")
+    assert read_bundle(fetch_version(registry.config, "1").bundle_dir).sha256 == registry.sha256
 
 
 def test_version_damaged_in_the_registry_is_used_once_it_is_repaired(registry: Registry) -> None:
@@ -141,7 +145,7 @@ def test_downloads_are_on_disk_before_they_are_published(
     sync_tree = model_files.sync_tree
 
     def sync(folder: Path) -> None:
-        assert (folder / "artifacts" / "bundle" / "manifest.json").is_file()
+        assert (folder / "data" / "artifacts" / "bundle" / "manifest.json").is_file()
         synced.append(folder)
         sync_tree(folder)
 

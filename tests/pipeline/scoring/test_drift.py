@@ -1,4 +1,4 @@
-"""Stable scores show no drift, moved ones do; canary rows distinguish models."""
+"""Stable scores show no drift, moved ones do."""
 
 import math
 from pathlib import Path
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.score_summary import drift_lines
+from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
 from pipeline.errors import DamagedInputError
 from pipeline.evaluation.psi import psi
@@ -17,8 +18,6 @@ from pipeline.evaluation.score_reference import (
     add_profile,
     build_profile,
     build_reference,
-    canary_difference,
-    read_reference,
 )
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.inference.predictor import Predictor, build_predictor
@@ -31,7 +30,6 @@ from pipeline.scoring.scoring_record import ScoringRecord, ScoringRun, build_sco
 from pipeline.scoring.unit_manifest import UnitInput
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
-from pipeline.storage.filesystem import write_json
 from tests.support.planted import planted_config, planted_rows
 from tests.support.score_partitions import unit_manifest
 
@@ -109,23 +107,7 @@ def reference(predictor: Predictor) -> dict[str, Any]:
         task.name: predict_probabilities(predictor, tables[task.name], task, 4_096)
         for task in predictor.tasks
     }
-    return build_reference(predictor, "b" * 64, tables, probabilities, 4_096).to_json()
-
-
-def test_canary_rows_distinguish_models(
-    predictor: Predictor, reference: dict[str, Any], tiny_llama: Path, tmp_path: Path
-) -> None:
-    import torch
-
-    write_json(tmp_path / "reference.json", reference)
-    read = read_reference(tmp_path / "reference.json", "b" * 64)
-    assert canary_difference(predictor, read, 4_096) < 1e-6
-    other = build_predictor(build_config(planted_config(Path("/nowhere"), str(tiny_llama)), "test"))
-    with torch.no_grad():
-        other.model.heads.weight_KD.mul_(1.5)
-    assert canary_difference(other, read, 4_096) > 1e-3
-    with pytest.raises(DamagedInputError, match="is not the reference of bundle cccc"):
-        read_reference(tmp_path / "reference.json", "c" * 64)
+    return build_reference(predictor, tables, probabilities, 4_096).to_json()
 
 
 class Runs:
@@ -134,8 +116,9 @@ class Runs:
     def __init__(self, root: Path, reference: dict[str, Any]) -> None:
         self.root = root / "scores"
         (root / "artifacts").mkdir(parents=True)
-        self.champion = VersionFiles("1", root / "artifacts" / "bundle", "b" * 64)
-        write_json(self.champion.reference_path, reference)
+        bundle_dir = root / "artifacts" / "bundle"
+        sha256 = write_bundle(bundle_dir, {}, {}, root / "artifacts", reference)
+        self.champion = VersionFiles("1", bundle_dir, sha256)
 
     def run(
         self, name: str, probability_N: np.ndarray, refuse: float | None = None, error: str = ""

@@ -1,0 +1,124 @@
+"""Content of bundle.json: enough to rebuild a model, and to refuse another backbone."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from models.config import AdapterConfig, BackboneConfig
+from models.serialization.bundle import Bundle, BundleRefusedError, read_bundle
+from pipeline.config.encoding import EncodeConfig
+from pipeline.config.loading import build_adapter
+from pipeline.config.splits import SplitConfig
+from pipeline.config.strict_model import StrictModel
+from pipeline.config.tasks import Task
+from pipeline.encoding.encoder import ENCODER_VERSION
+from pipeline.errors import DamagedInputError
+from pipeline.inference.calibration import Calibration
+
+BUNDLE_FORMAT = 2  # changes when an older reader would misread bundle.json
+
+
+class TrainingRecord(StrictModel):
+    """Training that a bundle comes from."""
+
+    fingerprint: str
+    data_digest: str
+    steps: int = Field(ge=0)
+    rows: int = Field(ge=0)  # of the train split
+    trainable_parameters: int = Field(ge=0)
+    best: dict[str, Any] | None  # evaluation whose weights the bundle has; None: it has the last ones
+
+
+class BackboneRecord(StrictModel):
+    """Backbone that a bundle was trained on."""
+
+    source: str
+    revision: str | None
+    dtype: Literal["auto", "float32", "bfloat16"]
+    quantization: Literal["nf4", "int8"] | None
+    digest: str
+
+    @property
+    def config(self) -> BackboneConfig:
+        """Config that loads the backbone."""
+        return BackboneConfig(**self.model_dump(exclude={"digest"}))
+
+
+class BundleDescription(StrictModel):
+    """Content of bundle.json."""
+
+    format: int = BUNDLE_FORMAT
+    encoder_version: str = ENCODER_VERSION
+    tasks: tuple[Task, ...] = Field(min_length=1)  # in the order of the heads
+    encode: EncodeConfig
+    adapter: dict[str, Any]
+    backbone: BackboneRecord
+    seed: int = Field(ge=0, lt=2**32)
+    split: SplitConfig
+    calibration: dict[str, Calibration]  # by task
+    training: TrainingRecord
+
+    @field_validator("adapter")
+    @classmethod
+    def _check_adapter(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        build_adapter(settings)
+        return settings
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> "BundleDescription":
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"tasks repeat a name: {', '.join(names)}")
+        if self.calibration.keys() != set(names):
+            raise ValueError(
+                f"calibration is for {', '.join(self.calibration) or 'no task'}, tasks are {', '.join(names)}"
+            )
+        return self
+
+    @property
+    def adapter_config(self) -> AdapterConfig:
+        """Config of the adapter method."""
+        return build_adapter(self.adapter)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recorded form."""
+        return self.model_dump(mode="json")
+
+
+def read_described_bundle(
+    folder: Path, expected_sha256: str | None = None
+) -> tuple[Bundle, BundleDescription]:
+    """Read a bundle and its description, and check all that can be checked without its model.
+
+    Raises:
+        DamagedInputError: The bundle is incomplete or altered, is not the one with `expected_sha256`, or was
+            written for other code.
+    """
+    try:
+        bundle = read_bundle(folder, expected_sha256)
+    except BundleRefusedError as error:
+        raise DamagedInputError(str(error)) from error
+    _check_versions(folder, bundle.description)
+    try:
+        return bundle, BundleDescription.model_validate(bundle.description)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise DamagedInputError(
+            f"{folder} has a wrong description: {place + ': ' if place else ''}{problem['msg']}; fetch the "
+            "bundle again"
+        ) from error
+
+
+def _check_versions(folder: Path, description: dict[str, Any]) -> None:
+    """Raise DamagedInputError if the bundle has another format or encoder version than this code."""
+    bundle_format, encoder_version = description.get("format"), description.get("encoder_version")
+    if bundle_format != BUNDLE_FORMAT:
+        raise DamagedInputError(
+            f"{folder} has format {bundle_format}, this code reads {BUNDLE_FORMAT}; train again"
+        )
+    if encoder_version != ENCODER_VERSION:
+        raise DamagedInputError(
+            f"{folder} has encoder version {encoder_version}, this code has {ENCODER_VERSION}; train again"
+        )

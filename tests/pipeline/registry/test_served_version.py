@@ -1,0 +1,223 @@
+"""MLflow serves the bundle that was registered and promoted, and nothing else."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from models.files import bytes_sha256, file_sha256
+from models.serialization.bundle import encode_json, read_bundle, write_bundle
+from pipeline.config.loading import read_config
+from pipeline.config.run import RunConfig
+from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RelevanceError, RetryableError
+from pipeline.evaluation.score_reference import ScoreReference
+from pipeline.registry import served_version
+from pipeline.registry.mlflow_client import connect_mlflow
+from pipeline.registry.model_versions import register_version
+from pipeline.registry.promotion_log import PromotionLog
+from pipeline.registry.served_version import LOG_VARIABLE
+from tests.support.champion import evaluation_of, write_champion
+
+PAIR = pd.DataFrame({"task": ["two"], "query": ["red lamp"], "ad_title": ["red lamp"]})
+
+
+@dataclass(frozen=True)
+class Store:
+    """An embedded registry with a champion, version 1."""
+
+    config: RunConfig
+    model_dir: Path  # of version 1 in the artifact store
+
+    @property
+    def bundle_dir(self) -> Path:
+        return self.model_dir / "data" / "artifacts" / "bundle"
+
+    def load(self, version: str = "@champion") -> Any:
+        """Load a version as `mlflow models serve` does."""
+        return mlflow.pyfunc.load_model(f"models:/planted{version}", suppress_warnings=True)
+
+    def change_mlmodel(self, change: Any) -> None:
+        path = self.model_dir / "MLmodel"
+        fields = yaml.safe_load(path.read_text())
+        change(fields)
+        path.write_text(yaml.safe_dump(fields))
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Store:
+    path, _ = write_champion(tmp_path_factory.mktemp("served"), tiny_llama)
+    config = read_config(path, [])
+    (mlmodel,) = (config.run_dir / "mlartifacts").rglob("MLmodel")
+    return Store(config, mlmodel.parent)
+
+
+@pytest.fixture
+def store(intact: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The registry is set as the tracking URI; what a test changes in the version is undone."""
+    monkeypatch.delenv(LOG_VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    connect_mlflow(intact.config.tracking_uri)
+    shutil.copytree(intact.model_dir, tmp_path / "copy")
+    yield intact
+    shutil.rmtree(intact.model_dir)
+    shutil.copytree(tmp_path / "copy", intact.model_dir)
+
+
+def alter_weights(store: Store) -> str:
+    """Alter the bundle's weights, and make its manifest right again; return its new digest."""
+    path = store.bundle_dir / "weights.safetensors"
+    tasks = json.loads((store.bundle_dir / "bundle.json").read_bytes())["tasks"]
+    tensors = load_file(path)
+    tensors["heads.weight_KD"] += 1
+    save_file(tensors, path, {"tasks": json.dumps(tasks, sort_keys=True, ensure_ascii=False)})
+    manifest = json.loads((store.bundle_dir / "manifest.json").read_bytes())
+    manifest["files"][path.name] = file_sha256(path)
+    content = encode_json(manifest)
+    (store.bundle_dir / "manifest.json").write_bytes(content)
+    assert read_bundle(store.bundle_dir).sha256 == bytes_sha256(content)
+    return bytes_sha256(content)
+
+
+def test_champion_is_served(store: Store) -> None:
+    answer = store.load().predict(PAIR)
+    assert answer["label_name"][0] in ("bad", "good")
+
+
+def test_an_altered_bundle_is_not_served(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha256 = alter_weights(store)
+    with pytest.raises(DamagedInputError, match=f"has sha256 {sha256}, but the registry recorded"):
+        store.load()
+    store.change_mlmodel(lambda fields: fields["metadata"]["relevance"].update(bundle_sha256=sha256))
+    with pytest.raises(DamagedInputError, match=f"no version of planted .* bundle {sha256[:12]}"):
+        store.load()
+    monkeypatch.setenv(LOG_VARIABLE, "none")
+    with pytest.raises(DamagedInputError, match="no version of planted in the registry"):
+        store.load()
+    store.change_mlmodel(lambda fields: fields["metadata"]["relevance"].update(model="unknown"))
+    monkeypatch.delenv(LOG_VARIABLE)
+    with pytest.raises(
+        ConfigError, match=f"no registry knows the served version of unknown; set .*{LOG_VARIABLE}"
+    ):
+        store.load()
+    monkeypatch.setenv(LOG_VARIABLE, str(store.config.promotions_dir))
+    with pytest.raises(GateRefusedError, match="is neither the champion of unknown nor one that a rollback"):
+        store.load()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields: fields["flavors"]["python_function"].update(code="code"),
+        lambda fields: fields.pop("metadata"),
+        lambda fields: fields["metadata"]["relevance"].update(model="x' or name = 'planted"),
+        lambda fields: fields["metadata"]["relevance"].update(bundle_sha256="' or 1"),
+        lambda fields: fields["metadata"]["relevance"].pop("package_sha256"),
+    ],
+)
+def test_altered_model_file_is_damaged_input(store: Store, change: Any) -> None:
+    store.change_mlmodel(change)
+    with pytest.raises(DamagedInputError, match="register the run again"):
+        store.load()
+
+
+def test_only_the_champion_line_is_served(store: Store, tmp_path: Path) -> None:
+    bundle = read_bundle(store.bundle_dir)
+    tensors = {name: tensor + 0.1 for name, tensor in bundle.tensors.items()}
+    sha256 = write_bundle(tmp_path / "bundle", bundle.description, tensors, bundle.tokenizer_dir)
+    version = register_version(store.config, tmp_path / "bundle", evaluation_of(sha256))
+    with pytest.raises(GateRefusedError, match="is neither the champion of planted nor one that a rollback"):
+        store.load(f"/{version}")
+    client, log = connect_mlflow(store.config.tracking_uri), PromotionLog.from_config(store.config)
+    log.promote(client, version, client.get_model_version("planted", version).tags, override="test")
+    for served in (version, "1"):  # a rollback returns to version 1
+        store.load(f"/{served}")
+    log.roll_back(client, "test")
+    store.load()
+    with pytest.raises(GateRefusedError):
+        store.load(f"/{version}")
+
+
+def test_missing_promotion_log_is_refused_with_its_remedy(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    remedy = f"set {LOG_VARIABLE} to its folder .none: serve without it"
+    for place in (tmp_path / "lost", Path("relative")):
+        monkeypatch.setenv(LOG_VARIABLE, str(place))
+        with pytest.raises(ConfigError, match=f"is not here: {place}; mount it, or {remedy}"):
+            store.load()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv(LOG_VARIABLE, str(tmp_path / "empty"))
+    with pytest.raises(DamagedInputError):
+        store.load()
+    monkeypatch.setattr(mlflow, "is_tracking_uri_set", lambda: False)
+    with pytest.raises(GateRefusedError):
+        mlflow.pyfunc.load_model(str(store.model_dir))
+    monkeypatch.setenv(LOG_VARIABLE, "none")
+    store.load()
+    assert "model planted served without its promotion log" in caplog.text
+
+
+def test_version_is_served_without_registry_by_its_log(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mlflow, "is_tracking_uri_set", lambda: False)
+    with pytest.raises(ConfigError, match="no registry knows the served version of planted"):
+        mlflow.pyfunc.load_model(str(store.model_dir))
+    monkeypatch.setenv(LOG_VARIABLE, str(store.config.promotions_dir))
+    mlflow.pyfunc.load_model(str(store.model_dir))
+    monkeypatch.undo()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RetryableError("registry does not answer")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "search_model_versions", refuse)
+    monkeypatch.delenv(LOG_VARIABLE, raising=False)
+    with pytest.raises(RetryableError):
+        mlflow.pyfunc.load_model(str(store.model_dir))
+    monkeypatch.setenv(LOG_VARIABLE, str(store.config.promotions_dir))
+    mlflow.pyfunc.load_model(str(store.model_dir))
+    assert "registry not asked, the promotion log decides: registry does not answer" in caplog.text
+
+
+def test_other_package_is_warned_of(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.load()
+    assert "package differs" not in caplog.text
+    monkeypatch.setattr(served_version, "package_sha256", lambda: "0" * 64)
+    store.load()
+    assert "package differs from the one that registered the version: sha256 000000000000" in caplog.text
+
+
+def test_other_canary_probabilities_are_not_served(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = "pipeline.evaluation.score_reference"
+    monkeypatch.setattr(f"{reference}.parse_reference", lambda bundle: ScoreReference({}, {}))
+    monkeypatch.setattr(f"{reference}.canary_difference", lambda *_: 0.03)
+    with pytest.raises(RelevanceError, match="canary probabilities differ"):
+        store.load()
+
+
+def test_requirements_are_pinned_and_public(store: Store) -> None:
+    environment = yaml.safe_load((store.model_dir / "conda.yaml").read_text())
+    (installed,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert (store.model_dir / "requirements.txt").read_text().split() == installed
+    assert [line for line in installed if not re.fullmatch(r"[\w.-]+(\[[\w,]+\])?==[\w.]+", line)] == []
+    names = {re.split(r"[\[=]", line)[0].lower() for line in installed}
+    assert {"torch", "transformers", "mlflow"} <= names and not any("relevance" in name for name in names)
+
+
+def test_version_has_no_code_of_its_own(store: Store) -> None:
+    suffixes = {path.suffix for path in store.model_dir.rglob("*") if path.is_file()}
+    assert suffixes <= {"", ".json", ".md", ".safetensors", ".txt", ".yaml"}
+    flavor = yaml.safe_load((store.model_dir / "MLmodel").read_text())["flavors"]["python_function"]
+    assert not flavor.get("code") and flavor["loader_module"] == "pipeline.registry.pyfunc_model"
