@@ -28,7 +28,7 @@ class ScoringProgress:
     ) -> None:
         self.units = {unit.unit_id: unit for unit in units}
         self.gauges, self.run, self.bar = gauges, run, bar
-        self.started_s = time.time()
+        self.started_s = time.monotonic()
         self.results: list[UnitResult] = []
         self.rows, self.rows_done, self.num_failed = sum(unit.rows for unit in units), 0, 0
         self.labels: Counter[str] = Counter()
@@ -100,7 +100,7 @@ class ScoringProgress:
 
     def counts(self) -> dict[str, Any]:
         """Return the counts for the run record."""
-        seconds = time.time() - self.started_s
+        seconds = time.monotonic() - self.started_s
         rate = self.rows_done / seconds if seconds > 0 else 0.0
         return {
             "units": len(self.units),

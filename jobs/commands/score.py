@@ -81,10 +81,13 @@ def run_score(
             "already"
         )
         sweep_orphans(scores)
-        started_s = time.time()  # waiting for the lease does not count as scoring time
+        # waiting for the lease does not count as scoring time
+        started_s, started_monotonic_s = time.time(), time.monotonic()
         results = score_units(config, champion, (to_do, published), run, lease) if to_do else []
         name = run.id if logical_date is None else f"{run.id}-{logical_date}"
-        scoring_run = ScoringRun(name, champion, started_s, config.scoring.drift_refuse, logical_date)
+        seconds = time.monotonic() - started_monotonic_s
+        refuse = config.scoring.drift_refuse
+        scoring_run = ScoringRun(name, champion, started_s, seconds, refuse, logical_date)
         record = build_scoring_record(scores, scoring_run, [*published, *to_do], results)
         record_location = put_record(scores, record)
     num_actors = min(config.scoring.num_actors, len(to_do))

@@ -173,6 +173,7 @@ class ScoringRun:
     name: str
     champion: VersionFiles
     started_s: float
+    seconds: float
     drift_refuse: float | None  # stability index from which on the run is not accepted
     logical_date: str | None = None
 
@@ -209,7 +210,7 @@ def build_scoring_record(
         bundle_sha256=run.champion.bundle_sha256,
         model_version=run.champion.version,
         started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.started_s)),
-        seconds=round(time.time() - run.started_s, 3),
+        seconds=round(run.seconds, 3),
         logical_date=run.logical_date,
         all_tasks=all_tasks,
         units_scored=len(results) - len(failed),

@@ -94,7 +94,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     import ray.train.torch
 
     settings = WorkerSettings.from_json(arguments["settings"])
-    seconds = {"workers": time.time() - arguments["requested_at_s"]}
+    # clocks of two machines differ, and may be set
+    seconds = {"workers": max(0.0, time.time() - arguments["requested_at_s"])}
     ray_context = ray.train.get_context()
     config = build_config(settings.config, "the driver's config")
     torch.set_num_threads(config.training.threads_per_worker)

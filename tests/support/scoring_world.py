@@ -84,7 +84,7 @@ class World:
 
     def build_record(self, run: str, units: list[WorkUnit], results: list[UnitResult]) -> ScoringRecord:
         """Return the record of a run over units."""
-        scoring_run = ScoringRun(run, self.version, 0.0, None)
+        scoring_run = ScoringRun(run, self.version, 0.0, 1.0, None)
         return build_scoring_record(self.config.scores_location, scoring_run, units, results)
 
     def score_run(self, run: str, all_tasks: bool = False) -> tuple[ScoringRecord, list[UnitResult]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.clock_jump import JUMP_S, clock_jump_environment
 from tests.support.places import ROOT
 
 PROGRAM = """
@@ -26,14 +27,14 @@ print("through", flush=True)
 STOP = "os.kill(os.getpid(), signal.SIGSTOP)"
 
 
-def start(tmp_path: Path, inside: str, after: str = "") -> subprocess.Popen[str]:
+def start(tmp_path: Path, inside: str, after: str = "", **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROGRAM.format(inside=inside, after=after), str(tmp_path / "stuck.txt")]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
     )
 
 
@@ -82,6 +83,29 @@ def test_heartbeats_keep_a_process_and_unwatched_time_is_free(tmp_path: Path) ->
     assert (process.returncode, output) == (0, "through\n"), errors
     wait_until_gone(guard)
     assert not (tmp_path / "stuck.txt").read_text()
+
+
+@pytest.mark.failures
+@pytest.mark.parametrize("seconds", [-JUMP_S, JUMP_S], ids=["back", "forward"])
+def test_clock_jump_neither_ends_nor_prolongs_the_limit(tmp_path: Path, seconds: int) -> None:
+    environment = clock_jump_environment(tmp_path, seconds)
+    jump = "before = time.time(); open(os.environ['CLOCK_JUMPED'], 'w').close()"
+    check = f"assert abs(time.time() - before - {seconds}) < 60"
+    beats = "[(time.sleep(0.3), watchdog.heartbeat()) for _ in range(8)]"
+    processes = {}
+    for name, end in (("beating", beats), ("hanging", "time.sleep(600)"), ("stopped", STOP)):
+        folder = tmp_path / name
+        folder.mkdir()
+        own = environment | {"CLOCK_JUMPED": str(folder / "jumped")}
+        processes[name] = start(folder, f"{jump}; {check}; {end}", **own)
+    started_s = time.monotonic()
+    codes = {name: process.wait(timeout=60) for name, process in processes.items()}
+    assert codes == {"beating": 0, "hanging": 1, "stopped": -signal.SIGKILL}, [
+        process.stderr.read() for process in processes.values() if process.stderr
+    ]
+    assert time.monotonic() - started_s < 50
+    assert "Timeout (0:00:03)!" in (tmp_path / "hanging" / "stuck.txt").read_text()
+    assert "no heartbeat for 6 s" in (tmp_path / "stopped" / "stuck.txt").read_text()
 
 
 def test_lost_or_stopped_guard_does_not_block_the_work(tmp_path: Path) -> None:

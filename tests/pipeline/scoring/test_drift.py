@@ -129,7 +129,7 @@ class Runs:
         unit = WorkUnit("two", f"{name}.parquet", "1", name, None)
         record = build_scoring_record(
             self.root,
-            ScoringRun(name, self.champion, 0.0, refuse),
+            ScoringRun(name, self.champion, 0.0, 1.0, refuse),
             [unit],
             [UnitResult(name, unit.path, error=error)],
         )
@@ -171,5 +171,8 @@ def test_manifest_with_wrong_counts_ends_the_run(tmp_path: Path, reference: dict
     publish_unit(runs.root, manifest, SCORE_SCHEMA.empty_table())
     with pytest.raises(DamagedInputError, match="row counts disagree in the manifest of unit p: 3 rows in"):
         build_scoring_record(
-            runs.root, ScoringRun("r", runs.champion, 0.0, None), [WorkUnit("two", "p", "1", "p", None)], []
+            runs.root,
+            ScoringRun("r", runs.champion, 0.0, 1.0, None),
+            [WorkUnit("two", "p", "1", "p", None)],
+            [],
         )

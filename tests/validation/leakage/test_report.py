@@ -7,6 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
 
 from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.config.tasks import Task
@@ -284,6 +288,68 @@ def test_clean_and_relabeled_marketplaces_raise_no_alarm():
         alarms["relabeled"] += len(find_leakage(relabeled, MARKET_TASKS, CONFIG).label_words)
     print(f"suspicious words in {NUM_CLEAN} x {len(MARKET_TASKS)} tables without a leak: {alarms}")
     assert alarms == {"clean": 0, "relabeled": 0}
+
+
+def _test_auc(table: pa.Table, task: Task) -> float:
+    """Return the AUC on test queries of a classifier of words that was trained on train queries."""
+    queries, titles = table["query"].to_pylist(), table["ad_title"].to_pylist()
+    texts = np.array([f"{query} {title}" for query, title in zip(queries, titles, strict=True)])
+    is_relevant = np.array(table["label"].to_pylist()) >= task.relevant_from
+    split = assign_splits(queries, CONFIG)
+    model = make_pipeline(TfidfVectorizer(token_pattern=r"\w+"), LogisticRegression(C=30, max_iter=500))
+    model.fit(texts[split == "train"], is_relevant[split == "train"])
+    return roc_auc_score(is_relevant[split == "test"], model.predict_proba(texts[split == "test"])[:, 1])
+
+
+def test_found_label_words_raise_the_auc():
+    task = next(task for task in MARKET_TASKS if task.name == "query-title")
+    table = build_marketplace(2_000, 0, 11).rows[task.name]
+    rows = list(zip(table["ad_title"].to_pylist(), table["label"].to_pylist(), strict=True))
+    leaks = {
+        "word": [title + " Zq" * (label == 3) for title, label in rows],
+        "cue": [f"{title} grade={label}" for title, label in rows],
+    }
+    aucs = {"clean": _test_auc(table, task)}
+    assert not find_leakage({task.name: table}, MARKET_TASKS, CONFIG).label_words
+    for name, titles in leaks.items():
+        leaky = _with(table, "ad_title", titles)
+        aucs[name] = _test_auc(leaky, task)
+        assert find_leakage({task.name: leaky}, MARKET_TASKS, CONFIG).label_words, name
+    print(f"AUC on test queries without a leak and with each: {aucs}")
+    assert aucs["clean"] < 0.85 and min(aucs["word"], aucs["cue"]) > aucs["clean"] + 0.1
+
+
+def test_found_near_queries_raise_the_auc():
+    task, draw = next(task for task in MARKET_TASKS if task.name == "query-title"), random.Random(1)
+    # a label that nothing but the query's own words tells
+    labels = {query: draw.randrange(len(task.labels)) for query in _clean_queries(1_500, 12)}
+    columns = {"query": list(labels), "label": list(labels.values())}
+    columns["ad_title"] = [draw.choice(("lamp", "shoes", "desk")) for _ in labels]
+    clean = _rows(columns)
+    aucs = {"clean": _test_auc(clean, task)}
+    for kind, variants in VARIANTS.items():
+        near = [
+            (variant, query)
+            for number, query in enumerate(labels)
+            if assign_split(query, CONFIG) == "test"
+            and assign_split(variant := variants[number % len(variants)](query), CONFIG) == "train"
+        ]
+        copies = _rows(
+            {
+                "query": [variant for variant, _ in near],
+                "label": [labels[query] for _, query in near],
+                "row_id": [f"near{number}" for number in range(len(near))],
+            }
+        )
+        leaky = pa.concat_tables([clean, copies])
+        aucs[kind] = _test_auc(leaky, task)
+        for table, num_near in ((clean, 0), (leaky, len(near))):
+            found = find_leakage({task.name: table}, MARKET_TASKS, CONFIG).near_queries
+            assert {near.kind: near.num_test for near in found if near.num_test} == (
+                {kind: num_near} if num_near else {}
+            )
+    print(f"AUC on test queries without a leak and with each: {aucs}")
+    assert aucs["clean"] < 0.6 and min(aucs[kind] for kind in VARIANTS) > 0.85
 
 
 def test_files_and_tables_give_equal_reports(tmp_path):
