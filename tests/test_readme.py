@@ -14,16 +14,9 @@ from pipeline.config.tasks import Task
 from pipeline.data.importers.table import TableSource
 from pipeline.schema import COLUMNS
 from tests.support.commands_page import PAGE, build_page
-from tests.support.places import ROOT
+from tests.support.places import ROOT, read_readmes
 
 MAX_README_LINES = 200
-
-
-def read_readmes() -> dict[str, str]:
-    """Return the text of each README of the repository by its path."""
-    folders = ("models", "pipeline", "validation", "jobs", "infra", "tests")
-    paths = [ROOT / "README.md", *(path for folder in folders for path in (ROOT / folder).rglob("README.md"))]
-    return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
 
 
 READMES = read_readmes()

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from tests.support.infra_files import PYPROJECT, TEXTS
 from tests.support.pinned_versions import LOCKS, normalized_name, read_lock
-from tests.support.places import ROOT
+from tests.support.places import ROOT, read_readmes
 
 FLAVOURS = ("torch-cpu", "torch-cuda")
 # locks that hold a group of pyproject.toml; "torch" is in a lock of each flavour
@@ -98,7 +98,7 @@ def install_calls() -> list[tuple[str, str]]:
         makefile = re.sub(r"\$\((\w+)\)", lambda found: settings.get(found[1], found[0]), makefile)
     rules = "\n".join(line for line in makefile.splitlines() if line.startswith("\t"))
     texts = {"Makefile": rules, "Dockerfile": TEXTS["Dockerfile"]}
-    texts |= {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.rglob("README.md"))}
+    texts |= read_readmes()
     pip = re.compile(r"\bpip (?:[-\w]+ )*(?:install|wheel) [^`\n|]*")
     return [(file, call) for file, text in texts.items() for call in pip.findall(text)]
 
