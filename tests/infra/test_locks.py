@@ -104,7 +104,9 @@ def install_calls() -> list[tuple[str, str]]:
 
 
 def test_everything_is_installed_by_hash_and_without_dependencies() -> None:
-    own = re.compile(r"(--editable|--wheel-dir /wheel) \.$|/wheel/\*\.whl$")
+    own = re.compile(
+        r"--editable \.$|--no-build-isolation --wheel-dir \S+ \.$|/wheel/\*\.whl$|\.whl#sha256=<\S+ sha256>.$"
+    )
     offenders, used = [], set()
     for file, call in install_calls():
         locks = re.findall(r"-r infra/locks/([\w-]+)\.txt", call)
