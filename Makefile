@@ -42,7 +42,7 @@ lint: $(VENV)/installed-test
 
 test-failures: $(VENV)/installed-test
 	$(BIN)/pytest tests/failures -m "failures or not failures"
-	$(BIN)/pytest tests/models tests/pipeline -m failures
+	$(BIN)/pytest tests/models tests/pipeline tests/jobs -m failures
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m tests.bench.bench_data

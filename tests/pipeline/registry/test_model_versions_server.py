@@ -233,7 +233,7 @@ def test_downloaded_champion_is_used_while_registry_is_down(
         assert replace(again, registry_error="") == there
         with pytest.raises(RetryableError), translate_mlflow_errors(config.tracking_uri):
             fetch_version(config, version)
-    assert [entry.version for entry in log.read()] == [version]
+    assert [entry.version for entry in log.read_files()] == [version]
     assert (
         json.loads((config.promotions_dir / "000001.json").read_text())["bundle_sha256"]
         == there.bundle_sha256
