@@ -25,7 +25,7 @@ def test_forged_markets_and_paths_stay_text_of_the_card(tmp_path: Path) -> None:
     task = TaskEvaluation(100, 50, 50, {"model": metrics, "lexical": metrics}, PR_AUC, slices, "d" * 64)
     evaluation = replace(evaluation_of("b" * 64), summary=replace(SUMMARY, tasks={"two": task}))
     description = {
-        "training": TRAINING,
+        "training": TRAINING.model_dump(mode="json"),
         "backbone": {
             "source": "/m/a`b\n# APPROVED",
             "revision": "`x`",

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from models.files import bytes_sha256, file_sha256
-from models.serialization.bundle import encode_json, read_bundle, write_bundle
+from models.serialization.bundle import encode_heads, encode_json, read_bundle, write_bundle
 from pipeline.config.loading import read_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RelevanceError, RetryableError
@@ -76,10 +76,10 @@ def store(intact: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 def alter_weights(store: Store) -> str:
     """Alter the bundle's weights, and make its manifest right again; return its new digest."""
     path = store.bundle_dir / "weights.safetensors"
-    tasks = json.loads((store.bundle_dir / "bundle.json").read_bytes())["tasks"]
+    description = json.loads((store.bundle_dir / "bundle.json").read_bytes())
     tensors = load_file(path)
     tensors["heads.weight_KD"] += 1
-    save_file(tensors, path, {"tasks": json.dumps(tasks, sort_keys=True, ensure_ascii=False)})
+    save_file(tensors, path, {"tasks": encode_heads(description)})
     manifest = json.loads((store.bundle_dir / "manifest.json").read_bytes())
     manifest["files"][path.name] = file_sha256(path)
     content = encode_json(manifest)

@@ -159,7 +159,7 @@ def test_failed_write_leaves_only_the_old_file(
 
 
 def test_concurrent_readers_see_only_complete_values(tmp_path: Path) -> None:
-    path, values = tmp_path / "value.json", [["a"] * 20_000, ["b"] * 10]
+    path, values = tmp_path / "value.json", [{"a": ["a"] * 20_000}, {"b": ["b"] * 10}]
     write_json(path, values[0])
     done = threading.Event()
 
