@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from models.files import temporary_path
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.storage.filesystem import (
     json_sha256,
@@ -150,6 +151,7 @@ def test_failed_write_leaves_only_the_old_file(
     path = tmp_path / "value.json"
     if before is not None:
         write_json(path, before)
+    temporary_path(path)  # reads the machine's id once a process
     with monkeypatch.context() as patched:
         patched.setattr(*FAULTS[fault])
         with pytest.raises(OSError, match="No space left"):
