@@ -133,7 +133,8 @@ class RegisteredBlock:
         return core_schema.no_info_plain_validator_function(self._validate, serialization=serialization)
 
     def _validate(self, value: Any) -> Any:
-        union: Any = Union[tuple(self.load_blocks().values())]  # noqa: UP007, members are known only at run time
+        # members are known only at run time
+        union: Any = Union[tuple(self.load_blocks().values())]  # noqa: UP007
         return TypeAdapter(Annotated[union, Field(discriminator=self.tag)]).validate_python(value)
 
     def _serialize(self, value: Any, info: SerializationInfo) -> Any:

@@ -155,7 +155,11 @@ class Bucket(Store):
             "allow_http": endpoint.startswith("http://"),
         }
         try:
-            self._store = S3Store.from_url(self.location, client_options=options, retry_config=RETRY_CONFIG)  # type: ignore[arg-type]
+            self._store = S3Store.from_url(
+                self.location,
+                client_options=options,
+                retry_config=RETRY_CONFIG,  # type: ignore[arg-type]
+            )
         except BaseError as error:
             raise to_location_error(error, self.location) from error
 

@@ -120,7 +120,8 @@ def test_damaged_champion_waits_for_the_registry(registry: Registry) -> None:
     champion = find_champion(registry.config)
     assert champion is not None
     registry.is_up = False
-    assert find_champion(registry.config).registry_error == "registry does not answer"  # type: ignore[union-attr]
+    offline = find_champion(registry.config)
+    assert offline is not None and offline.registry_error == "registry does not answer"
     cut(champion.bundle_dir / "weights.safetensors")
     with pytest.raises(RetryableError, match="is damaged here .*weights.safetensors does not match"):
         find_champion(registry.config)
