@@ -56,10 +56,10 @@ def parse_json(content: bytes | str, allow_infinity: bool = False) -> Any:
             parse_float=_finite_float,
             parse_constant=float if allow_infinity else _finite_float,
         )
+        if "\\u" in text:  # only an escape can spell half a surrogate pair, which has no UTF-8
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
-    if "\\u" in text:  # only an escape can spell half a surrogate pair, which has no UTF-8
-        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

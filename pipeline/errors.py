@@ -4,6 +4,10 @@ A message has the form `<thing> <state>: <value>; <what to do>`.
 """
 
 import errno
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 # of files and folders, which a retry without a change cannot mend
 PERMANENT_ERRNOS = frozenset(
@@ -19,6 +23,17 @@ PERMANENT_ERRNOS = frozenset(
         errno.EILSEQ,
     }
 )
+
+
+# errors of code that parses JSON with other fields than it expects
+WRONG_FIELDS = (AttributeError, LookupError, TypeError, ValueError)
+
+
+def describe_first_problem(error: "ValidationError") -> str:
+    """Return the place and the message of the first problem that pydantic found."""
+    problem = error.errors()[0]
+    place = ".".join(map(str, problem["loc"]))
+    return f"{place}: {problem['msg']}" if place else problem["msg"]
 
 
 def summarize_error(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import re
 # control characters, direction marks, line and paragraph separators, the byte order mark, undecoded bytes
 INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
-_SHORT_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+SHORT_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 _MARKDOWN = re.compile(r"[!\"#$%&'()*+./:<=>?@\[\\\]^_`{|}~]")  # a backslash takes the meaning of each
 
@@ -44,4 +44,4 @@ def content_hash(content: str) -> str:
 
 
 def _spell(character: str) -> str:
-    return _SHORT_ESCAPES.get(character, f"\\u{ord(character):04x}")
+    return SHORT_ESCAPES.get(character, f"\\u{ord(character):04x}")

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from models.serialization.bundle import REFERENCE, Bundle, BundleRefusedError, read_bundle
-from pipeline.errors import DamagedInputError, RelevanceError, summarize_error
+from pipeline.errors import WRONG_FIELDS, DamagedInputError, RelevanceError, summarize_error
 from pipeline.inference.calibration import relevance_probability
 from pipeline.inference.multitask_predictor import MultitaskPredictor
 from pipeline.inference.predictor import Predictor
@@ -130,7 +130,7 @@ def parse_reference(bundle: Bundle) -> ScoreReference | None:
         return None
     try:
         return ScoreReference.from_json(bundle.reference)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except WRONG_FIELDS as error:
         raise DamagedInputError(
             f"{bundle.folder / REFERENCE} is of another form ({summarize_error(error)}); evaluate and "
             "register its run again"

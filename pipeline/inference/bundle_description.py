@@ -13,7 +13,7 @@ from pipeline.config.splits import SplitConfig
 from pipeline.config.strict_model import StrictModel
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import ENCODER_VERSION
-from pipeline.errors import DamagedInputError
+from pipeline.errors import DamagedInputError, describe_first_problem
 from pipeline.inference.calibration import Calibration
 
 BUNDLE_FORMAT = 2  # changes when an older reader would misread bundle.json
@@ -103,11 +103,8 @@ def read_described_bundle(
     try:
         return bundle, BundleDescription.model_validate(bundle.description)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
         raise DamagedInputError(
-            f"{folder} has a wrong description: {place + ': ' if place else ''}{problem['msg']}; fetch the "
-            "bundle again"
+            f"{folder} has a wrong description: {describe_first_problem(error)}; fetch the bundle again"
         ) from error
 
 

@@ -133,13 +133,14 @@ def read_gate_report(record: Any) -> GateReport | None:
     if tag is None:
         return None
     path = _report_path(str(record.version), tag.against)
-    report = parse_json(mlflow.artifacts.load_text(f"runs:/{record.run_id}/{path}"))
-    if json_sha256(report) != tag.sha256 or GateReport.from_json(report).to_tag() != tag:
+    fields = parse_json(mlflow.artifacts.load_text(f"runs:/{record.run_id}/{path}"))
+    report = GateReport.from_json(fields) if json_sha256(fields) == tag.sha256 else None
+    if report is None or report.to_tag() != tag:
         raise DamagedInputError(
             f"gate report or tag was altered: {path} of MLflow run {record.run_id}; evaluate version "
             f"{record.version} again"
         )
-    return GateReport.from_json(report)
+    return report
 
 
 def write_gate_report(client: Any, model: str, report: GateReport) -> None:

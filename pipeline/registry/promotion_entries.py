@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from models.files import bytes_sha256, is_temporary
 from pipeline.data.data_files import list_some
-from pipeline.errors import DamagedInputError
+from pipeline.errors import DamagedInputError, describe_first_problem
 from pipeline.storage.filesystem import canonical_json
 
 PROMOTION: Final = "promotion"
@@ -51,9 +51,10 @@ class GateTag:
         try:
             return TypeAdapter(cls).validate_json(tags["gate"], strict=True)
         except ValidationError as error:
+            problem = describe_first_problem(error)
             raise DamagedInputError(
-                f"tag gate of the version is damaged ({_first_error(error)}): {tags['gate']!r}; run "
-                "`relevance evaluate --version` with the version again"
+                f"tag gate of the version is damaged ({problem}): {tags['gate']!r}; run `relevance evaluate "
+                "--version` with the version again"
             ) from error
 
     def to_json(self) -> dict[str, Any]:
@@ -109,15 +110,10 @@ def parse_entry(content: bytes) -> PromotionEntry:
     try:
         entry = TypeAdapter(PromotionEntry).validate_json(content, strict=True)
     except ValidationError as error:
-        raise ValueError(_first_error(error)) from error
+        raise ValueError(describe_first_problem(error)) from error
     if entry.to_bytes() != content:
         raise ValueError("bytes are not those that were recorded")
     return entry
-
-
-def _first_error(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return ": ".join([*map(str, first["loc"]), first["msg"]])
 
 
 def read_entries(folder: Path) -> list[PromotionEntry]:

@@ -15,33 +15,33 @@ has new ids.
 import io
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from models.files import bytes_sha256, parse_json
-from pipeline.errors import DamagedInputError, RelevanceError
+from models.files import bytes_sha256
+from pipeline.errors import WRONG_FIELDS, DamagedInputError, RelevanceError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.names import check_name
 from pipeline.runtime.run_log import utc_text
 from pipeline.scoring.row_errors import ERROR_SCHEMA
 from pipeline.scoring.unit_manifest import PublishedFile, UnitManifest
-from pipeline.storage.filesystem import canonical_json, json_sha256
+from pipeline.storage.filesystem import canonical_json, json_sha256, parse_json_object
 from pipeline.storage.object_store import Store, open_store
 
 Root = Path | str | Store
 
-LABELS, ERRORS = "data", "errors"  # folders of the two kinds of files
+T = TypeVar("T")
 
-WRONG_FIELDS = (KeyError, TypeError, AttributeError, ValueError)  # of JSON that is not what its place says
+LABELS, ERRORS = "data", "errors"  # folders of the two kinds of files
 
 CONCURRENT_MANIFESTS = 8  # a bucket answers several requests as fast as one
 
@@ -243,16 +243,35 @@ def read_stored_json(store: Store, key: str) -> dict[str, Any]:
         DamagedInputError: It is missing, or is not a JSON object.
     """
     try:
-        value = parse_json(store.get(key))
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
+        return parse_json_object(store.get(key))
     except FileNotFoundError as error:
         raise DamagedInputError(f"file is missing: {store.location}/{key}; score its input again") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedInputError(
             f"file is not valid JSON: {store.location}/{key} ({error}); delete it and score again"
         ) from error
-    return value
+
+
+def read_stored(store: Store, key: str, parse: Callable[[dict[str, Any]], T], kind: str, remedy: str) -> T:
+    """Return a JSON object of the store as `parse` understands it.
+
+    Args:
+        store: The store.
+        key: Key of the object.
+        parse: Raises one of WRONG_FIELDS for an object of another kind.
+        kind: What the object should be, for the error message.
+        remedy: What to do if it is not that.
+
+    Raises:
+        DamagedInputError: It is missing, or is not of this kind.
+    """
+    fields = read_stored_json(store, key)
+    try:
+        return parse(fields)
+    except WRONG_FIELDS as error:
+        raise DamagedInputError(
+            f"file is not a {kind}: {store.location}/{key} ({error!r}); {remedy}"
+        ) from error
 
 
 def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
@@ -295,13 +314,7 @@ def _parse_manifests(store: Store, keys: Iterable[str]) -> list[UnitManifest]:
 
 
 def _parse_manifest(store: Store, key: str) -> UnitManifest:
-    fields = read_stored_json(store, key)
-    try:
-        return UnitManifest.from_json(fields)
-    except WRONG_FIELDS as error:
-        raise DamagedInputError(
-            f"file is not a manifest: {store.location}/{key} ({error!r}); delete it and score again"
-        ) from error
+    return read_stored(store, key, UnitManifest.from_json, "manifest", "delete it and score again")
 
 
 def _put_table(store: Store, key: str, table: pa.Table) -> PublishedFile:

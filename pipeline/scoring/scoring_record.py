@@ -12,11 +12,10 @@ from pipeline.evaluation.score_reference import Profile, add_profile, read_refer
 from pipeline.registry.version_files import VersionFiles
 from pipeline.scoring.drift import DriftRow, compare_profiles
 from pipeline.scoring.label_store import (
-    WRONG_FIELDS,
     Root,
     list_json_keys,
     read_labels,
-    read_stored_json,
+    read_stored,
     read_unit_manifests,
 )
 from pipeline.scoring.unit_manifest import UnitManifest
@@ -294,14 +293,8 @@ def read_run(root: Root, run: str | None = None) -> pa.Table:
 
 
 def _read_record(store: Store, key: str) -> ScoringRecord:
-    fields = read_stored_json(store, key)
-    try:
-        return ScoringRecord.from_json(fields)
-    except WRONG_FIELDS as error:
-        raise DamagedInputError(
-            f"file is not a scoring record: {store.location}/{key} ({error!r}); remove it and run the same "
-            "command again"
-        ) from error
+    remedy = "remove it and run the same command again"
+    return read_stored(store, key, ScoringRecord.from_json, "scoring record", remedy)
 
 
 def _check_counts(manifest: UnitManifest) -> None:

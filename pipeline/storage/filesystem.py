@@ -17,7 +17,7 @@ from models.files import (
     sync_dir,
     temporary_path,
 )
-from pipeline.errors import ConfigError, DamagedInputError, summarize_error
+from pipeline.errors import WRONG_FIELDS, ConfigError, DamagedInputError, summarize_error
 
 T = TypeVar("T")
 
@@ -36,7 +36,8 @@ def safe_join(root: Path, *parts: str, last_may_be_link: bool = False) -> Path:
         raise ConfigError(f"path {name!r} below {root} holds a NUL character; use a path inside it")
     below = [entry for entry in (path, *path.parents) if entry != base and entry.is_relative_to(base)]
     # not Path.is_symlink: it fails for a name that is too long
-    links = [entry for entry in below[1 if last_may_be_link else 0 :] if os.path.islink(entry)]  # noqa: PTH114
+    folders = below[1:] if last_may_be_link else below
+    links = [entry for entry in folders if os.path.islink(entry)]  # noqa: PTH114
     if links:
         raise ConfigError(
             f"{links[-1]} is a symbolic link, and links inside {root} are not followed; "
@@ -143,13 +144,18 @@ def read_json(path: Path) -> dict[str, Any]:
         DamagedInputError: The file holds no complete JSON object.
     """
     try:
-        value = parse_json(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__} in place of an object")
+        return parse_json_object(path.read_bytes())
     except ValueError as error:
         raise DamagedInputError(
             f"{path} is not complete JSON ({error}); delete it and run the command that writes it again"
         ) from error
+
+
+def parse_json_object(content: bytes) -> dict[str, Any]:
+    """Return the value of a JSON text; raise ValueError if it is not an object."""
+    value = parse_json(content)
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__} in place of an object")
     return value
 
 
@@ -162,7 +168,7 @@ def read_json_as(path: Path, parse: Callable[[dict[str, Any]], T]) -> T:
     fields = read_json(path)
     try:
         return parse(fields)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except WRONG_FIELDS as error:
         raise DamagedInputError(
             f"{path} is incomplete or of another format ({summarize_error(error)}); delete it and run the "
             "command that writes it again"

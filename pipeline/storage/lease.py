@@ -66,7 +66,7 @@ class LeaseRecord:
     @classmethod
     def from_json(cls, content: bytes) -> LeaseRecord | None:
         """Parse the content of a lease file; None if it is no record of a holder."""
-        with contextlib.suppress(ValueError, TypeError, RecursionError):
+        with contextlib.suppress(ValueError, TypeError):
             record = cls(**parse_json(content))
             if 0 < record.pid < 2**31 and math.isfinite(record.process_start_s):
                 return record

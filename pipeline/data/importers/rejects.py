@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.data.data_files import QUARANTINE, SUFFIX
 from pipeline.data.importers.records import SourceRecord
 from pipeline.errors import DataRefusedError
-from pipeline.escaping import INVISIBLE
+from pipeline.escaping import INVISIBLE, SHORT_ESCAPES
 from pipeline.storage.filesystem import canonical_json
 
 # A wrong encoding, delimiter or mapping damages nearly every record, other damage a few of a hundred. Between
@@ -56,8 +56,6 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string(), False),
     ]
 )
-
-_SHORT_ESCAPES = {9: "\\t", 10: "\\n", 13: "\\r"}
 
 
 def rejects_path(name: str) -> str:
@@ -148,21 +146,24 @@ class Rejects:
             self._waiting = []
 
 
-def escape_invisible(text: str) -> str:
-    """Escape control characters, direction marks and undecoded bytes; cut to MAX_TEXT_CHARS."""
+def escape_source_text(text: str) -> str:
+    r"""Escape control characters, direction marks and undecoded bytes; cut to MAX_TEXT_CHARS.
+
+    Undecoded bytes are spelled \xff, which `pipeline.escaping` cannot: its texts may be JSON.
+    """
     return INVISIBLE.sub(_escape, text[:MAX_TEXT_CHARS])[:MAX_TEXT_CHARS]
 
 
 def _shown_text(record: SourceRecord) -> str:
     """Return the text of a record as rejects show it."""
     text = record.text or canonical_json(record.fields)
-    return escape_invisible(f"{record.part}: {text}" if record.part else text)
+    return escape_source_text(f"{record.part}: {text}" if record.part else text)
 
 
 def _escape(match: re.Match[str]) -> str:
+    if match[0] in SHORT_ESCAPES:
+        return SHORT_ESCAPES[match[0]]
     code = ord(match[0])
     if 0xDC80 <= code <= 0xDCFF:  # surrogate of an undecoded byte
         code -= 0xDC00
-    if code in _SHORT_ESCAPES:
-        return _SHORT_ESCAPES[code]
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -7,7 +7,13 @@ import pytest
 
 from pipeline.data.importers import rejects
 from pipeline.data.importers.records import SourceRecord
-from pipeline.data.importers.rejects import MAX_TEXT_CHARS, SCHEMA, BadRecordError, Rejects, escape_invisible
+from pipeline.data.importers.rejects import (
+    MAX_TEXT_CHARS,
+    SCHEMA,
+    BadRecordError,
+    Rejects,
+    escape_source_text,
+)
 
 
 def _number_of_good_record(record: SourceRecord) -> int:
@@ -36,11 +42,11 @@ def test_rejects_have_line_reason_and_text(tmp_path: Path, monkeypatch: pytest.M
 
 def test_invisible_characters_are_escaped() -> None:
     assert (
-        escape_invisible("a\tb\r\n\x00\x1b[31m\x85\u202e\udcff\ud800é靴")
+        escape_source_text("a\tb\r\n\x00\x1b[31m\x85\u202e\udcff\ud800é靴")
         == "a\\tb\\r\\n\\x00\\x1b[31m\\x85\\u202e\\xff\\ud800é靴"
     )
 
 
 def test_long_texts_are_cut(tmp_path: Path) -> None:
-    assert escape_invisible("x" * 10_000) == "x" * MAX_TEXT_CHARS
-    assert len(escape_invisible("\x00" * 10_000)) == MAX_TEXT_CHARS
+    assert escape_source_text("x" * 10_000) == "x" * MAX_TEXT_CHARS
+    assert len(escape_source_text("\x00" * 10_000)) == MAX_TEXT_CHARS
