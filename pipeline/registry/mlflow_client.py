@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.names import hide_credentials
+from pipeline.registry.embedded_database import create_embedded_database
 from pipeline.registry.mlflow_errors import translate_mlflow_errors
 from pipeline.registry.mlflow_internals import limit_database_retries
 from pipeline.runtime.waiting import announce_wait
@@ -22,6 +23,7 @@ def connect_mlflow(tracking_uri: str) -> Any:
     place = f"MLflow at {hide_credentials(tracking_uri)}"
     with translate_mlflow_errors(tracking_uri), announce_wait(f"{place} to answer"):
         limit_database_retries()
+        create_embedded_database(tracking_uri)
         # For the whole process: model URIs and artifacts are resolved through the global setting only.
         mlflow.set_tracking_uri(tracking_uri)
         client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)

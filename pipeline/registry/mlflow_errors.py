@@ -5,6 +5,7 @@ A fault that a retry cannot mend is never a RetryableError: schedulers try those
 
 import contextlib
 import re
+import sqlite3
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ FAULTS = (
         DamagedInputError,
         "is a damaged database",
         "restore the file from a backup, or move it away to begin a new one",
+    ),
+    _fault(
+        r"table \S+ already exists",
+        DamagedInputError,
+        "is a database whose creation was interrupted",
+        "delete its file if nothing was registered there, or restore it from a backup",
     ),
     _fault(
         r"unable to open database file|readonly database|permission denied",
@@ -168,7 +175,7 @@ def _error_classes() -> tuple[type[Exception], ...]:
     from requests import RequestException  # of artifacts that a server passes on
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, RequestException, SQLAlchemyError, CommandError
+    return MlflowException, RequestException, SQLAlchemyError, CommandError, sqlite3.Error
 
 
 def _shorten(text: str) -> str:

@@ -54,6 +54,14 @@ def test_damaged_database_is_damaged_input_and_named(database: Path, tmp_path: P
         assert isinstance(failure, DamagedInputError) and name in str(failure)
 
 
+def test_half_made_database_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "half.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table experiment_tags (key text)")
+    failure = _failure_at(f"sqlite:///{path}")
+    assert isinstance(failure, DamagedInputError) and "delete its file" in str(failure)
+
+
 def test_database_in_an_unusable_place_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "folder.db").mkdir()
     assert isinstance(_failure_at(f"sqlite:///{tmp_path}/folder.db"), ConfigError)
