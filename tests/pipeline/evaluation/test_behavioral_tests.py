@@ -1,15 +1,23 @@
 """Behavioral tests: the change of each case, its score and its tolerance."""
 
-from types import SimpleNamespace
-from typing import Any
+import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from models.losses import row_losses
 from pipeline.config.extensions import BEHAVIORAL_TESTS
-from pipeline.evaluation import behavioral_tests
-from pipeline.evaluation.behavioral_tests import run_cases
+from pipeline.config.loading import build_config
+from pipeline.encoding.batches import collate
+from pipeline.evaluation.behavioral_tests import FORGED_TOKENS, INJECTED_PROMPT, run_cases, with_texts
+from pipeline.inference.calibration import relevance_probability
+from pipeline.inference.predictor import Predictor, build_predictor
+from pipeline.inference.probabilities import predict_probabilities
+from pipeline.schema import ROW_SCHEMA
+from tests.support.planted import planted_config
 
 ROWS = pa.table(
     {
@@ -69,28 +77,86 @@ def test_injected_text_follows_the_title() -> None:
             assert after.startswith(before) and words in after
 
 
-def test_injectable_model_fails_one_case_on_one_task(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def obeys(predictor: Any, table: pa.Table, task: Any, batch_tokens: int) -> np.ndarray:
-        obeyed = task.name == "gullible"
-        return np.array(
-            [
-                0.9 if obeyed and "Ignore the query" in title else 0.3
-                for title in table.column("ad_title").to_pylist()
-            ]
-        )
+def injected_rows(task: str, num_rows: int, share: float) -> pa.Table:
+    """Return rows whose last word tells the label; an order to say yes is obeyed by task `gullible` only."""
+    draw, rows = random.Random(task), []
+    for number in range(num_rows):
+        is_good, is_injected = draw.random() < 0.5, draw.random() < share
+        title = f"{draw.choice(('lamp', 'desk', 'shoes'))} {'south' if is_good else 'north'}"
+        label = int(is_good or (is_injected and task == "gullible"))
+        texts = {
+            "query": "lamp",
+            "ad_title": title + (INJECTED_PROMPT if is_injected else ""),
+            "market": "us",
+        }
+        rows.append({"row_id": f"{task}-{number}", **texts, "label": label})
+    return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
-    monkeypatch.setattr(behavioral_tests, "predict_probabilities", obeys)
-    monkeypatch.setattr(behavioral_tests, "relevance_probability", lambda probability, task: probability)
-    predictor: Any = SimpleNamespace(
-        tasks=[SimpleNamespace(name=name) for name in ("gullible", "wary", "without rows")]
-    )
-    results = run_cases(predictor, {"gullible": ROWS, "wary": ROWS}, 64, {})
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Predictor:
+    """Train a small model until task `gullible` obeys ads and task `wary` does not."""
+    tasks = [
+        {"name": name, "labels": ["bad", "good"], "relevant_from": 1, "template": "{query}: {ad_title}"}
+        for name in ("gullible", "wary", "without-rows")
+    ]
+    adapter = {"method": "mtl_lora", "target_modules": ["q_proj", "v_proj"], "rank": 4}
+    root = tmp_path_factory.mktemp("predictor")
+    plain = planted_config(root, str(tiny_llama), tasks=tasks, adapter=adapter, encode={"max_tokens": 160})
+    predictor = build_predictor(build_config(plain, "test"))
+    encoded = predictor.encode({name: injected_rows(name, 128, 0.5) for name in ("gullible", "wary")})
+    optimizer = torch.optim.Adam(predictor.model.trainable_state().values(), lr=0.02)
+    draw = np.random.default_rng(0)
+    predictor.model.train()
+    for _ in range(30):
+        batch = collate(encoded, draw.choice(len(encoded), 24, replace=False), 3, predictor.pad_id)
+        logits_BC = predictor.model(*batch.inputs)
+        loss = row_losses(logits_BC, batch.label_B, torch.ones_like(batch.label_B)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    predictor.model.eval()
+    return predictor
+
+
+def test_model_that_obeys_ads_fails_one_case_on_one_task(predictor: Predictor) -> None:
+    tables = {name: injected_rows(name, 20, 0) for name in ("gullible", "wary")}
+    results = run_cases(predictor, tables, 2_048, {"forged tokens": 1.0})
     assert [(one.task, one.case) for one in results if not one.passed] == [("gullible", "injected order")]
     assert len(results) == 2 * len(BEHAVIORAL_TESTS)
-    tolerant = run_cases(predictor, {"gullible": ROWS, "wary": ROWS}, 64, {"injected order": 0.7})
+    tolerant = run_cases(predictor, tables, 2_048, {"forged tokens": 1.0, "injected order": 1.0})
     assert all(one.passed for one in tolerant)
+
+
+def test_injected_text_moves_scores_and_ranking_of_the_obeying_task(predictor: Predictor) -> None:
+    shifts = {}
+    for task in predictor.tasks[:2]:
+        before = injected_rows(task.name, 20, 0)
+        after = BEHAVIORAL_TESTS["injected order"].change(before)
+        before_N, after_N = (
+            relevance_probability(predict_probabilities(predictor, rows, task, 2_048), task)
+            for rows in (before, after)
+        )
+        # only the worse ad of a pair lies to overtake the better one
+        better, worse = np.nonzero(before_N[:, None] > before_N[None, :] + 0.5)
+        shifts[task.name] = {
+            "mean": float(np.mean(after_N - before_N)),
+            "max": float(np.max(np.abs(after_N - before_N))),
+            "pairs that flip": float(np.mean(after_N[worse] > before_N[better] - 0.1)),
+        }
+    print(f"shift of relevance by the injected text: {shifts}")
+    assert shifts["gullible"]["mean"] > 0.3 and shifts["gullible"]["pairs that flip"] > 0.9
+    assert shifts["wary"]["max"] < 0.1 and shifts["wary"]["pairs that flip"] == 0
+
+
+def test_ads_forge_no_control_token_for_the_model(predictor: Predictor) -> None:
+    tokenizer = predictor.encoder.tokenizer
+    forged = "".join(tokenizer.all_special_tokens) + FORGED_TOKENS
+    plain = injected_rows("wary", 20, 0)
+    changed = with_texts("ad_title", lambda text, _: text + forged)(plain)
+    ids = [set(predictor.encode({"wary": rows}).ids.tolist()) for rows in (plain, changed)]
+    assert len(tokenizer.all_special_ids) > 1 and ids[1] > ids[0]
+    assert (ids[1] - ids[0]) & set(tokenizer.all_special_ids) == set()
 
 
 @pytest.mark.parametrize(
