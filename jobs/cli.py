@@ -1,6 +1,5 @@
 """The `relevance` command. Each command imports its code when it runs, so that --help answers at once."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from jobs.options import (
     AddressOption,
     AllTasksOption,
     ConfigOption,
+    InsecureOption,
     LogicalDateOption,
     SetOption,
     UntilOption,
@@ -40,7 +40,7 @@ SUBMITTED = ("score", "train", "run")
 
 
 @app.command()
-def demo(overrides: SetOption = None) -> None:
+def demo(overrides: SetOption = None, insecure: InsecureOption = False) -> None:
     """Run the whole path on synthetic ads with embedded defaults, in ./runs/demo."""
     from jobs.commands.demo import DEMO_CONFIG, run_demo
 
@@ -48,7 +48,7 @@ def demo(overrides: SetOption = None) -> None:
 
 
 @app.command()
-def run(config: ConfigOption, overrides: SetOption = None) -> None:
+def run(config: ConfigOption, overrides: SetOption = None, insecure: InsecureOption = False) -> None:
     """Run the whole path: data, validation, training, evaluation, registry, promotion, scoring."""
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def import_(
 
 
 @app.command()
-def validate(config: ConfigOption, overrides: SetOption = None) -> None:
+def validate(config: ConfigOption, overrides: SetOption = None, insecure: InsecureOption = False) -> None:
     """Check the judged rows with Great Expectations; exit 1 if they are refused."""
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def validate(config: ConfigOption, overrides: SetOption = None) -> None:
 
 
 @app.command()
-def train(config: ConfigOption, overrides: SetOption = None) -> None:
+def train(config: ConfigOption, overrides: SetOption = None, insecure: InsecureOption = False) -> None:
     """Validate the rows, then train on Ray workers with DeepSpeed; writes a model bundle."""
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
@@ -177,6 +177,7 @@ def score(
         bool, typer.Option("--dry-run", help="List what would be scored, and how long it would take.")
     ] = False,
     overrides: SetOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Label every pair that the champion has not labelled yet, exactly once for each task asked for."""
     if until is not None and logical_date is None:
@@ -214,6 +215,7 @@ def submit(
         typer.Option("--no-wait", help="Return after submitting; default: follow the job to its end."),
     ] = False,
     overrides: SetOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Run a command as a job of a Ray cluster; the same job is not started twice.
 
@@ -252,6 +254,7 @@ def submit(
 def logs(
     job: Annotated[str, typer.Argument(help="Job id, from submit or status.", show_default=False)],
     address: AddressOption,
+    insecure: InsecureOption = False,
 ) -> None:
     """Print the output of a submitted job to its end, and exit with its code."""
     from jobs.commands.submit import run_logs
@@ -266,6 +269,7 @@ def status(
         str | None,
         typer.Option("--address", help="List the jobs of this Ray cluster instead.", show_default=False),
     ] = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """List the run folders of a work_dir: last command, state, progress, best evaluation."""
     if address is not None:
@@ -308,7 +312,9 @@ def _run() -> None:
         prepare_environment()
         app()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from jobs.console import Console
+
+        Console().say(f"error: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:  # before the command's own work began
         raise SystemExit(3) from None

@@ -1,20 +1,32 @@
 """The Ray cluster a command runs on: the one RAY_ADDRESS names, or a local one that ends with the command."""
 
 import contextlib
+import ipaddress
 import os
 import resource
+import secrets
 import socket
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from jobs.environment import end_on_sigterm, worker_environment
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.names import holds_credentials
-from pipeline.runtime.ray_internals import is_socket_path_too_long, system_temp_dir
+from pipeline.runtime.ray_internals import (
+    cluster_requires_token,
+    dashboard_requires_token,
+    is_socket_path_too_long,
+    running_cluster_address,
+    system_temp_dir,
+)
 from pipeline.runtime.waiting import announce_wait
 
 CONNECT_TIMEOUT_S = 10.0  # Ray itself would try for minutes
 # processes of Ray end without a message where they run out of open files
 MIN_OPEN_FILES, WANTED_OPEN_FILES = 1024, 65_536
+
+INSECURE = "RELEVANCE_INSECURE"  # 1: the user accepts a cluster without a token, by --insecure
+TOKEN_REMEDY = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
 
 
 @contextlib.contextmanager
@@ -37,6 +49,8 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     try:
         with announce_wait(f"Ray at {address} to answer" if address else "Ray to start on this machine"):
             _connect(address, num_cpus)
+    except ConfigError:
+        raise
     except Exception as error:  # Ray raises many classes, down to Exception itself
         place = f"at RAY_ADDRESS={address}" if address else "on this machine"
         if not address and is_socket_path_too_long(error):
@@ -68,8 +82,15 @@ def _connect(address: str | None, num_cpus: int) -> None:
 
     if address:
         check_reachable(address)
-        ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": worker_environment()})
+        check_cluster_token(address)
+        runtime_env = {
+            "env_vars": worker_environment(),
+            # the mask of a cluster's processes is that of whoever started them
+            "worker_process_setup_hook": "jobs.environment.restrict_file_modes",
+        }
+        ray.init(address=address, log_to_driver=False, runtime_env=runtime_env)
     else:
+        protect_own_cluster()
         # without "local", Ray would join a cluster that somebody else has started on this machine
         ray.init(
             address="local",
@@ -137,6 +158,62 @@ def raise_open_files() -> None:
             f"limit of open files too low for Ray: {soft:,} of at least {MIN_OPEN_FILES:,}; raise the hard "
             "limit (`ulimit -n`, LimitNOFILE of a service, --ulimit of a container), run the command again"
         )
+
+
+def protect_own_cluster() -> None:
+    """Give the cluster of this command a token of its own: its ports are open to the network.
+
+    Raises:
+        ConfigError: RAY_AUTH_MODE switches tokens off.
+    """
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode != "token":
+        _refuse_open_cluster("on this machine", "unset RAY_AUTH_MODE")
+    elif not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def check_cluster_token(address: str) -> None:
+    """Raise ConfigError if a cluster that others can reach asks for no token.
+
+    Args:
+        address: The cluster, in a form of RAY_ADDRESS.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") in ("1", "true"):  # TLS asks for certificates
+        return
+    place = running_cluster_address() if address == "auto" else address
+    host = place.removeprefix("ray://").rpartition(":")[0].strip("[]")
+    if not is_loopback(host) and not cluster_requires_token(place, CONNECT_TIMEOUT_S):
+        _refuse_open_cluster(f"at {place}", "start it with RAY_AUTH_MODE=token")
+
+
+def check_dashboard_token(address: str) -> None:
+    """Raise ConfigError if a dashboard that others can reach asks for no token.
+
+    Args:
+        address: The dashboard, such as http://head:8265.
+    """
+    host = urlsplit(address).hostname or ""
+    if not is_loopback(host) and not dashboard_requires_token(address, CONNECT_TIMEOUT_S):
+        _refuse_open_cluster(f"at {address}", "start it with RAY_AUTH_MODE=token")
+
+
+def _refuse_open_cluster(place: str, cure: str) -> None:
+    """Raise ConfigError for a cluster without a token, unless the user insists."""
+    if os.environ.get(INSECURE) != "1":
+        raise ConfigError(
+            f"cluster without a token {place}; whoever reaches it can run code and read its data: {cure}, or "
+            "add --insecure to use it as it is"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return True if a host is reached from its own machine alone."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return False
+    return bool(found) and all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)
 
 
 def has_node_for(num_cpus: int, num_gpus: int) -> bool:

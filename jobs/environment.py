@@ -35,6 +35,8 @@ DEFAULTS = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+OTHERS_MASK = 0o027  # bits that no file of a run has
+
 # files of a home folder that libraries only read, and the variables that name them
 HOME_FILES = {
     "AWS_CONFIG_FILE": ".aws/config",
@@ -85,6 +87,14 @@ def check_arguments() -> None:
             )
 
 
+def restrict_file_modes() -> None:
+    """Keep new files of this process and its children from users outside the group: 0640, folders 0750.
+
+    A mask of the user that takes away more stays.
+    """
+    os.umask(os.umask(OTHERS_MASK) | OTHERS_MASK)
+
+
 def prepare_environment() -> None:
     """Set the defaults for this process and its children.
 
@@ -93,6 +103,7 @@ def prepare_environment() -> None:
     Raises:
         ConfigError: There is no home folder, and none can be made.
     """
+    restrict_file_modes()
     ensure_home()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -1,9 +1,12 @@
 """Command-line options that commands share."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from jobs.cluster import INSECURE
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML config of the run.", show_default=False)]
 
@@ -19,6 +22,22 @@ AddressOption = Annotated[
         envvar="RAY_API_SERVER_ADDRESS",
         help="Dashboard of the Ray cluster, such as http://head:8265.",
         show_default=False,
+    ),
+]
+
+
+def _allow_open_cluster(is_given: bool) -> None:
+    if is_given:
+        os.environ[INSECURE] = "1"
+
+
+InsecureOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Use a Ray cluster that asks for no token, though others can reach it.",
+        callback=_allow_open_cluster,
+        expose_value=False,
     ),
 ]
 

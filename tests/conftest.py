@@ -46,14 +46,16 @@ def s3() -> Iterator[str]:
 def finished_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path
 ) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
-    """Root folder, config and finished process of a whole `relevance run`."""
+    """Root folder, config and finished process of a whole `relevance run`, which has secrets to keep."""
+    from tests.support.canaries import plant_canaries
     from tests.support.commands import relevance
     from tests.support.planted import planted_config, write_config, write_planted
 
     root = tmp_path_factory.mktemp("run")
     write_planted(root)
     config = write_config(root / "planted.yaml", planted_config(root, str(tiny_llama)))
-    return root, config, relevance("run", "--config", str(config), cwd=root)
+    secrets = plant_canaries(tmp_path_factory.mktemp("secrets") / "files", root)
+    return root, config, relevance("run", "--config", str(config), cwd=root, **secrets)
 
 
 @pytest.hookimpl(optionalhook=True)

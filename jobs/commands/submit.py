@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import check_address
+from jobs.cluster import INSECURE, TOKEN_REMEDY, check_address, check_dashboard_token
 from jobs.command_run import CommandRun
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, summarize_error
@@ -141,8 +141,10 @@ def submit_job(client: Any, config: RunConfig, command: Sequence[str], again: bo
     job = f"{stem}-{number}"
     with tempfile.TemporaryDirectory(prefix="relevance-submit-") as folder:
         write_config(Path(folder) / "config.yaml", config)
+        words = ["relevance", command[0], "--config", "config.yaml", *command[1:]]
+        words += ["--insecure"] if os.environ.get(INSECURE) == "1" else []
         request = {
-            "entrypoint": shlex.join(["relevance", command[0], "--config", "config.yaml", *command[1:]]),
+            "entrypoint": shlex.join(words),
             "submission_id": job,
             # no env_vars: Ray refuses those that the command in the job sets itself
             "runtime_env": {"working_dir": folder},
@@ -242,13 +244,11 @@ def job_client(address: str) -> Iterator[Any]:
     # Ray prefers this variable to the address that it is given
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
+        check_dashboard_token(address)
         yield create_job_client(address, REQUEST_TIMEOUT_S)
     except AuthenticationError as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"access refused by {address}: {reason}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH to the cluster's token"
-        ) from error
+        raise ConfigError(f"access refused by {address}: {reason}; {TOKEN_REMEDY}") from error
     except (ConnectionError, RuntimeError, OSError) as error:
         raise RetryableError(
             f"request failed at {address}: {summarize_error(error)}; run the same command again"

@@ -4,7 +4,11 @@ They were tested with Ray TESTED_VERSION. After an upgrade, tests/pipeline/runti
 the part that has changed.
 """
 
+import urllib.error
+import urllib.request
 from typing import Any
+
+from pipeline.storage.filesystem import parse_json_object
 
 TESTED_VERSION = "2.60.0"
 
@@ -65,3 +69,52 @@ def system_temp_dir() -> str:
     from ray._common.utils import get_default_system_temp_dir
 
     return str(get_default_system_temp_dir())
+
+
+def cluster_requires_token(address: str, timeout_s: float) -> bool:
+    """Return True if a cluster asks for a token; raise ConnectionError if it does not answer.
+
+    A cluster without a token lets in clients with one too, so an empty request without a token decides. Ray
+    has no client for that.
+
+    Args:
+        address: host:port, or ray://host:port of a server of Ray Client.
+        timeout_s: Time for an answer.
+    """
+    import grpc
+
+    place = address.removeprefix("ray://")
+    method = "NodeInfoGcsService/CheckAlive" if place == address else "RayletDriver/ClusterInfo"
+    with grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=timeout_s)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise ConnectionError(error.details()) from error
+            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False
+
+
+def dashboard_requires_token(address: str, timeout_s: float) -> bool:
+    """Return True if the dashboard at an http address asks for a token; raise OSError if it does not answer.
+
+    Ray has no client for this page, which answers without a token too.
+    """
+    page = f"{address.rstrip('/')}/api/authentication_mode"
+    try:
+        with urllib.request.urlopen(page, timeout=timeout_s) as answer:
+            return bool(parse_json_object(answer.read())["authentication_mode"] != "disabled")
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except (ValueError, KeyError):  # a page of something else
+        return False
+
+
+def running_cluster_address() -> str:
+    """Return the address that `auto` stands for; raise ConnectionError if no cluster runs on this machine.
+
+    Ray has no public function for it that does not connect.
+    """
+    from ray._private.services import get_ray_address_from_environment
+
+    return str(get_ray_address_from_environment("auto", None))

@@ -18,12 +18,12 @@ from tests.support.commands import relevance_in_process as relevance
 from tests.support.planted import planted_config, planted_rows, write_config, write_planted, write_rows
 
 COMMANDS = {
-    "demo": {"--set"},
-    "run": {"--config", "--set"},
+    "demo": {"--set", "--insecure"},
+    "run": {"--config", "--set", "--insecure"},
     "sample": {"out_dir", "--rows-per-task", "--unlabelled-rows-per-task", "--seed"},
     "import": {"kind", "path", "out_dir", "--mapping", "--language"},
-    "validate": {"--config", "--set"},
-    "train": {"--config", "--set"},
+    "validate": {"--config", "--set", "--insecure"},
+    "train": {"--config", "--set", "--insecure"},
     "evaluate": {"--config", "--version", "--against", "--set"},
     "register": {"--config", "--set"},
     "promote": {"--config", "--version", "--begin-log", "--override", "--reason", "--set"},
@@ -32,7 +32,7 @@ COMMANDS = {
     "compare": {"--config", "version", "other", "--set"},
     "recalibrate": {"--config", "--target-precision", "--version", "--set"},
     "report": {"--config", "--version", "--set"},
-    "score": {"--config", "--logical-date", "--until", "--all-tasks", "--dry-run", "--set"},
+    "score": {"--config", "--logical-date", "--until", "--all-tasks", "--dry-run", "--set", "--insecure"},
     "submit": {
         "command",
         "--config",
@@ -43,9 +43,10 @@ COMMANDS = {
         "--again",
         "--no-wait",
         "--set",
+        "--insecure",
     },
-    "logs": {"job", "--address"},
-    "status": {"work_dir", "--address"},
+    "logs": {"job", "--address", "--insecure"},
+    "status": {"work_dir", "--address", "--insecure"},
     "runs": {"target", "--work-dir", "--json"},
     "export": {"--config", "--task", "--format", "--version", "--out", "--set"},
     "predict": {

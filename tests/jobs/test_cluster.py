@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import MIN_OPEN_FILES, check_gpus, given_address, has_node_for, ray_cluster
+from jobs import cluster
+from jobs.cluster import (
+    INSECURE,
+    MIN_OPEN_FILES,
+    check_cluster_token,
+    check_dashboard_token,
+    check_gpus,
+    given_address,
+    has_node_for,
+    protect_own_cluster,
+    ray_cluster,
+)
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime import waiting
 from tests.support.places import ROOT
@@ -59,6 +70,7 @@ def test_every_form_of_ray_address_is_taken_or_refused(monkeypatch: pytest.Monke
 OPEN_FILES = """
 import resource, sys
 from jobs.cluster import ray_cluster
+from pipeline.runtime.ray_internals import cluster_requires_token
 soft, hard = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 try:
@@ -113,9 +125,67 @@ def test_too_small_nodes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_node_for(9, 0)
 
 
+OPEN = ("head.invalid:6379", "10.0.0.1:6379", "[2001:db8::1]:6379", "ray://10.0.0.1:10001", "auto")
+CLOSED_TO_OTHERS = ("127.0.0.1:6379", "localhost:6379", "[::1]:6379", "ray://127.0.0.1:10001")
+
+
+@pytest.fixture
+def open_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every cluster ask for no token."""
+    monkeypatch.setattr(cluster, "cluster_requires_token", lambda *_: False)
+    monkeypatch.setattr(cluster, "dashboard_requires_token", lambda *_: False)
+    monkeypatch.setattr(cluster, "running_cluster_address", lambda: "10.0.0.1:6379")
+    monkeypatch.delenv(INSECURE, raising=False)
+
+
+def test_open_cluster_on_the_network_is_refused_unless_insecure(
+    open_clusters: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in OPEN:
+        with pytest.raises(ConfigError, match="cluster without a token at .*, or add --insecure"):
+            check_cluster_token(address)
+    with pytest.raises(ConfigError, match="cluster without a token at http://10"):
+        check_dashboard_token("http://10.0.0.1:8265")
+    for address in CLOSED_TO_OTHERS:
+        check_cluster_token(address)
+    for address in ("http://localhost:8265", "http://[::1]:8265"):
+        check_dashboard_token(address)
+    monkeypatch.setenv(INSECURE, "1")
+    check_dashboard_token("http://10.0.0.1:8265")
+    for address in OPEN:
+        check_cluster_token(address)
+
+
+def test_own_cluster_has_a_token_unless_the_user_insists(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", INSECURE):
+        monkeypatch.setenv(name, "")  # restored after the test
+        monkeypatch.delenv(name)
+    protect_own_cluster()
+    assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine" * 8)
+    protect_own_cluster()
+    assert os.environ["RAY_AUTH_TOKEN"] == "mine" * 8
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(ConfigError, match="without a token on this machine; .*unset RAY_AUTH_MODE, or add"):
+        protect_own_cluster()
+    monkeypatch.setenv(INSECURE, "1")
+    protect_own_cluster()
+
+
+def test_credentials_in_an_address_are_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("ray://alice:s3cr3t@head:10001", "alice:s3cr3t@head:6379", "http://s3cr3t@head:8265"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(
+            ConfigError, match="RAY_ADDRESS holds an account .*RAY_AUTH_TOKEN_PATH"
+        ) as refused:
+            given_address()
+        assert "s3cr3t" not in str(refused.value)
+
+
 PROGRAM = """
 import contextlib
 from jobs.cluster import ray_cluster
+from pipeline.runtime.ray_internals import cluster_requires_token
 with ray_cluster(3):
     import psutil, ray
     running = []
@@ -123,6 +193,7 @@ with ray_cluster(3):
         with contextlib.suppress(psutil.NoSuchProcess):
             running.append(" ".join(child.cmdline()))
     assert any("raylet" in command for command in running), running
+    assert cluster_requires_token(ray.get_runtime_context().gcs_address, 20)
     print("CPUs", int(ray.cluster_resources()["CPU"]))
 """
 

@@ -1,6 +1,7 @@
 """A command works for any user and any locale."""
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.environment import HOME_FILES
+from jobs.environment import HOME_FILES, restrict_file_modes
+from pipeline.storage.filesystem import open_to_append, put_if_absent, write_json
 from tests.support.places import ROOT
 
 UNKNOWN_UID = 54321
@@ -60,6 +62,7 @@ def test_unknown_user_without_a_home_gets_one(temporary_dir: Path) -> None:
             "None",
         ]
     (temporary_dir / ".netrc").write_text("machine host", encoding="utf-8")
+    (temporary_dir / ".netrc").chmod(0o644)
     temporary_dir.chmod(0o755)
     (temporary_dir / "tmp").mkdir(mode=0o777)
     (temporary_dir / "tmp").chmod(0o777)
@@ -116,3 +119,20 @@ def test_closed_streams_lose_their_own_output_alone(tmp_path: Path, closed: str)
     assert log.read_text() == "of a library\n"
     assert done.stdout == ("" if " >&-" in f" {closed}" else "to stdout\n")
     assert done.stderr == ("" if "2>&-" in closed else "to stderr\n")
+
+
+def test_new_files_are_closed_to_users_outside_the_group(tmp_path: Path) -> None:
+    kept = os.umask(0)
+    try:
+        for mask, modes in ((0, (0o640, 0o750)), (0o022, (0o640, 0o750)), (0o077, (0o600, 0o700))):
+            os.umask(mask)
+            restrict_file_modes()
+            folder = tmp_path / f"{mask:o}"
+            folder.mkdir()
+            write_json(folder / "a.json", 1)
+            os.close(open_to_append(folder / "b.jsonl"))
+            assert put_if_absent(folder / "c", b"1")
+            assert stat.S_IMODE(folder.stat().st_mode) == modes[1]
+            assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {modes[0]}
+    finally:
+        os.umask(kept)

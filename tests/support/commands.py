@@ -16,9 +16,12 @@ from tests.support.places import ROOT
 RELEVANCE = [str(Path(sys.executable).with_name("relevance"))]
 
 
-def relevance(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does, in a folder outside the repository."""
-    return subprocess.run([*RELEVANCE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=500)
+def relevance(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does, in a folder outside the repository, with variables added."""
+    environment = os.environ | variables
+    return subprocess.run(
+        [*RELEVANCE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=500
+    )
 
 
 def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

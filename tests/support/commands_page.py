@@ -34,10 +34,16 @@ says otherwise. It prints messages and progress on stderr. The last line of stdo
 |---|---|
 | `RAY_ADDRESS` | cluster: `host:port`, `ray://host:port`, `auto`; unset or `local`: one of its own |
 | `RAY_API_SERVER_ADDRESS` | `--address` of `submit` and `logs` if left out; `status` needs the option |
+| `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH` | `token`, and the cluster's token or its file; a \
+cluster that others can reach and that asks for no token is refused without `--insecure` |
+| `MLFLOW_TRACKING_PASSWORD`, `PGPASSWORD`, `AWS_SECRET_ACCESS_KEY`, `HF_TOKEN`, ... | accounts: never in \
+the config, see `pipeline/registry/README.md` |
 | `RAY_TMPDIR` | folder of Ray's sessions; set a short one if TMPDIR is long |
 | `HOME` | if it is unset or cannot be written: `relevance-home-<uid>` below TMPDIR |
 
-Output, logs and files are UTF-8 in every locale; what cannot be encoded becomes `?`.
+Output, logs and files are UTF-8 in every locale; what cannot be encoded becomes `?`. Control characters and
+direction marks of data are spelled out, such as `\\u202e`. New files have mode 0640 and folders 0750, less
+what the user's umask takes away.
 
 ## Runs
 

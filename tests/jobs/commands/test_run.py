@@ -2,6 +2,7 @@
 
 import json
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.scoring.label_store import read_errors, read_manifests, read_publi
 from pipeline.scoring.scoring_record import read_run
 from pipeline.storage.object_store import open_store
 from tests.golden.results import collect_results
+from tests.support.canaries import WORD, files_with_canaries
 from tests.support.commands import check_refused, last_json, relevance, relevance_in_process
 from tests.support.places import ROOT
 from tests.support.planted import planted_rows, write_rows
@@ -42,6 +44,20 @@ def test_one_command_turns_rows_into_a_champion_and_labels(finished_run: Any) ->
     inputs = ds.dataset(root / "to_score", partitioning="hive").to_table()
     assert sorted(labels["row_id"].to_pylist()) == sorted(inputs["row_id"].to_pylist())
     assert set(labels["model_version"].to_pylist()) == {"1"}
+
+
+def test_secrets_of_the_environment_are_shown_and_stored_nowhere(finished_run: Any) -> None:
+    root, _, finished = finished_run
+    assert files_with_canaries(root) == []
+    assert WORD not in finished.stdout and WORD not in finished.stderr
+
+
+def test_files_are_open_to_the_group_alone(finished_run: Any) -> None:
+    root, _, _ = finished_run
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in (root / "runs").rglob("*")}
+    assert {
+        path: oct(mode) for path, mode in found.items() if mode != (0o750 if path.is_dir() else 0o640)
+    } == {}
 
 
 def test_labels_agree_with_the_planted_rows(finished_run: Any) -> None:

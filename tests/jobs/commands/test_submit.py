@@ -3,8 +3,10 @@
 import contextlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +22,12 @@ from jobs.submit_paths import check_paths
 from pipeline.config.loading import build_config, read_config, read_settings
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
+from pipeline.runtime.ray_internals import dashboard_requires_token
+from tests.support.canaries import WORD, plant_canaries
 from tests.support.commands import RELEVANCE, last_json, relevance
 from tests.support.planted import planted_config, planted_rows, write_config, write_rows
 from tests.support.servers import free_port, wait_for_port
 
-TOKEN = "0123456789abcdef" * 2
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -34,6 +37,10 @@ class Cluster:
 
     address: str
     environment: dict[str, str]
+
+    @property
+    def token(self) -> str:
+        return Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
 
     def relevance(self, *arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
         environment = self.environment | {"RAY_API_SERVER_ADDRESS": self.address} | changes
@@ -45,11 +52,10 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder, port = tmp_path_factory.mktemp("ray"), free_port()
-    (folder / "token").write_text(TOKEN)
+    secrets = plant_canaries(folder / "secrets", folder)
     programs = str(Path(sys.executable).parent)  # the job's shell finds the command, as in an image
     environment = os.environ | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        **secrets,
         "PATH": f"{programs}:{os.environ['PATH']}",
     }
     environment.pop("RAY_ADDRESS", None)
@@ -65,6 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        umask=0,
     )
     try:
         wait_for_port(port, process)
@@ -80,7 +87,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.mark.e2e
 def test_score_without_a_date_is_a_new_job_each_time(finished_run: Any, cluster: Cluster) -> None:
     root, config, _ = finished_run
-    submit = ("submit", "score", "--config", str(config))
+    scores = root / "scores_of_the_cluster"
+    submit = ("submit", "score", "--config", str(config), "--set", f"scoring.scores={scores}")
     first = cluster.relevance(*submit, cwd=root)
     job = last_json(first)["job"]
     assert job.startswith("relevance-score-planted-") and job.endswith("-1")
@@ -98,6 +106,14 @@ def test_score_without_a_date_is_a_new_job_each_time(finished_run: Any, cluster:
     headings, newest = listed.stdout.splitlines()[:2]
     assert headings.split() == ["job", "state", "started", "took"]
     assert "succeeded" in newest
+    request = urllib.request.Request(f"{cluster.address}/api/jobs/")
+    request.add_header("Authorization", f"Bearer {cluster.token}")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        told = answer.read().decode()
+    for text in (told, *(done.stdout + done.stderr for done in (first, listed))):
+        assert "relevance-score-planted" in text and WORD not in text
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in scores.rglob("*")}
+    assert modes and not any(mode & 0o027 for mode in modes.values()), "the cluster's own mask is 0"
 
 
 @pytest.mark.e2e
@@ -127,6 +143,7 @@ def test_no_command_gets_in_without_the_token(
     finished_run: Any, cluster: Cluster, token: dict[str, str], reason: str
 ) -> None:
     root, config, _ = finished_run
+    assert dashboard_requires_token(cluster.address, 20)
     for arguments in (
         ("submit", "score", "--config", str(config)),
         ("logs", "relevance-x-1"),

@@ -1,23 +1,31 @@
 """Private parts of Ray: an upgrade that changes one fails here with the name of the part."""
 
+import contextlib
 import inspect
 import socket
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import ray
 
 from pipeline.runtime.ray_internals import (
     TESTED_VERSION,
+    cluster_requires_token,
     create_job_client,
+    dashboard_requires_token,
     disable_sigint_handler,
     is_missing_agent,
     is_socket_path_too_long,
     is_startup_timeout,
+    running_cluster_address,
     system_temp_dir,
 )
+from tests.support.servers import ProxyFaults, proxy
 
 CHANGED = (
     f"{{part}} has changed in Ray {ray.__version__} (tested with {TESTED_VERSION}); "
@@ -88,3 +96,77 @@ def test_sessions_lie_below_the_folder_that_the_environment_names(
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert system_temp_dir() == str(tmp_path), CHANGED.format(part="get_default_system_temp_dir")
+
+
+@contextlib.contextmanager
+def _grpc_server(status: grpc.StatusCode) -> Iterator[str]:
+    """Answer every request with a status; yield host:port."""
+
+    def answer(_: bytes, context: grpc.ServicerContext) -> bytes:
+        if status is not grpc.StatusCode.OK:
+            context.abort(status, "made up")
+        return b""
+
+    handler = grpc.unary_unary_rpc_method_handler(answer)
+    methods = {"NodeInfoGcsService": "CheckAlive", "RayletDriver": "ClusterInfo"}
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers(
+        tuple(
+            grpc.method_handlers_generic_handler(f"ray.rpc.{service}", {method: handler})
+            for service, method in methods.items()
+        )
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
+def test_cluster_is_asked_for_its_token_without_one() -> None:
+    for status, is_required in ((grpc.StatusCode.OK, False), (grpc.StatusCode.UNAUTHENTICATED, True)):
+        with _grpc_server(status) as place:
+            assert cluster_requires_token(place, 20) is is_required
+            assert cluster_requires_token(f"ray://{place}", 20) is is_required
+    with _grpc_server(grpc.StatusCode.UNAVAILABLE) as place, pytest.raises(ConnectionError):
+        cluster_requires_token(place, 20)
+
+
+def test_methods_asked_without_a_token_are_those_of_ray() -> None:
+    from ray.core.generated import gcs_service_pb2, ray_client_pb2
+
+    for module, service, method in (
+        (gcs_service_pb2, "NodeInfoGcsService", "CheckAlive"),
+        (ray_client_pb2, "RayletDriver", "ClusterInfo"),
+    ):
+        found = module.DESCRIPTOR.services_by_name.get(service)
+        assert found is not None and found.full_name == f"ray.rpc.{service}", CHANGED.format(part=service)
+        assert method in found.methods_by_name, CHANGED.format(part=f"{service}.{method}")
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "is_required"),
+    [
+        (200, b'{"authentication_mode": "token"}', True),
+        (200, b'{"authentication_mode": "disabled"}', False),
+        (200, b"<p>a page of something else</p>", False),
+        (404, b"", False),
+        (401, b"", True),
+    ],
+)
+def test_dashboard_is_asked_for_its_mode(status: int, content: bytes, is_required: bool) -> None:
+    faults = ProxyFaults()
+    faults.status, faults.content = status, content
+    with proxy("http://127.0.0.1:9", faults) as address:
+        assert dashboard_requires_token(address, 20) is is_required
+    assert faults.requests == [("GET", "/api/authentication_mode")]
+
+
+def test_address_of_a_running_cluster_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", list)  # of this machine's other clusters
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379")
+    assert running_cluster_address() == "10.0.0.1:6379"
