@@ -65,7 +65,7 @@ def parse_yaml(text: str) -> Any:
     loader = None
     try:
         loader = _SettingsLoader(text)
-        root = loader.get_single_node()
+        root = _compose(loader)
         if root is None:
             return None
         if problems := [*itertools.islice(_find_problems(loader, root, ()), SHOWN_PROBLEMS)]:
@@ -76,6 +76,16 @@ def parse_yaml(text: str) -> Any:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"line {line}: character {error.character:#04x} is not allowed") from error
+
+
+def _compose(loader: "_SettingsLoader") -> yaml.Node | None:
+    """Return the root of the loader's text; None if the text has no value."""
+    try:
+        return loader.get_single_node()
+    except (OverflowError, ValueError) as error:  # PyYAML gives what follows \U to chr(), a version to int()
+        mark = loader.get_mark()  # type: ignore[no-untyped-call]
+        problem = "number out of range; the last character is \\U0010FFFF"
+        raise yaml.scanner.ScannerError(None, None, problem, mark) from error  # type: ignore[arg-type]
 
 
 class _SettingsLoader(yaml.SafeLoader):
@@ -148,40 +158,54 @@ def _find_problems(loader: _SettingsLoader, node: yaml.Node, path: tuple[str, ..
         for number, item in enumerate(node.value):
             yield from _find_problems(loader, item, (*path, str(number)))
     elif isinstance(node, yaml.MappingNode):
-        yield from _repeated_keys(node, path)
+        yield from _repeated_keys(loader, node, path)
         for key, item in node.value:
             name = (*path, _name_of(key))
             yield from _find_problems(loader, key, name)
+            yield from _misread_key(loader, key, name)
             yield from _find_problems(loader, item, name)
 
 
-def _repeated_keys(node: yaml.MappingNode, path: tuple[str, ...]) -> Iterator[str]:
-    """Yield a sentence for each key that a mapping has twice."""
-    lines: dict[tuple[str, str], int] = {}
+def _repeated_keys(loader: _SettingsLoader, node: yaml.MappingNode, path: tuple[str, ...]) -> Iterator[str]:
+    """Yield a sentence for each key that a mapping has twice, in any spelling."""
+    seen: dict[Any, yaml.Node] = {}
     for key, _ in node.value:
-        line, identity = key.start_mark.line + 1, _key_identity(key)
-        if identity in lines:
-            name, first = shorten(".".join([*path, _name_of(key)])), lines[identity]
-            place = f"lines {first} and {line}" if first != line else f"line {line}"
-            yield f"{name} is written twice, in {place}; keep one"
-        lines.setdefault(identity, line)
+        identity = _key_identity(loader, key)
+        if first := seen.get(identity):
+            lines = [mark.line + 1 for mark in (first.start_mark, key.start_mark)]
+            place = "lines {} and {}".format(*lines) if lines[0] != lines[1] else f"line {lines[0]}"
+            name, known = (_name_of(each) for each in (key, first))
+            spelling = "" if name == known else f" (as {shorten(known)} too)"
+            yield f"{shorten('.'.join([*path, name]))} is written twice{spelling}, in {place}; keep one"
+        seen.setdefault(identity, key)
 
 
-def _key_identity(key: yaml.Node) -> tuple[str, str]:
-    """Return a value that is equal for keys of which a Python dictionary keeps one."""
-    text = str(key.value)
-    if key.tag == "tag:yaml.org,2002:bool":
-        return key.tag, str(yaml.SafeLoader.bool_values[text.lower()])
-    return key.tag, text
+def _key_identity(loader: _SettingsLoader, key: yaml.Node) -> Any:
+    """Return a value that is equal for keys of which a dictionary keeps one, such as 1, 0x1 and 1.0."""
+    if isinstance(key, yaml.ScalarNode) and _describe_scalar(loader, key) is None and key.tag != _MERGE:
+        return loader.construct_object(key)  # type: ignore[no-untyped-call]
+    return key.tag, str(key.value)  # refused for another reason, or a merge
+
+
+def _misread_key(loader: _SettingsLoader, key: yaml.Node, path: tuple[str, ...]) -> Iterator[str]:
+    """Yield a sentence for a key of which YAML keeps a number but not the spelling, such as 0x1F or 1_000."""
+    if isinstance(key, yaml.ScalarNode) and key.tag == _INT and _describe_scalar(loader, key) is None:
+        value, text = loader.construct_object(key), shorten(key.value)  # type: ignore[no-untyped-call]
+        if str(value) != key.value:
+            place = f"line {key.start_mark.line + 1}: {_describe_path(path)}"
+            yield f"{place}YAML reads the key {text} as {value}; write {value}, or quote it to keep the text"
 
 
 def _describe_scalar(loader: _SettingsLoader, node: yaml.ScalarNode) -> str | None:
     """Return the problem of a scalar, None if there is none."""
     text, shown = node.value, shorten(node.value)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "half of a character (\\uD800 to \\uDFFF); write it whole, such as \\U0001F600"
     if node.tag in (_INT, _FLOAT) and len(text) > MAX_NUMBER_CHARACTERS:
         return f"number of {len(text):,} characters; write at most {MAX_NUMBER_CHARACTERS}, or quote it"
     if node.tag == _MERGE:
         return None
+    loader.recursive_objects.pop(node, None)  # a conversion that failed leaves its node there
     try:
         value = loader.construct_object(node)  # type: ignore[no-untyped-call]
     except yaml.MarkedYAMLError as error:

@@ -88,15 +88,17 @@ def stringify_labels(labels: Any) -> Any:
     """Return a mapping of labels with text keys; YAML reads a bare 1 as a number.
 
     Raises:
-        ValueError: YAML has changed a key, such as a bare yes, 1.0 or null.
+        ValueError: YAML has changed a key, such as a bare yes, 1.0 or null, or two keys are one text.
     """
     if not isinstance(labels, dict):
         return labels
-    if any(isinstance(key, bool | float) or key is None for key in labels):
+    if any(isinstance(key, bool) or not isinstance(key, str | int) for key in labels):
         raise ValueError(
             "a label of the source that YAML takes for something else needs quotes, such as 'yes', '1.0' "
             "or 'null'"
         )
+    if twice := [f"{key} and '{key}'" for key in labels if isinstance(key, int) and str(key) in labels]:
+        raise ValueError(f"labels of the source are one text: {', '.join(twice)}; keep one of each")
     return {str(key): value for key, value in labels.items()}
 
 

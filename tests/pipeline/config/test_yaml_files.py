@@ -16,8 +16,14 @@ TWICE = [
     ("a: 1\nb: 2\na: 3", "a is written twice, in lines 1 and 3"),
     ("a:\n  b:\n  - {c: 1}\n  - c: 1\n    d: 2\n    c: 3", "a.b.1.c is written twice, in lines 4 and 6"),
     ("{a: 1, a: 1}", "a is written twice, in line 1"),
-    ("no: 1\noff: 2", "off is written twice, in lines 1 and 2"),
+    ("no: 1\noff: 2", r"off is written twice \(as no too\), in lines 1 and 2"),
     ("1: x\n'1': y\na: 1\na: 2", "a is written twice, in lines 3 and 4"),
+    ("{&k a: 1, *k : 2}", "a is written twice, in line 1"),
+    ("b: {1: x, 1.0: y}", r"b.1.0 is written twice \(as 1 too\), in line 1"),
+    ("~: x\nnull: y", r"null is written twice \(as ~ too\), in lines 1 and 2"),
+    ("true: x\n1: y", r"1 is written twice \(as true too\), in lines 1 and 2"),
+    ("'a': x\n\"\\x61\": y", "a is written twice, in lines 1 and 2"),
+    ("2026-01-01 00:00:00: x\n2026-01-01T00:00:00Z: y\n2026-01-01T00:00:00.0: z", ".*is written twice .*3"),
 ]
 
 
@@ -100,6 +106,13 @@ def test_bombs_are_refused_within_a_second_by_place(tmp_path: Path, text: str, m
 
 
 MISREAD = [
+    (r'a: {b: "\UFFFFFFFF"}', r"line 1, column 11: a: number out of range; the last character is"),
+    ('\n"\\U00110000": 1', r"line 2, column 4: .*number out of range"),
+    ("%YAML " + "1" * 5000 + ".1\n---\na: 1", "line 1, column 7: number out of range"),
+    (r'a: ["\ud83d\ude00"]', r"line 1: a.0: half of a character .*; write it whole, such as .U0001F600"),
+    (r'"\ud83d": 1', r"line 1: .*: half of a character"),
+    ("a: {0x1F: b}", "line 1: a.0x1F: YAML reads the key 0x1F as 31; write 31, or quote it to keep the text"),
+    ("a: {1_0: b}", "line 1: a.1_0: YAML reads the key 1_0 as 10; write 10"),
     (
         "a: {b: 010}",
         "line 1: a.b: YAML reads 010 as the octal number 8; write 8, or quote it to keep the text",

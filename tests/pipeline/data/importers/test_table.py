@@ -2,6 +2,7 @@
 
 import csv
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from jobs.commands.data import build_source
 from pipeline.data.importers.importer import ImportCounts
-from pipeline.data.importers.table import TableSource, import_table
+from pipeline.data.importers.table import TableSource, import_table, stringify_labels
 from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 from tests.support.imported import file_names, imported
@@ -106,6 +107,15 @@ def test_labels_map_to_names_indices_or_null(tmp_path: Path) -> None:
         )
     with pytest.raises(ConfigError, match="label 2 is outside the scale.* 0 to 1"):
         import_table(_source(path, columns=columns, labels={"4": 2}), tmp_path / "out", ("bad", "great"))
+
+
+def test_labels_that_become_one_text_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="one text: 1 and '1', 2 and '2'; keep one of each"):
+        stringify_labels({1: 0, "1": 1, "2": 0, 2: 1, 3: 1})
+    for changed in (True, 1.0, None, date(2026, 1, 1), b"1"):
+        with pytest.raises(ValueError, match="needs quotes"):
+            stringify_labels({changed: 0})
+    assert stringify_labels({1: 0, "02": 1, "yes": 2}) == {"1": 0, "02": 1, "yes": 2}
 
 
 def test_unmapped_labels_are_indices_of_the_scale(tmp_path: Path) -> None:
