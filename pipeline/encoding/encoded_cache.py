@@ -37,7 +37,7 @@ from pipeline.encoding.encoder import ENCODER_VERSION, Encoder
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.waiting import announce_wait
-from pipeline.storage.filesystem import json_sha256
+from pipeline.storage.filesystem import json_sha256, safe_join
 
 BATCH_ROWS = 8_192  # bounds the texts and id lists that are Python objects at a time
 
@@ -82,12 +82,12 @@ def publish_encoded(plan: EncodingPlan, run_dir: Path, progress: Progress) -> Pa
     Raises:
         DamagedInputError: A partition is not complete parquet.
         DataRefusedError: A partition does not have the contract's schema.
-        ConfigError: The tokenizer or a template is unusable.
+        ConfigError: The tokenizer or a template is unusable, or the folder is a link.
         RetryableError: A worker died, or the rows changed during the encoding.
     """
     from filelock import FileLock
 
-    root = run_dir / "cache" / "encoded"
+    root = safe_join(run_dir, "cache", "encoded")  # whose other entries are removed
     key = encoding_key(plan)
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -11,6 +11,7 @@ import numpy as np
 
 from models.files import parse_json, remove_tree
 from pipeline.data.data_files import list_some
+from pipeline.storage.filesystem import safe_join
 
 # Attempts at a unit whose actor dies or hangs (actor.py), Ray Data pipelines of a command (ray_pipeline.py),
 # and model loads in a row for each actor of the pool (actor.py). Ray's own default is unlimited.
@@ -125,8 +126,12 @@ def any_attempt_began(folder: Path) -> bool:
 
 
 def create_attempts_dir(run_dir: Path, name: str) -> Path:
-    """Create the folder `name` for the attempts of one run, and remove old folders."""
-    root = run_dir / "scoring"
+    """Create the folder `name` for the attempts of one run, and remove old folders.
+
+    Raises:
+        ConfigError: The folder of all attempts is a link.
+    """
+    root = safe_join(run_dir, "scoring")
     sweep_attempts(root)
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)

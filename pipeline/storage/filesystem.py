@@ -41,7 +41,8 @@ def safe_join(root: Path, *parts: str, last_may_be_link: bool = False) -> Path:
     if links:
         raise ConfigError(
             f"{links[-1]} is a symbolic link, and links inside {root} are not followed; "
-            "replace it by what it links to, or use a path inside it without links"
+            "replace it by what it links to, or use a path inside it without links; "
+            f"{root} itself may be a link"
         )
     return path
 

@@ -15,7 +15,7 @@ from pipeline.config.tasks import Task
 from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import DamagedInputError
 from pipeline.inference.bundle_description import read_described_bundle
-from pipeline.storage.filesystem import json_sha256
+from pipeline.storage.filesystem import json_sha256, safe_join
 from pipeline.training.backbone_checks import check_backbone
 
 # settings of `training` without effect on any number
@@ -65,8 +65,8 @@ class TrainingPlan:
 
     @property
     def checkpoint_dir(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.dir / "checkpoints"
+        """Folder of the checkpoints; ConfigError if it is or is below a link: old checkpoints are deleted."""
+        return safe_join(self.config.run_dir, "training", "checkpoints")
 
     @property
     def event_log_path(self) -> Path:

@@ -25,7 +25,7 @@ from pipeline.data.data_files import scan_folder
 from pipeline.data.parallel_map import map_in_order
 from pipeline.data.reader import find_partitions
 from pipeline.runtime.progress import Progress, SilentProgress
-from pipeline.storage.filesystem import json_sha256, write_json
+from pipeline.storage.filesystem import json_sha256, safe_join, write_json
 from validation.gate.cross_file_checks import (
     LABEL_CONFLICT,
     REPEATED_ID,
@@ -81,6 +81,11 @@ class GateRun:
     config: GateConfig = GateConfig()
     splits: SplitConfig | None = None  # if given, each split of a task needs rows of both classes
 
+    @property
+    def verdicts_dir(self) -> Path:
+        """Folder of the cached verdicts; ConfigError if it is or is below a link: unused ones are deleted."""
+        return safe_join(self.out_dir.parent, self.out_dir.name, "partitions")
+
     def remove_abandoned(self) -> None:
         """Delete what killed runs left."""
         remove_abandoned(self.out_dir)
@@ -95,7 +100,7 @@ class GateRun:
                 path.relative_to(self.data_dir).as_posix(),
                 task,
                 self.labels_required,
-                self.out_dir / "partitions",
+                self.verdicts_dir,
                 self.config.scripts.get(task.name, ()),
             )
             for task in self.tasks
@@ -111,14 +116,14 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
 
     Raises:
         DataRefusedError: There is no file at all.
-        ConfigError: A folder or task does not exist.
+        ConfigError: A folder or task does not exist, or the folder of the cached verdicts is a link.
     """
     partitions = find_partitions(run.data_dir, run.tasks)
     skipped = scan_folder(run.data_dir).describe_skipped(str(run.data_dir))
     run.remove_abandoned()
     files = _check_files(run.file_jobs(partitions), progress or SilentProgress())
     verdicts = FolderVerdicts(files, find_duplicates(files, run.config.label_conflicts))
-    _remove_stale_verdicts(run.out_dir / "partitions", files)
+    _remove_stale_verdicts(run.verdicts_dir, files)
     tasks = [task for task in run.tasks if task.name in partitions]
     records = {task.name: task_record(task, verdicts) for task in tasks}
     failures, warnings = folder_messages(run, tasks, verdicts, records)

@@ -37,6 +37,7 @@ from tests.support.encoding_plans import (
     other_tokenizer,
     write_judged,
 )
+from tests.support.linked_folders import link_away, refuses_link
 from tests.support.planted import planted_rows
 
 
@@ -121,6 +122,16 @@ def test_older_keys_are_removed_only_after_a_build(plan: EncodingPlan, tmp_path:
     assert_cached(plan, tmp_path, old)
     new = publish_encoded(replace(plan, encode=EncodeConfig(max_tokens=65)), tmp_path, SilentProgress())
     assert sorted(path.name for path in new.parent.iterdir()) == sorted([".lock", new.name])
+
+
+@pytest.mark.parametrize(("link", "below"), [("cache/encoded", ""), ("cache", "encoded")])
+def test_linked_cache_is_refused_and_keeps_its_content(
+    plan: EncodingPlan, tmp_path: Path, link: str, below: str
+) -> None:
+    kept = link_away(tmp_path / "run" / link, below)
+    with refuses_link():
+        publish_encoded(plan, tmp_path / "run", SilentProgress())
+    assert kept.is_file()
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.scoring.attempts import LoadAttempts, UnitAttempts, attempt_evidence, create_attempts_dir
+from tests.support.linked_folders import link_away, refuses_link
 
 
 def test_rows_in_flight_are_candidates_from_the_second_attempt_on(tmp_path: Path) -> None:
@@ -28,6 +29,13 @@ def test_published_units_leave_no_evidence(tmp_path: Path) -> None:
     (folder / "stuck-empty.txt").touch()
     (folder / "stuck-actor.txt").write_text("Thread 1")
     assert [path.name for path in attempt_evidence(folder)] == ["bad.rows", "stuck-actor.txt"]
+
+
+def test_linked_folder_is_refused_and_keeps_its_content(tmp_path: Path) -> None:
+    kept = link_away(tmp_path / "run" / "scoring")
+    with refuses_link():
+        create_attempts_dir(tmp_path / "run", "20261130-1")
+    assert kept.is_file()
 
 
 def test_half_written_notes_count_as_none(tmp_path: Path) -> None:

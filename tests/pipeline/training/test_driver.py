@@ -20,6 +20,7 @@ from pipeline.training.deepspeed_engine import deepspeed_config
 from pipeline.training.plan import plan_training, trained_fingerprint
 from pipeline.training.worker import WorkerSettings
 from pipeline.training.worker_failures import PROGRAMMING_ERRORS, find_error, out_of_memory_error
+from tests.support.linked_folders import link_away, refuses_link
 from tests.support.planted import planted_config, write_planted
 
 
@@ -110,6 +111,19 @@ def test_checkpoints_of_another_training_are_never_removed(
     assert whole.is_dir()
     drop_checkpoints(plan)
     assert not plan.checkpoint_dir.exists()
+
+
+@pytest.mark.parametrize(("link", "below"), [("training/checkpoints", ""), ("training", "checkpoints")])
+def test_linked_checkpoints_are_refused_and_keep_their_content(
+    config: RunConfig, link: str, below: str
+) -> None:
+    plan = plan_training(config)
+    kept = link_away(config.run_dir / link, below)
+    with refuses_link():
+        open_checkpoints(plan)
+    with refuses_link():
+        drop_checkpoints(plan)
+    assert kept.is_file()
 
 
 def test_checkpoints_refuse_other_rows(config: RunConfig, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline.data.reader import data_digest, find_partitions
 from pipeline.errors import ConfigError, DataRefusedError
 from pipeline.schema import ROW_SCHEMA
 from tests.support.gate_cases import refusal_of
+from tests.support.linked_folders import link_away, refuses_link
 from tests.support.places import ROOT
 from validation.gate.data_docs import DataDocs
 from validation.gate.report import check_report
@@ -82,6 +83,16 @@ def test_empty_folder_and_unknown_task_are_refused(tmp_path, task, build_table, 
         validate(GateRun(tmp_path / "empty", [task], tmp_path / "out"))
     with pytest.raises(ConfigError, match="configured: query-ad"):
         validate(GateRun(write_rows({"other": [build_table()]}), [task], tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("link", "below"), [("out/partitions", ""), ("out", "partitions")])
+def test_linked_verdicts_are_refused_and_keep_their_content(
+    tmp_path, task, build_table, write_rows, link, below
+):
+    kept = link_away(tmp_path / "run" / link, below)
+    with refuses_link():
+        validate(GateRun(write_rows({"query-ad": [build_table()]}), [task], tmp_path / "run" / "out"))
+    assert kept.is_file()
 
 
 def test_unlabeled_rows_pass_only_if_labels_are_not_required(validate_tables, build_table):
