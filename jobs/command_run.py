@@ -46,9 +46,9 @@ class CommandRun:
         """The command's log, which its workers write to as well; None without a run record."""
         return self.recorder.log if self.recorder else None
 
-    def result(self, text: str) -> None:
-        """Print a result on stdout."""
-        self.console.result(text)
+    def result(self, *lines: str) -> None:
+        """Print lines of a result on stdout."""
+        self.console.result(*lines)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Print rows of cells with aligned columns on stdout."""

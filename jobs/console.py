@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 5.0  # between progress lines where stderr is no terminal
 TABLE_COLUMNS = 10_000  # so wide that no line is wrapped: programs read them
-OF_LINES = "\n\t"  # characters of messages and results of several lines, which are shown as they are
 
 logger = logging.getLogger(__name__)
 output_logger = logging.getLogger(OUTPUT_LOGGER)  # recorded, and shown by no console handler
@@ -39,22 +38,25 @@ class Console:
         self.out = out or sys.stdout
         self.live: rich.progress.Progress | None = None  # bars on a terminal
 
-    def say(self, text: str = "") -> None:
-        """Print a message on stderr, above live bars if there are any."""
-        text = escape_invisible(text, keep=OF_LINES)
+    def say(self, *lines: str) -> None:
+        """Print lines of a message on stderr, above live bars if there are any.
+
+        A line break inside a line is spelled out: the text of others begins no line.
+        """
+        text = _join_lines(lines)
         if self.live is not None:
             self.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self.err, flush=True)
 
-    def result(self, text: str) -> None:
-        """Print a result on stdout and record it in the log."""
-        print(escape_invisible(text, keep=OF_LINES), file=self.out, flush=True)
-        output_logger.info("%s", text)
+    def result(self, *lines: str) -> None:
+        """Print lines of a result on stdout, as `say` does, and record them in the log."""
+        print(_join_lines(lines), file=self.out, flush=True)
+        output_logger.info("%s", "\n".join(lines))
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Print rows of cells with aligned columns, as a result."""
-        self.result("\n".join(aligned(rows)))
+        self.result(*aligned(rows))
 
     @contextlib.contextmanager
     def track(
@@ -67,6 +69,10 @@ class Console:
             yield opened
         finally:
             opened.close()
+
+
+def _join_lines(lines: Sequence[str]) -> str:
+    return "\n".join(escape_invisible(line, keep="\t") for line in lines)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -200,11 +206,11 @@ class ConsoleHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the message, below the traceback of a defect. A warning or an error is one line."""
+        """Print the message as one line, below the traceback of a defect."""
         if record.exc_info:
-            self.console.say(hide_credentials(logging.Formatter().formatException(record.exc_info)))
-        message = hide_credentials(message_text(record))
-        self.console.say(escape_invisible(message) if record.levelno >= logging.WARNING else message)
+            traceback = hide_credentials(logging.Formatter().formatException(record.exc_info))
+            self.console.say(*traceback.split("\n"))
+        self.console.say(hide_credentials(message_text(record)))
 
 
 @contextlib.contextmanager

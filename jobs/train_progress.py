@@ -90,16 +90,17 @@ class TrainingProgress:
     def evaluation(self, event: EvaluationEvent) -> None:
         """Show an evaluation and send it to MLflow."""
         self.tracker.log_evaluation(event)
-        logger.info(validation_table(event))
+        for line in validation_table(event):
+            logger.info("%s", line)
 
 
-def validation_table(event: EvaluationEvent) -> str:
-    """Return an evaluation on the valid split as a table."""
+def validation_table(event: EvaluationEvent) -> list[str]:
+    """Return an evaluation on the valid split as the lines of a table."""
     if event.macro_pr_auc is None or event.macro_log_loss is None:
-        return (
+        return [
             f"  after step {event.evaluated_after:,}: no task has both relevant and irrelevant valid "
             "rows, so the last weights are kept"
-        )
+        ]
     rows: list[tuple[str, ...]] = [("valid split", "rows", "AUC", "PR-AUC", "log loss")]
     for task, metrics in event.tasks.items():
         values = [f"{metrics[name]:.3f}" for name in ("roc_auc", "pr_auc", "log_loss")]
@@ -107,4 +108,4 @@ def validation_table(event: EvaluationEvent) -> str:
     rows.append(("macro", "", "", f"{event.macro_pr_auc:.3f}", f"{event.macro_log_loss:.3f}"))
     verdict = "the best so far, its weights are kept" if event.is_best else "not better than the best"
     title = f"  after step {event.evaluated_after:,}, in {event.seconds:.1f} s: {verdict}"
-    return "\n".join([title, *(f"    {line}" for line in aligned(rows))])
+    return [title, *(f"    {line}" for line in aligned(rows))]

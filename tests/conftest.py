@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,11 @@ def s3() -> Iterator[str]:
 def finished_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path
 ) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
-    """Root folder, config and finished process of a whole `relevance run`, which has secrets to keep."""
-    from tests.support.canaries import plant_canaries
+    """Root folder, config and finished process of a whole `relevance run`, which has secrets to keep.
+
+    Ray's logs and records are checked too, and deleted.
+    """
+    from tests.support.canaries import files_with_canaries, plant_canaries
     from tests.support.commands import relevance
     from tests.support.planted import planted_config, write_config, write_planted
 
@@ -55,7 +59,10 @@ def finished_run(
     write_planted(root)
     config = write_config(root / "planted.yaml", planted_config(root, str(tiny_llama)))
     secrets = plant_canaries(tmp_path_factory.mktemp("secrets") / "files", root)
-    return root, config, relevance("run", "--config", str(config), cwd=root, **secrets)
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as sessions:  # sockets need a short path
+        finished = relevance("run", "--config", str(config), cwd=root, RAY_TMPDIR=sessions, **secrets)
+        assert files_with_canaries(Path(sessions)) == []
+    return root, config, finished
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -24,14 +24,16 @@ def run_demo(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     result = run_all(config, run)
     run.result(ceiling_line(config))
     run.result(
-        f"\nmodel      {result['model']} version {result['version']}, alias {result['alias']}, in "
-        f"{result['tracking_uri']}"
+        "",
+        f"model      {result['model']} version {result['version']}, alias {result['alias']}, in "
+        f"{result['tracking_uri']}",
+        f"Data Docs  {result['data_docs']}",
+        f"labels     {result['scores']}",
+        "",
     )
-    run.result(f"Data Docs  {result['data_docs']}")
-    run.result(f"labels     {result['scores']}\n")
     # the folder may hold labels of an earlier demo, of other texts under the same row ids
     run.table(example_cells(read_run(result["scores"], run.id), read_pairs(config)))
-    run.result("\n".join(next_commands(config)))
+    run.result(*next_commands(config))
     return {**result, "next": f"relevance score --config {DEMO_CONFIG}"}
 
 

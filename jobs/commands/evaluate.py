@@ -61,7 +61,7 @@ def evaluation_summary(config: RunConfig, evaluation: Evaluation, run: CommandRu
 def run_evaluate(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     """Evaluate the trained bundle and print its metrics."""
     evaluation = evaluate_trained(config, run)
-    run.result(evaluation_table(evaluation))
+    run.result(*evaluation_table(evaluation))
     return evaluation_summary(config, evaluation, run)
 
 
@@ -80,7 +80,7 @@ def unproven_lines(evidence: DecisionEvidence, valid_share: float) -> list[str]:
     return lines
 
 
-def evaluation_table(evaluation: Evaluation) -> str:
+def evaluation_table(evaluation: Evaluation) -> list[str]:
     """Return the metrics of every task and system, and the macro averages, as a table."""
     summary = evaluation.summary
     rows: list[tuple[str, ...]] = [HEADINGS]
@@ -108,4 +108,4 @@ def evaluation_table(evaluation: Evaluation) -> str:
             f"  PR-AUC over runs of one task ({', '.join(gain.runs.values())}): "
             f"{gain.mean_relative_gain:+.1%} on the mean"
         )
-    return "\n".join([lines[0], "  " + "-" * (len(lines[0]) - 2), *lines[1:]])
+    return [lines[0], "  " + "-" * (len(lines[0]) - 2), *lines[1:]]

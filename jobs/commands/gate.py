@@ -40,8 +40,8 @@ def run_gate(config: RunConfig, version: str, against: str, run: CommandRun) -> 
     path.parent.mkdir(exist_ok=True)
     write_json(path, report.to_json())
     write_gate_report(client, config.registry.model, report)
-    run.result(comparison_table(comparison, version, other))
-    run.result(verdict_table(verdict))
+    run.result(*comparison_table(comparison, version, other))
+    run.result(*verdict_table(verdict))
     if not verdict.passed:
         raise GateRefusedError(
             f"version {version} refused: it may not replace version {other}: {'; '.join(verdict.refusals())}"
@@ -67,13 +67,13 @@ def run_compare(config: RunConfig, version: str, other: str, run: CommandRun) ->
     first, second = (load_version_predictor(config, name) for name in (version, other))
     tables = labeled_test_rows(config.accepted_dir, config.tasks, config.split)
     comparison = compare_versions(first, second, tables, config.scoring.batch_tokens, config.seed)
-    run.result(comparison_table(comparison, version, other))
+    run.result(*comparison_table(comparison, version, other))
     step = run.suggest("evaluate", "--version", version, "--against", other)
     return {"version": version, "against": other, **comparison.to_json(), "next": step}
 
 
-def comparison_table(comparison: Comparison, version: str, other: str) -> str:
-    """Return PR-AUC of both versions and the difference, task by task, as a table."""
+def comparison_table(comparison: Comparison, version: str, other: str) -> list[str]:
+    """Return PR-AUC of both versions and the difference, task by task, as lines of a table."""
     rows = [("task", f"version {version}", f"version {other}", "difference", "95 % interval")]
     for name, task in comparison.tasks.items():
         gap = task.difference["pr_auc"]
@@ -86,13 +86,13 @@ def comparison_table(comparison: Comparison, version: str, other: str) -> str:
     macro = comparison.macro_pr_auc
     rows.append(("macro PR-AUC", "", "", f"{macro.value:+.3f}", f"{macro.low:+.3f} to {macro.high:+.3f}"))
     lines = [f"  {line}" for line in aligned(rows)]
-    return "\n".join([*lines, f"  rows a second, relative to version {other}: {comparison.speed_ratio:.2f}"])
+    return [*lines, f"  rows a second, relative to version {other}: {comparison.speed_ratio:.2f}"]
 
 
-def verdict_table(verdict: Verdict) -> str:
+def verdict_table(verdict: Verdict) -> list[str]:
     """Return one line a rule of the gate, and the decision."""
     lines = [
         f"  {'passed ' if rule.passed else 'REFUSED'}  {rule.rule}: {rule.reason}" for rule in verdict.rules
     ]
     decision = "may" if verdict.passed else "may NOT"
-    return "\n".join([*lines, f"  version {verdict.version} {decision} replace version {verdict.against}"])
+    return [*lines, f"  version {verdict.version} {decision} replace version {verdict.against}"]

@@ -53,7 +53,7 @@ def run_predict(
         "decision": scored["decision"],
         "decision_basis": scored["decision_basis"],
     }
-    run.result(f"text as the model reads it:\n{prediction['text']}\n")
+    run.result("text as the model reads it:", *prediction["text"].split("\n"), "")
     run.table(
         [
             ("probability of relevance", f"{scored['probability']:.4f}"),

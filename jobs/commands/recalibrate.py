@@ -36,7 +36,7 @@ def run_recalibrate(
     files = fetch_version(config, version) if version else resolve_champion(config)
     logger.info(f"  calibrating version {files.version} for a target precision of {target_precision}")
     evaluation = evaluate_bundle(config, files.bundle_dir, run, target_precision)
-    run.result(evaluation_table(evaluation))
+    run.result(*evaluation_table(evaluation))
     registered = run_register(config, run)
     gate_against_champion(config, registered["version"], run)
     step = run.suggest("promote", "--version", registered["version"])

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from jobs.command_run import CommandRun
-from jobs.commands.validate import drift_text
+from jobs.commands.validate import drift_lines
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions
 from pipeline.evaluation.evaluation_rows import labeled_test_rows
@@ -81,4 +81,4 @@ def describe_drift(config: RunConfig, version: str) -> str:
     if not profile.is_file():
         return "The version carries no profile of its training rows."
     current = build_tally(find_partitions(config.accepted_dir, config.tasks))
-    return drift_text(compare_profiles(read_profile(profile), current))
+    return "\n".join(drift_lines(compare_profiles(read_profile(profile), current)))

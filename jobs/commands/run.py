@@ -39,7 +39,7 @@ def run_all(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     promoted = run_promote(config, registered["version"], run)
     run.begin_stage("7/7 scoring")
     scored = run_score(config, run)
-    run.result(evaluation_table(evaluation))
+    run.result(*evaluation_table(evaluation))
     return {
         "name": config.name,
         **validated,

@@ -207,7 +207,8 @@ def follow_job(client: Any, job: str) -> None:
         state, output = str(info.status), client.get_job_logs(job)
         num_complete = len(output) if state in TERMINAL_STATES else output.rfind("\n") + 1
         if num_complete > num_shown:
-            logger.info("%s", output[num_shown:num_complete].rstrip("\n"))
+            for line in output[num_shown:num_complete].rstrip("\n").split("\n"):
+                logger.info("%s", line)
             num_shown = num_complete
         if state in TERMINAL_STATES:
             break

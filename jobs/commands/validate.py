@@ -40,7 +40,8 @@ def run_validate(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     )
     with given_cluster():
         report = validate(gate, run)
-    logger.info("\n".join(f"  {line}" for line in aligned(summary_rows(report))))
+    for line in aligned(summary_rows(report)):
+        logger.info("  %s", line)
     logger.info(f"  the data {'passed' if report.passed else 'did NOT pass'}; Data Docs: {report.data_docs}")
     check_report(report)
     accepted = find_partitions(config.accepted_dir, config.tasks)
@@ -75,15 +76,16 @@ def inspect_accepted(
     drift = compare_profiles(reference, tally)
     write_json(config.validation_dir / "drift.json", drift.to_json())
     plot_drift(drift, config.validation_dir / "drift.png")
-    logger.info(drift_text(drift))
+    for line in drift_lines(drift):
+        logger.info("%s", line)
 
 
-def drift_text(report: DriftReport) -> str:
-    """Return a drift report as text: a table, and a line for each feature that moved most."""
+def drift_lines(report: DriftReport) -> list[str]:
+    """Return a drift report as lines: a table, and a line for each feature that moved most."""
     names, *columns = zip(*drift_rows(report), strict=True)
     right_aligned = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
     lines = aligned(list(zip(names, *right_aligned, strict=True)))
-    return "\n".join([drift_legend(report), *lines, *drift_messages(report)])
+    return [drift_legend(report), *lines, *drift_messages(report)]
 
 
 def read_reference(config: RunConfig) -> Profile | None:

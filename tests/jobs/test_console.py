@@ -234,14 +234,17 @@ def test_tables_are_aligned_and_never_wrapped() -> None:
 
 
 def test_texts_of_others_steer_no_terminal_and_forge_no_line() -> None:
-    text, streams = "\x1b[2J\u202eno\u2029\rerror: forged", (io.StringIO(), io.StringIO())
+    text, streams = "a\n\x1b[2J\u202eno\u2029\rerror: forged", (io.StringIO(), io.StringIO())
     console = Console(err=streams[0], out=streams[1])
     with messages_on(console):
-        logging.getLogger("jobs").error("bad market: %s", f"a\n{text}", exc_info=ValueError(text))
-        logging.getLogger("jobs").info("two\nlines %s", text)
-    console.table([("market", f"a\n{text}")])
+        logging.getLogger("jobs").error("bad market: %s", text)
+        logging.getLogger("jobs").info("scores of %s drifted", text)
+    console.say("one", text)
+    console.table([("market", text), ("b", "c")])
+    console.result(text, "two")
     console.result(json.dumps({"market": text}, ensure_ascii=False))
-    for stream, lines in zip(streams, (4, 2), strict=True):
+    for stream, lines in zip(streams, (4, 5), strict=True):
         assert INVISIBLE.search(stream.getvalue().replace("\n", "")) is None
         assert stream.getvalue().count("\n") == lines
+        assert not any(line.startswith("error: forged") for line in stream.getvalue().splitlines())
     assert json.loads(streams[1].getvalue().splitlines()[-1]) == {"market": text}

@@ -83,17 +83,12 @@ def check_report(report: ValidationReport) -> None:
     """
     if report.passed:
         return
-    listed = [f"  - {failure}" for failure in report.failures[:MAX_LISTED_FAILURES]]
-    num_unlisted = len(report.failures) - len(listed)
-    if num_unlisted:
-        listed.append(f"  - and {num_unlisted} more, see {report.data_docs.parent.parent / 'report.json'}")
-    message = "\n".join(
-        [
-            f"the data in {report.data_dir} are refused:",
-            *listed,
-            f"Data Docs: {report.data_docs}",
-            "correct or remove these rows at their source and run `relevance validate` again",
-        ]
+    listed = [*report.failures[:MAX_LISTED_FAILURES]]
+    if num_unlisted := len(report.failures) - len(listed):
+        listed.append(f"{num_unlisted} more in {report.data_docs.parent.parent / 'report.json'}")
+    message = (
+        f"data in {report.data_dir} refused: {'; '.join(listed)}; correct or remove these rows at their "
+        f"source and run `relevance validate` again (Data Docs: {report.data_docs})"
     )
     raise DamagedInputError(message) if report.damaged else DataRefusedError(message)
 

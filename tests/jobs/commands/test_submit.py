@@ -23,7 +23,7 @@ from pipeline.config.loading import build_config, read_config, read_settings
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime.ray_internals import dashboard_requires_token
-from tests.support.canaries import WORD, plant_canaries
+from tests.support.canaries import WORD, files_with_canaries, plant_canaries
 from tests.support.commands import RELEVANCE, last_json, relevance
 from tests.support.planted import planted_config, planted_rows, write_config, write_rows
 from tests.support.servers import free_port, wait_for_port
@@ -81,7 +81,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 started.kill()
         process.wait()
+        leaks = files_with_canaries(short)
         shutil.rmtree(short, ignore_errors=True)
+        assert leaks == [], "Ray's own logs and records"
 
 
 @pytest.mark.e2e

@@ -102,7 +102,7 @@ def test_worst_task_has_the_lowest_pr_auc() -> None:
 
 def test_table_has_every_task_and_system_once() -> None:
     summary = summarize([predictions("alpha", 60, 6, 0.3), predictions("beta", 60, 7, 0.3)], 0)
-    text = evaluation_table(Evaluation("s", "d", summary, ()))
+    text = "\n".join(evaluation_table(Evaluation("s", "d", summary, ())))
     assert [text.count(word) for word in ("alpha", "beta", "lexical floor  ", "untrained")] == [1, 1, 3, 3]
     assert "model minus lexical floor" in text
 
