@@ -213,5 +213,5 @@ def test_failed_write_keeps_previous_data_docs(
 def test_error_shortens_failures_and_report_lists_all(validate_tables, build_table):
     report = validate_tables(*(build_table(f"p{i}-", query=[None] * 6) for i in range(12)))
     assert len(report.failures) == 12 + 2
-    assert "and 4 more, see " in refusal_of(report)
+    assert "4 more in " in refusal_of(report)
     assert pq.read_table(report.data_dir / report.files[11].path).num_rows == 6
