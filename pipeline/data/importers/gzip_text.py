@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ MAX_UNPACKED_BYTES = 2**30
 
 MAX_RATIO = 200
 
+FIRST_LINE_CHARS = 2**20  # in which the first line ends; a longer header has lines that end with \n
+
+_LINE_END = re.compile(r"\r*\n|\r")
+
 _GZIP_MARK = b"\x1f\x8b"  # no text in a common encoding begins with it
 
 
@@ -26,13 +31,29 @@ def is_gzip(path: Path) -> bool:
 
 @contextlib.contextmanager
 def open_text(path: Path, encoding: str) -> Iterator[TextIO]:
-    """Open text, unpacked if it is gzip; bytes outside the encoding become lone surrogates."""
+    """Open text, unpacked if it is gzip; bytes outside the encoding become lone surrogates.
+
+    Lines end as the first one does, with \\n (a \\r may precede it) or with \\r, and keep their ends.
+    """
+    with translate_text_errors(path, encoding), _open_unpacked(path) as source:
+        start = _wrap(source, encoding, "").read(FIRST_LINE_CHARS)
+    line_end = _LINE_END.search(start)
+    with _open_unpacked(path) as source:
+        yield _wrap(source, encoding, "\r" if line_end and line_end[0] == "\r" else "\n")
+
+
+@contextlib.contextmanager
+def _open_unpacked(path: Path) -> Iterator["BinaryIO | io.BufferedReader"]:
     with path.open("rb") as file, contextlib.ExitStack() as stack:
         source: BinaryIO | io.BufferedReader = file
         if is_gzip(path):
             unpacked = stack.enter_context(gzip.GzipFile(fileobj=file))
             source = io.BufferedReader(_BoundedReader(unpacked, path))
-        yield io.TextIOWrapper(source, encoding, errors="surrogateescape", newline="")
+        yield source
+
+
+def _wrap(source: "BinaryIO | io.BufferedReader", encoding: str, newline: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(source, encoding, errors="surrogateescape", newline=newline)
 
 
 @contextlib.contextmanager

@@ -28,13 +28,19 @@ FLUSH_LINES = 4_096
 
 REASONS = {
     "wrong_field_count": "has more or fewer fields than the header",
-    "unclosed_quote": "opens a quote that its line does not close; in a table's mapping, quoting: none takes "
-    "quotes as plain characters, and quoting: csv allows line breaks between quotes",
+    "unclosed_quote": "opens a quote that its line does not close, or may close that of the line above; in a "
+    "table's mapping, quoting: none takes quotes as plain characters, and quoting: csv allows line "
+    "breaks between quotes",
     "misplaced_quote": "has text behind a closing quote; in a table's mapping, quoting: none takes quotes as "
     "plain characters",
+    "line_break_in_quotes": "is part of a quoted field of several lines; in a table's mapping, quoting: csv "
+    "allows line breaks between quotes, and quoting: none takes quotes as plain characters",
+    "ambiguous_quotes": "is part of a quoted field whose lines are whole if quotes are plain characters; "
+    "in a table's mapping, quoting: none takes them so",
     "line_too_long": "is too long",
     "bad_encoding": "holds bytes that are not in the stated encoding",
     "not_json": "is not json",
+    "repeated_key": "gives a key twice",
     "not_an_object": "is json but not an object",
     "not_text": "has a list or an object in place of a text",
     "unknown_label": "has a label that is not in the source's scale or the mapping",

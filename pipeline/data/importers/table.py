@@ -18,10 +18,11 @@ from pipeline.config.sources import PathSource
 from pipeline.config.strict_model import validate_name
 from pipeline.config.tasks import Task
 from pipeline.data.importers.importer import ImportCounts, RecordSource, Row, import_records, require_text
+from pipeline.data.importers.json_files import read_json
 from pipeline.data.importers.records import SourceRecord, check_file, read_parquet
 from pipeline.data.importers.rejects import BadRecordError
 from pipeline.data.importers.text_cleaning import build_title, clean_line, clean_lines
-from pipeline.data.importers.text_files import Quoting, TextFormat, read_delimited, read_json
+from pipeline.data.importers.text_files import Quoting, TextFormat, read_delimited
 from pipeline.data.writer import StagedRows
 from pipeline.errors import ConfigError
 from pipeline.runtime.progress import ProgressBar

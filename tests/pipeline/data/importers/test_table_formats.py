@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.importers import gzip_text, text_files
+from pipeline.data.importers import gzip_text, json_files
 from pipeline.data.importers.table import TableSource, import_table
 from pipeline.data.reader import read_partition
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
@@ -47,14 +47,63 @@ def _lines(records: list[dict[str, Any]], delimiter: str = ",") -> str:
 def test_inch_signs_never_join_two_lines(tmp_path: Path) -> None:
     path = tmp_path / "inches.tsv"
     path.write_text(INCHES)
-    rows, rejects = _import(path)
-    assert rejects == {"unclosed_quote": 1} and len(rows) == 4
-    assert ("ads.log.4", 'monitor 17"', "Monitor C", 1) in rows
+    with pytest.raises(DataRefusedError, match="quoting: none takes quotes as plain characters"):
+        _import(path)
     rows, rejects = _import(path, quoting="none")
     assert not rejects and len(rows) == 5
     assert ("ads.log.3", '"17 inch screen', "Screen B", 0) in rows
-    rows, _ = _import(path, quoting="csv")  # asked for: a field with a line break
-    assert len(rows) == 4
+    path.write_text(INCHES + "red boots\tBoots\t1\n" * 5)
+    for quoting, reason in (("line", "line_break_in_quotes"), ("csv", "ambiguous_quotes")):
+        rows, rejects = _import(path, quoting=quoting)
+        assert rejects == {reason: 2} and len(rows) == 8, quoting
+
+
+def test_line_break_in_quotes_gives_no_half_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    header, others = "d,q,t,g\n", "".join(f"d{n},q{n},t{n},1\n" for n in range(30))
+    records = {
+        '"line one\nline two",shoes,red,0\n': {"line_break_in_quotes": 2},
+        '"one\na,b,c,1\nthree",shoes,red,0\n': {"line_break_in_quotes": 3},
+        '"one\ntwo",shoes,"red\nand blue",0\n': {"line_break_in_quotes": 3},
+        '"a 12" wide\nscreen",shoes,red,0\n': {"misplaced_quote": 1, "unclosed_quote": 1},
+        '"one\nof 12" or\nmore",shoes,red,0\n': {"unclosed_quote": 2, "wrong_field_count": 1},
+        '"never closed,shoes,red,0\n': {"unclosed_quote": 1},
+    }
+    for record, expected in records.items():
+        path.write_text(header + others + record + others.replace("q", "p"))
+        rows, rejects = _import(path)
+        assert rejects == expected and len(rows) == 60, record
+        assert not [row for row in rows if "shoes" in row[1]], record
+
+
+def test_asked_line_breaks_in_quotes_stay_in_their_field(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('d,q,t,g\n"Soft, warm\nand red, too",shoes,red,0\n"one\ntwo",boots,"a\nb, c",1\n')
+    columns = {**BLOCK["columns"], "ad_description": "d"}
+    rows, rejects = _import(path, quoting="csv", columns=columns)
+    assert not rejects and [row[1:] for row in sorted(rows)] == [("shoes", "red", 0), ("boots", "a b, c", 1)]
+
+
+@pytest.mark.parametrize("quoting", ["line", "csv", "none"])
+def test_lines_end_as_the_first_one_does(tmp_path: Path, quoting: str) -> None:
+    path = tmp_path / "x.csv"
+    for end in ("\n", "\r\n", "\r"):
+        lone = "\n" if end == "\r" else "\r"
+        text = end.join(["q,t,g", f"red{lone}shoes,shoes{lone},1", "boots,boots,0", ""]).encode()
+        for content in (text, gzip.compress(text)):
+            path.write_bytes(content)
+            rows, rejects = _import(path, quoting=quoting)
+            expected = [("ads.log.2", "red shoes", "shoes", 1), ("ads.log.3", "boots", "boots", 0)]
+            assert not rejects and sorted(rows) == expected, end
+
+
+def test_key_given_twice_is_no_value(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    lines = [*map(json.dumps, RECORDS), '{"q": "a", "t": "b", "g": 1, "g": 0}']
+    for text in ("\n".join(lines), f"[{','.join(lines)}]"):
+        path.write_text(text)
+        rows, rejects = _import(path)
+        assert len(rows) == 12 and rejects == {"repeated_key": 1}
 
 
 def test_phrase_in_quotes_is_text_without_quoting(tmp_path: Path) -> None:
@@ -97,7 +146,7 @@ def test_json_array_is_read_in_pieces_of_any_size(tmp_path: Path, monkeypatch: p
     path = tmp_path / "x.json"
     path.write_text(" [" + " ,\n".join([*map(json.dumps, RECORDS), "3"]) + "\n] \n")
     for size in (1, 7, 64, 10_000):
-        monkeypatch.setattr(text_files, "JSON_CHARS", max(size, 2))
+        monkeypatch.setattr(json_files, "JSON_CHARS", max(size, 2))
         rows, rejects = _import(path)
         assert len(rows) == 12 and rejects == {"not_an_object": 1}
     for broken, message in (("[{}, {", "breaks off"), ("[{}] {}", "goes on after"), ("[{} {}]", "has no ,")):

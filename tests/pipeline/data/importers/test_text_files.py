@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.importers import text_files
+from pipeline.data.importers.json_files import read_json
 from pipeline.data.importers.records import SourceRecord
-from pipeline.data.importers.text_files import TSV, TextFormat, read_delimited, read_headerless_tsv, read_json
+from pipeline.data.importers.text_files import TSV, TextFormat, read_delimited, read_headerless_tsv
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 
 
@@ -38,7 +39,9 @@ def _summary(lines: list[SourceRecord]) -> list[tuple[int, str]]:
         (b"a,b\n1\n2,3,4\n5,6\n", [(2, "wrong_field_count"), (3, "wrong_field_count"), (4, "5/6")]),
         (b'a,b\n1,"x"y\n3,4\n', [(2, "misplaced_quote"), (3, "3/4")]),
         (b'a,b\n1,"x\n3,4\n5,6\n', [(2, "unclosed_quote"), (3, "3/4"), (4, "5/6")]),
-        (b'a,b\n1,"x\n3,4\n5,y"\n7,8\n', [(2, "1/x\n3,4\n5,y"), (5, "7/8")]),
+        (b'a,b\n1,"x\n3,4\ny"\n7,8\n', [(2, "1/x\n3,4\ny"), (5, "7/8")]),
+        (b'a,b\n1,"x\ny\n3,z"\n7,8\n', [*((n, "ambiguous_quotes") for n in (2, 3, 4)), (5, "7/8")]),
+        (b'a,b\n1,"x\ny"z\n7,8"\n', [(2, "unclosed_quote"), (3, "wrong_field_count"), (4, "unclosed_quote")]),
         (b'a,b\n"1,x\n3,4\n5,6"\n7,8\n', [(2, "unclosed_quote"), (3, "3/4"), (4, '5/6"'), (5, "7/8")]),
         (b"a,b\n1,\xff\n3,\xc3\xa9\n", [(2, "bad_encoding"), (3, "3/é")]),
         (b"a,b\n1,\xed\xa0\xbd\xed\xb8\x80\n", [(2, "1/\U0001f600")]),
@@ -107,35 +110,6 @@ def test_folder_in_place_of_a_file_is_a_config_error(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match="is not a file"):
             list(read())
-
-
-def test_each_json_line_is_a_record_or_a_defect(tmp_path: Path) -> None:
-    lines = [
-        b'\xef\xbb\xbf{"a": "x", "b": 2}',
-        b'{"a": 2.0, "b": true}',
-        b"",
-        b'{"b": null}',
-        b"[1]",
-        b"{",
-        b'{"a": [1]}',
-        b'{"a": "\xff"}',
-        b'{"a": "\\ud83d\\ude00", "b": "\\ud83d"}',
-        b"[" * 100_000,
-        b'{"a": 1}',
-    ]
-    (tmp_path / "x.jsonl").write_bytes(b"\r\n".join(lines))
-    assert _summary(list(read_json(tmp_path / "x.jsonl", ["a", "b"]))) == [
-        (1, "x/2"),
-        (2, "2/true"),
-        (4, "/"),
-        (5, "not_an_object"),
-        (6, "not_json"),
-        (7, "not_text"),
-        (8, "bad_encoding"),
-        (9, "\U0001f600/\ufffd"),
-        (10, "not_json"),
-        (11, "1/"),
-    ]
 
 
 def test_headerless_fields_keep_their_quotes(tmp_path: Path) -> None:
