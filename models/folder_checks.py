@@ -1,6 +1,7 @@
 """Checks of a backbone's folder from its small files, before anything is loaded."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ logger = logging.getLogger(__name__)
 
 # names in safetensors; a weight in any other dtype needs scales, which only its own format defines
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+# tensors that are no weights: positions, counters, tables of indices, and causal masks of older checkpoints
+INTEGER_TENSORS = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|num_batches_tracked|relative_position_index|tid2eid"
+    r"|(attn|attention|crossattention)\.bias|causal_mask)$"
+)
 
 
 class BackboneUnavailableError(RuntimeError):
@@ -37,7 +43,7 @@ def check_folder(folder: Path, quantization: str | None = None) -> None:
     _check_no_own_code(folder)
     settings = quantization_settings(folder)
     if settings is None:
-        _check_stored_dtypes(folder, "weight")
+        _check_stored_dtypes(folder)
     else:
         _check_quantization(folder, settings, quantization)
     if settings is not None or quantization is not None:
@@ -149,20 +155,23 @@ def _check_bitsandbytes(folder: Path, quantization: str | None) -> None:
         )
 
 
-def _check_stored_dtypes(folder: Path, suffix: str) -> None:
-    """Refuse tensors whose name ends in `suffix` and whose dtype is not in FLOAT_DTYPES.
+def _check_stored_dtypes(folder: Path, suffix: str = "") -> None:
+    """Refuse weights whose name ends in `suffix` and whose dtype is not in FLOAT_DTYPES.
 
-    transformers would cast them and ignore their scales.
+    transformers would cast them and ignore their scales. Names say little: fused experts, for example, end
+    in `gate_up_proj`. So every tensor is a weight unless INTEGER_TENSORS matches its name.
     """
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
-                    dtype = file.get_slice(name).get_dtype() if name.endswith(suffix) else "F32"
+                    if not name.endswith(suffix) or INTEGER_TENSORS.search(name):
+                        continue
+                    dtype = file.get_slice(name).get_dtype()
                     if dtype not in FLOAT_DTYPES:
                         raise BackboneUnavailableError(
-                            f"{path} stores {name} as {dtype}, which is a quantised weight; use the "
-                            "unquantised checkpoint"
+                            f"{path} stores {name} as {dtype}, and only floating-point weights are "
+                            "supported; use the unquantised checkpoint"
                         )
         except (OSError, SafetensorError) as error:
             raise BackboneUnavailableError(

@@ -10,15 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from models.backbone import load_backbone, load_tokenizer, resolve_folder
-from models.folder_checks import BackboneUnavailableError
+from models.folder_checks import BackboneUnavailableError, check_folder
 from models.serialization.export import TEMPLATES
 from tests.support.backbone_folders import config_of, copy_of
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("models", "pipeline", "validation", "jobs")
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+NO_FLOATS = (
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e8m0fnu,
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+)
 
 
 @pytest.fixture
@@ -48,17 +60,43 @@ def test_quantised_checkpoint_is_refused_by_method(
         resolve_folder(config_of(folder))
 
 
-@pytest.mark.parametrize("dtype", (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8))
-def test_weight_stored_in_few_bits_is_refused_by_name(
-    changed_folder: Callable[..., Path], dtype: torch.dtype
-) -> None:
-    path = changed_folder() / "model.safetensors"
-    tensors, name = load_file(path), "model.layers.0.self_attn.q_proj.weight"
-    save_file(tensors | {name: tensors[name].to(dtype)}, path, metadata={"format": "pt"})
-    with pytest.raises(
-        BackboneUnavailableError, match=f"stores {name} as .*; use the unquantised checkpoint"
-    ):
-        resolve_folder(config_of(path.parent))
+@pytest.mark.parametrize(
+    "name",
+    (
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.q_proj.weight_packed",
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.0.mlp.experts.gate_up_proj",
+        "model.layers.0.mlp.experts.down_proj_blocks",
+    ),
+)
+def test_weight_stored_in_no_float_dtype_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    path, accepted = tmp_path / "model.safetensors", []
+    for dtype in (*FLOATS, *NO_FLOATS):
+        save_file({name: torch.zeros(4, 4).to(dtype)}, path)
+        try:
+            check_folder(tmp_path)
+            accepted.append(dtype)
+        except BackboneUnavailableError as error:
+            assert f"stores {name} as" in str(error) and "; use the unquantised checkpoint" in str(error)
+    assert accepted == [*FLOATS]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    (
+        ("embeddings.position_ids", torch.int64),
+        ("model.layers.0.mlp.gate.tid2eid", torch.int64),
+        ("vision_tower.norm.num_batches_tracked", torch.int64),
+        ("transformer.h.0.attn.bias", torch.uint8),
+        ("gpt_neox.layers.0.attention.bias", torch.bool),
+    ),
+)
+def test_integers_that_are_no_weights_are_accepted(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    save_file({name: torch.zeros(1, 4).to(dtype)}, tmp_path / "model.safetensors")
+    check_folder(tmp_path)
 
 
 @pytest.mark.parametrize("has_config", (True, False))
