@@ -89,12 +89,22 @@ def max_positions(trunk: Any) -> int | None:
     )
     rope = getattr(config, "rope_parameters", None) or {}
     by_layer_type = [value for value in rope.values() if isinstance(value, dict)] or [rope]
-    scaled = [
-        int(scaling["factor"] * (scaling.get("original_max_position_embeddings") or config_limit))
-        for scaling in by_layer_type
-        if scaling.get("factor")
-    ]
+    scaled = [_scaled_positions(scaling, config_limit) for scaling in by_layer_type]
     return max([config_limit - first_position, *scaled])
+
+
+def _scaled_positions(rope: dict[str, Any], config_limit: int) -> int:
+    """Return the number of positions that the settings of rotary positions reach, 0 if they do not say.
+
+    A factor multiplies the positions of pretraining. These are `original_max_position_embeddings`; with
+    type `dynamic`, they are the limit in the config. Types `linear` and `proportional` name neither, and
+    most configs have a limit that is scaled already.
+    """
+    rope_type = rope.get("rope_type", "default")
+    pretrained = config_limit if rope_type == "dynamic" else rope.get("original_max_position_embeddings")
+    if rope_type == "default" or not pretrained:
+        return 0
+    return int((rope.get("factor") or 1) * pretrained)
 
 
 def read_trunk_config(folder: Path) -> Any:

@@ -18,6 +18,14 @@ from tests.support.backbone_folders import config_of
 
 SHAPE = {"vocab_size": 400, "num_hidden_layers": 2, "num_attention_heads": 4}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0, "factor": 4.0}
+# of Gemma 3: the factor is part of the limit in the config
+BY_LAYER_TYPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": LINEAR,
+}
 # config class and arguments, linears, and the longest row that the backbone takes
 BACKBONES: dict[str, tuple[str, dict[str, Any], str, int | None]] = {
     "bert": ("BertConfig", {"max_position_embeddings": 48}, "query", 48),
@@ -33,6 +41,29 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], str, int | None]] = {
     "gpt_bigcode": ("GPTBigCodeConfig", {"n_positions": 48}, "c_proj", 48),
     "llama": ("LlamaConfig", {"max_position_embeddings": 48}, "q_proj", 48),
     "yarn": ("LlamaConfig", {"max_position_embeddings": 48, "rope_parameters": YARN}, "q_proj", 128),
+    "linear": ("LlamaConfig", {"max_position_embeddings": 48, "rope_parameters": LINEAR}, "q_proj", 48),
+    "linear, pretrained positions known": (
+        "LlamaConfig",
+        {
+            "max_position_embeddings": 48,
+            "rope_parameters": {**LINEAR, "original_max_position_embeddings": 24},
+        },
+        "q_proj",
+        96,
+    ),
+    "dynamic": ("LlamaConfig", {"max_position_embeddings": 48, "rope_parameters": DYNAMIC}, "q_proj", 192),
+    "plain with a factor": (
+        "LlamaConfig",
+        {"max_position_embeddings": 48, "rope_parameters": PLAIN},
+        "q_proj",
+        48,
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {"max_position_embeddings": 48, "rope_parameters": BY_LAYER_TYPE, "num_key_value_heads": 2},
+        "q_proj",
+        48,
+    ),
     "mpt": ("MptConfig", {"max_seq_len": 48}, "Wqkv", 48),
     "bloom": ("BloomConfig", {}, "dense", None),
 }
