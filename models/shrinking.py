@@ -50,10 +50,14 @@ class _ConfigShrinker:
 
     config: Any
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings of the small config."""
+    def settings(self, divisors: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Return the settings of the small config.
+
+        Args:
+            divisors: Of the config around this one, if it only holds settings of a part of that model.
+        """
         full = self.config.to_dict()
-        width_divisor, count_divisor = self._divisors(full)
+        width_divisor, count_divisor = divisors or self._divisors(full)
         return {
             name: self._shrink(name, value, full, width_divisor, count_divisor)
             for name, value in full.items()
@@ -61,8 +65,9 @@ class _ConfigShrinker:
 
     def _divisors(self, full: dict[str, Any]) -> tuple[int, int]:
         """Return the divisors of head widths and of head counts, each a power of two."""
-        counts = [count for count in _integers_of(full, HEAD_COUNT) if count > 1]
-        widths = [width for width in _integers_of(full, HEAD_WIDTH) if width > 0]
+        blocks = [full, *self._parts(full)]
+        counts = [count for block in blocks for count in _integers_of(block, HEAD_COUNT) if count > 1]
+        widths = [width for block in blocks for width in _integers_of(block, HEAD_WIDTH) if width > 0]
         hidden, heads = (self._common_setting(full, name) for name in ("hidden_size", "num_attention_heads"))
         if not counts:  # no attention
             return _power_of_two([hidden], hidden // MIN_HEADLESS_WIDTH), 1
@@ -75,6 +80,20 @@ class _ConfigShrinker:
         count_divisor = _power_of_two(counts, limit)
         return width_divisor, max(math.gcd(hidden, width_divisor * count_divisor) // width_divisor, 1)
 
+    def _parts(self, full: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the settings of nested configs of a part, such as those of DBRX's attention."""
+        for name, value in full.items():
+            if not isinstance(value, dict):  # reading a setting that differs by layer raises an error
+                continue
+            inner = getattr(self.config, name, None)
+            if hasattr(inner, "to_dict") and _ConfigShrinker(inner).is_part():
+                yield value
+
+    def is_part(self) -> bool:
+        """Return whether the config lacks the width or the heads that the config of a model has."""
+        full = self.config.to_dict()
+        return not (self._common_setting(full, "hidden_size") and _integers_of(full, HEAD_COUNT))
+
     def _common_setting(self, full: dict[str, Any], name: str) -> int:
         """Return an integer setting by its common name in transformers, 0 if there is none."""
         value = full.get(self.config.attribute_map.get(name, name))
@@ -85,7 +104,8 @@ class _ConfigShrinker:
     ) -> Any:
         """Return the small value of a setting."""
         if isinstance(value, dict) and hasattr(inner := getattr(self.config, name), "to_dict"):
-            return _ConfigShrinker(inner).settings()
+            nested = _ConfigShrinker(inner)
+            return nested.settings((width_divisor, count_divisor) if nested.is_part() else None)
         if name in ("rope_parameters", "rope_scaling") and value:
             return _shrink_rope(value, width_divisor)
         if isinstance(value, dict) and name == "per_layer_config":

@@ -32,6 +32,12 @@ CONFIGS: dict[str, dict[str, Any]] = {  # published models with unusual relation
     "gemma3": {},
     "modernbert": {},
     "deberta-v2": {},
+    "dbrx": {
+        "d_model": 6144,
+        "n_heads": 48,
+        "attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500000},
+        "ffn_config": {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4},
+    },
 }
 
 
