@@ -1,15 +1,15 @@
 """Trial of an adapter config on a small random model of a backbone's architecture.
 
 Some architectures read a linear's weight themselves, flatten rows and tokens, or leave a linear unused. An
-adapter on such a linear raises an error or gets no gradient. The trial finds this in a second, without the
-backbone's weights.
+adapter on such a linear raises an error or gets no gradient. In others, rows depend on their padding. The
+trial finds this in a second, without the backbone's weights.
 
 Shape legend: B rows, S tokens, C labels.
 """
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from models.adapters.injection import (
 )
 from models.config import AdapterConfig
 from models.heads import Pooling, TaskHeads, trunk_states
+from models.padding import check_padding
 from models.relevance import RelevanceModel
 from models.trunks import build_small_trunk, trunk_pooling
 
@@ -63,6 +64,16 @@ class Trial:
     pooling: Pooling
     width: int  # of the pooled states
 
+    def check_padding(self) -> None:
+        """Check that a row gets the same pooled state alone and padded beside a longer row.
+
+        Raises:
+            BackboneUnavailableError: A row depends on its padding.
+        """
+        ids_BS, mask_BS, _ = _rows(self.trunk)
+        long, short = ids_BS[0].tolist(), ids_BS[1, : int(mask_BS[1].sum())].tolist()
+        check_padding(self._build([]).eval(), short, long, pad_id=0)
+
     def find_failure(self, targets: Targets) -> TrialFailure | None:
         """Return the targets that cannot be trained, with the reason of the first; None if all can.
 
@@ -83,7 +94,7 @@ class Trial:
     def run_without_adapters(self) -> None:
         """Run a pass without adapters in training mode, which may raise any error."""
         with torch.no_grad():
-            self._build([]).train()(*_rows())
+            self._build([]).train()(*_rows(self.trunk))
 
     def _run(self, targets: Targets) -> TrialFailure | None:
         """Run a training pass with adapters on the targets and return its first failure."""
@@ -98,7 +109,7 @@ class Trial:
         """Run a forward and a backward pass."""
         running = _track_running(model.trunk)
         try:
-            model(*_rows()).square().sum().backward()
+            model(*_rows(model.trunk)).square().sum().backward()
         except Exception as error:  # architectures raise errors of any class
             failed_layer = getattr(error, "obj", None)  # set by AttributeError
             is_bypassed = isinstance(failed_layer, AdaptedLinear)
@@ -113,18 +124,11 @@ class Trial:
         return TrialFailure(unreached, "no gradient reaches them") if unreached else None
 
     def _build(self, targets: Targets) -> RelevanceModel:
-        """Return a model with adapters on the targets.
-
-        Random numbers are added to trained tensors, and to tensors of zeros, which would block gradients.
-        """
+        """Return a model with random adapters on the targets."""
         routing = inject_targets(self.trunk, targets, NUM_TASKS, seed=0)
         heads = TaskHeads(self.width, (2,) * NUM_TASKS)
         model = RelevanceModel(self.trunk, heads, routing, self.pooling)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad or not parameter.any():
-                    parameter.add_(RANDOM_STD * torch.randn(parameter.shape, generator=generator))
+        _add_random(parameter for parameter in model.parameters() if parameter.requires_grad)
         return model
 
 
@@ -135,11 +139,13 @@ def try_adapters(folder: Path, config: AdapterConfig) -> None:
 
     Raises:
         AdapterTrialError: Names the linears that cannot be trained, and the setting that leaves them out.
+        BackboneUnavailableError: Rows of this architecture depend on their padding.
     """
     with _one_thread():
         trial = _build_trial(folder, config)
         if trial is None:
             return
+        trial.check_padding()
         targets = find_targets(trial.trunk, config)
         failure = trial.find_failure(targets)
         if failure is not None:
@@ -158,8 +164,9 @@ def _build_trial(folder: Path, config: AdapterConfig) -> Trial | None:
     try:
         trunk = build_small_trunk(folder, MAX_PARAMETERS)
         find_targets(trunk, config)
+        _add_random(trunk.parameters())
         pooling = trunk_pooling(trunk)
-        ids_BS, mask_BS, _ = _rows()
+        ids_BS, mask_BS, _ = _rows(trunk)
         with torch.no_grad():
             width = trunk_states(trunk, ids_BS, mask_BS, pooling).shape[-1]
         return Trial(trunk, pooling, width)
@@ -246,11 +253,20 @@ def _error_line(error: Exception) -> str:
     return lines[0].partition(";")[0] if lines else type(error).__name__
 
 
-def _rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+@torch.no_grad()
+def _add_random(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Add random numbers to parameters: zeros would block gradients, and small weights hide padding."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters:
+        parameter.add_(RANDOM_STD * torch.randn(parameter.shape, generator=generator))
+
+
+def _rows(trunk: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return token ids (B, S), their mask (B, S) and task ids (B,)."""
     mask_BS = (torch.arange(max(ROW_LENGTHS)) < torch.tensor(ROW_LENGTHS)[:, None]).long()
     generator = torch.Generator().manual_seed(0)
-    ids_BS = torch.randint(MIN_TOKEN_ID, MAX_TOKEN_ID, mask_BS.shape, generator=generator) * mask_BS
+    end = min(MAX_TOKEN_ID, len(trunk.get_input_embeddings().weight))  # vocabularies of proteins are tiny
+    ids_BS = torch.randint(MIN_TOKEN_ID, end, mask_BS.shape, generator=generator) * mask_BS
     return ids_BS, mask_BS, torch.arange(len(ROW_LENGTHS)) % NUM_TASKS
 
 

@@ -29,7 +29,7 @@ def check_backbone(
 
     Raises:
         ConfigError: The backbone is not available, lacks a target module, cannot take the encoded rows, or
-            cannot train adapters on some of the configured linears.
+            cannot train adapters on some of the configured linears, or has rows that depend on padding.
     """
     try:
         with announce_wait(f"the files of backbone {backbone.source}"):
@@ -43,7 +43,7 @@ def check_backbone(
     check_token_ids(trunk, encoder, folder)
     try:
         _try_adapters_once(folder, cached_sha256(folder / "config.json"), adapter)
-    except AdapterTrialError as error:
+    except (AdapterTrialError, BackboneUnavailableError) as error:
         raise ConfigError(str(error)) from error
     return folder
 

@@ -11,13 +11,33 @@ import torch
 from models.adapters.lora import LoRAConfig
 from models.adapters.mtl_lora import MTLLoRAConfig
 from models.config import AdapterConfig
+from models.folder_checks import BackboneUnavailableError
 from models.trial import AdapterTrialError, shortest_suffix, try_adapters
 
+UNUSUAL: dict[str, dict[str, Any]] = {  # of published models
+    "dbrx": {  # settings of heads and experts in nested configs
+        "d_model": 6144,
+        "n_heads": 48,
+        "attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500000},
+        "ffn_config": {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4},
+    },
+    "esm": {  # fewer tokens than most models have control tokens
+        "vocab_size": 33,
+        "pad_token_id": 1,
+        "mask_token_id": 32,
+        "hidden_size": 320,
+        "num_attention_heads": 20,
+        "position_embedding_type": "rotary",
+        "token_dropout": True,
+    },
+}
 
-def write_config(folder: Path, model_type: str, **settings: Any) -> Path:
-    """Write the config of an architecture at its default sizes with few layers; there are no weights."""
+
+def write_config(folder: Path, model_type: str) -> Path:
+    """Write the config of an architecture at its usual sizes with few layers; there are no weights."""
     from transformers import CONFIG_MAPPING
 
+    settings = UNUSUAL.get(model_type, {})
     config: Any = CONFIG_MAPPING[model_type](**{"num_hidden_layers": 2, **settings})
     config.save_pretrained(folder)
     return folder
@@ -43,6 +63,12 @@ def test_adapters_that_can_be_trained_pass(tmp_path: Path, model_type: str, conf
 @pytest.mark.parametrize(
     ("model_type", "config", "linears", "remedy"),
     (
+        (
+            "dbrx",
+            MTLLoRAConfig(target_modules=ALL),
+            ("blocks.*.ffn.router.layer",),
+            "set adapter.exclude_modules: [layer]",
+        ),
         (
             "opt",
             MTLLoRAConfig(target_modules=ALL, exclude_modules=("k_proj",)),
@@ -83,6 +109,24 @@ def test_linears_that_cannot_be_trained_are_named_with_the_remedy(
         try_adapters(write_config(tmp_path, model_type), config)
     assert all(name in str(raised.value) for name in linears)
     assert remedy in str(raised.value)
+
+
+@pytest.mark.parametrize("model_type", UNUSUAL)
+def test_architecture_of_unusual_sizes_is_tried(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, model_type: str
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        config = MTLLoRAConfig(target_modules=ALL, exclude_modules=("router.layer",))
+        try_adapters(write_config(tmp_path, model_type), config)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("model_type", ("convbert", "fnet", "mobilebert", "nystromformer", "yoso"))
+def test_architecture_that_attends_to_padding_is_refused(tmp_path: Path, model_type: str) -> None:
+    with pytest.raises(
+        BackboneUnavailableError, match=f"rows of this {model_type} depend on the rows beside them"
+    ):
+        try_adapters(write_config(tmp_path, model_type), MTLLoRAConfig(target_modules=ALL))
 
 
 def test_linears_without_a_gradient_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from tests.support.architectures import (
     try_architecture,
 )
 
-# one of each kind: a Llama, Conv1D, fused experts, a state space, an encoder, an unsupported model
-SAMPLE = ("llama", "gpt2", "qwen3_moe", "mamba", "bert", "t5")
+# one of each kind: a Llama, Conv1D, fused experts, a state space, an encoder, one that attends to padding, an
+# unsupported model
+SAMPLE = ("llama", "gpt2", "qwen3_moe", "mamba", "bert", "fnet", "t5")
 
 
 def readme_table() -> str:

@@ -121,9 +121,9 @@ class Architecture:
             try_adapters(self.folder / "base", self.config)
 
     def _short(self, error: Exception) -> str:
-        """Return the first clause of an error without this machine's paths."""
+        """Return the first clause of an error without this machine's paths and measurements."""
         text = str(error).replace(str(self.folder / "base"), "it").replace(str(self.folder), "")
-        return text.splitlines()[0].partition(";")[0]
+        return re.split(";|: padding changes", text.splitlines()[0])[0]
 
     @property
     def config(self) -> MTLLoRAConfig:
