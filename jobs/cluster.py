@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from jobs.environment import end_on_sigterm, worker_environment
 from pipeline.errors import ConfigError, RetryableError
-from pipeline.names import holds_credentials
 from pipeline.runtime.ray_internals import (
     cluster_requires_token,
     dashboard_requires_token,
@@ -20,6 +19,7 @@ from pipeline.runtime.ray_internals import (
     system_temp_dir,
 )
 from pipeline.runtime.waiting import announce_wait
+from pipeline.uris import holds_credentials
 
 CONNECT_TIMEOUT_S = 10.0  # Ray itself would try for minutes
 # processes of Ray end without a message where they run out of open files
@@ -135,7 +135,7 @@ def given_address() -> str | None:
 
 def check_address(name: str, address: str) -> None:
     """Raise ConfigError, which does not show it, if the address of a cluster holds credentials."""
-    if holds_credentials(address if "://" in address else f"ray://{address}"):
+    if holds_credentials(address, "uri"):
         raise ConfigError(
             f"{name} holds an account or a secret, not shown here; write the address without it, and set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"

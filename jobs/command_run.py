@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.console import Console
-from pipeline.names import hide_credentials
 from pipeline.runtime.progress import ProgressBar
 from pipeline.runtime.run_log import RunLog
 from pipeline.runtime.run_record import BarState, RunRecorder
+from pipeline.uris import hide_argument
 
 logger = logging.getLogger(__name__)
 
@@ -107,4 +107,4 @@ def command_line() -> tuple[str, ...]:
 
 def _printable(argument: str) -> str:
     """Return an argument without accounts and without bytes that are not UTF-8."""
-    return hide_credentials(argument.encode("utf-8", errors="replace").decode())
+    return hide_argument(argument.encode("utf-8", errors="replace").decode())

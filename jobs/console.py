@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.escaping import escape_invisible
-from pipeline.names import hide_credentials
 from pipeline.runtime.progress import ProgressBar
 from pipeline.runtime.run_log import OUR_PACKAGES, OUTPUT_LOGGER, message_text
 from pipeline.storage.filesystem import open_to_append
+from pipeline.uris import hide_credentials
 
 if TYPE_CHECKING:
     import rich.progress

@@ -147,7 +147,7 @@ class _Failure:
 
 def _describe_failure(error: BaseException) -> _Failure:
     from pipeline.errors import RelevanceError, translate_os_error
-    from pipeline.names import hide_credentials
+    from pipeline.uris import hide_credentials
 
     if isinstance(error, OSError):
         error = translate_os_error(error)

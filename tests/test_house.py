@@ -38,7 +38,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("models.inference",),
     ("models.serialization",),
     ("models.vision",),
-    ("pipeline.errors", "pipeline.schema", "pipeline.names", "pipeline.escaping"),
+    ("pipeline.errors", "pipeline.schema", "pipeline.names", "pipeline.escaping", "pipeline.uris"),
     ("pipeline.storage",),
     ("pipeline.runtime",),
     ("pipeline.config",),

@@ -3,12 +3,18 @@
 A config is copied: to MLflow, to logs, and to the jobs of a cluster, where many people may read it.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.config.paths import DATABASE_SCHEMES, SERVER_SCHEMES
 from pipeline.errors import ConfigError
-from pipeline.names import BUCKET_SCHEME, holds_credentials
+from pipeline.names import BUCKET_SCHEME
+from pipeline.uris import HIDDEN, TextKind, holds_credentials
+
+TRACKING_URI = "registry.tracking_uri"
+
+_PROSE = re.compile(r"tasks\.\d+\.template|sources\.\d+\.constants\..+")  # texts that may name a URL
 
 _SERVER_REMEDY = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 _REMEDIES = {
@@ -40,20 +46,32 @@ def check_credentials(settings: dict[str, Any], origin: str) -> None:
 
 
 def _find_credentials(value: Any, setting: str) -> Iterator[tuple[str, str]]:
-    """Yield (setting, remedy) for each text that is a URL with credentials."""
-    if isinstance(value, dict | list | tuple):
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _find_credentials(inner, f"{setting}.{name}" if setting else str(name))
-    elif isinstance(value, str) and "://" in value and holds_credentials(value):
-        scheme = value.partition("://")[0].partition("+")[0].lower()
-        if setting.startswith("backbone."):
-            yield setting, "set HF_TOKEN"
-        elif not (scheme in DATABASE_SCHEMES and _has_user_alone(value)):
-            yield setting, _REMEDIES.get(scheme, "keep it in a variable of the program that needs it")
+    """Yield (setting, remedy) for each text, keys included, that has a URL with credentials."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            name = str(key)
+            if holds_credentials(name):
+                yield f"a key of {setting}" if setting else "a key", _remedy(name, setting)
+                name = HIDDEN
+            yield from _find_credentials(inner, f"{setting}.{name}" if setting else name)
+    elif isinstance(value, list | tuple | set):
+        for number, inner in enumerate(value):
+            yield from _find_credentials(inner, f"{setting}.{number}")
+    elif isinstance(value, bytes):
+        yield from _find_credentials(value.decode(errors="replace"), setting)
+    elif isinstance(value, str):
+        kind: TextKind = "prose" if _PROSE.fullmatch(setting) else "value"
+        allows_user = _scheme(value) in DATABASE_SCHEMES and not setting.startswith("backbone.")
+        if holds_credentials(value, "uri" if setting == TRACKING_URI else kind, allows_user):
+            yield setting, _remedy(value, setting)
 
 
-def _has_user_alone(uri: str) -> bool:
-    """Return whether the URI of a database holds the name of its user and no secret."""
-    scheme, _, rest = uri.partition("://")
-    user, _, place = rest.partition("@")
-    return not any(mark in user for mark in ":/?") and not holds_credentials(f"{scheme}://{place}")
+def _remedy(text: str, setting: str) -> str:
+    if setting.startswith("backbone."):
+        return "set HF_TOKEN"
+    return _REMEDIES.get(_scheme(text), "keep it in a variable of the program that needs it")
+
+
+def _scheme(uri: str) -> str:
+    """Return the scheme of a URI without its driver."""
+    return re.split(r"[:+]", uri.strip(), maxsplit=1)[0].lower()

@@ -9,7 +9,9 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from pipeline.config.credentials import TRACKING_URI
 from pipeline.config.extensions import method_blocks, source_blocks
+from pipeline.uris import holds_credentials
 
 Loc = Sequence[str | int]  # keys and list indices from the root to a setting
 
@@ -120,7 +122,9 @@ def _describe_unknown_tag(path: Loc, context: Mapping[str, Any]) -> str:
 def _describe_wrong_value(path: Loc, problem: ErrorDetails) -> str:
     setting, value = _dotted(path), problem["input"]
     message = problem["msg"].removeprefix("Value error, ")
-    if setting and not isinstance(value, dict) and not field_types(type(value)):
+    if isinstance(value, str) and holds_credentials(value, "uri"):
+        return f"{setting}: value is not valid, and not shown: it may hold a password; correct it"
+    if setting and setting != TRACKING_URI and not isinstance(value, dict) and not field_types(type(value)):
         message += f" (given {value!r})"
     if problem["type"] in ("string_type", "invalid_key"):
         message += _describe_quoting(path[-1] if problem["type"] == "invalid_key" else value)

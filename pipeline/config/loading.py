@@ -13,7 +13,7 @@ from pipeline.config.error_messages import describe_problem
 from pipeline.config.run import Adapter, RunConfig, is_present
 from pipeline.config.yaml_files import booleans_taken_as_numbers, parse_yaml, read_yaml_mapping, shorten
 from pipeline.errors import ConfigError
-from pipeline.names import hide_credentials
+from pipeline.uris import hide_argument
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -108,7 +108,7 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         ConfigError: The override has no `=`, or its setting cannot exist.
     """
     path, separator, text = override.partition("=")
-    shown = shorten(hide_credentials(override))
+    shown = shorten(hide_argument(override, "uri"))
     if not separator or not path:
         raise ConfigError(
             f"--set {shown!r} has no =; write setting=value, such as optimizer.learning_rate=1e-4"
@@ -133,7 +133,9 @@ def _position(block: Any, key: str) -> str | int:
     if isinstance(block, dict):
         return key
     if not isinstance(block, list):
-        raise ValueError(f"{key} is below a value, not a block of settings")
+        raise ValueError(f"{shorten(key)} is below a value, not a block of settings")
     if not (key.isascii() and key.isdigit() and int(key) < len(block)):
-        raise ValueError(f"{key} is not the number of an item; items are numbered from 0 to {len(block) - 1}")
+        raise ValueError(
+            f"{shorten(key)} is not the number of an item; items are numbered from 0 to {len(block) - 1}"
+        )
     return int(key)

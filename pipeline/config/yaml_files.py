@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from pipeline.errors import ConfigError
+from pipeline.uris import HIDDEN, holds_credentials
 
 # far above any config, and small enough that a refusal takes less than a second
 MAX_CHARACTERS = 300_000
@@ -129,7 +130,9 @@ def _refused(problem: str, event: yaml.Event) -> yaml.MarkedYAMLError:
 
 
 def shorten(text: str) -> str:
-    """Return the start of a long text of the user's, for an error message."""
+    """Return the start of a user's long text, for an error message; hide one that may hold a password."""
+    if holds_credentials(text, "uri"):
+        return HIDDEN
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 

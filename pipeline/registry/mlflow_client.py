@@ -5,11 +5,11 @@ from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.names import hide_credentials
 from pipeline.registry.embedded_database import create_embedded_database
 from pipeline.registry.mlflow_errors import translate_mlflow_errors
 from pipeline.registry.mlflow_internals import limit_database_retries
 from pipeline.runtime.waiting import announce_wait
+from pipeline.uris import hide_credentials
 
 
 def connect_mlflow(tracking_uri: str) -> Any:

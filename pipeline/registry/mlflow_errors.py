@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
-from pipeline.names import hide_credentials
 from pipeline.registry.mlflow_internals import is_account_refused
+from pipeline.uris import hide_credentials
 
 MAX_ERROR_CHARS = 300
 
@@ -136,7 +136,7 @@ def translate_mlflow_errors(tracking_uri: str) -> Iterator[None]:
     except Exception as error:
         if "mlflow" not in sys.modules:
             raise
-        failure = _translate(error, f"MLflow at {tracking_uri}")
+        failure = _translate(error, f"MLflow at {hide_credentials(tracking_uri)}")
         if failure is None:
             raise
         raise failure from error

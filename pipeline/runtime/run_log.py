@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.escaping import escape_invisible
-from pipeline.names import hide_credentials
 from pipeline.storage.filesystem import open_to_append
+from pipeline.uris import hide_credentials
 
 OUR_PACKAGES = ("models", "pipeline", "validation", "jobs")
 OUTPUT_LOGGER = "relevance.output"  # what a command prints on stdout

@@ -173,7 +173,17 @@ def test_own_cluster_has_a_token_unless_the_user_insists(monkeypatch: pytest.Mon
 
 
 def test_credentials_in_an_address_are_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for address in ("ray://alice:s3cr3t@head:10001", "alice:s3cr3t@head:6379", "http://s3cr3t@head:8265"):
+    for address in (
+        "ray://alice:s3cr3t@head:10001",
+        "alice:s3cr3t@head:6379",
+        "http://s3cr3t@head:8265",
+        "ray://alice:x's3cr3t@head:10001",
+        "ray://alice/x:s3cr3t@head:10001",
+        "alice:x s3cr3t@head:6379",
+        "//alice:s3cr3t@head:6379",
+        "ray:/alice:s3cr3t@head:6379",
+        "head:6379#password=s3cr3t",
+    ):
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(
             ConfigError, match="RAY_ADDRESS holds an account .*RAY_AUTH_TOKEN_PATH"

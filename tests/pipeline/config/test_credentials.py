@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.loading import build_config
+from pipeline.config.loading import apply_override, build_config
 from pipeline.errors import ConfigError
 from tests.support.planted import planted_config
 
@@ -35,6 +35,14 @@ URLS = {
     "s3://key:s3cr3t@bucket/x": "AWS_SECRET_ACCESS_KEY",
     "s3://bucket/x?X-Amz-Signature=s3cr3t": "AWS_SECRET_ACCESS_KEY",
     "https://host/x?sv=2025&SIG=s3cr3t": SERVER,
+    "http://alice:x's3cr3t@host": SERVER,
+    "http:/alice:s3cr3t@host": SERVER,
+    "postgresql://alice:x s3cr3t@host/x": "PGUSER and PGPASSWORD, or PGPASSFILE",
+    "postgresql://alice/x:s3cr3t@host/x": "PGUSER and PGPASSWORD, or PGPASSFILE",
+    "postgresql://host/x?passphrase='s3cr3t'": "PGUSER and PGPASSWORD, or PGPASSFILE",
+    "mssql+pyodbc:///?odbc_connect=PWD%20%3D%20s3cr3t": "MLflow server on the database",
+    "sqlite+pysqlcipher:///x.db?key=s3cr3t": "keep it in a variable",
+    "s3://key/x:s3cr3t@bucket/x": "AWS_SECRET_ACCESS_KEY",
 }
 WITHOUT = (
     "http://host:5000/mlflow?workspace=ads",
@@ -42,7 +50,8 @@ WITHOUT = (
     "postgresql+psycopg2://alice@host/mlflow?sslmode=require",
     "mysql+pymysql://alice@host/mlflow?read_default_file=/run/secrets/my.cnf",
     "sqlite:////a:b@c/x.db?timeout=3",
-    "databricks://profile",
+    "postgresql://alice%40corp@host:5432/mlflow?sslkey=/run/client.key&passfile=/run/pg",
+    "databricks://scope:prefix",
 )
 
 
@@ -78,3 +87,58 @@ def test_all_urls_with_credentials_are_named_at_once(tmp_path: Path) -> None:
     settings["registry"]["tracking_uri"] = "http://a:b@c"
     with pytest.raises(ConfigError, match=r"registry\.tracking_uri holds .*; scoring\.scores holds"):
         build_config(settings, "c.yaml")
+
+
+def test_credentials_outside_texts_of_settings_are_found(tmp_path: Path) -> None:
+    url = "http://alice:x's3cr3t@host"
+    for setting, value, place in (
+        (url, 1, "a key holds"),
+        ("registry", {url: 1}, "a key of registry holds"),
+        ("data.nothing", {url: {"known": url}}, r"data.nothing holds .*; data.nothing.\*\*\*.known holds"),
+        ("data", {url}, "data.0 holds"),
+        ("data.to_score", url.encode(), "data.to_score holds"),
+        ("tasks.0.template", f"see {url} {{query}}", "tasks.0.template holds"),
+    ):
+        settings = planted_config(tmp_path, "package:x")
+        *parents, last = [setting] if "//" in setting else setting.split(".")
+        target: Any = settings
+        for name in parents:
+            target = target[int(name)] if isinstance(target, list) else target[name]
+        target[last] = value
+        with pytest.raises(ConfigError, match=rf"^c.yaml: .*{place}") as refused:
+            build_config(settings, "c.yaml")
+        assert "cr3t" not in str(refused.value)
+
+
+def test_templates_and_constants_may_name_a_url(tmp_path: Path) -> None:
+    text = "https://shop.example/x: {query} @ {ad_title}"
+    assert build_config(_settings(tmp_path, "tasks.0.template", text), "c.yaml").tasks[0].template == text
+
+
+def test_text_that_is_no_uri_is_refused_without_showing_it(tmp_path: Path) -> None:
+    for setting in ("registry.tracking_uri", "registry.model", "registry"):
+        for text in ("//alice:s3cr3t@host", "alice:s3cr3t@host", "http:alice:s3cr3t@host"):
+            with pytest.raises(ConfigError, match=rf"c.yaml: {setting}") as refused:
+                build_config(_settings(tmp_path, setting, text), "c.yaml")
+            assert "cr3t" not in str(refused.value)
+    with pytest.raises(ConfigError, match="tracking_uri: URI has a blank") as refused:
+        build_config(_settings(tmp_path, "registry.tracking_uri", "postgresql://ho st/x?x=s3cr3t"), "c.yaml")
+    assert "cr3t" not in str(refused.value)
+
+
+def test_overrides_that_do_not_fit_are_shown_without_credentials(tmp_path: Path) -> None:
+    shown = []
+    for url in (*URLS, "alice:s3cr3t@host"):
+        for override in (
+            f"registry.tracking_uri.x={url}",
+            f"registry.tracking_uri=[{url}",
+            f"registry.tracking_uri=!!int {url}",
+            f"registry={{tracking_uri: {url}: x}}",
+            url,
+        ):
+            settings = _settings(tmp_path, "registry.tracking_uri", "x")
+            try:
+                apply_override(settings, override)
+            except ConfigError as refused:
+                shown.append(str(refused))
+    assert len(shown) > 2 * len(URLS) and [message for message in shown if "cr3t" in message] == []

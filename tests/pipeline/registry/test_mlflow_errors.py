@@ -126,6 +126,17 @@ def test_errors_of_other_code_pass_unchanged() -> None:
             raise error
 
 
+def test_account_of_the_uri_of_the_environment_is_not_shown() -> None:
+    from mlflow.exceptions import MlflowException
+
+    with (
+        pytest.raises(RetryableError, match=r"MLflow at http://\*\*\*@host:5000 does not") as failed,
+        translate_mlflow_errors("http://alice:x's3cr3t@host:5000"),
+    ):
+        raise MlflowException("x")
+    assert "s3cr3t" not in str(failed.value)
+
+
 def test_errors_of_libraries_hide_accounts_before_they_are_cut() -> None:
     from mlflow.exceptions import MlflowException
 
