@@ -13,18 +13,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from models.files import parse_json
-from pipeline.data.data_files import DataFiles, list_some, scan_folder, task_of
+from pipeline.data.data_files import CATALOGUE, DataFiles, list_some, scan_folder, task_of
 from pipeline.data.parquet_batches import NOT_PARQUET, translate_read_errors
 from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.runtime.waiting import announce_wait
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.filesystem import cached_sha256, write_json
 
-CATALOGUE = "catalogue.json"
-
 LOCK_TIMEOUT_S = 60  # a holder only moves and hashes files that are already written
-
-NUM_LISTED = 3  # files in a message
 
 # <stem>-<number>.<first digits of the content's sha256>.parquet
 _PUBLISHED_NAME = re.compile(r"(.*-\d+)\.[0-9a-f]{12}(\.parquet)")
@@ -200,7 +196,7 @@ def _check_contents(root: Path, entries: Mapping[str, Partition]) -> DamagedInpu
 
 def _message(problem: str, names: Sequence[str], where: str) -> str:
     return (
-        f"{problem}: {list_some(names, NUM_LISTED)} in {where}; if an import was interrupted or its files "
+        f"{problem}: {list_some(names)} in {where}; if an import was interrupted or its files "
         f"changed, run the same import again; for files of your own, delete {where}/{CATALOGUE}, and all "
         "files are read as they are"
     )

@@ -1,9 +1,10 @@
 """Files of a data place: those that hold rows of a task, and those that are not read.
 
 task=<name>/**/<file>      read if it ends in .parquet (in any case), or has no suffix and parquet inside
-.<name>                    temporary files and locks of writers: ignored
-_<name>                    not read, as Spark and Arrow do; Spark's markers are ignored
-catalogue.json, quarantine/    of imports: ignored
+.<name>, _<name>            not read, as Spark and Arrow do, and named; ignored without a word are Spark's
+                           markers (_SUCCESS), Hadoop's checksums (.<name>.crc), and this project's
+                           temporary files and locks (.<name>.tmp, .<name>.lock)
+catalogue.json             of imports: ignored, and with it the rejects in quarantine/
 everything else            not read, and named
 """
 
@@ -21,11 +22,20 @@ MAGIC = b"PAR1"  # first bytes of a parquet file
 
 QUARANTINE = "quarantine"  # rejects of imports
 
-IMPORT_ENTRIES = {"catalogue.json", QUARANTINE}
+CATALOGUE = "catalogue.json"  # of imports; pipeline/data/catalog.py
 
-MARKERS = ("_SUCCESS", "_metadata", "_common_metadata", "_started_*", "_committed_*")
+BOOKKEEPING = (  # of writers: no rows
+    "_SUCCESS",
+    "_metadata",
+    "_common_metadata",
+    "_started_*",
+    "_committed_*",
+    ".*.crc",
+    ".*.tmp",
+    ".*.lock",
+)
 
-NUM_LISTED = 5  # skipped files in a message
+NUM_LISTED = 5  # files in a message
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,12 @@ class DataFiles:
         if not self.skipped:
             return ""
         return (
-            f"{len(self.skipped):,} entries of {where} are not read: {list_some(self.skipped, NUM_LISTED)}; "
+            f"{len(self.skipped):,} entries of {where} are not read: {list_some(self.skipped)}; "
             "rows are parquet files below task=<name>/"
         )
 
 
-def list_some(names: Sequence[str], limit: int) -> str:
+def list_some(names: Sequence[str], limit: int = NUM_LISTED) -> str:
     """Return the first names for a message, and how many follow."""
     rest = [f"and {len(names) - limit:,} more"] if len(names) > limit else []
     return ", ".join([*names[:limit], *rest])
@@ -75,13 +85,15 @@ def sort_names(names: Iterable[str], is_parquet: Callable[[str], bool]) -> DataF
     """
     by_task: dict[str, list[str]] = {}
     skipped: dict[str, None] = {}
-    for parts in sorted(tuple(name.split("/")) for name in names):
+    paths = sorted(tuple(name.split("/")) for name in names)
+    of_imports = {CATALOGUE, QUARANTINE} if (CATALOGUE,) in paths else set()
+    for parts in paths:
         name, is_of_task = "/".join(parts), len(parts) > 1 and parts[0].startswith(PREFIX)
-        if any(part.startswith(".") for part in parts) or parts[0] in IMPORT_ENTRIES or _is_marker(parts[-1]):
+        if parts[0] in of_imports or any(map(is_bookkeeping, parts)):
             continue
         if not is_of_task:
             skipped[parts[0] if len(parts) == 1 else f"{parts[0]}/"] = None
-        elif any(part.startswith("_") for part in parts):
+        elif any(part.startswith((".", "_")) for part in parts):
             skipped[name] = None
         elif name.lower().endswith(SUFFIX) or ("." not in parts[-1] and is_parquet(name)):
             by_task.setdefault(task_of(name), []).append(name)
@@ -90,8 +102,9 @@ def sort_names(names: Iterable[str], is_parquet: Callable[[str], bool]) -> DataF
     return DataFiles(by_task, tuple(skipped))
 
 
-def _is_marker(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in MARKERS)
+def is_bookkeeping(name: str) -> bool:
+    """Return whether a file or folder holds no rows, by its name: writers leave it beside theirs."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in BOOKKEEPING)
 
 
 def _walk(root: Path, below: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -101,14 +114,14 @@ def _walk(root: Path, below: str, ancestors: tuple[tuple[int, int], ...]) -> Ite
         yield below
         return
     with os.scandir(root / below) as scanned:
-        entries = [entry for entry in scanned if not entry.name.startswith(".")]
+        entries = [entry for entry in scanned if not is_bookkeeping(entry.name)]
     if not entries and below.lower().endswith(f"{SUFFIX}/"):
         yield below.removesuffix("/")  # no file, and not a folder of files either
     for entry in entries:
         name = f"{below}{entry.name}"
         if not entry.is_dir():
             yield name
-        elif below or entry.name.startswith(PREFIX):
+        elif (below and not entry.name.startswith(".")) or entry.name.startswith(PREFIX):
             yield from _walk(root, f"{name}/", (*ancestors, key))
         else:
             yield f"{name}/"

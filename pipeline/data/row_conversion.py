@@ -3,6 +3,8 @@
 pipeline/schema.py says which types are taken. A value that does not convert is named.
 """
 
+import ctypes
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,13 +41,38 @@ def convert_rows(batch: pa.RecordBatch, names: Sequence[str], path: Path | str, 
     return pa.table(columns, names=list(names))
 
 
+def cast_values(values: pa.Array | pa.ChunkedArray, kind: pa.DataType, safe: bool = True) -> pa.Array:
+    """Return values in the type of a column of the contract.
+
+    Raises:
+        ArrowException: A value does not convert. Numbers are rounded to float32, but stay finite and above 0.
+        ValueError: As ArrowException.
+    """
+    converted = pc.cast(values, kind, safe=safe)
+    if pa.types.is_floating(kind) and not pa.types.is_null(values.type):
+        exact = pc.cast(values, pa.float64(), safe=False)
+        is_lost = pc.or_(
+            pc.and_(pc.equal(converted, 0), pc.not_equal(exact, 0)),
+            pc.and_(pc.is_inf(converted), pc.is_finite(exact)),
+        )
+        if pc.any(is_lost).as_py():
+            raise pa.ArrowInvalid(f"a number is 0 or infinite as {kind}")
+    return converted
+
+
+def is_lost_in_float32(value: float) -> bool:
+    """Return whether a finite number becomes 0 or infinite in the contract's type of numbers."""
+    rounded = ctypes.c_float(value).value
+    return not math.isfinite(rounded) or bool(rounded) != bool(value)
+
+
 def _convert(values: pa.Array, column: Column, path: Path | str, first_row: int) -> pa.Array:
     if values.type == column.type:
         return values
     # bytes become text as they are: the reader decides what it does with text that is not UTF-8
     is_bytes = pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)
     try:
-        return pc.cast(values, column.type, safe=not is_bytes)
+        return cast_values(values, column.type, safe=not is_bytes)
     except (pa.ArrowException, ValueError) as error:
         row, value = _first_unconvertible(values, column.type)
         raise DataRefusedError(
@@ -58,7 +85,7 @@ def _first_unconvertible(values: pa.Array, kind: pa.DataType) -> tuple[int, obje
     """Return position and value of the first value that does not convert."""
     for position in range(len(values)):
         try:
-            pc.cast(values.slice(position, 1), kind)
+            cast_values(values.slice(position, 1), kind)
         except (pa.ArrowException, ValueError):
             return position, values[position].as_py()
     raise AssertionError(f"each value converts to {kind} alone, but not all together")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.files import atomic_writer, remove_tree, sync_file
+from pipeline.data.row_conversion import cast_values
 from pipeline.data.staging import StagingFolder
 from pipeline.errors import DataRefusedError
 from pipeline.names import check_name
@@ -58,7 +58,7 @@ def _build_column(table: pa.Table, column: Column) -> pa.ChunkedArray | pa.Array
             f"column {column.name} holds {values.null_count} nulls; the row contract needs a value everywhere"
         )
     try:
-        return pc.cast(values, column.type)
+        return cast_values(values, column.type)
     except (pa.ArrowException, ValueError) as error:
         raise DataRefusedError(
             f"column {column.name} does not fit {column.type} ({error}); see pipeline/schema.py"

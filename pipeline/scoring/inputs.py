@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.tasks import Task, check_known_task
-from pipeline.data.catalog import CATALOGUE, check_names, logical_name, parse_catalogue
-from pipeline.data.data_files import PREFIX, sort_names
+from pipeline.data.catalog import check_names, logical_name, parse_catalogue
+from pipeline.data.data_files import CATALOGUE, PREFIX, sort_names
 from pipeline.data.parquet_batches import BatchFile, translate_read_errors
 from pipeline.data.reader import find_partitions, log_once, no_rows_message, open_partition
 from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.config.tasks import Task
@@ -17,9 +18,10 @@ ClassCounts = Mapping[str, tuple[int, int]]  # rows that are not relevant and ro
 
 
 def count_classes(tables: Iterable[pa.Table], task: Task, config: SplitConfig) -> ClassCounts:
-    """Count the labeled rows of a task by split and class.
+    """Count the labeled rows of a task by split and class, but for train rows of weight 0.
 
-    It stops as soon as no count is 0, so counts are complete only if one is.
+    The weight counts in the train split alone: the others are evaluated without it. Counting stops as soon as
+    no count is 0, so counts are complete only if one is.
 
     Args:
         tables: Contract rows of the task.
@@ -30,8 +32,10 @@ def count_classes(tables: Iterable[pa.Table], task: Task, config: SplitConfig) -
     for table in _slices(tables):
         split_M = assign_splits(table["query"].to_pylist(), config)
         class_M = table["label"].to_numpy() >= task.relevant_from
+        weighs_M = pc.fill_null(table["weight"], 1.0).to_numpy() > 0
         for index, split in enumerate(SPLITS):
-            counts_SC[index] += np.bincount(class_M[split_M == split], minlength=2)
+            counted_M = (split_M == split) & (weighs_M | (split != "train"))
+            counts_SC[index] += np.bincount(class_M[counted_M], minlength=2)
         if counts_SC.all():
             break
     return {split: (int(counts[0]), int(counts[1])) for split, counts in zip(SPLITS, counts_SC, strict=True)}
@@ -47,7 +51,7 @@ def missing_classes(task: Task, counts: ClassCounts) -> str | None:
     )
     return (
         f"task={task.name}: accepted rows are missing in a split: {listed}; each split needs rows of both "
-        "classes: add rows of other queries, or take the task out of `tasks`"
+        "classes, in train with a weight above 0: add rows of other queries, or take the task out of `tasks`"
     )
 
 

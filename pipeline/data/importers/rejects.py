@@ -51,7 +51,7 @@ REASONS = {
     "empty_query": "has no query",
     "empty_title": "has no title",
     "empty_market": "has no market",
-    "bad_weight": "has a weight that is not a finite number",
+    "bad_weight": "has a weight that is not a finite number, or is 0 or infinite as float32",
     "repeated_id": "has an id of an earlier line",
 }
 

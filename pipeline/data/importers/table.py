@@ -1,7 +1,8 @@
 """Import any table of query-ad pairs by a mapping of its columns and labels.
 
 Formats are csv, tsv, parquet, json lines and json arrays; text may be compressed with gzip. A folder
-holds the parts of one table. Files whose names begin with . or _ are no parts, as Spark writes them.
+holds the parts of one table. Files whose names begin with . or _ are no parts, as Spark writes them; those
+that are not of Spark or Hadoop are named in the log.
 """
 
 import difflib
@@ -17,12 +18,15 @@ from pipeline.config.extensions import IMPORTERS, Importer
 from pipeline.config.sources import PathSource
 from pipeline.config.strict_model import validate_name
 from pipeline.config.tasks import Task
+from pipeline.data.data_files import is_bookkeeping, list_some
 from pipeline.data.importers.importer import ImportCounts, RecordSource, Row, import_records, require_text
 from pipeline.data.importers.json_files import read_json
 from pipeline.data.importers.records import SourceRecord, check_file, read_parquet
 from pipeline.data.importers.rejects import BadRecordError
 from pipeline.data.importers.text_cleaning import build_title, clean_line, clean_lines
 from pipeline.data.importers.text_files import Quoting, TextFormat, read_delimited
+from pipeline.data.reader import log_once
+from pipeline.data.row_conversion import is_lost_in_float32
 from pipeline.data.writer import StagedRows
 from pipeline.errors import ConfigError
 from pipeline.runtime.progress import ProgressBar
@@ -150,6 +154,8 @@ class TableSource(PathSource):
             if name in _RANGES and not _RANGES[name][0] <= float(value) <= _RANGES[name][1]:
                 low, high = _RANGES[name]
                 raise ValueError(f"constants.{name} is {value}, outside {low:g} to {high:g}")
+            if name == "weight" and is_lost_in_float32(float(value)):
+                raise ValueError(f"constants.weight is {value}, which float32 makes 0; use 0 or more")
         return self
 
     @property
@@ -191,7 +197,13 @@ class TableSource(PathSource):
         """
         if not self.path.is_dir():
             return [check_file(self.path)]
-        parts = sorted(path for path in self.path.iterdir() if path.name[0] not in "._")
+        entries = sorted(path for path in self.path.iterdir() if not is_bookkeeping(path.name))
+        parts = [path for path in entries if path.name[0] not in "._"]
+        if hidden := [path.name for path in entries if path.name[0] in "._"]:
+            log_once(
+                f"{len(hidden):,} entries of {self.path} are not read: {list_some(hidden)}; names of parts "
+                "begin with neither . nor _: rename those that are"
+            )
         if not parts:
             raise ConfigError(f"{self.path} holds no file; name a file, or a folder of the parts of a table")
         formats = {
@@ -369,7 +381,7 @@ def _parse_weight(text: str | None) -> float | None:
         weight = float(text)
     except ValueError as error:
         raise BadRecordError("bad_weight") from error
-    if not math.isfinite(weight):
+    if not math.isfinite(weight) or is_lost_in_float32(weight):
         raise BadRecordError("bad_weight")
     return weight
 

@@ -11,7 +11,7 @@ def _write(root: Path, *names: str, content: bytes = b"PAR1") -> None:
         (root / name).write_bytes(content)
 
 
-def test_every_file_is_read_or_named(tmp_path: Path) -> None:
+def test_every_file_is_read_named_or_bookkeeping_of_writers(tmp_path: Path) -> None:
     read = [
         "task=a/market=us/day=1/part-0.parquet",
         "task=a/part-0.parquet/part-00000",  # Spark writes a folder
@@ -25,15 +25,20 @@ def test_every_file_is_read_or_named(tmp_path: Path) -> None:
     ignored = [
         "task=a/_SUCCESS",
         "task=a/.part-0.parquet.crc",
-        "task=a/.hidden/part-0.parquet",
+        "task=a/._SUCCESS.crc",
+        ".rows.00000000-1-2-abcdef.tmp/task=a/part-0.parquet",
         "task=a/_committed_123",
         "catalogue.json",
         "quarantine/esci.parquet",
     ]
     _write(tmp_path, *ignored)
     skipped = [
+        ".beside.parquet",
+        ".hidden/",
         "Task=a/",
         "beside.parquet",
+        "task=a/.hidden/",
+        "task=a/.part-5.parquet",
         "task=a/_temporary/0/part-0.parquet",
         "task=a/part-3.parquet.gz",
         "task=a/part-4.parquet.bak",
@@ -44,10 +49,11 @@ def test_every_file_is_read_or_named(tmp_path: Path) -> None:
     assert files.by_task == {"a": read[:-1], "b": read[-1:]}
     assert list(files.skipped) == skipped
     assert files.describe_skipped("here") == (
-        "6 entries of here are not read: Task=a/, beside.parquet, task=a/_temporary/0/part-0.parquet, "
-        "task=a/part-3.parquet.gz, task=a/part-4.parquet.bak, and 1 more; rows are parquet files below "
-        "task=<name>/"
+        "10 entries of here are not read: .beside.parquet, .hidden/, Task=a/, beside.parquet, "
+        "task=a/.hidden/, and 5 more; rows are parquet files below task=<name>/"
     )
+    (tmp_path / "catalogue.json").unlink()  # without it, the rejects are not of an import
+    assert sorted({*scan_folder(tmp_path).skipped} - {*skipped}) == ["quarantine/"]
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -65,3 +71,5 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_objects_are_sorted_by_their_names_alone() -> None:
     files = sort_names(["task=a/b=c/x.Parquet", "task=a/x", "y"], is_parquet=lambda name: False)
     assert (files.by_task, files.skipped) == ({"a": ["task=a/b=c/x.Parquet"]}, ("task=a/x", "y"))
+    hidden = ["task=a/.b/x.parquet", "task=a/.x.parquet", "task=a/.x.parquet.crc"]
+    assert sort_names(hidden, is_parquet=lambda name: False).skipped == tuple(hidden[:2])

@@ -13,6 +13,7 @@ from models.files import file_sha256
 from pipeline.config.tasks import Task
 from pipeline.data.importers.table import TableSource, import_table
 from pipeline.data.reader import read_partition
+from pipeline.data.writer import write_partition
 from pipeline.errors import DataRefusedError
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.work_units import WorkUnit, read_unit
@@ -52,12 +53,14 @@ def _pandas(path: Path) -> None:
 
 
 def _polars(path: Path) -> None:
-    polars = pytest.importorskip("polars")
+    import polars
+
     polars.DataFrame(COLUMNS).write_parquet(path)
 
 
 def _duckdb(path: Path) -> None:
-    duckdb = pytest.importorskip("duckdb")
+    import duckdb
+
     rows = _table()  # noqa: F841  duckdb finds it by its name
     duckdb.sql(f"COPY (SELECT *, NULL AS weight FROM rows) TO '{path}' (FORMAT parquet)")
 
@@ -134,6 +137,28 @@ def test_gate_takes_what_the_reader_takes(tmp_path: Path) -> None:
         assert verdict.label_counts == [N // 2, N // 2]
     verdict = check(_table(label=pa.array([0.5] * N)))
     assert "column label holds 0.5 in row 0" in verdict.refused and not verdict.damaged
+
+
+LOST_WEIGHTS = {
+    "zero": pa.array([0.0, 1.0, 1e-60]),
+    "infinite": pa.array([0.0, None, -1e300]),
+    "decimal": pa.array([Decimal(0), Decimal(1), Decimal("1e-60")], pa.decimal256(70, 60)),
+    "dictionary": pa.array([0.0, 1.0, 1e-60]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("case", LOST_WEIGHTS)
+def test_weight_that_float32_loses_is_named(tmp_path: Path, case: str) -> None:
+    table = _table().slice(0, 3).append_column("weight", LOST_WEIGHTS[case])
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataRefusedError, match="weight holds .* in row 2, which is no float without loss"):
+        read_partition(tmp_path / "x.parquet")
+    with pytest.raises(DataRefusedError, match="weight does not fit float"):
+        write_partition(table, tmp_path / "y.parquet")
+    kept = pa.array([0.1, float("nan"), float("inf")])
+    pq.write_table(table.set_column(5, "weight", kept), tmp_path / "x.parquet")
+    weights = read_partition(tmp_path / "x.parquet")["weight"].to_pylist()
+    assert weights[0] == pytest.approx(0.1) and str(weights[1:]) == "[nan, inf]"
 
 
 UNFIT: dict[str, tuple[pa.Array, str]] = {

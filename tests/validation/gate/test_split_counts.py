@@ -10,9 +10,20 @@ from validation.gate.split_counts import count_classes, missing_classes
 SPLITS = SplitConfig(valid_share=0.3, test_share=0.3)
 
 
-def rows(queries, labels):
-    """Build the two columns that are read."""
-    return pa.table({"query": queries, "label": pa.array(labels, pa.int32())})
+def rows(queries, labels, weights=None):
+    """Build the columns that are read."""
+    weight = pa.array(weights or [None] * len(queries), pa.float32())
+    return pa.table({"query": queries, "label": pa.array(labels, pa.int32()), "weight": weight})
+
+
+def test_train_rows_without_weight_train_nothing(task):
+    queries = [f"q{i // 2}" for i in range(400)]
+    labels = [0, task.relevant_from] * 200
+    for weights, missing in (([0.0, 0.0], [0, 1]), ([1.0, 0.0], [1]), ([0.0, None], [0]), ([1e-3, 2.0], [])):
+        counts = count_classes([rows(queries, labels, weights * 200)], task, SPLITS)
+        assert [index for index in (0, 1) if not counts["train"][index]] == missing
+        assert all(counts["valid"]) and all(counts["test"])
+        assert bool(missing_classes(task, counts)) == bool(missing)
 
 
 def test_counts_rows_by_split_and_class(task):

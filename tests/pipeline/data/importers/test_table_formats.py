@@ -156,7 +156,7 @@ def test_json_array_is_read_in_pieces_of_any_size(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("ending", ["csv", "csv.gz", "parquet"])
-def test_folder_of_parts_is_one_table(tmp_path: Path, ending: str) -> None:
+def test_folder_of_parts_is_one_table(tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "table"
     folder.mkdir()
     for number in range(3):
@@ -171,6 +171,14 @@ def test_folder_of_parts_is_one_table(tmp_path: Path, ending: str) -> None:
     rows, rejects = _import(folder)
     assert len({row[0] for row in rows}) == 12 and not rejects
     assert f"ads.log.part-1.{ending}.{1 if ending == 'parquet' else 2}" in {row[0] for row in rows}
+    assert not caplog.messages
+    for name in ("_clicks.csv", ".clicks.csv"):
+        (folder / name).touch()
+    assert len(_import(folder)[0]) == 12
+    assert caplog.messages == [
+        f"2 entries of {folder} are not read: .clicks.csv, _clicks.csv; names of parts begin with neither . "
+        "nor _: rename those that are"
+    ]
     (folder / "notes.txt").touch()
     with pytest.raises(ConfigError, match="notes.txt is not .* move it elsewhere"):
         _import(folder)
@@ -185,6 +193,17 @@ def test_gzip_bombs_and_damage_are_refused(tmp_path: Path, monkeypatch: pytest.M
     path.write_bytes(gzip.compress(_lines(RECORDS * 100).encode())[:-40])
     with pytest.raises(DamagedInputError, match="x.csv.gz cannot be read"):
         _import(path)
+
+
+def test_weight_that_float32_loses_is_a_reject(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("q,t,g,w\na,b,1,1e-60\nc,d,1,1e300\n" + "e,f,0,0.1\ng,h,0,0\n" * 8)
+    rows, rejects = _import(path, columns={**BLOCK["columns"], "weight": "w"})
+    assert len(rows) == 16 and rejects == {"bad_weight": 2}
+    with pytest.raises(ValueError, match="weight is 1e-60, which float32 makes 0"):
+        TableSource.model_validate(
+            {**BLOCK, "path": path, "constants": {**BLOCK["constants"], "weight": 1e-60}}
+        )
 
 
 def test_flags_and_whole_fractions_are_labels(tmp_path: Path) -> None:
