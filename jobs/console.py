@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from jobs.environment import open_output
 from pipeline.escaping import escape_invisible
 from pipeline.runtime.progress import ProgressBar
 from pipeline.runtime.run_log import OUR_PACKAGES, OUTPUT_LOGGER, message_text
@@ -45,7 +46,7 @@ class Console:
         """
         text = _join_lines(lines)
         if self.live is not None:
-            self.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.live.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
         else:
             print(text, file=self.err, flush=True)
 
@@ -241,9 +242,7 @@ def libraries_in(log_path: Path) -> Iterator[Console]:
     flush_streams()
     kept = os.dup(1), os.dup(2)
     log = open_to_append(log_path)
-    streams: list[Any] = [
-        os.fdopen(os.dup(fd), "w", buffering=1, encoding="utf-8", errors="replace") for fd in kept
-    ]
+    streams = [open_output(os.dup(fd), closefd=True) for fd in kept]
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)

@@ -3,13 +3,16 @@
 The libraries read their variables when they are imported, so they are set first. What the user has set stays.
 """
 
+import errno
 import getpass
+import io
 import os
 import signal
 import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ConfigError
 
@@ -34,6 +37,8 @@ DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+
+READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe such as `| head`, a terminal that was closed
 
 OTHERS_MASK = 0o027  # bits that no file of a run has
 
@@ -60,7 +65,7 @@ def open_closed_streams() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
-            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def use_utf8() -> None:
@@ -73,8 +78,25 @@ def use_utf8() -> None:
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    sys.stdout, sys.stderr = open_output(1), open_output(2)
+
+
+class _Output(io.FileIO):
+    """Output that takes what nobody reads any more: it is dropped, and the work goes on."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in READER_GONE:
+                raise
+        return len(data)
+
+
+def open_output(fd: int, *, closefd: bool = False) -> io.TextIOWrapper:
+    """Return a stream to a file descriptor in UTF-8, which drops what is written after its reader left."""
+    raw = _Output(fd, "w", closefd=closefd)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="replace", line_buffering=True)
 
 
 def check_arguments() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOCK_WAIT_S = 0.5  # `relevance status` holds shared locks for a moment
+LOCK_WAIT_S = 0.5  # for a command that is just ending
 
 DEFAULT_WORK_DIR = Path("runs")  # of commands without a config
 

@@ -10,7 +10,7 @@ from pipeline.scoring.attempts import attempt_evidence
 RETRYABLE = 3  # exit code
 
 # They change nothing in a run folder, so they must not hide how the work before them ended.
-LOOKING_COMMANDS = ("predict", "compare", "history", "report", "export", "score --dry-run")
+READ_ONLY_COMMANDS = ("predict", "compare", "history", "report", "export", "score --dry-run")
 
 
 def ended_badly(record: RunRecord) -> bool:

@@ -24,6 +24,13 @@ PERMANENT_ERRNOS = frozenset(
     }
 )
 
+# state, and what to do before a retry
+TEMPORARY_ERRNOS = {
+    errno.ENOSPC: ("disk full", "free some space, then "),
+    errno.EDQUOT: ("quota of the disk used up", "free some space, then "),
+    errno.EMFILE: ("limit of open files reached", "raise it (`ulimit -n`), then "),
+    errno.ENFILE: ("limit of open files of the machine reached", "raise it (fs.file-max), then "),
+}
 
 # errors of code that parses JSON with other fields than it expects
 WRONG_FIELDS = (AttributeError, LookupError, TypeError, ValueError)
@@ -81,9 +88,9 @@ class DamagedInputError(RelevanceError):
 def translate_os_error(error: OSError) -> RelevanceError:
     """Return the error for the user of a file or folder that cannot be read or written."""
     if error.errno not in PERMANENT_ERRNOS:
+        state, cure = TEMPORARY_ERRNOS.get(error.errno or 0, ("operating system failed", ""))
         return RetryableError(
-            f"{error}; free space is the usual cause; nothing half-written is visible, run the same command "
-            "again"
+            f"{state}: {error}; nothing half-written is visible, {cure}run the same command again"
         )
     place = f": {error.filename}" if error.filename else ""
     return ConfigError(

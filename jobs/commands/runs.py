@@ -58,10 +58,9 @@ def _list_runs(work_dir: Path, as_json: bool, run: CommandRun) -> dict[str, Any]
     if not as_json:
         run.table([HEADINGS, *map(_summary_cells, summaries)])
     bad = [record for record in records if ended_badly(record)]
-    step = (
-        f"relevance runs {(bad or records)[0].run_id} --work-dir {work_dir}" if records else "relevance demo"
-    )
-    return {"runs": summaries, "next": step}
+    shown = (bad or records)[:1]
+    words = ("runs", shown[0].run_id, "--work-dir", str(work_dir)) if shown else ("demo",)
+    return {"runs": summaries, "next": run.suggest(*words)}
 
 
 def _summary_cells(summary: dict[str, Any]) -> tuple[str, ...]:

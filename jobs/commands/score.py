@@ -117,7 +117,7 @@ def run_backfill(
     """
     runs, missing = {}, []
     for day in dates_between(first, last):
-        run.begin_stage(f"  {day}")
+        run.begin_stage(day)
         try:
             runs[day] = run_score(config, run, day, all_tasks)
         except MissingDayError as error:

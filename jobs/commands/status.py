@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_run import CommandRun
-from jobs.run_texts import LOOKING_COMMANDS, describe_record, ended_badly, next_step
+from jobs.run_texts import READ_ONLY_COMMANDS, describe_record, ended_badly, next_step
 from pipeline.errors import ConfigError
 from pipeline.runtime.run_record import RUNNING, RunRecord, read_records
 from pipeline.training.event_log import (
@@ -39,7 +39,7 @@ def run_status(work_dir: Path, run: CommandRun) -> dict[str, Any]:
     bad = [status for status in statuses if status["problem"]]
     for status in bad:
         run.result(f"{status['run']}: {status['problem']}")
-    step = bad[0]["next"] if bad else f"relevance runs {work_dir}"
+    step = bad[0]["next"] if bad else run.suggest("runs", str(work_dir))
     return {"runs": statuses, "next": step}
 
 
@@ -51,7 +51,7 @@ def is_run_folder(path: Path) -> bool:
 def folder_status(run_dir: Path) -> dict[str, Any]:
     """Return state, progress, rate, time left and best evaluation of a run folder; None: unknown."""
     records = read_records(run_dir)
-    working = [record for record in records if record.command not in LOOKING_COMMANDS]
+    working = [record for record in records if record.command not in READ_ONLY_COMMANDS]
     record = next(iter(working or records), None)
     training = training_status(run_dir, is_training=is_training(record))
     problem = describe_record(record) if record and ended_badly(record) else None

@@ -196,9 +196,9 @@ def test_terminal_bars_move_and_messages_stand_above(monkeypatch: pytest.MonkeyP
     with messages_on(console), console.track("score", 3, "pairs") as bar:
         for done in (1, 2, 3):
             bar.update(done, "units 1/2")
-        console.say("a message")
+        console.say("a message :b:")
     text = err.getvalue()
-    assert "score 3/3 pairs" in text and "units 1/2" in text and "a message\n" in text
+    assert "score 3/3 pairs" in text and "units 1/2" in text and "a message :b:\n" in text
 
 
 def test_results_and_messages_go_to_their_own_streams(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,6 +84,35 @@ def test_errors_become_a_sentence_an_exit_code_and_a_record(
     assert read_log(Path(record.log))[-1]["message"] == f"error: {record.reason}"
 
 
+CLOSED_READER = """
+from jobs.environment import use_utf8
+from jobs.execution import execute_unrecorded, execute_without_config
+use_utf8()
+def work(run):
+    for _ in range(3):
+        run.result("a row")
+    return {"rows": 3}
+execute_without_config("import", work)
+execute_unrecorded(work)
+"""
+
+
+def test_work_succeeds_though_nobody_reads_its_output(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program, environment = [sys.executable, "-c", CLOSED_READER], os.environ | {"PYTHONPATH": str(ROOT)}
+    ends: list[dict[str, int]] = [
+        {"stdout": writer, "stderr": subprocess.PIPE},
+        {"stdout": subprocess.PIPE, "stderr": writer},
+    ]
+    for streams in ends:
+        done = subprocess.run(program, cwd=tmp_path, env=environment, text=True, timeout=60, **streams)
+        assert done.returncode == 0 and "Traceback" not in (done.stderr or "")
+        assert "error" not in (done.stderr or "")
+    os.close(writer)
+    assert [record.state for record in read_records(tmp_path / "runs")] == ["done", "done"]
+
+
 def test_work_folder_that_cannot_be_written_is_a_config_error(
     config_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

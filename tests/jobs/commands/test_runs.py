@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def test_commands_are_listed_newest_first_with_their_counts(work_dir: Path) -> N
     ]
     assert lines[0].split()[-3:] == ["24", "24", "0"]
     assert last_json(result)["next"] == f"relevance runs 20260102-000000-000-bbbbbb --work-dir {work_dir}"
+
+
+def test_suggested_commands_quote_their_paths(work_dir: Path) -> None:
+    spaced = work_dir / "my runs"
+    (work_dir / "daily").rename(spaced)
+    for command, target in (("runs", spaced), ("status", spaced)):
+        found = last_json(relevance_in_process(command, str(target), cwd=work_dir))["next"]
+        assert str(spaced) in shlex.split(found)
 
 
 def test_json_lists_commands_for_programs(work_dir: Path) -> None:
