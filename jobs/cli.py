@@ -1,20 +1,23 @@
 """The `relevance` command. Each command imports its code when it runs, so that --help answers at once."""
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from jobs.cli_versions import VERSION_COMMANDS
 from jobs.environment import (
     check_arguments,
-    end_on_sigterm,
+    end_on_signals,
     open_closed_streams,
     prepare_environment,
+    restrict_file_modes,
     use_utf8,
 )
 from jobs.execution import CommandSpec, execute, execute_unrecorded, execute_without_config
 from jobs.options import (
+    DEMO_CONFIG,
     AddressOption,
     AllTasksOption,
     ConfigOption,
@@ -22,9 +25,10 @@ from jobs.options import (
     LogicalDateOption,
     SetOption,
     UntilOption,
+    check_days,
 )
 from jobs.supervisor import run_supervised
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RetryableError
 
 app = typer.Typer(
     name="relevance",
@@ -36,15 +40,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+TYPER_INTERRUPTED = 130  # exit code
+
 SUBMITTED = ("score", "train", "run")
 
 
 @app.command()
 def demo(overrides: SetOption = None, insecure: InsecureOption = False) -> None:
     """Run the whole path on synthetic ads with embedded defaults, in ./runs/demo."""
-    from jobs.commands.demo import DEMO_CONFIG, run_demo
 
-    execute(CommandSpec("demo"), DEMO_CONFIG, overrides, run_demo)
+    def stage(config: Any, run: Any) -> dict[str, Any]:
+        from jobs.commands.demo import run_demo
+
+        return run_demo(config, run)
+
+    execute(CommandSpec("demo"), DEMO_CONFIG, overrides, stage)
 
 
 @app.command()
@@ -180,8 +190,7 @@ def score(
     insecure: InsecureOption = False,
 ) -> None:
     """Label every pair that the champion has not labelled yet, exactly once for each task asked for."""
-    if until is not None and logical_date is None:
-        raise typer.BadParameter("it needs --logical-date, the first day", param_hint="--until")
+    check_days(logical_date, until)
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
         from jobs.commands.score import requested_days, run_backfill, run_plan, run_score
@@ -230,6 +239,7 @@ def submit(
     for option, given in (("--logical-date", is_dated), ("--all-tasks", all_tasks)):
         if command != "score" and given:
             raise typer.BadParameter(f"{command} does not take it; score does", param_hint=option)
+    check_days(logical_date, until)
     words = [command]
     for name, day in dates.items():
         words += [name, day] if day is not None else []
@@ -302,7 +312,8 @@ def main() -> None:
     """Entry point of the `relevance` command."""
     open_closed_streams()
     use_utf8()
-    end_on_sigterm()
+    restrict_file_modes()
+    end_on_signals()
     run_supervised(_run)
 
 
@@ -312,12 +323,20 @@ def _run() -> None:
         prepare_environment()
         app()
     except ConfigError as error:
-        from jobs.console import Console
+        _exit(error.exit_code, str(error))
+    except (KeyboardInterrupt, SystemExit) as error:  # Typer turns the first one into the second
+        if isinstance(error, SystemExit) and error.code != TYPER_INTERRUPTED:
+            raise
+        from jobs.run_texts import interruption_reason
 
-        Console().say(f"error: {error}")
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:  # before the command's own work began
-        raise SystemExit(3) from None
+        _exit(RetryableError.exit_code, interruption_reason(sys.argv[1]))
+
+
+def _exit(code: int, reason: str) -> NoReturn:
+    from jobs.console import Console
+
+    Console().say(f"error: {reason}")
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

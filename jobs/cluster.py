@@ -9,12 +9,13 @@ import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from jobs.environment import end_on_sigterm, worker_environment
+from jobs.environment import end_on_signals, worker_environment
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime.ray_internals import (
     cluster_requires_token,
     dashboard_requires_token,
     is_socket_path_too_long,
+    is_version_mismatch,
     running_cluster_address,
     system_temp_dir,
 )
@@ -39,20 +40,29 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
 
     Raises:
         RetryableError: Ray did not start or answer, or may open too few files.
-        ConfigError: This machine has too few GPUs, RAY_ADDRESS is not an address of a cluster, or Ray cannot
-            use its temporary folder.
+        ConfigError: This machine has too few GPUs, RAY_ADDRESS is not an address of a cluster, the cluster
+            refuses the token or the version, or Ray cannot use its temporary folder.
     """
     address = given_address()
     raise_open_files()
     import ray
 
     try:
-        with announce_wait(f"Ray at {address} to answer" if address else "Ray to start on this machine"):
+        place = f"Ray at {address} to answer" if address else "Ray to start on this machine"
+        with announce_wait(place), _ray_sigterm_handler_undone():
             _connect(address, num_cpus)
     except ConfigError:
         raise
     except Exception as error:  # Ray raises many classes, down to Exception itself
         place = f"at RAY_ADDRESS={address}" if address else "on this machine"
+        if isinstance(error, ray.exceptions.AuthenticationError):
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ConfigError(f"access refused by Ray {place}: {reason}; {TOKEN_REMEDY}") from error
+        if is_version_mismatch(error):
+            versions = " ".join(str(error).split())
+            raise ConfigError(
+                f"versions of Ray or Python differ {place}: {versions}; use the versions of the cluster"
+            ) from error
         if not address and is_socket_path_too_long(error):
             raise ConfigError(
                 f"temporary folder of Ray has a path too long for sockets: {system_temp_dir()}; set "
@@ -66,7 +76,6 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         raise RetryableError(
             f"Ray {place} did not start or answer: {type(error).__name__}: {error}; check it and run again"
         ) from error
-    end_on_sigterm()  # ray.init has replaced the handler
     try:
         if not address:
             check_gpus(int(ray.cluster_resources().get("GPU", 0)), num_gpus)
@@ -75,6 +84,17 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ray_sigterm_handler_undone() -> Iterator[None]:
+    """Make SIGTERM interrupt the command: ray.init sets a handler that exits with code 15."""
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        end_on_signals()
 
 
 def _connect(address: str | None, num_cpus: int) -> None:
@@ -170,7 +190,7 @@ def protect_own_cluster() -> None:
     if mode != "token":
         _refuse_open_cluster("on this machine", "unset RAY_AUTH_MODE")
     elif not os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
 
 
 def check_cluster_token(address: str) -> None:
@@ -179,12 +199,27 @@ def check_cluster_token(address: str) -> None:
     Args:
         address: The cluster, in a form of RAY_ADDRESS.
     """
-    if os.environ.get("RAY_USE_TLS", "0") in ("1", "true"):  # TLS asks for certificates
+    if _demands_certificates():
         return
     place = running_cluster_address() if address == "auto" else address
     host = place.removeprefix("ray://").rpartition(":")[0].strip("[]")
     if not is_loopback(host) and not cluster_requires_token(place, CONNECT_TIMEOUT_S):
         _refuse_open_cluster(f"at {place}", "start it with RAY_AUTH_MODE=token")
+
+
+def _demands_certificates() -> bool:
+    """Return True if Ray uses TLS: its servers demand a certificate of each client, by this authority."""
+    is_used = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
+    return is_used and bool(os.environ.get("RAY_TLS_CA_CERT"))
+
+
+def is_dashboard_address(address: str) -> bool:
+    """Return True if an address has the form http://host:port; the port may be missing."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def check_dashboard_token(address: str) -> None:

@@ -125,7 +125,6 @@ def prepare_environment() -> None:
     Raises:
         ConfigError: There is no home folder, and none can be made.
     """
-    restrict_file_modes()
     ensure_home()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -177,10 +176,12 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in DEFAULTS if name in os.environ}
 
 
-def end_on_sigterm() -> None:
-    """Make SIGTERM end the command as Ctrl-C does: with a message and exit code 3.
+def end_on_signals() -> None:
+    """Make SIGTERM and SIGHUP end the command as Ctrl-C does: with a message and exit code 3.
 
-    Ray installs its own handler when it starts, which exits with code 15.
+    Ray installs its own handler of SIGTERM when it starts, which exits with code 15. `nohup` ignores SIGHUP.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, signal.default_int_handler)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from jobs.environment import end_on_sigterm
+from jobs.environment import end_on_signals
 from jobs.supervisor import report_record
 
 if TYPE_CHECKING:
@@ -123,14 +123,14 @@ def _errors_as_exit_codes(recorder: "RunRecorder | None" = None) -> Iterator[Non
     """
     from jobs.console import Console, messages_on
 
-    end_on_sigterm()
+    end_on_signals()
     with contextlib.nullcontext() if recorder else messages_on(Console()):
         try:
             yield
         except (SystemExit, typer.Exit):  # reported already
             raise
         except BaseException as error:
-            failure = _describe_failure(error)
+            failure = _describe_failure(error, recorder.record.command if recorder else "")
             logger.error("error: %s", failure.reason, exc_info=None if failure.is_expected else error)
             if recorder:
                 recorder.update(state=failure.state, exit_code=failure.exit_code, reason=failure.reason)
@@ -145,7 +145,8 @@ class _Failure:
     is_expected: bool = True
 
 
-def _describe_failure(error: BaseException) -> _Failure:
+def _describe_failure(error: BaseException, command: str) -> _Failure:
+    from jobs.run_texts import interruption_reason
     from pipeline.errors import RelevanceError, translate_os_error
     from pipeline.uris import hide_credentials
 
@@ -154,7 +155,6 @@ def _describe_failure(error: BaseException) -> _Failure:
     if isinstance(error, RelevanceError):
         return _Failure(error.exit_code, hide_credentials(str(error)))
     if isinstance(error, KeyboardInterrupt):
-        reason = "interrupted; run the same command again, it continues from the last saved state"
-        return _Failure(3, reason, state="interrupted")
+        return _Failure(3, interruption_reason(command), state="interrupted")
     reason = hide_credentials("".join(traceback.format_exception_only(error)).strip())
     return _Failure(1, reason, is_expected=False)

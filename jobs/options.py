@@ -8,6 +8,8 @@ import typer
 
 from jobs.cluster import INSECURE
 
+DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+
 ConfigOption = Annotated[Path, typer.Option("--config", help="YAML config of the run.", show_default=False)]
 
 SetOption = Annotated[
@@ -64,6 +66,13 @@ AllTasksOption = Annotated[
     bool,
     typer.Option("--all-tasks", help="score: label each pair for every task, not only its folder's task."),
 ]
+
+
+def check_days(logical_date: str | None, until: str | None) -> None:
+    """Raise BadParameter if there is a last day without a first one."""
+    if until is not None and logical_date is None:
+        raise typer.BadParameter("it needs --logical-date, the first day", param_hint="--until")
+
 
 TaskOption = Annotated[str, typer.Option("--task", help="Task of the config.", show_default=False)]
 

@@ -13,6 +13,22 @@ RETRYABLE = 3  # exit code
 READ_ONLY_COMMANDS = ("predict", "compare", "history", "report", "export", "score --dry-run")
 
 
+# A rollback that is repeated goes back one more champion.
+ROLLBACK = "rollback"
+
+
+def repetition_advice(command: str) -> str:
+    """Return what to do about a command that ended before its result."""
+    if command == ROLLBACK:
+        return "look at `relevance history` first: a repeated rollback goes back one more champion"
+    return "run the same command again, it continues from the last saved state"
+
+
+def interruption_reason(command: str) -> str:
+    """Return the sentence about a command that was interrupted."""
+    return f"interrupted; {repetition_advice(command)}"
+
+
 def ended_badly(record: RunRecord) -> bool:
     """Return True if the command did not end with exit code 0."""
     return record.state not in (RUNNING, DONE)
@@ -51,6 +67,8 @@ def next_step(record: RunRecord) -> str | None:
         log = Path(record.log)
         work_dir = log.parents[1] if record.name is None else log.parents[2]
         return shlex.join(["relevance", "runs", record.run_id, "--work-dir", str(work_dir)])
+    if record.command == ROLLBACK:
+        return f"{again}    # after a look at `relevance history`"
     if record.state == DIED or record.exit_code == RETRYABLE:
         return again
     return f"{again}    # after what the reason asks for"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 # terminals and schedulers signal both processes: a signal that the command has got itself is not sent again
 FORWARD_AFTER_S, SAME_SIGNAL_S = 0.5, 1.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of linux/prctl.h
@@ -94,9 +95,9 @@ def _set_process_flag(flag: int, value: int) -> None:
 class _Supervisor:
     """Forwards signals to the command's process, waits for its end, and cleans up."""
 
-    def __init__(self, pid: int, reports: int, signals: int) -> None:
-        self.pid, self.reports, self.signals = pid, reports, signals
-        self.received_s: dict[int, float] = {}  # time when the command got a signal, by its number
+    def __init__(self, pid: int, reports: int, command_signals: int) -> None:
+        self.pid, self.reports, self.command_signals = pid, reports, command_signals
+        self.command_received_s: dict[int, float] = {}  # time when the command got a signal, by its number
 
     def run(self, handled: tuple[signal.Signals, ...]) -> int:
         """Return the exit code for the command."""
@@ -107,11 +108,11 @@ class _Supervisor:
             signal.signal(handled_signal, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
         while (ended := self._reap()) is None:
-            ready, _, _ = select.select([reader, self.signals], [], [])
-            if self.signals in ready:
-                self._read_received()
+            ready, _, _ = select.select([reader, self.command_signals], [], [])
+            if self.command_signals in ready:
+                self._read_command_signals()
             for number in os.read(reader, 1024) if reader in ready else b"":
-                if number != signal.SIGCHLD and not self._is_received(number):
+                if number != signal.SIGCHLD and not self._command_got_signal(number):
                     os.kill(self.pid, number)
         _kill_children()
         facts = self._read_reports()
@@ -127,14 +128,14 @@ class _Supervisor:
                     return os.waitstatus_to_exitcode(ended[1])
         return None
 
-    def _is_received(self, number: int) -> bool:
+    def _command_got_signal(self, number: int) -> bool:
         """Return whether the command has got a signal by itself, or gets it now."""
-        if select.select([self.signals], [], [], FORWARD_AFTER_S)[0]:
-            self._read_received()
-        return time.monotonic() - self.received_s.get(number, -math.inf) < SAME_SIGNAL_S
+        if select.select([self.command_signals], [], [], FORWARD_AFTER_S)[0]:
+            self._read_command_signals()
+        return time.monotonic() - self.command_received_s.get(number, -math.inf) < SAME_SIGNAL_S
 
-    def _read_received(self) -> None:
-        self.received_s |= dict.fromkeys(os.read(self.signals, 1024), time.monotonic())
+    def _read_command_signals(self) -> None:
+        self.command_received_s |= dict.fromkeys(os.read(self.command_signals, 1024), time.monotonic())
 
     def _read_reports(self) -> dict[str, Any]:
         """Return what the command has reported, the last of each name."""
@@ -186,25 +187,33 @@ def _report_death(ended: int, record_path: str | None) -> int:
 def _close(record: "RunRecord", path: Path, reason: str) -> None:
     from jobs.run_texts import find_evidence
     from pipeline.errors import RetryableError
-    from pipeline.runtime.run_log import RunLog
     from pipeline.runtime.run_record import write_closed
 
-    libraries = RunLog(record.run_id, Path(record.log)).libraries_path
-    evidence = (*find_evidence(record), str(libraries))
+    evidence = (*find_evidence(record), str(_libraries_log(record)))
     write_closed(path, replace(record, evidence=evidence), RetryableError.exit_code, reason)
 
 
 def _describe_death(ended: int, record: "RunRecord | None") -> str:
-    from jobs.run_texts import describe_position
+    from jobs.run_texts import describe_position, repetition_advice
 
     cause = f"exit code {ended}" if ended >= 0 else signal.Signals(-ended).name
-    likely = (
-        "the kernel kills processes when memory runs out"
-        if ended == -signal.SIGKILL
-        else "Ray ends a command whose raylet or GCS died"
-    )
     position = describe_position(record) if record else ""
-    return (
-        f"command died without a result{position}: {cause}; {likely}; run the same command again, it "
-        "continues from the last saved state"
-    )
+    advice = repetition_advice(record.command if record else "")
+    return f"command died without a result{position}: {cause}; {_likely_cause(ended, record)}; {advice}"
+
+
+def _likely_cause(ended: int, record: "RunRecord | None") -> str:
+    if ended == -signal.SIGKILL:
+        return "the kernel kills processes when memory runs out"
+    if ended >= 0 or ended == -signal.SIGABRT:
+        return "Ray ends a command whose raylet or GCS died"
+    if -ended in CRASHES:
+        log = f", see {_libraries_log(record)}" if record else ""
+        return f"native code of a library crashed{log}"
+    return "another process sent the signal"
+
+
+def _libraries_log(record: "RunRecord") -> Path:
+    from pipeline.runtime.run_log import RunLog
+
+    return RunLog(record.run_id, Path(record.log)).libraries_path

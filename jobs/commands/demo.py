@@ -7,12 +7,11 @@ import pyarrow as pa
 
 from jobs.command_run import CommandRun
 from jobs.commands.run import run_all
+from jobs.options import DEMO_CONFIG
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions, read_partition, read_split
 from pipeline.data.synthetic.marketplace import NOISE_RATE, average_precision_ceiling
 from pipeline.scoring.scoring_record import read_run
-
-DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 SHOWN_PER_DECISION = 2
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import INSECURE, TOKEN_REMEDY, check_address, check_dashboard_token
+from jobs.cluster import INSECURE, TOKEN_REMEDY, check_address, check_dashboard_token, is_dashboard_address
 from jobs.command_run import CommandRun
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, summarize_error
@@ -218,9 +218,10 @@ def follow_job(client: Any, job: str) -> None:
     code = info.driver_exit_code
     error_class = ERRORS_BY_EXIT_CODE.get(code, RetryableError) if state == "FAILED" else RetryableError
     reason = f"exit code {code}" if code is not None else info.message
-    raise error_class(
-        f"job {state.lower()}: {job} ({reason}); its output is above, submit the same command to try again"
+    advice = (
+        "submit the same command to try again" if error_class is RetryableError else "do what it asks for"
     )
+    raise error_class(f"job {state.lower()}: {job} ({reason}); its output is above, {advice}")
 
 
 def job_duration_s(job: Any) -> float:
@@ -240,7 +241,7 @@ def job_client(address: str) -> Iterator[Any]:
     from ray.exceptions import AuthenticationError
 
     check_address("--address", address)
-    if not address.startswith(("http://", "https://")):
+    if not is_dashboard_address(address):
         raise ConfigError(f"dashboard address not valid: {address}; write it as http://head:8265")
     # Ray prefers this variable to the address that it is given
     os.environ["RAY_API_SERVER_ADDRESS"] = address

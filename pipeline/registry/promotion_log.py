@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RelevanceError, RetryableError
 from pipeline.registry.promotion_checks import (
     ENTRY_TAG,
     NOT_CHECKED,
@@ -148,7 +148,7 @@ class PromotionLog:
 
         Raises:
             ConfigError: There is no previous champion, or it was deleted in MLflow.
-            RetryableError: Another promotion came first.
+            RelevanceError: Another promotion or rollback came first.
         """
         state = RegistryState.read(client, self.model)
         entries = self._compare(state)
@@ -257,10 +257,11 @@ class PromotionLog:
             ) from error
         if not put_if_absent(self.folder / entry_name(entry.number), content):
             found = self.read_files()[entry.number - 1].version
-            raise RetryableError(
-                f"another promotion of {self.model} came first: expected champion {entry.expected_champion}, "
-                f"found {found}; look at `relevance history`, then run again"
-            )
+            state = f"another promotion of {self.model} came first: expected champion "
+            state += f"{entry.expected_champion}, found {found}; look at `relevance history`"
+            if entry.kind == ROLLBACK:
+                raise RelevanceError(f"{state} first: a repeated rollback goes back one more champion")
+            raise RetryableError(f"{state}, then run again")
         return PromotionResult(entry, self.sync_registry(client))
 
 

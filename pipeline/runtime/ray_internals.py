@@ -4,10 +4,12 @@ They were tested with Ray TESTED_VERSION. After an upgrade, tests/pipeline/runti
 the part that has changed.
 """
 
+import http.client
 import urllib.error
 import urllib.request
 from typing import Any
 
+from pipeline.errors import ConfigError
 from pipeline.storage.filesystem import parse_json_object
 
 TESTED_VERSION = "2.60.0"
@@ -53,6 +55,14 @@ def is_missing_agent(error: RuntimeError) -> bool:
     return "No available agent" in str(error)
 
 
+def is_version_mismatch(error: BaseException) -> bool:
+    """Return True if a cluster runs another version of Ray or Python.
+
+    Ray raises a plain RuntimeError, so the text of the error decides.
+    """
+    return isinstance(error, RuntimeError) and "Version mismatch" in str(error)
+
+
 def is_socket_path_too_long(error: BaseException) -> bool:
     """Return True if Ray did not start because its sockets would have paths over the limit of the system.
 
@@ -96,18 +106,29 @@ def cluster_requires_token(address: str, timeout_s: float) -> bool:
 
 
 def dashboard_requires_token(address: str, timeout_s: float) -> bool:
-    """Return True if the dashboard at an http address asks for a token; raise OSError if it does not answer.
+    """Return True if the dashboard at an http address asks for a token.
 
     Ray has no client for this page, which answers without a token too.
+
+    Raises:
+        OSError: It does not answer, or its server fails.
+        ConfigError: It is not a dashboard of Ray.
     """
     page = f"{address.rstrip('/')}/api/authentication_mode"
     try:
         with urllib.request.urlopen(page, timeout=timeout_s) as answer:
             return bool(parse_json_object(answer.read())["authentication_mode"] != "disabled")
     except urllib.error.HTTPError as error:
-        return error.code in (401, 403)
-    except (ValueError, KeyError):  # a page of something else
-        return False
+        if error.code in (401, 403):
+            return True
+        if error.code >= 500:
+            raise
+        found = f"HTTP {error.code}"
+    except ConnectionError:
+        raise
+    except (ValueError, KeyError, http.client.HTTPException) as error:  # InvalidURL is one of the last
+        found = type(error).__name__
+    raise ConfigError(f"not a dashboard of Ray: {address} ({found}); write it as http://head:8265")
 
 
 def running_cluster_address() -> str:

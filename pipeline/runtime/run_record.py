@@ -158,13 +158,18 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         DamagedInputError: The file is not a run record.
     """
+    record = _parse_record(path)
+    if record.state == RUNNING and not is_locked(Path(record.log)):
+        record = _parse_record(path)  # it may have ended in between
+        return replace(record, state=DIED) if record.state == RUNNING else record
+    return record
+
+
+def _parse_record(path: Path) -> RunRecord:
     try:
-        record = RunRecord.from_json(read_json(path))
+        return RunRecord.from_json(read_json(path))
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedInputError(f"run record damaged: {path} ({error!r}); delete it") from error
-    if record.state == RUNNING and not is_locked(Path(record.log)):
-        return replace(record, state=DIED)
-    return record
 
 
 def write_closed(path: Path, record: RunRecord, exit_code: int, reason: str) -> None:

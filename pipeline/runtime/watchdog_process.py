@@ -4,6 +4,7 @@ Usage: `python watchdog_process.py PID TIMEOUT_S`; `Watchdog` writes the signals
 by its path, so it imports the standard library only.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -24,10 +25,9 @@ def guard(pid: int, timeout_s: float) -> None:
         if signals:
             is_watched = signals.endswith(HEARTBEAT)
         elif is_watched:
-            # printed first, so that the file is complete when the process ends
-            print(
-                f"process {pid} killed: no heartbeat for {timeout_s:g} s; it was probably stopped", flush=True
-            )
+            reason = f"process {pid} killed: no heartbeat for {timeout_s:g} s; it was probably stopped"
+            with contextlib.suppress(OSError):  # a full disk must not keep the process alive
+                print(reason, flush=True)  # first, so that the file is complete when the process ends
             os.kill(pid, signal.SIGKILL)
             return
 

@@ -1,6 +1,7 @@
 """Commands and options that users and schedules rely on, and the refusal of bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from jobs.cli import app
 from pipeline.schema import ROW_SCHEMA
 from tests.support.commands import check_refused, last_json
 from tests.support.commands import relevance_in_process as relevance
+from tests.support.places import ROOT
 from tests.support.planted import planted_config, planted_rows, write_config, write_planted, write_rows
 
 COMMANDS = {
@@ -111,6 +113,42 @@ def config(tmp_path: Path, tiny_llama: Path) -> Path:
     return write_config(tmp_path / "c.yaml", planted_config(tmp_path, str(tiny_llama)))
 
 
+INTERRUPTED = """
+import os, signal, sys
+from jobs.cli import main
+def stop(*_):
+    os.kill(os.getpid(), signal.{})
+    signal.pause()
+import jobs.cli
+jobs.cli.execute = stop
+main()
+"""
+
+
+def test_signal_before_the_run_begins_is_a_sentence_and_exit_3() -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        program = [sys.executable, "-c", INTERRUPTED.format(name), "demo"]
+        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (3, ""), done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: interrupted; run the same")
+
+
+LOW_LIMIT = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from jobs.cli import main
+main()
+"""
+
+
+def test_limit_of_open_files_too_low_is_a_sentence(config: Path) -> None:
+    program = [sys.executable, "-c", LOW_LIMIT, "validate", "--config", str(config)]
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3, done.stderr
+    assert "error: limit of open files too low for Ray: 64 of at least 1,024; raise the hard" in done.stderr
+
+
 def test_unknown_setting_names_the_nearest_one(config: Path) -> None:
     result = relevance("train", "--config", str(config), "--set", "optimizer.learning_rat=1")
     check_refused(
@@ -128,6 +166,10 @@ def test_missing_config_names_one_to_copy(tmp_path: Path) -> None:
         (("trian",), ("No such command", "trian")),
         (("evaluate", "--config", "c.yaml", "--against", "1"), ("--against", "--version")),
         (("score", "--config", "c.yaml", "--until", "2026-01-31"), ("--until", "--logical-date")),
+        (
+            ("submit", "score", "--config", "c.yaml", "--address", "a", "--until", "2026-01-31"),
+            ("--until", "--logical-date"),
+        ),
         (("promote", "--config", "c.yaml", "--version", "1", "--override"), ("--override", "--reason")),
         (("submit", "demo", "--config", "c.yaml", "--address", "a"), ("'demo'", "known: score, train")),
         (

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -20,6 +22,7 @@ from jobs.cluster import (
     check_gpus,
     given_address,
     has_node_for,
+    is_dashboard_address,
     protect_own_cluster,
     ray_cluster,
 )
@@ -156,12 +159,64 @@ def test_open_cluster_on_the_network_is_refused_unless_insecure(
         check_cluster_token(address)
 
 
+def test_tls_replaces_the_token_where_certificates_are_demanded(
+    open_clusters: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TLS_CA_CERT", "/ca.crt")
+    for text in ("1", "true", "True"):
+        monkeypatch.setenv("RAY_USE_TLS", text)
+        check_cluster_token(OPEN[0])
+    monkeypatch.delenv("RAY_TLS_CA_CERT")
+    with pytest.raises(ConfigError, match="cluster without a token"):
+        check_cluster_token(OPEN[0])
+
+
+def test_form_of_a_dashboard_address_is_checked() -> None:
+    good = ("http://head:8265", "https://head", "http://[::1]:8265/ray")
+    bad = ("head:8265", "http://head:82x5", "http://", "http://[::1", "http://head:99999", "ftp://head:8265")
+    assert [is_dashboard_address(address) for address in good + bad] == [True] * 3 + [False] * 6
+
+
+def test_refused_token_and_version_are_config_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import AuthenticationError
+
+    refusals = {
+        "access refused by Ray on this machine: .*; set RAY_AUTH_MODE=token": AuthenticationError("no token"),
+        "versions of Ray or Python differ": RuntimeError("Version mismatch: The cluster was started with:"),
+    }
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for words, error in refusals.items():
+        monkeypatch.setattr("ray.init", Mock(side_effect=error))
+        with pytest.raises(ConfigError, match=words), ray_cluster(1):
+            pass
+
+
+def test_sigterm_while_ray_starts_interrupts_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as ray.init does
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr("ray.init", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    try:
+        with pytest.raises(KeyboardInterrupt), ray_cluster(1):
+            pass
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
 def test_own_cluster_has_a_token_unless_the_user_insists(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", INSECURE):
         monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
     protect_own_cluster()
     assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    protect_own_cluster()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64, "an empty variable is no token"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine" * 8)
     protect_own_cluster()
     assert os.environ["RAY_AUTH_TOKEN"] == "mine" * 8

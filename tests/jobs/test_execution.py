@@ -84,6 +84,18 @@ def test_errors_become_a_sentence_an_exit_code_and_a_record(
     assert read_log(Path(record.log))[-1]["message"] == f"error: {record.reason}"
 
 
+def test_interrupted_rollback_is_not_to_be_repeated_unseen(
+    config_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stage(_: Any, __: CommandRun) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit):
+        execute(CommandSpec("rollback"), config_path, None, stage)
+    err = capfd.readouterr().err
+    assert "error: interrupted; look at `relevance history` first" in err and "run the same" not in err
+
+
 CLOSED_READER = """
 from jobs.environment import use_utf8
 from jobs.execution import execute_unrecorded, execute_without_config

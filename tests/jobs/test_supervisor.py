@@ -5,24 +5,30 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from filelock import FileLock
 
+from jobs.environment import OTHERS_MASK
+from jobs.run_texts import next_step
+from jobs.supervisor import _describe_death
 from pipeline.runtime.run_log import read_log
-from pipeline.runtime.run_record import read_records
+from pipeline.runtime.run_record import RunRecorder, read_records
 from tests.support.places import ROOT
 from tests.support.planted import planted_config, write_config
 
 HEAD = """
 import os, signal, subprocess, sys, time
+from jobs.environment import restrict_file_modes
 from jobs.supervisor import report_record, run_supervised
 
 def command():
     {}
 
+restrict_file_modes()
 run_supervised(command)
 """
 SIGNALS = """
@@ -69,6 +75,8 @@ def test_death_of_a_command_is_a_sentence_and_exit_3() -> None:
     deaths = {
         "os.kill(os.getpid(), signal.SIGKILL)": "SIGKILL; the kernel kills processes when memory runs out",
         "os.abort()": "SIGABRT; Ray ends a command whose raylet or GCS died",
+        "os.kill(os.getpid(), signal.SIGSEGV)": "SIGSEGV; native code of a library crashed",
+        "os.kill(os.getpid(), signal.SIGUSR1)": "SIGUSR1; another process sent the signal",
         "os._exit(1)": "exit code 1; Ray ends a command whose raylet or GCS died",
         "os._exit(0)": "exit code 0; Ray ends",
     }
@@ -84,6 +92,8 @@ def test_dead_command_closes_its_record_and_frees_its_folder(tmp_path: Path) -> 
     code, out, err = _run(DEATH_IN_A_RUN, str(config))
     assert (code, out) == (3, "")
     (record,) = read_records(tmp_path / "runs" / "planted")
+    (path,) = (tmp_path / "runs" / "planted" / "records").iterdir()
+    assert not path.stat().st_mode & OTHERS_MASK
     assert err.splitlines()[-1] == f"error: {record.reason}"
     assert "died without a result at 12 of 40 steps (train): exit code 1" in err
     assert (record.state, record.exit_code) == ("failed", 3)
@@ -91,6 +101,14 @@ def test_dead_command_closes_its_record_and_frees_its_folder(tmp_path: Path) -> 
     assert read_log(Path(record.log))[-1]["message"] == f"error: {record.reason}"
     with FileLock(tmp_path / "runs" / "planted" / ".lock", timeout=0):
         pass
+
+
+def test_dead_rollback_is_not_to_be_repeated_unseen(tmp_path: Path) -> None:
+    record = RunRecorder(tmp_path, "id", "rollback", "daily", ("rollback", "--reason", "bad")).record
+    reason = _describe_death(-signal.SIGKILL, record)
+    assert "look at `relevance history` first" in reason and "run the same" not in reason
+    again = next_step(replace(record, state="failed", exit_code=3, reason=reason))
+    assert again == "relevance rollback --reason bad    # after a look at `relevance history`"
 
 
 def test_dead_command_leaves_no_process() -> None:

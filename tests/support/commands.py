@@ -28,7 +28,7 @@ def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.Comple
     """Run a command that starts no Ray in this process, which saves the imports."""
     from jobs.cli import app
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         with contextlib.chdir(cwd), _stream_to(1, "stdout", out), _stream_to(2, "stderr", err):
             try:
@@ -37,7 +37,8 @@ def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.Comple
             except SystemExit as error:
                 code = error.code or 0
             finally:
-                signal.signal(signal.SIGTERM, handler)
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
         texts = []
         for file in (out, err):
             file.seek(0)

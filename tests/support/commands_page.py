@@ -17,8 +17,9 @@ HEAD = """# Commands
 This page is written from the command-line interface by `python -m tests.support.commands_page`.
 
 Every command takes one YAML config (`--config`, settings in `jobs/configs/README.md`), except where its usage
-says otherwise. It prints messages and progress on stderr. The last line of stdout is one JSON object with
-`next`, the next sensible command, and `run_id` if the command has one (see Runs).
+says otherwise. It prints messages and progress on stderr. The last line of stdout of a
+command that is done is one JSON object with `next`, the next sensible command, and `run_id` if the command
+has one (see Runs). One that is not done prints `error: ` and the reason as the last line of stderr.
 
 | exit code | meaning |
 |---|---|
@@ -64,8 +65,9 @@ evidence, next command |
 A command runs in a child process. If Ray or the kernel ends it, its parent says so, closes the record
 as `failed` with exit code 3, and kills what it left; the same command continues.
 
-A record's state is `running`, `done`, `failed`, `interrupted`, or `died`: both ended without closing
-the record (power cut, SIGKILL of the parent). `relevance status` shows the last command of every run folder,
+A record's state is `running`, `done`, `failed`, `interrupted`, or `died`: the command
+and its parent ended without closing the record (power cut, SIGKILL of the parent).
+`relevance status` shows the last command of every run folder,
 `relevance runs` all commands, `relevance runs RUN_ID` one command with its errors and the next step.
 
 ## Where the code is
@@ -75,6 +77,7 @@ the record (power cut, SIGKILL of the parent). `relevance status` shows the last
 | `cli.py`, `cli_versions.py`, `options.py` | commands and their options |
 | `commands/` | one file a command or a group of commands |
 | `execution.py`, `command_run.py` | config, lock, log, record, exit code; console and record for a command |
+| `supervisor.py` | parent process of a command: signals, and the end of a command that died |
 | `console.py` | streams, progress bars, tables |
 | `score_progress.py`, `score_summary.py`, `train_progress.py` | progress, summary of scoring and training |
 | `run_texts.py` | sentences of `relevance status` and `relevance runs` |

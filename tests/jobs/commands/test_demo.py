@@ -11,8 +11,9 @@ import pytest
 from jobs.command_run import CommandRun
 from jobs.commands import demo
 from jobs.commands.data import sample
-from jobs.commands.demo import DEMO_CONFIG, example_cells, read_pairs
+from jobs.commands.demo import example_cells, read_pairs
 from jobs.console import Console
+from jobs.options import DEMO_CONFIG
 from pipeline.config.loading import read_config
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.scoring.label_store import publish_unit

@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RelevanceError, RetryableError
 from pipeline.registry.promotion_entries import last_rollback_of
 from pipeline.registry.promotion_log import PromotionLog
+from pipeline.storage.filesystem import put_if_absent
 from tests.support.promotions import Promotions, tags_of
 
 pytestmark = pytest.mark.e2e
@@ -81,6 +83,24 @@ def test_deleted_version_is_not_rolled_back_to(promotions: Promotions, log: Prom
     with pytest.raises(ConfigError, match="version 1 of .* was deleted in MLflow"):
         log.roll_back(promotions.client, "bad")
     assert len(log.read(promotions.client)) == 2
+
+
+def test_rollback_that_lost_a_race_is_not_retryable(
+    promotions: Promotions, log: PromotionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(promotions, log, "2", "1")
+    winner = PromotionLog(log.folder, log.model)
+
+    def lose(path: Path, content: bytes) -> bool:
+        monkeypatch.undo()
+        winner.roll_back(promotions.client, "complaints")
+        return put_if_absent(path, content)
+
+    monkeypatch.setattr("pipeline.registry.promotion_log.put_if_absent", lose)
+    with pytest.raises(RelevanceError, match="look at `relevance history` first: a repeated") as lost:
+        log.roll_back(promotions.client, "complaints")
+    assert lost.value.exit_code == 1
+    assert len(log.read(promotions.client)) == 3
 
 
 def test_each_rollback_goes_back_one_champion(promotions: Promotions, log: PromotionLog) -> None:

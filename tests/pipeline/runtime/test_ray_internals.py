@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import grpc
 import pytest
 import ray
 
+from pipeline.errors import ConfigError
 from pipeline.runtime.ray_internals import (
     TESTED_VERSION,
     cluster_requires_token,
@@ -22,6 +24,7 @@ from pipeline.runtime.ray_internals import (
     is_missing_agent,
     is_socket_path_too_long,
     is_startup_timeout,
+    is_version_mismatch,
     running_cluster_address,
     system_temp_dir,
 )
@@ -146,21 +149,55 @@ def test_methods_asked_without_a_token_are_those_of_ray() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "content", "is_required"),
+    ("status", "content", "outcome"),
     [
         (200, b'{"authentication_mode": "token"}', True),
         (200, b'{"authentication_mode": "disabled"}', False),
-        (200, b"<p>a page of something else</p>", False),
-        (404, b"", False),
         (401, b"", True),
+        (200, b"<p>a page of something else</p>", ConfigError),
+        (200, b"{}", ConfigError),
+        (404, b"", ConfigError),
+        (503, b"", OSError),
     ],
 )
-def test_dashboard_is_asked_for_its_mode(status: int, content: bytes, is_required: bool) -> None:
+def test_dashboard_is_asked_for_its_mode(status: int, content: bytes, outcome: Any) -> None:
     faults = ProxyFaults()
     faults.status, faults.content = status, content
     with proxy("http://127.0.0.1:9", faults) as address:
-        assert dashboard_requires_token(address, 20) is is_required
+        if isinstance(outcome, bool):
+            assert dashboard_requires_token(address, 20) is outcome
+        else:
+            with pytest.raises(outcome):
+                dashboard_requires_token(address, 20)
     assert faults.requests == [("GET", "/api/authentication_mode")]
+
+
+def test_port_of_something_else_is_no_dashboard() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for answer, error in ((b"SSH-2.0-OpenSSH_9\r\n", ConfigError), (b"", ConnectionError)):
+            thread = threading.Thread(target=_answer_once, args=(server, answer))
+            thread.start()
+            with pytest.raises(error):
+                dashboard_requires_token(f"http://127.0.0.1:{server.getsockname()[1]}", 20)
+            thread.join()
+    with pytest.raises(ConfigError, match="not a dashboard of Ray: http://head:82x5"):
+        dashboard_requires_token("http://head:82x5", 20)
+
+
+def _answer_once(server: socket.socket, answer: bytes) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+
+def test_version_mismatch_is_found_by_its_text() -> None:
+    from ray._private.utils import check_version_info
+
+    with pytest.raises(RuntimeError) as raised:
+        check_version_info({"ray_version": "1.0", "python_version": "3.8.0"}, "here")
+    assert is_version_mismatch(raised.value), CHANGED.format(part="check_version_info")
+    assert not is_version_mismatch(RuntimeError("something else"))
 
 
 def test_address_of_a_running_cluster_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from pipeline.runtime.run_record import (
     BarState,
     RunRecord,
     RunRecorder,
+    is_locked,
     read_all_records,
     read_record,
     read_records,
@@ -88,6 +89,20 @@ with RunRecorder(Path({str(tmp_path)!r}), "id", "score", "daily", ("score",)):
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=10)
     assert read_record(path).state == DIED
+
+
+def test_command_that_ends_during_the_look_is_not_seen_as_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make_recorder(tmp_path) as recorder:
+        recorder.update()
+
+    def end_first(path: Path) -> bool:
+        recorder.update(state=DONE)
+        return is_locked(path)
+
+    monkeypatch.setattr(run_record, "is_locked", end_first)
+    assert read_record(recorder.path).state == DONE
 
 
 def test_progress_is_written_at_intervals_and_at_the_end(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.runtime import watchdog_process
 from tests.support.clock_jump import JUMP_S, clock_jump_environment
 from tests.support.places import ROOT
 
@@ -61,6 +62,21 @@ def test_stopped_process_is_killed_and_the_file_names_it(tmp_path: Path) -> None
     wait_until_gone(guard)
     message = f"process {process.pid} killed: no heartbeat for 6 s; it was probably stopped"
     assert message in (tmp_path / "stuck.txt").read_text()
+
+
+FULL_DISK = """
+import os, subprocess, sys, time
+command = [sys.executable, sys.argv[1], str(os.getpid()), "0.3"]
+guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=open("/dev/full", "w"))
+guard.stdin.write(b"1")
+guard.stdin.flush()
+time.sleep(60)
+"""
+
+
+def test_full_disk_does_not_keep_a_hung_process_alive() -> None:
+    program = [sys.executable, "-c", FULL_DISK, watchdog_process.__file__]
+    assert subprocess.run(program, timeout=50).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
