@@ -1,7 +1,6 @@
 """Commands and options that users and schedules rely on, and the refusal of bad input."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -131,22 +130,6 @@ def test_signal_before_the_run_begins_is_a_sentence_and_exit_3() -> None:
         done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout) == (3, ""), done.stderr
         assert done.stderr.splitlines()[-1].startswith("error: interrupted; run the same")
-
-
-LOW_LIMIT = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-from jobs.cli import main
-main()
-"""
-
-
-def test_limit_of_open_files_too_low_is_a_sentence(config: Path) -> None:
-    program = [sys.executable, "-c", LOW_LIMIT, "validate", "--config", str(config)]
-    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
-    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 3, done.stderr
-    assert "error: limit of open files too low for Ray: 64 of at least 1,024; raise the hard" in done.stderr
 
 
 def test_unknown_setting_names_the_nearest_one(config: Path) -> None:
