@@ -5,16 +5,47 @@ be ahead of MLflow and never behind it: what MLflow knows of and the log lacks w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.registry.promotion_entries import RESTORE, PromotionEntry, champion_line
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.registry.promotion_entries import RESTORE, Digest, PromotionEntry, champion_line
 from pipeline.storage.filesystem import canonical_json
 
 ENTRY_TAG = "promotion"
 CHAMPION, PREVIOUS_CHAMPION = "champion", "previous_champion"
 NOT_CHECKED = "not checked"
+
+
+@dataclass(frozen=True)
+class EntryTag:
+    """Tag of a promoted version, which names the entry.
+
+    It names the model, because MLflow copies tags with a version that is copied to another model.
+    """
+
+    model: str
+    number: int
+    sha256: Digest
+
+    @classmethod
+    def parse(cls, text: str) -> "EntryTag | None":
+        """Return a recorded tag; None if it is damaged."""
+        try:
+            return TypeAdapter(cls).validate_json(text, strict=True)
+        except ValidationError:
+            return None
+
+    @classmethod
+    def of(cls, model: str, entry: PromotionEntry) -> "EntryTag":
+        """Return the tag of the version that an entry promotes."""
+        return cls(model, entry.number, entry.sha256)
+
+    def to_text(self) -> str:
+        """Return the recorded form."""
+        return canonical_json(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -46,11 +77,14 @@ class RegistryState:
             token = page.token or ""
         return cls(model, {alias: str(version) for alias, version in aliases.items()}, tags)
 
-    def entry_tags(self) -> dict[str, str]:
-        """Return the tags that name an entry of this model's log, by version."""
-        own = f'{{"model":"{self.model}",'
-        tags = {version: tags.get(ENTRY_TAG, "") for version, tags in self.tags.items()}
-        return {version: tag for version, tag in tags.items() if tag.startswith(own)}
+    def entry_tags(self) -> "dict[str, EntryTag | None]":
+        """Return the tags that name an entry of this model's log, by version; None for a damaged tag."""
+        tags = {
+            version: EntryTag.parse(tags[ENTRY_TAG])
+            for version, tags in self.tags.items()
+            if ENTRY_TAG in tags
+        }
+        return {version: tag for version, tag in tags.items() if tag is None or tag.model == self.model}
 
     def log_aliases(self) -> dict[str, str]:
         """Return the aliases that follow the log."""
@@ -75,14 +109,6 @@ class Check:
     passed: bool = True
 
 
-def entry_tag(model: str, entry: PromotionEntry) -> str:
-    """Return the tag of the version that an entry promotes.
-
-    It names the model, because MLflow copies tags with a version that is copied to another model.
-    """
-    return canonical_json({"model": model, "number": entry.number, "sha256": entry.sha256})
-
-
 def compare_with_registry(
     folder: Path, entries: Sequence[PromotionEntry], state: RegistryState
 ) -> list[Check]:
@@ -90,7 +116,7 @@ def compare_with_registry(
     problems = {
         "version tags": _find_lost_entry(folder, entries, state),
         "bundle digests": _find_other_bundle(entries, state),
-        "aliases": _find_unknown_champion(folder, entries, state),
+        "aliases": _find_unknown_alias(folder, entries, state),
     }
     checks = {name: Check(name, problem or "ok", passed=not problem) for name, problem in problems.items()}
     if checks["aliases"].passed and state.log_aliases() != state.wanted_aliases(entries):
@@ -100,12 +126,18 @@ def compare_with_registry(
 
 def _find_lost_entry(folder: Path, entries: Sequence[PromotionEntry], state: RegistryState) -> str:
     """Return which version has a tag whose entry the log does not hold; empty if there is none."""
-    known = {entry_tag(state.model, entry) for entry in entries}
+    known = {EntryTag.of(state.model, entry) for entry in entries}
     for version, tag in state.entry_tags().items():
+        if tag is None:
+            return (
+                f"tag {ENTRY_TAG} of version {version} of {state.model} is damaged: "
+                f"{state.tags[version][ENTRY_TAG]!r}; if `relevance history` lists every promotion, delete "
+                f"the tag in MLflow, else {RESTORE}"
+            )
         if tag not in known:
             return (
                 f"promotion log in {folder} lacks the entry that the tag {ENTRY_TAG} of version {version} of "
-                f"{state.model} names: {tag}; {RESTORE}"
+                f"{state.model} names: {tag.to_text()}; {RESTORE}"
             )
     return ""
 
@@ -126,12 +158,17 @@ def _find_other_bundle(entries: Sequence[PromotionEntry], state: RegistryState) 
     return ""
 
 
-def _find_unknown_champion(folder: Path, entries: Sequence[PromotionEntry], state: RegistryState) -> str:
-    """Return the version that has the alias champion without an entry; empty if there is none."""
-    version = state.aliases.get(CHAMPION)
-    if version is None or version in {entry.version for entry in entries}:
-        return ""
-    return (
-        f"promotion log in {folder} holds no promotion of version {version} of {state.model}, which has "
-        f"MLflow's alias {CHAMPION}; {RESTORE}. If somebody set the alias by hand, delete it in MLflow"
-    )
+def _find_unknown_alias(folder: Path, entries: Sequence[PromotionEntry], state: RegistryState) -> str:
+    """Return which version has an alias that no entry explains; empty if there is none."""
+    explained: dict[str, tuple[str, set[str | None]]] = {
+        CHAMPION: ("promotion of", {entry.version for entry in entries}),
+        PREVIOUS_CHAMPION: ("successor of", {entry.expected_champion for entry in entries}),
+    }
+    for alias, version in state.log_aliases().items():
+        missing, versions = explained[alias]
+        if version not in versions:
+            return (
+                f"promotion log in {folder} holds no {missing} version {version} of {state.model}, which has "
+                f"MLflow's alias {alias}; {RESTORE}. If somebody set the alias by hand, delete it in MLflow"
+            )
+    return ""

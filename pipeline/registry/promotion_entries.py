@@ -4,7 +4,9 @@ An entry names the SHA-256 of the one before it. An entry that is altered, remov
 the chain, except at its end, which pipeline/registry/promotion_checks.py compares with MLflow.
 """
 
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from models.files import bytes_sha256, is_temporary
+from models.files import bytes_sha256, is_temporary, parse_json
 from pipeline.data.data_files import list_some
 from pipeline.errors import DamagedInputError, describe_first_problem
 from pipeline.storage.filesystem import canonical_json
@@ -29,6 +31,7 @@ _ENTRY_NAME = re.compile(r"[0-9]{6,}\.json")
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, Field(pattern=r"^[1-9][0-9]*$")]
+PrAuc = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,33 @@ class GateTag:
 
 
 @dataclass(frozen=True)
+class BundleTags:
+    """Tags of a version that an entry records."""
+
+    bundle_sha256: Digest
+    macro_pr_auc: PrAuc
+    lexical_macro_pr_auc: PrAuc
+
+    @classmethod
+    def parse(cls, tags: Mapping[str, str]) -> "BundleTags":
+        """Return the tags of a version.
+
+        Raises:
+            ValueError: One is not usable.
+        """
+        fields: dict[str, Any] = {"bundle_sha256": tags["bundle_sha256"]}
+        for name in ("macro_pr_auc", "lexical_macro_pr_auc"):
+            try:
+                fields[name] = parse_json(tags[name])
+            except ValueError as error:
+                raise ValueError(f"{name}: {tags[name]!r} is no number") from error
+        try:
+            return TypeAdapter(cls).validate_json(canonical_json(fields), strict=True)
+        except ValidationError as error:
+            raise ValueError(describe_first_problem(error)) from error
+
+
+@dataclass(frozen=True)
 class PromotionEntry:
     """One promotion or rollback."""
 
@@ -73,8 +103,8 @@ class PromotionEntry:
     by: str
     at: str
     bundle_sha256: Digest
-    macro_pr_auc: float
-    lexical_macro_pr_auc: float
+    macro_pr_auc: PrAuc
+    lexical_macro_pr_auc: PrAuc
     previous_sha256: Digest | None  # of the entry before it
     override: str | None = None  # reason given by a person
     gate: GateTag | None = None
@@ -123,6 +153,8 @@ def read_entries(folder: Path) -> list[PromotionEntry]:
         DamagedInputError: An entry is damaged or missing, does not follow from the ones before it, or another
             file is in the folder.
     """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DamagedInputError(f"promotion log is not a folder: {folder}; {RESTORE}")
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     names = {path.name for path in paths if not is_temporary(path)}
     foreign = sorted(name for name in names if not _ENTRY_NAME.fullmatch(name))
@@ -136,6 +168,8 @@ def read_entries(folder: Path) -> list[PromotionEntry]:
         path = folder / entry_name(number)
         if path.name not in names:
             raise DamagedInputError(f"promotion log in {folder} lacks entry {number}; {RESTORE}")
+        if not stat.S_ISREG(path.lstat().st_mode):  # a link could lead to a file that somebody else writes
+            raise DamagedInputError(f"entry of the promotion log is not a regular file: {path}; {RESTORE}")
         try:
             entry = parse_entry(path.read_bytes())
         except ValueError as error:

@@ -20,18 +20,18 @@ from pipeline.registry.promotion_checks import (
     ENTRY_TAG,
     NOT_CHECKED,
     Check,
+    EntryTag,
     RegistryState,
     compare_with_registry,
-    entry_tag,
 )
 from pipeline.registry.promotion_entries import (
     PROMOTION,
     ROLLBACK,
+    BundleTags,
     GateTag,
     PromotionEntry,
     champion_line,
     entry_name,
-    parse_entry,
     read_entries,
 )
 from pipeline.storage.filesystem import put_if_absent
@@ -121,10 +121,10 @@ class PromotionLog:
         if entries and entries[-1].version == version:
             return PromotionResult(entries[-1], self.sync_registry(client))
         champion = entries[-1].version if entries else None
-        gate = GateTag.from_tags(tags)
+        bundle, gate = self._parse_bundle_tags(version, tags), GateTag.from_tags(tags)
         if override is None:
             if champion is None:
-                self._check_beats_baseline(version, tags)
+                self._check_beats_baseline(version, bundle)
             else:
                 self._check_gate(version, gate, champion)
         entry = PromotionEntry(
@@ -134,9 +134,9 @@ class PromotionLog:
             expected_champion=champion,
             by=_user_name(),
             at=_utc_now(),
-            bundle_sha256=tags["bundle_sha256"],
-            macro_pr_auc=float(tags["macro_pr_auc"]),
-            lexical_macro_pr_auc=float(tags["lexical_macro_pr_auc"]),
+            bundle_sha256=bundle.bundle_sha256,
+            macro_pr_auc=bundle.macro_pr_auc,
+            lexical_macro_pr_auc=bundle.lexical_macro_pr_auc,
             previous_sha256=entries[-1].sha256 if entries else None,
             override=override,
             gate=gate,
@@ -215,7 +215,7 @@ class PromotionLog:
     def _update(self, client: Any, entries: Sequence[PromotionEntry], state: RegistryState) -> None:
         """Set what MLflow lacks, the tag first."""
         last, present, wanted = entries[-1], state.log_aliases(), state.wanted_aliases(entries)
-        tag = entry_tag(self.model, last)
+        tag = EntryTag.of(self.model, last).to_text()
         if state.tags.get(last.version, {}).get(ENTRY_TAG) != tag:
             client.set_model_version_tag(self.model, last.version, ENTRY_TAG, tag)
         for alias in present.keys() - wanted.keys():
@@ -223,8 +223,18 @@ class PromotionLog:
         for alias, version in wanted.items() - present.items():
             client.set_registered_model_alias(self.model, alias, version)
 
-    def _check_beats_baseline(self, version: str, tags: Mapping[str, str]) -> None:
-        model, lexical = float(tags["macro_pr_auc"]), float(tags["lexical_macro_pr_auc"])
+    def _parse_bundle_tags(self, version: str, tags: Mapping[str, str]) -> BundleTags:
+        """Return what an entry records of the tags; DamagedInputError if they are not usable."""
+        try:
+            return BundleTags.parse(tags)
+        except ValueError as error:
+            raise DamagedInputError(
+                f"tags of version {version} of {self.model} are not usable ({error}); delete the version in "
+                "MLflow and register its bundle again"
+            ) from error
+
+    def _check_beats_baseline(self, version: str, bundle: BundleTags) -> None:
+        model, lexical = bundle.macro_pr_auc, bundle.lexical_macro_pr_auc
         if not model > lexical:
             raise GateRefusedError(
                 f"version {version} of {self.model} has macro PR-AUC {model:.4f}, the lexical floor "
@@ -247,15 +257,7 @@ class PromotionLog:
 
     def _append(self, client: Any, entry: PromotionEntry) -> PromotionResult:
         """Put an entry in place if no other one has its number, then update MLflow."""
-        content = entry.to_bytes()
-        try:
-            parse_entry(content)
-        except ValueError as error:
-            raise DamagedInputError(
-                f"tags of version {entry.version} of {self.model} are not usable ({error}); register its "
-                "bundle again"
-            ) from error
-        if not put_if_absent(self.folder / entry_name(entry.number), content):
+        if not put_if_absent(self.folder / entry_name(entry.number), entry.to_bytes()):
             found = self.read_files()[entry.number - 1].version
             state = f"another promotion of {self.model} came first: expected champion "
             state += f"{entry.expected_champion}, found {found}; look at `relevance history`"
@@ -273,6 +275,6 @@ def _utc_now() -> str:
 def _user_name() -> str:
     """Return the account's name; its number in a container that has no name for it."""
     try:
-        return getpass.getuser()
+        return getpass.getuser().encode(errors="replace").decode()  # LOGNAME may hold any bytes
     except (KeyError, OSError):
         return f"uid {os.getuid()}"

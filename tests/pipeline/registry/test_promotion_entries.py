@@ -1,6 +1,7 @@
 """Reading a promotion log: every damage is named, and what our own writers leave is not one."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from models.files import temporary_path
 from pipeline.errors import DamagedInputError
 from pipeline.registry.promotion_entries import (
+    BundleTags,
     GateTag,
     PromotionEntry,
     entry_name,
@@ -111,6 +113,19 @@ def plant(name: str) -> Callable[[Path], Any]:
     return lambda folder: (folder / name).write_bytes(FIRST.to_bytes())
 
 
+def replace_file(put: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Return a damage that puts something else in the place of the second entry."""
+
+    def damage(folder: Path) -> None:
+        path = folder / entry_name(2)
+        path.rename(folder.parent / f"{folder.name}.kept")
+        put(path)
+
+    return damage
+
+
+NOT_REGULAR = "entry of the promotion log is not a regular file: {folder}/000002"
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (change_bytes(2, lambda content: content[:20]), "is damaged (Invalid JSON"),
     "empty": (change_bytes(3, lambda content: b""), "is damaged (Invalid JSON"),
@@ -122,6 +137,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "unknown field": (rewrite(3, more=1), "bytes are not those that were recorded"),
     "without a chain": (without(1, "previous_sha256"), "is damaged (previous_sha256: Field required"),
+    "entry that is a folder": (replace_file(Path.mkdir), NOT_REGULAR),
+    "entry that is a pipe": (replace_file(os.mkfifo), NOT_REGULAR),
+    "link to the entry elsewhere": (
+        replace_file(lambda path: path.symlink_to(f"{path.parent}.kept")),
+        NOT_REGULAR,
+    ),
+    "link to nothing": (replace_file(lambda path: path.symlink_to("/nonexistent")), NOT_REGULAR),
+    "link to itself": (replace_file(lambda path: path.symlink_to(path)), NOT_REGULAR),
+    "metric that is no number": (entries(replace(FIRST, macro_pr_auc=float("nan"))), "macro_pr_auc: "),
+    "metric above 1": (entries(replace(FIRST, macro_pr_auc=5.0)), "macro_pr_auc: Input should be less"),
+    "negative floor": (entries(replace(FIRST, lexical_macro_pr_auc=-1.0)), "lexical_macro_pr_auc: Input "),
     "another type": (rewrite(1, version=1), "is damaged (version: Input should be a valid string"),
     "version that is a path": (rewrite(1, version="../1"), "is damaged (version: String should match"),
     "unknown kind": (rewrite(1, kind="demotion"), "is damaged (kind: Input should be 'promotion'"),
@@ -173,6 +199,15 @@ def test_each_damage_of_a_log_is_refused_by_name(tmp_path: Path) -> None:
     assert accepted == []
 
 
+def test_log_folder_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("/nonexistent")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("file", "link", "loop"):
+        with pytest.raises(DamagedInputError, match=f"promotion log is not a folder: .*/{name}; mount or"):
+            read_entries(tmp_path / name)
+
+
 def test_recorded_entry_keeps_its_names() -> None:
     recorded = json.loads(SECOND.to_bytes())
     assert recorded == asdict(SECOND) and recorded["gate"] == {"against": "1", "passed": True, "sha256": "g"}
@@ -185,3 +220,18 @@ def test_recorded_entry_keeps_its_names() -> None:
 def test_altered_gate_tag_is_damaged_input(tag: str) -> None:
     with pytest.raises(DamagedInputError, match="tag gate of the version is damaged"):
         GateTag.from_tags({"gate": tag})
+
+
+def test_tags_that_no_entry_may_record_are_refused() -> None:
+    tags = {"bundle_sha256": "1" * 64, "macro_pr_auc": "0.812345", "lexical_macro_pr_auc": "1"}
+    assert BundleTags.parse(tags) == BundleTags("1" * 64, 0.812345, 1.0)
+    digests = ("", "none", "A" * 64, "1" * 63)
+    numbers = ("", "abc", "nan", "NaN", "inf", "1e999", "-1", "5", "1_0", "0_1", "true", '"0.8"', "[0.8]")
+    for name, values in {
+        "bundle_sha256": digests,
+        "macro_pr_auc": numbers,
+        "lexical_macro_pr_auc": numbers,
+    }.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name}: "):
+                BundleTags.parse({**tags, name: value})

@@ -213,6 +213,22 @@ def move_alias(promotions: Promotions, log: PromotionLog) -> None:
     promotions.client.set_registered_model_alias(log.model, "champion", "3")
 
 
+def lose_all_but_previous_champion(promotions: Promotions, log: PromotionLog) -> None:
+    lose_folder_and_tags(promotions, log)
+    promotions.client.delete_registered_model_alias(log.model, "champion")
+
+
+def lose_tail_with_its_version(promotions: Promotions, log: PromotionLog) -> None:
+    lose_tail(promotions, log)
+    promotions.client.delete_model_version(log.model, "2")
+
+
+def lose_tail_and_damage_tag(promotions: Promotions, log: PromotionLog) -> None:
+    lose_tail(promotions, log)
+    promotions.client.set_model_version_tag(log.model, "2", "promotion", "garbage")
+    promotions.client.set_registered_model_alias(log.model, "champion", "1")
+
+
 LOSSES: dict[Callable[[Promotions, PromotionLog], None], tuple[str, str]] = {
     lose_folder: ("version tags", "lacks the entry that the tag promotion of version 1"),
     lose_folder_and_alias: ("version tags", "lacks the entry that the tag promotion of version 1"),
@@ -220,6 +236,9 @@ LOSSES: dict[Callable[[Promotions, PromotionLog], None], tuple[str, str]] = {
     lose_tail: ("version tags", "lacks the entry that the tag promotion of version 2"),
     alter_tail: ("version tags", "lacks the entry that the tag promotion of version 2"),
     alter_bundle_tag: ("bundle digests", "by its tag and .* by entry 1 of the promotion log"),
+    lose_all_but_previous_champion: ("aliases", "holds no successor of version 1 .* alias previous_champion"),
+    lose_tail_with_its_version: ("aliases", "holds no successor of version 1 .* alias previous_champion"),
+    lose_tail_and_damage_tag: ("version tags", "tag promotion of version 2 .* is damaged: 'garbage'"),
     move_alias: ("aliases", "holds no promotion of version 3 .* delete it in MLflow"),
 }
 
@@ -249,6 +268,7 @@ def test_lost_or_altered_log_is_noticed_by_every_reader(
 def test_new_log_begins_only_where_the_old_one_is_gone(promotions: Promotions, log: PromotionLog) -> None:
     client = promotions.client
     promote(promotions, log, "2", "1")
+    client.set_model_version_tag(log.model, "1", "promotion", "garbage")
     with pytest.raises(ConfigError, match="promotion log is not empty: .*; move the folder away"):
         log.begin(client)
     shutil.rmtree(log.folder)
@@ -270,7 +290,17 @@ def test_versions_copied_with_their_tags_are_no_lost_log(promotions: Promotions,
 
 
 def test_unusable_tags_of_a_version_are_not_recorded(promotions: Promotions, log: PromotionLog) -> None:
-    tags = {**tags_of("2", "1"), "bundle_sha256": "none"}
-    with pytest.raises(DamagedInputError, match="tags of version 2 .* are not usable .bundle_sha256: "):
-        log.promote(promotions.client, "2", tags)
+    for name, value in (("bundle_sha256", "none"), ("macro_pr_auc", "inf"), ("lexical_macro_pr_auc", "")):
+        with pytest.raises(
+            DamagedInputError, match=f"tags of version 2 .* are not usable .{name}: .*; delete"
+        ):
+            log.promote(promotions.client, "2", {**tags_of("2", "1"), name: value}, override="a drill")
     assert [entry.version for entry in log.read(promotions.client)] == ["1"]
+
+
+def test_account_name_of_any_bytes_is_recorded(
+    promotions: Promotions, log: PromotionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ana\udcff")
+    promote(promotions, log, "2", "1")
+    assert log.read(promotions.client)[-1].by == "ana?"
