@@ -51,8 +51,19 @@ def run_gate(config: RunConfig, version: str, against: str, run: CommandRun) -> 
         "against": other,
         "gate": str(path),
         "passed": True,
-        "next": run.suggest("promote", "--version", version),
+        "next": suggest_after_pass(config, version, other, run),
     }
+
+
+def suggest_after_pass(config: RunConfig, version: str, other: str, run: CommandRun) -> str:
+    """Return the next command for a version that passed; only a comparison with the champion promotes it."""
+    entries = PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri))
+    champion = entries[-1].version if entries else None
+    if champion == version:
+        return run.suggest("score")
+    if champion not in (None, other):
+        return run.suggest("evaluate", "--version", version)
+    return run.suggest("promote", "--version", version)
 
 
 def gate_against_champion(config: RunConfig, version: str, run: CommandRun) -> None:

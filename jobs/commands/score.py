@@ -61,11 +61,6 @@ def run_score(
     if logical_date is not None:
         check_day(config.to_score_location, logical_date)
     champion = resolve_champion(config)
-    if champion.registry_error:
-        logger.warning(
-            f"  {champion.registry_error}; using version {champion.version}, the champion by the promotion "
-            "log, whose files are on this machine"
-        )
     with Lease(scores, run.id) as lease:
         lease.check()
         to_do, published = plan_units(

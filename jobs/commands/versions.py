@@ -28,7 +28,7 @@ def run_register(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     if not evaluation_path.is_file():
         raise ConfigError(f"evaluation missing: {evaluation_path}; run `{run.suggest('evaluate')}` first")
     evaluation = read_json_as(evaluation_path, Evaluation.from_json)
-    version = register_version(config, config.run_dir / "bundle", evaluation)
+    version = register_version(config, config.run_dir / "bundle", evaluation, run.id)
     logger.info(f"  {config.registry.model} version {version} is challenger")
     has_champion = bool(PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri)))
     step = ("evaluate", "--version", version) if has_champion else ("promote", "--version", version)

@@ -101,6 +101,12 @@ FAULTS = (
         "free some, then run again",
     ),
     _fault(
+        r"the run \S+ must be in the 'active' state",
+        ConfigError,
+        "has deleted the run",
+        "restore it with `mlflow runs restore --run-id`, then run again",
+    ),
+    _fault(
         r"'active' state|deleted state",
         ConfigError,
         "has deleted the experiment of registry.model",

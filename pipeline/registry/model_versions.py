@@ -6,6 +6,7 @@ The champion is decided by pipeline/registry/promotion_log.py.
 import math
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.registry.provenance import (
     pinned_requirements,
     wheel_sha256,
 )
+from pipeline.registry.run_tracker import COMMAND_TAG
 from pipeline.registry.served_version import BUNDLE_DIR, FILES, LOADER, RecordedVersion
 from pipeline.storage.filesystem import canonical_json, json_sha256, read_json, write_bytes
 
@@ -66,7 +68,7 @@ def register_version(
         passed = data_gate_passed(config.validation_dir)
         tags = _version_tags(bundle.sha256, bundle.description, evaluation.summary, passed)
         tags["promotion_log"] = str(log.folder)
-        tags |= {"relevance_run_id": command_run_id} if command_run_id else {}
+        tags |= {COMMAND_TAG: command_run_id} if command_run_id else {}
         _log_version(config, run_id, bundle_dir, card, tags)
         version = _find_version(client, log, bundle.sha256)
         assert version is not None
@@ -97,12 +99,12 @@ def get_version(client: Any, model: str, version: str) -> Any:
     """Return MLflow's record of a version.
 
     Raises:
-        ConfigError: The version is not registered.
+        ConfigError: The version is not registered, or spelled otherwise than its record.
     """
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_model_version(model, version)
+        record = client.get_model_version(model, version)
     except MlflowException as error:
         if error.error_code not in NOT_FOUND_CODES:
             raise
@@ -110,6 +112,10 @@ def get_version(client: Any, model: str, version: str) -> Any:
             f"version {version} of model {model} is not registered ({error.message}); run `relevance "
             "register` first"
         ) from error
+    # MLflow reads 01 as 1, but reports and folders have the version in their names
+    if str(record.version) != version:
+        raise ConfigError(f"version not valid: {version!r}; write it as {record.version}")
+    return record
 
 
 def check_registered(record: Any) -> None:
@@ -133,8 +139,14 @@ def read_gate_report(record: Any) -> GateReport | None:
     if tag is None:
         return None
     path = _report_path(str(record.version), tag.against)
-    fields = parse_json(mlflow.artifacts.load_text(f"runs:/{record.run_id}/{path}"))
-    report = GateReport.from_json(fields) if json_sha256(fields) == tag.sha256 else None
+    with tempfile.TemporaryDirectory() as folder:
+        source = f"runs:/{record.run_id}/{path}"
+        content = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder)).read_bytes()
+    try:
+        fields = parse_json(content)
+        report = GateReport.from_json(fields) if json_sha256(fields) == tag.sha256 else None
+    except ValueError:
+        report = None
     if report is None or report.to_tag() != tag:
         raise DamagedInputError(
             f"gate report or tag was altered: {path} of MLflow run {record.run_id}; evaluate version "
@@ -242,8 +254,19 @@ def _find_version(client: Any, log: PromotionLog, sha256: str) -> str | None:
         named = promoted | {str(version) for version in aliases.values()}
         for other in versions[1:]:
             if other not in named:
-                client.delete_model_version(log.model, other)
+                _delete_version(client, log.model, other)
     return versions[0] if versions else None
+
+
+def _delete_version(client: Any, model: str, version: str) -> None:
+    """Delete a version, unless another process was faster."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_model_version(model, version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def _report_path(version: str, against: str) -> str:

@@ -1,8 +1,10 @@
 """Files of registered versions on this machine: downloaded once, and again if they are damaged."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from models.files import publish_dir, remove_tree, sync_tree, temporary_path
 from pipeline.config.run import RunConfig
@@ -31,7 +33,6 @@ class VersionFiles:
     version: str
     bundle_dir: Path
     bundle_sha256: str
-    registry_error: str = ""  # why the registry did not answer; empty: it did
 
     @property
     def folder(self) -> Path:
@@ -84,7 +85,12 @@ def find_champion(config: RunConfig) -> VersionFiles | None:
         files = _version_files(config, version, sha256)
         damage = _find_damage(files)
         if not damage and config.registry.use_fetched_champion:
-            return replace(files, registry_error=str(error))
+            logger.warning(
+                "  %s; using version %s, the champion by the promotion log, whose files are on this machine",
+                error,
+                version,
+            )
+            return files
         name = f"version {version} of {config.registry.model}, the champion by the promotion log"
         if not damage:
             problem = "is not used without it (registry.use_fetched_champion)"
@@ -130,7 +136,9 @@ def _fetch_bundle(config: RunConfig, version: str, sha256: str) -> VersionFiles:
             (staged / "data").mkdir(exist_ok=True)
             (staged / FILES).rename(staged / "data" / FILES)
         sync_tree(staged)
-        publish_dir(staged, files.folder)
+        with FileLock(files.folder.parent / ".lock"):
+            if _find_damage(files):  # else another command was faster, and may be reading
+                publish_dir(staged, files.folder)
     finally:
         remove_tree(staged)
     if damage := _find_damage(files):

@@ -81,6 +81,18 @@ def test_deleted_experiment_is_refused_with_the_remedy(database: Path, tmp_path:
         create_run(client, config)
 
 
+def test_deleted_run_is_refused_with_the_remedy(database: Path, tmp_path: Path) -> None:
+    config = _config_at(tmp_path, database, model="runs")
+    client = connect_mlflow(config.tracking_uri)
+    run_id = create_run(client, config)
+    client.delete_run(run_id)
+    with (
+        pytest.raises(ConfigError, match=f"has deleted the run .*{run_id}.*`mlflow runs restore --run-id`"),
+        translate_mlflow_errors(config.tracking_uri),
+    ):
+        client.log_metric(run_id, "loss", 1.0)
+
+
 def test_run_of_a_folder_with_any_name_is_found(database: Path, tmp_path: Path) -> None:
     config = _config_at(tmp_path / ODD_FOLDER, database, model="odd")
     client = connect_mlflow(config.tracking_uri)

@@ -1,11 +1,18 @@
-"""Versions that `relevance register` made, by their tags."""
+"""Versions that `relevance register` made, by their tags, spelling, duplicates and gate reports."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
-from pipeline.errors import ConfigError
-from pipeline.registry.model_versions import REQUIRED_TAGS, check_registered
+from pipeline.errors import ConfigError, DamagedInputError
+from pipeline.registry import model_versions
+from pipeline.registry.model_versions import REQUIRED_TAGS, check_registered, get_version, read_gate_report
 
 
 @pytest.mark.parametrize("missing", sorted(REQUIRED_TAGS))
@@ -16,3 +23,53 @@ def test_version_without_one_of_its_tags_is_refused(missing: str) -> None:
     del tags[missing]
     with pytest.raises(ConfigError, match="was not made by `relevance register`"):
         check_registered(SimpleNamespace(version="1", name="planted", tags=tags))
+
+
+class Client:
+    """A client of a store with versions 1 to 3 of one bundle."""
+
+    def __init__(self) -> None:
+        self.versions = ["1", "2", "3"]
+
+    def get_model_version(self, model: str, version: str) -> Any:
+        return SimpleNamespace(version=str(int(version)), name=model)
+
+    def search_model_versions(self, query: str) -> list[Any]:
+        return [SimpleNamespace(version=version) for version in self.versions]
+
+    def get_registered_model(self, model: str) -> Any:
+        return SimpleNamespace(aliases={})
+
+    def delete_model_version(self, model: str, version: str) -> None:
+        """Delete a version, after another process did so."""
+        self.versions.remove(version)
+        raise MlflowException("not found", RESOURCE_DOES_NOT_EXIST)
+
+
+def test_version_in_another_spelling_is_refused() -> None:
+    """MLflow reads each of these as 1."""
+    assert get_version(Client(), "planted", "1").version == "1"
+    for spelling in ("01", "+1", " 1", "\uff11"):
+        with pytest.raises(ConfigError, match="version not valid: .*; write it as 1"):
+            get_version(Client(), "planted", spelling)
+
+
+def test_duplicate_that_another_process_deleted_is_no_error() -> None:
+    client = Client()
+    log = SimpleNamespace(model="planted", read=lambda client: [])
+    assert model_versions._find_version(client, log, "d" * 64) == "1"
+    assert client.versions == ["1"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"passed":', b"[]", b'{"a":1,"a":1}', b'{"a":NaN}', b"\xff"])
+def test_gate_report_that_is_no_json_is_damaged_input(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "report.json").write_bytes(content)
+    monkeypatch.setattr(
+        mlflow.artifacts, "download_artifacts", lambda uri, dst_path: str(tmp_path / "report.json")
+    )
+    tag = json.dumps({"against": "1", "passed": True, "sha256": "0" * 64})
+    record = SimpleNamespace(version="2", run_id="run", tags={"gate": tag})
+    with pytest.raises(DamagedInputError, match="gate report or tag was altered: gate/version-2-against-1"):
+        read_gate_report(record)

@@ -95,7 +95,23 @@ def test_damaged_files_are_fetched_once_more(registry: Registry) -> None:
         stored = {path.name: path.read_bytes() for path in registry.stored.rglob("*") if path.is_file()}
         files = {path.name: path.read_bytes() for path in fetched.folder.rglob("*") if path.is_file()}
         assert files == stored, name
-    assert [path.name for path in fetched.folder.parent.iterdir()] == [fetched.folder.name]
+    assert {path.name for path in fetched.folder.parent.iterdir()} <= {fetched.folder.name, ".lock"}
+
+
+def test_files_that_another_command_fetched_meanwhile_are_kept(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner: list[int] = []
+    download = registry.download
+
+    def download_while_another_command_does(source: str, dst_path: str) -> str:
+        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+        inner.append(fetch_version(registry.config, "1").folder.stat().st_ino)
+        return download(source, dst_path)
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download_while_another_command_does)
+    folder = fetch_version(registry.config, "1").folder
+    assert [folder.stat().st_ino] == inner and registry.downloads == 2
 
 
 def test_version_of_the_first_layout_is_fetched(registry: Registry) -> None:
@@ -116,12 +132,15 @@ def test_version_damaged_in_the_registry_is_used_once_it_is_repaired(registry: R
         fetch_version(registry.config, "1")
 
 
-def test_damaged_champion_waits_for_the_registry(registry: Registry) -> None:
+def test_damaged_champion_waits_for_the_registry(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
     champion = find_champion(registry.config)
     assert champion is not None
     registry.is_up = False
     offline = find_champion(registry.config)
-    assert offline is not None and offline.registry_error == "registry does not answer"
+    assert offline == champion
+    assert caplog.text.count("registry does not answer; using version 1, the champion by the promotion") == 1
     cut(champion.bundle_dir / "weights.safetensors")
     with pytest.raises(RetryableError, match="is damaged here .*weights.safetensors does not match"):
         find_champion(registry.config)
