@@ -18,7 +18,7 @@ BUCKET_SETTINGS = "data.to_score and scoring.scores"  # the settings that take a
 
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
-DATABRICKS = ("databricks", "databricks-uc")  # also without ://
+DATABRICKS = "databricks"  # also without ://
 
 SQLITE_PREFIX = "sqlite:///"
 SQLITE_SPECIAL = "%?"  # SQLAlchemy decodes the one and cuts at the other, MLflow does neither
@@ -70,7 +70,7 @@ def parse_tracking_uri(uri: str) -> str:
         ValueError: MLflow has no store for the URI.
     """
     scheme, separator, rest = uri.partition("://")
-    if not separator and uri not in DATABRICKS:
+    if not separator and uri != DATABRICKS:
         raise ValueError(
             f"it is not a URI of MLflow; write http://HOST:PORT for a server, or {SQLITE_PREFIX}FILE for a "
             "database in a file"
@@ -80,7 +80,7 @@ def parse_tracking_uri(uri: str) -> str:
         _check_server(uri)
     elif dialect == "sqlite":
         return _parse_sqlite(uri)
-    elif dialect not in (*DATABASE_SCHEMES, *DATABRICKS, *_installed_stores()):
+    elif dialect not in (*DATABASE_SCHEMES, DATABRICKS, *_installed_stores()):
         known = ", ".join(f"{name}://" for name in (*SERVER_SCHEMES, *DATABASE_SCHEMES))
         raise ValueError(f"MLflow has no store of scheme {scheme}; use {known} or databricks")
     elif any(character.isspace() for character in rest):

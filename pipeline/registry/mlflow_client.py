@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.paths import DATABASE_SCHEMES
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.registry.embedded_database import create_embedded_database
-from pipeline.registry.mlflow_errors import translate_mlflow_errors
+from pipeline.registry.mlflow_errors import translate_connect_errors
 from pipeline.registry.mlflow_internals import limit_database_retries
 from pipeline.runtime.waiting import announce_wait
 from pipeline.uris import hide_credentials
@@ -16,12 +17,13 @@ def connect_mlflow(tracking_uri: str) -> Any:
     """Return an MLflow client of a store that answers.
 
     Raises:
-        RelevanceError: The errors of `translate_mlflow_errors`.
+        RelevanceError: The errors of `translate_connect_errors`.
     """
     import mlflow
 
     place = f"MLflow at {hide_credentials(tracking_uri)}"
-    with translate_mlflow_errors(tracking_uri), announce_wait(f"{place} to answer"):
+    with translate_connect_errors(tracking_uri), announce_wait(f"{place} to answer"):
+        _check_database_uri(tracking_uri)
         limit_database_retries()
         create_embedded_database(tracking_uri)
         # For the whole process: model URIs and artifacts are resolved through the global setting only.
@@ -53,6 +55,28 @@ def read_metric_history(client: Any, run_id: str, name: str) -> list[tuple[float
     """Return (step, value) of a metric of a run, sorted by step."""
     history = client.get_metric_history(run_id, name)
     return sorted((float(metric.step), float(metric.value)) for metric in history)
+
+
+def _check_database_uri(tracking_uri: str) -> None:
+    """Raise the library's error for the URI of a database that no driver can open.
+
+    It is called before MLflow, which asks some drivers again and again, and makes an sqlite file without
+    the driver that the URI names. No connection is made.
+
+    Raises:
+        ConfigError: The driver is asynchronous.
+    """
+    from sqlalchemy import create_engine, make_url
+
+    if tracking_uri.partition("://")[0].partition("+")[0] not in DATABASE_SCHEMES:
+        return
+    url = make_url(tracking_uri)
+    if url.get_dialect().is_async:
+        raise ConfigError(
+            f"MLflow cannot use the asynchronous driver {url.get_driver_name()}; write "
+            f"{url.get_backend_name()}:// in registry.tracking_uri"
+        )
+    create_engine(url).dispose()
 
 
 def _ensure_experiment(client: Any, config: RunConfig) -> str:

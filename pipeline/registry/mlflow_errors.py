@@ -16,11 +16,12 @@ from pipeline.uris import hide_credentials
 
 MAX_ERROR_CHARS = 300
 
-# packages that MLflow and SQLAlchemy import for some addresses, and what to install for them
+# modules that MLflow and SQLAlchemy import for some addresses, and what to install for them
 DRIVERS = {
     "psycopg": "psycopg[binary], or write postgresql+psycopg2:// for psycopg2",
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient, or write mysql+pymysql:// for pymysql",
+    "mysql": "mysql-connector-python",
     "pymysql": "pymysql",
     "pyodbc": "pyodbc",
     "boto3": "boto3",
@@ -63,6 +64,19 @@ FAULTS = (
         ConfigError,
         "refuses the account",
         "correct the account of the database",
+    ),
+    _fault(
+        r"databricks credential configuration failed",
+        ConfigError,
+        "has no credentials",
+        "run `databricks auth login`, or set DATABRICKS_HOST and DATABRICKS_TOKEN",
+    ),
+    _fault(  # words of SQLAlchemy and of libpq
+        r"can't load plugin|could not parse sqlalchemy url|"
+        r"invalid (?:dsn|port number|connection option|integer value|\w+ value)",
+        ConfigError,
+        "has a URI that is not valid",
+        "correct registry.tracking_uri",
     ),
     _fault(
         r"database schema|can't locate revision",
@@ -148,6 +162,31 @@ def translate_mlflow_errors(tracking_uri: str) -> Iterator[None]:
         raise failure from error
 
 
+@contextlib.contextmanager
+def translate_connect_errors(tracking_uri: str) -> Iterator[None]:
+    """Turn errors of connecting into errors with a remedy.
+
+    Every package that is missing here belongs to the URI, and so does an option that a driver cannot use.
+
+    Raises:
+        ConfigError: A package is missing, or a library cannot use the URI.
+        RelevanceError: The errors of `translate_mlflow_errors`.
+    """
+    place = f"MLflow at {hide_credentials(tracking_uri)}"
+    try:
+        with translate_mlflow_errors(tracking_uri):
+            yield
+    except (ImportError, TypeError, ValueError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise ConfigError(f"{place} needs a package; install {error.name}") from error
+        reason = _shorten(hide_credentials(str(error)))
+        if isinstance(error, ImportError):
+            problem = f"needs a package that cannot be loaded ({reason}); install it again"
+        else:
+            problem = f"has a URI that is not valid ({reason}); correct registry.tracking_uri"
+        raise ConfigError(f"{place} {problem}") from error
+
+
 def _translate(error: Exception, place: str) -> RelevanceError | None:
     """Return the error for the user; None for an error that is not of MLflow."""
     if isinstance(error, ModuleNotFoundError):
@@ -164,7 +203,7 @@ def _translate(error: Exception, place: str) -> RelevanceError | None:
     for fault in FAULTS:
         if fault.pattern.search(str(error)):
             return fault.kind(f"{place} {fault.state} ({reason}); {fault.cure}")
-    if getattr(error, "error_code", None) in PERMANENT_CODES or isinstance(error, ValueError):
+    if getattr(error, "error_code", None) in PERMANENT_CODES or isinstance(error, _permanent_classes()):
         return ConfigError(
             f"{place} refuses the request ({reason}); correct the config, or set registry.tracking_uri to "
             "the store that has it"
@@ -182,6 +221,12 @@ def _error_classes() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return MlflowException, RequestException, SQLAlchemyError, CommandError, sqlite3.Error
+
+
+def _permanent_classes() -> tuple[type[Exception], ...]:
+    from sqlalchemy.exc import ArgumentError
+
+    return ArgumentError, ValueError  # of requests: a URL that is not valid, an answer that is not JSON
 
 
 def _shorten(text: str) -> str:

@@ -99,6 +99,7 @@ TRACKING_URIS: Mapping[str, str] = {
     "sqlite://": "names no file",
     "sqlite:////a/50%20off/x.db": "with % is not possible",
     "sqlite:////$HOME/x.db": "has a \\$",
+    "databricks-uc": "write http://HOST:PORT",
     "": "write http://HOST:PORT",
 }
 

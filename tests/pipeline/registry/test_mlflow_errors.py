@@ -1,5 +1,6 @@
 """Errors of the tracking store are one sentence of the right kind, and quick."""
 
+import re
 import shutil
 import sqlite3
 import time
@@ -12,7 +13,7 @@ from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.registry.mlflow_client import connect_mlflow, create_run, find_run
-from pipeline.registry.mlflow_errors import translate_mlflow_errors
+from pipeline.registry.mlflow_errors import translate_connect_errors, translate_mlflow_errors
 from tests.support.planted import planted_config
 
 ODD_FOLDER = "a b#é'\"&[x]{y}$z"
@@ -67,9 +68,43 @@ def test_database_in_an_unusable_place_is_a_config_error(tmp_path: Path) -> None
     assert isinstance(_failure_at(f"sqlite:///{tmp_path}/folder.db"), ConfigError)
 
 
-def test_missing_driver_is_named() -> None:
-    failure = _failure_at("mysql://alice@127.0.0.1:9/mlflow")
-    assert isinstance(failure, ConfigError) and "install mysqlclient" in str(failure)
+WRONG_URIS = {
+    "mysql://alice@127.0.0.1:9/mlflow": "install mysqlclient",
+    "mysql+mysqlconnector://h/d": "install mysql-connector-python",
+    "postgresql+pg8000://h/d": "install pg8000",
+    "mssql+pymssql://h/d": "install pymssql",
+    "mysql+foo://h/d": r"URI that is not valid \(Can't load plugin: \S+mysql.foo\)",
+    "mysql+a.b://h/d": "URI that is not valid",
+    "postgresql+psycopg2://u@h:abc/d": "URI that is not valid .*'abc'",
+    "postgresql+psycopg2://u@[h/d": "URI that is not valid",
+    "postgresql+psycopg2://u@127.0.0.1:99999/d": "URI that is not valid .*99999",
+    "postgresql+asyncpg://h/d": "asynchronous driver asyncpg; write postgresql://",
+    "sqlite+aiosqlite:///{}": "asynchronous driver aiosqlite; write sqlite://",
+    "sqlite+pysqlcipher:///{}": "install pysqlcipher3",
+    "sqlite:///{}?timeout=x": "URI that is not valid",
+    "databricks": "has no credentials .*`databricks auth login`",
+    "databricks://profile": "has no credentials",
+}
+
+
+def test_uris_that_no_driver_can_open_are_config_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "none"))
+    wrong = {}
+    for uri, message in WRONG_URIS.items():
+        failure = _failure_at(uri.format(tmp_path / "x.db"))
+        if not isinstance(failure, ConfigError) or not re.search(message, str(failure)):
+            wrong[uri] = repr(failure)
+    assert not wrong
+    assert not list(tmp_path.iterdir()), "a database without its driver"
+
+
+def test_errors_while_connecting_blame_the_uri() -> None:
+    broken = ImportError("no pq wrapper available"), TypeError("unexpected keyword argument 'foo'")
+    for error in (*broken, ModuleNotFoundError("No module named 'x'", name="x")):
+        with pytest.raises(ConfigError, match="URI|package"), translate_connect_errors("http://host"):
+            raise error
 
 
 def test_deleted_experiment_is_refused_with_the_remedy(database: Path, tmp_path: Path) -> None:
@@ -116,6 +151,9 @@ TEXTS = [
     ("SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]')", ConfigError),
     ("API request to endpoint /x failed with error code 404 != 200", ConfigError),
     ("The experiment 3 must be in the 'active' state.", ConfigError),
+    ('invalid dsn: invalid connection option "foo"', ConfigError),
+    ('invalid integer value "x" for connection option "connect_timeout"', ConfigError),
+    ('invalid sslmode value: "x"', ConfigError),
     ("database or disk is full", RetryableError),
     ("database is locked", RetryableError),
     ("connection refused", RetryableError),
