@@ -39,9 +39,14 @@ EXPERTS_PER_TOKEN = re.compile(r"num_experts_per_tok(en)?|moe_(topk|top_k|k)")
 ROUTER_GROUPS = re.compile(r"n_group|num_expert_group")
 
 
-def shrink_config(config: Any) -> Any:
-    """Return a config of the same class and depth with small widths, vocabulary and numbers of experts."""
-    return type(config).from_dict(_ConfigShrinker(config).settings())
+def shrink_config(config: Any, keep_widths: bool = False) -> Any:
+    """Return a config of the same class and depth with small widths, vocabulary and numbers of experts.
+
+    Args:
+        config: The config of a model.
+        keep_widths: Keep widths and numbers of heads, whose relations are then certainly kept.
+    """
+    return type(config).from_dict(_ConfigShrinker(config, keep_widths).settings())
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class _ConfigShrinker:
     """Shrinks a config, or a config nested in it."""
 
     config: Any
+    keep_widths: bool
 
     def settings(self, divisors: tuple[int, int] | None = None) -> dict[str, Any]:
         """Return the settings of the small config.
@@ -65,6 +71,8 @@ class _ConfigShrinker:
 
     def _divisors(self, full: dict[str, Any]) -> tuple[int, int]:
         """Return the divisors of head widths and of head counts, each a power of two."""
+        if self.keep_widths:
+            return 1, 1
         blocks = [full, *self._parts(full)]
         counts = [count for block in blocks for count in _integers_of(block, HEAD_COUNT) if count > 1]
         widths = [width for block in blocks for width in _integers_of(block, HEAD_WIDTH) if width > 0]
@@ -86,7 +94,7 @@ class _ConfigShrinker:
             if not isinstance(value, dict):  # reading a setting that differs by layer raises an error
                 continue
             inner = getattr(self.config, name, None)
-            if hasattr(inner, "to_dict") and _ConfigShrinker(inner).is_part():
+            if hasattr(inner, "to_dict") and _ConfigShrinker(inner, self.keep_widths).is_part():
                 yield value
 
     def is_part(self) -> bool:
@@ -104,7 +112,7 @@ class _ConfigShrinker:
     ) -> Any:
         """Return the small value of a setting."""
         if isinstance(value, dict) and hasattr(inner := getattr(self.config, name), "to_dict"):
-            nested = _ConfigShrinker(inner)
+            nested = _ConfigShrinker(inner, self.keep_widths)
             return nested.settings((width_divisor, count_divisor) if nested.is_part() else None)
         if name in ("rope_parameters", "rope_scaling") and value:
             return _shrink_rope(value, width_divisor)

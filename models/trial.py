@@ -160,21 +160,28 @@ def try_adapters(folder: Path, config: AdapterConfig) -> None:
 
 
 def _build_trial(folder: Path, config: AdapterConfig) -> Trial | None:
-    """Return a trial whose trunk runs without adapters; log a warning and return None if none does."""
-    try:
-        trunk = build_small_trunk(folder, MAX_PARAMETERS)
-        find_targets(trunk, config)
-        _add_random(trunk.parameters())
-        pooling = trunk_pooling(trunk)
-        ids_BS, mask_BS, _ = _rows(trunk)
-        with torch.no_grad():
-            width = trunk_states(trunk, ids_BS, mask_BS, pooling).shape[-1]
-        return Trial(trunk, pooling, width)
-    except Exception as error:  # anything may go wrong in a model of unusual widths
-        logger.warning(
-            f"  adapters are not tried before workers start: no small model ({_error_line(error)})"
-        )
-        return None
+    """Return a trial whose trunk runs without adapters; log a warning and return None if none does.
+
+    Small widths may break a relation between the sizes of a model. Then the widths of the folder are tried.
+    """
+    errors = []
+    for keep_widths in (False, True):
+        try:
+            trunk = build_small_trunk(folder, MAX_PARAMETERS, keep_widths)
+            find_targets(trunk, config)
+            _add_random(trunk.parameters())
+            pooling = trunk_pooling(trunk)
+            ids_BS, mask_BS, _ = _rows(trunk)
+            with torch.no_grad():
+                width = trunk_states(trunk, ids_BS, mask_BS, pooling).shape[-1]
+            return Trial(trunk, pooling, width)
+        except Exception as error:  # anything may go wrong in a model of unusual widths
+            errors.append(_error_line(error))
+    logger.warning(
+        f"  adapters are not tried before workers start: no small model ({errors[0]}; with its own widths: "
+        f"{errors[1]})"
+    )
+    return None
 
 
 def _check_trainable(trial: Trial) -> None:

@@ -35,13 +35,13 @@ def check_no_logits(trunk: Any, folder: Path) -> None:
         )
 
 
-def build_small_trunk(folder: Path, max_parameters: int) -> Any:
-    """Build a random trunk of a folder's architecture and depth with small widths.
+def build_small_trunk(folder: Path, max_parameters: int, keep_widths: bool = False) -> Any:
+    """Build a random trunk of a folder's architecture and depth with small widths, or with its own widths.
 
     Raises:
         ValueError: The trunk has more than `max_parameters`.
     """
-    small_config = shrink_config(read_trunk_config(folder))
+    small_config = shrink_config(read_trunk_config(folder), keep_widths)
     with torch.device("meta"):
         total = sum(parameter.numel() for parameter in _build_trunk(small_config).parameters())
     if total > max_parameters:

@@ -30,6 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {  # published models with unusual relation
     "mixtral": {},
     "bamba": {},
     "gemma3": {},
+    "gemma4_text": {"num_hidden_layers": 12, "num_kv_shared_layers": 6},  # sizes that differ by layer
     "modernbert": {},
     "deberta-v2": {},
     "dbrx": {

@@ -13,6 +13,7 @@ from models.adapters.mtl_lora import MTLLoRAConfig
 from models.config import AdapterConfig
 from models.folder_checks import BackboneUnavailableError
 from models.trial import AdapterTrialError, shortest_suffix, try_adapters
+from models.trunks import build_small_trunk
 
 UNUSUAL: dict[str, dict[str, Any]] = {  # of published models
     "dbrx": {  # settings of heads and experts in nested configs
@@ -161,6 +162,23 @@ def test_architecture_without_a_small_model_is_not_refused(
     with caplog.at_level(logging.WARNING):
         try_adapters(write_config(tmp_path, "opt"), MTLLoRAConfig(target_modules=ALL))
     assert "not tried before workers start: no small model (its small model has" in caplog.text
+
+
+def test_own_widths_are_tried_where_small_ones_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("models.shrinking._ConfigShrinker.is_part", lambda _: False)
+    monkeypatch.setitem(UNUSUAL["dbrx"], "d_model", 768)
+    monkeypatch.setitem(UNUSUAL["dbrx"]["ffn_config"], "ffn_hidden_size", 128)
+    folder = write_config(tmp_path, "dbrx")
+    with pytest.raises(RuntimeError, match="must match"):
+        build_small_trunk(folder, 10**9)(torch.arange(5, 9)[None])
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(AdapterTrialError, match=r"blocks\.\*\.ffn\.router\.layer cannot be trained"),
+    ):
+        try_adapters(folder, MTLLoRAConfig(target_modules=ALL))
+    assert not caplog.records
 
 
 def test_trial_keeps_random_state_and_threads(tmp_path: Path) -> None:
