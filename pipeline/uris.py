@@ -18,8 +18,9 @@ HIDDEN = "***"
 
 _SCHEME = re.compile(r"[^\s@/\\]{2,}:[/\\]{1,2}")  # a slash may be missing; one letter is a drive
 _SQLITE_FILE = re.compile(r"sqlite(\+\w+)?:///", re.IGNORECASE)  # a path follows, which has no account
+# from the start of a word alone, or a long word takes minutes
 # a quote ends the URI where a blank, a mark of lists or nothing follows
-_URI_IN_TEXT = re.compile(r"[A-Za-z][\w+.-]*://(?:[^\s'\"]|['\"](?![\s,;)\]}]|$))+")
+_URI_IN_TEXT = re.compile(r"(?<![\w+.-])[\w+.-]+://(?:[^\s'\"]|['\"](?![\s,;)\]}]|$))+")
 _SEPARATOR = re.compile(r"([?&;#])")  # of the fields of queries, fragments and ODBC settings
 _FIELD_NAME = re.compile(r"[\w.\s-]+")
 _AROUND_VALUE = " \t\r\n'\"{}"

@@ -1,5 +1,7 @@
 """Accounts and secrets in URIs are found in every spelling, and nothing else is taken for one."""
 
+import time
+
 from pipeline.uris import hide_argument, hide_credentials, holds_credentials
 
 VALUES_WITH = (
@@ -117,3 +119,11 @@ def test_arguments_keep_their_name_alone() -> None:
         assert "PW" not in hide_argument(uri) and "PW" not in hide_argument(f"{uri}=1"), uri
     for text in ("--config", "a.yaml", "optimizer.learning_rate=1e-4", *VALUES_WITHOUT):
         assert hide_argument(text) == text
+
+
+def test_long_texts_are_read_within_a_second() -> None:
+    for text in ("x" * 300_000, "x:" * 150_000, "http://" * 20_000, "http://h?" + "token=" * 20_000):
+        started_s = time.process_time()
+        hide_credentials(text)
+        holds_credentials(text, "prose")
+        assert time.process_time() - started_s < 1, text[:20]
