@@ -74,9 +74,15 @@ def read_catalogue(root: Path) -> dict[str, Partition] | None:
     """Return the files of the data folder `root` by path; None without a catalogue.
 
     Raises:
-        DamagedInputError: The file is not a catalogue.
+        DamagedInputError: The file is not a catalogue, or not a file: behind a link that leads nowhere all
+            files would be read unverified.
     """
     path = root / CATALOGUE
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise DamagedInputError(
+            f"{path} is a symbolic link or no file; put the catalogue itself there, or delete it, and all "
+            "files are read as they are"
+        )
     try:
         return parse_catalogue(path.read_bytes(), str(path))
     except FileNotFoundError:

@@ -132,6 +132,22 @@ def test_damaged_catalogue_stops_the_import_before_rows_change(tmp_path: Path) -
             find_files(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["link", "dangling link", "folder"])
+def test_catalogue_that_is_no_file_is_not_an_absent_one(tmp_path: Path, kind: str) -> None:
+    publish_tables(tmp_path / "data", one=equal_rows(1))
+    path = tmp_path / "data" / "catalogue.json"
+    path.rename(tmp_path / "moved.json")
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / ("moved.json" if kind == "link" else "absent.json"))
+    for read in (find_files, lambda root: publish_tables(root, two=equal_rows(1))):
+        with pytest.raises(
+            DamagedInputError, match="catalogue.json is a symbolic link or no file; .* delete it"
+        ):
+            read(tmp_path / "data")
+
+
 def test_import_says_that_it_waits_for_another_and_gives_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
