@@ -36,7 +36,7 @@ from pipeline.encoding.encoded_dataset import (
 from pipeline.encoding.encoder import ENCODER_VERSION, Encoder
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.waiting import announce_wait
+from pipeline.runtime.waiting import hold_lock
 from pipeline.storage.filesystem import json_sha256, safe_join
 
 BATCH_ROWS = 8_192  # bounds the texts and id lists that are Python objects at a time
@@ -85,14 +85,10 @@ def publish_encoded(plan: EncodingPlan, run_dir: Path, progress: Progress) -> Pa
         ConfigError: The tokenizer or a template is unusable, or the folder is a link.
         RetryableError: A worker died, or the rows changed during the encoding.
     """
-    from filelock import FileLock
-
     root = safe_join(run_dir, "cache", "encoded")  # whose other entries are removed
     key = encoding_key(plan)
     root.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        with announce_wait(f"another process that encodes rows in {root}"):
-            stack.enter_context(FileLock(root / ".lock"))
+    with hold_lock(root / ".lock", f"another process that encodes rows in {root}"):
         if is_intact(root / key):
             return root / key
         staged = temporary_path(root / key)

@@ -1,10 +1,11 @@
-"""Log messages about waits of more than a few seconds."""
+"""Locks of files, and log messages about waits of more than a few seconds."""
 
 import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,17 @@ def announce_wait(
     finally:
         ended.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, reason: str) -> Iterator[None]:
+    """Hold the lock of a file, which is created; log a long wait for its holder, as `announce_wait` does."""
+    from filelock import FileLock
+
+    with contextlib.ExitStack() as stack:
+        with announce_wait(reason):
+            stack.enter_context(FileLock(path))
+        yield
 
 
 def _announce(

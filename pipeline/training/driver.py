@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
-
 from models.backbone import resolve_folder
 from models.files import remove_tree
 from pipeline.config.run import RunConfig
@@ -23,7 +21,7 @@ from pipeline.runtime.ray_internals import disable_sigint_handler
 from pipeline.runtime.ray_metrics import MetricTags
 from pipeline.runtime.ray_resources import format_resources, free_resources
 from pipeline.runtime.run_log import RunLog
-from pipeline.runtime.waiting import announce_wait
+from pipeline.runtime.waiting import announce_wait, hold_lock
 from pipeline.storage.filesystem import write_bytes
 from pipeline.training.checkpoint import find_newest_checkpoint
 from pipeline.training.checkpoint_folder import log_damaged
@@ -88,7 +86,7 @@ def run_training(
     gauges = TrainingGauges(MetricTags(config.name, log.run_id if log else ""))
     # `relevance status`, possibly in another container, checks whether `active` is locked
     with (
-        FileLock(plan.dir / "active"),
+        hold_lock(plan.dir / "active", f"an earlier training in {plan.dir} to end"),
         EventFollower(plan.event_log_path, [gauges, listener]),
         stop_on_signals(stop),
     ):

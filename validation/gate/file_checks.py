@@ -28,6 +28,7 @@ from pipeline.errors import (
     RetryableError,
     summarize_error,
 )
+from pipeline.runtime.waiting import hold_lock
 from pipeline.schema import COLUMNS, is_convertible, schema_differences
 from pipeline.storage.filesystem import cached_sha256, file_stamp, json_sha256, read_json, write_json
 from validation.gate.row_checks import KEY_SCHEMA, REASON_SCHEMA, RowExample, RowScan
@@ -98,8 +99,6 @@ def check_file(job: FileJob) -> FileVerdict:
     Raises:
         RetryableError: The file changed meanwhile.
     """
-    from filelock import FileLock
-
     try:
         stamp = file_stamp(job.path)
         sha256 = cached_sha256(job.path)
@@ -110,7 +109,7 @@ def check_file(job: FileJob) -> FileVerdict:
     folder = job.work_dir / _cache_key(job, sha256)
     job.work_dir.mkdir(parents=True, exist_ok=True)
     # a file of the same bytes may be checked at the same time
-    with FileLock(job.work_dir / f".{folder.name}.lock"):
+    with hold_lock(job.work_dir / f".{folder.name}.lock", f"another process that checks {job.path}"):
         if not is_complete(folder):
             remove_tree(folder)
             staged = temporary_path(folder)

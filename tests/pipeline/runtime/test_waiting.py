@@ -1,11 +1,15 @@
 """Messages about long waits."""
 
+import re
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from pipeline.runtime import waiting
-from pipeline.runtime.waiting import announce_wait
+from pipeline.runtime.waiting import announce_wait, hold_lock
+from tests.support.places import ROOT
 
 
 @pytest.fixture
@@ -51,3 +55,33 @@ def test_failure_of_a_reason_does_not_reach_the_waiter(quick, caplog):
 
     with caplog.at_level("DEBUG"), announce_wait(reason):
         wait_for(lambda: "cannot be described" in caplog.text)
+
+
+def test_wait_for_the_holder_of_a_lock_is_announced(quick, caplog, tmp_path):
+    def hold():
+        with hold_lock(tmp_path / "lock", "nobody"):
+            held.set()
+            wait_for(lambda: caplog.messages)
+
+    held = threading.Event()
+    holder = threading.Thread(target=hold)
+    with caplog.at_level("INFO"):
+        holder.start()
+        assert held.wait(10)
+        with hold_lock(tmp_path / "lock", "another process"):
+            holder.join()
+    assert "waiting for another process (" in caplog.messages[0]
+
+
+def test_locks_are_waited_for_aloud_or_not_for_ever():
+    sources = [
+        path
+        for package in ("models", "pipeline", "validation", "jobs")
+        for path in (ROOT / package).rglob("*.py")
+    ]
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in sources
+        if re.search(r"FileLock\((?!.*timeout=)", path.read_text()) and path != Path(waiting.__file__)
+    ]
+    assert silent == []
