@@ -187,17 +187,18 @@ def check_names(
     if missing := sorted({*entries} - {*sizes}):
         return DamagedInputError(_message("files of the catalogue are missing", missing, where))
     if changed := [name for name in sizes if entries[name].bytes != sizes[name]]:
-        return DamagedInputError(_message("files differ from the catalogue", changed, where))
+        return content_differs(changed, where)
     return None
 
 
 def _check_contents(root: Path, entries: Mapping[str, Partition]) -> DamagedInputError | None:
     changed = [name for name, entry in entries.items() if cached_sha256(root / name) != entry.sha256]
-    return (
-        DamagedInputError(_message("files differ from the catalogue", changed, str(root)))
-        if changed
-        else None
-    )
+    return content_differs(changed, str(root)) if changed else None
+
+
+def content_differs(names: Sequence[str], where: str) -> DamagedInputError:
+    """Return the error for files that do not have the content that the catalogue of a data place lists."""
+    return DamagedInputError(_message("files differ from the catalogue", names, where))
 
 
 def _message(problem: str, names: Sequence[str], where: str) -> str:

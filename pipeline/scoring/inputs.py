@@ -4,22 +4,29 @@ A file that changes after the run was planned is refused.
 """
 
 import contextlib
+import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from pipeline.config.tasks import Task, check_known_task
-from pipeline.data.catalog import check_names, logical_name, parse_catalogue
+from pipeline.data.catalog import Partition, check_names, content_differs, logical_name, parse_catalogue
 from pipeline.data.data_files import CATALOGUE, PREFIX, sort_names
 from pipeline.data.parquet_batches import BatchFile, translate_read_errors
 from pipeline.data.reader import find_partitions, log_once, no_rows_message, open_partition
 from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.names import is_bucket
 from pipeline.storage.filesystem import cached_sha256, file_stamp
-from pipeline.storage.object_store import Bucket, BucketFile, StoreEntry, open_bucket
+from pipeline.storage.object_store import MAX_RANGE_BYTES, Bucket, BucketFile, StoreEntry, open_bucket
 
 CONCURRENT_FOOTERS = 8  # a bucket answers ten requests as fast as one
+
+
+# versions of objects that this process has found to be what a catalogue lists
+_compared: set[tuple[str, str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class InputFile:
     path: str  # path or URL
     name: str  # path below the location of all inputs, as `logical_name` gives it
     digest: str  # of the content: a sha256, or version and size in a bucket
+    listed_sha256: str = ""  # of an object that a catalogue lists, to be compared when its rows are read
 
 
 def find_inputs(location: Path | str, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
@@ -61,15 +69,21 @@ def count_rows(files: Sequence[InputFile]) -> list[int]:
 
 
 @contextlib.contextmanager
-def open_input(path: str, digest: str) -> Iterator[BatchFile]:
+def open_input(path: str, digest: str, listed_sha256: str = "") -> Iterator[BatchFile]:
     """Open an input file of a known digest.
+
+    Args:
+        path: Path or URL.
+        digest: See `InputFile`.
+        listed_sha256: If given, an object that this process has not compared yet is downloaded whole,
+            and read from that copy; else only what is read is downloaded.
 
     Raises:
         RetryableError: The file changed, before it was opened or while it was open.
-        DamagedInputError: The file is not complete parquet.
+        DamagedInputError: The file is not complete parquet, or not what the catalogue lists.
     """
     if is_bucket(path):
-        with _open_object(path, digest) as file:
+        with _open_object(path, digest, listed_sha256) as file:
             yield file
         return
     local = Path(path)
@@ -101,8 +115,9 @@ def input_changed(path: str) -> RetryableError:
 def _find_objects(bucket: Bucket, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
     """Return the parquet objects of each task below a bucket's prefix.
 
-    Only names and sizes are compared with the catalogue: contents would have to be read for their digests.
+    Names and sizes are compared with the catalogue; contents when they are read, see `open_input`.
     """
+    listed: dict[str, Partition] = {}
     entries = {entry.key: entry for entry in bucket.list("")}
     found = sort_names(entries, is_parquet=lambda key: False)
     if CATALOGUE in entries:
@@ -120,6 +135,7 @@ def _find_objects(bucket: Bucket, tasks: Sequence[Task]) -> dict[str, list[Input
                 f"{bucket.location}/{key}",
                 logical_name(key),
                 f"{entries[key].version} {entries[key].size}",
+                listed[key].sha256 if key in listed else "",
             )
             for key in keys
         ]
@@ -136,12 +152,29 @@ def _count_file_rows(file: InputFile) -> int:
 
 
 @contextlib.contextmanager
-def _open_object(url: str, digest: str) -> Iterator[BatchFile]:
+def _open_object(url: str, digest: str, listed_sha256: str) -> Iterator[BatchFile]:
     """Open one version of an object; every request names the version."""
     location, _, key = url.rpartition(f"/{PREFIX}")
     version, _, size = digest.rpartition(" ")
-    source = BucketFile(open_bucket(location), StoreEntry(PREFIX + key, 0.0, int(size), version))
-    with translate_read_errors(url):
-        file = BatchFile(source, pre_buffer=True)
-    with file:
-        yield file
+    source: Any = BucketFile(open_bucket(location), StoreEntry(PREFIX + key, 0.0, int(size), version))
+    with contextlib.ExitStack() as stack:
+        if listed_sha256 and (url, digest, listed_sha256) not in _compared:
+            copy = stack.enter_context(tempfile.TemporaryFile())
+            if _copy(source, copy) != listed_sha256:
+                raise content_differs([PREFIX + key], location)
+            _compared.add((url, digest, listed_sha256))
+            source = copy
+        with translate_read_errors(url):
+            file = BatchFile(source, pre_buffer=True)
+        with file:
+            yield file
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> str:
+    """Copy a file, and return the hex SHA-256 of its content."""
+    digest = hashlib.sha256()
+    while chunk := source.read(MAX_RANGE_BYTES):
+        digest.update(chunk)
+        target.write(chunk)
+    target.seek(0)
+    return digest.hexdigest()

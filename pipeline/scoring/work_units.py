@@ -51,6 +51,7 @@ class WorkUnit:
     all_tasks: bool = False  # True: label rows for every task of the model, not for their own only
     duplicates: int = 0  # rows that get an error, as a row of another unit has their row_id
     has_unknown_ids: bool = False  # True: its row_ids could not be compared with those of other units
+    listed_sha256: str = ""  # see `InputFile`
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "WorkUnit":
@@ -139,6 +140,7 @@ def plan_units(
                     part=part,
                     rows=part[1] - part[0] if part else num_rows,
                     all_tasks=all_tasks,
+                    listed_sha256=file.listed_sha256,
                 )
                 (published if unit.unit_id in published_ids else to_do).append(unit)
     return to_do, published
@@ -151,12 +153,12 @@ def read_unit(unit: WorkUnit) -> Iterator[tuple[pa.Table, int]]:
         (rows in ROW_SCHEMA, number of the first one in its file).
 
     Raises:
-        DamagedInputError: The file is damaged.
+        DamagedInputError: The file is damaged, or not what its catalogue lists.
         DataRefusedError: The file has another schema, or see `read_rows`.
         RetryableError: The file changed since the units were planned.
     """
     table = pa.table([pa.array([], kind) for kind in ROW_SCHEMA.types], names=ROW_SCHEMA.names)
-    with open_input(unit.path, unit.digest) as file:
+    with open_input(unit.path, unit.digest, unit.listed_sha256) as file:
         check_schema(file, unit.path)
         # The file could not be read when the units were planned.
         if unit.part is None and file.metadata.num_rows > UNIT_ROWS:

@@ -11,13 +11,13 @@ import pytest
 
 from models.files import file_sha256
 from pipeline.config.loading import build_config
-from pipeline.data.reader import read_rows
+from pipeline.data.reader import read_partition, read_rows
 from pipeline.data.writer import StagedRows
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring import inputs
 from pipeline.scoring.inputs import find_inputs, open_input
-from pipeline.scoring.work_units import plan_units
+from pipeline.scoring.work_units import WorkUnit, plan_units, read_unit
 from pipeline.storage.object_store import StoreEntry
 from tests.support.imported import imported
 from tests.support.planted import planted_config, planted_rows, write_rows
@@ -30,6 +30,7 @@ class _Bucket:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.num_bytes = 0  # read so far
 
     def list(self, folder: str) -> Iterator[StoreEntry]:
         for path in sorted(path for path in self.root.rglob("*") if path.is_file()):
@@ -37,6 +38,10 @@ class _Bucket:
 
     def get(self, key: str) -> bytes:
         return (self.root / key).read_bytes()
+
+    def get_range(self, key: str, version: str, start: int, end: int) -> bytes:
+        self.num_bytes += end - start
+        return self.get(key)[start:end]
 
 
 @pytest.fixture
@@ -97,6 +102,26 @@ def test_inputs_are_those_of_the_catalogue(location: Path | str, rows_dir: Path,
     path.unlink()
     with pytest.raises(DamagedInputError, match="files of the catalogue are missing"):
         find_inputs(location, tasks)
+
+
+def test_object_of_another_content_than_listed_is_not_scored(
+    rows_dir: Path, tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = _Bucket(rows_dir)
+    monkeypatch.setattr(inputs, "open_bucket", lambda url: bucket)
+    path = imported(rows_dir, "task=two/part-0.parquet")
+    three, two = plan_units(bucket.location, tmp_path / "scores", tasks, "b")[0]
+    content, row_ids = path.read_bytes(), read_partition(path)["row_id"].to_pylist()
+    changed = content.replace(row_ids[0].encode(), row_ids[0].encode()[::-1])
+    assert changed != content and len(changed) == len(content)
+    path.write_bytes(changed)
+    with pytest.raises(DamagedInputError, match=f"differ from the catalogue: {path.parent.name}/{path.name}"):
+        list(read_unit(two))
+    path.write_bytes(content)
+    bucket.num_bytes = 0
+    [(rows, _)] = read_unit(two)
+    assert rows["row_id"].to_pylist() == row_ids and bucket.num_bytes == len(content)
+    assert WorkUnit.from_json(three.to_json()) == three and three.listed_sha256
 
 
 def test_nested_inputs_are_read_and_others_named(
