@@ -42,7 +42,7 @@ READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe such as `| head`, a terminal th
 
 OTHERS_MASK = 0o027  # bits that no file of a run has
 
-# files of a home folder that libraries only read, and the variables that name them
+# files of a home folder that libraries need, and the variables that name them; they write to HF_HOME alone
 HOME_FILES = {
     "AWS_CONFIG_FILE": ".aws/config",
     "AWS_SHARED_CREDENTIALS_FILE": ".aws/credentials",

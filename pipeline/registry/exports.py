@@ -16,6 +16,7 @@ from models.serialization.export_check import (
     check_peft_installed,
     sample_export,
 )
+from pipeline.config.run import is_path
 from pipeline.encoding.batches import collate
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.inference.predictor import Predictor, load_predictor
@@ -139,8 +140,7 @@ def _describe_task(predictor: Predictor, index: int, backbone: Mapping[str, Any]
         ConfigError: The tokenizer has no padding token that differs from the last token of a row.
     """
     source = str(backbone["source"])
-    is_path = source.startswith(("package:", ".", "/", "~")) or source.endswith(".gguf")
-    is_local = is_path or Path(source).exists()
+    is_local = source.startswith("package:") or is_path(source)
     tokenizer = predictor.encoder.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad_id is None or (predictor.model.pooling == "last" and predictor.encoder.suffix[-1:] == [pad_id]):

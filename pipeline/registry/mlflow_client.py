@@ -38,7 +38,9 @@ def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:
 
     An equal training in another folder has a run of its own.
     """
-    experiment = _ensure_experiment(client, config)
+    experiment = _find_experiment(client, config)
+    if experiment is None:
+        return None
     for run in client.search_runs([experiment], f"tags.fingerprint = '{fingerprint}'"):
         if run.data.tags.get("folder") == str(config.run_dir):  # a query cannot hold every path
             return str(run.info.run_id)
@@ -47,7 +49,10 @@ def find_run(client: Any, config: RunConfig, fingerprint: str) -> str | None:
 
 def create_run(client: Any, config: RunConfig, tags: dict[str, str] | None = None) -> str:
     """Create an MLflow run named like the config's run, and return its id."""
-    experiment = _ensure_experiment(client, config)
+    experiment = _find_experiment(client, config)
+    if experiment is None:
+        location = _artifact_location(config)
+        experiment = str(client.create_experiment(config.registry.model, artifact_location=location))
     return str(client.create_run(experiment, run_name=config.name, tags=tags).info.run_id)
 
 
@@ -79,22 +84,22 @@ def _check_database_uri(tracking_uri: str) -> None:
     create_engine(url).dispose()
 
 
-def _ensure_experiment(client: Any, config: RunConfig) -> str:
-    """Return the id of the experiment named like the registered model; create it if it is missing.
+def _find_experiment(client: Any, config: RunConfig) -> str | None:
+    """Return the id of the experiment named like the registered model; None if there is none.
 
     Raises:
         ConfigError: The experiment was deleted.
     """
     name = config.registry.model
     experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        if experiment.lifecycle_stage == "deleted":
-            raise ConfigError(
-                f"experiment deleted: {name}; restore it with `mlflow experiments restore --experiment-id "
-                f"{experiment.experiment_id}`, or choose another registry.model"
-            )
-        return str(experiment.experiment_id)
-    return str(client.create_experiment(name, artifact_location=_artifact_location(config)))
+    if experiment is None:
+        return None
+    if experiment.lifecycle_stage == "deleted":
+        raise ConfigError(
+            f"experiment deleted: {name}; restore it with `mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}`, or choose another registry.model"
+        )
+    return str(experiment.experiment_id)
 
 
 def _artifact_location(config: RunConfig) -> str | None:

@@ -1,4 +1,8 @@
-"""Live tracking of a training in one MLflow run. Training never waits for MLflow and never needs it."""
+"""Live tracking of a training in one MLflow run.
+
+Training does not need MLflow. It waits for an answer at the start, and for a store that does not answer until
+the timeout, once in RETRY_EVERY_S seconds.
+"""
 
 import contextlib
 import logging

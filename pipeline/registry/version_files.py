@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from models.files import publish_dir, remove_tree, sync_tree, temporary_path
 from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError, DamagedInputError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.evaluation.score_reference import parse_reference
 from pipeline.inference.bundle_description import read_described_bundle
 from pipeline.registry.mlflow_client import connect_mlflow
@@ -77,27 +77,39 @@ def find_champion(config: RunConfig) -> VersionFiles | None:
     except (RetryableError, ConfigError) as error:
         if not entries:  # only the registry can tell an empty log from a lost one
             raise
-        version, sha256 = entries[-1].version, entries[-1].bundle_sha256
-        # A registry that answers without knowing the version is another registry.
-        is_unknown = getattr(error.__cause__, "error_code", "") in NOT_FOUND_CODES
-        if isinstance(error, ConfigError) and not is_unknown:
+        if isinstance(error, ConfigError) and not _is_unknown_version(error):
             raise
-        files = _version_files(config, version, sha256)
-        damage = _find_damage(files)
-        if not damage and config.registry.use_fetched_champion:
-            logger.warning(
-                "  %s; using version %s, the champion by the promotion log, whose files are on this machine",
-                error,
-                version,
-            )
-            return files
-        name = f"version {version} of {config.registry.model}, the champion by the promotion log"
-        if not damage:
-            problem = "is not used without it (registry.use_fetched_champion)"
-        else:
-            problem = f"is damaged here ({damage})" if files.folder.is_dir() else "is not here yet"
-        kind = ConfigError if is_unknown else RetryableError
-        raise kind(f"{name}, {problem}, and {error}") from error
+        return _use_fetched(config, entries[-1].version, entries[-1].bundle_sha256, error)
+
+
+def _is_unknown_version(error: RelevanceError) -> bool:
+    """Return True if a registry answered without knowing the version: it is another registry."""
+    return getattr(error.__cause__, "error_code", "") in NOT_FOUND_CODES
+
+
+def _use_fetched(config: RunConfig, version: str, sha256: str, error: RelevanceError) -> VersionFiles:
+    """Return the champion's files that are on this machine already, with a warning.
+
+    Raises:
+        RetryableError: They cannot be used without the registry, which does not answer.
+        ConfigError: They cannot be used, and the registry does not know the version.
+    """
+    files = _version_files(config, version, sha256)
+    damage = _find_damage(files)
+    if not damage and config.registry.use_fetched_champion:
+        logger.warning(
+            "  %s; using version %s, the champion by the promotion log, whose files are on this machine",
+            error,
+            version,
+        )
+        return files
+    if not damage:
+        problem = "is not used without it (registry.use_fetched_champion)"
+    else:
+        problem = f"is damaged here ({damage})" if files.folder.is_dir() else "is not here yet"
+    name = f"version {version} of {config.registry.model}, the champion by the promotion log"
+    kind = ConfigError if _is_unknown_version(error) else RetryableError
+    raise kind(f"{name}, {problem}, and {error}") from error
 
 
 def fetch_version(config: RunConfig, version: str) -> VersionFiles:

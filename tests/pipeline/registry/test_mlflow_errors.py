@@ -132,6 +132,7 @@ def test_run_of_a_folder_with_any_name_is_found(database: Path, tmp_path: Path) 
     config = _config_at(tmp_path / ODD_FOLDER, database, model="odd")
     client = connect_mlflow(config.tracking_uri)
     assert find_run(client, config, "print") is None
+    assert client.get_experiment_by_name("odd") is None, "a look-up must create nothing"
     run_id = create_run(client, config, {"fingerprint": "print", "folder": str(config.run_dir)})
     assert find_run(client, config, "print") == run_id
     assert find_run(client, _config_at(tmp_path / "other", database, model="odd"), "print") is None
