@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
+MAX_SIZE = 65_536  # of a dimension or a count; no layer of a backbone is wider
+
+MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6  # of scales and temperatures; float32 stays finite
+
 # pydantic reads this when a config is built from a config file
 FORBID_UNKNOWN: dict[str, str] = {"extra": "forbid"}
 
@@ -136,7 +140,12 @@ def common_settings(config: AdapterConfig) -> dict[str, Any]:
 def check_ranges(
     config: AdapterConfig, at_least_one: Sequence[str] = (), above_zero: Sequence[str] = ()
 ) -> None:
-    """Check the ranges of the named settings; those in `at_least_one` may be None.
+    """Check the ranges of the named settings.
+
+    Args:
+        config: Holds the settings.
+        at_least_one: Dimensions and counts; they may be None.
+        above_zero: Scales and temperatures.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -145,7 +154,12 @@ def check_ranges(
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"adapter.{name} must be at least 1, not {value}")
+        if value is not None and value > MAX_SIZE:
+            raise ValueError(f"adapter.{name} must be at most {MAX_SIZE:,}, not {value}")
     for name in above_zero:
         value = getattr(config, name)
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"adapter.{name} must be a finite number above 0, not {value}")
+        if not MIN_FACTOR <= value <= MAX_FACTOR:
+            raise ValueError(
+                f"adapter.{name} must be a finite number above 0 ({MIN_FACTOR:g} to {MAX_FACTOR:g}), not "
+                f"{value}"
+            )

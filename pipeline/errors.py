@@ -33,7 +33,7 @@ TEMPORARY_ERRNOS = {
 }
 
 # errors of code that parses JSON with other fields than it expects
-WRONG_FIELDS = (AttributeError, LookupError, TypeError, ValueError)
+WRONG_FIELDS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def describe_first_problem(error: "ValidationError") -> str:

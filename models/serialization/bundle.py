@@ -155,14 +155,14 @@ def _decode_weights(content: bytes, folder: Path, description: dict[str, Any]) -
     """Return the tensors of a bundle's weights.
 
     Raises:
-        BundleRefusedError: They are not float32 or not finite, or their heads are not those of the tasks in
+        BundleRefusedError: They are not float32 or not finite, or their metadata do not name the tasks of
             the description, in its order.
     """
     path = folder / WEIGHTS
     try:
         # eight bytes of length, then the header: https://huggingface.co/docs/safetensors
         header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header.pop("__metadata__", {})
+        metadata = header.pop("__metadata__", None)
         dtypes = {entry["dtype"] for entry in header.values()}
         tensors = load_tensors(content) if dtypes <= {"F32"} else {}
     except (SafetensorError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -171,8 +171,9 @@ def _decode_weights(content: bytes, folder: Path, description: dict[str, Any]) -
         raise BundleRefusedError(
             f"{path} holds {', '.join(sorted(map(str, dtypes)))}, a bundle has F32 alone; {FETCH_AGAIN}"
         )
-    tasks = encode_heads(description)
-    if metadata.get("tasks", tasks) != tasks:  # the first bundles have none
+    if not isinstance(metadata, dict) or "tasks" not in metadata:
+        raise BundleRefusedError(f"{path} does not say which tasks its heads are for; {FETCH_AGAIN}")
+    if metadata["tasks"] != encode_heads(description):
         raise BundleRefusedError(
             f"{path} has heads of other tasks than {DESCRIPTION}, or in another order; {FETCH_AGAIN}"
         )

@@ -1,6 +1,7 @@
 """Read a config from a YAML file and overrides; report all problems in one error."""
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from models.config import AdapterConfig
 from pipeline.config.credentials import check_credentials
 from pipeline.config.error_messages import describe_problem
-from pipeline.config.run import Adapter, RunConfig, is_present
+from pipeline.config.extensions import method_blocks
+from pipeline.config.run import RunConfig, is_present
 from pipeline.config.yaml_files import booleans_taken_as_numbers, parse_yaml, read_yaml_mapping, shorten
 from pipeline.errors import ConfigError
 from pipeline.uris import hide_argument
@@ -94,8 +96,15 @@ def _describe_problems(error: ValidationError) -> list[str]:
 
 
 def build_adapter(settings: dict[str, Any]) -> AdapterConfig:
-    """Return the adapter config of plain settings, as a bundle records them."""
-    adapter: AdapterConfig = TypeAdapter(Adapter).validate_python(settings)
+    """Return the adapter config of plain settings, as a bundle records them; no type is converted.
+
+    Raises:
+        ValueError: A setting is wrong, or the method is not installed.
+    """
+    blocks, method = method_blocks(), settings.get("method")
+    if not isinstance(method, str) or method not in blocks:
+        raise ValueError(f"method {method!r} is none of {', '.join(sorted(blocks))}")
+    adapter: AdapterConfig = TypeAdapter(blocks[method]).validate_json(json.dumps(settings), strict=True)
     return adapter
 
 

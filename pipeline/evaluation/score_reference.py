@@ -6,6 +6,7 @@ before it publishes. Score drift compares profiles.
 Shape legend: N rows, C labels of the task.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import TypeAdapter
+from pydantic import Field, ValidationError
 
-from models.serialization.bundle import REFERENCE, Bundle, BundleRefusedError, read_bundle
-from pipeline.errors import WRONG_FIELDS, DamagedInputError, RelevanceError, summarize_error
-from pipeline.inference.calibration import relevance_probability
+from models.serialization.bundle import REFERENCE, Bundle
+from pipeline.config.strict_model import StrictModel
+from pipeline.config.tasks import Task
+from pipeline.errors import (
+    WRONG_FIELDS,
+    DamagedInputError,
+    RelevanceError,
+    describe_first_problem,
+    summarize_error,
+)
+from pipeline.inference.bundle_description import Count, read_described_bundle
+from pipeline.inference.calibration import Probability, relevance_probability
 from pipeline.inference.multitask_predictor import MultitaskPredictor
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.probabilities import predict_multitask_probabilities, predict_probabilities
-from pipeline.schema import ROW_SCHEMA
+from pipeline.schema import COLUMNS, ROW_SCHEMA
 
 CANARY_ROWS = 8  # of each task
 
@@ -31,25 +41,48 @@ PROBABILITY_BINS = 20  # from 0 to 1
 Profile = dict[str, dict[str, list[int]]]  # market -> "probability" and "labels" -> row counts
 
 
+class _CanaryFields(StrictModel):
+    """Recorded form of a canary."""
+
+    rows: list[dict[str, Any]] = Field(min_length=1)
+    probability: list[Probability]
+
+
+class _MarketFields(StrictModel):
+    """Recorded profile of one market."""
+
+    probability: list[Count] = Field(min_length=PROBABILITY_BINS, max_length=PROBABILITY_BINS)
+    labels: list[Count]
+
+
+class _ReferenceFields(StrictModel):
+    """Recorded form of a reference."""
+
+    canaries: dict[str, _CanaryFields]
+    profiles: dict[str, dict[str, _MarketFields]]
+
+
 @dataclass(frozen=True)
 class Canary:
-    """Rows of one task and the relevance probabilities that the version computed for them."""
+    """Rows and the relevance probabilities that the version computed for them by one task."""
 
     table: pa.Table  # contract rows
     probability_N: np.ndarray
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Canary":
+    def from_fields(cls, fields: _CanaryFields) -> "Canary":
         """Parse the recorded form.
 
         Raises:
-            ValueError: There is no row, or not one finite probability for each.
+            ValueError: A row is none of the contract, or has no probability.
         """
-        table = pa.Table.from_pylist(fields["rows"], ROW_SCHEMA)
-        probability_N = np.asarray(fields["probability"], dtype=float)
-        if not len(table) or probability_N.shape != (len(table),) or not np.isfinite(probability_N).all():
-            raise ValueError("a canary needs rows, and a finite probability for each")
-        return cls(table, probability_N)
+        table = pa.Table.from_pylist(fields.rows, ROW_SCHEMA)
+        if len(fields.probability) != len(table):
+            raise ValueError(f"{len(table)} canary rows have {len(fields.probability)} probabilities")
+        absent = [c.name for c in COLUMNS if not c.nullable and table.column(c.name).null_count]
+        if absent:
+            raise ValueError(f"a canary row has no {', '.join(absent)}")
+        return cls(table, np.asarray(fields.probability))
 
 
 @dataclass(frozen=True)
@@ -57,13 +90,32 @@ class ScoreReference:
     """Content of reference.json."""
 
     canaries: Mapping[str, Canary]  # by task
-    profiles: Mapping[str, Profile]  # by task, of the test rows
+    profiles: Mapping[str, Profile]  # by task, of the test rows; a task without any has none
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "ScoreReference":
-        """Parse the recorded form."""
-        canaries = {task: Canary.from_json(canary) for task, canary in fields["canaries"].items()}
-        return cls(canaries, TypeAdapter(dict[str, Profile]).validate_python(fields["profiles"]))
+    def from_json(cls, value: Mapping[str, Any], tasks: Sequence[Task]) -> "ScoreReference":
+        """Parse the recorded form.
+
+        Args:
+            value: Content of reference.json.
+            tasks: Tasks of the bundle.
+
+        Raises:
+            ValueError: It is of another form, or its canaries are not for these tasks.
+        """
+        fields = _ReferenceFields.model_validate_json(json.dumps(value), strict=True)
+        num_labels = {task.name: len(task.labels) for task in tasks}
+        if fields.canaries.keys() != num_labels.keys() or not fields.profiles.keys() <= num_labels.keys():
+            raise ValueError(
+                f"canaries are for {', '.join(fields.canaries) or 'no task'}, profiles for "
+                f"{', '.join(fields.profiles) or 'no task'}, tasks are {', '.join(num_labels)}"
+            )
+        for task, markets in fields.profiles.items():
+            for market in markets.values():
+                if len(market.labels) != num_labels[task] or sum(market.labels) != sum(market.probability):
+                    raise ValueError(f"profile of task {task} counts other rows by label than by probability")
+        canaries = {task: Canary.from_fields(canary) for task, canary in fields.canaries.items()}
+        return cls(canaries, fields.model_dump(include={"profiles"})["profiles"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the recorded form."""
@@ -82,23 +134,25 @@ def build_reference(
 ) -> ScoreReference:
     """Build the reference of a bundle.
 
-    Canary rows are predicted again by themselves, as a scorer does: in bfloat16 a row's probability
-    depends on the other rows of its batch.
+    Every task has canary rows, those of another task if it has no rows itself: they compare computations.
+    They are predicted again by themselves, as a scorer does: in bfloat16 a row's probability depends on the
+    other rows of its batch.
 
     Args:
         predictor: The bundle's predictor.
-        tables: Contract rows by task.
+        tables: Contract rows by task; at least one task has some.
         probabilities: Label probabilities (N, C) of these rows by task; tasks without any are left out.
         batch_tokens: Largest number of tokens of a forward pass, padding included.
     """
     canaries, profiles = {}, {}
+    any_table = tables[next(iter(probabilities))]
     for task in predictor.tasks:
-        if task.name not in probabilities:
-            continue
-        table, probability_NC = tables[task.name], probabilities[task.name]
+        table, probability_NC = tables.get(task.name, any_table), probabilities.get(task.name)
         canary_rows = table.slice(0, CANARY_ROWS)
         canary_NC = predict_probabilities(predictor, canary_rows, task, batch_tokens)
         canaries[task.name] = Canary(canary_rows, relevance_probability(canary_NC, task))
+        if probability_NC is None:
+            continue
         profiles[task.name] = build_profile(
             relevance_probability(probability_NC, task),
             probability_NC.argmax(axis=1),
@@ -108,33 +162,32 @@ def build_reference(
     return ScoreReference(canaries, profiles)
 
 
-def read_reference(bundle_dir: Path, bundle_sha256: str) -> ScoreReference | None:
-    """Read the reference in a bundle; None if it has none.
+def read_reference(bundle_dir: Path, bundle_sha256: str) -> ScoreReference:
+    """Read the reference in an evaluated bundle.
 
     Raises:
-        DamagedInputError: The bundle is damaged, or another one.
+        DamagedInputError: The bundle is damaged, another one, or not evaluated.
     """
-    try:
-        return parse_reference(read_bundle(bundle_dir, bundle_sha256))
-    except BundleRefusedError as error:
-        raise DamagedInputError(str(error)) from error
+    bundle, description = read_described_bundle(bundle_dir, bundle_sha256)
+    return parse_reference(bundle, description.tasks)
 
 
-def parse_reference(bundle: Bundle) -> ScoreReference | None:
-    """Return the reference of a bundle; None if it has none.
+def parse_reference(bundle: Bundle, tasks: Sequence[Task]) -> ScoreReference:
+    """Return the reference of an evaluated bundle with these tasks.
 
     Raises:
-        DamagedInputError: The reference is of another form.
+        DamagedInputError: The bundle has none, or it is of another form or for other tasks.
     """
+    path, remedy = bundle.folder / REFERENCE, "evaluate and register its run again"
     if bundle.reference is None:
-        return None
+        raise DamagedInputError(f"{path} missing, so nothing tells whether it computes the same; {remedy}")
     try:
-        return ScoreReference.from_json(bundle.reference)
+        return ScoreReference.from_json(bundle.reference, tasks)
+    except ValidationError as error:
+        problem = describe_first_problem(error)
     except WRONG_FIELDS as error:
-        raise DamagedInputError(
-            f"{bundle.folder / REFERENCE} is of another form ({summarize_error(error)}); evaluate and "
-            "register its run again"
-        ) from error
+        problem = summarize_error(error)
+    raise DamagedInputError(f"{path} is of another form ({problem}); {remedy}")
 
 
 def check_canaries(
@@ -148,17 +201,16 @@ def check_canaries(
 
     Args:
         predictor: The bundle's predictor.
-        bundle: The bundle; one without a reference has no canary rows.
+        bundle: The bundle.
         batch_tokens: Largest number of tokens of a forward pass, padding included.
         tolerance: Largest absolute difference of a probability.
         multitask: Predicts in place of `predictor` if given.
 
     Raises:
+        DamagedInputError: The bundle has no canary rows, or damaged ones.
         RelevanceError: They differ by more than the tolerance, or are not finite.
     """
-    reference = parse_reference(bundle)
-    if reference is None:
-        return
+    reference = parse_reference(bundle, predictor.tasks)
     difference = canary_difference(predictor, reference, batch_tokens, multitask)
     if not difference <= tolerance:
         amount = f"by up to {difference:.4f}" if math.isfinite(difference) else "without bound"
@@ -180,9 +232,7 @@ def canary_difference(
     """
     largest = 0.0
     for task in predictor.tasks:
-        canary = reference.canaries.get(task.name)
-        if canary is None:
-            continue
+        canary = reference.canaries[task.name]
         if multitask is None:
             probability_NC = predict_probabilities(predictor, canary.table, task, batch_tokens)
         else:

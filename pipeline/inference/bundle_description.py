@@ -1,7 +1,8 @@
 """Content of bundle.json: enough to rebuild a model, and to refuse another backbone."""
 
+import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -16,28 +17,32 @@ from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import DamagedInputError, describe_first_problem
 from pipeline.inference.calibration import Calibration
 
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
 BUNDLE_FORMAT = 2  # changes when an older reader would misread bundle.json
 
 
 class TrainingRecord(StrictModel):
     """Training that a bundle comes from."""
 
-    fingerprint: str
-    data_digest: str
-    steps: int = Field(ge=0)
-    rows: int = Field(ge=0)  # of the train split
-    trainable_parameters: int = Field(ge=0)
+    fingerprint: Digest
+    data_digest: Digest
+    steps: Count
+    rows: Count  # of the train split
+    trainable_parameters: Count
     best: dict[str, Any] | None  # evaluation whose weights the bundle has; None: it has the last ones
 
 
 class BackboneRecord(StrictModel):
     """Backbone that a bundle was trained on."""
 
-    source: str
+    source: str = Field(min_length=1)
     revision: str | None
     dtype: Literal["auto", "float32", "bfloat16"]
     quantization: Literal["nf4", "int8"] | None
-    digest: str
+    digest: Digest
 
     @property
     def config(self) -> BackboneConfig:
@@ -62,7 +67,10 @@ class BundleDescription(StrictModel):
     @field_validator("adapter")
     @classmethod
     def _check_adapter(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        build_adapter(settings)
+        try:
+            build_adapter(settings)
+        except ValidationError as error:
+            raise ValueError(describe_first_problem(error)) from error
         return settings
 
     @model_validator(mode="after")
@@ -101,7 +109,9 @@ def read_described_bundle(
         raise DamagedInputError(str(error)) from error
     _check_versions(folder, bundle.description)
     try:
-        return bundle, BundleDescription.model_validate(bundle.description)
+        # as JSON: strict types, and yet a list is a tuple and a whole number a float
+        content = json.dumps(bundle.description)
+        return bundle, BundleDescription.model_validate_json(content, strict=True)
     except ValidationError as error:
         raise DamagedInputError(
             f"{folder} has a wrong description: {describe_first_problem(error)}; fetch the bundle again"

@@ -40,7 +40,7 @@ class Thresholds(StrictModel):
 class Calibration(Thresholds):
     """Calibration of one task."""
 
-    temperature: float = Field(default=1.0, gt=0)  # divides the logits
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3)  # divides the logits, which stay finite
     method: Method = "temperature"  # recalibrates the probability of relevance
     slope: float = Field(default=1.0, gt=0)  # platt: factor of the log odds
     intercept: float = 0.0  # platt: added to the log odds

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.escaping import escape_markdown, markdown_code
 from pipeline.evaluation.results import Evaluation, Interval, MetricsSummary
+from pipeline.inference.bundle_description import BundleDescription
+from pipeline.inference.calibration import Calibration
 from pipeline.registry.provenance import code_version, package_sha256, wheel_sha256
 
 SHOWN_METRICS = ("pr_auc", "defect_pr_auc", "roc_auc", "macro_f1", "calibration_error")
@@ -20,13 +21,13 @@ LIMITS = """- It has seen queries and ads of the markets below. Other markets, l
 
 
 def model_card(
-    config: RunConfig, description: Mapping[str, Any], bundle_sha256: str, evaluation: Evaluation
+    config: RunConfig, description: BundleDescription, bundle_sha256: str, evaluation: Evaluation
 ) -> str:
     """Return the card of an evaluated bundle.
 
     Args:
         config: The run's config.
-        description: Content of the bundle's bundle.json.
+        description: Description of the bundle.
         bundle_sha256: Digest of the bundle.
         evaluation: The bundle's evaluation.
     """
@@ -43,31 +44,31 @@ def model_card(
         ),
         f"## Origin\n\n{_origin_lines(config, description, bundle_sha256)}",
         f"## Install\n\n{_install_lines()}",
-        f"## Data\n\n{_data_lines(config, description['training'], summary)}",
+        f"## Data\n\n{_data_lines(config, description.training.data_digest, summary)}",
         f"## Metrics on the test split\n\n{_metrics_table(summary)}\n\n{_macro_line(summary)}",
-        f"## Calibration and decisions\n\n{_calibration_lines(description['calibration'])}",
+        f"## Calibration and decisions\n\n{_calibration_lines(description.calibration)}",
         f"## Limits\n\n{LIMITS}",
         f"## Worst slices\n\n{_worst_slices(summary)}",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _origin_lines(config: RunConfig, description: Mapping[str, Any], bundle_sha256: str) -> str:
+def _origin_lines(config: RunConfig, description: BundleDescription, bundle_sha256: str) -> str:
     """Return base model, adapter, training and digest as a list."""
-    training, backbone = description["training"], description["backbone"]
-    source = markdown_code(backbone["source"])
-    if backbone["revision"]:
-        source += f" at {markdown_code(backbone['revision'])}"
+    training, backbone = description.training, description.backbone
+    source = markdown_code(backbone.source)
+    if backbone.revision:
+        source += f" at {markdown_code(backbone.revision)}"
     return "\n".join(
         [
-            f"- base model: {source}, {backbone['dtype']}, frozen, digest `{backbone['digest'][:16]}`",
+            f"- base model: {source}, {backbone.dtype}, frozen, digest `{backbone.digest[:16]}`",
             (
                 f"- adapter: {config.adapter.method}, rank {config.adapter.rank}, "
-                f"{training['trainable_parameters']:,} trained numbers"
+                f"{training.trainable_parameters:,} trained numbers"
             ),
             (
-                f"- training: {training['steps']:,} steps on {training['rows']:,} rows, fingerprint "
-                f"`{training['fingerprint'][:16]}`"
+                f"- training: {training.steps:,} steps on {training.rows:,} rows, fingerprint "
+                f"`{training.fingerprint[:16]}`"
             ),
             f"- bundle sha256: `{bundle_sha256}`",
         ]
@@ -90,10 +91,10 @@ def _install_lines() -> str:
     return "\n".join(lines)
 
 
-def _data_lines(config: RunConfig, training: Mapping[str, Any], summary: MetricsSummary) -> str:
+def _data_lines(config: RunConfig, data_digest: str, summary: MetricsSummary) -> str:
     """Return split, test rows and markets of each task, and text limits as a list."""
     split = f"split by query: {config.split.valid_share:.0%} valid, {config.split.test_share:.0%} test"
-    lines = [f"- data digest `{training['data_digest'][:16]}`; {split}"]
+    lines = [f"- data digest `{data_digest[:16]}`; {split}"]
     for name, task in summary.tasks.items():
         markets = ", ".join(escape_markdown(part.name) for part in task.slices if part.by == "market")
         rows = f"{task.rows:,} test rows of {task.queries:,} queries, {task.relevant:,} relevant"
@@ -135,15 +136,15 @@ def _macro_line(summary: MetricsSummary) -> str:
     )
 
 
-def _calibration_lines(calibrations: Mapping[str, Mapping[str, Any]]) -> str:
+def _calibration_lines(calibrations: Mapping[str, Calibration]) -> str:
     """Return method and thresholds of each task as a list."""
     lines = []
     for name, calibration in calibrations.items():
-        above, below = calibration["relevant_at"], calibration["irrelevant_below"]
+        above, below = calibration.relevant_at, calibration.irrelevant_below
         relevant = "never" if above is None else f"from {above:.3f}"
         irrelevant = "never" if below is None else f"below {below:.3f}"
         lines.append(
-            f"- {name}: {calibration['method']}, temperature {calibration['temperature']:.3f}; "
+            f"- {name}: {calibration.method}, temperature {calibration.temperature:.3f}; "
             f"relevant {relevant}, irrelevant {irrelevant}; abstains between"
         )
     return "\n".join(lines)

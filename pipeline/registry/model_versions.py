@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from models.files import parse_json, remove_tree, temporary_path
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.evaluation.results import Evaluation, MetricsSummary
-from pipeline.inference.bundle_description import read_described_bundle
+from pipeline.evaluation.score_reference import parse_reference
+from pipeline.inference.bundle_description import BundleDescription, read_described_bundle
 from pipeline.registry.mlflow_client import connect_mlflow, create_run, find_run
 from pipeline.registry.model_card import model_card
 from pipeline.registry.promotion_entries import GateTag
@@ -46,27 +46,28 @@ def register_version(
 
     Raises:
         ConfigError: The evaluation is of another bundle.
+        DamagedInputError: The bundle is damaged or has no canary rows.
     """
-    client = connect_mlflow(config.tracking_uri)
-    log = PromotionLog.from_config(config)
-    bundle, _ = read_described_bundle(bundle_dir)
+    bundle, description = read_described_bundle(bundle_dir)
+    parse_reference(bundle, description.tasks)
     if evaluation.bundle_sha256 != bundle.sha256:
         raise ConfigError(
             f"evaluation is of another bundle than {bundle_dir}; run `relevance evaluate` with this config "
             "again"
         )
+    client = connect_mlflow(config.tracking_uri)
+    log = PromotionLog.from_config(config)
     version = _find_version(client, log, bundle.sha256)
     if version is None:
-        training = bundle.description["training"]
-        check_profile(config.profile_path, training["data_digest"])
-        run_id = find_run(client, config, training["fingerprint"]) or create_run(client, config)
+        check_profile(config.profile_path, description.training.data_digest)
+        run_id = find_run(client, config, description.training.fingerprint) or create_run(client, config)
         _log_metrics(client, run_id, evaluation.summary)
         if (plots := config.run_dir / "plots").is_dir():
             client.log_artifacts(run_id, str(plots), "plots")
         card = config.run_dir / "model_card.md"
-        write_bytes(card, model_card(config, bundle.description, bundle.sha256, evaluation).encode())
+        write_bytes(card, model_card(config, description, bundle.sha256, evaluation).encode())
         passed = data_gate_passed(config.validation_dir)
-        tags = _version_tags(bundle.sha256, bundle.description, evaluation.summary, passed)
+        tags = _version_tags(bundle.sha256, description, evaluation.summary, passed)
         tags["promotion_log"] = str(log.folder)
         tags |= {COMMAND_TAG: command_run_id} if command_run_id else {}
         _log_version(config, run_id, bundle_dir, card, tags)
@@ -74,7 +75,7 @@ def register_version(
         assert version is not None
     # an earlier command may have died after it registered the version
     if not client.get_model_version(config.registry.model, version).description:
-        text = model_card(config, bundle.description, bundle.sha256, evaluation)
+        text = model_card(config, description, bundle.sha256, evaluation)
         client.update_model_version(config.registry.model, version, description=text)
     client.set_registered_model_alias(config.registry.model, "challenger", version)
     return version
@@ -197,7 +198,7 @@ def _log_version(config: RunConfig, run_id: str, bundle_dir: Path, card: Path, t
 
 
 def _version_tags(
-    sha256: str, description: Mapping[str, Any], summary: MetricsSummary, gate_passed: bool
+    sha256: str, description: BundleDescription, summary: MetricsSummary, gate_passed: bool
 ) -> dict[str, str]:
     """Return the tags of a version.
 
@@ -212,9 +213,9 @@ def _version_tags(
         "bundle_sha256": sha256,
         "package_sha256": package_sha256(),
         **({"wheel_sha256": wheel} if wheel else {}),
-        "data_digest": description["training"]["data_digest"],
-        "fingerprint": description["training"]["fingerprint"],
-        "backbone_digest": description["backbone"]["digest"],
+        "data_digest": description.training.data_digest,
+        "fingerprint": description.training.fingerprint,
+        "backbone_digest": description.backbone.digest,
         "data_gate": "passed" if gate_passed else "refused",
         "code_version": code_version(),
         "macro_pr_auc": f"{summary.macro_pr_auc['model'].value:.6f}",

@@ -9,8 +9,7 @@ from filelock import FileLock
 from models.files import publish_dir, remove_tree, sync_tree, temporary_path
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
-from pipeline.evaluation.score_reference import parse_reference
-from pipeline.inference.bundle_description import read_described_bundle
+from pipeline.evaluation.score_reference import read_reference
 from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.mlflow_errors import translate_mlflow_errors
 from pipeline.registry.model_versions import (
@@ -164,8 +163,7 @@ def _fetch_bundle(config: RunConfig, version: str, sha256: str) -> VersionFiles:
 def _find_damage(files: VersionFiles) -> str:
     """Return why a version's files are not usable; empty if they are."""
     try:
-        bundle, _ = read_described_bundle(files.bundle_dir, files.bundle_sha256)
-        parse_reference(bundle)
+        read_reference(files.bundle_dir, files.bundle_sha256)
         if files.profile_path.exists():
             read_json(files.profile_path)
     except DamagedInputError as error:

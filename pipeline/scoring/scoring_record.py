@@ -321,11 +321,10 @@ def _measure_drift(
 ) -> Drift:
     """Compare score profiles with those of the last accepted run and of the version's test rows."""
     reference = read_reference(champion.bundle_dir, champion.bundle_sha256)
-    test_profiles = reference.profiles if reference else {}
     last = last_accepted_record(root, all_tasks)  # runs of the other kind label other rows by task
     return Drift(
         against_last_run=tuple(compare_profiles(profiles, last.profiles)) if last else (),
-        against_test_rows=tuple(compare_profiles(profiles, test_profiles)),
+        against_test_rows=tuple(compare_profiles(profiles, reference.profiles)),
     )
 
 

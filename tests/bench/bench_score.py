@@ -39,10 +39,8 @@ class Bench:
         import torch
 
         from models.inference.merging import merge_task
-        from models.serialization.bundle import write_bundle
         from pipeline.config.loading import read_config
-        from pipeline.inference.predictor import bundle_description
-        from tests.support.planted import TRAINING
+        from tests.support.evaluated_bundle import write_evaluated_bundle
 
         torch.set_num_threads(THREADS)
         self.root = root
@@ -56,12 +54,7 @@ class Bench:
         predictor = random_predictor(self.config)
         self.tokenizer = predictor.encoder.tokenizer
         self._choose_pairs(whole, predictor, num_pairs)
-        self.sha256 = write_bundle(
-            root / "bundle",
-            bundle_description(predictor, self.config, TRAINING),
-            predictor.model.trainable_state(),
-            predictor.backbone.folder,
-        )
+        self.sha256 = write_evaluated_bundle(root / "bundle", predictor, self.config)
         index = [task.name for task in self.config.tasks].index(TASK)
         self.classifier = classifier_of(merge_task(predictor.model, index))
 
@@ -223,12 +216,12 @@ def score_synthetic_rows(num_rows: int, root: Path) -> float:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from models.serialization.bundle import write_bundle
     from pipeline.config.loading import build_config
-    from pipeline.inference.predictor import build_predictor, bundle_description
+    from pipeline.inference.predictor import build_predictor
     from pipeline.registry.version_files import VersionFiles
     from pipeline.schema import ROW_SCHEMA
-    from tests.support.planted import TRAINING, planted_config, planted_rows
+    from tests.support.evaluated_bundle import write_evaluated_bundle
+    from tests.support.planted import planted_config, planted_rows
     from tests.support.scoring_world import build_scorer, plan
     from tests.support.tiny import write_tiny_llama
 
@@ -244,12 +237,7 @@ def score_synthetic_rows(num_rows: int, root: Path) -> float:
             ids = pa.array([f"row-{number}" for number in range(start, start + some.num_rows)])
             writer.write_table(some.set_column(0, ROW_SCHEMA.field("row_id"), ids).slice(0, num_rows - start))
     predictor = build_predictor(config)
-    sha256 = write_bundle(
-        root / "bundle",
-        bundle_description(predictor, config, TRAINING),
-        predictor.model.trainable_state(),
-        predictor.backbone.folder,
-    )
+    sha256 = write_evaluated_bundle(root / "bundle", predictor, config)
     (config.run_dir / "scoring").mkdir(parents=True)
     version = VersionFiles("1", root / "bundle", sha256)
     scorer = build_scorer(config, version, config.run_dir / "scoring")

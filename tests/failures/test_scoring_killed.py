@@ -16,11 +16,12 @@ import pytest
 
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
-from pipeline.inference.predictor import build_predictor, bundle_description
+from pipeline.inference.predictor import build_predictor
 from pipeline.scoring.label_store import read_manifests, read_published, sweep_orphans
 from tests.failures.support import scorer
+from tests.support.evaluated_bundle import write_evaluated_bundle
 from tests.support.places import ROOT
-from tests.support.planted import LABEL_WORDS, TRAINING, planted_config, planted_rows, write_rows
+from tests.support.planted import LABEL_WORDS, planted_config, planted_rows, write_rows
 from tests.support.scoring_world import plan
 
 pytestmark = pytest.mark.e2e
@@ -32,8 +33,6 @@ class Scoring:
     """A process that forks scorers, and the rows they score."""
 
     def __init__(self, root: Path, tiny_llama: Path) -> None:
-        from models.serialization.bundle import write_bundle
-
         self.root = root
         self.expected: list[str] = []
         for task in LABEL_WORDS:
@@ -42,11 +41,8 @@ class Scoring:
                 write_rows(rows, root / "to_score" / f"task={task}" / f"part-{part}.parquet")
                 self.expected += [row["row_id"] for row in rows]
         self.plain = planted_config(root, str(tiny_llama))
-        predictor = build_predictor(build_config(self.plain, "test"))
-        description = bundle_description(predictor, build_config(self.plain, "test"), TRAINING)
-        self.bundle_sha256 = write_bundle(
-            root / "bundle", description, predictor.model.trainable_state(), predictor.backbone.folder
-        )
+        config = build_config(self.plain, "test")
+        self.bundle_sha256 = write_evaluated_bundle(root / "bundle", build_predictor(config), config)
         (root / "config.json").write_text(json.dumps(self.plain))
         command = [
             sys.executable,

@@ -5,16 +5,16 @@ from typing import Any
 
 import yaml
 
-from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.evaluation.results import Evaluation, Interval, MetricsSummary
-from pipeline.inference.predictor import build_predictor, bundle_description
+from pipeline.inference.predictor import build_predictor
 from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import get_version, register_version
 from pipeline.registry.promotion_log import PromotionLog
 from pipeline.storage.filesystem import write_json
-from tests.support.planted import TRAINING, planted_config, write_config, write_planted
+from tests.support.evaluated_bundle import write_evaluated_bundle
+from tests.support.planted import planted_config, write_config, write_planted
 
 PR_AUC = Interval(0.9, 0.8, 1.0)
 SUMMARY = MetricsSummary(
@@ -48,15 +48,7 @@ def write_bundle_to_register(root: Path, tiny_llama: Path) -> tuple[RunConfig, s
     plain = planted_config(root, str(tiny_llama), registry=registry)
     config = build_config(plain, "test")
     predictor = build_predictor(config)
-    tensors = {
-        name: tensor.detach() for name, tensor in predictor.model.named_parameters() if tensor.requires_grad
-    }
-    sha256 = write_bundle(
-        root / "made" / "bundle",
-        bundle_description(predictor, config, TRAINING),
-        tensors,
-        predictor.backbone.folder,
-    )
+    sha256 = write_evaluated_bundle(root / "made" / "bundle", predictor, config)
     config.validation_dir.mkdir(parents=True)
     write_json(config.profile_path, {"data_digest": "d" * 64})
     write_config(root / "config.yaml", plain)

@@ -7,14 +7,15 @@ from typing import Any
 from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
-from pipeline.inference.predictor import Predictor, build_predictor, bundle_description
+from pipeline.inference.predictor import Predictor, build_predictor
 from pipeline.registry.version_files import VersionFiles
 from pipeline.scoring.actor import UnitScorer
 from pipeline.scoring.actor_settings import build_actor_settings
 from pipeline.scoring.scoring_record import ScoringRecord, ScoringRun, build_scoring_record, put_record
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit, plan_units
-from tests.support.planted import TRAINING, planted_config, planted_rows, write_rows
+from tests.support.evaluated_bundle import write_evaluated_bundle
+from tests.support.planted import planted_config, planted_rows, write_rows
 
 ROWS = 4
 
@@ -52,10 +53,7 @@ class World:
         self.config: RunConfig = build_config(self.plain, "test")
         predictor = build_predictor(self.config)
         prepare(predictor)
-        description = bundle_description(predictor, self.config, TRAINING)
-        self.sha256 = write_bundle(
-            root / "bundle", description, predictor.model.trainable_state(), predictor.backbone.folder
-        )
+        self.sha256 = write_evaluated_bundle(root / "bundle", predictor, self.config)
 
     def write_reference(self, reference: dict[str, Any]) -> None:
         """Write the bundle again with a reference, as an evaluation does."""

@@ -56,7 +56,7 @@ class World:
         folder = self.root / name / "bundle"  # MLflow keeps the name of the folder
         folder.parent.mkdir()
         tensors = {key: change(key, torch.as_tensor(tensor)) for key, tensor in bundle.tensors.items()}
-        sha256 = write_bundle(folder, bundle.description, tensors, bundle.tokenizer_dir)
+        sha256 = write_bundle(folder, bundle.description, tensors, bundle.tokenizer_dir, bundle.reference)
         evaluation = Evaluation.from_json(read_json(self.config.run_dir / "evaluation.json"))
         with pytest.raises(ConfigError, match="evaluation is of another bundle"):
             register_version(self.config, folder, evaluation)

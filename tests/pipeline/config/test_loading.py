@@ -133,7 +133,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"adapter": {"rank": 0}}, "adapter.rank must be at least 1, not 0"),
     (
         {"adapter": {"lora_alpha": float("nan")}},
-        "adapter.lora_alpha must be a finite number above 0, not nan",
+        "adapter.lora_alpha must be a finite number above 0 (1e-06 to 1e+06), not nan",
     ),
     ({"adapter": {"method": "multi_lora", "num_pairs": 0}}, "adapter.num_pairs must be at least 1, not 0"),
     (
@@ -157,7 +157,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"adapter": {"method": "mtlora", "task_scale": 0}},
-        "adapter.task_scale must be a finite number above 0, not 0",
+        "adapter.task_scale must be a finite number above 0 (1e-06 to 1e+06), not 0",
     ),
     (
         {"adapter": {"method": "lorra"}},

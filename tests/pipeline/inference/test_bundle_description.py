@@ -91,6 +91,22 @@ def float4_weights(folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(content)
 
 
+NULL = "null"  # in place of the metadata
+
+
+def with_metadata(folder: Path, metadata: Any) -> None:
+    """Replace the metadata of the weights; None removes it."""
+    path = folder / "weights.safetensors"
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    del header["__metadata__"]
+    if metadata is not None:
+        header["__metadata__"] = None if metadata == NULL else metadata
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+
 HEADS = "heads.weight_KD"
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -119,6 +135,31 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "lost calibration": (with_fields(lambda f: f["calibration"].pop("two")), "calibration is for three"),
     "zero temperature": (with_fields(lambda f: f["calibration"]["two"].update(temperature=0)), "temperature"),
+    "tiny temperature": (
+        with_fields(lambda f: f["calibration"]["two"].update(temperature=1e-308)),
+        "two.temperature: Input should be greater",
+    ),
+    "threshold as text": (
+        with_fields(lambda f: f["calibration"]["two"].update(relevant_at="0.5")),
+        "relevant_at: Input should be a valid number",
+    ),
+    "true for threshold": (
+        with_fields(lambda f: f["calibration"]["two"].update(relevant_at=True)),
+        "relevant_at: Input should be a valid number",
+    ),
+    "seed as text": (with_fields(lambda f: f.update(seed="1")), "seed: Input should be a valid integer"),
+    "true for steps": (with_fields(lambda f: f["training"].update(steps=True)), "training.steps: Input"),
+    "huge rows": (with_fields(lambda f: f["training"].update(rows=10**200)), "training.rows: Input"),
+    "no digest": (with_fields(lambda f: f["backbone"].update(digest="")), "backbone.digest: String"),
+    "short digest": (with_fields(lambda f: f["training"].update(data_digest="d")), "data_digest: String"),
+    "no source": (with_fields(lambda f: f["backbone"].update(source="")), "backbone.source: String"),
+    "huge text limit": (with_fields(lambda f: f["encode"].update(max_tokens=10**200)), "encode.max_tokens"),
+    "rank as text": (with_fields(lambda f: f["adapter"].update(rank="8")), "adapter.*rank"),
+    "huge rank": (with_fields(lambda f: f["adapter"].update(rank=10**200)), "adapter.rank must be at most"),
+    "tiny scale": (with_fields(lambda f: f["adapter"].update(mixture_temperature=1e-308)), "1e-06 to 1e"),
+    "weights without metadata": (lambda folder: with_metadata(folder, None), "does not say which tasks"),
+    "weights without tasks": (lambda folder: with_metadata(folder, {"x": "y"}), "does not say which tasks"),
+    "null for metadata": (lambda folder: with_metadata(folder, NULL), "does not say which tasks"),
     "lost tasks": (with_fields(lambda f: f.update(tasks=None)), "heads of other tasks"),
     "repeated task": (with_task_twice, "tasks repeat a name"),
     "unknown field": (with_fields(lambda f: f.update(relevant=1)), "relevant: Extra inputs"),

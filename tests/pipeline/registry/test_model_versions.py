@@ -10,9 +10,27 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
+from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.registry import model_versions
-from pipeline.registry.model_versions import REQUIRED_TAGS, check_registered, get_version, read_gate_report
+from pipeline.registry.model_versions import (
+    REQUIRED_TAGS,
+    check_registered,
+    get_version,
+    read_gate_report,
+    register_version,
+)
+from tests.support.champion import evaluation_of, write_bundle_to_register
+
+
+def test_bundle_without_canaries_is_not_registered(tmp_path: Path, tiny_llama: Path) -> None:
+    config, _ = write_bundle_to_register(tmp_path, tiny_llama)
+    bundle = read_bundle(tmp_path / "made" / "bundle")
+    folder = tmp_path / "trained"
+    sha256 = write_bundle(folder, bundle.description, bundle.tensors, bundle.tokenizer_dir)
+    with pytest.raises(DamagedInputError, match=r"reference\.json missing"):
+        register_version(config, folder, evaluation_of(sha256))
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize("missing", sorted(REQUIRED_TAGS))

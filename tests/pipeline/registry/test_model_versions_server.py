@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from models.serialization.bundle import read_bundle, write_bundle
+from models.serialization.bundle import read_bundle
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.evaluation.results import Evaluation
-from pipeline.inference.predictor import build_predictor, bundle_description
+from pipeline.inference.predictor import build_predictor
 from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.mlflow_errors import translate_mlflow_errors
 from pipeline.registry.model_versions import (
@@ -30,7 +31,8 @@ from pipeline.registry.run_tracker import RunTracker
 from pipeline.registry.version_files import fetch_version, resolve_champion
 from pipeline.storage.filesystem import write_json
 from tests.support.champion import evaluation_of
-from tests.support.planted import TRAINING, planted_config, write_planted
+from tests.support.evaluated_bundle import write_evaluated_bundle
+from tests.support.planted import planted_config, write_planted
 from tests.support.servers import (
     PASSWORD,
     ProxyFaults,
@@ -54,18 +56,10 @@ class World:
         config = build_config(self.plain, "test")
         predictor = build_predictor(config)
         for number in (1, 2):
-            tensors = {
-                name: tensor.detach() * number
-                for name, tensor in predictor.model.named_parameters()
-                if tensor.requires_grad
-            }
+            with torch.no_grad():
+                predictor.model.heads.weight_KD.mul_(number)
             (root / str(number)).mkdir()
-            write_bundle(
-                root / str(number) / "bundle",
-                bundle_description(predictor, config, TRAINING),
-                tensors,
-                predictor.backbone.folder,
-            )
+            write_evaluated_bundle(root / str(number) / "bundle", predictor, config)
         config.validation_dir.mkdir(parents=True)
         write_json(config.profile_path, {"data_digest": "d" * 64})
 

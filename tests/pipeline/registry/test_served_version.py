@@ -12,21 +12,22 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
+import torch
 import yaml
-from safetensors.torch import load_file, save_file
-
 from models.files import bytes_sha256, file_sha256
-from models.serialization.bundle import encode_heads, encode_json, read_bundle, write_bundle
+from models.serialization.bundle import encode_heads, encode_json, read_bundle
 from pipeline.config.loading import read_config
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RelevanceError, RetryableError
-from pipeline.evaluation.score_reference import ScoreReference
+from pipeline.inference.predictor import load_predictor
 from pipeline.registry import served_version
 from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import register_version
 from pipeline.registry.promotion_log import PromotionLog
 from pipeline.registry.served_version import LOG_VARIABLE
+from safetensors.torch import load_file, save_file
 from tests.support.champion import evaluation_of, write_champion
+from tests.support.evaluated_bundle import write_evaluated_bundle
 
 PAIR = pd.DataFrame({"task": ["two"], "query": ["red lamp"], "ad_title": ["red lamp"]})
 
@@ -131,9 +132,10 @@ def test_altered_model_file_is_damaged_input(store: Store, change: Any) -> None:
 
 
 def test_only_the_champion_line_is_served(store: Store, tmp_path: Path) -> None:
-    bundle = read_bundle(store.bundle_dir)
-    tensors = {name: tensor + 0.1 for name, tensor in bundle.tensors.items()}
-    sha256 = write_bundle(tmp_path / "bundle", bundle.description, tensors, bundle.tokenizer_dir)
+    predictor, _ = load_predictor(store.bundle_dir)
+    with torch.no_grad():
+        predictor.model.heads.weight_KD += 1
+    sha256 = write_evaluated_bundle(tmp_path / "bundle", predictor, store.config)
     version = register_version(store.config, tmp_path / "bundle", evaluation_of(sha256))
     with pytest.raises(GateRefusedError, match="is neither the champion of planted nor one that a rollback"):
         store.load(f"/{version}")
@@ -200,9 +202,7 @@ def test_other_package_is_warned_of(
 
 
 def test_other_canary_probabilities_are_not_served(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = "pipeline.evaluation.score_reference"
-    monkeypatch.setattr(f"{reference}.parse_reference", lambda bundle: ScoreReference({}, {}))
-    monkeypatch.setattr(f"{reference}.canary_difference", lambda *_: 0.03)
+    monkeypatch.setattr("pipeline.evaluation.score_reference.canary_difference", lambda *_: 0.03)
     with pytest.raises(RelevanceError, match="canary probabilities differ"):
         store.load()
 

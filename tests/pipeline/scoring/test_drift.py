@@ -20,7 +20,7 @@ from pipeline.evaluation.score_reference import (
     build_reference,
 )
 from pipeline.inference.labels import SCORE_SCHEMA
-from pipeline.inference.predictor import Predictor, build_predictor
+from pipeline.inference.predictor import Predictor, build_predictor, bundle_description
 from pipeline.inference.probabilities import predict_probabilities
 from pipeline.registry.version_files import VersionFiles
 from pipeline.schema import ROW_SCHEMA
@@ -30,7 +30,7 @@ from pipeline.scoring.scoring_record import ScoringRecord, ScoringRun, build_sco
 from pipeline.scoring.unit_manifest import UnitInput
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
-from tests.support.planted import planted_config, planted_rows
+from tests.support.planted import TRAINING, planted_config, planted_rows
 from tests.support.score_partitions import unit_manifest
 
 DRAW = np.random.default_rng(3)
@@ -113,11 +113,13 @@ def reference(predictor: Predictor) -> dict[str, Any]:
 class Runs:
     """Runs over one published unit each, of a version with a reference."""
 
-    def __init__(self, root: Path, reference: dict[str, Any]) -> None:
+    def __init__(self, root: Path, predictor: Predictor, reference: dict[str, Any]) -> None:
         self.root = root / "scores"
-        (root / "artifacts").mkdir(parents=True)
-        bundle_dir = root / "artifacts" / "bundle"
-        sha256 = write_bundle(bundle_dir, {}, {}, root / "artifacts", reference)
+        bundle_dir, tokenizer_dir = root / "artifacts" / "bundle", predictor.backbone.folder
+        bundle_dir.parent.mkdir(parents=True)
+        config = build_config(planted_config(root, str(tokenizer_dir)), "test")
+        description = bundle_description(predictor, config, TRAINING)
+        sha256 = write_bundle(bundle_dir, description, {}, tokenizer_dir, reference)
         self.champion = VersionFiles("1", bundle_dir, sha256)
 
     def run(
@@ -138,9 +140,9 @@ class Runs:
 
 
 def test_run_is_compared_with_last_accepted_run_and_test_rows(
-    tmp_path: Path, reference: dict[str, Any]
+    tmp_path: Path, predictor: Predictor, reference: dict[str, Any]
 ) -> None:
-    runs = Runs(tmp_path, reference)
+    runs = Runs(tmp_path, predictor, reference)
     first = runs.run("20260101", DRAW.beta(2, 2, 4_000))
     assert first.drift.against_last_run == ()
     assert [row.task for row in first.drift.against_test_rows] == ["two"]
@@ -156,8 +158,12 @@ def test_run_is_compared_with_last_accepted_run_and_test_rows(
     assert again.drift.against_last_run[0].psi < 0.05, "compared with the refused run"
 
 
-def test_run_with_failed_unit_is_not_accepted(tmp_path: Path, reference: dict[str, Any]) -> None:
-    record = Runs(tmp_path, reference).run("20260101", DRAW.uniform(size=10), error="part-0.parquet: poison")
+def test_run_with_failed_unit_is_not_accepted(
+    tmp_path: Path, predictor: Predictor, reference: dict[str, Any]
+) -> None:
+    record = Runs(tmp_path, predictor, reference).run(
+        "20260101", DRAW.uniform(size=10), error="part-0.parquet: poison"
+    )
     assert (
         not record.accepted
         and record.units_failed[0].error == "part-0.parquet: poison"
@@ -165,8 +171,10 @@ def test_run_with_failed_unit_is_not_accepted(tmp_path: Path, reference: dict[st
     )
 
 
-def test_manifest_with_wrong_counts_ends_the_run(tmp_path: Path, reference: dict[str, Any]) -> None:
-    runs = Runs(tmp_path, reference)
+def test_manifest_with_wrong_counts_ends_the_run(
+    tmp_path: Path, predictor: Predictor, reference: dict[str, Any]
+) -> None:
+    runs = Runs(tmp_path, predictor, reference)
     manifest = unit_manifest("p", task="two", input=UnitInput("p", "1", None, 3))
     publish_unit(runs.root, manifest, SCORE_SCHEMA.empty_table())
     with pytest.raises(DamagedInputError, match="row counts disagree in the manifest of unit p: 3 rows in"):
