@@ -70,7 +70,8 @@ class BundleDescription(StrictModel):
         try:
             build_adapter(settings)
         except ValidationError as error:
-            raise ValueError(describe_first_problem(error)) from error
+            problem = describe_first_problem(error).replace("Value error, ", "")
+            raise ValueError(problem) from error
         return settings
 
     @model_validator(mode="after")

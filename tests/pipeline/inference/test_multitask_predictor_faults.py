@@ -76,10 +76,10 @@ def test_every_pass_follows_a_heartbeat_and_a_record(
     build: BuildWorld, monkeypatch: pytest.MonkeyPatch, blocks: dict[str, Any]
 ) -> None:
     world = build(**blocks)
-    scorer, unit = (
-        world.scorer(),
-        next(unit for unit in world.units(all_tasks=True) if unit.path.endswith("part-0-good.parquet")),
-    )
+    scorer = world.scorer()
+    units = {Path(unit.path).stem: unit for unit in world.units(all_tasks=True)}
+    unit = units.pop("part-0-good")
+    scorer.score_unit(units.popitem()[1])  # builds the predictor, which computes its canary rows
     scorer.context = replace(scorer.context, batch_tokens=64)
     happened: list[str] = []
     monkeypatch.setattr(scorer.watchdog, "heartbeat", lambda: happened.append("alive"))
