@@ -1,17 +1,28 @@
 """Checks of a registered version that MLflow serves, before anything of it is used.
 
 The artifact store alone is not trusted: the registry's tags and the promotion log decide what is served.
+
+MLflow imports the code that a version's MLmodel names. `load_served_model` and `download_served_model` check
+the files before MLflow reads them; `pyfunc_model.py` checks them again, when MLflow has imported it.
 """
 
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RelevanceError
+from pipeline.errors import (
+    WRONG_FIELDS,
+    ConfigError,
+    DamagedInputError,
+    GateRefusedError,
+    RelevanceError,
+    summarize_error,
+)
 from pipeline.names import check_name
 from pipeline.registry.mlflow_errors import translate_mlflow_errors
 from pipeline.registry.mlflow_internals import limit_database_retries
@@ -30,6 +41,11 @@ LOADER = "pipeline.registry.pyfunc_model"  # module that MLflow imports
 FILES = "artifacts"  # folder of a version's files, in `data` of MLflow's model
 
 BUNDLE_DIR = "bundle"  # among these files
+
+FLAVOR = "python_function"  # name that MLflow gives models in Python
+
+# settings of the flavor that registration writes
+FLAVOR_KEYS = {"code", "data", "env", "loader_module", "python_version", "streamable"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,44 @@ class RecordedVersion:
     def to_metadata(self) -> dict[str, Any]:
         """Return the recorded form."""
         return {"relevance": asdict(self)}
+
+
+def load_served_model(uri: str) -> Any:
+    """Download a version, check it, and return it as MLflow loads it.
+
+    Args:
+        uri: Version in MLflow, such as models:/demo-relevance@champion.
+
+    Raises:
+        RelevanceError: The version was altered, is not in the champion line, or computes other probabilities
+            here. Nothing of it ran.
+    """
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as folder:  # the loaded model is in memory
+        return mlflow.pyfunc.load_model(str(download_served_model(uri, Path(folder))))
+
+
+def download_served_model(uri: str, folder: Path) -> Path:
+    """Download a version below a folder, check it, and return the folder of MLflow's model.
+
+    Args:
+        uri: Version in MLflow, such as models:/demo-relevance@champion.
+        folder: New or empty folder that nobody else can write to.
+
+    Raises:
+        RelevanceError: The version was altered, or is not in the champion line.
+        ConfigError: The folder is not empty, or MLflow does not know the version.
+    """
+    import mlflow
+
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"folder is not empty: {folder}; name a new one")
+    with translate_mlflow_errors(mlflow.get_registry_uri()):
+        model_dir = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    sha256 = check_served_version(model_dir)
+    _check_bundle(model_dir / "data" / FILES / BUNDLE_DIR, sha256)
+    return model_dir
 
 
 def check_served_version(model_dir: Path) -> str:
@@ -96,22 +150,48 @@ def check_served_version(model_dir: Path) -> str:
     return recorded.bundle_sha256
 
 
+def _check_bundle(bundle_dir: Path, sha256: str) -> None:
+    """Raise DamagedInputError unless a folder is the whole bundle with this digest."""
+    from pipeline.inference.bundle_description import read_described_bundle  # imports torch
+
+    read_described_bundle(bundle_dir, sha256)
+
+
 def _read_recorded(model_dir: Path) -> RecordedVersion:
     """Return what registration recorded in a model's folder.
 
     Raises:
-        DamagedInputError: The folder brings code along, or was not made by `relevance register`.
+        DamagedInputError: Its MLmodel names other code than the installed package, or was not made by
+            `relevance register`.
     """
+    from mlflow.exceptions import MlflowException
     from mlflow.models import Model
+    from yaml import YAMLError
 
-    model = Model.load(str(model_dir))
-    flavor = model.flavors.get("python_function", {})
-    if flavor.get("code") or flavor.get("loader_module") != LOADER:
+    try:
+        model = Model.load(str(model_dir))
+        foreign = _find_foreign(model.flavors)
+    except (OSError, *WRONG_FIELDS, MlflowException, YAMLError) as error:
         raise DamagedInputError(
-            f"{model_dir} names code to run: {flavor.get('code') or flavor.get('loader_module')}; only the "
-            "installed package is run, register the run again"
+            f"{model_dir} has no MLmodel that can be read ({summarize_error(error)}); register the run again"
+        ) from error
+    if foreign:
+        raise DamagedInputError(
+            f"{model_dir} names code or files that registration does not: {foreign}; only the installed "
+            "package is run, register the run again"
         )
     return RecordedVersion.from_metadata(model.metadata)
+
+
+def _find_foreign(flavors: Mapping[str, Any]) -> str:
+    """Return what the flavors of an MLmodel say that registration does not; empty if there is nothing."""
+    flavor = flavors.get(FLAVOR, {})
+    expected = {"loader_module": LOADER, "data": f"data/{FILES}"}
+    differing = [f"{key} {flavor.get(key)!r}" for key, value in expected.items() if flavor.get(key) != value]
+    if flavor.get("code"):
+        differing.append(f"code {flavor['code']!r}")
+    unknown = [*(flavors.keys() - {FLAVOR}), *(flavor.keys() - FLAVOR_KEYS)]
+    return ", ".join([*differing, *sorted(map(str, unknown))])
 
 
 @dataclass(frozen=True)

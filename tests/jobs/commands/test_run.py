@@ -277,7 +277,7 @@ def test_mlflow_has_the_losses_metrics_and_digests(finished_run: Any) -> None:
     assert version.tags["bundle_sha256"]
 
 
-def test_champion_predicts_without_pickle_or_planted_code(finished_run: Any) -> None:
+def test_champion_predicts_without_pickle_or_code_of_its_folder(finished_run: Any) -> None:
     root, _, finished = finished_run
     names = ("pipeline", "data/artifacts", "data/artifacts/pipeline", "code")
     models = [path.parent for path in (root / "runs" / "planted" / "mlartifacts").rglob("MLmodel")]
@@ -292,8 +292,9 @@ def test_champion_predicts_without_pickle_or_planted_code(finished_run: Any) -> 
         "unpickled = []\n"
         "sys.addaudithook(lambda event, names: event == 'pickle.find_class' and unpickled.append(names))\n"
         "import mlflow, pandas as pd\n"
+        "from pipeline.registry.served_version import load_served_model\n"
         f"mlflow.set_tracking_uri({last_json(finished)['tracking_uri']!r})\n"
-        "model = mlflow.pyfunc.load_model('models:/planted@champion')\n"
+        "model = load_served_model('models:/planted@champion')\n"
         "frame = pd.DataFrame({'task': ['three', 'two'], 'query': ['red lamp', 'red lamp'], "
         "'ad_title': ['blue shoes north', 'blue shoes south']})\n"
         "out = model.predict(frame)\n"

@@ -1,8 +1,10 @@
 """MLflow serves the bundle that was registered and promoted, and nothing else."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
+
 from models.files import bytes_sha256, file_sha256
 from models.serialization.bundle import encode_heads, encode_json, read_bundle
 from pipeline.config.loading import read_config
@@ -24,10 +28,10 @@ from pipeline.registry import served_version
 from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import register_version
 from pipeline.registry.promotion_log import PromotionLog
-from pipeline.registry.served_version import LOG_VARIABLE
-from safetensors.torch import load_file, save_file
+from pipeline.registry.served_version import LOG_VARIABLE, download_served_model, load_served_model
 from tests.support.champion import evaluation_of, write_champion
 from tests.support.evaluated_bundle import write_evaluated_bundle
+from tests.support.places import ROOT
 
 PAIR = pd.DataFrame({"task": ["two"], "query": ["red lamp"], "ad_title": ["red lamp"]})
 
@@ -90,8 +94,9 @@ def alter_weights(store: Store) -> str:
 
 
 def test_champion_is_served(store: Store) -> None:
-    answer = store.load().predict(PAIR)
+    answer = load_served_model("models:/planted@champion").predict(PAIR)
     assert answer["label_name"][0] in ("bad", "good")
+    assert answer.equals(store.load().predict(PAIR))
 
 
 def test_an_altered_bundle_is_not_served(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,16 +124,85 @@ def test_an_altered_bundle_is_not_served(store: Store, monkeypatch: pytest.Monke
     "change",
     [
         lambda fields: fields["flavors"]["python_function"].update(code="code"),
+        lambda fields: fields["flavors"]["python_function"].update(loader_module="planted"),
+        lambda fields: fields["flavors"]["python_function"].update(data="data/artifacts/more"),
+        lambda fields: fields["flavors"]["python_function"].update(predict_fn="__init__"),
+        lambda fields: fields["flavors"].update(crate={"model": "x.R"}),
+        lambda fields: fields.update(flavors=[]),
         lambda fields: fields.pop("metadata"),
         lambda fields: fields["metadata"]["relevance"].update(model="x' or name = 'planted"),
         lambda fields: fields["metadata"]["relevance"].update(bundle_sha256="' or 1"),
         lambda fields: fields["metadata"]["relevance"].pop("package_sha256"),
     ],
 )
-def test_altered_model_file_is_damaged_input(store: Store, change: Any) -> None:
+def test_altered_model_file_is_damaged_input(
+    store: Store, change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.change_mlmodel(change)
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", None)  # is not reached
     with pytest.raises(DamagedInputError, match="register the run again"):
-        store.load()
+        load_served_model("models:/planted@champion")
+
+
+def test_damaged_bundle_is_refused_before_mlflow_loads(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="folder is not empty"):
+        download_served_model("models:/planted@champion", tmp_path)
+    alter_weights(store)
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", None)
+    with pytest.raises(DamagedInputError, match="the registry recorded"):
+        load_served_model("models:/planted@champion")
+
+
+# MLflow is imported once, which takes seconds; each process has imported nothing of this project
+FRESH_PROCESSES = """
+import os, mlflow
+
+mlflow.set_tracking_uri(TRACKING_URI)
+
+def in_new_process(load):
+    child = os.fork()
+    if child == 0:
+        try:
+            load()
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    print(os.path.exists("planted-code-ran"), flush=True)
+
+def checked():
+    from pipeline.registry.served_version import load_served_model
+    load_served_model("models:/planted@champion")
+
+in_new_process(checked)
+in_new_process(lambda: mlflow.pyfunc.load_model("models:/planted@champion"))
+"""
+
+
+@pytest.mark.e2e
+def test_planted_code_does_not_run(store: Store, tmp_path: Path) -> None:
+    planted = store.model_dir / "code" / "pipeline" / "registry"
+    planted.mkdir(parents=True)
+    for folder in (planted.parent, planted):
+        (folder / "__init__.py").touch()
+    marker = tmp_path / "planted-code-ran"
+    (planted / "pyfunc_model.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    store.change_mlmodel(lambda fields: fields["flavors"]["python_function"].update(code="code"))
+    script = FRESH_PROCESSES.replace("TRACKING_URI", repr(store.config.tracking_uri))
+    shown = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    lines = [line for line in shown.stdout.splitlines() if line]
+    assert lines[0].startswith("DamagedInputError ") and "code 'code'" in lines[0], shown
+    assert lines[1] == "False", "the check runs before the planted code"
+    assert lines[-1] == "True", "MLflow alone runs it: the code is planted where it matters"
 
 
 def test_only_the_champion_line_is_served(store: Store, tmp_path: Path) -> None:
