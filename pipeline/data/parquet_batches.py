@@ -3,11 +3,6 @@
 The sizes in a parquet footer are those of encoded pages: 65,536 rows of one long text take a few hundred
 bytes there and gigabytes in memory. So encoded texts are read as dictionaries, which stay as small as the
 file; the length of each row is computed from them, and only batches of a bounded length are decoded.
-
-Texts without a dictionary have a length only after reading. So the pages of a column that are read at a
-time decompress to at most MAX_PAGE_BYTES, by the sizes in footer and page headers; a larger page is refused.
-A text in DELTA_BYTE_ARRAY repeats a part of the text before it, so one page can decode to any size: few such
-rows are read at a time, and one in a large column.
 """
 
 import contextlib
@@ -22,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.parquet_pages import largest_window, read_pages
 from pipeline.errors import (
     ConfigError,
     DamagedInputError,
@@ -41,11 +35,6 @@ MAX_EXPANSION = 1_000
 READ_ROWS = 8_192  # read at a time, before they are decoded
 
 PLAIN_READ_ROWS = 128  # of texts whose decoded length is known only after reading
-
-# decompressed pages of one column that are read at a time; four times the longest row
-MAX_PAGE_BYTES = 128 * 2**20
-
-PREFIX_ENCODING = "DELTA_BYTE_ARRAY"
 
 _BUFFER_BYTES = 2**20
 
@@ -129,53 +118,19 @@ class BatchFile:
             return Path(self._source).stat().st_size
         return int(self._source.seek(0, io.SEEK_END))
 
-    def page_rows(self, groups: Sequence[int], columns: list[str] | None) -> int:
-        """Return the most rows that can be read at a time; 0 if a page is larger than MAX_PAGE_BYTES.
-
-        Raises:
-            ValueError: The header of a page is damaged.
-        """
-        large = [
-            chunk for chunk in self._chunks(groups, columns) if chunk.total_uncompressed_size > MAX_PAGE_BYTES
-        ]
-        with contextlib.ExitStack() as stack:
-            source = self._source
-            if large and isinstance(source, str | Path):
-                source = stack.enter_context(Path(source).open("rb"))
-            windows = [largest_window(list(read_pages(source, chunk)), MAX_PAGE_BYTES) for chunk in large]
-        return min(windows, default=READ_ROWS)
-
-    def encoded_batches(
-        self, groups: Sequence[int], columns: list[str] | None, max_rows: int
-    ) -> Iterator[pa.RecordBatch]:
+    def encoded_batches(self, groups: Sequence[int], columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of some row groups; texts are dictionaries."""
-        num_rows = min(READ_ROWS, max_rows)
+        num_rows = READ_ROWS
         for group in map(self.metadata.row_group, groups):
             bytes_per_row = max(1.0, group.total_byte_size / max(group.num_rows, 1))
             num_rows = min(num_rows, max(1, int(DEFAULT_LIMITS.bytes / bytes_per_row)))
         return self._batches(self._encoded, num_rows, groups, columns)
 
-    def plain_batches(
-        self, groups: Sequence[int], columns: list[str] | None, max_rows: int
-    ) -> Iterator[pa.RecordBatch]:
+    def plain_batches(self, groups: Sequence[int], columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of some row groups, few at a time, with decoded texts."""
         if self._plain is None:
             self._plain = self._open([])
-        num_rows = min(PLAIN_READ_ROWS, max_rows)
-        for chunk in self._chunks(groups, columns):
-            if PREFIX_ENCODING in chunk.encodings:  # no text is longer than the column, encoded
-                num_rows = min(
-                    num_rows, max(1, DEFAULT_LIMITS.bytes // max(chunk.total_uncompressed_size, 1))
-                )
-        return self._batches(self._plain, num_rows, groups, columns)
-
-    def _chunks(self, groups: Sequence[int], columns: list[str] | None) -> Iterator[Any]:
-        """Yield the metadata of the columns that are read, of each row group."""
-        for group in map(self.metadata.row_group, groups):
-            for chunk in map(group.column, range(group.num_columns)):
-                path = chunk.path_in_schema
-                if columns is None or path in columns or path.partition(".")[0] in columns:
-                    yield chunk
+        return self._batches(self._plain, PLAIN_READ_ROWS, groups, columns)
 
     def _open(self, dictionaries: list[int]) -> pq.ParquetFile:
         return pq.ParquetFile(
@@ -213,7 +168,7 @@ def read_batches(
 
     Raises:
         DamagedInputError: A page does not match its checksum, or cannot be decoded.
-        DataRefusedError: A page, a row, or the whole file, decodes to more than its limit.
+        DataRefusedError: A row, or the whole file, decodes to more than its limit.
     """
     first, last = rows or (0, file.num_rows)
     waiting = _Waiting(limits)
@@ -292,14 +247,7 @@ def _read_encoded(
         return
     begin = position = int(starts[groups[0]])
     names = None if columns is None else list(columns)
-    with translate_read_errors(path):
-        max_rows = file.page_rows(groups, names)
-    if not max_rows:
-        raise DataRefusedError(
-            f"{path} has a page of over {MAX_PAGE_BYTES:,} bytes when decompressed; write it again from its "
-            "source with smaller pages or shorter texts"
-        )
-    batches, is_plain = file.encoded_batches(groups, names, max_rows), False
+    batches, is_plain = file.encoded_batches(groups, names), False
     while position < last:
         with translate_read_errors(path):  # around the read alone: errors of the caller are not the file's
             try:
@@ -309,7 +257,7 @@ def _read_encoded(
                     raise
                 # Arrow reads no dictionaries of delta encodings; rows that were read already are skipped
                 first, position = max(first, position), begin
-                batches, is_plain = file.plain_batches(groups, names, max_rows), True
+                batches, is_plain = file.plain_batches(groups, names), True
                 continue
             if batch is not None:
                 batch = _without_views(batch)
