@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from jobs.environment import end_on_signals, worker_environment
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime.ray_internals import (
+    cluster_refuses_token,
     cluster_requires_token,
     dashboard_requires_token,
     is_socket_path_too_long,
@@ -55,7 +56,7 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         raise
     except Exception as error:  # Ray raises many classes, down to Exception itself
         place = f"at RAY_ADDRESS={address}" if address else "on this machine"
-        if isinstance(error, ray.exceptions.AuthenticationError):
+        if isinstance(error, ray.exceptions.AuthenticationError) or _is_token_refused(address):
             reason = str(error).splitlines()[0].rstrip(".")
             raise ConfigError(f"access refused by Ray {place}: {reason}; {TOKEN_REMEDY}") from error
         if is_version_mismatch(error):
@@ -205,6 +206,17 @@ def check_cluster_token(address: str) -> None:
     host = place.removeprefix("ray://").rpartition(":")[0].strip("[]")
     if not is_loopback(host) and not cluster_requires_token(place, CONNECT_TIMEOUT_S):
         _refuse_open_cluster(f"at {place}", "start it with RAY_AUTH_MODE=token")
+
+
+def _is_token_refused(address: str | None) -> bool:
+    """Return True if the cluster that did not let this process in refuses its token."""
+    if address is None or _demands_certificates():
+        return False
+    try:
+        place = running_cluster_address() if address == "auto" else address
+        return cluster_refuses_token(place, CONNECT_TIMEOUT_S)
+    except ConnectionError:
+        return False
 
 
 def _demands_certificates() -> bool:

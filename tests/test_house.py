@@ -75,6 +75,7 @@ VALIDATION_IMPORTS = (
     "pipeline.names",
     "pipeline.escaping",
     "pipeline.runtime.progress",
+    "pipeline.runtime.waiting",
     "pipeline.config",
     "pipeline.storage",
     "pipeline.data",

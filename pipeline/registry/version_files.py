@@ -4,8 +4,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from models.files import publish_dir, remove_tree, sync_tree, temporary_path
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
@@ -19,7 +17,7 @@ from pipeline.registry.model_versions import (
 )
 from pipeline.registry.promotion_log import PromotionLog
 from pipeline.registry.served_version import BUNDLE_DIR, FILES
-from pipeline.runtime.waiting import announce_wait
+from pipeline.runtime.waiting import announce_wait, hold_lock
 from pipeline.storage.filesystem import read_json
 
 logger = logging.getLogger(__name__)
@@ -147,7 +145,7 @@ def _fetch_bundle(config: RunConfig, version: str, sha256: str) -> VersionFiles:
             (staged / "data").mkdir(exist_ok=True)
             (staged / FILES).rename(staged / "data" / FILES)
         sync_tree(staged)
-        with FileLock(files.folder.parent / ".lock"):
+        with hold_lock(files.folder.parent / ".lock", f"another process that publishes version {version}"):
             if _find_damage(files):  # else another command was faster, and may be reading
                 publish_dir(staged, files.folder)
     finally:

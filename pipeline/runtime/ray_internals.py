@@ -91,13 +91,27 @@ def cluster_requires_token(address: str, timeout_s: float) -> bool:
         address: host:port, or ray://host:port of a server of Ray Client.
         timeout_s: Time for an answer.
     """
+    return _is_unauthenticated(address, timeout_s, ())
+
+
+def cluster_refuses_token(address: str, timeout_s: float) -> bool:
+    """Return True if a cluster refuses the token of this process; otherwise as `cluster_requires_token`.
+
+    `ray.init` raises the ConnectionError of a cluster that does not answer.
+    """
+    from ray._private.authentication import grpc_authentication_client_interceptor as interceptor
+
+    return _is_unauthenticated(address, timeout_s, interceptor._get_authentication_metadata_tuple())
+
+
+def _is_unauthenticated(address: str, timeout_s: float, metadata: tuple[tuple[str, str], ...]) -> bool:
     import grpc
 
     place = address.removeprefix("ray://")
     method = "NodeInfoGcsService/CheckAlive" if place == address else "RayletDriver/ClusterInfo"
     with grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=timeout_s)
+            channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise ConnectionError(error.details()) from error

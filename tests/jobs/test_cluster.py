@@ -191,6 +191,16 @@ def test_refused_token_and_version_are_config_errors(monkeypatch: pytest.MonkeyP
             pass
 
 
+def test_token_that_looks_like_no_answer_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.init", Mock(side_effect=ConnectionError("Failed to connect")))
+    monkeypatch.setattr(cluster, "check_reachable", lambda _: None)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    for is_refused, error in ((True, ConfigError), (False, RetryableError)):
+        monkeypatch.setattr(cluster, "cluster_refuses_token", lambda *_, refused=is_refused: refused)
+        with pytest.raises(error), ray_cluster(1):
+            pass
+
+
 def test_sigterm_while_ray_starts_interrupts_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(**_: object) -> None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as ray.init does

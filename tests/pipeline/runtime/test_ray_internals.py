@@ -17,6 +17,7 @@ import ray
 from pipeline.errors import ConfigError
 from pipeline.runtime.ray_internals import (
     TESTED_VERSION,
+    cluster_refuses_token,
     cluster_requires_token,
     create_job_client,
     dashboard_requires_token,
@@ -132,6 +133,7 @@ def test_cluster_is_asked_for_its_token_without_one() -> None:
         with _grpc_server(status) as place:
             assert cluster_requires_token(place, 20) is is_required
             assert cluster_requires_token(f"ray://{place}", 20) is is_required
+            assert cluster_refuses_token(place, 20) is is_required
     with _grpc_server(grpc.StatusCode.UNAVAILABLE) as place, pytest.raises(ConnectionError):
         cluster_requires_token(place, 20)
 
