@@ -187,8 +187,8 @@ def protect_own_cluster() -> None:
     Raises:
         ConfigError: RAY_AUTH_MODE switches tokens off.
     """
-    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if mode != "token":
+    # Ray's own default is a token for a cluster that it starts; it sets the variable and reads it again
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
         _refuse_open_cluster("on this machine", "unset RAY_AUTH_MODE")
     elif not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)

@@ -278,6 +278,7 @@ class UnitScorer:
             # Without the single pass it computes the same as the predictor that was checked at the start.
             if multitask.one_pass is not False:
                 self._check_canaries(multitask)
+                self.predictor.task_predictors.clear()  # of the check at the start; they hold merged weights
             self.multitask = multitask
         return self.multitask
 

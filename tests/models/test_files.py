@@ -232,7 +232,7 @@ def test_json_is_read_as_it_was_written() -> None:
 # logs, whose damaged lines are skipped, and texts that a process wrote itself or a library checks
 LENIENT_READERS = {
     "jobs/supervisor.py",
-    "pipeline/data/importers/text_files.py",
+    "pipeline/data/importers/json_files.py",
     "pipeline/encoding/literal_tokenizer.py",
     "pipeline/runtime/run_log.py",
     "pipeline/scoring/actor.py",
