@@ -53,8 +53,8 @@ class World:
         (folder / "checkpoints").mkdir(exist_ok=True)
         settings = WorkerSettings(
             config=config,
-            fingerprint="f",
-            data_digest="d",
+            fingerprint="f" * 64,
+            data_digest="d" * 64,
             encoded_dir=self.encoded_dir,
             bundle_dir=folder / "bundle",
             checkpoint_dir=folder / "checkpoints",
