@@ -11,8 +11,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := infra/locks
-# Python compiles a module at its first import; compiling all of them would double the time of the installation
-PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation --no-compile
+PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation
 # no file whose hash is not in a lock, and wheels alone: only deepspeed has none, and setuptools builds it
 INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes --only-binary :all: --no-binary deepspeed
 UV ?= $(BIN)/uv
