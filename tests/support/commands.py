@@ -27,7 +27,11 @@ def relevance(*arguments: str, cwd: Path, **variables: str) -> subprocess.Comple
 def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a command that starts no Ray in this process, which saves the imports."""
     from jobs.cli import app
+    from jobs.environment import restrict_file_modes
 
+    mask = os.umask(0)
+    os.umask(mask)
+    restrict_file_modes()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         with contextlib.chdir(cwd), _stream_to(1, "stdout", out), _stream_to(2, "stderr", err):
@@ -37,6 +41,7 @@ def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.Comple
             except SystemExit as error:
                 code = error.code or 0
             finally:
+                os.umask(mask)
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
         texts = []
