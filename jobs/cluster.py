@@ -57,8 +57,7 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     except Exception as error:  # Ray raises many classes, down to Exception itself
         place = f"at RAY_ADDRESS={address}" if address else "on this machine"
         if isinstance(error, ray.exceptions.AuthenticationError) or _is_token_refused(address):
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise ConfigError(f"access refused by Ray {place}: {reason}; {TOKEN_REMEDY}") from error
+            raise access_refused(f"Ray {place}", error) from error
         if is_version_mismatch(error):
             versions = " ".join(str(error).split())
             raise ConfigError(
@@ -202,7 +201,7 @@ def check_cluster_token(address: str) -> None:
     """
     if _demands_certificates():
         return
-    place = running_cluster_address() if address == "auto" else address
+    place = _place_of(address)
     host = place.removeprefix("ray://").rpartition(":")[0].strip("[]")
     if not is_loopback(host) and not cluster_requires_token(place, CONNECT_TIMEOUT_S):
         _refuse_open_cluster(f"at {place}", "start it with RAY_AUTH_MODE=token")
@@ -213,10 +212,20 @@ def _is_token_refused(address: str | None) -> bool:
     if address is None or _demands_certificates():
         return False
     try:
-        place = running_cluster_address() if address == "auto" else address
-        return cluster_refuses_token(place, CONNECT_TIMEOUT_S)
+        return cluster_refuses_token(_place_of(address), CONNECT_TIMEOUT_S)
     except ConnectionError:
         return False
+
+
+def _place_of(address: str) -> str:
+    """Return an address that names its host; ConnectionError if `auto` finds no cluster."""
+    return running_cluster_address() if address == "auto" else address
+
+
+def access_refused(place: str, error: Exception) -> ConfigError:
+    """Return the error for a cluster that refuses this process's token."""
+    reason = str(error).splitlines()[0].rstrip(".")
+    return ConfigError(f"access refused by {place}: {reason}; {TOKEN_REMEDY}")
 
 
 def _demands_certificates() -> bool:

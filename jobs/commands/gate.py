@@ -51,14 +51,12 @@ def run_gate(config: RunConfig, version: str, against: str, run: CommandRun) -> 
         "against": other,
         "gate": str(path),
         "passed": True,
-        "next": suggest_after_pass(config, version, other, run),
+        "next": suggest_after_pass(PromotionLog.from_config(config).champion(client), version, other, run),
     }
 
 
-def suggest_after_pass(config: RunConfig, version: str, other: str, run: CommandRun) -> str:
+def suggest_after_pass(champion: str | None, version: str, other: str, run: CommandRun) -> str:
     """Return the next command for a version that passed; only a comparison with the champion promotes it."""
-    entries = PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri))
-    champion = entries[-1].version if entries else None
     if champion == version:
         return run.suggest("score")
     if champion not in (None, other):
@@ -68,8 +66,8 @@ def suggest_after_pass(config: RunConfig, version: str, other: str, run: Command
 
 def gate_against_champion(config: RunConfig, version: str, run: CommandRun) -> None:
     """Run the gate if another version is champion; GateRefusedError if it refuses."""
-    promotions = PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri))
-    if promotions and promotions[-1].version != version:
+    champion = PromotionLog.from_config(config).champion(connect_mlflow(config.tracking_uri))
+    if champion not in (None, version):
         run_gate(config, version, "champion", run)
 
 

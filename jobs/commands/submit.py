@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import INSECURE, TOKEN_REMEDY, check_address, check_dashboard_token, is_dashboard_address
+from jobs.cluster import INSECURE, access_refused, check_address, check_dashboard_token, is_dashboard_address
 from jobs.command_run import CommandRun
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, summarize_error
@@ -249,8 +249,7 @@ def job_client(address: str) -> Iterator[Any]:
         check_dashboard_token(address)
         yield create_job_client(address, REQUEST_TIMEOUT_S)
     except AuthenticationError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"access refused by {address}: {reason}; {TOKEN_REMEDY}") from error
+        raise access_refused(address, error) from error
     except (ConnectionError, RuntimeError, OSError) as error:
         raise RetryableError(
             f"request failed at {address}: {summarize_error(error)}; run the same command again"

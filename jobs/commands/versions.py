@@ -30,8 +30,8 @@ def run_register(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     evaluation = read_json_as(evaluation_path, Evaluation.from_json)
     version = register_version(config, config.run_dir / "bundle", evaluation, run.id)
     logger.info(f"  {config.registry.model} version {version} is challenger")
-    has_champion = bool(PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri)))
-    step = ("evaluate", "--version", version) if has_champion else ("promote", "--version", version)
+    champion = PromotionLog.from_config(config).champion(connect_mlflow(config.tracking_uri))
+    step = ("evaluate", "--version", version) if champion else ("promote", "--version", version)
     return {
         "model": config.registry.model,
         "version": version,

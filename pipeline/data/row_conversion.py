@@ -49,7 +49,7 @@ def cast_values(values: pa.Array | pa.ChunkedArray, kind: pa.DataType, safe: boo
         ValueError: As ArrowException.
     """
     converted = pc.cast(values, kind, safe=safe)
-    if pa.types.is_floating(kind) and not pa.types.is_null(values.type):
+    if pa.types.is_floating(kind) and values.type != kind and not pa.types.is_null(values.type):
         exact = pc.cast(values, pa.float64(), safe=False)
         is_lost = pc.or_(
             pc.and_(pc.equal(converted, 0), pc.not_equal(exact, 0)),

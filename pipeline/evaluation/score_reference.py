@@ -6,7 +6,6 @@ before it publishes. Score drift compares profiles.
 Shape legend: N rows, C labels of the task.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +102,7 @@ class ScoreReference:
         Raises:
             ValueError: It is of another form, or its canaries are not for these tasks.
         """
-        fields = _ReferenceFields.model_validate_json(json.dumps(value), strict=True)
+        fields = _ReferenceFields.from_recorded(value)
         num_labels = {task.name: len(task.labels) for task in tasks}
         if fields.canaries.keys() != num_labels.keys() or not fields.profiles.keys() <= num_labels.keys():
             raise ValueError(

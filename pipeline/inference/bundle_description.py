@@ -1,6 +1,5 @@
 """Content of bundle.json: enough to rebuild a model, and to refuse another backbone."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,13 +10,11 @@ from models.serialization.bundle import Bundle, BundleRefusedError, read_bundle
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.loading import build_adapter
 from pipeline.config.splits import SplitConfig
-from pipeline.config.strict_model import StrictModel
+from pipeline.config.strict_model import Digest, StrictModel
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import DamagedInputError, describe_first_problem
 from pipeline.inference.calibration import Calibration
-
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -110,9 +107,7 @@ def read_described_bundle(
         raise DamagedInputError(str(error)) from error
     _check_versions(folder, bundle.description)
     try:
-        # as JSON: strict types, and yet a list is a tuple and a whole number a float
-        content = json.dumps(bundle.description)
-        return bundle, BundleDescription.model_validate_json(content, strict=True)
+        return bundle, BundleDescription.from_recorded(bundle.description)
     except ValidationError as error:
         raise DamagedInputError(
             f"{folder} has a wrong description: {describe_first_problem(error)}; fetch the bundle again"

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.registry.promotion_entries import RESTORE, Digest, PromotionEntry, champion_line
+from pipeline.config.strict_model import Digest
+from pipeline.registry.promotion_entries import RESTORE, PromotionEntry, champion_line
 from pipeline.storage.filesystem import canonical_json
 
 ENTRY_TAG = "promotion"

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from models.files import bytes_sha256, is_temporary, parse_json
+from pipeline.config.strict_model import Digest
 from pipeline.data.data_files import list_some
 from pipeline.errors import DamagedInputError, describe_first_problem
 from pipeline.storage.filesystem import canonical_json
@@ -29,7 +30,6 @@ RESTORE = (
 
 _ENTRY_NAME = re.compile(r"[0-9]{6,}\.json")
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, Field(pattern=r"^[1-9][0-9]*$")]
 PrAuc = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 

@@ -98,6 +98,11 @@ class PromotionLog:
         for alias in state.log_aliases():
             client.delete_registered_model_alias(self.model, alias)
 
+    def champion(self, client: Any) -> str | None:
+        """Return the champion's version, None if there is none; errors are those of `read`."""
+        entries = self.read(client)
+        return entries[-1].version if entries else None
+
     def promote(
         self, client: Any, version: str, tags: Mapping[str, str], override: str | None = None
     ) -> PromotionResult:

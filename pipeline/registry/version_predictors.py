@@ -15,11 +15,11 @@ def champion_version(config: RunConfig) -> str:
     Raises:
         ConfigError: There is no champion.
     """
-    entries = PromotionLog.from_config(config).read(connect_mlflow(config.tracking_uri))
-    if not entries:
+    champion = PromotionLog.from_config(config).champion(connect_mlflow(config.tracking_uri))
+    if champion is None:
         model = config.registry.model
         raise ConfigError(f"model {model} has no champion to compare with; run `relevance promote` first")
-    return entries[-1].version
+    return champion
 
 
 def load_version_predictor(config: RunConfig, version: str) -> Predictor:

@@ -40,7 +40,7 @@ class Bench:
 
         from models.inference.merging import merge_task
         from pipeline.config.loading import read_config
-        from tests.support.evaluated_bundle import write_evaluated_bundle
+        from tests.support.bundles import write_evaluated_bundle
 
         torch.set_num_threads(THREADS)
         self.root = root
@@ -220,7 +220,7 @@ def score_synthetic_rows(num_rows: int, root: Path) -> float:
     from pipeline.inference.predictor import build_predictor
     from pipeline.registry.version_files import VersionFiles
     from pipeline.schema import ROW_SCHEMA
-    from tests.support.evaluated_bundle import write_evaluated_bundle
+    from tests.support.bundles import write_evaluated_bundle
     from tests.support.planted import planted_config, planted_rows
     from tests.support.scoring_world import build_scorer, plan
     from tests.support.tiny import write_tiny_llama

@@ -19,7 +19,7 @@ from pipeline.config.run import RunConfig
 from pipeline.inference.predictor import build_predictor
 from pipeline.scoring.label_store import read_manifests, read_published, sweep_orphans
 from tests.failures.support import scorer
-from tests.support.evaluated_bundle import write_evaluated_bundle
+from tests.support.bundles import write_evaluated_bundle
 from tests.support.places import ROOT
 from tests.support.planted import LABEL_WORDS, planted_config, planted_rows, write_rows
 from tests.support.scoring_world import plan

@@ -13,7 +13,7 @@ from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import get_version, register_version
 from pipeline.registry.promotion_log import PromotionLog
 from pipeline.storage.filesystem import write_json
-from tests.support.evaluated_bundle import write_evaluated_bundle
+from tests.support.bundles import write_evaluated_bundle
 from tests.support.planted import planted_config, write_config, write_planted
 
 PR_AUC = Interval(0.9, 0.8, 1.0)

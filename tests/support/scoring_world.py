@@ -14,7 +14,7 @@ from pipeline.scoring.actor_settings import build_actor_settings
 from pipeline.scoring.scoring_record import ScoringRecord, ScoringRun, build_scoring_record, put_record
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit, plan_units
-from tests.support.evaluated_bundle import write_evaluated_bundle
+from tests.support.bundles import write_evaluated_bundle
 from tests.support.planted import planted_config, planted_rows, write_rows
 
 ROWS = 4

@@ -94,13 +94,14 @@ class GateRun:
 
     def file_jobs(self, partitions: Mapping[str, Sequence[Path]]) -> list[FileJob]:
         """Return one job for each file, task by task."""
+        verdicts_dir = self.verdicts_dir  # each reading asks the file system
         return [
             FileJob(
                 path,
                 path.relative_to(self.data_dir).as_posix(),
                 task,
                 self.labels_required,
-                self.verdicts_dir,
+                verdicts_dir,
                 self.config.scripts.get(task.name, ()),
             )
             for task in self.tasks

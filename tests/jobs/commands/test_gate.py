@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.commands import gate
-from pipeline.registry.promotion_log import PromotionLog
+from jobs.commands.gate import suggest_after_pass
 
 
 @pytest.mark.parametrize(
@@ -18,13 +17,6 @@ from pipeline.registry.promotion_log import PromotionLog
         ("3", "evaluate --version 2"),
     ],
 )
-def test_promotion_is_suggested_only_against_the_champion(
-    monkeypatch: pytest.MonkeyPatch, champion: str | None, step: str
-) -> None:
-    entries = [SimpleNamespace(version=champion)] if champion else []
-    log = SimpleNamespace(read=lambda client: entries)
-    monkeypatch.setattr(gate, "connect_mlflow", lambda uri: None)
-    monkeypatch.setattr(PromotionLog, "from_config", lambda config: log)
-    config: Any = SimpleNamespace(tracking_uri="sqlite:///x")
+def test_promotion_is_suggested_only_against_the_champion(champion: str | None, step: str) -> None:
     run: Any = SimpleNamespace(suggest=lambda *words: " ".join(words))
-    assert gate.suggest_after_pass(config, "2", "1", run) == step
+    assert suggest_after_pass(champion, "2", "1", run) == step

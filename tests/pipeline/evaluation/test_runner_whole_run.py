@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.serialization.bundle import read_bundle, write_bundle
+from models.serialization.bundle import read_bundle
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import data_digest, find_partitions, read_split
@@ -18,10 +18,11 @@ from pipeline.evaluation import runner as evaluation_module
 from pipeline.evaluation.results import Evaluation
 from pipeline.evaluation.runner import run_evaluation
 from pipeline.inference.calibration import relevance_probability
-from pipeline.inference.predictor import build_predictor, bundle_description
+from pipeline.inference.predictor import build_predictor
 from pipeline.registry.version_files import VersionFiles
 from pipeline.runtime.progress import SilentProgress
 from pipeline.scoring.label_store import read_published
+from tests.support.bundles import write_trained_bundle
 from tests.support.planted import TRAINING, planted_config, write_planted
 from tests.support.scoring_world import build_scorer, plan
 
@@ -38,12 +39,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> RunCon
     predictor = build_predictor(config)
     digest = data_digest(find_partitions(config.accepted_dir, config.tasks))
     training = TRAINING.model_copy(update={"data_digest": digest})
-    write_bundle(
-        config.run_dir / "trained",
-        bundle_description(predictor, config, training),
-        predictor.model.trainable_state(),
-        predictor.backbone.folder,
-    )
+    write_trained_bundle(config.run_dir / "trained", predictor, config, training)
     return config
 
 

@@ -10,23 +10,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.files import bytes_sha256, file_sha256
-from models.serialization.bundle import encode_heads, encode_json, write_bundle
+from models.serialization.bundle import encode_heads, encode_json
 from pipeline.config.loading import build_config
 from pipeline.errors import DamagedInputError
-from pipeline.inference.predictor import build_predictor, bundle_description, load_predictor
-from tests.support.planted import TRAINING, planted_config
+from pipeline.inference.predictor import build_predictor, load_predictor
+from tests.support.bundles import write_trained_bundle
+from tests.support.planted import planted_config
 
 
 @pytest.fixture
 def bundle_dir(tmp_path: Path, tiny_llama: Path) -> Path:
     config = build_config(planted_config(Path("/nowhere"), str(tiny_llama)), "test")
     predictor = build_predictor(config)
-    write_bundle(
-        tmp_path / "bundle",
-        bundle_description(predictor, config, TRAINING),
-        predictor.model.trainable_state(),
-        predictor.backbone.folder,
-    )
+    write_trained_bundle(tmp_path / "bundle", predictor, config)
     return tmp_path / "bundle"
 
 

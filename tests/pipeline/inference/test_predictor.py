@@ -16,14 +16,15 @@ from transformers import AutoModel
 
 from models.files import bytes_sha256
 from models.folder_checks import BackboneUnavailableError
-from models.serialization.bundle import encode_json, write_bundle
+from models.serialization.bundle import encode_json
 from pipeline.config.loading import build_config
 from pipeline.config.run import RunConfig
 from pipeline.encoding.batches import EncodedRows
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.inference.calibration import Calibration
-from pipeline.inference.predictor import Predictor, build_predictor, bundle_description, load_predictor
+from pipeline.inference.predictor import Predictor, build_predictor, load_predictor
 from pipeline.schema import ROW_SCHEMA
+from tests.support.bundles import write_trained_bundle
 from tests.support.planted import TRAINING, planted_config, planted_rows
 
 WORDY = {
@@ -74,18 +75,9 @@ def rows_of(task: str, count: int = 30) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
 
 
-def write_predictor(folder: Path, predictor: Predictor, config: RunConfig) -> str:
-    return write_bundle(
-        folder,
-        bundle_description(predictor, config, TRAINING),
-        predictor.model.trainable_state(),
-        predictor.backbone.folder,
-    )
-
-
 @pytest.fixture
 def bundle_dir(tmp_path: Path, predictor: Predictor, config: RunConfig) -> Path:
-    write_predictor(tmp_path / "bundle", predictor, config)
+    write_trained_bundle(tmp_path / "bundle", predictor, config)
     return tmp_path / "bundle"
 
 
@@ -109,7 +101,7 @@ def test_bundle_records_how_its_base_is_quantised(
     tmp_path: Path, predictor: Predictor, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantised = config.model_copy(update={"backbone": replace(config.backbone, quantization="nf4")})
-    write_predictor(tmp_path / "bundle", predictor, quantised)
+    write_trained_bundle(tmp_path / "bundle", predictor, quantised)
     requested: list[Any] = []
 
     def refuse(backbone: Any) -> None:
@@ -129,7 +121,7 @@ def test_quantised_bundle_gives_equal_logits(
     pytest.importorskip("bitsandbytes")
     backbone = replace(config.backbone, quantization=quantization)
     fresh = build_predictor(config.model_copy(update={"backbone": backbone}))
-    write_predictor(tmp_path / "bundle", fresh, config.model_copy(update={"backbone": backbone}))
+    write_trained_bundle(tmp_path / "bundle", fresh, config.model_copy(update={"backbone": backbone}))
     loaded, _ = load_predictor(tmp_path / "bundle")
     assert np.array_equal(loaded.logits(encoded, 512), fresh.logits(encoded, 512))
     assert not np.array_equal(fresh.logits(encoded, 512), build_predictor(config).logits(encoded, 512))
@@ -181,8 +173,8 @@ def test_every_row_is_in_one_step(predictor: Predictor, encoded: EncodedRows) ->
 
 
 def test_equal_bundles_have_equal_digests(tmp_path: Path, predictor: Predictor, config: RunConfig) -> None:
-    one, two = (write_predictor(tmp_path / name, predictor, config) for name in ("one", "two"))
-    other = write_predictor(
+    one, two = (write_trained_bundle(tmp_path / name, predictor, config) for name in ("one", "two"))
+    other = write_trained_bundle(
         tmp_path / "other", replace(predictor, calibration={**CALIBRATION, "two": Calibration()}), config
     )
     assert one == two != other

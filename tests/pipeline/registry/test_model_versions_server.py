@@ -30,8 +30,8 @@ from pipeline.registry.promotion_log import PromotionLog
 from pipeline.registry.run_tracker import RunTracker
 from pipeline.registry.version_files import fetch_version, resolve_champion
 from pipeline.storage.filesystem import write_json
+from tests.support.bundles import write_evaluated_bundle
 from tests.support.champion import evaluation_of
-from tests.support.evaluated_bundle import write_evaluated_bundle
 from tests.support.planted import planted_config, write_planted
 from tests.support.servers import (
     PASSWORD,

@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from models.serialization.bundle import write_bundle
 from pipeline.config.loading import build_config
 from pipeline.inference.calibration import Calibration, Thresholds
-from pipeline.inference.predictor import build_predictor, bundle_description, load_predictor
+from pipeline.inference.predictor import build_predictor, load_predictor
 from pipeline.registry.pyfunc_model import (
     OUTPUTS,
     ServedModel,
@@ -21,7 +20,8 @@ from pipeline.registry.pyfunc_model import (
     signature,
 )
 from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
-from tests.support.planted import TRAINING, planted_config, planted_rows
+from tests.support.bundles import write_trained_bundle
+from tests.support.planted import planted_config, planted_rows
 
 LABELS = {"two": ["bad", "good"], "three": ["bad", "fair", "good"]}
 
@@ -39,12 +39,7 @@ def bundle_dir(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         for parameter in predictor.model.trainable_state().values():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     folder = tmp_path_factory.mktemp("pyfunc") / "bundle"
-    write_bundle(
-        folder,
-        bundle_description(predictor, config, TRAINING),
-        predictor.model.trainable_state(),
-        predictor.backbone.folder,
-    )
+    write_trained_bundle(folder, predictor, config)
     return folder
 
 

@@ -29,8 +29,8 @@ from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import register_version
 from pipeline.registry.promotion_log import PromotionLog
 from pipeline.registry.served_version import LOG_VARIABLE, download_served_model, load_served_model
+from tests.support.bundles import write_evaluated_bundle
 from tests.support.champion import evaluation_of, write_champion
-from tests.support.evaluated_bundle import write_evaluated_bundle
 from tests.support.places import ROOT
 
 PAIR = pd.DataFrame({"task": ["two"], "query": ["red lamp"], "ad_title": ["red lamp"]})

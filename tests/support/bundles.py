@@ -1,4 +1,4 @@
-"""Bundle of an untrained model with the reference that an evaluation adds."""
+"""Bundles of predictors, with and without the reference that an evaluation adds."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ import pyarrow as pa
 from models.serialization.bundle import write_bundle
 from pipeline.config.run import RunConfig
 from pipeline.evaluation.score_reference import build_reference
+from pipeline.inference.bundle_description import TrainingRecord
 from pipeline.inference.predictor import Predictor, bundle_description
 from pipeline.inference.probabilities import predict_probabilities
 from pipeline.schema import ROW_SCHEMA
@@ -27,12 +28,19 @@ def reference_fields(predictor: Predictor, num_rows: int = 4) -> dict[str, Any]:
     ).to_json()
 
 
+def write_trained_bundle(
+    folder: Path,
+    predictor: Predictor,
+    config: RunConfig,
+    training: TrainingRecord = TRAINING,
+    reference: dict[str, Any] | None = None,
+) -> str:
+    """Write a predictor as a bundle, as a training does; return its sha256."""
+    description = bundle_description(predictor, config, training)
+    trained = predictor.model.trainable_state()
+    return write_bundle(folder, description, trained, predictor.backbone.folder, reference)
+
+
 def write_evaluated_bundle(folder: Path, predictor: Predictor, config: RunConfig) -> str:
     """Write a predictor as a bundle that can be registered and scored; return its sha256."""
-    return write_bundle(
-        folder,
-        bundle_description(predictor, config, TRAINING),
-        predictor.model.trainable_state(),
-        predictor.backbone.folder,
-        reference_fields(predictor),
-    )
+    return write_trained_bundle(folder, predictor, config, reference=reference_fields(predictor))
