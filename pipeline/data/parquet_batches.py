@@ -3,6 +3,11 @@
 The sizes in a parquet footer are those of encoded pages: 65,536 rows of one long text take a few hundred
 bytes there and gigabytes in memory. So encoded texts are read as dictionaries, which stay as small as the
 file; the length of each row is computed from them, and only batches of a bounded length are decoded.
+
+Texts without a dictionary have a length only after reading. So the pages of a column that are read at a
+time decompress to at most MAX_PAGE_BYTES, by the sizes in footer and page headers; a larger page is refused.
+A text in DELTA_BYTE_ARRAY repeats a part of the text before it, so one page can decode to any size: few such
+rows are read at a time, and one of a large page.
 """
 
 import contextlib
@@ -17,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.data.parquet_pages import ColumnChunk, largest_window, read_column_chunks, read_pages
 from pipeline.errors import (
     ConfigError,
     DamagedInputError,
@@ -35,6 +41,9 @@ MAX_EXPANSION = 1_000
 READ_ROWS = 8_192  # read at a time, before they are decoded
 
 PLAIN_READ_ROWS = 128  # of texts whose decoded length is known only after reading
+
+# decompressed pages of one column that are read at a time; four times the longest row
+MAX_PAGE_BYTES = 128 * 2**20
 
 _BUFFER_BYTES = 2**20
 
@@ -118,19 +127,64 @@ class BatchFile:
             return Path(self._source).stat().st_size
         return int(self._source.seek(0, io.SEEK_END))
 
-    def encoded_batches(self, groups: Sequence[int], columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of some row groups; texts are dictionaries."""
-        num_rows = READ_ROWS
+    def page_rows(self, groups: Sequence[int], columns: list[str] | None) -> int:
+        """Return the most rows that can be read at a time; 0 if a page is larger than MAX_PAGE_BYTES.
+
+        Raises:
+            ValueError: Footer or page headers are damaged.
+        """
+        large = [g for g in groups if self.metadata.row_group(g).total_byte_size > MAX_PAGE_BYTES]
+        if not large:  # the usual case, without a further look at the file
+            return READ_ROWS
+        with self._bytes() as source:
+            chunks = [c for c in self._chunks(source, large, columns) if c.bytes > MAX_PAGE_BYTES]
+            windows = [largest_window(list(read_pages(source, chunk)), MAX_PAGE_BYTES) for chunk in chunks]
+        return min([READ_ROWS, *windows])
+
+    def encoded_batches(
+        self, groups: Sequence[int], columns: list[str] | None, max_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of some row groups, at most `max_rows` at a time; texts are dictionaries."""
+        num_rows = max_rows
         for group in map(self.metadata.row_group, groups):
             bytes_per_row = max(1.0, group.total_byte_size / max(group.num_rows, 1))
             num_rows = min(num_rows, max(1, int(DEFAULT_LIMITS.bytes / bytes_per_row)))
         return self._batches(self._encoded, num_rows, groups, columns)
 
-    def plain_batches(self, groups: Sequence[int], columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of some row groups, few at a time, with decoded texts."""
+    def plain_batches(
+        self, groups: Sequence[int], columns: list[str] | None, max_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of some row groups, few at a time, with decoded texts.
+
+        Raises:
+            ValueError: Footer or page headers are damaged.
+        """
         if self._plain is None:
             self._plain = self._open([])
-        return self._batches(self._plain, PLAIN_READ_ROWS, groups, columns)
+        num_rows = min(PLAIN_READ_ROWS, max_rows)
+        with self._bytes() as source:
+            for chunk in self._chunks(source, groups, columns):
+                if chunk.has_prefixes:  # no text is longer than its page
+                    longest = max((page.bytes for page in read_pages(source, chunk)), default=0)
+                    num_rows = min(num_rows, max(1, DEFAULT_LIMITS.bytes // max(longest, 1)))
+        return self._batches(self._plain, num_rows, groups, columns)
+
+    @contextlib.contextmanager
+    def _bytes(self) -> Iterator[Any]:
+        """Open the file as bytes."""
+        if isinstance(self._source, str | Path):
+            with Path(self._source).open("rb") as source:
+                yield source
+        else:
+            yield self._source
+
+    @staticmethod
+    def _chunks(source: Any, groups: Sequence[int], columns: list[str] | None) -> Iterator[ColumnChunk]:
+        """Yield the columns that are read, of each row group."""
+        all_chunks = read_column_chunks(source)
+        for chunk in (chunk for group in groups for chunk in all_chunks[group]):
+            if columns is None or {chunk.column, chunk.column.partition(".")[0]} & set(columns):
+                yield chunk
 
     def _open(self, dictionaries: list[int]) -> pq.ParquetFile:
         return pq.ParquetFile(
@@ -168,7 +222,7 @@ def read_batches(
 
     Raises:
         DamagedInputError: A page does not match its checksum, or cannot be decoded.
-        DataRefusedError: A row, or the whole file, decodes to more than its limit.
+        DataRefusedError: A page, a row, or the whole file, decodes to more than its limit.
     """
     first, last = rows or (0, file.num_rows)
     waiting = _Waiting(limits)
@@ -247,7 +301,14 @@ def _read_encoded(
         return
     begin = position = int(starts[groups[0]])
     names = None if columns is None else list(columns)
-    batches, is_plain = file.encoded_batches(groups, names), False
+    with translate_read_errors(path):
+        max_rows = file.page_rows(groups, names)
+    if not max_rows:
+        raise DataRefusedError(
+            f"{path} has a page of over {MAX_PAGE_BYTES:,} bytes when decompressed; write it again from its "
+            "source with smaller pages or shorter texts"
+        )
+    batches, is_plain = file.encoded_batches(groups, names, max_rows), False
     while position < last:
         with translate_read_errors(path):  # around the read alone: errors of the caller are not the file's
             try:
@@ -257,7 +318,7 @@ def _read_encoded(
                     raise
                 # Arrow reads no dictionaries of delta encodings; rows that were read already are skipped
                 first, position = max(first, position), begin
-                batches, is_plain = file.plain_batches(groups, names), True
+                batches, is_plain = file.plain_batches(groups, names, max_rows), True
                 continue
             if batch is not None:
                 batch = _without_views(batch)

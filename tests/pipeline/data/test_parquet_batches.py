@@ -116,3 +116,70 @@ def test_small_file_of_long_texts_takes_little_memory(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 1_000, f"peak of {result.stdout} MB"
+
+
+WRITE_AND_READ = """
+import resource
+import sys
+from pathlib import Path
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pipeline.data.parquet_batches import BatchFile, read_batches
+from pipeline.errors import DataRefusedError
+path, encoding, rows, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+if sys.argv[5] == "write":
+    pq.write_table(
+        pa.table({"a": ["a" * size] * rows}), path, use_dictionary=False, compression="zstd",
+        column_encoding={"a": encoding}, data_page_size=2**31 - 1, write_batch_size=rows,
+    )
+    raise SystemExit
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    with BatchFile(path) as file:
+        print(sum(batch.num_rows for batch in read_batches(file, path)))
+except DataRefusedError:
+    print("refused")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+ONE_PAGE = [
+    ("PLAIN", 120, 2**20, "120"),
+    ("PLAIN", 160, 2**20, "refused"),
+    ("DELTA_LENGTH_BYTE_ARRAY", 30, 4 * 2**20, "30"),
+    ("DELTA_LENGTH_BYTE_ARRAY", 40, 4 * 2**20, "refused"),
+    ("DELTA_BYTE_ARRAY", 150, 4 * 2**20, "150"),  # 600 MB of one text
+    ("DELTA_BYTE_ARRAY", 25, 30 * 2**20, "25"),
+]
+
+
+@pytest.mark.failures
+@pytest.mark.parametrize(("encoding", "rows", "size", "expected"), ONE_PAGE)
+def test_one_page_of_long_texts_takes_little_memory(
+    tmp_path: Path, encoding: str, rows: int, size: int, expected: str
+) -> None:
+    for step in ("write", "read"):
+        arguments = (tmp_path / "x.parquet", encoding, str(rows), str(size), step)
+        command = [sys.executable, "-c", WRITE_AND_READ, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+    found, peak_mb = result.stdout.split()
+    assert found == expected
+    assert int(peak_mb) < (50 if found == "refused" else 500), f"peak of {peak_mb} MB"
+
+
+def test_large_columns_are_read_few_pages_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    texts = ["x"] * 400 + [f"{n}" * 300 for n in range(100, 140)] + ["y"] * 400
+    table = pa.table({"a": texts, "b": texts})
+    for encoding in ("PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"):
+        columns = {"a": encoding, "b": encoding}
+        pq.write_table(
+            table, path, use_dictionary=False, column_encoding=columns, data_page_size=800, write_batch_size=1
+        )
+        with BatchFile(path) as file, monkeypatch.context() as patched:
+            patched.setattr(parquet_batches, "MAX_PAGE_BYTES", 5_000)
+            assert 1 <= file.page_rows([0], ["a"]) <= 6
+            assert pa.Table.from_batches(read_batches(file, path, ["a", "b"])) == table
+            patched.setattr(parquet_batches, "MAX_PAGE_BYTES", 500)
+            with pytest.raises(DataRefusedError, match="x.parquet has a page of over 500 bytes"):
+                list(read_batches(file, path))
