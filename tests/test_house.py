@@ -40,6 +40,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("models.vision",),
     ("pipeline.errors", "pipeline.schema", "pipeline.names", "pipeline.escaping", "pipeline.uris"),
     ("pipeline.storage",),
+    ("pipeline.publishing",),
     ("pipeline.runtime",),
     ("pipeline.config",),
     ("pipeline.data",),

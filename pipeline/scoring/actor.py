@@ -26,12 +26,13 @@ from pipeline.inference.labels import ScoringContext, plan_multitask_scores, pla
 from pipeline.inference.multitask_predictor import MultitaskPredictor
 from pipeline.inference.step_plan import Plan
 from pipeline.inference.task_predictor import TokenUsage
+from pipeline.publishing.unit_store import is_published
 from pipeline.runtime.run_log import log_work_unit, logging_to
 from pipeline.runtime.timing import synchronize
 from pipeline.scoring.actor_settings import ActorSettings
 from pipeline.scoring.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
 from pipeline.scoring.duplicates import read_duplicates
-from pipeline.scoring.label_store import is_published, publish_unit, read_manifest
+from pipeline.scoring.label_store import publish_unit, read_manifest
 from pipeline.scoring.row_errors import FirstPlaces, split_valid_rows
 from pipeline.scoring.score_cache import ScoreCache
 from pipeline.scoring.scored_parts import ScoredParts

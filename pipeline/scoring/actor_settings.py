@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.scoring import ScoringConfig
+from pipeline.publishing.unit_store import PublishedFile
 from pipeline.registry.version_files import VersionFiles
 from pipeline.runtime.run_log import RunLog
 from pipeline.scoring.score_cache import find_cached_files
-from pipeline.scoring.unit_manifest import PublishedFile
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ import pyarrow.parquet as pq
 from pipeline.data.parquet_batches import BatchLimits
 from pipeline.data.reader import check_schema, read_rows
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
+from pipeline.publishing.unit_store import Root, is_published
 from pipeline.scoring.inputs import CONCURRENT_FOOTERS, open_input
-from pipeline.scoring.label_store import Root, is_published, read_error_rows, read_manifest
+from pipeline.scoring.label_store import read_error_rows, read_manifest
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
 from pipeline.storage.object_store import open_store

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedInputError, RelevanceError
 from pipeline.inference.known_scores import NO_CACHED_SCORES, CachedScores, hashes_from_arrow
-from pipeline.scoring.label_store import CONCURRENT_MANIFESTS, Root, read_manifest, read_unaltered
+from pipeline.publishing.unit_store import CONCURRENT_MANIFESTS, PublishedFile, Root, read_unaltered
+from pipeline.scoring.label_store import read_manifest
 from pipeline.scoring.scoring_record import accepted_records
-from pipeline.scoring.unit_manifest import NATIVE_PRECISION, PublishedFile, UnitManifest
+from pipeline.scoring.unit_manifest import NATIVE_PRECISION, UnitManifest
 from pipeline.storage.object_store import Store
 
 MAX_ROWS = 10_000_000  # of an actor: 36 bytes each, three times that while they are sorted

@@ -9,15 +9,10 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.evaluation.score_reference import Profile, add_profile, read_reference
+from pipeline.publishing.unit_store import Root, list_json_keys, read_stored
 from pipeline.registry.version_files import VersionFiles
 from pipeline.scoring.drift import DriftRow, compare_profiles
-from pipeline.scoring.label_store import (
-    Root,
-    list_json_keys,
-    read_labels,
-    read_stored,
-    read_unit_manifests,
-)
+from pipeline.scoring.label_store import read_labels, read_unit_manifests
 from pipeline.scoring.unit_manifest import UnitManifest
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
@@ -304,7 +299,7 @@ def _check_counts(manifest: UnitManifest) -> None:
         raise DamagedInputError(
             f"row counts disagree in the manifest of unit {manifest.unit_id}: {rows} rows in, "
             f"{labels} labels for {len(manifest.tasks)} tasks, {errors} errors; "
-            f"delete manifests/{manifest.unit_id}.json and score again"
+            f"delete manifests/{manifest.unit_id}.json and run the command that wrote it again"
         )
 
 

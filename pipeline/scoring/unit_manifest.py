@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.config.tasks import Task
 from pipeline.evaluation.score_reference import Profile, build_profile
+from pipeline.publishing.unit_store import PublishedFile
 
 NATIVE_PRECISION = "native"
 
@@ -34,15 +35,6 @@ class UnitInput:
         """Return the value of a manifest's `input`."""
         part = list(self.part) if self.part else None
         return {"path": self.path, "digest": self.digest, "part": part, "rows": self.num_rows}
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """Parquet file that a manifest names."""
-
-    path: str  # key below the location of all scores
-    sha256: str
-    rows: int
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from pipeline.data.reader import check_schema, read_rows
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.names import is_bucket
+from pipeline.publishing.unit_store import list_published_units, split_rows
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.inputs import count_rows, find_inputs, input_changed, open_input
-from pipeline.scoring.label_store import UnitSource, compute_unit_id, list_published_units
+from pipeline.scoring.label_store import UnitSource, compute_unit_id
 from pipeline.storage.filesystem import list_files
 from pipeline.storage.object_store import open_bucket
 
@@ -131,7 +132,7 @@ def plan_units(
             source = UnitSource(task, file.name, file.digest, bundle_sha256, ENCODER_VERSION)
             # Stores hold large files that were published whole.
             whole_is_published = compute_unit_id(source, variants=variants) in published_ids
-            for part in [None] if whole_is_published else _split_rows(num_rows):
+            for part in [None] if whole_is_published else split_rows(num_rows, UNIT_ROWS):
                 unit = WorkUnit(
                     task=task,
                     path=file.path,
@@ -171,10 +172,3 @@ def read_unit(unit: WorkUnit) -> Iterator[tuple[pa.Table, int]]:
             yield table, first
             first += table.num_rows
     yield table, first
-
-
-def _split_rows(num_rows: int) -> list[tuple[int, int] | None]:
-    """Return ranges of UNIT_ROWS rows; [None] for a file that is one unit."""
-    if num_rows <= UNIT_ROWS:
-        return [None]
-    return [(first, min(first + UNIT_ROWS, num_rows)) for first in range(0, num_rows, UNIT_ROWS)]

@@ -1,4 +1,4 @@
-"""Faults while labels are published: nothing incomplete is visible, and a rerun publishes."""
+"""Faults while a unit is published: nothing incomplete is visible, and a rerun publishes."""
 
 import errno
 import os
@@ -11,13 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import RetryableError
-from pipeline.scoring import label_store
-from pipeline.scoring.label_store import (
-    is_published,
-    publish_unit,
-)
+from pipeline.publishing import unit_store
+from pipeline.publishing.unit_store import is_published
 from pipeline.storage import object_store as store_module
-from tests.support.score_partitions import files_below, published_row_ids, score_table, unit_manifest
+from tests.support.published_tables import publish_rows, published_rows
+from tests.support.score_partitions import files_below
 
 
 def broken(code: int) -> Callable[..., None]:
@@ -46,7 +44,7 @@ FAULTS: dict[str, Callable[[int], tuple[Any, str, Any]]] = {
     "table's sync": lambda code: (os, "fsync", fail_at(1, os.fsync, code)),
     "table's name": lambda code: (Path, "replace", broken(code)),
     "folder's sync": lambda code: (os, "fsync", fail_at(2, os.fsync, code)),
-    "digest": lambda code: (label_store, "bytes_sha256", broken(code)),
+    "digest": lambda code: (unit_store, "bytes_sha256", broken(code)),
     "manifest": lambda code: (Path, "open", broken(code)),
     "manifest's sync": lambda code: (os, "fsync", fail_at(3, os.fsync, code)),
     "manifest's name": lambda code: (os, "link", broken(code)),
@@ -58,41 +56,41 @@ FAULTS: dict[str, Callable[[int], tuple[Any, str, Any]]] = {
 def test_fault_at_any_write_publishes_nothing_and_rerun_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, code: int
 ) -> None:
-    publish_unit(tmp_path, unit_manifest("before"), score_table(2, "before"))
+    publish_rows(tmp_path, "before", 2, "before")
     files = files_below(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(*FAULTS[fault](code))
         with pytest.raises(
             OSError, match=os.strerror(errno.ENOSPC) if fault == "table" else os.strerror(code)
         ):
-            publish_unit(tmp_path, unit_manifest("p"), score_table(3))
+            publish_rows(tmp_path, "p", 3)
     assert files_below(tmp_path) == files
     assert not is_published(tmp_path, "p")
-    assert published_row_ids(tmp_path) == ["before0", "before1"]
-    assert publish_unit(tmp_path, unit_manifest("p"), score_table(3)) is True
-    assert published_row_ids(tmp_path) == ["before0", "before1", "r0", "r1", "r2"]
+    assert published_rows(tmp_path) == ["before0", "before1"]
+    assert publish_rows(tmp_path, "p", 3) is True
+    assert published_rows(tmp_path) == ["before0", "before1", "r0", "r1", "r2"]
 
 
 def test_fault_after_the_manifest_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fail_at(4, os.fsync, errno.EIO))
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            publish_unit(tmp_path, unit_manifest("p"), score_table(3))
-    assert published_row_ids(tmp_path) == ["r0", "r1", "r2"]
-    assert publish_unit(tmp_path, unit_manifest("p"), score_table(3)) is False
+            publish_rows(tmp_path, "p", 3)
+    assert published_rows(tmp_path) == ["r0", "r1", "r2"]
+    assert publish_rows(tmp_path, "p", 3) is False
 
 
 def test_interruption_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: bytes) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(label_store, "bytes_sha256", interrupt)
+    monkeypatch.setattr(unit_store, "bytes_sha256", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        publish_unit(tmp_path, unit_manifest("p"), score_table(3))
+        publish_rows(tmp_path, "p", 3)
     assert files_below(tmp_path) == []
 
 
-def test_labels_are_synced_before_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_synced_before_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     sync, link = os.fsync, os.link
 
@@ -104,9 +102,9 @@ def test_labels_are_synced_before_the_manifest(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         os,
         "link",
-        lambda *paths: (seen.append(f"link {len(list(tmp_path.glob('data/p/*.parquet')))}"), link(*paths)),
+        lambda *paths: (seen.append(f"link {len(list(tmp_path.glob('rows/p/*.parquet')))}"), link(*paths)),
     )
-    publish_unit(tmp_path, unit_manifest("p"), score_table(3))
+    publish_rows(tmp_path, "p", 3)
     assert seen == ["sync .tmp", "sync ", "sync .tmp", "link 1", "sync "]
 
 
@@ -117,8 +115,8 @@ def test_link_with_a_lost_answer_counts_as_published(tmp_path: Path, monkeypatch
 
     link = os.link
     monkeypatch.setattr(os, "link", lost)
-    assert publish_unit(tmp_path, unit_manifest("p"), score_table(3)) is True
-    assert published_row_ids(tmp_path) == ["r0", "r1", "r2"] and len(files_below(tmp_path)) == 2
+    assert publish_rows(tmp_path, "p", 3) is True
+    assert published_rows(tmp_path) == ["r0", "r1", "r2"] and len(files_below(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -135,9 +133,9 @@ def test_late_manifest_finds_its_files(
 
     with monkeypatch.context() as patched, pytest.raises(type(error)):
         patched.setattr(store_module, "put_if_absent", slow)
-        publish_unit(tmp_path, unit_manifest("p"), score_table(3))
-    assert published_row_ids(tmp_path) == []
+        publish_rows(tmp_path, "p", 3)
+    assert published_rows(tmp_path) == []
     ((path, content),) = late
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    assert published_row_ids(tmp_path) == ["r0", "r1", "r2"]
+    assert published_rows(tmp_path) == ["r0", "r1", "r2"]

@@ -5,13 +5,11 @@ import sys
 import threading
 from pathlib import Path
 
-from pipeline.scoring.label_store import (
-    publish_unit,
-    read_manifests,
-)
+from pipeline.publishing.unit_store import list_published_units
 from pipeline.storage.filesystem import put_if_absent
 from tests.support.places import ROOT
-from tests.support.score_partitions import files_below, published_row_ids, score_table, unit_manifest
+from tests.support.published_tables import publish_rows, published_rows
+from tests.support.score_partitions import files_below
 
 
 def test_one_of_racing_threads_publishes_each_unit(tmp_path: Path) -> None:
@@ -22,9 +20,7 @@ def test_one_of_racing_threads_publishes_each_unit(tmp_path: Path) -> None:
     def race(racer: int) -> None:
         for number in range(rounds):
             gate.wait()
-            won[number].append(
-                publish_unit(tmp_path, unit_manifest(f"p{number}"), score_table(2, f"{racer}-{number}-"))
-            )
+            won[number].append(publish_rows(tmp_path, f"p{number}", 2, f"{racer}-{number}-"))
 
     threads = [threading.Thread(target=race, args=(racer,)) for racer in range(racers)]
     for thread in threads:
@@ -33,18 +29,17 @@ def test_one_of_racing_threads_publishes_each_unit(tmp_path: Path) -> None:
         thread.join()
     assert [sorted(results) for results in won] == [[False, False, True]] * rounds
     assert len(files_below(tmp_path)) == 2 * rounds
-    rows = published_row_ids(tmp_path)
+    rows = published_rows(tmp_path)
     assert len(rows) == 2 * rounds and {row.split("-")[1] for row in rows} == {str(n) for n in range(rounds)}
 
 
 PROCESS = """
 import sys, time
 from pathlib import Path
-from pipeline.scoring.label_store import publish_unit
-from tests.support.score_partitions import score_table, unit_manifest
+from tests.support.published_tables import publish_rows
 root, start = Path(sys.argv[1]), float(sys.argv[2])
 time.sleep(max(0.0, start - time.time()))
-print(sum(publish_unit(root, unit_manifest(f"p{n}"), score_table(0)) for n in range(50)))
+print(sum(publish_rows(root, f"p{n}", 0) for n in range(50)))
 """
 
 
@@ -56,7 +51,7 @@ def test_one_of_racing_processes_publishes_each_unit(tmp_path: Path) -> None:
     won = [int(process.communicate(timeout=60)[0]) for process in processes]
     assert sum(won) == 50
     assert len(files_below(tmp_path)) == 100
-    assert len(read_manifests(tmp_path)) == 50
+    assert len(list_published_units(tmp_path)) == 50
 
 
 def test_put_if_absent_never_overwrites(tmp_path: Path) -> None:

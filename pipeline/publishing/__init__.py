@@ -1,0 +1,1 @@
+"""Tables of work units, each published completely and exactly once, in a folder or a bucket."""
