@@ -16,6 +16,8 @@ from pipeline.storage.filesystem import write_json
 from tests.support.bundles import write_evaluated_bundle
 from tests.support.planted import planted_config, write_config, write_planted
 
+DATA_DIGEST = "d" * 64
+
 PR_AUC = Interval(0.9, 0.8, 1.0)
 SUMMARY = MetricsSummary(
     tasks={},
@@ -27,7 +29,7 @@ SUMMARY = MetricsSummary(
 
 def evaluation_of(bundle_sha256: str) -> Evaluation:
     """Return an evaluation that beats the lexical floor."""
-    return Evaluation(bundle_sha256, "d" * 64, SUMMARY, ())
+    return Evaluation(bundle_sha256, DATA_DIGEST, SUMMARY, ())
 
 
 def write_bundle_to_register(root: Path, tiny_llama: Path) -> tuple[RunConfig, str]:
@@ -50,7 +52,7 @@ def write_bundle_to_register(root: Path, tiny_llama: Path) -> tuple[RunConfig, s
     predictor = build_predictor(config)
     sha256 = write_evaluated_bundle(root / "made" / "bundle", predictor, config)
     config.validation_dir.mkdir(parents=True)
-    write_json(config.profile_path, {"data_digest": "d" * 64})
+    write_json(config.profile_path, {"data_digest": DATA_DIGEST})
     write_config(root / "config.yaml", plain)
     return config, sha256
 

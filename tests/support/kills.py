@@ -102,8 +102,9 @@ def kill_at_every_event(
         template: Folder that `root` is a copy of before each kill.
         root: The same path for every kill.
         look: Function of a module, called in a process of its own between kill and second run.
-        stride: 1 to kill before every event, n before every nth.
+        stride: 1 to kill before every event, n before every nth; the variable KILL_STRIDE replaces it.
     """
+    stride = int(os.environ.get("KILL_STRIDE", stride))
     result = root.parent / f"{root.name}.kills"
     arguments = [_name_of(function), _name_of(look) if look else "", str(template), str(root), str(stride)]
     subprocess.run(
