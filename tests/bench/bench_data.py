@@ -80,7 +80,7 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
     from pipeline.config.splits import SplitConfig
     from pipeline.data.splits import assign_splits, normalize_query
     from pipeline.schema import TEXT_COLUMNS
-    from validation.gate.expectations import build_suite
+    from validation.gate.expectations import build_check_suite, build_checks
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
@@ -93,7 +93,7 @@ def pandas_and_gx(data_dir: Path, out_dir: Path) -> None:
             .get_batch({"dataframe": frame})
         )
         results = batch.validate(
-            build_suite(task, task.name), result_format={"result_format": "COMPLETE"}
+            build_check_suite(task.name, build_checks(task)), result_format={"result_format": "COMPLETE"}
         ).results
         bad = sorted({row for result in results for row in result.result.get("unexpected_index_list") or ()})
         assert len(bad) == len(frame) // 10_000, "the synthetic rows have one bad row in 10,000"

@@ -220,23 +220,18 @@ def failing_rows(check: Check, table: pa.Table) -> np.ndarray:
     return np.flatnonzero(check.failing_mask(table[check.column]).fill_null(False).to_numpy())
 
 
-def rules_key(task: Task, labels_required: bool = True) -> str:
-    """Return a text that is equal for tasks whose rows must pass the same checks."""
+def check_key(check: Check) -> str:
+    """Return a text that is equal for checks with the same requirement."""
     return repr(
-        [
-            (check.name, check.column, check.requirement, check.expectation, sorted(check.settings.items()))
-            for check in build_checks(task, labels_required)
-        ]
+        (check.name, check.column, check.requirement, check.expectation, sorted(check.settings.items()))
     )
 
 
-def build_suite(task: Task, name: str, labels_required: bool = True) -> gx.ExpectationSuite:
-    """Build the Great Expectations suite of the rows of `task`, for frames of `build_frame`."""
-    return build_check_suite(name, build_checks(task, labels_required))
-
-
 def build_check_suite(name: str, checks: Sequence[Check]) -> gx.ExpectationSuite:
-    """Build a suite of checks; the meta of each expectation holds the name of its check."""
+    """Build the Great Expectations suite of `checks`, for frames of `build_frame`.
+
+    The meta of each expectation holds the name of its check.
+    """
     import great_expectations as gx
 
     expectations = []

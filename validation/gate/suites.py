@@ -1,6 +1,8 @@
-"""Great Expectations suites of a data folder, one for all tasks with the same rules.
+"""Great Expectations suites of a data folder: one for all tasks, and small ones for their differences.
 
-A suite costs over a second however few rows it sees, so tasks share it.
+Each check of a suite costs time however few rows it sees, nearly two seconds for all checks of a row. So
+tasks share a suite. A check that differs between tasks, such as the range of their labels, is in a suite of
+its own.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from pipeline.config.gates import GateConfig
 from pipeline.config.tasks import Task
 from validation.gate.data_docs import DataDocs
 from validation.gate.expectations import (
+    Check,
+    build_check_suite,
     build_checks,
     build_frame,
-    build_suite,
+    check_key,
     failing_rows,
-    rules_key,
 )
 from validation.gate.file_checks import FileVerdict
 from validation.gate.schema_checks import build_schema_frame, build_schema_suite
@@ -36,7 +39,7 @@ TaskFiles = tuple[Task, Sequence[FileVerdict]]
 
 @dataclass(frozen=True)
 class TaskGroup:
-    """Tasks with the same rules, and their files."""
+    """Tasks that share a suite, and their files."""
 
     members: Sequence[TaskFiles]
 
@@ -70,15 +73,23 @@ def run_suites(
     """
     disagreements = []
     _run_schema_suites(tasks, docs)
-    for group in group_tasks(tasks, lambda task: rules_key(task, labels_required)):
-        sample = read_sample(group)
-        if sample is not None:
-            disagreements += _run_row_suite(group, labels_required, sample, docs)
+    shared, others = split_checks([task for task, _ in tasks], labels_required)
+    disagreements += _run_row_suite(TaskGroup(tasks), shared, docs)
+    for group in group_tasks(tasks, lambda task: tuple(map(check_key, others[task.name]))):
+        disagreements += _run_row_suite(group, others[group.task_names[0]], docs)
     with_scripts = [member for member in tasks if member[0].name in config.scripts]
     for group in group_tasks(with_scripts, lambda task: config.scripts[task.name]):
         if group.files:
             disagreements += _run_script_suite(group, config, docs)
     return disagreements
+
+
+def split_checks(tasks: Sequence[Task], labels_required: bool) -> tuple[list[Check], dict[str, list[Check]]]:
+    """Return the checks that are equal for all tasks, and the others by task."""
+    checks = {task.name: build_checks(task, labels_required) for task in tasks}
+    shared = set.intersection(*({check_key(check) for check in own} for own in checks.values()))
+    others = {name: [c for c in own if check_key(c) not in shared] for name, own in checks.items()}
+    return [check for check in checks[tasks[0].name] if check_key(check) in shared], others
 
 
 def group_tasks(tasks: Iterable[TaskFiles], key: Callable[[Task], Hashable]) -> list[TaskGroup]:
@@ -120,12 +131,19 @@ def _run_schema_suites(tasks: Sequence[TaskFiles], docs: DataDocs) -> None:
         docs.run_suite(suite, build_schema_frame(verdict.schema), f"schema of {', '.join(names)}")
 
 
-def _run_row_suite(group: TaskGroup, labels_required: bool, sample: pa.Table, docs: DataDocs) -> list[str]:
-    task = group.members[0][0]  # the checks of the others are equal
-    suite = build_suite(task, group.name, labels_required)
-    by_suite = docs.run_suite(suite, build_frame(sample), ", ".join(group.task_names))
+def _run_row_suite(group: TaskGroup, checks: Sequence[Check], docs: DataDocs) -> list[str]:
+    """Run a suite of checks that are equal for the group; those of a few columns see these alone."""
+    sample = read_sample(group) if checks else None
+    if sample is None:
+        return []
+    name, title = group.name, ", ".join(group.task_names)
+    columns = list(dict.fromkeys(check.column for check in checks))
+    if "" not in columns:  # no check of the table, which the suite of all tasks holds
+        name, title = f"{name}+columns", f"{', '.join(columns)} of {title}"
+        sample = sample.select(dict.fromkeys(["row_id", *columns]))
+    by_suite = docs.run_suite(build_check_suite(name, checks), build_frame(sample), title)
     by_mask = {}
-    for check in build_checks(task, labels_required):
+    for check in checks:
         if check.name == "row_count":
             by_mask[check.name] = bool(sample.num_rows)
         else:

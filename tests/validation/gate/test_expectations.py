@@ -9,9 +9,9 @@ from pipeline.schema import COLUMNS, ROW_SCHEMA
 from tests.support.blank_texts import BLANK_TEXTS
 from validation.gate.expectations import (
     Check,
+    build_check_suite,
     build_checks,
     build_frame,
-    build_suite,
     failing_rows,
 )
 from validation.gate.gx_internals import disabled_progress_bars
@@ -74,7 +74,7 @@ def failing_checks(task):
 
     def run(frame, suite=None):
         result = batch.get_batch({"dataframe": frame}).validate(
-            suite or build_suite(task, task.name), result_format="BOOLEAN_ONLY"
+            suite or build_check_suite(task.name, build_checks(task)), result_format="BOOLEAN_ONLY"
         )
         return {r.expectation_config.meta["check"] for r in result.results if not r.success}
 
@@ -141,11 +141,11 @@ def test_every_contract_column_has_bounds(task):
 
 def test_optional_labels_may_be_null_but_not_off_scale(failing_checks, task, build_table):
     unlabeled, wrong = build_table(label=[None] * 6), build_table(label=[None, 3, 0, 1, 2, None])
-    suite = build_suite(task, task.name, labels_required=False)
+    suite = build_check_suite(task.name, build_checks(task, labels_required=False))
     assert failing_checks(build_frame(unlabeled), suite) == set()
-    assert failing_checks(build_frame(wrong), build_suite(task, task.name, labels_required=False)) == {
-        "label_range"
-    }
+    assert failing_checks(
+        build_frame(wrong), build_check_suite(task.name, build_checks(task, labels_required=False))
+    ) == {"label_range"}
 
 
 def test_label_range_is_the_scale_of_the_task(task, build_table):

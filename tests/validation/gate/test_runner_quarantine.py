@@ -161,7 +161,7 @@ def test_file_without_bad_rows_is_copied_byte_for_byte(tmp_path, validate_tables
 
 
 def test_great_expectations_and_row_masks_count_the_same_rows(task, build_table):
-    from validation.gate.expectations import build_checks, build_frame, build_suite, failing_rows
+    from validation.gate.expectations import build_check_suite, build_checks, build_frame, failing_rows
 
     table = pa.concat_tables(
         [build_table(f"f{i}r", **{column: values}) for i, (column, values, _, _) in enumerate(BAD_VALUES)]
@@ -174,7 +174,7 @@ def test_great_expectations_and_row_masks_count_the_same_rows(task, build_table)
         .add_batch_definition_whole_dataframe("all")
         .get_batch({"dataframe": build_frame(table)})
     )
-    result = batch.validate(build_suite(task, task.name), result_format="COMPLETE")
+    result = batch.validate(build_check_suite(task.name, build_checks(task)), result_format="COMPLETE")
     counted = {
         one.expectation_config.meta["check"]: one.result.get("unexpected_count") for one in result.results
     }

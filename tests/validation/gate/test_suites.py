@@ -1,7 +1,8 @@
-"""Suites that tasks with equal rules share."""
+"""Suites that tasks share, and small ones of what differs."""
 
 from pipeline.config.gates import GateConfig
-from tests.support.gate_cases import STRICT
+from pipeline.schema import ROW_SCHEMA
+from tests.support.gate_cases import LENIENT, STRICT
 from validation.gate import suites
 from validation.gate.file_checks import FileVerdict
 from validation.gate.runner import GateRun, validate
@@ -30,18 +31,49 @@ def checked_files(tmp_path, tasks, root):
     return [(task, [v for v in verdicts if v.task == task.name]) for task in tasks]
 
 
-def test_tasks_with_equal_rules_share_a_suite(great_expectations, tmp_path, task, build_table, write_rows):
-    tasks = [task, *(task.model_copy(update={"name": f"t{i}"}) for i in range(3))]
-    two_labels = task.model_copy(update={"name": "two", "labels": task.labels[:2], "relevant_from": 1})
-    rows = {t.name: [build_table(t.name)] for t in tasks}
-    rows["two"] = [build_table("two", label=[0, 1, 0, 1, 0, 1])]
-    files = checked_files(tmp_path, [*tasks, two_labels], write_rows(rows))
+def scaled(task, name, num_labels):
+    """Return a task with a scale of its own length."""
+    labels = tuple(f"label{i}" for i in range(num_labels))
+    return task.model_copy(update={"name": name, "labels": labels, "relevant_from": 1})
+
+
+def test_tasks_share_a_suite_and_label_scales_small_ones(tmp_path, task, build_table, write_rows):
+    tasks = [scaled(task, f"t{i:02}", 2 + i % 8) for i in range(40)]
+    root = write_rows({t.name: [build_table(t.name, label=[0, 1] * 3)] for t in tasks})
     docs = RecordingDocs()
-    assert run_suites(docs, files, True, GateConfig()) == []
-    assert [(name, title, len(frame)) for name, title, frame in docs.runs] == [
-        ("query-ad+3", "query-ad, t0, t1, t2", 24),
-        ("two", "two", 6),
+    assert run_suites(docs, checked_files(tmp_path, tasks, root), True, GateConfig()) == []
+    [(name, title, frame), *scales] = docs.runs
+    assert (name, title, len(frame)) == ("t00+39", ", ".join(t.name for t in tasks), 240)
+    assert [(name, title) for name, title, _ in scales] == [
+        (f"t{i:02}+4+columns", f"label of {', '.join(t.name for t in tasks[i::8])}") for i in range(8)
     ]
+    assert all(list(frame) == ["row_id", "label"] and len(frame) == 30 for _, _, frame in scales)
+
+
+def test_tasks_of_one_scale_have_one_suite(tmp_path, task, build_table, write_rows):
+    tasks = [scaled(task, f"t{i}", 3) for i in range(3)]
+    root = write_rows({t.name: [build_table(t.name)] for t in tasks})
+    docs = RecordingDocs()
+    assert run_suites(docs, checked_files(tmp_path, tasks, root), True, GateConfig()) == []
+    [(name, _, frame)] = docs.runs
+    assert (name, list(frame)) == ("t0+2", ROW_SCHEMA.names)
+
+
+def test_pages_show_the_label_range_of_each_task(great_expectations, tmp_path, task, build_table, write_rows):
+    tasks = [scaled(task, "two", 2), scaled(task, "three", 3), scaled(task, "also-two", 2)]
+    good, bad = [0, 1] * 3, [0, 1, 0, 1, 0, 2]
+    labels = {"two": good, "three": bad, "also-two": bad}
+    root = write_rows({name: [build_table(name, label=values)] for name, values in labels.items()})
+    report = validate(GateRun(root, tasks, tmp_path / "out", config=LENIENT))
+    assert report.passed and [record.quarantined for record in report.tasks.values()] == [0, 0, 1]
+    index = report.data_docs.read_text()
+    titles = ("two, three, also-two", "label of two, also-two", "label of three")
+    assert [title for title in titles if title not in index] == []
+    shown = {
+        name: (report.data_docs.parent / "expectations" / f"{name}+columns.html").read_text()
+        for name in ("two+1", "three")
+    }
+    assert "label must lie in 0 to 1" in shown["two+1"] and "label must lie in 0 to 2" in shown["three"]
 
 
 def test_each_task_of_a_suite_gives_equally_many_rows(tmp_path, task, build_table, write_rows, monkeypatch):
