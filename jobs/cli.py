@@ -6,6 +6,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from jobs.cli_labels import LABEL_COMMANDS
 from jobs.cli_versions import VERSION_COMMANDS
 from jobs.environment import (
     check_arguments,
@@ -304,8 +305,8 @@ def runs(
     execute_unrecorded(lambda run: run_runs(target, work_dir, as_json, run))
 
 
-for version_command in VERSION_COMMANDS:
-    app.command()(version_command)
+for other_command in (*VERSION_COMMANDS, *LABEL_COMMANDS):
+    app.command()(other_command)
 
 
 def main() -> None:

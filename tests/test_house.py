@@ -66,7 +66,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("jobs.command_run", "jobs.execution"),
     ("jobs.score_progress", "jobs.score_summary", "jobs.train_progress"),
     ("jobs.commands",),
-    ("jobs.cli_versions",),
+    ("jobs.cli_versions", "jobs.cli_labels"),
     ("jobs.cli",),
 )
 # validation checks data: of pipeline it may import rows, their config and their files
@@ -88,7 +88,7 @@ IMPORTED_WITH_MLFLOW = {"pipeline/registry/pyfunc_model.py"}
 UNPICKLING_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 UNPICKLING_CALLS = {"torch.load", "jit.load", "np.load", "numpy.load", "read_pickle"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_COLUMNS = 400, 60, 6, 110
-COMMAND_LINES = {ROOT / "jobs" / "cli.py", ROOT / "jobs" / "cli_versions.py"}  # a parameter is an option
+COMMAND_LINES = {*(ROOT / "jobs").glob("cli*.py")}  # a parameter is an option
 PRAGMA = re.compile(r"  # (type: ignore|noqa).*")  # comments for tools do not count as columns
 
 PRODUCT = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -13,7 +13,7 @@ else it holds is the publisher's.
 import io
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -158,8 +158,16 @@ def read_unaltered(store: Store, file: PublishedFile) -> bytes | None:
     return content if bytes_sha256(content) == file.sha256 else None
 
 
-def open_table(store: Store, unit_id: str, file: PublishedFile) -> pq.ParquetFile:
+def open_table(
+    store: Store, unit_id: str, file: PublishedFile, dictionary_columns: Sequence[str] = ()
+) -> pq.ParquetFile:
     """Open a published file of a unit, whose content is in memory: units have a bounded number of rows.
+
+    Args:
+        store: The store.
+        unit_id: Id of the unit.
+        file: The file, as the unit's manifest names it.
+        dictionary_columns: Columns of few texts, to be read as numbers of a dictionary.
 
     Raises:
         DamagedInputError: It is missing or altered.
@@ -170,7 +178,7 @@ def open_table(store: Store, unit_id: str, file: PublishedFile) -> pq.ParquetFil
             f"{store.location}/{file.path} is missing or does not match its manifest; "
             f"delete {manifest_key(unit_id)} and run the command that wrote it again"
         )
-    return pq.ParquetFile(pa.BufferReader(content))
+    return pq.ParquetFile(pa.BufferReader(content), read_dictionary=list(dictionary_columns))
 
 
 def list_json_keys(store: Store, folder: str) -> list[str]:

@@ -7,17 +7,14 @@ Units are scored in rounds: a unit waits until the units that keep ids of its ro
 that failed for good keeps no id. So no id loses its label with a file that fails or goes away, and a run that
 was killed and started again decides as one that was not.
 
-Memory is bounded: 16-byte digests of all row ids lie in a file and are compared part by part.
+Memory is bounded: 16-byte digests of all row ids lie in files and are compared part by part
+(pipeline/scoring/key_digests.py).
 
-Shape legend: N rows of all units, C rows of a chunk, P rows of a part, R rows with a repeated id.
+Shape legend: N rows of all units, C rows of a chunk, R rows with a repeated id.
 """
 
 import enum
-import hashlib
 import itertools
-import math
-import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,14 +29,15 @@ from pipeline.data.reader import check_schema, read_rows
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
 from pipeline.publishing.unit_store import Root, is_published
 from pipeline.scoring.inputs import CONCURRENT_FOOTERS, open_input
+from pipeline.scoring.key_digests import DigestParts, create_file_array, mark_later, row_id_digests
 from pipeline.scoring.label_store import read_error_rows, read_manifest
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
 from pipeline.storage.object_store import open_store
 
-DIGESTS_AT_ONCE = 2_000_000  # compared at a time: about 200 MB
-
 BATCH_ROWS = 8_192
+
+CHUNK_ROWS = 65_536
 
 
 class _State(enum.IntEnum):
@@ -81,9 +79,9 @@ class ScoringRounds:
         self._starts = np.cumsum([0, *(unit.rows for unit in self._units)])
         self._scores, self._folder = open_store(scores), folder
         self._unlabeled: dict[int, np.ndarray] = {}  # positions of rows, by number of the published unit
-        self._digest_N2 = _create_array(folder, (int(self._starts[-1]), 2))
+        self._digests = DigestParts(int(self._starts[-1]), folder)
         # position of the row that keeps the id, plus 1; 0: the row itself
-        self._first_N = _create_array(folder, (int(self._starts[-1]),))
+        self._first_N = create_file_array((int(self._starts[-1]),), "<u8", folder)
         self._read()
 
     def next_units(self, results: Sequence[UnitResult] = ()) -> list[WorkUnit]:
@@ -101,7 +99,8 @@ class ScoringRounds:
         self._compare()
         units = [self._write_duplicates(unit) for unit in to_do if not self._waits(unit)]
         if len(units) == len(to_do):  # the last round: free the space on the disk
-            self._digest_N2, self._first_N = np.zeros((0, 2), "<u8"), np.zeros(0, "<u8")
+            self._digests.close()
+            self._first_N = np.zeros(0, "<u8")
         return units
 
     def describe_waiting(self) -> list[UnitResult]:
@@ -135,20 +134,23 @@ class ScoringRounds:
         return slice(int(self._starts[first]), int(self._starts[last + 1]))
 
     def _read(self) -> None:
-        """Fill in the digests; 0 for rows without an id, and for the later rows with an id inside a unit."""
+        """Collect the digests of all row ids, but of the later rows with an id inside a unit."""
+        digest_N2 = create_file_array((int(self._starts[-1]), 2), "<u8", self._folder)
         files = [
             list(group) for _, group in itertools.groupby(self._units, lambda unit: (unit.task, unit.path))
         ]
         with ThreadPoolExecutor(CONCURRENT_FOOTERS) as pool:
-            list(pool.map(self._read_file, files))
+            list(pool.map(lambda units: self._read_file(units, digest_N2), files))
+        for first in range(0, len(digest_N2), CHUNK_ROWS):
+            self._digests.add(first, digest_N2[first : first + CHUNK_ROWS])
 
-    def _read_file(self, units: Sequence[WorkUnit]) -> None:
+    def _read_file(self, units: Sequence[WorkUnit], digest_N2: np.ndarray) -> None:
         """Fill in the digests of the units of a file; mark units whose ids cannot be read."""
-        if self._read_rows(units):
+        if self._read_rows(units, digest_N2):
             return
         for unit in units:
             # of a damaged file, units before and after the damage are published
-            if len(units) == 1 or not self._read_rows([unit]):
+            if len(units) == 1 or not self._read_rows([unit], digest_N2):
                 self._mark_unknown(unit)
 
     def _mark_unknown(self, unit: WorkUnit) -> None:
@@ -159,11 +161,11 @@ class ScoringRounds:
             )
         self._units[number] = replace(unit, has_unknown_ids=True)
 
-    def _read_rows(self, units: Sequence[WorkUnit]) -> bool:
+    def _read_rows(self, units: Sequence[WorkUnit], digest_N2: np.ndarray) -> bool:
         """Fill in the digests of successive units of a file; return False if they are not readable."""
         first, last = units[0], units[-1]
         rows = (first.part[0], last.part[1]) if first.part and last.part else None
-        digest_C2 = self._digest_N2[self._positions(units)]
+        digest_C2 = digest_N2[self._positions(units)]
         try:
             is_complete = _read_digests(first, rows, digest_C2)
         except (DamagedInputError, DataRefusedError):
@@ -171,27 +173,15 @@ class ScoringRounds:
         if not is_complete:
             digest_C2[:] = 0
         for unit in units:
-            unit_digest_C2 = self._digest_N2[self._positions([unit])]
-            order, is_later = _sort_by_digest(unit_digest_C2)
-            unit_digest_C2[order[is_later]] = 0
+            unit_digest_C2 = digest_N2[self._positions([unit])]
+            order_C = np.lexsort((unit_digest_C2[:, 1], unit_digest_C2[:, 0]))
+            unit_digest_C2[order_C[mark_later(unit_digest_C2[order_C])]] = 0
         return is_complete
 
     def _compare(self) -> None:
         """Find the row that keeps each repeated id."""
-        num_parts = -(-len(self._digest_N2) // DIGESTS_AT_ONCE)
-        for part in range(num_parts):
-            firsts = range(0, len(self._digest_N2), DIGESTS_AT_ONCE)
-            position_P = np.concatenate([self._positions_of_part(part, num_parts, first) for first in firsts])
-            order_P, is_later_P = _sort_by_digest(self._digest_N2[position_P])
-            is_repeated_P = is_later_P.copy()
-            is_repeated_P[:-1] |= is_later_P[1:]
-            id_R = np.cumsum(~is_later_P)[is_repeated_P]
-            self._choose_first(id_R, position_P[order_P][is_repeated_P])
-
-    def _positions_of_part(self, part: int, num_parts: int, first: int) -> np.ndarray:
-        # digests are uniform, so each residue has about the same number
-        digest_C = self._digest_N2[first : first + DIGESTS_AT_ONCE, 0]
-        return np.flatnonzero((digest_C % num_parts == part) & (digest_C != 0)) + first
+        for id_R, position_R in self._digests.repeated():
+            self._choose_first(id_R, position_R)
 
     def _choose_first(self, id_R: np.ndarray, position_R: np.ndarray) -> None:
         """Note for each row to score the row that keeps its id.
@@ -279,23 +269,6 @@ def read_duplicates(folder: Path, unit: WorkUnit) -> dict[int, str]:
     }
 
 
-def row_id_digests(row_ids: Sequence[str | None], salt: bytes) -> np.ndarray:
-    """Return (N, 2) 16-byte digests of row ids; 0 for null.
-
-    With 16 bytes no two different ids of any run have the same digest, so that ids need not be compared.
-    """
-    empty, prefix = bytes(16), hashlib.blake2b(salt + b"\0", digest_size=16)
-
-    def digest(row_id: str | None) -> bytes:
-        if row_id is None:
-            return empty
-        hashed = prefix.copy()
-        hashed.update(row_id.encode())
-        return hashed.digest()
-
-    return np.frombuffer(b"".join(map(digest, row_ids)), "<u8").reshape(-1, 2)
-
-
 def _read_digests(unit: WorkUnit, rows: tuple[int, int] | None, digest_C2: np.ndarray) -> bool:
     """Fill in the digests of rows of a unit's file; return False if it has more rows than were planned.
 
@@ -316,30 +289,6 @@ def _read_digests(unit: WorkUnit, rows: tuple[int, int] | None, digest_C2: np.nd
             digest_C2[row : row + len(digests)] = digests
             row += len(digests)
     return True
-
-
-def _sort_by_digest(digest_P2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows in the order of their digests (P,), and a mask of those whose digest is the one before.
-
-    Equal digests stay in the order of their rows.
-    """
-    order_P = np.lexsort((digest_P2[:, 1], digest_P2[:, 0]))
-    sorted_P2 = digest_P2[order_P]
-    is_later_P = np.zeros(len(order_P), bool)
-    is_later_P[1:] = (sorted_P2[1:] == sorted_P2[:-1]).all(1)
-    return order_P, is_later_P
-
-
-def _create_array(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Return zeros of 8 bytes in a file without a name, which ends with the array or with the process.
-
-    Its space is reserved: a full disk is an error here.
-    """
-    if not shape[0]:
-        return np.zeros(shape, "<u8")
-    with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, 8 * math.prod(shape))
-        return np.memmap(file, "<u8", "r+", shape=shape)
 
 
 def _first_row(unit: WorkUnit) -> int:

@@ -14,11 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.publishing import unit_store
 from pipeline.publishing.unit_store import (
     ORPHAN_S,
@@ -29,6 +26,7 @@ from pipeline.publishing.unit_store import (
     publish_tables,
 )
 from pipeline.runtime.run_log import utc_text
+from pipeline.scoring.published_labels import LabelSelection, read_table
 from pipeline.scoring.row_errors import ERROR_SCHEMA
 from pipeline.scoring.unit_manifest import UnitManifest
 from pipeline.storage.object_store import Store, open_store
@@ -135,13 +133,14 @@ def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
 
 
 def read_published(root: Root, bundle_sha256: str | None = None) -> pa.Table:
-    """Return all published labels (SCORE_SCHEMA) of one model, or of all.
+    """Return all published labels (SCORE_SCHEMA) of one model, or of all, in the order of publication.
+
+    Of labels of one row_id, task and model the one that was published first is kept.
 
     Raises:
         DamagedInputError: A file that a manifest names is missing or altered.
     """
-    store = open_store(root)
-    return read_labels(store, read_manifests(store, bundle_sha256))
+    return read_table(root, LabelSelection(bundle_sha256=bundle_sha256))
 
 
 def read_errors(root: Root, bundle_sha256: str | None = None) -> pa.Table:
@@ -160,44 +159,9 @@ def read_error_rows(store: Store, manifests: Iterable[UnitManifest]) -> pa.Table
     Raises:
         DamagedInputError: A named file is missing or altered.
     """
-    files = [(manifest.unit_id, file) for manifest in manifests for file in manifest.error_files]
-    return pa.concat_tables(_read_files(store, files, ERROR_SCHEMA), promote_options="default")
-
-
-def read_labels(store: Store, manifests: Iterable[UnitManifest]) -> pa.Table:
-    """Return the labels (SCORE_SCHEMA) that manifests name, one of each row_id, task and model.
-
-    Of several the one that was published first is kept.
-
-    Raises:
-        DamagedInputError: A named file is missing or altered.
-    """
-    files = [(manifest, file) for manifest in manifests for file in manifest.label_files]
-    tables = _read_files(store, [(manifest.unit_id, file) for manifest, file in files], SCORE_SCHEMA)
-    published = [(manifest.published_at, manifest.unit_id) for manifest, _ in files]
-    rank = np.zeros(len(tables), int)
-    rank[sorted(range(len(files)), key=published.__getitem__)] = range(len(files))
-    rank_N = np.repeat(rank, [table.num_rows for table in tables])
-    return _keep_first_labels(pa.concat_tables(tables, promote_options="default"), rank_N)
-
-
-def _keep_first_labels(labels: pa.Table, rank_N: np.ndarray) -> pa.Table:
-    """Drop labels of a row_id, task and model of which there is another label with a lower rank."""
-    key_N = np.zeros(labels.num_rows, np.int64)
-    for name in ("task", "bundle_sha256", "row_id"):
-        encoded = pc.dictionary_encode(labels[name])
-        code_N = np.concatenate(
-            [np.zeros(0, np.int32), *(chunk.indices.to_numpy() for chunk in encoded.chunks)]
-        )
-        key_N = key_N * (int(code_N.max(initial=0)) + 1) + code_N
-    order_N = np.lexsort((rank_N, key_N))
-    is_first_N = np.ones(labels.num_rows, bool)
-    is_first_N[order_N[1:]] = key_N[order_N[1:]] != key_N[order_N[:-1]]
-    return labels if is_first_N.all() else labels.filter(pa.array(is_first_N))
-
-
-def _read_files(
-    store: Store, files: Iterable[tuple[str, PublishedFile]], schema: pa.Schema
-) -> list[pa.Table]:
-    """Read files of units, given as (unit id, file); an empty table if there is none."""
-    return [open_table(store, *file).read() for file in files] or [schema.empty_table()]
+    tables = [
+        open_table(store, manifest.unit_id, file).read()
+        for manifest in manifests
+        for file in manifest.error_files
+    ]
+    return pa.concat_tables([ERROR_SCHEMA.empty_table(), *tables], promote_options="default")

@@ -12,7 +12,8 @@ from pipeline.evaluation.score_reference import Profile, add_profile, read_refer
 from pipeline.publishing.unit_store import Root, list_json_keys, read_stored
 from pipeline.registry.version_files import VersionFiles
 from pipeline.scoring.drift import DriftRow, compare_profiles
-from pipeline.scoring.label_store import read_labels, read_unit_manifests
+from pipeline.scoring.label_store import read_unit_manifests
+from pipeline.scoring.published_labels import LabelSelection, read_table
 from pipeline.scoring.unit_manifest import UnitManifest
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
@@ -272,19 +273,14 @@ def read_run(root: Root, run: str | None = None) -> pa.Table:
         ConfigError: There is no such run.
         DamagedInputError: A manifest or a file it names is missing or altered.
     """
-    store = open_store(root)
-    if run:
-        keys = list_json_keys(store, "runs")
-        if f"runs/{run}.json" not in keys:
-            names = ", ".join(key.removeprefix("runs/").removesuffix(".json") for key in keys) or "none"
-            raise ConfigError(f"{store.location} has no run {run}; there are: {names}")
-        record = _read_record(store, f"runs/{run}.json")
-    else:
-        last = last_accepted_record(store)
+    if run is None:
+        last = last_accepted_record(root)
         if last is None:
-            raise ConfigError(f"{store.location} has no accepted run yet; run `relevance score` first")
-        record = last
-    return read_labels(store, read_unit_manifests(store, record.unit_ids))
+            raise ConfigError(
+                f"{open_store(root).location} has no accepted run yet; run `relevance score` first"
+            )
+        run = last.run
+    return read_table(root, LabelSelection(run=run))
 
 
 def _read_record(store: Store, key: str) -> ScoringRecord:

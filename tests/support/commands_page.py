@@ -59,8 +59,9 @@ process, work unit, message |
 | `<work_dir>/<name>/records/<run id>.json` | run record: state, progress, counts, exit code, reason, \
 evidence, next command |
 
-`sample` and `import` have no config; their files are in `./runs/logs` and `./runs/records`. `status`, `runs`,
-`submit` and `logs` only read runs or send a job: they have no run id, log or record of their own.
+`sample`, `import` and `labels` have no config; their files are in `./runs/logs` and `./runs/records`.
+`status`, `runs`, `submit` and `logs` only read runs or send a job: they have no run id, log or record of
+their own.
 
 A command runs in a child process. If Ray or the kernel ends it, its parent says so, closes the record
 as `failed` with exit code 3, and kills what it left; the same command continues.
@@ -74,7 +75,7 @@ and its parent ended without closing the record (power cut, SIGKILL of the paren
 
 | file | subject |
 |---|---|
-| `cli.py`, `cli_versions.py`, `options.py` | commands and their options |
+| `cli.py`, `cli_versions.py`, `cli_labels.py`, `options.py` | commands and their options |
 | `commands/` | one file a command or a group of commands |
 | `execution.py`, `command_run.py` | config, lock, log, record, exit code; console and record for a command |
 | `supervisor.py` | parent process of a command: signals, and the end of a command that died |

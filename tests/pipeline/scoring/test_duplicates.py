@@ -19,7 +19,7 @@ from pipeline.config.run import RunConfig
 from pipeline.errors import DamagedInputError, RelevanceError, RetryableError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scoring import duplicates, work_units
+from pipeline.scoring import duplicates, key_digests, work_units
 from pipeline.scoring.duplicates import ScoringRounds, read_duplicates
 from pipeline.scoring.label_store import publish_unit, read_errors, read_manifests, read_published
 from pipeline.scoring.row_errors import FirstPlaces, split_valid_rows
@@ -243,7 +243,8 @@ def test_killed_run_decides_as_one_that_is_not(
 ) -> None:
     monkeypatch.setattr(work_units, "UNIT_ROWS", 10)
     monkeypatch.setattr(duplicates, "BATCH_ROWS", 4)
-    monkeypatch.setattr(duplicates, "DIGESTS_AT_ONCE", 13)
+    monkeypatch.setattr(duplicates, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(key_digests, "PART_KEYS", 13)
     files = delivered(random.Random(seed))
     whole, killed = (Inputs(tmp_path / name, seed % 2 == 1) for name in ("whole", "killed"))
     for name, row_ids in files:

@@ -137,7 +137,7 @@ def test_run_excludes_units_of_replaced_inputs(tmp_path: Path) -> None:
         "old1",
     ]
     assert sorted(read_run(tmp_path, "20260103-c").column("row_id").to_pylist()) == ["new0", "new1"]
-    with pytest.raises(ConfigError, match="has no run 2026; there are: 20260101-a"):
+    with pytest.raises(ConfigError, match="run not found in .*: 2026; there are 3, the last: 2026"):
         read_run(tmp_path, "2026")
 
 

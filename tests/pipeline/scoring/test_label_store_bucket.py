@@ -248,7 +248,7 @@ def test_scoring_record_is_stored_beside_the_labels(world: BucketWorld) -> None:
     assert put_record(scores, record) == f"{scores}/runs/20260131-a.json"
     assert next(newest_records(scores)).counts.labels == 2 * ROWS
     assert read_run(scores).num_rows == read_run(scores, "20260131-a").num_rows == 2 * ROWS
-    with pytest.raises(ConfigError, match="has no run b; there are: 20260131-a"):
+    with pytest.raises(ConfigError, match="run not found in .*: b; there are 1, the last: 20260131-a"):
         read_run(scores, "b")
 
 
