@@ -1,5 +1,6 @@
 """The `relevance` command. Each command imports its code when it runs, so that --help answers at once."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -8,6 +9,7 @@ import typer
 
 from jobs.cli_labels import LABEL_COMMANDS
 from jobs.cli_versions import VERSION_COMMANDS
+from jobs.cluster import INSECURE
 from jobs.environment import (
     check_arguments,
     end_on_signals,
@@ -43,7 +45,7 @@ app = typer.Typer(
 
 TYPER_INTERRUPTED = 130  # exit code
 
-SUBMITTED = ("score", "train", "run")
+SUBMITTED = ("run", "validate", "train", "evaluate", "register", "promote", "rollback", "score")
 
 
 @app.command()
@@ -211,14 +213,14 @@ def score(
     )
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
-    command: Annotated[str, typer.Argument(help="score, train or run.", show_default=False)],
+    context: typer.Context,
+    command: Annotated[
+        str, typer.Argument(help=f"{', '.join(SUBMITTED)}; its own options may follow.", show_default=False)
+    ],
     config: ConfigOption,
     address: AddressOption,
-    logical_date: LogicalDateOption = None,
-    until: UntilOption = None,
-    all_tasks: AllTasksOption = False,
     again: Annotated[bool, typer.Option("--again", help="Submit even if the same job succeeded.")] = False,
     no_wait: Annotated[
         bool,
@@ -229,36 +231,41 @@ def submit(
 ) -> None:
     """Run a command as a job of a Ray cluster; the same job is not started twice.
 
+    The command's own options follow it: `relevance submit promote --version 3 --config C --address A`.
     Paths in the config must be absolute and seen by the cluster's machines, or s3://bucket/prefix.
     """
-    if command not in SUBMITTED:
-        raise typer.BadParameter(
-            f"{command!r} cannot be submitted; known: {', '.join(SUBMITTED)}", param_hint="COMMAND"
-        )
-    dates = {"--logical-date": logical_date, "--until": until}
-    is_dated = any(day is not None for day in dates.values())
-    for option, given in (("--logical-date", is_dated), ("--all-tasks", all_tasks)):
-        if command != "score" and given:
-            raise typer.BadParameter(f"{command} does not take it; score does", param_hint=option)
-    check_days(logical_date, until)
-    words = [command]
-    for name, day in dates.items():
-        words += [name, day] if day is not None else []
-    words += ["--all-tasks"] if all_tasks else []
+    words = _check_submitted(command, config, context.args)
 
     def work(run: Any) -> dict[str, Any]:
-        from jobs.commands.score import requested_days
         from jobs.commands.submit import run_submit
         from jobs.submit_paths import check_paths
         from pipeline.config.loading import build_config, read_settings
 
-        requested_days(logical_date, until)
         given = read_settings(config, overrides or [])
         checked = build_config(given, str(config))
         check_paths(checked, given)
         return run_submit(checked, run, words, address, again, not no_wait)
 
     execute_unrecorded(work)
+
+
+def _check_submitted(command: str, config: Path, options: list[str]) -> list[str]:
+    """Return the words of a command to submit without its config.
+
+    Raises:
+        UsageError: The command is not known or does not take these options.
+    """
+    if command not in SUBMITTED:
+        raise typer.BadParameter(
+            f"{command!r} cannot be submitted; known: {', '.join(SUBMITTED)}", param_hint="COMMAND"
+        )
+    known: Any = typer.main.get_command(app)
+    parser = known.commands[command]
+    parsed = parser.make_context(f"relevance {command}", ["--config", str(config), *options]).params
+    check_days(parsed.get("logical_date"), parsed.get("until"))
+    takes_insecure = any("--insecure" in parameter.opts for parameter in parser.params)
+    is_insecure = takes_insecure and os.environ.get(INSECURE) == "1"  # submit's own option has set it
+    return [command, *options, *(["--insecure"] if is_insecure else [])]
 
 
 @app.command()

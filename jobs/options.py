@@ -54,17 +54,17 @@ ReasonOption = Annotated[
 
 LogicalDateOption = Annotated[
     str | None,
-    typer.Option("--logical-date", help="score: value of {date} in data.to_score.", show_default=False),
+    typer.Option("--logical-date", help="Value of {date} in data.to_score.", show_default=False),
 ]
 
 UntilOption = Annotated[
     str | None,
-    typer.Option("--until", help="score: last day; every day from --logical-date on.", show_default=False),
+    typer.Option("--until", help="Last day; every day from --logical-date on.", show_default=False),
 ]
 
 AllTasksOption = Annotated[
     bool,
-    typer.Option("--all-tasks", help="score: label each pair for every task, not only its folder's task."),
+    typer.Option("--all-tasks", help="Label each pair for every task, not only its folder's task."),
 ]
 
 

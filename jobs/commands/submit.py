@@ -5,6 +5,7 @@ the job that exists. Ray accepts each id once in the life of a cluster; a retry 
 """
 
 import contextlib
+import getpass
 import logging
 import os
 import shlex
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import INSECURE, access_refused, check_address, check_dashboard_token, is_dashboard_address
+from jobs.cluster import access_refused, check_address, check_dashboard_token, is_dashboard_address
 from jobs.command_run import CommandRun
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, summarize_error
@@ -64,7 +65,7 @@ def run_submit(
         ConfigError: The cluster refuses the token.
         RetryableError: The cluster does not answer or accepts no jobs.
     """
-    if command[0] != "score":  # a bundle is scored with the backbone of its training
+    if command[0] in ("train", "run"):  # others use the backbone that a bundle was trained on
         check_local_backbone(config)
     with job_client(address) as client:
         job = submit_job(client, config, command, again)
@@ -124,10 +125,9 @@ def submit_job(client: Any, config: RunConfig, command: Sequence[str], again: bo
     """Return the id of the job that runs a command; submit it if there is none.
 
     A job that failed or was stopped is submitted again under the next number. With `again`, so is one that
-    succeeded. `score` without a date always is: files may have been added to its folder, and published rows
-    are not scored again.
+    succeeded. Commands that depend on more than their config always are, see `is_repeatable`.
     """
-    again = again or (command[0] == "score" and "--logical-date" not in command)
+    again = again or is_repeatable(command)
     stem = job_stem(config, command)
     states = {job.submission_id: str(job.status) for job in client.list_jobs()}
     number = 1
@@ -141,8 +141,9 @@ def submit_job(client: Any, config: RunConfig, command: Sequence[str], again: bo
     job = f"{stem}-{number}"
     with tempfile.TemporaryDirectory(prefix="relevance-submit-") as folder:
         write_config(Path(folder) / "config.yaml", config)
-        words = ["relevance", command[0], "--config", "config.yaml", *command[1:]]
-        words += ["--insecure"] if os.environ.get(INSECURE) == "1" else []
+        # the promotion log names who submitted a promotion, not the account of the cluster
+        user = f"LOGNAME={getpass.getuser().encode(errors='replace').decode()}"
+        words = ["env", user, "relevance", command[0], "--config", "config.yaml", *command[1:]]
         request = {
             "entrypoint": shlex.join(words),
             "submission_id": job,
@@ -159,6 +160,17 @@ def submit_job(client: Any, config: RunConfig, command: Sequence[str], again: bo
             return job
     logger.info("  job submitted: %s", job)
     return job
+
+
+def is_repeatable(command: Sequence[str]) -> bool:
+    """Return True if a command that has succeeded is submitted again without being asked to.
+
+    Rows, versions and champion may have changed since, and what is done already is not done twice. A rollback
+    is not: the second one would go back one more champion.
+    """
+    if command[0] == "score":
+        return not any(word.startswith("--logical-date") for word in command)
+    return command[0] in ("validate", "evaluate", "register", "promote")
 
 
 def submit_when_agent_ready(client: Any, request: dict[str, Any]) -> None:

@@ -38,9 +38,6 @@ COMMANDS = {
         "command",
         "--config",
         "--address",
-        "--logical-date",
-        "--until",
-        "--all-tasks",
         "--again",
         "--no-wait",
         "--set",
@@ -154,10 +151,17 @@ def test_missing_config_names_one_to_copy(tmp_path: Path) -> None:
             ("--until", "--logical-date"),
         ),
         (("promote", "--config", "c.yaml", "--version", "1", "--override"), ("--override", "--reason")),
-        (("submit", "demo", "--config", "c.yaml", "--address", "a"), ("'demo'", "known: score, train")),
+        (
+            ("submit", "demo", "--config", "c.yaml", "--address", "a"),
+            ("'demo'", "known: run, validate"),
+        ),
         (
             ("submit", "train", "--config", "c.yaml", "--address", "a", "--all-tasks"),
-            ("--all-tasks", "score does"),
+            ("relevance train", "No such option", "--all-tasks"),
+        ),
+        (
+            ("submit", "promote", "--config", "c.yaml", "--address", "a"),
+            ("relevance promote", "Missing option", "--version"),
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from unittest.mock import Mock
 import psutil
 import pytest
 
+from jobs.cluster import INSECURE
 from jobs.commands.submit import job_stem, run_submit, submit_job
 from jobs.submit_paths import check_paths
 from pipeline.config.loading import build_config, read_config, read_settings
@@ -87,7 +89,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.e2e
-def test_score_without_a_date_is_a_new_job_each_time(finished_run: Any, cluster: Cluster) -> None:
+def test_commands_are_jobs_whose_output_is_shown(finished_run: Any, cluster: Cluster) -> None:
     root, config, _ = finished_run
     scores = root / "scores_of_the_cluster"
     submit = ("submit", "score", "--config", str(config), "--set", f"scoring.scores={scores}")
@@ -114,6 +116,8 @@ def test_score_without_a_date_is_a_new_job_each_time(finished_run: Any, cluster:
         told = answer.read().decode()
     for text in (told, *(done.stdout + done.stderr for done in (first, listed))):
         assert "relevance-score-planted" in text and WORD not in text
+    promoted = cluster.relevance("submit", "promote", "--version", "1", "--config", str(config), cwd=root)
+    assert last_json(promoted)["state"] == "SUCCEEDED" and "version 1 is champion" in promoted.stderr
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in scores.rglob("*")}
     assert modes and not any(mode & 0o027 for mode in modes.values()), "the cluster's own mask is 0"
 
@@ -165,7 +169,7 @@ def test_unreachable_cluster_is_retryable_and_bad_usage_is_not(finished_run: Any
     assert unreachable.returncode == 3 and "request failed at http://127.0.0.1:9" in unreachable.stderr
     no_scheme = relevance("status", "--address", "head:8265", cwd=root)
     assert no_scheme.returncode == 2 and "write it as http://head:8265" in no_scheme.stderr
-    for command in (["promote"], ["train", "--logical-date", "2026-01-31"], ["train", "--all-tasks"]):
+    for command in (["history"], ["promote"], ["train", "--logical-date", "2026-01-31"]):
         assert relevance("submit", *command, *target, cwd=root).returncode == 2
 
 
@@ -241,8 +245,8 @@ class FakeClient:
     def list_jobs(self) -> list[Any]:
         return [SimpleNamespace(submission_id=name, status=state) for name, state in self.states.items()]
 
-    def submit_job(self, submission_id: str, **_: Any) -> None:
-        self.submitted = submission_id
+    def submit_job(self, submission_id: str, **job: Any) -> None:
+        self.submitted, self.entrypoint = submission_id, job["entrypoint"]
 
 
 @pytest.fixture
@@ -272,7 +276,9 @@ def test_running_or_succeeded_job_is_not_submitted_twice(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    for command in (["train"], ["score", "--logical-date", "2026-01-31"]):
+    dates = (["--logical-date", "2026-01-31"], ["--logical-date=2026-01-31"])
+    rollback = ["rollback", "--reason", "it's worse"]
+    for command in (["train"], ["run"], rollback, *(["score", *date] for date in dates)):
         stem = job_stem(config, command)
         client = FakeClient(**{f"{stem}-{count}": state for count, state in enumerate(states, start=1)})
         assert submit_job(client, config, command, again) == f"{stem}-{number}"
@@ -281,12 +287,20 @@ def test_running_or_succeeded_job_is_not_submitted_twice(
 
 
 @pytest.mark.parametrize(("state", "number"), [("RUNNING", 1), ("SUCCEEDED", 2), ("FAILED", 2)])
-def test_score_without_a_date_labels_files_that_were_added(
+def test_command_that_depends_on_rows_or_versions_is_submitted_again(
     config: RunConfig, state: str, number: int
 ) -> None:
-    command = ["score", "--all-tasks"]
-    stem = job_stem(config, command)
-    assert submit_job(FakeClient(**{f"{stem}-1": state}), config, command, False) == f"{stem}-{number}"
+    for command in (["score", "--all-tasks"], ["validate"], ["evaluate"], ["promote", "--version", "3"]):
+        stem = job_stem(config, command)
+        assert submit_job(FakeClient(**{f"{stem}-1": state}), config, command, False) == f"{stem}-{number}"
+
+
+def test_job_runs_the_command_for_its_submitter(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "ann lee")
+    client = FakeClient()
+    submit_job(client, config, ["rollback", "--reason", "it's worse"], False)
+    command = ["relevance", "rollback", "--config", "config.yaml", "--reason", "it's worse"]
+    assert shlex.split(client.entrypoint) == ["env", "LOGNAME=ann lee", *command]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +353,7 @@ def test_job_id_depends_on_command_and_config(tmp_path: Path) -> None:
     assert job_stem(read_config(path), ["score"]) == stems[0]
 
 
-def test_score_options_are_part_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_the_command_are_part_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
     from jobs.cli import app
@@ -351,9 +365,17 @@ def test_score_options_are_part_of_the_job(tmp_path: Path, monkeypatch: pytest.M
         return {}
 
     monkeypatch.setattr("jobs.commands.submit.run_submit", record_command)
+    monkeypatch.setenv(INSECURE, "0")  # the option sets it
     path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "nowhere"))
-    score = ["submit", "score", "--config", str(path), "--address", "http://head:8265"]
-    options = ["--logical-date", "2026-01-31", "--until", "2026-02-01", "--all-tasks"]
-    for extra in ([], options):
-        CliRunner().invoke(app, [*score, *extra], catch_exceptions=False)
-    assert submitted == [["score"], ["score", *options]]
+    target = ["--config", str(path), "--address", "http://head:8265"]
+    commands = [
+        ["score"],
+        ["score", "--logical-date", "2026-01-31", "--until", "2026-02-01", "--all-tasks"],
+        ["evaluate", "--version", "3", "--against=2"],
+        ["promote", "--version", "3", "--override", "--reason", "it is better"],
+    ]
+    for words in commands:
+        CliRunner().invoke(app, ["submit", *words, *target], catch_exceptions=False)
+    for words in (["score"], ["promote", "--version", "3"]):
+        CliRunner().invoke(app, ["submit", *words, *target, "--insecure"], catch_exceptions=False)
+    assert submitted == [*commands, ["score", "--insecure"], ["promote", "--version", "3"]]
