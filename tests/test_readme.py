@@ -30,9 +30,9 @@ def test_commands_in_readmes_exist_with_their_options() -> None:
         for line in re.findall(r"(?:`|^ *)relevance ([a-z]+[^`\n]*)", text, re.MULTILINE):
             name, _, rest = line.partition(" ")
             command = group.commands.get(name)
-            known = (
-                {option for parameter in command.params for option in parameter.opts} if command else set()
-            )
+            commands = [command, group.commands.get(rest.split(" ")[0]) if name == "submit" else None]
+            parameters = [parameter for given in commands if given for parameter in given.params]
+            known = {option for parameter in parameters for option in parameter.opts}
             options = set(re.findall(r"(?<!\S)--[a-z-]+", rest.split("  ")[0]))
             if command is None or not options <= known:
                 wrong.append(f"{path}: relevance {line}")
