@@ -11,7 +11,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 LOCKS := infra/locks
-PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation
+PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-compile --no-deps --no-build-isolation
+# what pip would do in one process; templates in packages are no Python, so that an error says nothing
+COMPILE_PACKAGES := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 # no file whose hash is not in a lock, and wheels alone: only deepspeed has none, and setuptools builds it
 INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes --only-binary :all: --no-binary deepspeed
 UV ?= $(BIN)/uv
@@ -24,21 +26,27 @@ ifeq ($(TORCH),cpu)
 INSTALL_TORCH := $(INSTALL_TORCH) 2>/dev/null || $(INSTALL_TORCH) --index-url $(CPU_TORCH_INDEX)
 endif
 
+# two processes, and files in the order of tests/conftest.py
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# a process that may not write bytecode compiles all modules of the project, and rewrites all tests, anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-e2e lint test-failures bench lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/relevance demo
 
 test: $(VENV)/installed-test
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(PYTEST)
 
-# files in their order: the long ones come first, so that both processes end together
+# the other files would only be read
 test-e2e: $(VENV)/installed-test
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "e2e and not failures"
+	$(PYTEST) -m "e2e and not failures" $$(grep -rlE --include='test_*.py' 'mark\.e2e' tests | sort)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 test-failures: $(VENV)/installed-test
 	$(BIN)/pytest tests/failures -m "failures or not failures"
@@ -63,10 +71,12 @@ $(VENV)/installed: pyproject.toml $(wildcard $(LOCKS)/*.txt)
 	DS_ACCELERATOR=cpu $(INSTALL_LOCKED) -r $(LOCKS)/libraries.txt -r $(LOCKS)/models.txt
 	$(BIN)/python -c "import torch" 2>/dev/null || $(INSTALL_TORCH)
 	$(PIP_INSTALL) --editable .
+	$(COMPILE_PACKAGES)
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(INSTALL_LOCKED) -r $(LOCKS)/mlflow-server.txt -r $(LOCKS)/test.txt
+	$(COMPILE_PACKAGES)
 	@touch $@
 
 COMPILE = $(UV) pip compile --quiet --generate-hashes --python-version 3.11 $(UPGRADE) \
