@@ -17,6 +17,30 @@ from jobs.environment import prepare_environment  # noqa: E402
 
 prepare_environment()  # the commands' own settings
 
+# started first, so that both processes of a tier end together; longest first
+LONG_FILES = (
+    "jobs/commands/test_run.py",
+    "failures/test_training_exact.py",
+    "jobs/commands/test_run_real_model.py",
+    "pipeline/registry/test_model_versions_server.py",
+    "jobs/commands/test_validate.py",
+    "pipeline/inference/test_task_predictor.py",
+    "pipeline/inference/test_multitask_predictor.py",
+    "jobs/test_cli.py",
+    "pipeline/encoding/test_encoded_cache.py",
+    "models/test_shrinking.py",
+    "pipeline/config/test_extensions.py",
+    "pipeline/evaluation/test_runner_whole_run.py",
+    "pipeline/runtime/test_watchdog.py",
+    "validation/leakage/test_report.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.conftest import LONG_FILES
 from tests.support.places import ROOT
 
 PACKAGES = ("models", "pipeline", "validation", "jobs")
@@ -244,6 +245,10 @@ def test_functions_take_at_most_six_parameters() -> None:
             if count > MAX_PARAMETERS and path not in COMMAND_LINES:
                 offenders.append(f"{path.relative_to(ROOT)}: {node.name}: {count}")
     assert not offenders, "\n".join(offenders)
+
+
+def test_files_that_start_first_exist() -> None:
+    assert not [name for name in LONG_FILES if not (ROOT / "tests" / name).is_file()]
 
 
 def test_top_level_folders_are_those_of_the_design() -> None:

@@ -18,11 +18,19 @@ from pipeline.registry.model_versions import check_profile
 from pipeline.registry.version_files import VersionFiles
 from pipeline.storage.filesystem import write_json
 from tests.support.planted import planted_config, write_config, write_planted
+from tests.support.quick_docs import QuickDocs
+from validation.gate import runner
 
 
 def read_with_gate(root: Path, **gate: Any) -> RunConfig:
     """Return the config of a run over the planted rows in `root`, with settings of the data gate."""
     return read_config(write_config(root / "planted.yaml", planted_config(root, "nowhere", gate=gate)))
+
+
+@pytest.fixture(autouse=True)
+def quick_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave Great Expectations out; `tests/validation/gate` has the tests of it."""
+    monkeypatch.setattr(runner, "DataDocs", QuickDocs)
 
 
 @pytest.fixture

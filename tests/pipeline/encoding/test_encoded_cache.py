@@ -212,7 +212,7 @@ def build_and_report(plan: EncodingPlan, run_dir: Path, results: Any) -> None:
 def test_one_of_several_processes_builds_for_all(plan: EncodingPlan, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=build_and_report, args=(plan, tmp_path, results)) for _ in range(3)]
+    processes = [context.Process(target=build_and_report, args=(plan, tmp_path, results)) for _ in range(2)]
     for process in processes:
         process.start()
     outcomes = [results.get(timeout=240) for _ in processes]

@@ -1,31 +1,11 @@
 """Fixtures that validate tables of one task, without Great Expectations unless a test asks for it."""
 
-from collections import defaultdict
-from pathlib import Path
-from unittest.mock import ANY
-
 import pytest
 
 from tests.support.gate_cases import STRICT
+from tests.support.quick_docs import QuickDocs
 from validation.gate import runner
 from validation.gate.runner import GateRun, validate
-
-
-class QuickDocs:
-    """Stand-in for Data Docs that agrees with the row masks and writes only the verdict."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def run_suite(self, suite, frame, title):
-        """Return results that equal any others."""
-        return defaultdict(lambda: ANY)
-
-    def write(self, failures, notes) -> None:
-        """Write index.html."""
-        self.folder.mkdir(parents=True)
-        title = f"<title>Data {'refused' if failures else 'accepted'}</title>"
-        (self.folder / "index.html").write_text("\n".join([title, *failures, *notes]))
 
 
 @pytest.fixture
