@@ -8,6 +8,7 @@ Shape legend: V vocabulary size, D width.
 import importlib.util
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ REFUSED_PATTERNS = ("adapter_config.json",)
 # names of output embeddings in files: of most models, of GPT-NeoX and of RWKV
 OUTPUT_EMBEDDINGS = re.compile(r"(language_model\.)?(lm_head|embed_out|head)\.weight")
 
+# in tokenizer_config.json: how transformers loaded the tokenizer, on which no token depends
+LOADING_KEYS = tuple(
+    re.compile(rb'("%s":\s*)(?:true|false)' % key) for key in (b"local_files_only", b"is_local")
+)
+
 TOKENIZER_REMEDY = "copy the tokenizer's files, such as tokenizer.json, from where the model comes from"
 
 
@@ -52,10 +58,14 @@ class Backbone:
 
     trunk: Any  # a transformers model: (input_ids, attention_mask) -> last_hidden_state
     folder: Path  # contains the safetensors and the tokenizer
-    digest: str  # sha256 of the weight, config and tokenizer files
+    digest: str  # of `folder_digest`
     width: int
     pooling: Pooling  # last token for decoders, mean where tokens see later ones
     dtype: torch.dtype
+
+    def has_digest(self, recorded: str) -> bool:
+        """Return whether a recorded digest is of this backbone, loaded in any way."""
+        return recorded == self.digest or recorded in _folder_digests(self.folder)
 
     def answer_direction(self) -> torch.Tensor | None:
         """Return the output embeddings of "yes" minus those of "no", (D,) float32.
@@ -208,6 +218,11 @@ def resolve_folder(config: BackboneConfig) -> Path:
 
 def folder_digest(folder: Path) -> str:
     """Return the sha256 over names and contents of the files that determine what the backbone computes."""
+    return _folder_digests(folder)[0]
+
+
+def _folder_digests(folder: Path) -> list[str]:
+    """Return the digest with each value of the keys that record the loading of the tokenizer, true first."""
     names = sorted(
         {
             path.name
@@ -216,8 +231,17 @@ def folder_digest(folder: Path) -> str:
             if path.is_file()
         }
     )
-    listing = "".join(f"{name} {file_sha256(folder / name)}\n" for name in names)
-    return bytes_sha256(listing.encode())
+    digests = {name: file_sha256(folder / name) for name in names}
+    found = []
+    for values in product((b"true", b"false"), repeat=len(LOADING_KEYS)):
+        if "tokenizer_config.json" in digests:
+            content = (folder / "tokenizer_config.json").read_bytes()
+            for key, value in zip(LOADING_KEYS, values, strict=True):
+                content = key.sub(rb"\g<1>" + value, content)
+            digests["tokenizer_config.json"] = bytes_sha256(content)
+        listing = "".join(f"{name} {digest}\n" for name, digest in digests.items())
+        found.append(bytes_sha256(listing.encode()))
+    return found
 
 
 def _quantization_options(config: BackboneConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def load_predictor(
         raise DamagedInputError(f"{str(error).partition(';')[0]}; fetch the bundle again") from error
     try:
         backbone = load_backbone(config)
-        if backbone.digest != description.backbone.digest:
+        if not backbone.has_digest(description.backbone.digest):
             raise DamagedInputError(
                 f"backbone {config.source} has digest {backbone.digest[:12]}, {folder} was trained on "
                 f"{description.backbone.digest[:12]}; use the backbone of the training"

@@ -1,5 +1,6 @@
 """Loading of backbones from folders, packages and the hub, and the errors where there is none."""
 
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from models.backbone import (
     load_tokenizer,
     resolve_folder,
 )
+from models.files import bytes_sha256, file_sha256
 from models.trunks import build_meta_trunk
 from tests.support.backbone_folders import config_of, copy_of
 from tests.support.pickles import pickle_that_creates
@@ -106,6 +108,26 @@ def test_digest_covers_weights_config_and_tokenizer_only(llama_dir: Path, tmp_pa
         assert folder_digest(folder) != digest, name
         (folder / name).write_bytes(whole)
     assert folder_digest(folder) == digest
+
+
+def test_digest_does_not_depend_on_how_the_tokenizer_was_loaded(llama_dir: Path, tmp_path: Path) -> None:
+    folder = copy_of(llama_dir, tmp_path / "copy")
+    path = folder / "tokenizer_config.json"
+    fields = json.loads(path.read_text())
+    recorded = set()
+    for offline in (True, False):
+        for local in (True, False):
+            path.write_text(json.dumps(fields | {"local_files_only": offline, "is_local": local}))
+            recorded.add(folder_digest(folder))
+    assert len(recorded) == 1
+    backbone = load_backbone(config_of(folder))
+    listing = "".join(
+        f"{name} {file_sha256(folder / name)}\n"
+        for name in sorted(file.name for file in folder.iterdir() if file.name != "generation_config.json")
+    )
+    unaltered = bytes_sha256(listing.encode())
+    assert unaltered not in recorded and backbone.has_digest(unaltered), "bundles may record it"
+    assert not backbone.has_digest("f" * 64)
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,27 @@
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from models.backbone import (
     BackboneUnavailableError,
+    folder_digest,
     load_backbone,
     resolve_folder,
 )
 from models.files import file_sha256
 from tests.support.backbone_folders import config_of
+from tests.support.places import ROOT
 from tests.support.tiny_trunks import tiny_llama
 
 
@@ -114,6 +120,72 @@ def test_gguf_conversion_is_cached_and_keeps_the_outputs(tmp_path: Path) -> None
     assert resolve_folder(config) == backbone.folder
     assert (backbone.folder / "model.safetensors").stat().st_mtime_ns == written
     assert [path.name for path in (tmp_path / "cache" / "backbones").iterdir()] == [backbone.folder.name]
+
+
+# variables that the code, huggingface_hub, transformers, tokenizers and torch read
+VARIABLES = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HOME": "{folder}/home",
+    "HF_HUB_CACHE": "{folder}/hub",
+    "TRANSFORMERS_CACHE": "{folder}/transformers",
+    "XDG_CACHE_HOME": "{folder}/xdg",
+    "TOKENIZERS_PARALLELISM": "true",
+    "OMP_NUM_THREADS": "2",
+    "PYTHONHASHSEED": "1",
+    "LC_ALL": "C",
+}
+CONVERT = """
+import sys
+from pathlib import Path
+from models.backbone import folder_digest, resolve_folder
+from models.config import BackboneConfig
+config = BackboneConfig(source=sys.argv[1], cache_dir=sys.argv[2], dtype="float32")
+print(folder_digest(resolve_folder(config)))
+"""
+
+
+def digests_of_conversions(folder: Path, settings: list[tuple[str, ...]]) -> set[str]:
+    """Convert a gguf file once for each choice of variables, in a process of its own."""
+    write_gguf(folder / "tiny.gguf")
+    plain = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    digests = set()
+    for number, names in enumerate(settings):
+        chosen = {name: VARIABLES[name].format(folder=folder) for name in names}
+        command = [sys.executable, "-c", CONVERT, str(folder / "tiny.gguf"), str(folder / str(number))]
+        done = subprocess.run(
+            command, cwd=ROOT, env=plain | chosen, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+        digests.add(done.stdout)
+    return digests
+
+
+def test_digest_of_a_conversion_does_not_depend_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    digests = set()
+    for offline in (True, False):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        assert transformers.utils.hub.is_offline_mode() == offline
+        folder = resolve_folder(config_of(tmp_path / "tiny.gguf", tmp_path / str(offline)))
+        digests.add(folder_digest(folder))
+    assert len(digests) == 1
+
+
+@pytest.mark.failures
+def test_digest_of_a_conversion_depends_on_no_variable(tmp_path: Path) -> None:
+    offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    caches = ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "XDG_CACHE_HOME")
+    pairs = [(one, other) for one in offline for other in caches]
+    assert (
+        len(
+            digests_of_conversions(tmp_path, [(), tuple(VARIABLES), *((name,) for name in VARIABLES), *pairs])
+        )
+        == 1
+    )
 
 
 def test_gguf_cache_key_depends_on_the_content(tmp_path: Path) -> None:
