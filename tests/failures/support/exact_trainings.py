@@ -126,11 +126,13 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 # trained by `make test-failures` alone
 LONGER = [
+    "zero-1",
     "zero-2 offload",
     "zero-3 offload",
     "zero-1 offload",
     "zero-0 passes",
     "zero-1 passes",
+    "zero-2 passes",
     "zero-2 offload passes",
     "zero-3 offload passes",
     "compiled",

@@ -26,7 +26,8 @@ from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime.ray_internals import dashboard_requires_token
 from tests.support.canaries import WORD, files_with_canaries, plant_canaries
-from tests.support.commands import RELEVANCE, last_json, relevance
+from tests.support.commands import RELEVANCE, last_json
+from tests.support.commands import relevance_in_process as relevance
 from tests.support.planted import planted_config, planted_rows, write_config, write_rows
 from tests.support.servers import free_port, wait_for_port
 
