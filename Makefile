@@ -60,6 +60,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python -m tests.bench.bench_train
 	$(BIN)/python -m tests.bench.bench_zero_memory
 	$(BIN)/python -m tests.bench.bench_bootstrap
+	$(BIN)/python -m tests.bench.bench_scale
 	$(BIN)/python -m tests.bench.bench_score
 	$(BIN)/python -m tests.bench.bench_labels
 

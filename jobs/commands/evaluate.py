@@ -102,6 +102,11 @@ def evaluation_table(evaluation: Evaluation) -> list[str]:
         f"  model minus lexical floor, macro PR-AUC: {lead.value:+.3f} (95 % interval "
         f"{lead.low:+.3f} to {lead.high:+.3f})"
     )
+    lines += [
+        f"  lexical floor of {name}: fitted on {rows.fitted:,} of {rows.all:,} train rows "
+        "(baseline.max_rows_per_task)"
+        for name, rows in evaluation.floor_rows.items()
+    ]
     gain = evaluation.single_task
     if gain:
         lines.append(

@@ -100,6 +100,13 @@ class DataConfig(StrictModel):
     to_score: Location | None = None
 
 
+class BaselineConfig(StrictModel):
+    """Lexical floor, which a model must beat."""
+
+    # train rows that the floor of a task is fitted on; of more, the rows of queries drawn by their hash
+    max_rows_per_task: int = Field(default=200_000, ge=1)
+
+
 class RegistryConfig(StrictModel):
     """Model registry: name, MLflow server and promotion log."""
 
@@ -132,6 +139,7 @@ class RunConfig(StrictModel):
     training: TrainingConfig = TrainingConfig()  # workers, epochs, batches
     optimizer: OptimizerConfig = OptimizerConfig()  # learning rates
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()  # sharding over workers
+    baseline: BaselineConfig = BaselineConfig()  # lexical floor of the evaluation
     promotion: PromotionConfig = PromotionConfig()  # limits of the promotion gate
     registry: RegistryConfig  # model registry
     scoring: ScoringConfig = ScoringConfig()  # batch scoring job

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -157,6 +157,14 @@ class SingleTaskGain:
 
 
 @dataclass(frozen=True)
+class FloorRows:
+    """Number of train rows that a task's lexical floor was fitted on, and of all."""
+
+    fitted: int
+    all: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Content of evaluation.json."""
 
@@ -166,6 +174,7 @@ class Evaluation:
     not_measured: tuple[str, ...]  # tasks without both classes in the test split
     single_task: SingleTaskGain | None = None  # None without a comparable run
     decisions: Mapping[str, DecisionEvidence] = field(default_factory=dict)  # of tasks with valid rows
+    floor_rows: Mapping[str, FloorRows] = field(default_factory=dict)  # of tasks whose floor left rows out
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Evaluation":
@@ -181,6 +190,7 @@ class Evaluation:
                 name: DecisionEvidence.from_json(evidence)
                 for name, evidence in fields.get("decisions", {}).items()
             },
+            {name: FloorRows(**counts) for name, counts in fields.get("floor_rows", {}).items()},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -192,6 +202,8 @@ class Evaluation:
             "not_measured": list(self.not_measured),
             "decisions": {name: evidence.to_json() for name, evidence in self.decisions.items()},
         }
+        if self.floor_rows:
+            fields["floor_rows"] = {name: asdict(counts) for name, counts in self.floor_rows.items()}
         if len(self.summary.tasks) + len(self.not_measured) > 1:
             fields["single_task"] = self.single_task.to_json() if self.single_task else None
         return fields

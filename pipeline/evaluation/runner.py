@@ -25,10 +25,17 @@ from pipeline.evaluation.bootstrap import interval
 from pipeline.evaluation.calibration_fit import fit_calibration
 from pipeline.evaluation.curves import curve_charts
 from pipeline.evaluation.evaluation_rows import NO_TASK_WITH_BOTH_CLASSES
-from pipeline.evaluation.lexical_baseline import LexicalBaseline
+from pipeline.evaluation.lexical_baseline import draw_train_rows, lexical_probability
 from pipeline.evaluation.multitask_gain import gain_over_single_tasks, rows_digest
 from pipeline.evaluation.provable_precision import DecisionEvidence, measure_evidence
-from pipeline.evaluation.results import SYSTEMS, Evaluation, Interval, MetricsSummary, TaskEvaluation
+from pipeline.evaluation.results import (
+    SYSTEMS,
+    Evaluation,
+    FloorRows,
+    Interval,
+    MetricsSummary,
+    TaskEvaluation,
+)
 from pipeline.evaluation.score_reference import ScoreReference, build_reference
 from pipeline.evaluation.slices import slice_names
 from pipeline.evaluation.task_metrics import (
@@ -97,7 +104,9 @@ def run_evaluation(
         model_logits = runner.logits(predictor, rows.test)
         untrained_logits = runner.logits(build_predictor(config), rows.test)
 
-    predictions = _predict_tasks(predictor, rows, model_logits, untrained_logits, config.seed)
+    max_rows = config.baseline.max_rows_per_task
+    floor = {name: draw_train_rows(table, max_rows) for name, table in rows.tables["train"].items()}
+    predictions = _predict_tasks(predictor, rows, floor, model_logits, untrained_logits, config.seed)
     if not predictions:
         raise DataRefusedError(NO_TASK_WITH_BOTH_CLASSES)
     _write_plots(config.run_dir / "plots", predictions)
@@ -118,6 +127,7 @@ def run_evaluation(
         if len(config.tasks) > 1
         else None,
         evidence,
+        _left_out(floor, rows.tables["train"]),
     )
     write_json(config.run_dir / "evaluation.json", evaluation.to_json())
     return evaluation
@@ -145,18 +155,10 @@ def summarize(predictions: Sequence[TaskPredictions], seed: int) -> MetricsSumma
     )
 
 
-def lexical_probability(task: Task, train: pa.Table | None, test: pa.Table, seed: int) -> np.ndarray:
-    """Return the lexical baseline's probability of relevance (N,); one half without training rows."""
-    if train is None:
-        return np.full(test.num_rows, 0.5)
-
-    def texts(table: pa.Table, column: str) -> list[str]:
-        return [text or "" for text in table.column(column).to_pylist()]
-
-    relevant = train.column("label").to_numpy() >= task.relevant_from
-    train_ads = {column: texts(train, column) for column in task.ad_columns}
-    baseline = LexicalBaseline.fit(texts(train, "query"), train_ads, relevant, seed)
-    return baseline.probability(texts(test, "query"), {c: texts(test, c) for c in task.ad_columns})
+def _left_out(floor: Mapping[str, pa.Table], train: Mapping[str, pa.Table]) -> dict[str, FloorRows]:
+    """Return the numbers of rows of tasks whose floor is not fitted on all of them."""
+    counts = {name: FloorRows(floor[name].num_rows, table.num_rows) for name, table in train.items()}
+    return {name: rows for name, rows in counts.items() if rows.fitted < rows.all}
 
 
 class _LogitRunner:
@@ -269,13 +271,14 @@ def _test_probabilities(
 def _predict_tasks(
     predictor: Predictor,
     rows: EvaluationRows,
+    floor: Mapping[str, pa.Table],
     model_logits: np.ndarray,
     untrained_logits: np.ndarray,
     seed: int,
 ) -> list[TaskPredictions]:
     """Return the predictions of all systems for each task with both classes.
 
-    The lexical baseline learns from the training rows of the model.
+    The lexical baseline learns from training rows of the model, `floor`.
     """
     predictions = []
     for index, task in enumerate(predictor.tasks):
@@ -286,7 +289,7 @@ def _predict_tasks(
             continue  # most metrics need both classes
         table, num_labels = rows.tables["test"][task.name], len(task.labels)
         market_N = market_column(table)
-        lexical_N = lexical_probability(task, rows.tables["train"].get(task.name), table, seed)
+        lexical_N = lexical_probability(task, floor.get(task.name), table, seed)
         systems = {
             "model": predictions_from_logits(
                 model_logits[task_rows, :num_labels], predictor.calibration[task.name], task, market_N

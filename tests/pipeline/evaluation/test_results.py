@@ -10,6 +10,7 @@ from pipeline.evaluation.results import (
     CaseResult,
     Comparison,
     Evaluation,
+    FloorRows,
     GateOutcome,
     Interval,
     MetricsSummary,
@@ -31,7 +32,7 @@ def evaluation(num_tasks: int, gain: SingleTaskGain | None = None) -> Evaluation
     tasks = {f"task-{number}": task for number in range(num_tasks)}
     macro = {system: PR_AUC["pr_auc"] for system in systems}
     summary = MetricsSummary(tasks, macro, "task-0", PR_AUC["pr_auc"])
-    return Evaluation("sha", "data", summary, (), gain)
+    return Evaluation("sha", "data", summary, (), gain, floor_rows={"task-0": FloorRows(2, 3)})
 
 
 @pytest.mark.parametrize("gain", [None, SingleTaskGain({"task-0": "alone"}, 0.1)])

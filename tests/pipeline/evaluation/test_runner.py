@@ -3,15 +3,13 @@
 import json
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from jobs.commands.evaluate import evaluation_table
 from pipeline.config.tasks import Task
-from pipeline.evaluation.results import Evaluation, MetricsSummary
-from pipeline.evaluation.runner import TaskPredictions, lexical_probability, summarize
+from pipeline.evaluation.results import Evaluation, FloorRows, MetricsSummary
+from pipeline.evaluation.runner import TaskPredictions, summarize
 from pipeline.evaluation.task_metrics import LabeledRows, Predictions
-from pipeline.schema import ROW_SCHEMA
 
 
 def task(name: str) -> Task:
@@ -107,14 +105,8 @@ def test_table_has_every_task_and_system_once() -> None:
     assert "model minus lexical floor" in text
 
 
-def test_baseline_without_training_rows_is_one_half() -> None:
-    row = {name: None for name in ROW_SCHEMA.names} | {
-        "row_id": "r",
-        "query": "q",
-        "ad_title": "a",
-        "market": "us",
-        "label": 1,
-    }
-    assert lexical_probability(
-        task("a"), None, pa.Table.from_pylist([row], schema=ROW_SCHEMA), 0
-    ).tolist() == [0.5]
+def test_table_says_which_floors_left_rows_out() -> None:
+    summary = summarize([predictions("alpha", 60, 6, 0.3)], 0)
+    floor_rows = {"alpha": FloorRows(200_000, 1_234_567)}
+    text = "\n".join(evaluation_table(Evaluation("s", "d", summary, (), floor_rows=floor_rows)))
+    assert "lexical floor of alpha: fitted on 200,000 of 1,234,567 train rows" in text

@@ -1,0 +1,55 @@
+"""Memory and time at sizes of production, on made-up rows.
+
+    python -m tests.bench.bench_scale [FIGURE ...]
+
+Measures all figures, or those named. Each measurement is a new process, so that its peak memory is its own.
+Prints one JSON line.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.places import ROOT
+
+
+def run_module(name: str, *arguments: object) -> dict[str, Any]:
+    """Return the JSON line that a module of tests.bench.support prints in a new process."""
+    command = [sys.executable, "-m", f"tests.bench.support.{name}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def floor_peak(_: Path) -> dict[str, Any]:
+    """Measure the peak memory of a lexical floor of 1 M train rows."""
+    measured = run_module("floor_memory", 1_000_000)
+    return {"floor_peak_mb_1m": measured["peak_mb"], "floor_peak": measured}
+
+
+FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "floor_peak_mb_1m": floor_peak,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
+    names = parser.parse_args(arguments).figures or list(FIGURES)
+    unknown = sorted(set(names) - set(FIGURES))
+    if unknown:
+        parser.error(f"figure unknown: {', '.join(unknown)}; use {', '.join(FIGURES)}")
+    measured: dict[str, Any] = {}
+    for measure in dict.fromkeys(FIGURES[name] for name in names):
+        with tempfile.TemporaryDirectory() as folder:
+            measured |= measure(Path(folder))
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()
