@@ -4,8 +4,8 @@ import shlex
 import time
 from pathlib import Path
 
+from pipeline.inference.attempts import attempt_evidence
 from pipeline.runtime.run_record import DIED, DONE, RUNNING, RunRecord
-from pipeline.scoring.attempts import attempt_evidence
 
 RETRYABLE = 3  # exit code
 

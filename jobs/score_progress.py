@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_run import CommandRun
+from pipeline.inference.attempts import any_attempt_began, rows_scored
 from pipeline.runtime.progress import ProgressBar
 from pipeline.runtime.ray_resources import format_resources, free_resources
 from pipeline.runtime.waiting import announce_wait
-from pipeline.scoring.attempts import any_attempt_began, rows_scored
 from pipeline.scoring.metrics import ScoringGauges
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit

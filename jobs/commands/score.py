@@ -13,15 +13,15 @@ from jobs.score_summary import drift_lines, usage_lines
 from models.files import remove_tree
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
+from pipeline.inference.attempts import attempt_evidence, create_attempts_dir
 from pipeline.registry.version_files import VersionFiles, resolve_champion
 from pipeline.runtime.ray_metrics import MetricTags
 from pipeline.runtime.ray_resources import format_resources
+from pipeline.scoring.actor import score_on_ray
 from pipeline.scoring.actor_settings import ActorSettings, build_actor_settings
-from pipeline.scoring.attempts import attempt_evidence, create_attempts_dir
 from pipeline.scoring.duplicates import ScoringRounds
 from pipeline.scoring.label_store import sweep_orphans
 from pipeline.scoring.metrics import ScoringGauges
-from pipeline.scoring.ray_pipeline import score_on_ray
 from pipeline.scoring.scoring_record import ScoringRun, build_scoring_record, newest_records, put_record
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import MissingDayError, WorkUnit, check_day, insert_date, plan_units

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.scoring import ScoringConfig
+from pipeline.inference.model_actor import ModelActorSettings
 from pipeline.publishing.unit_store import PublishedFile
 from pipeline.registry.version_files import VersionFiles
 from pipeline.runtime.run_log import RunLog
@@ -19,8 +20,7 @@ class ActorSettings:
     scoring: ScoringConfig
     scores_location: Path | str
     cached_files: Mapping[str, Sequence[PublishedFile]]  # by task
-    attempts_dir: Path
-    log: RunLog | None = None  # of the command
+    model_actor: ModelActorSettings
 
 
 def build_actor_settings(
@@ -36,6 +36,5 @@ def build_actor_settings(
         scoring=scoring,
         scores_location=scores_location,
         cached_files=find_cached_files(scores_location, version.bundle_sha256),
-        attempts_dir=attempts_dir,
-        log=log,
+        model_actor=ModelActorSettings(version.bundle_dir, version.bundle_sha256, scoring, attempts_dir, log),
     )

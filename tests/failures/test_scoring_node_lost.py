@@ -39,8 +39,8 @@ from ray.cluster_utils import Cluster
 from pipeline.config.loading import build_config
 from pipeline.registry.version_files import VersionFiles
 from pipeline.scoring.actor_settings import build_actor_settings
-from pipeline.scoring.attempts import create_attempts_dir
-from pipeline.scoring.ray_pipeline import score_on_ray
+from pipeline.inference.attempts import create_attempts_dir
+from pipeline.scoring.actor import score_on_ray
 from tests.support.scoring_world import plan
 
 plain, bundle_dir, sha256, nodes = json.loads(sys.argv[1])

@@ -22,11 +22,11 @@ import torch
 
 from pipeline.evaluation.score_reference import build_reference
 from pipeline.inference import labels as scores
+from pipeline.inference.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
 from pipeline.inference.predictor import build_predictor
 from pipeline.inference.probabilities import predict_probabilities
 from pipeline.inference.step_plan import Step, planned
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scoring.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
 from pipeline.scoring.label_store import read_errors, read_manifests, read_published
 from pipeline.scoring.unit_result import UnitResult
 from tests.support.patches import write_patch
@@ -76,7 +76,7 @@ def test_rows_that_raise_or_overflow_fail_only_their_unit(
 def test_unit_is_attempted_three_times_at_most(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
     scorer, unit = world.scorer(), world.units()[0]
-    attempts = UnitAttempts(scorer.attempts_dir, unit.unit_id)
+    attempts = UnitAttempts(scorer.actor.attempts_dir, unit.unit_id)
     for _ in range(MAX_ATTEMPTS):
         attempts.begin()
     attempts.record_in_flight(np.arange(6), ["a", "b", "c", "d", "e", "f"])
@@ -163,8 +163,8 @@ def test_disk_failure_at_any_write_makes_the_unit_retryable(
             )
         assert read_published(world.scores_dir).num_rows in (0, ROWS)
         shutil.rmtree(world.scores_dir, ignore_errors=True)
-        shutil.rmtree(scorer.attempts_dir)
-        scorer.attempts_dir.mkdir()
+        shutil.rmtree(scorer.actor.attempts_dir)
+        scorer.actor.attempts_dir.mkdir()
     assert failed >= 8
     assert [scorer.score_unit(unit).error for unit in world.units()] == ["", ""] and read_published(
         world.scores_dir
@@ -246,8 +246,8 @@ from jobs.cluster import ray_cluster
 from pipeline.config.loading import build_config
 from pipeline.registry.version_files import VersionFiles
 from pipeline.scoring.actor_settings import build_actor_settings
-from pipeline.scoring.attempts import create_attempts_dir
-from pipeline.scoring.ray_pipeline import score_on_ray
+from pipeline.inference.attempts import create_attempts_dir
+from pipeline.scoring.actor import score_on_ray
 from tests.support.scoring_world import plan
 plain, bundle_dir, sha256 = json.loads(sys.argv[1])
 config = build_config(plain, "test")
@@ -311,7 +311,7 @@ def test_process_crashing_at_model_loading_starts_three_times(tmp_path: Path, ti
 
 def test_successful_load_resets_the_count_of_crashes(tmp_path: Path, tiny_llama: Path) -> None:
     world = World(tmp_path, tiny_llama)
-    loads = LoadAttempts(world.scorer().attempts_dir)
+    loads = LoadAttempts(world.scorer().actor.attempts_dir)
     for _ in range(MAX_ATTEMPTS - 1):
         loads.begin()
     scorer, unit = world.scorer(), world.units()[0]
@@ -364,7 +364,7 @@ def test_lost_gpu_ends_the_process_but_full_memory_does_not(
     )
     with pytest.raises(EndedError):
         scorer.score_unit(unit)
-    assert UnitAttempts(scorer.attempts_dir, unit.unit_id).count() == 1, (
+    assert UnitAttempts(scorer.actor.attempts_dir, unit.unit_id).count() == 1, (
         "the next process makes the other attempts"
     )
     monkeypatch.setattr(
@@ -378,7 +378,7 @@ def test_second_attempt_records_rows_before_tokenizing(
 ) -> None:
     world = World(tmp_path, tiny_llama)
     scorer, unit = world.scorer(), world.units()[0]
-    attempts, seen = UnitAttempts(scorer.attempts_dir, unit.unit_id), []
+    attempts, seen = UnitAttempts(scorer.actor.attempts_dir, unit.unit_id), []
     encode = scores.Predictor.encode
     monkeypatch.setattr(
         scores.Predictor,

@@ -7,7 +7,7 @@ import numpy as np
 
 from jobs import score_progress
 from jobs.score_progress import ScoringProgress
-from pipeline.scoring.attempts import UnitAttempts
+from pipeline.inference.attempts import UnitAttempts
 from pipeline.scoring.unit_result import UnitResult
 
 

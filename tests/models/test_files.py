@@ -234,9 +234,8 @@ LENIENT_READERS = {
     "jobs/supervisor.py",
     "pipeline/data/importers/json_files.py",
     "pipeline/encoding/literal_tokenizer.py",
+    "pipeline/inference/actor_pool.py",
     "pipeline/runtime/run_log.py",
-    "pipeline/scoring/actor.py",
-    "pipeline/scoring/ray_pipeline.py",
     "pipeline/training/event_log.py",
 }
 

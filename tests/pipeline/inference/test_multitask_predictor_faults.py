@@ -14,12 +14,12 @@ from models.inference.task_branching import all_task_logits
 from pipeline.evaluation import score_reference
 from pipeline.evaluation.score_reference import build_reference
 from pipeline.inference import multitask_predictor
+from pipeline.inference.attempts import UnitAttempts
 from pipeline.inference.multitask_predictor import MultitaskPredictor
 from pipeline.inference.predictor import build_predictor
 from pipeline.inference.probabilities import predict_probabilities
 from pipeline.inference.step_plan import Step, planned
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scoring.attempts import UnitAttempts
 from pipeline.scoring.label_store import read_manifests, read_published
 from tests.support.all_tasks_scoring import EVERY_LAYER, SHARED, BuildWorld, unlike_tasks
 from tests.support.planted import planted_rows, write_rows
@@ -82,7 +82,7 @@ def test_every_pass_follows_a_heartbeat_and_a_record(
     scorer.score_unit(units.popitem()[1])  # builds the predictor, which computes its canary rows
     scorer.context = replace(scorer.context, batch_tokens=64)
     happened: list[str] = []
-    monkeypatch.setattr(scorer.watchdog, "heartbeat", lambda: happened.append("alive"))
+    monkeypatch.setattr(scorer.actor.watchdog, "heartbeat", lambda: happened.append("alive"))
     monkeypatch.setattr(
         UnitAttempts, "record_in_flight", lambda attempts, rows, row_ids: happened.extend(row_ids)
     )
@@ -103,7 +103,7 @@ def test_every_pass_follows_a_heartbeat_and_a_record(
 def test_killed_attempt_and_full_disk_are_retried(build: BuildWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     world = build(**SHARED)
     scorer, unit = world.scorer(), world.units(all_tasks=True)[0]
-    attempts = UnitAttempts(scorer.attempts_dir, unit.unit_id)
+    attempts = UnitAttempts(scorer.actor.attempts_dir, unit.unit_id)
     attempts.begin()
     attempts.record_in_flight(np.arange(2), ["a", "b"])
     with monkeypatch.context() as patched:

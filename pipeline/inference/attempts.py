@@ -13,8 +13,8 @@ from models.files import parse_json, remove_tree
 from pipeline.data.data_files import list_some
 from pipeline.storage.filesystem import safe_join
 
-# Attempts at a unit whose actor dies or hangs (actor.py), Ray Data pipelines of a command (ray_pipeline.py),
-# and model loads in a row for each actor of the pool (actor.py). Ray's own default is unlimited.
+# Attempts at a unit whose actor dies or hangs, model loads in a row for each actor (model_actor.py), and Ray
+# Data pipelines of a command (actor_pool.py). Ray's own default is unlimited.
 MAX_ATTEMPTS = 3
 
 KEEP_S = 7 * 24 * 3600.0  # files of failed runs stay for diagnosis

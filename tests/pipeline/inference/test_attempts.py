@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.scoring.attempts import LoadAttempts, UnitAttempts, attempt_evidence, create_attempts_dir
+from pipeline.inference.attempts import LoadAttempts, UnitAttempts, attempt_evidence, create_attempts_dir
 from tests.support.linked_folders import link_away, refuses_link
 
 

@@ -1,0 +1,226 @@
+"""A process that holds one verified model and works on units, one at a time.
+
+An error of a unit stays with the unit. A process that crashes or hangs is started again and retries its unit,
+up to MAX_ATTEMPTS times in all. Then the unit fails with the ids of the rows that were in flight, and the
+others go on.
+
+Shape legend: N rows of a unit.
+"""
+
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from models.serialization.bundle import Bundle
+from pipeline.config.scoring import ScoringConfig
+from pipeline.errors import ConfigError, RelevanceError, RetryableError
+from pipeline.inference.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.step_plan import Plan, Result, Step
+from pipeline.runtime.run_log import RunLog, logging_to
+from pipeline.runtime.timing import synchronize
+
+logger = logging.getLogger(__name__)
+
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True)
+class ModelActorSettings:
+    """Settings of the actors of one command; Ray sends them to each actor."""
+
+    bundle_dir: Path
+    bundle_sha256: str
+    actors: ScoringConfig  # threads, device and limits of each actor
+    attempts_dir: Path  # shared by the actors
+    log: RunLog | None = None  # of the command
+
+
+@dataclass(frozen=True)
+class UnitFailure:
+    """Why a unit was not done."""
+
+    error: str
+    retry: bool = False  # True: the same command may succeed later
+    is_config_error: bool = False  # True: no unit can be done until a setting or the backbone changes
+
+
+class UnitWork(Generic[Done]):
+    """What an actor does with one unit.
+
+    Args:
+        unit_id: Valid as a file's name.
+        find_done: Returns the result of a unit that was done before; None if it is to do.
+        prepare: Called before an attempt begins: its errors are not about the unit's rows.
+        do: Does the unit within an attempt.
+    """
+
+    def __init__(
+        self,
+        unit_id: str,
+        find_done: Callable[[], Done | None],
+        prepare: Callable[[], None],
+        do: Callable[[UnitAttempts], Done],
+    ) -> None:
+        self.unit_id, self.find_done, self.prepare, self.do = unit_id, find_done, prepare, do
+
+
+class ModelActor:
+    """A loaded model, its watchdog and its attempts.
+
+    Args:
+        settings: Settings of the command.
+        check: Raises RelevanceError if the loaded model does not compute here what it should.
+
+    Attributes:
+        refusal: Why this process does no unit; empty if it does. Ray restarts an actor that fails to start,
+            and drops its error: units report it instead.
+        peak_s_per_token: Seconds a token takes at the measured peak of matrix products.
+    """
+
+    predictor: Predictor
+    bundle: Bundle
+
+    def __init__(self, settings: ModelActorSettings, check: Callable[[Predictor, Bundle], None]) -> None:
+        import torch
+
+        from pipeline.inference.predictor import load_predictor
+        from pipeline.runtime.flops import peak_seconds_per_token
+        from pipeline.runtime.watchdog import Watchdog
+
+        actors = settings.actors
+        torch.set_num_threads(actors.threads_per_actor)  # the actor has its process to itself
+        device = torch.device("cuda" if actors.use_gpu else "cpu")
+        self.attempts_dir, self.peak_s_per_token = settings.attempts_dir, 0.0
+        self.refusal, self._is_misconfigured = "", False
+        name = uuid.uuid4().hex[:8]
+        self._log = logging_to(settings.log, f"actor {name}")
+        self._log.__enter__()  # open for the life of the actor: Ray ends its process
+        stuck = self.attempts_dir / f"stuck-{name}.txt"
+        self.watchdog = Watchdog(stuck.open("w", encoding="utf-8"), actors.hang_timeout_s)
+        loads = LoadAttempts(self.attempts_dir)
+        with self.watchdog:
+            try:
+                _check_can_load(loads, actors.num_actors, device)
+                loads.begin()
+                self.predictor, self.bundle = load_predictor(
+                    settings.bundle_dir, settings.bundle_sha256, device
+                )
+                loads.reset()
+                check(self.predictor, self.bundle)
+                self.peak_s_per_token = peak_seconds_per_token(
+                    self.predictor.model, device, self.predictor.backbone.dtype
+                )
+            except RelevanceError as error:
+                self.refusal = f"nothing was published by this actor: {error}"
+                self._is_misconfigured = isinstance(error, ConfigError)
+                logger.error("%s", self.refusal)
+
+    def work_on(self, work: UnitWork[Done]) -> Done | UnitFailure:
+        """Do a unit unless it is done, and return its result or why it failed."""
+        if self.refusal:
+            return UnitFailure(self.refusal, is_config_error=self._is_misconfigured)
+        attempts = UnitAttempts(self.attempts_dir, work.unit_id)
+        try:
+            done = work.find_done()
+            return self._attempt(work, attempts) if done is None else done
+        except (OSError, RetryableError) as error:
+            return UnitFailure(str(error), retry=True)
+        except RelevanceError as error:
+            return UnitFailure(str(error))
+        except Exception as error:
+            if _is_device_lost(error):
+                logger.error("device lost: %s", error)
+                os._exit(1)  # every later call would fail; the next process retries the unit
+            return UnitFailure(f"{type(error).__name__}: {error}, {attempts.describe_in_flight()}")
+
+    def _attempt(self, work: UnitWork[Done], attempts: UnitAttempts) -> Done:
+        """Count an attempt and do the unit; after an error of the model, try again row by row.
+
+        Raises:
+            RelevanceError: All attempts are used up.
+        """
+        if attempts.count() >= MAX_ATTEMPTS:
+            raise RelevanceError(
+                f"scoring crashed or hung {MAX_ATTEMPTS} times, last {attempts.describe_in_flight()}; "
+                "remove these rows or see the worker's log"
+            )
+        with self.watchdog:
+            work.prepare()
+            while True:
+                attempts.begin()
+                try:
+                    done = work.do(attempts)
+                    attempts.finish()
+                    return done
+                except (RelevanceError, OSError):
+                    raise
+                except Exception as error:
+                    is_last = attempts.count() >= MAX_ATTEMPTS or len(attempts.in_flight_rows()) <= 1
+                    if is_last or _is_device_lost(error):
+                        raise
+
+    def run_plan(
+        self,
+        plan: Plan[Result],
+        row_id_N: pa.ChunkedArray,
+        attempts: UnitAttempts,
+        first_row: int = 0,
+        before_step: Callable[[Step[Any]], None] = lambda step: None,
+    ) -> Result:
+        """Run a plan over rows of a unit; the rows of each step are recorded before it runs.
+
+        Args:
+            plan: Its rows are numbers in `row_id_N`.
+            row_id_N: Ids of the rows.
+            attempts: Attempts at the unit.
+            first_row: Number of the first row among all rows of the unit.
+            before_step: Called with each step before it runs.
+        """
+        for step in plan:
+            self.watchdog.heartbeat()
+            if attempts.count() > 1:
+                # Wait for the previous step, so that its error is not attributed to the rows of this one.
+                synchronize(self.predictor.device)
+            attempts.record_in_flight(step.rows + first_row, row_id_N.take(pa.array(step.rows)).to_pylist())
+            before_step(step)
+            step.run()
+        return plan.result
+
+
+def _check_can_load(loads: LoadAttempts, num_actors: int, device: Any) -> None:
+    """Check that this node may load the model.
+
+    Raises:
+        RelevanceError: Too many loads crashed in a row; Ray would restart actors without end.
+        ConfigError: The device does not exist here.
+    """
+    import torch
+
+    num_crashes = loads.count()
+    if num_crashes >= MAX_ATTEMPTS * num_actors:
+        raise RelevanceError(
+            f"model loading crashed or hung {num_crashes} times in a row; see the worker's log, check memory "
+            "first"
+        )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "scoring.use_gpu is true and torch finds no GPU on this node; install a torch with CUDA here, or "
+            "set it to false"
+        )
+
+
+def _is_device_lost(error: Exception) -> bool:
+    """Return True if the process cannot use its GPU any more, as after an illegal memory access.
+
+    Running out of memory leaves the GPU usable.
+    """
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
