@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError
-from pipeline.evaluation.bootstrap import interval
+from pipeline.evaluation.bootstrap import ClusterBootstrap, interval
+from pipeline.evaluation.metrics import ranking_metrics
 from pipeline.evaluation.results import Comparison, Interval, SliceDifference, TaskComparison
 from pipeline.evaluation.slices import slice_names
 from pipeline.evaluation.task_metrics import (
@@ -24,7 +25,10 @@ from pipeline.evaluation.task_metrics import (
 )
 from pipeline.inference.predictor import Predictor
 
-SLICE_METRIC = "pr_auc"
+NO_TASK_IN_COMMON = (
+    "the versions have no task in common with both relevant and irrelevant test rows; compare versions of "
+    "the same tasks"
+)
 
 TIMED_ROWS = 256  # in a round
 TIMED_ROUNDS = 3
@@ -49,10 +53,7 @@ def compare_versions(
         task for task in challenger.tasks if task.name in tables and is_shared_task(task, champion.tasks)
     ]
     if not shared:
-        raise ConfigError(
-            "the versions have no task in common with both relevant and irrelevant test rows; compare "
-            "versions of the same tasks"
-        )
+        raise ConfigError(NO_TASK_IN_COMMON)
     comparisons = {}
     for position, task in enumerate(shared):
         table = tables[task.name]
@@ -135,7 +136,7 @@ def metric_differences(
 def _slice_differences(
     rows: LabeledRows, challenger: Predictions, champion: Predictions, seed: int
 ) -> tuple[SliceDifference, ...]:
-    """Return challenger minus champion on each slice with enough rows and both classes."""
+    """Return PR-AUC of challenger minus champion on each slice with enough rows and both classes."""
     differences = []
     for by, name_N in rows.slices.items():
         for name in sorted(set(name_N.tolist())):
@@ -144,16 +145,24 @@ def _slice_differences(
             has_one_class = part.is_relevant_N.all() or not part.is_relevant_N.any()
             if num_rows < MIN_SLICE_ROWS or has_one_class:
                 continue
-            challenger_metrics, challenger_draws = metrics_with_intervals(
-                part, challenger.select(chosen_N), seed
-            )
-            champion_metrics, champion_draws = metrics_with_intervals(part, champion.select(chosen_N), seed)
-            difference = interval(
-                challenger_metrics[SLICE_METRIC].value - champion_metrics[SLICE_METRIC].value,
-                challenger_draws[SLICE_METRIC] - champion_draws[SLICE_METRIC],
-            )
+            systems = [version.select(chosen_N).probability_N for version in (challenger, champion)]
+            difference = _pr_auc_difference(part, systems, seed)
             differences.append(SliceDifference(by, name, num_rows, difference))
     return tuple(differences)
+
+
+def _pr_auc_difference(rows: LabeledRows, systems: Sequence[np.ndarray], seed: int) -> Interval:
+    """Return PR-AUC of the first system's probabilities (N,) minus that of the second's."""
+
+    def difference(weight_DN: np.ndarray) -> dict[str, np.ndarray]:
+        first_D, second_D = (
+            ranking_metrics(probability_N, rows.is_relevant_N, weight_DN)["pr_auc"]
+            for probability_N in systems
+        )
+        return {"pr_auc": first_D - second_D}
+
+    value = difference(np.ones((1, len(rows.label_N))))["pr_auc"][0]
+    return interval(float(value), ClusterBootstrap(rows.query_N, seed).draws(difference)["pr_auc"])
 
 
 def measure_speed_ratio(
