@@ -104,10 +104,10 @@ def compare(
     other: Annotated[str, typer.Argument(help="Another registered version.", show_default=False)],
     overrides: SetOption = None,
 ) -> None:
-    """Measure two versions on the same test rows and print their differences."""
+    """Measure two versions on the same test rows; print their differences and write the page of `report`."""
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
-        from jobs.commands.gate import run_compare
+        from jobs.commands.report import run_compare
 
         return run_compare(config, version, other, run)
 
@@ -134,7 +134,7 @@ def recalibrate(
 
 
 def report(config: ConfigOption, version: VersionOption = None, overrides: SetOption = None) -> None:
-    """Write one self-contained HTML page about a version: verdict, metrics, curves, slices, drift, errors."""
+    """Write one self-contained HTML page about a version, and its suspected label errors as csv beside it."""
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
         from jobs.commands.report import run_report

@@ -1,4 +1,4 @@
-"""`relevance evaluate --version V` and `relevance compare V W`: two versions on the same test rows."""
+"""`relevance evaluate --version V`: the promotion gate, two versions on the same test rows."""
 
 from typing import Any
 
@@ -69,16 +69,6 @@ def gate_against_champion(config: RunConfig, version: str, run: CommandRun) -> N
     champion = PromotionLog.from_config(config).champion(connect_mlflow(config.tracking_uri))
     if champion not in (None, version):
         run_gate(config, version, "champion", run)
-
-
-def run_compare(config: RunConfig, version: str, other: str, run: CommandRun) -> dict[str, Any]:
-    """Measure two versions on the test rows of a run; no verdict."""
-    first, second = (load_version_predictor(config, name) for name in (version, other))
-    tables = labeled_test_rows(config.accepted_dir, config.tasks, config.split)
-    comparison = compare_versions(first, second, tables, config.scoring.batch_tokens, config.seed)
-    run.result(*comparison_table(comparison, version, other))
-    step = run.suggest("evaluate", "--version", version, "--against", other)
-    return {"version": version, "against": other, **comparison.to_json(), "next": step}
 
 
 def comparison_table(comparison: Comparison, version: str, other: str) -> list[str]:

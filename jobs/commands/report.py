@@ -1,30 +1,51 @@
-"""`relevance report`: one HTML page about a version."""
+"""`relevance report` and `relevance compare`: one HTML page about a version."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from jobs.command_run import CommandRun
-from jobs.commands.validate import drift_lines
+from jobs.commands.gate import comparison_table
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions
+from pipeline.errors import ConfigError
+from pipeline.evaluation.comparison import NO_TASK_IN_COMMON, is_shared_task, measure_speed_ratio
 from pipeline.evaluation.evaluation_rows import labeled_test_rows
-from pipeline.evaluation.html_report import VersionReport, report_page
+from pipeline.evaluation.html_report import report_page
+from pipeline.evaluation.report_view import DriftFeature, VersionReport
 from pipeline.evaluation.results import GateOutcome
-from pipeline.evaluation.version_report import measure_version
+from pipeline.evaluation.suspected_labels import suspected_labels_csv
+from pipeline.evaluation.version_report import VersionMetrics, measure_version, read_lexical_floor
+from pipeline.inference.bundle_description import read_described_bundle
 from pipeline.registry.mlflow_client import connect_mlflow, read_metric_history
 from pipeline.registry.model_versions import get_version, read_gate_report
 from pipeline.registry.promotion_entries import champion_line
 from pipeline.registry.promotion_log import PromotionLog
-from pipeline.registry.version_files import fetch_version
+from pipeline.registry.version_files import VersionFiles, fetch_version
 from pipeline.registry.version_predictors import champion_version, load_version_predictor
-from pipeline.registry.version_summary import describe_origin, describe_standing
+from pipeline.registry.version_summary import describe_cost, describe_origin, describe_standing
 from pipeline.storage.filesystem import write_bytes
-from validation.drift.comparison import compare_profiles
+from validation.drift.comparison import ALL_TASKS, FeatureDrift, compare_profiles
 from validation.drift.profile import build_tally, read_profile
 
 logger = logging.getLogger(__name__)
 
 TRAINING_METRICS = ("loss", "valid_macro_pr_auc", "valid_macro_log_loss", "learning_rate")
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """Metrics of a version on the test rows, beside another version's if there is one."""
+
+    version: str
+    against: str | None
+    tables: dict[str, pa.Table]
+    metrics: VersionMetrics
+    speed_ratio: float | None = None
 
 
 def run_report(config: RunConfig, version: str | None, run: CommandRun) -> dict[str, Any]:
@@ -38,47 +59,138 @@ def run_report(config: RunConfig, version: str | None, run: CommandRun) -> dict[
         run: The run of this command.
     """
     version = version or champion_version(config)
-    client, model = connect_mlflow(config.tracking_uri), config.registry.model
-    record = get_version(client, model, version)
-    entries = PromotionLog.from_config(config).read(client)
-    champions = [entry.version for entry in champion_line(entries)]
+    client = connect_mlflow(config.tracking_uri)
+    record = get_version(client, config.registry.model, version)
+    champions = _champions(config, client)
     against = next((champion for champion in reversed(champions) if champion != version), None)
-    tables = labeled_test_rows(config.accepted_dir, config.tasks, config.split)
+    measured = _measure(config, version, against)
+    path, csv_path = _write_page(config, measured, f"version-{version}", run)
+    for written in (csv_path, path):
+        client.log_artifact(record.run_id, str(written), "reports")
+    return {
+        "version": version,
+        "against": against,
+        "report": str(path),
+        "suspected_labels": str(csv_path),
+        "next": run.suggest("history"),
+    }
+
+
+def run_compare(config: RunConfig, version: str, other: str, run: CommandRun) -> dict[str, Any]:
+    """Measure two versions on the test rows of a run, and write the page about them; no verdict."""
+    measured = _measure(config, version, other, is_timed=True)
+    assert measured.speed_ratio is not None
+    comparison = measured.metrics.comparison(measured.speed_ratio)
+    path, csv_path = _write_page(config, measured, f"version-{version}-against-{other}", run)
+    run.result(*comparison_table(comparison, version, other))
+    return {
+        "version": version,
+        "against": other,
+        **comparison.to_json(),
+        "report": str(path),
+        "suspected_labels": str(csv_path),
+        "next": run.suggest("evaluate", "--version", version, "--against", other),
+    }
+
+
+def describe_drift(config: RunConfig, files: VersionFiles) -> list[DriftFeature] | None:
+    """Return the drift of the accepted rows from a version's training rows; None without their profile."""
+    if not files.profile_path.is_file():
+        return None
+    current = build_tally(find_partitions(config.accepted_dir, config.tasks))
+    drift = compare_profiles(read_profile(files.profile_path), current)
+    features = sorted(drift.features, key=lambda feature: -(feature.psi or 0))
+    return [
+        DriftFeature(
+            None if feature.task == ALL_TASKS else feature.task,
+            feature.feature,
+            feature.verdict,
+            feature.psi,
+            _describe_changes(feature),
+        )
+        for feature in features
+    ]
+
+
+def _describe_changes(feature: FeatureDrift) -> str:
+    return ", ".join(f"{c.category} {c.reference:.1%} → {c.current:.1%}" for c in feature.changes)
+
+
+def _measure(config: RunConfig, version: str, against: str | None, is_timed: bool = False) -> _Measurement:
+    """Measure a version, and another one if there is one, on the test rows of a run."""
     predictor = load_version_predictor(config, version)
     other = load_version_predictor(config, against) if against else None
-    num_rows = sum(map(len, tables.values()))
+    tables = labeled_test_rows(config.accepted_dir, config.tasks, config.split)
     logger.info(
-        "  evaluate %s test rows%s", f"{num_rows:,}", f", also with version {against}" if against else ""
+        "  evaluate %s test rows%s",
+        f"{sum(map(len, tables.values())):,}",
+        f", also with version {against}" if against else "",
     )
-    measured = measure_version(predictor, other, tables, config.scoring.batch_tokens, config.seed)
-    macro = {"macro PR-AUC": measured.macro_pr_auc}
-    if measured.macro_difference is not None:
-        macro[f"macro PR-AUC minus that of version {against}"] = measured.macro_difference
+    batch_tokens = config.scoring.batch_tokens
+    shared = {}
+    if other is not None:
+        names = [task.name for task in predictor.tasks if is_shared_task(task, other.tasks)]
+        shared = {name: tables[name] for name in names if name in tables}
+    if is_timed and not shared:
+        raise ConfigError(NO_TASK_IN_COMMON)
+    metrics = measure_version(predictor, other, tables, batch_tokens, config.seed)
+    speed_ratio = None
+    if other is not None and is_timed:
+        speed_ratio = measure_speed_ratio(predictor, other, shared, batch_tokens)
+    return _Measurement(version, against, tables, metrics, speed_ratio)
+
+
+def _write_page(config: RunConfig, measured: _Measurement, name: str, run: CommandRun) -> tuple[Path, Path]:
+    """Write the page about a version and the csv file beside it, and return their paths."""
+    version, against = measured.version, measured.against
+    client, model = connect_mlflow(config.tracking_uri), config.registry.model
+    record, champions = get_version(client, model, version), _champions(config, client)
     gate_report = read_gate_report(record)
+    verdict = GateOutcome.from_json(gate_report.to_json()) if gate_report else None
+    speed_ratio = measured.speed_ratio
+    if speed_ratio is None and verdict is not None and verdict.against == against:
+        speed_ratio = verdict.speed_ratio
+    files = fetch_version(config, version)
+    folder = config.run_dir / "reports"
+    path, csv_path = folder / f"{name}.html", folder / f"{name}-suspected-labels.csv"
     report = VersionReport(
         model=model,
         version=version,
         standing=describe_standing(client, model, champions, version),
         against=against,
+        against_standing=describe_standing(client, model, champions, against) if against else "",
+        measured=measured.metrics,
+        floor=read_lexical_floor(config.run_dir / "evaluation.json", measured.tables),
+        verdict=verdict,
+        next_command=_next_command(verdict, champions, version, run),
+        speed_ratio=speed_ratio,
+        cost=describe_cost(read_described_bundle(files.bundle_dir, files.bundle_sha256)[1]),
         facts=describe_origin(record),
-        verdict=GateOutcome.from_json(gate_report.to_json()) if gate_report else None,
-        macro=macro,
-        tasks=measured.tasks,
         training={name: read_metric_history(client, record.run_id, name) for name in TRAINING_METRICS},
-        drift=describe_drift(config, version),
+        drift=describe_drift(config, files),
+        suspected_labels=csv_path.name,
     )
-    path = config.run_dir / "reports" / f"version-{version}.html"
-    path.parent.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    write_bytes(csv_path, suspected_labels_csv(report.measured.tasks).encode("utf-8"))
     write_bytes(path, report_page(report).encode("utf-8"))
-    client.log_artifact(record.run_id, str(path), "reports")
     logger.info("  report of version %s written: %s", version, path)
-    return {"version": version, "against": against, "report": str(path), "next": run.suggest("history")}
+    return path, csv_path
 
 
-def describe_drift(config: RunConfig, version: str) -> str:
-    """Describe the drift of the accepted rows from a version's training rows."""
-    profile = fetch_version(config, version).profile_path
-    if not profile.is_file():
-        return "The version carries no profile of its training rows."
-    current = build_tally(find_partitions(config.accepted_dir, config.tasks))
-    return "\n".join(drift_lines(compare_profiles(read_profile(profile), current)))
+def _champions(config: RunConfig, client: Any) -> list[str]:
+    """Return the versions that a rollback would return to, the champion last."""
+    return [entry.version for entry in champion_line(PromotionLog.from_config(config).read(client))]
+
+
+def _next_command(
+    verdict: GateOutcome | None, champions: Sequence[str], version: str, run: CommandRun
+) -> str:
+    """Return the command towards the version's promotion; empty if it is champion or was refused."""
+    champion = champions[-1] if champions else None
+    if version == champion:
+        return ""
+    if champion is None or (verdict is not None and verdict.against == champion and verdict.passed):
+        return run.suggest("promote", "--version", version)
+    if verdict is not None and verdict.against == champion:
+        return ""
+    return run.suggest("evaluate", "--version", version)

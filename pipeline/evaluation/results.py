@@ -316,10 +316,12 @@ class GateOutcome:
     against: str  # version of the champion
     rules: Sequence[RuleOutcome]
     cases: Sequence[CaseResult]
+    speed_ratio: float | None = None  # rows per second over the champion's
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "GateOutcome":
         """Parse the recorded form."""
         rules = [RuleOutcome(rule["rule"], rule["passed"], rule["reason"]) for rule in fields["rules"]]
         cases = [CaseResult.from_json(case) for case in fields["behaviour"]]
-        return cls(fields["passed"], str(fields["against"]), rules, cases)
+        speed_ratio = fields.get("comparison", {}).get("speed_ratio")
+        return cls(fields["passed"], str(fields["against"]), rules, cases, speed_ratio)

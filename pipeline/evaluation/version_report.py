@@ -1,21 +1,48 @@
-"""Test metrics of a version for its report, beside another version's where there is one.
+"""Test metrics of a version for its report, beside another version's and the lexical floor's.
 
 Shape legend: D bootstrap draws.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.config.tasks import Task
 from pipeline.evaluation.bootstrap import interval
-from pipeline.evaluation.comparison import is_shared_task, labeled_rows, metric_differences, predict
-from pipeline.evaluation.html_report import TaskReport
-from pipeline.evaluation.results import Interval
-from pipeline.evaluation.task_metrics import metrics_with_intervals, slice_metrics
+from pipeline.evaluation.comparison import compare_task, is_shared_task, labeled_rows, predict
+from pipeline.evaluation.multitask_gain import rows_digest
+from pipeline.evaluation.results import (
+    Comparison,
+    Evaluation,
+    Interval,
+    Metrics,
+    SliceResult,
+    TaskComparison,
+)
+from pipeline.evaluation.task_metrics import (
+    LabeledRows,
+    Predictions,
+    metrics_with_intervals,
+    slice_metrics,
+)
 from pipeline.inference.predictor import Predictor
+from pipeline.storage.filesystem import read_json_as
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """One task's test rows with the predictions and metrics of a version, and those of another version."""
+
+    table: pa.Table
+    rows: LabeledRows
+    predictions: Predictions
+    metrics: Metrics
+    slices: tuple[SliceResult, ...]
+    other_predictions: Predictions | None = None
+    comparison: TaskComparison | None = None  # with the other version
 
 
 @dataclass(frozen=True)
@@ -23,18 +50,24 @@ class VersionMetrics:
     """Reports of all tasks that have test rows, and macro PR-AUC."""
 
     tasks: tuple[TaskReport, ...]
+    not_measured: tuple[str, ...]  # tasks of the version without test rows of both classes
     macro_pr_auc: Interval
     macro_difference: Interval | None  # macro PR-AUC minus the other version's, over the tasks of both
+    not_compared: tuple[str, ...] = ()  # tasks of the other version that were not compared
+
+    def comparison(self, speed_ratio: float) -> Comparison:
+        """Return the comparison with the other version, of which at least one task was compared."""
+        compared = {task.rows.task.name: task.comparison for task in self.tasks if task.comparison}
+        assert self.macro_difference is not None
+        return Comparison(compared, self.not_compared, self.macro_difference, speed_ratio)
 
 
 @dataclass(frozen=True)
-class _TaskMetrics:
-    """One task's report, and the PR-AUC values and draws that the macro intervals need."""
+class LexicalFloor:
+    """Metrics of the lexical baseline on the rows of a report."""
 
-    report: TaskReport
-    pr_auc: float
-    pr_auc_D: np.ndarray
-    difference: tuple[float, np.ndarray] | None = None  # from the other version: value and draws (D,)
+    tasks: Mapping[str, Metrics]
+    macro_pr_auc: Interval | None  # None unless it is of the same tasks as the report's
 
 
 def measure_version(
@@ -53,26 +86,49 @@ def measure_version(
         batch_tokens: Largest number of tokens of a forward pass, padding included.
         seed: Seed of the bootstrap.
     """
-    tasks = [task for task in predictor.tasks if task.name in tables]
-    task_metrics = []
-    for position, task in enumerate(tasks):
+    reports, pr_auc_draws = [], []
+    for position, task in enumerate(task for task in predictor.tasks if task.name in tables):
         comparable = other if other is not None and is_shared_task(task, other.tasks) else None
-        table = tables[task.name]
-        task_metrics.append(
-            _measure_task(task, table, (predictor, comparable), batch_tokens, seed + position)
-        )
-    macro_pr_auc = interval(
-        float(np.mean([task.pr_auc for task in task_metrics])),
-        np.mean([task.pr_auc_D for task in task_metrics], axis=0),
-    )
+        predictors = (predictor, comparable)
+        report, pr_auc_D = _measure_task(task, tables[task.name], predictors, batch_tokens, seed + position)
+        reports.append(report)
+        pr_auc_draws.append(pr_auc_D)
+    compared = {report.rows.task.name: report.comparison for report in reports if report.comparison}
     macro_difference = None
-    differences = [task.difference for task in task_metrics if task.difference is not None]
-    if differences:
+    if compared:
         macro_difference = interval(
-            float(np.mean([value for value, _ in differences])),
-            np.mean([draw_D for _, draw_D in differences], axis=0),
+            float(np.mean([task.difference["pr_auc"].value for task in compared.values()])),
+            np.mean([task.difference_D for task in compared.values()], axis=0),
         )
-    return VersionMetrics(tuple(task.report for task in task_metrics), macro_pr_auc, macro_difference)
+    return VersionMetrics(
+        tuple(reports),
+        tuple(task.name for task in predictor.tasks if task.name not in tables),
+        interval(
+            float(np.mean([report.metrics["pr_auc"].value for report in reports])),
+            np.mean(pr_auc_draws, axis=0),
+        ),
+        macro_difference,
+        tuple(task.name for task in other.tasks if task.name not in compared) if other else (),
+    )
+
+
+def read_lexical_floor(path: Path, tables: Mapping[str, pa.Table]) -> LexicalFloor:
+    """Return the lexical baseline's metrics that an evaluation.json recorded of these very rows.
+
+    Args:
+        path: The file, which may be absent.
+        tables: Test rows of the report, by task.
+    """
+    if not path.is_file():
+        return LexicalFloor({}, None)
+    summary = read_json_as(path, Evaluation.from_json).summary
+    tasks = {
+        name: task.systems["lexical"]
+        for name, task in summary.tasks.items()
+        if name in tables and rows_digest(tables[name]) == task.rows_digest
+    }
+    is_whole = tasks.keys() == tables.keys() == summary.tasks.keys()
+    return LexicalFloor(tasks, summary.macro_pr_auc["lexical"] if is_whole else None)
 
 
 def _measure_task(
@@ -81,21 +137,15 @@ def _measure_task(
     predictors: tuple[Predictor, Predictor | None],
     batch_tokens: int,
     seed: int,
-) -> _TaskMetrics:
-    """Measure one task with a version and, if there is one, with another."""
+) -> tuple[TaskReport, np.ndarray]:
+    """Measure one task, also with the other version if there is one; return its draws of PR-AUC (D,) too."""
     predictor, other = predictors
     rows = labeled_rows(task, table)
     predictions = predict(predictor, table, task.name, batch_tokens)
     metrics, draws = metrics_with_intervals(rows, predictions, seed)
-    slices = slice_metrics(rows, predictions, seed)
-    pr_auc, pr_auc_D = metrics["pr_auc"].value, draws["pr_auc"]
-    if other is None:
-        return _TaskMetrics(TaskReport(table, rows, predictions, metrics, slices), pr_auc, pr_auc_D)
-    other_predictions = predict(other, table, task.name, batch_tokens)
-    other_metrics, other_draws = metrics_with_intervals(rows, other_predictions, seed)
-    difference = metric_differences(metrics, draws, other_metrics, other_draws)
-    report = TaskReport(
-        table, rows, predictions, metrics, slices, other_predictions, other_metrics, difference
-    )
-    pr_auc_difference = (difference["pr_auc"].value, pr_auc_D - other_draws["pr_auc"])
-    return _TaskMetrics(report, pr_auc, pr_auc_D, pr_auc_difference)
+    report = TaskReport(table, rows, predictions, metrics, slice_metrics(rows, predictions, seed))
+    if other is not None:
+        other_predictions = predict(other, table, task.name, batch_tokens)
+        comparison = compare_task(rows, predictions, other_predictions, seed)
+        report = replace(report, other_predictions=other_predictions, comparison=comparison)
+    return report, draws["pr_auc"]

@@ -1,7 +1,9 @@
-"""A registered version in words: its standing and its origin."""
+"""A registered version in words: its standing, its origin and its cost."""
 
 from collections.abc import Sequence
 from typing import Any
+
+from pipeline.inference.bundle_description import BundleDescription
 
 ORIGIN_TAGS = ("bundle_sha256", "data_digest", "fingerprint", "backbone_digest", "code_version")
 
@@ -27,3 +29,14 @@ def describe_origin(record: Any) -> dict[str, str]:
     """Return digests and run id of a version's MLflow record, by the name shown to people."""
     digests = {name.replace("_", " "): record.tags[name] for name in ORIGIN_TAGS if name in record.tags}
     return {**digests, "MLflow run": str(record.run_id)}
+
+
+def describe_cost(description: BundleDescription) -> dict[str, str]:
+    """Return what a version's size and training depend on, by the name shown to people."""
+    backbone, training = description.backbone, description.training
+    return {
+        "backbone": f"{backbone.source}, {backbone.quantization or backbone.dtype}",
+        "adapter": f"{description.adapter['method']}, {training.trainable_parameters:,} trained numbers",
+        "training": f"{training.steps:,} steps, {training.rows:,} rows",
+        "longest text": f"{description.encode.max_tokens:,} tokens",
+    }

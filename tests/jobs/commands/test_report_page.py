@@ -5,89 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
-from pipeline.config.tasks import Task
-from pipeline.evaluation.comparison import compare_task, labeled_rows
-from pipeline.evaluation.html_report import TaskReport, VersionReport, report_page
-from pipeline.evaluation.results import GateOutcome, Interval
-from pipeline.evaluation.task_metrics import Predictions, metrics_with_intervals, slice_metrics
-from pipeline.schema import ROW_SCHEMA
-from tests.support.planted import planted_rows
+from pipeline.evaluation.html_report import report_page
+from tests.support.reports import task_report, version_report
 
-HOSTILE = '<script>document.title="taken"</script><img src=x onerror="document.title=1">'
-VERDICT = {
-    "against": "1",
-    "passed": False,
-    "rules": [
-        {"rule": "throughput", "passed": True, "reason": "1.02"},
-        {"rule": "behaviour", "passed": False, "reason": "two, negation: 0.2"},
-    ],
-    "behaviour": [{"task": "two", "case": "negation", "told": "not believed", "value": 0.2, "at_most": 0.05}],
-}
-
-
-def noisy_predictions(
-    random: np.random.Generator, label_N: np.ndarray, num_labels: int, noise: float
-) -> Predictions:
-    """Return predictions that follow the labels, with noise."""
-    score_NC = np.eye(num_labels)[label_N] + noise * random.random((len(label_N), num_labels))
-    probability_NC = score_NC / score_NC.sum(axis=1, keepdims=True)
-    probability_N = probability_NC[:, 1:].sum(axis=1)
-    return Predictions(probability_N, probability_NC, np.where(probability_N > 0.5, "relevant", "irrelevant"))
-
-
-def hostile_task_report(name: str, labels: tuple[str, ...], random: np.random.Generator) -> TaskReport:
-    """Return the report of one task whose ads contain HTML."""
-    rows = planted_rows(name, 300, 1)
-    for number, row in enumerate(rows):
-        row["market"] = "de" if number % 3 == 0 else "us"
-        row["ad_title"] += HOSTILE
-    task = Task(name=name, labels=labels, relevant_from=1, template="{query} {ad_title}")
-    table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
-    labeled = labeled_rows(task, table)
-    predictions = noisy_predictions(random, labeled.label_N, len(labels), noise=4.0)
-    other = noisy_predictions(random, labeled.label_N, len(labels), noise=6.0)
-    metrics, _ = metrics_with_intervals(labeled, predictions, 1)
-    slices = slice_metrics(labeled, predictions, 1)
-    compared = compare_task(labeled, predictions, other, 1)
-    return TaskReport(
-        table, labeled, predictions, metrics, slices, other, compared.champion, compared.difference
-    )
+ERRORS = "#task-{} .errors li"
 
 
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random = np.random.default_rng(0)
-    tasks = {"two": ("bad", "good"), "three": ("bad", "fair", "good")}
-    report = VersionReport(
-        model="planted",
-        version="2",
-        standing="challenger",
-        against="1",
-        facts={"bundle sha256": "0" * 64},
-        verdict=GateOutcome.from_json(VERDICT),
-        macro={"macro PR-AUC": Interval(0.8, 0.7, 0.9)},
-        tasks=[hostile_task_report(name, labels, random) for name, labels in tasks.items()],
-        training={
-            "loss": [(step, 1 / step) for step in range(1, 40)],
-            "valid_macro_pr_auc": [(10, 0.6), (20, 0.7)],
-            "learning_rate": [],
-        },
-        drift="steady <b>everywhere",
-    )
     path = tmp_path_factory.mktemp("report") / "version-2.html"
+    report = version_report([task_report("two"), task_report("three")])
     path.write_text(report_page(report), encoding="utf-8")
     return path
-
-
-def test_ad_text_is_escaped(page_path: Path) -> None:
-    text = page_path.read_text()
-    assert "<script>document" not in text and "<img" not in text and "&lt;script&gt;document.title" in text
-    assert "steady &lt;b&gt;everywhere" in text
-    assert text.count("<script>") == 1
 
 
 @pytest.fixture(scope="module")
@@ -102,28 +33,78 @@ def browser() -> Iterator[Any]:
         yield playwright.chromium.launch(executable_path=chromium, args=arguments)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_filters_work_without_errors_or_requests(browser: Any, page_path: Path, scheme: str) -> None:
-    page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})
+def open_panels(page: Any) -> list[str]:
+    """Return the ids of the panels that are visible."""
+    return [panel.get_attribute("id") for panel in page.locator(".panel").all() if panel.is_visible()]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_tabs_and_filters_work_without_errors_or_requests(
+    browser: Any, page_path: Path, scheme: str, width: int
+) -> None:
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
     messages, requests = [], []
     page.on("console", lambda message: messages.append(message.text))
     page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(page_path.as_uri())
-    rows = page.locator("#errors tbody tr")
-    visible = page.locator("#errors tbody tr:not([hidden])")
-    assert rows.count() == visible.count() == 100
-    for name, value in (("task", "three"), ("market", "de"), ("label", "bad")):
+    assert open_panels(page) == ["task-two"]
+    tabs = page.get_by_role("tab")
+    assert tabs.count() == 4 and page.get_by_role("tabpanel").count() == 1
+    tabs.nth(0).focus()
+    for key, panel in (
+        ("ArrowRight", "task-three"),
+        ("End", "version"),
+        ("ArrowRight", "task-two"),
+        ("ArrowLeft", "version"),
+        ("Home", "task-two"),
+    ):
+        page.keyboard.press(key)
+        page.wait_for_function("id => !document.getElementById(id).hidden", arg=panel)
+        assert open_panels(page) == [panel]
+        focused = page.evaluate("document.activeElement.getAttribute('aria-controls')")
+        assert focused == panel and page.locator("[aria-selected=true]").count() == 1
+    for name, value in (("market", "de"), ("label", "bad")):
         page.select_option(f"select[name={name}]", value)
-        shown = [row.get_attribute(f"data-{name}") for row in visible.all()]
+        rows = page.locator(ERRORS.format("two")).all()
+        shown = [row.get_attribute(f"data-{name}") for row in rows if row.is_visible()]
         assert shown and set(shown) == {value}
-    assert page.inner_text("#shown") == f"{visible.count()} of 100 shown"
-    assert not page.locator("h3", has_text="two").first.is_visible()
-    assert page.locator("h3", has_text="three").first.is_visible()
-    page.select_option("select[name=task]", "")
-    assert {row.get_attribute("data-task") for row in visible.all()} <= {"two", "three"}
+    assert page.inner_text("#shown") == f"{len(shown)} of {len(rows)} errors shown"
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    assert page.title() == "planted version 2" and not messages
+    assert page.title() == "planted version 2 beside version 1" and not messages
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+
+def test_address_keeps_tab_and_filters(browser: Any, page_path: Path) -> None:
+    page = browser.new_page()
+    page.goto(page_path.as_uri())
+    page.get_by_role("tab").nth(1).click()
+    page.select_option("select[name=market]", "de")
+    page.wait_for_function("location.hash.includes('market')")
+    assert page.evaluate("location.hash") == "#tab=task-three&market=de"
+    reopened = browser.new_page()
+    reopened.goto(page.url)
+    assert open_panels(reopened) == ["task-three"]
+    assert reopened.locator("select[name=market]").input_value() == "de"
+    reopened.locator(".overview a").first.click()
+    reopened.wait_for_function("location.hash === '#tab=task-two&market=de'")
+    assert open_panels(reopened) == ["task-two"]
+    reopened.goto(f"{page_path.as_uri()}#tab=task-nine&market=%3Cb%3E")
+    reopened.reload()
+    assert open_panels(reopened) == ["task-two"]
+    assert reopened.locator("select[name=market]").input_value() == ""
+
+
+def test_print_and_pages_without_script_show_all_sections(browser: Any, page_path: Path) -> None:
+    everything = ["task-two", "task-three", "gate", "version"]
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(page_path.as_uri())
+    assert open_panels(page) == everything
+    assert not page.locator("#filters").is_visible()
+    printed = browser.new_page()
+    printed.goto(page_path.as_uri())
+    printed.emulate_media(media="print")
+    assert open_panels(printed) == everything
+    assert not printed.locator("#tabs").is_visible()

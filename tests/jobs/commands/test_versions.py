@@ -154,19 +154,28 @@ def test_two_versions_are_compared_on_the_same_rows(world: World) -> None:
     assert compared["macro_pr_auc_difference"]["low"] > 0.1
     two = compared["tasks"]["two"]
     assert two["challenger"]["pr_auc"]["value"] > two["champion"]["pr_auc"]["value"]
+    assert compared["speed_ratio"] > 0 and compared["not_compared"] == []
+    page = Path(compared["report"])
+    assert page.name == "version-1-against-3.html" and "beside version 3</title>" in page.read_text()
+    assert Path(compared["suspected_labels"]).is_file()
     unknown = world.relevance("compare", "1", "9")
     assert unknown.returncode == 2 and "version 9 of model planted is not registered" in unknown.stderr
 
 
 def test_report_is_one_page_and_an_mlflow_artifact(world: World) -> None:
-    page = Path(last_json(world.relevance("report", "--version", "3"))["report"]).read_text()
-    assert "Refused by the gate</b> against version 1" in page and "It is <b>challenger</b> now" in page
-    assert page.count("<svg") >= 6
+    written = last_json(world.relevance("report", "--version", "3"))
+    page = Path(written["report"]).read_text()
+    shown = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+    assert "refused by the gate" in shown and "challenger, compared with version 1 (champion)" in shown
+    assert '<g class="floor">' in page, "the run recorded the lexical floor of these rows"
+    assert "speed of version 1" in shown and "trained numbers" in shown
     without_namespaces = re.sub(r' xmlns(:xlink)?="[^"]*"', "", page)
     assert not re.findall(r"https?://|src=", without_namespaces), "the page loads nothing from elsewhere"
+    assert Path(written["suspected_labels"]).read_text().startswith("row_id,task,query,ad_title,")
     client = connect_mlflow(world.config.tracking_uri)
     run_id = get_version(client, "planted", "3").run_id
-    assert "reports/version-3.html" in {file.path for file in client.list_artifacts(run_id, "reports")}
+    names = {"reports/version-3.html", "reports/version-3-suspected-labels.csv"}
+    assert names <= {file.path for file in client.list_artifacts(run_id, "reports")}
 
 
 def test_version_is_not_tested_on_its_training_rows(world: World) -> None:
