@@ -1,12 +1,16 @@
-"""Encoded rows in memory, and the padded or packed tensors of a batch.
+"""Encoded rows, in memory or mapped from files, and the padded or packed tensors of a batch.
 
 pipeline/training/sampler.py chooses the rows of a training batch, `length_batches` those of every other one.
 
-Shape legend: N rows in memory, B rows of a batch, S tokens, P tokens of all rows concatenated, T tasks.
+Shape legend: N rows, C chunks of rows, B rows of a batch, S tokens, P tokens of all rows concatenated, T
+tasks.
 """
 
-from collections.abc import Sequence
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,45 +20,144 @@ import torch
 from models.packing import PackedRows, pack_rows
 from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import Encoder
+from pipeline.errors import RetryableError
+from pipeline.storage.filesystem import file_stamp
+
+ENCODED_SCHEMA = pa.schema(
+    [
+        pa.field("row_id", pa.string(), False),
+        pa.field("query", pa.string(), False),
+        pa.field("ids", pa.list_(pa.int32()), False),
+        pa.field("label", pa.int32(), False),
+        pa.field("weight", pa.float32(), False),
+    ]
+)
 
 MIN_LENGTH_RATIO = 0.9  # of a row to the longest row of its batch
 
 
 @dataclass(frozen=True)
-class EncodedRows:
-    """Encoded rows of one or more tasks.
+class RowChunk:
+    """Encoded rows of one task; its arrays are views of Arrow buffers, which may be parts of a mapped file.
 
-    The token ids of all rows are concatenated: row n is ids[starts[n] : starts[n + 1]].
+    Row n of the chunk has the token ids ids[starts[n] : starts[n + 1]].
     """
 
+    task: int  # index into the run's tasks
     ids: np.ndarray  # int32
-    starts: np.ndarray  # int64 (N + 1,)
-    task_N: np.ndarray  # int64, index into the run's tasks
-    label_N: np.ndarray  # int64, -1 for a row without a label
-    weight_N: np.ndarray  # float32
-    # Arrow, because numpy pads strings to the longest one and objects cost 60 bytes each
-    row_id_N: pa.ChunkedArray
-    query_N: pa.ChunkedArray  # for confidence intervals clustered by query
+    starts: np.ndarray  # int32 (rows of the chunk + 1,)
+    label: np.ndarray  # int32, -1 for a row without a label
+    weight: np.ndarray  # float32
+    row_id: pa.StringArray
+    query: pa.StringArray  # for confidence intervals clustered by query
+
+    @classmethod
+    def from_batch(cls, task: int, batch: pa.RecordBatch) -> "RowChunk":
+        """Return the view of a batch of ENCODED_SCHEMA."""
+        ids = batch.column("ids")
+        return cls(
+            task=task,
+            ids=ids.values.to_numpy(),
+            starts=ids.offsets.to_numpy(),
+            label=batch.column("label").to_numpy(),
+            weight=batch.column("weight").to_numpy(),
+            row_id=batch.column("row_id"),
+            query=batch.column("query"),
+        )
 
     def __len__(self) -> int:
-        return len(self.task_N)
+        return len(self.label)
+
+
+class EncodedRows:
+    """Encoded rows of one or more tasks, numbered over all chunks.
+
+    Only the lengths and tasks of rows are arrays of their own; all else stays where the chunks view it.
+    """
+
+    def __init__(
+        self, chunks: Iterable[RowChunk], stamps: Mapping[Path, tuple[int, ...]] | None = None
+    ) -> None:
+        """Number the rows.
+
+        Args:
+            chunks: Rows in their order.
+            stamps: `file_stamp` of each file that the chunks view.
+        """
+        self.chunks = [chunk for chunk in chunks if len(chunk)]
+        self._stamps = dict(stamps or {})
+        sizes = [len(chunk) for chunk in self.chunks]
+        self._first_rows = [0, *itertools.accumulate(sizes)]  # of each chunk, and the end
+        self._first_row_C = np.array(self._first_rows)
+        # number of tokens of each row
+        self.length_N = np.empty(len(self), np.int32)
+        for first, chunk in zip(self._first_rows, self.chunks, strict=False):
+            np.subtract(chunk.starts[1:], chunk.starts[:-1], out=self.length_N[first : first + len(chunk)])
+        # index into the run's tasks; small, as trainings hold one of each row
+        self.task_N = np.repeat(np.array([chunk.task for chunk in self.chunks], np.int16), sizes)
+
+    def __len__(self) -> int:
+        return self._first_rows[-1]
 
     @property
-    def length_N(self) -> np.ndarray:
-        """Number of tokens of each row."""
-        return np.diff(self.starts)
+    def row_id_N(self) -> pa.ChunkedArray:
+        """Row_id of each row."""
+        return pa.chunked_array([chunk.row_id for chunk in self.chunks], pa.string())
+
+    @property
+    def query_N(self) -> pa.ChunkedArray:
+        """Query of each row."""
+        return pa.chunked_array([chunk.query for chunk in self.chunks], pa.string())
 
     def ids_of(self, row: int | np.integer[Any]) -> np.ndarray:
         """Return the token ids of a row, by its number."""
-        return self.ids[self.starts[row] : self.starts[row + 1]]
+        number = bisect_right(self._first_rows, int(row)) - 1
+        chunk, position = self.chunks[number], int(row) - self._first_rows[number]
+        return chunk.ids[chunk.starts[position] : chunk.starts[position + 1]]
+
+    def task_chunks(self, task: int) -> list[tuple[int, RowChunk]]:
+        """Return each chunk of a task and the number of its first row."""
+        numbered = zip(self._first_rows, self.chunks, strict=False)
+        return [(first, chunk) for first, chunk in numbered if chunk.task == task]
+
+    def tasks_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the task index of each row number, int64."""
+        return self.task_N[rows].astype(np.int64)
+
+    def labels_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the label of each row number, int64; -1 for a row without one."""
+        return np.array([chunk.label[n] for chunk, n in self._places(rows)], np.int64)
+
+    def weights_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the weight of each row number, float32."""
+        return np.array([chunk.weight[n] for chunk, n in self._places(rows)], np.float32)
 
     def row_ids_of(self, rows: np.ndarray) -> list[str]:
         """Return the row_id of each row number."""
-        return [str(row_id) for row_id in self.row_id_N.take(pa.array(rows)).to_pylist()]
+        return [chunk.row_id[n].as_py() for chunk, n in self._places(rows)]
 
     def queries_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the query of each row number, as an object array."""
-        return np.asarray(self.query_N.take(pa.array(rows)).to_pylist(), dtype=object)
+        return np.array([chunk.query[n].as_py() for chunk, n in self._places(rows)], object)
+
+    def check_files(self) -> None:
+        """Raise RetryableError if a file that the rows are mapped from changed or was removed."""
+        for path, stamp in self._stamps.items():
+            try:
+                is_unchanged = file_stamp(path) == stamp
+            except OSError:
+                is_unchanged = False
+            if not is_unchanged:
+                raise RetryableError(
+                    f"encoded rows changed or removed while they are read: {path}; run the same command again"
+                )
+
+    def _places(self, rows: np.ndarray) -> Iterator[tuple[RowChunk, int]]:
+        """Yield the chunk of each row number, and the row's position in it."""
+        chunk_B = np.searchsorted(self._first_row_C, rows, side="right") - 1
+        position_B = rows - self._first_row_C[chunk_B]
+        for number, position in zip(chunk_B.tolist(), position_B.tolist(), strict=True):
+            yield self.chunks[number], position
 
 
 @dataclass(frozen=True)
@@ -88,21 +191,24 @@ class Batch:
 
 def encode_rows(tables: dict[str, pa.Table], tasks: Sequence[Task], encoder: Encoder) -> EncodedRows:
     """Encode the contract rows of each task, in the order of `tasks`."""
-    present = [(index, task) for index, task in enumerate(tasks) if task.name in tables]
-    id_lists = [ids for _, task in present for ids in encoder.encode(tables[task.name], task.name)]
-    all_rows = pa.concat_tables([tables[task.name] for _, task in present])
-    lengths = np.fromiter((len(ids) for ids in id_lists), np.int64, len(id_lists))
-    indices = [index for index, _ in present]
-    sizes = [tables[task.name].num_rows for _, task in present]
     return EncodedRows(
-        ids=np.concatenate([np.zeros(0, np.int32), *(np.asarray(ids, np.int32) for ids in id_lists)]),
-        starts=np.concatenate([[0], np.cumsum(lengths)]),
-        task_N=np.repeat(indices, sizes).astype(np.int64),
-        label_N=all_rows.column("label").fill_null(-1).to_numpy().astype(np.int64),
-        weight_N=all_rows.column("weight").fill_null(1.0).to_numpy().astype(np.float32),
-        row_id_N=all_rows.column("row_id"),
-        query_N=all_rows.column("query"),
+        RowChunk.from_batch(index, batch)
+        for index, task in enumerate(tasks)
+        if task.name in tables
+        for batch in encode_table(encoder, tables[task.name], task.name).combine_chunks().to_batches()
     )
+
+
+def encode_table(encoder: Encoder, rows: pa.Table, task_name: str) -> pa.Table:
+    """Return contract rows of one task as rows of ENCODED_SCHEMA."""
+    columns = [
+        rows.column("row_id"),
+        rows.column("query"),
+        pa.array(encoder.encode(rows, task_name), pa.list_(pa.int32())),
+        rows.column("label").fill_null(-1),
+        rows.column("weight").fill_null(1.0),
+    ]
+    return pa.table(columns, schema=ENCODED_SCHEMA)
 
 
 def collate(
@@ -124,12 +230,12 @@ def collate(
     Raises:
         ValueError: A task id is out of range. The model's layers do not check it.
     """
-    task_B = encoded.task_N[rows]
+    task_B = encoded.tasks_of(rows)
     if len(task_B) and not 0 <= task_B.min() <= task_B.max() < num_tasks:
         raise ValueError(f"task ids {sorted(set(task_B.tolist()))} do not all lie in 0..{num_tasks - 1}")
     id_lists = [encoded.ids_of(row) for row in rows]
     task, label, weight = (
-        torch.from_numpy(values) for values in (task_B, encoded.label_N[rows], encoded.weight_N[rows])
+        torch.from_numpy(values) for values in (task_B, encoded.labels_of(rows), encoded.weights_of(rows))
     )
     if prefix_length_T is not None:
         ids_1P, packed = pack_rows(id_lists, task_B, prefix_length_T)

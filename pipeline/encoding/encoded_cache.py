@@ -5,6 +5,7 @@ the rows and their ids, so a folder may be damaged but never stale.
 """
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from models.backbone import BackboneUnavailableError, load_tokenizer
 from models.files import file_sha256, publish_dir, remove_tree, temporary_path
@@ -26,9 +26,11 @@ from pipeline.data.parallel_map import map_in_order
 from pipeline.data.parquet_batches import BatchLimits
 from pipeline.data.reader import check_schema, open_partition, read_rows
 from pipeline.data.splits import assign_splits
+from pipeline.encoding.batches import encode_table
 from pipeline.encoding.encoded_dataset import (
-    ENCODED_SCHEMA,
     FORMAT,
+    MANIFEST,
+    EncodedWriter,
     encoded_file_name,
     is_intact,
     write_manifest,
@@ -38,6 +40,8 @@ from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.waiting import hold_lock
 from pipeline.storage.filesystem import json_sha256, safe_join
+
+logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 8_192  # bounds the texts and id lists that are Python objects at a time
 
@@ -91,6 +95,7 @@ def publish_encoded(plan: EncodingPlan, run_dir: Path, progress: Progress) -> Pa
     with hold_lock(root / ".lock", f"another process that encodes rows in {root}"):
         if is_intact(root / key):
             return root / key
+        _log_reason(root, key)
         staged = temporary_path(root / key)
         try:
             write_encoded(plan, staged, progress)
@@ -105,6 +110,15 @@ def publish_encoded(plan: EncodingPlan, run_dir: Path, progress: Progress) -> Pa
             if path.is_dir() and path.name != key:
                 remove_tree(path)
     return root / key
+
+
+def _log_reason(root: Path, key: str) -> None:
+    """Log why rows that were encoded before are encoded again."""
+    for path in sorted(root.iterdir()):
+        if path.name == key:
+            logger.warning("encoded rows damaged: %s; rows are encoded again", path)
+        elif (path / MANIFEST).is_file():
+            logger.info("encoded rows of other data, settings or format: %s; rows are encoded again", path)
 
 
 def encoding_key(plan: EncodingPlan) -> str:
@@ -153,12 +167,10 @@ def write_encoded(plan: EncodingPlan, staged: Path, progress: Progress) -> None:
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(progress.track("encode", num_rows, "rows"))
         bar.update(num_done)
-        writers = {
-            key: stack.enter_context(pq.ParquetWriter(path, ENCODED_SCHEMA)) for key, path in paths.items()
-        }
+        writers = {key: stack.enter_context(EncodedWriter(path)) for key, path in paths.items()}
         for group, tables in zip(groups, map_in_order(encode_row_group, groups), strict=True):
             for split, table in tables.items():
-                writers[group.task_name, split].write_table(table)
+                writers[group.task_name, split].write(table)
             num_done += group.num_rows
             bar.update(num_done)
     write_manifest(staged)
@@ -206,21 +218,6 @@ def encode_row_group(group: RowGroup) -> dict[Split, pa.Table]:
                 parts[split].append(encoded.filter(pa.array(split_N == split)))
     tables = {split: pa.concat_tables(batches) for split, batches in parts.items() if batches}
     return {split: table for split, table in tables.items() if table.num_rows}
-
-
-def encode_table(encoder: Encoder, rows: pa.Table, task_name: str) -> pa.Table:
-    """Return contract rows of one task as rows of ENCODED_SCHEMA."""
-    ids = pa.array(encoder.encode(rows, task_name), pa.list_(pa.int32()))
-    weight = rows.column("weight").fill_null(1.0)
-    columns = [
-        rows.column("row_id"),
-        rows.column("query"),
-        ids,
-        pc.list_value_length(ids),
-        rows.column("label"),
-        weight,
-    ]
-    return pa.table(columns, schema=ENCODED_SCHEMA)
 
 
 @lru_cache(maxsize=1)  # a worker process encodes many row groups with one tokenizer

@@ -1,9 +1,9 @@
 """Folder of a run's encoded rows, which training and evaluation read.
 
     <run_dir>/cache/encoded/<key>/
-        <split>-<task>.parquet    ENCODED_SCHEMA, in the order of `read_split`
-        tokenizer/                the tokenizer's files, as in a bundle
-        manifest.json             SHA-256 of each file; written last
+        <split>-<task>.arrow    ENCODED_SCHEMA, in the order of `read_split`; not compressed, to be mapped
+        tokenizer/              the tokenizer's files, as in a bundle
+        manifest.json           SHA-256 of each file; written last
 
 pipeline/encoding/encoded_cache.py builds it.
 """
@@ -11,84 +11,79 @@ pipeline/encoding/encoded_cache.py builds it.
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from models.files import file_sha256
 from pipeline.config.splits import Split
 from pipeline.config.tasks import Task
-from pipeline.encoding.batches import EncodedRows
+from pipeline.encoding.batches import ENCODED_SCHEMA, EncodedRows, RowChunk
 from pipeline.errors import DamagedInputError
-from pipeline.storage.filesystem import json_sha256, read_json, write_json
+from pipeline.storage.filesystem import file_stamp, json_sha256, read_json, write_json
 
-FORMAT = 1  # of the folder; change it when older code would misread the folder
+FORMAT = 2  # of the folder; change it when older code would misread the folder
 
 MANIFEST = "manifest.json"
 
-ENCODED_SCHEMA = pa.schema(
-    [
-        pa.field("row_id", pa.string(), False),
-        pa.field("query", pa.string(), False),
-        pa.field("ids", pa.list_(pa.int32()), False),
-        pa.field("length", pa.int32(), False),
-        pa.field("label", pa.int32(), False),
-        pa.field("weight", pa.float32(), False),
-    ]
-)
-
-NON_ID_COLUMNS = [name for name in ENCODED_SCHEMA.names if name != "ids"]
+CHUNK_ROWS = 16_384  # of a file: a writer holds as many, a reader a kilobyte for each chunk
 
 RETRY_ADVICE = "run the same command, which encodes the rows again"
 
 
 def encoded_file_name(task_name: str, split: Split) -> str:
     """Return the file name of a task's rows of one split."""
-    return f"{split}-{task_name}.parquet"
+    return f"{split}-{task_name}.arrow"
+
+
+class EncodedWriter:
+    """Writer of one file of encoded rows, in chunks of CHUNK_ROWS rows."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.ipc.new_file(path, ENCODED_SCHEMA)
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> "EncodedWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write_waiting()
+        self._file.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows of ENCODED_SCHEMA."""
+        self._waiting.append(table)
+        if sum(part.num_rows for part in self._waiting) >= CHUNK_ROWS:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        # combined, as each chunk has its cost for readers
+        rows = pa.concat_tables([ENCODED_SCHEMA.empty_table(), *self._waiting]).combine_chunks()
+        self._file.write_table(rows, max_chunksize=CHUNK_ROWS)
+        self._waiting = []
 
 
 def read_encoded(folder: Path, split: Split, tasks: Sequence[Task]) -> EncodedRows:
-    """Return the rows of one split in the order of `tasks`.
+    """Return the rows of one split in the order of `tasks`, mapped from their files.
 
-    They equal `encode_rows` of `read_split`. The memory peak is the ids and one row group.
+    They equal `encode_rows` of `read_split`.
 
     Raises:
         DamagedInputError: A file is missing or its SHA-256 differs.
+        RetryableError: A file changed while it was opened.
     """
     digests = read_manifest(folder)
-    names = {index: encoded_file_name(task.name, split) for index, task in enumerate(tasks)}
-    paths = {index: check_file(folder, name, digests) for index, name in names.items() if name in digests}
-    tables = [_read_without_ids(path) for path in paths.values()]
-    all_rows = pa.concat_tables([ENCODED_SCHEMA.empty_table().select(NON_ID_COLUMNS), *tables])
-    starts = np.concatenate([[0], np.cumsum(all_rows.column("length").to_numpy(), dtype=np.int64)])
-    return EncodedRows(
-        ids=_read_ids(list(paths.values()), int(starts[-1])),
-        starts=starts,
-        task_N=np.repeat(np.asarray(list(paths), np.int64), [table.num_rows for table in tables]),
-        label_N=all_rows.column("label").to_numpy().astype(np.int64),
-        weight_N=all_rows.column("weight").to_numpy(),
-        row_id_N=all_rows.column("row_id"),
-        query_N=all_rows.column("query"),
-    )
-
-
-def _read_without_ids(path: Path) -> pa.Table:
-    with pq.ParquetFile(path, memory_map=True) as file:
-        return file.read(columns=NON_ID_COLUMNS)
-
-
-def _read_ids(paths: Sequence[Path], num_tokens: int) -> np.ndarray:
-    """Return the token ids of all rows concatenated, int32, one row group in memory at a time."""
-    ids = np.empty(num_tokens, np.int32)
-    position = 0
-    for path in paths:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            for index in range(file.num_row_groups):
-                for chunk in file.read_row_group(index, columns=["ids"]).column("ids").chunks:
-                    flat = chunk.flatten().to_numpy()
-                    ids[position : position + len(flat)] = flat
-                    position += len(flat)
-    return ids
+    chunks: list[RowChunk] = []
+    stamps: dict[Path, tuple[int, ...]] = {}
+    for index, task in enumerate(tasks):
+        name = encoded_file_name(task.name, split)
+        if name in digests:
+            path = check_file(folder, name, digests, stamps)
+            with pa.memory_map(str(path)) as source:  # mapped as long as a chunk views it
+                reader = pa.ipc.open_file(source)
+                batches = map(reader.get_batch, range(reader.num_record_batches))
+                chunks += [RowChunk.from_batch(index, batch) for batch in batches]
+    rows = EncodedRows(chunks, stamps)
+    rows.check_files()
+    return rows
 
 
 def write_manifest(folder: Path) -> None:
@@ -115,13 +110,23 @@ def read_manifest(folder: Path) -> dict[str, str]:
     raise DamagedInputError(f"{folder / MANIFEST} is altered; {RETRY_ADVICE}")
 
 
-def check_file(folder: Path, name: str, digests: dict[str, str]) -> Path:
+def check_file(
+    folder: Path, name: str, digests: dict[str, str], stamps: dict[Path, tuple[int, ...]] | None = None
+) -> Path:
     """Return the path of a file.
+
+    Args:
+        folder: The folder.
+        name: Name of the file.
+        digests: SHA-256 of each file.
+        stamps: Receives the `file_stamp` of before the digest was computed.
 
     Raises:
         DamagedInputError: The file is missing, or its digest is not the one in the manifest.
     """
     path = folder / name
+    if path.is_file() and stamps is not None:
+        stamps[path] = file_stamp(path)
     if not path.is_file() or file_sha256(path) != digests[name]:
         raise DamagedInputError(f"{path} is missing or damaged; {RETRY_ADVICE}")
     return path

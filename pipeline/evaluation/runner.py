@@ -216,7 +216,7 @@ def _calibrate(
         rows = np.flatnonzero(valid.task_N == index)
         market_N = market_column(tables[task.name]) if len(rows) else np.zeros(0, dtype=object)
         calibration[task.name] = fit_calibration(
-            logits[rows, : len(task.labels)], valid.label_N[rows], task, valid.queries_of(rows), market_N
+            logits[rows, : len(task.labels)], valid.labels_of(rows), task, valid.queries_of(rows), market_N
         )
     return replace(predictor, calibration=calibration)
 
@@ -239,7 +239,7 @@ def _measure_evidence(
                 logits[rows, : len(task.labels)], calibration, task
             )
             probability_N = relevance_probability(label_probability_NC, task)
-            relevant_N = valid.label_N[rows] >= task.relevant_from
+            relevant_N = valid.labels_of(rows) >= task.relevant_from
             evidence[task.name] = measure_evidence(
                 probability_N, relevant_N, task.target_precision, calibration
             )
@@ -283,7 +283,7 @@ def _predict_tasks(
     predictions = []
     for index, task in enumerate(predictor.tasks):
         task_rows = np.flatnonzero(rows.test.task_N == index)
-        label_N = rows.test.label_N[task_rows]
+        label_N = rows.test.labels_of(task_rows)
         is_relevant_N = label_N >= task.relevant_from
         if is_relevant_N.all() or not is_relevant_N.any():
             continue  # most metrics need both classes

@@ -4,6 +4,8 @@ Shape legend: B rows whose logits are measured, P rows of one pass, T tasks, C l
 width.
 """
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -35,7 +37,7 @@ def initialize_heads(
         world_size: Number of ranks.
     """
     num_tasks, device = len(predictor.tasks), predictor.device
-    rows = np.concatenate([np.flatnonzero(encoded.task_N == index)[:INIT_ROWS] for index in range(num_tasks)])
+    rows = np.concatenate([first_rows(encoded, index) for index in range(num_tasks)])
     pooled_BD = torch.zeros(len(rows), predictor.backbone.width, device=device)
     for positions in length_batches(encoded.length_N[rows], INIT_BATCH_TOKENS)[rank::world_size]:
         batch = collate(encoded, rows[positions], num_tasks, predictor.pad_id, prefix_length_T).to(device)
@@ -45,9 +47,15 @@ def initialize_heads(
         torch.distributed.all_reduce(pooled_BD)
     predictor.model.heads.init_biases_from_label_shares(
         pooled_BD,
-        torch.from_numpy(encoded.task_N[rows]).to(device),
+        torch.from_numpy(encoded.tasks_of(rows)).to(device),
         label_shares(predictor, encoded).to(device),
     )
+
+
+def first_rows(encoded: EncodedRows, task: int) -> np.ndarray:
+    """Return the first INIT_ROWS row numbers of a task."""
+    rows = (first + n for first, chunk in encoded.task_chunks(task) for n in range(len(chunk)))
+    return np.fromiter(itertools.islice(rows, INIT_ROWS), np.int64)
 
 
 def label_shares(predictor: Predictor, encoded: EncodedRows) -> torch.Tensor:
@@ -55,7 +63,8 @@ def label_shares(predictor: Predictor, encoded: EncodedRows) -> torch.Tensor:
     most_labels = max(len(task.labels) for task in predictor.tasks)
     share_TC = torch.ones(len(predictor.tasks), most_labels)
     for index, task in enumerate(predictor.tasks):
-        labels = encoded.label_N[encoded.task_N == index]
-        counts = np.bincount(labels, minlength=len(task.labels)) + 1
+        counts = np.ones(len(task.labels), np.int64)
+        for _, chunk in encoded.task_chunks(index):
+            counts += np.bincount(chunk.label, minlength=len(task.labels))
         share_TC[index, : len(task.labels)] = torch.from_numpy(counts / counts.sum())
     return share_TC

@@ -46,13 +46,18 @@ def shared_prefix_lengths(encoded: EncodedRows, num_tasks: int) -> np.ndarray:
 
     Every row keeps at least one token behind the prefix. A task with fewer than two rows has none.
     """
-    length_T, length_N = np.zeros(num_tasks, np.int64), encoded.length_N
+    length_T = np.zeros(num_tasks, np.int64)
     for task in range(num_tasks):
-        task_rows = np.flatnonzero(encoded.task_N == task)
-        if len(task_rows) > 1:
-            start_M, shortest = encoded.starts[task_rows], int(length_N[task_rows].min())
-            while length_T[task] < shortest - 1 and not np.ptp(encoded.ids[start_M + length_T[task]]):
-                length_T[task] += 1
+        chunks = [chunk for _, chunk in encoded.task_chunks(task)]
+        if sum(map(len, chunks)) > 1:
+            prefix = encoded.ids_of(encoded.task_chunks(task)[0][0])
+            length = max(0, min(int(np.diff(chunk.starts).min()) for chunk in chunks) - 1)
+            for chunk in chunks:
+                start_M, common = chunk.starts[:-1], 0
+                while common < length and (chunk.ids[start_M + common] == prefix[common]).all():
+                    common += 1
+                length = common
+            length_T[task] = length
     return length_T
 
 
@@ -107,7 +112,7 @@ def probe_rows(encoded: EncodedRows, length_T: np.ndarray) -> np.ndarray:
     tasks = np.unique(encoded.task_N)
     chosen = []
     for task in tasks[np.argsort(length_T[tasks] == 0, kind="stable")][:2]:
-        task_rows = np.flatnonzero(encoded.task_N == task)
-        length_M = encoded.length_N[task_rows]
-        chosen += [task_rows[length_M.argmax()], task_rows[length_M.argmin()]]
+        for find in (np.argmax, np.argmin):
+            candidates = [first + find(np.diff(chunk.starts)) for first, chunk in encoded.task_chunks(task)]
+            chosen.append(candidates[find(encoded.length_N[candidates])])
     return np.array(chosen)

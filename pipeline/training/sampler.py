@@ -8,7 +8,6 @@ Shape legend: N rows of the split, B rows of a batch, T tasks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -17,17 +16,22 @@ from pipeline.training.rank_balancing import deal_by_length, deal_by_task
 # batches whose rows are sorted by length together: more leave less padding, fewer keep batches more random
 POOL_BATCHES = 32
 
+BLOCK_ROWS = 1 << 20  # of task indices read at a time, which bounds copies of them
+
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Global batches of one epoch: batch b is rows[starts[b] : starts[b + 1]]."""
+    """Global batches of one epoch: batch b is rows[starts[order[b]] : starts[order[b] + 1]]."""
 
-    rows: np.ndarray
+    epoch: int
+    rows: np.ndarray  # 4 bytes each where row numbers fit
     starts: np.ndarray
+    order: np.ndarray
 
     def batch(self, index: int) -> np.ndarray:
-        """Return the row numbers of one global batch."""
-        return self.rows[self.starts[index] : self.starts[index + 1]]
+        """Return the row numbers of one global batch, int64."""
+        place = self.order[index]
+        return self.rows[self.starts[place] : self.starts[place + 1]].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,15 @@ class Sampler:
         self.task_N = task_N
         self.batch_rows = settings.batch_rows
         self.seed = settings.seed
-        rows_T = np.bincount(task_N, minlength=len(task_weight_T))
+        blocks = (task_N[start : start + BLOCK_ROWS] for start in range(0, len(task_N), BLOCK_ROWS))
+        counts = [np.bincount(block, minlength=len(task_weight_T)) for block in blocks]
+        self.rows_T = np.sum([np.zeros(len(task_weight_T), np.int64), *counts], axis=0)
         self.quota_T = epoch_quotas(
-            np.minimum(rows_T, settings.max_task_rows or len(task_N)), task_weight_T, settings.temperature
+            np.minimum(self.rows_T, settings.max_task_rows or len(task_N)),
+            task_weight_T,
+            settings.temperature,
         )
-        self.plan = lru_cache(maxsize=2)(self._plan)
+        self._plan: BatchPlan | None = None  # of the epoch that was used last
 
     @property
     def batches_per_epoch(self) -> int:
@@ -80,7 +88,10 @@ class Sampler:
     def global_rows(self, step: int) -> np.ndarray:
         """Return the row numbers of a step's global batch; steps count from 0 over all epochs."""
         epoch, index = divmod(step, self.batches_per_epoch)
-        return self.plan(epoch).batch(index)
+        if self._plan is None or self._plan.epoch != epoch:
+            self._plan = None  # two plans at a time would double the memory
+            self._plan = self._build_plan(epoch)
+        return self._plan.batch(index)
 
     def rank_rows(
         self, step: int, rank: int, world_size: int, prefix_length_T: np.ndarray | None = None
@@ -124,32 +135,39 @@ class Sampler:
             shares = deal_by_task(self.length_N[rows], self.task_N[rows], prefix_length_T, world_size)
         return rows[shares[rank]]
 
-    def _plan(self, epoch: int) -> BatchPlan:
+    def _build_plan(self, epoch: int) -> BatchPlan:
         random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        rows = np.concatenate(
-            [self._task_rows(task, quota, random) for task, quota in enumerate(self.quota_T)]
-        )
+        rows = np.empty(int(self.quota_T.sum()), np.int32 if len(self.task_N) < 2**31 else np.int64)
+        parts = np.split(rows, np.cumsum(self.quota_T)[:-1])
+        for task, part in enumerate(parts):
+            self._draw_task_rows(task, part, random)
         random.shuffle(rows)
-        pool = self.batch_rows * POOL_BATCHES
         # sorted by length within a pool; the stable sort keeps the random order among equals
-        rows = np.concatenate(
-            [
-                chunk[np.argsort(self.length_N[chunk], kind="stable")]
-                for chunk in np.split(rows, range(pool, len(rows), pool))
-            ]
-        )
+        pool = self.batch_rows * POOL_BATCHES
+        for start in range(0, len(rows), pool):
+            chunk = rows[start : start + pool]
+            chunk[:] = chunk[np.argsort(self.length_N[chunk], kind="stable")]
         starts = batch_starts(len(rows), self.batch_rows)
-        order = random.permutation(len(starts) - 1)
-        batches = [rows[starts[b] : starts[b + 1]] for b in order]
-        return BatchPlan(np.concatenate(batches), np.concatenate([[0], np.cumsum([len(b) for b in batches])]))
+        return BatchPlan(epoch, rows, starts, random.permutation(len(starts) - 1))
 
-    def _task_rows(self, task: int, quota: int, random: np.random.Generator) -> np.ndarray:
-        """Return `quota` row numbers of a task: whole permutations, then the start of another."""
-        members = np.flatnonzero(self.task_N == task)
-        if quota == 0:
-            return members[:0]
-        rounds = [random.permutation(members) for _ in range(-(-quota // len(members)))]
-        return np.concatenate(rounds)[:quota]
+    def _draw_task_rows(self, task: int, out: np.ndarray, random: np.random.Generator) -> None:
+        """Fill `out` with row numbers of a task: whole permutations, then the start of another."""
+        num_rows = int(self.rows_T[task])
+        for start in range(0, len(out), num_rows or 1):
+            part = out[start : start + num_rows]
+            # shuffled in place where the whole permutation is used
+            permutation = part if len(part) == num_rows else np.empty(num_rows, out.dtype)
+            self._write_members(task, permutation)
+            random.shuffle(permutation)
+            part[:] = permutation[: len(part)]
+
+    def _write_members(self, task: int, out: np.ndarray) -> None:
+        """Write all row numbers of a task in their order."""
+        position = 0
+        for start in range(0, len(self.task_N), BLOCK_ROWS):
+            members = np.flatnonzero(self.task_N[start : start + BLOCK_ROWS] == task)
+            out[position : position + len(members)] = members + start
+            position += len(members)
 
 
 def epoch_quotas(rows_T: np.ndarray, weight_T: Sequence[float], temperature: float) -> np.ndarray:

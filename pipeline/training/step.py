@@ -118,6 +118,7 @@ def train_step(worker: WorkerState, step: int, stop: bool) -> StepResult:
 
     Raises:
         TrainingDivergedError: A loss or a gradient is not finite.
+        RetryableError: A file of encoded rows changed or was removed.
     """
     config, engine, device = worker.config, worker.engine, worker.predictor.device
     meter = StepMeter(step, device)
@@ -128,6 +129,7 @@ def train_step(worker: WorkerState, step: int, stop: bool) -> StepResult:
     for group in engine.optimizer.param_groups:
         group["lr"] = group["peak_rate"] * rate_scale
     with meter.clock("data"):
+        worker.encoded.check_files()
         batch_rows = worker.sampler.global_rows(step)
         budget = config.training.micro_batch_tokens
         parts = worker.sampler.micro_rows(
@@ -172,7 +174,7 @@ def _run_passes(
     """Run all passes of a step; return this rank's sums of losses and weights (2, T)."""
     # DeepSpeed averages over ranks: the world size over the batch's weight gives the exact weighted mean of
     # its rows
-    scale = worker.world_size / max(float(worker.encoded.weight_N[batch_rows].sum()), MIN_WEIGHT)
+    scale = worker.world_size / max(float(worker.encoded.weights_of(batch_rows).sum()), MIN_WEIGHT)
     sums_2T = torch.zeros(2, len(worker.config.tasks), device=worker.predictor.device)
     for index, rows in enumerate(parts):
         worker.engine.set_gradient_accumulation_boundary(index + 1 == len(parts))
@@ -264,7 +266,7 @@ def gather_rows(rows: list[int]) -> np.ndarray:
 
 def diverged_error(worker: WorkerState, step: int, name: str, rows: np.ndarray) -> TrainingDivergedError:
     """Return the error for a number that is not finite, naming its tasks and rows."""
-    tasks = ", ".join(worker.config.tasks[task].name for task in np.unique(worker.encoded.task_N[rows]))
+    tasks = ", ".join(worker.config.tasks[task].name for task in np.unique(worker.encoded.tasks_of(rows)))
     row_ids = ", ".join(worker.encoded.row_ids_of(rows[:MAX_ROWS_SHOWN]))
     row_ids += ", ..." if len(rows) > MAX_ROWS_SHOWN else ""
     return TrainingDivergedError(

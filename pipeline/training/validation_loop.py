@@ -81,14 +81,16 @@ class ValidationLoop:
 
         Raises:
             TrainingDivergedError: Logits are not finite.
+        RetryableError: A file of encoded rows changed or was removed.
         """
+        self.valid.check_files()
         logits_NC = self._logits(stop)
         if logits_NC is None:
             return None
         tasks: dict[str, dict[str, float]] = {}
         for index, task in enumerate(self.worker.config.tasks):
             positions = np.flatnonzero(self.valid.task_N[self.rows_N] == index)
-            positive_N = self.valid.label_N[self.rows_N[positions]] >= task.relevant_from
+            positive_N = self.valid.labels_of(self.rows_N[positions]) >= task.relevant_from
             if positive_N.all() or not positive_N.any():
                 continue  # no row, or one class only: no metric is defined
             task_logits_NC = logits_NC[positions, : len(task.labels)]

@@ -164,7 +164,7 @@ def task_metrics(run: Run, folder: Path, side: Any) -> list[tuple[float, np.ndar
     found = []
     for index, task in enumerate(config.tasks):
         rows = np.flatnonzero(encoded.task_N == index)
-        metric = metric_function(run.mix, task, logits_NC[rows, : len(task.labels)], encoded.label_N[rows])
+        metric = metric_function(run.mix, task, logits_NC[rows, : len(task.labels)], encoded.labels_of(rows))
         value = float(metric(np.ones((1, len(rows))))["metric"][0])
         draws = np.zeros(0)
         if side == "test":

@@ -86,7 +86,8 @@ def encode_commonsense(folder: Path) -> None:
     """Encode the question sets; a tenth of the published training rows becomes the valid split."""
     from models.backbone import load_tokenizer, resolve_folder
     from models.config import BackboneConfig
-    from pipeline.encoding.encoded_dataset import ENCODED_SCHEMA, encoded_file_name, write_manifest
+    from pipeline.encoding.batches import ENCODED_SCHEMA
+    from pipeline.encoding.encoded_dataset import EncodedWriter, encoded_file_name, write_manifest
 
     encoded = folder / "encoded"
     encoded.mkdir()
@@ -98,7 +99,7 @@ def encode_commonsense(folder: Path) -> None:
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
             labels = [answers.index(answer) for answer in table.column("answer").to_pylist()]
             names = [f"{task}-{source}-{row}" for row in range(len(ids))]
-            columns = [names, texts, ids, list(map(len, ids)), labels, [1.0] * len(ids)]
+            columns = [names, texts, ids, labels, [1.0] * len(ids)]
             whole = pa.table(
                 [pa.array(values, field.type) for values, field in zip(columns, ENCODED_SCHEMA, strict=True)],
                 ENCODED_SCHEMA,
@@ -106,7 +107,8 @@ def encode_commonsense(folder: Path) -> None:
             valid_N = np.arange(len(ids)) % 10 == 0 if source == "train" else np.zeros(len(ids), bool)
             for side, chosen_N in (("valid", valid_N), (source, ~valid_N)):
                 if chosen_N.any():
-                    pq.write_table(whole.filter(pa.array(chosen_N)), encoded / encoded_file_name(task, side))  # type: ignore[arg-type]
+                    with EncodedWriter(encoded / encoded_file_name(task, side)) as writer:  # type: ignore[arg-type]
+                        writer.write(whole.filter(pa.array(chosen_N)))
     write_manifest(encoded)
     tasks = [
         {"name": task, "labels": answers, "relevant_from": 1, "template": "{query}{ad_title}\nAnswer:"}

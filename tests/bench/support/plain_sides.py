@@ -126,13 +126,13 @@ def step_items(encoded: Any, sampler: Any, steps: int) -> list[dict[str, Any]]:
     """Return the rows of our steps, in their order, as Trainer takes them."""
     import numpy as np
 
-    rows = np.concatenate([sampler.global_rows(step) for step in range(steps)]).tolist()
+    rows = np.concatenate([sampler.global_rows(step) for step in range(steps)])
     return [
         {
-            "input_ids": encoded.ids[encoded.starts[row] : encoded.starts[row + 1]].tolist(),
-            "labels": int(encoded.label_N[row]),
+            "input_ids": encoded.ids_of(row).tolist(),
+            "labels": int(label),
         }
-        for row in rows
+        for row, label in zip(rows.tolist(), encoded.labels_of(rows), strict=True)
     ]
 
 

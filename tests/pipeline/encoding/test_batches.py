@@ -10,26 +10,19 @@ import torch
 from pipeline.config.tasks import Task
 from pipeline.encoding.batches import EncodedRows, collate, encode_rows, length_batches
 from pipeline.schema import ROW_SCHEMA
+from tests.support.encoded_lists import encoded_lists
 
 PAD = 99
 LISTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
 
 
-def encoded_lists(lists: list[list[int]], task_N: list[int] | None = None) -> EncodedRows:
+def rows_of_lists(lists: list[list[int]], task_N: list[int] | None = None) -> EncodedRows:
     count = len(lists)
-    return EncodedRows(
-        ids=np.array([i for ids in lists for i in ids], np.int32),
-        starts=np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]),
-        task_N=np.array(task_N or [0] * count),
-        label_N=np.arange(count),
-        weight_N=np.linspace(0.5, 2, count, dtype=np.float32),
-        row_id_N=pa.chunked_array([[f"r{n}" for n in range(count)]]),
-        query_N=pa.chunked_array([["q"] * count]),
-    )
+    return encoded_lists(lists, task_N, list(range(count)), np.linspace(0.5, 2, count).tolist())
 
 
 def test_batch_is_padded_on_the_right_and_masked() -> None:
-    batch = collate(encoded_lists(LISTS, [0, 1, 0, 2]), np.array([2, 0, 1]), 3, PAD)
+    batch = collate(rows_of_lists(LISTS, [0, 1, 0, 2]), np.array([2, 0, 1]), 3, PAD)
     assert batch.input_ids_BS.tolist() == [[9, 10, PAD], [5, 6, 7], [8, PAD, PAD]]
     assert batch.mask_BS.tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
     assert batch.task_B.tolist() == [0, 0, 1]
@@ -41,22 +34,22 @@ def test_batch_is_padded_on_the_right_and_masked() -> None:
 
 
 def test_token_equal_to_the_padding_is_not_masked() -> None:
-    batch = collate(encoded_lists([[PAD, 1, PAD], [2]]), np.array([0, 1]), 1, PAD)
+    batch = collate(rows_of_lists([[PAD, 1, PAD], [2]]), np.array([0, 1]), 1, PAD)
     assert batch.mask_BS.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("task_N", [[0, 1, 2, 0], [0, -1, 0, 0]])
 def test_task_id_out_of_range_is_refused(task_N: list[int]) -> None:
     with pytest.raises(ValueError, match=r"do not all lie in 0\.\.1"):
-        collate(encoded_lists(LISTS, task_N), np.arange(4), 2, PAD)
+        collate(rows_of_lists(LISTS, task_N), np.arange(4), 2, PAD)
 
 
 def test_only_task_ids_of_the_batch_are_checked() -> None:
-    assert collate(encoded_lists(LISTS, [0, 1, 2, 0]), np.array([0, 1]), 2, PAD).task_B.tolist() == [0, 1]
+    assert collate(rows_of_lists(LISTS, [0, 1, 2, 0]), np.array([0, 1]), 2, PAD).task_B.tolist() == [0, 1]
 
 
 def test_all_tensors_of_a_batch_move_to_a_device() -> None:
-    moved = collate(encoded_lists(LISTS), np.arange(4), 1, PAD).to(torch.device("meta"))
+    moved = collate(rows_of_lists(LISTS), np.arange(4), 1, PAD).to(torch.device("meta"))
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 5 and all(tensor.is_meta for tensor in tensors)
 
@@ -108,9 +101,9 @@ def test_rows_are_in_the_order_of_the_tasks() -> None:
     assert len(encoded) == 3
     assert encoded.task_N.tolist() == [0, 0, 2]
     assert encoded.length_N.tolist() == [1, 0, 3]
-    assert encoded.ids.tolist() == [97, 99, 97, 98]
-    assert encoded.label_N.tolist() == [0, -1, 1]
-    assert encoded.weight_N.tolist() == [1.0, 1.0, 0.5]
+    assert [encoded.ids_of(row).tolist() for row in range(3)] == [[97], [], [99, 97, 98]]
+    assert encoded.labels_of(np.arange(3)).tolist() == [0, -1, 1]
+    assert encoded.weights_of(np.array([2, 0])).tolist() == [0.5, 1.0]
     assert encoded.row_ids_of(np.array([2, 0])) == ["z", "x"]
     assert encoded.query_N.to_pylist() == ["a", "", "cab"]
     assert encoded.queries_of(np.array([2, 1])).tolist() == ["cab", ""]

@@ -42,9 +42,12 @@ from tests.support.planted import planted_rows
 
 
 def assert_equal_rows(one: EncodedRows, other: EncodedRows) -> None:
-    for name in ("ids", "starts", "task_N", "label_N", "weight_N"):
-        mine, theirs = getattr(one, name), getattr(other, name)
+    rows = np.arange(len(other))
+    for name in ("tasks_of", "labels_of", "weights_of"):
+        mine, theirs = getattr(one, name)(rows), getattr(other, name)(rows)
         assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs), name
+    assert [one.ids_of(row).tolist() for row in rows] == [other.ids_of(row).tolist() for row in rows]
+    assert one.ids_of(0).dtype == other.ids_of(0).dtype and np.array_equal(one.length_N, other.length_N)
     assert one.row_id_N.equals(other.row_id_N) and one.query_N.equals(other.query_N)
 
 
@@ -57,7 +60,10 @@ def test_cached_rows_equal_those_of_the_encoder(
     encoder = Encoder(load_tokenizer(plan.tokenizer_dir), TASKS, ENCODE)
     for side in SPLITS:
         expected = encode_rows(read_split(judged, TASKS, SPLIT, side), TASKS, encoder)
-        assert set(expected.task_N.tolist()) == {0, 2} and len(set(expected.weight_N.tolist())) > 3
+        assert (
+            set(expected.task_N.tolist()) == {0, 2}
+            and len(set(expected.weights_of(np.arange(len(expected))))) > 3
+        )
         assert_equal_rows(read_encoded(folder, side, TASKS), expected)
 
 
@@ -98,12 +104,9 @@ def test_split_without_rows_is_empty(plan: EncodingPlan, judged: Path, tmp_path:
     folder = publish_encoded(replace(plan, split=rare), tmp_path, SilentProgress())
     none, some = (read_encoded(folder, side, TASKS) for side in ("valid", "test"))
     assert (
-        len(none) == 0
-        and none.starts.tolist() == [0]
-        and len(none.ids) == 0
-        and none.row_id_N.to_pylist() == []
+        len(none) == 0 and none.labels_of(np.arange(0)).dtype == np.int64 and none.row_id_N.to_pylist() == []
     )
-    for name in ("ids", "starts", "task_N", "label_N", "weight_N"):
+    for name in ("length_N", "task_N"):
         assert getattr(none, name).dtype == getattr(some, name).dtype, name
     assert len(some) > 20
 
@@ -153,12 +156,12 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
     "emptied": lambda path: path.write_bytes(b""),
     "deleted": lambda path: path.unlink(),
-    "another task's": lambda path: shutil.copy(path.with_name("train-three.parquet"), path),
+    "another task's": lambda path: shutil.copy(path.with_name("train-three.arrow"), path),
     **{f"bit {seed} flipped": lambda path, seed=seed: flip(path, seed) for seed in range(8)},  # type: ignore[misc]
 }
 
 
-@pytest.mark.parametrize("name", ["train-two.parquet", "manifest.json"])
+@pytest.mark.parametrize("name", ["train-two.arrow", "manifest.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_cache_is_refused_and_rebuilt(
     plan: EncodingPlan, tmp_path: Path, damage: str, name: str

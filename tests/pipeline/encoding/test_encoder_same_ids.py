@@ -16,6 +16,7 @@ from pipeline.config.encoding import EncodeConfig
 from pipeline.config.splits import SPLITS, SplitConfig
 from pipeline.config.tasks import Task
 from pipeline.data.reader import find_partitions, read_partition
+from pipeline.encoding.batches import EncodedRows
 from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
 from pipeline.encoding.encoded_dataset import read_encoded
 from pipeline.encoding.encoder import Encoder
@@ -115,11 +116,8 @@ def write_strings(root: Path) -> None:
         )
 
 
-def ids_by_row(encoded_ids: np.ndarray, starts: np.ndarray, row_ids: list[str]) -> dict[str, bytes]:
-    return {
-        row_id: encoded_ids[start:end].tobytes()
-        for row_id, start, end in zip(row_ids, starts, starts[1:], strict=False)
-    }
+def ids_by_row(rows: EncodedRows) -> dict[str, bytes]:
+    return {row_id: rows.ids_of(n).tobytes() for n, row_id in enumerate(rows.row_id_N.to_pylist())}
 
 
 def check_same_ids(tokenizer_dir: Path, root: Path) -> None:
@@ -131,14 +129,14 @@ def check_same_ids(tokenizer_dir: Path, root: Path) -> None:
     trained: dict[str, bytes] = {}
     for split in SPLITS:
         rows = read_encoded(folder, split, [TASK])
-        trained |= ids_by_row(rows.ids, rows.starts, rows.row_id_N.to_pylist())
+        trained |= ids_by_row(rows)
     write_bundle(root / "bundle", {}, {}, tokenizer_dir)
     tokenizer = load_tokenizer(read_bundle(root / "bundle").tokenizer_dir)
     predictor = Predictor(None, Encoder(tokenizer, [TASK], ENCODE), (TASK,), {}, None, torch.device("cpu"))  # type: ignore[arg-type]
     scored: dict[str, bytes] = {}
     for path in partitions["a"]:
         rows = predictor.encode({"a": read_partition(path)})
-        scored |= ids_by_row(rows.ids, rows.starts, rows.row_id_N.to_pylist())
+        scored |= ids_by_row(rows)
     assert len(scored) == NUM_STRINGS // 2
     assert trained == scored
     seen_ids = np.unique(np.concatenate([np.frombuffer(ids, np.int32) for ids in scored.values()]))

@@ -154,7 +154,8 @@ def test_ads_forge_no_control_token_for_the_model(predictor: Predictor) -> None:
     forged = "".join(tokenizer.all_special_tokens) + FORGED_TOKENS
     plain = injected_rows("wary", 20, 0)
     changed = with_texts("ad_title", lambda text, _: text + forged)(plain)
-    ids = [set(predictor.encode({"wary": rows}).ids.tolist()) for rows in (plain, changed)]
+    encoded = [predictor.encode({"wary": rows}) for rows in (plain, changed)]
+    ids = [{token for row in range(len(rows)) for token in rows.ids_of(row).tolist()} for rows in encoded]
     assert len(tokenizer.all_special_ids) > 1 and ids[1] > ids[0]
     assert (ids[1] - ids[0]) & set(tokenizer.all_special_ids) == set()
 

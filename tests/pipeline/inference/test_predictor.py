@@ -25,6 +25,7 @@ from pipeline.inference.calibration import Calibration
 from pipeline.inference.predictor import Predictor, build_predictor, load_predictor
 from pipeline.schema import ROW_SCHEMA
 from tests.support.bundles import write_trained_bundle
+from tests.support.encoded_lists import encoded_lists
 from tests.support.planted import TRAINING, planted_config, planted_rows
 
 WORDY = {
@@ -86,7 +87,7 @@ def test_loaded_bundle_gives_equal_logits(
 ) -> None:
     loaded, bundle = load_predictor(bundle_dir)
     again = loaded.encode({task: rows_of(task) for task in ("two", "three")})
-    assert np.array_equal(again.ids, encoded.ids) and np.array_equal(again.starts, encoded.starts)
+    assert all(np.array_equal(again.ids_of(row), encoded.ids_of(row)) for row in range(len(encoded)))
     assert np.array_equal(loaded.logits(again, 512), predictor.logits(encoded, 512))
     assert (loaded.tasks, loaded.calibration, loaded.encoder.config) == (
         predictor.tasks,
@@ -156,12 +157,7 @@ def test_logits_do_not_depend_on_the_batches(
 
 
 def one_row(encoded: EncodedRows, row: int) -> EncodedRows:
-    ids = encoded.ids[encoded.starts[row] : encoded.starts[row + 1]]
-    rest = {
-        name: getattr(encoded, name)[row : row + 1]
-        for name in ("task_N", "label_N", "weight_N", "row_id_N", "query_N")
-    }
-    return EncodedRows(ids=ids, starts=np.array([0, len(ids)]), **rest)
+    return encoded_lists([encoded.ids_of(row).tolist()], encoded.task_N[row : row + 1].tolist())
 
 
 def test_every_row_is_in_one_step(predictor: Predictor, encoded: EncodedRows) -> None:

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
@@ -16,20 +15,10 @@ from models.config import BackboneConfig, ModelConfig
 from models.relevance import build_model
 from pipeline.encoding.batches import EncodedRows, collate
 from pipeline.training.packing_probe import probe_packing, probe_rows, shared_prefix_lengths
+from tests.support.encoded_lists import encoded_lists
 from tests.support.tiny_trunks import KINDS, WORDS, write_model
 
 LENGTHS = [4, 3]  # shared prefixes of two tasks
-
-
-def encode(lists: list[list[int]], task_N: list[int]) -> EncodedRows:
-    count, names = len(lists), pa.chunked_array([[""] * len(lists)])
-    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])])
-    ids, label_N, weight_N = (
-        np.concatenate(lists).astype(np.int32),
-        np.zeros(count, np.int64),
-        np.ones(count, np.float32),
-    )
-    return EncodedRows(ids, starts, np.array(task_N), label_N, weight_N, names, names)
 
 
 def rows_of_two_tasks(longest_tail: int = 4) -> EncodedRows:
@@ -41,7 +30,7 @@ def rows_of_two_tasks(longest_tail: int = 4) -> EncodedRows:
         [2 + n, *draw.integers(2, len(WORDS), draw.integers(1, longest_tail)).tolist()]
         for n in range(len(task_N))
     ]
-    return encode([prefixes[task] + tail for task, tail in zip(task_N, tails, strict=True)], task_N)
+    return encoded_lists([prefixes[task] + tail for task, tail in zip(task_N, tails, strict=True)], task_N)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +70,7 @@ def adapter(lora_dropout: float = 0.0) -> Any:
 def test_shared_prefix_is_common_to_all_rows_of_a_task(
     lists: list[list[int]], task_N: list[int], lengths: list[int]
 ) -> None:
-    assert shared_prefix_lengths(encode(lists, task_N), 2).tolist() == lengths
+    assert shared_prefix_lengths(encoded_lists(lists, task_N), 2).tolist() == lengths
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "mistral"])
@@ -146,13 +135,17 @@ def test_model_with_other_logits_gets_padded_rows(
 
 
 def test_probe_prefers_tasks_with_a_shared_prefix() -> None:
-    rows = encode([[5], [6, 7], [8], [9, 2], [4, 4, 2], [4, 4, 3], [4, 4, 5, 6]], [0, 0, 1, 1, 2, 2, 2])
+    rows = encoded_lists(
+        [[5], [6, 7], [8], [9, 2], [4, 4, 2], [4, 4, 3], [4, 4, 5, 6]], [0, 0, 1, 1, 2, 2, 2]
+    )
     assert probe_rows(rows, np.array([0, 0, 2])).tolist() == [6, 4, 1, 0]
-    assert probe_rows(encode([[5, 6]], [1]), np.array([0, 0])).tolist() == [0, 0]
+    assert probe_rows(encoded_lists([[5, 6]], [1]), np.array([0, 0])).tolist() == [0, 0]
 
 
 def test_rows_without_a_shared_prefix_are_packed_whole(build_probed: Callable[..., Any]) -> None:
-    found = probe_packing(build_probed("llama"), encode([[5, 6], [7, 6], [8, 6, 4]], [0, 0, 0]), adapter())
+    found = probe_packing(
+        build_probed("llama"), encoded_lists([[5, 6], [7, 6], [8, 6, 4]], [0, 0, 0]), adapter()
+    )
     assert found is not None and found.tolist() == [0, 0]
 
 

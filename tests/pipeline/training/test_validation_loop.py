@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, log_loss
@@ -14,6 +13,7 @@ from pipeline.encoding.batches import EncodedRows
 from pipeline.training.event_log import BestEvaluation
 from pipeline.training.step import TrainingDivergedError
 from pipeline.training.validation_loop import BestWeights, ValidationLoop, ValidationMetrics, draw_rows
+from tests.support.encoded_lists import encoded_lists
 
 TASKS = tuple(
     Task(name=name, labels=labels, relevant_from=1, template="{query} {ad_title}")
@@ -32,14 +32,9 @@ def valid_rows(num_rows: int = 40) -> EncodedRows:
     """Return rows of the first two tasks; the first token of a row is its number."""
     random = np.random.default_rng(3)
     lengths = random.integers(1, 9, num_rows)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.full(starts[-1], 1, np.int32)
-    ids[starts[:-1]] = np.arange(num_rows)
-    task_N = np.arange(num_rows) % 2
-    names = pa.chunked_array([[str(number) for number in range(num_rows)]])
-    return EncodedRows(
-        ids, starts, task_N, random.integers(0, 2, num_rows), np.ones(num_rows, np.float32), names, names
-    )
+    lists = [[number, *[1] * (length - 1)] for number, length in enumerate(lengths)]
+    task_N = [number % 2 for number in range(num_rows)]
+    return encoded_lists(lists, task_N, random.integers(0, 2, num_rows).tolist())
 
 
 class Engine:
@@ -115,7 +110,7 @@ def test_metrics_equal_scikit_learn_and_need_both_classes() -> None:
     for index, name in enumerate(("two", "three")):
         rows = np.flatnonzero(valid.task_N == index)
         probability = torch.softmax(logits_NC[rows].double(), 1)[:, 1:].sum(1).numpy()
-        relevant = valid.label_N[rows] >= 1
+        relevant = valid.labels_of(rows) >= 1
         assert found.tasks[name]["rows"] == len(rows)
         assert found.tasks[name]["pr_auc"] == pytest.approx(average_precision_score(relevant, probability))
         assert found.tasks[name]["log_loss"] == pytest.approx(log_loss(relevant, probability))
@@ -189,20 +184,9 @@ def test_patience_counts_evaluations_since_the_best() -> None:
 
 
 def test_no_valid_rows_give_no_metrics() -> None:
-    validation = ValidationLoop(build_worker(Engine(make_logits())), no_rows())
+    validation = ValidationLoop(build_worker(Engine(make_logits())), encoded_lists([]))
     found = validation.evaluate(10, NO_STOP)
     assert found == ValidationMetrics(10, {}, None, None)
-
-
-def no_rows() -> EncodedRows:
-    names = pa.chunked_array([pa.array([], pa.string())])
-    return EncodedRows(
-        np.zeros(0, np.int32),
-        np.zeros(1, np.int64),
-        *(np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32)),
-        names,
-        names,
-    )
 
 
 def test_infinite_logits_raise_an_error_naming_the_task() -> None:
