@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.execution import execute_without_config
+from jobs.execution import execute_unrecorded, execute_without_config
 
 PlaceArgument = Annotated[
     str,
@@ -47,4 +47,38 @@ def labels(
     execute_without_config("labels", work)
 
 
-LABEL_COMMANDS = (labels,)
+def sample_labels(
+    place: PlaceArgument,
+    out: Annotated[Path, typer.Argument(help="New file: .csv, .csv.gz or .parquet.", show_default=False)],
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of the sample.", show_default=False)],
+    run: RunOption = None,
+    task: LabelTaskOption = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")] = 17,
+) -> None:
+    """Draw published labels by task, market, decision and probability, for people to judge."""
+
+    def work(command: Any) -> dict[str, Any]:
+        from jobs.commands.audit import run_sample_labels
+        from pipeline.scoring.published_labels import LabelSelection
+
+        return run_sample_labels(place, out, LabelSelection(run, task), rows, seed, command)
+
+    execute_without_config("sample-labels", work)
+
+
+def audit(
+    file: Annotated[
+        Path, typer.Argument(help="File of sample-labels with all judgements.", show_default=False)
+    ],
+) -> None:
+    """Print precision and defect rate of each task with 95 % intervals, from a judged sample."""
+
+    def work(command: Any) -> dict[str, Any]:
+        from jobs.commands.audit import run_audit
+
+        return run_audit(file, command)
+
+    execute_unrecorded(work)
+
+
+LABEL_COMMANDS = (labels, sample_labels, audit)

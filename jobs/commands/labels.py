@@ -44,7 +44,11 @@ def run_labels(place: str, out: Path, selection: LabelSelection, run: CommandRun
             count_decisions(table, counts)
             bar.update(done)
     run.table(decision_table(counts))
-    return {"labels": str(out), "rows": counts.total(), "next": run.suggest("status")}
+    return {
+        "labels": str(out),
+        "rows": counts.total(),
+        "next": run.suggest("sample-labels", place, "audit.csv", "--rows", "400"),
+    }
 
 
 def open_labels(place: str, selection: LabelSelection, out: Path) -> PublishedLabels:

@@ -59,9 +59,9 @@ process, work unit, message |
 | `<work_dir>/<name>/records/<run id>.json` | run record: state, progress, counts, exit code, reason, \
 evidence, next command |
 
-`sample`, `import` and `labels` have no config; their files are in `./runs/logs` and `./runs/records`.
-`status`, `runs`, `submit` and `logs` only read runs or send a job: they have no run id, log or record of
-their own.
+`sample`, `import`, `labels` and `sample-labels` have no config; their files are in `./runs/logs` and
+`./runs/records`. `status`, `runs`, `submit`, `logs` and `audit` only read files or send a job: they have no
+run id, log or record of their own.
 
 A command runs in a child process. If Ray or the kernel ends it, its parent says so, closes the record
 as `failed` with exit code 3, and kills what it left; the same command continues.
