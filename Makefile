@@ -61,7 +61,6 @@ bench: $(VENV)/installed-test
 	$(BIN)/python -m tests.bench.bench_zero_memory
 	$(BIN)/python -m tests.bench.bench_bootstrap
 	$(BIN)/python -m tests.bench.bench_score
-	$(BIN)/python -m tests.bench.bench_labels
 	$(BIN)/python -m tests.bench.bench_scale
 
 # deepspeed is built before torch is there: its setup.py would import torch and look for a CUDA compiler

@@ -43,9 +43,15 @@ def worker_peak(folder: Path) -> dict[str, Any]:
     }
 
 
+def labels_peak(_: Path) -> dict[str, Any]:
+    """Measure the peak memory of writing 200,000 and 2,000,000 labels as one file."""
+    return run_module("label_memory")
+
+
 FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "floor_peak_mb_1m": floor_peak,
     "worker_peak_mb_10m_over_1m": worker_peak,
+    "labels_peak_mb_2m_over_200k": labels_peak,
 }
 
 

@@ -1,6 +1,6 @@
 """Peak memory of `iter_published` and of writing one file, with 200,000 and 2,000,000 made-up labels.
 
-python -m tests.bench.bench_labels
+python -m tests.bench.support.label_memory
 """
 
 import json
