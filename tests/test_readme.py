@@ -27,7 +27,7 @@ def test_commands_in_readmes_exist_with_their_options() -> None:
     group: Any = typer.main.get_command(app)
     wrong = []
     for path, text in READMES.items():
-        for line in re.findall(r"(?:`|^ *)relevance ([a-z]+[^`\n]*)", text, re.MULTILINE):
+        for line in re.findall(r"(?:`|^ *)relevance ([a-z-]+[^`\n]*)", text, re.MULTILINE):
             name, _, rest = line.partition(" ")
             command = group.commands.get(name)
             commands = [command, group.commands.get(rest.split(" ")[0]) if name == "submit" else None]
@@ -41,7 +41,7 @@ def test_commands_in_readmes_exist_with_their_options() -> None:
 
 def test_the_main_readme_names_every_command() -> None:
     group: Any = typer.main.get_command(app)
-    assert set(re.findall(r"`relevance ([a-z]+)", MAIN)) >= set(group.commands)
+    assert set(re.findall(r"`relevance ([a-z-]+)", MAIN)) >= set(group.commands)
 
 
 def test_the_main_readme_is_short() -> None:
