@@ -3,6 +3,7 @@
 Shape legend: N rows, C labels of the task.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ Method = Literal["temperature", "platt", "isotonic"]
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+# between probabilities of a curve: a smaller step has no slope, or an infinite one; scikit-learn merges 1e-15
+MIN_CURVE_STEP = 1e-16
 
 BEYOND_ONE = math.nextafter(1.0, 2.0)  # threshold below which all probabilities lie
 
@@ -44,7 +48,7 @@ class Calibration(Thresholds):
     method: Method = "temperature"  # recalibrates the probability of relevance
     slope: float = Field(default=1.0, gt=0)  # platt: factor of the log odds
     intercept: float = 0.0  # platt: added to the log odds
-    # isotonic: (probability before, after), non-decreasing, interpolated linearly
+    # isotonic: (probability before, after), increasing before, non-decreasing after, interpolated linearly
     curve: tuple[tuple[Probability, Probability], ...] = ()
     markets: dict[str, Thresholds] = {}  # own thresholds of markets with enough rows
 
@@ -53,6 +57,8 @@ class Calibration(Thresholds):
         befores, afters = (list(side) for side in zip(*self.curve, strict=True)) if self.curve else ([], [])
         if befores != sorted(befores) or afters != sorted(afters):
             raise ValueError("curve must not decrease")
+        if any(after - before < MIN_CURVE_STEP for before, after in itertools.pairwise(befores)):
+            raise ValueError(f"curve must step by {MIN_CURVE_STEP:g} or more in the probability before")
         if self.method == "isotonic" and not self.curve:
             raise ValueError("curve of the isotonic method is missing")
         return self
@@ -84,14 +90,13 @@ def calibrated_probabilities(logits_NC: np.ndarray, calibration: Calibration, ta
     probability_NC = label_probabilities(logits_NC, calibration.temperature)
     if calibration.method == "temperature" or not len(logits_NC):
         return probability_NC
-    before_N = relevance_probability(probability_NC, task)
-    after_N = recalibrate(before_N, calibration)
-    relevant_C = np.arange(probability_NC.shape[1]) >= task.relevant_from
-    irrelevant_scale_N = np.divide(1 - after_N, 1 - before_N, out=np.ones_like(after_N), where=before_N < 1)
-    relevant_scale_N = np.divide(after_N, before_N, out=np.ones_like(after_N), where=before_N > 0)
-    scale_N2 = np.stack([irrelevant_scale_N, relevant_scale_N], axis=1)
-    scaled_NC = probability_NC * scale_N2[:, relevant_C.astype(int)]
-    return scaled_NC / scaled_NC.sum(axis=1, keepdims=True)
+    after_N = recalibrate(relevance_probability(probability_NC, task), calibration)
+    # softmax of each side alone: a side's probability may round to 0, and its proportions are needed then too
+    irrelevant_NC, relevant_NC = (
+        label_probabilities(side_NC, calibration.temperature)
+        for side_NC in np.split(logits_NC, [task.relevant_from], axis=1)
+    )
+    return np.concatenate([(1 - after_N)[:, None] * irrelevant_NC, after_N[:, None] * relevant_NC], axis=1)
 
 
 def recalibrate(probability_N: np.ndarray, calibration: Calibration) -> np.ndarray:

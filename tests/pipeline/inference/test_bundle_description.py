@@ -129,6 +129,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         with_fields(lambda f: f["calibration"]["two"].update(curve=[[0, 1], [1, 0]])),
         "curve must not decrease",
     ),
+    "upright curve": (
+        with_fields(lambda f: f["calibration"]["two"].update(curve=[[0.5, 0.2], [0.5, 0.8]])),
+        "curve must step by 1e-16 or more",
+    ),
+    "curve of infinite slope": (
+        with_fields(lambda f: f["calibration"]["two"].update(curve=[[0, 0.2], [1e-322, 0.8], [1, 0.9]])),
+        "curve must step by 1e-16 or more",
+    ),
     "lost calibration": (with_fields(lambda f: f["calibration"].pop("two")), "calibration is for three"),
     "zero temperature": (with_fields(lambda f: f["calibration"]["two"].update(temperature=0)), "temperature"),
     "tiny temperature": (
