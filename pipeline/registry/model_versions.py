@@ -132,9 +132,10 @@ def read_gate_report(record: Any) -> GateReport | None:
     """Return the gate's last report on a version; None if the gate has not judged it.
 
     Raises:
-        DamagedInputError: The report or the tag that sums it up was altered.
+        DamagedInputError: The report is missing, or it or the tag that sums it up was altered.
     """
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     tag = GateTag.from_tags(record.tags)
     if tag is None:
@@ -142,7 +143,15 @@ def read_gate_report(record: Any) -> GateReport | None:
     path = _report_path(str(record.version), tag.against)
     with tempfile.TemporaryDirectory() as folder:
         source = f"runs:/{record.run_id}/{path}"
-        content = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder)).read_bytes()
+        try:
+            content = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder)).read_bytes()
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise DamagedInputError(
+                f"gate report missing: {path} of MLflow run {record.run_id}; evaluate version "
+                f"{record.version} again"
+            ) from error
     try:
         fields = parse_json(content)
         report = GateReport.from_json(fields) if json_sha256(fields) == tag.sha256 else None

@@ -13,6 +13,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from models.serialization.bundle import read_bundle, write_bundle
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.registry import model_versions
+from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import (
     REQUIRED_TAGS,
     check_registered,
@@ -90,4 +91,15 @@ def test_gate_report_that_is_no_json_is_damaged_input(
     tag = json.dumps({"against": "1", "passed": True, "sha256": "0" * 64})
     record = SimpleNamespace(version="2", run_id="run", tags={"gate": tag})
     with pytest.raises(DamagedInputError, match="gate report or tag was altered: gate/version-2-against-1"):
+        read_gate_report(record)
+
+
+def test_missing_gate_report_is_damaged_input(tmp_path: Path) -> None:
+    client = connect_mlflow(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("planted", artifact_location=str(tmp_path / "artifacts"))
+    run_id = client.create_run(experiment).info.run_id
+    tag = json.dumps({"against": "1", "passed": True, "sha256": "0" * 64})
+    record = SimpleNamespace(version="2", run_id=run_id, tags={"gate": tag})
+    missing = f"gate report missing: gate/version-2-against-1.json of MLflow run {run_id}; evaluate version 2"
+    with pytest.raises(DamagedInputError, match=missing):
         read_gate_report(record)
