@@ -55,6 +55,31 @@ def test_locks_satisfy_every_requirement_of_pyproject() -> None:
     assert not offenders, "\n".join(offenders)
 
 
+# the last release with a security fault that is known, of each package that has one
+LAST_WITH_A_FAULT = {
+    "deepspeed": "0.15.0",
+    "filelock": "3.20.2",
+    "jinja2": "3.1.5",
+    "mlflow": "3.17.1",
+    "pyarrow": "23.0.0",
+    "ray": "2.59.0",
+    "setuptools": "82.0.1",
+    "torch": "2.9.1",
+    "transformers": "5.9.0",
+}
+
+
+def test_requirements_exclude_releases_with_security_faults() -> None:
+    lines = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["build-system"]["requires"]]
+    requirements = {normalized_name(Requirement(line).name): Requirement(line) for line in lines}
+    accepted = [
+        f"{requirements[name]} accepts {version}"
+        for name, version in LAST_WITH_A_FAULT.items()
+        if version in requirements[name].specifier
+    ]
+    assert not accepted
+
+
 def test_locks_agree_on_every_package() -> None:
     entries = defaultdict(set)
     for name, lock in LOCKS.items():

@@ -1,6 +1,8 @@
 """The Ray cluster that a command starts for itself."""
 
+import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,7 +30,9 @@ from jobs.cluster import (
 )
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.runtime import waiting
+from tests.support.commands import RELEVANCE, check_refused
 from tests.support.places import ROOT
+from tests.support.planted import planted_config, write_config, write_planted
 
 ADDRESSES = {
     "": None,
@@ -93,6 +97,25 @@ def test_limit_of_open_files_is_raised_or_named_before_ray() -> None:
     assert error.startswith(f"RetryableError limit of open files too low for Ray: {MIN_OPEN_FILES - 1:,} of")
     assert "`ulimit -n`" in error
     assert state == f"False ({MIN_OPEN_FILES - 1}, {MIN_OPEN_FILES - 1})"
+
+
+@pytest.mark.failures
+def test_train_with_64_open_files_says_so_and_is_exit_3(tmp_path: Path, tiny_llama: Path) -> None:
+    write_planted(tmp_path, num_rows=40, num_to_score=4)
+    config = write_config(tmp_path / "c.yaml", planted_config(tmp_path, str(tiny_llama)))
+    done = subprocess.run(
+        [*RELEVANCE, "train", "--config", str(config)],
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    check_refused(done, 3, f"limit of open files too low for Ray: 64 of at least {MIN_OPEN_FILES:,}")
+    (path,) = (tmp_path / "runs" / "planted" / "records").iterdir()
+    record = json.loads(path.read_text())
+    assert (record["state"], record["exit_code"]) == ("failed", 3)
+    assert done.stderr.splitlines()[-1] == f"error: {record['reason']}"
 
 
 @pytest.mark.e2e
