@@ -68,7 +68,7 @@ class FileVerdict:
     folder: str
     rows: int = 0
     bad_rows: int = 0
-    refused: str = ""  # why no row was read: damage, or another schema
+    refused: str = ""  # why no row was read, as the rest of a sentence that begins with the file's name
     damaged: bool = False
     failing: dict[str, int] = field(default_factory=dict)  # rows by reason
     examples: dict[str, list[RowExample]] = field(default_factory=dict)  # by reason
@@ -104,7 +104,7 @@ def check_file(job: FileJob) -> FileVerdict:
         sha256 = cached_sha256(job.path)
     except OSError as error:
         return FileVerdict(
-            job.relative, job.task.name, "", "", refused=f"cannot be read ({error})", damaged=True
+            job.relative, job.task.name, "", "", refused=f" cannot be read ({error.strerror})", damaged=True
         )
     folder = job.work_dir / _cache_key(job, sha256)
     job.work_dir.mkdir(parents=True, exist_ok=True)
@@ -182,6 +182,12 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
+def _without_name(error: RelevanceError, path: Path) -> str:
+    """Return the message of a reader's error without the path at its begin: equal files share it."""
+    message = str(error)
+    return message.removeprefix(str(path)) if message.startswith(str(path)) else f": {message}"
+
+
 def column_types(schema: pa.Schema) -> list[ColumnType]:
     """Describe the columns of a schema for the page about it."""
     known = {c.name: c for c in COLUMNS}
@@ -201,7 +207,7 @@ def read_and_check(job: FileJob, sha256: str, folder: Path) -> FileVerdict:
                 return replace(
                     verdict,
                     rows=file.metadata.num_rows,
-                    refused="; ".join(differences),
+                    refused=f": {'; '.join(differences)}",
                     differences=differences,
                     schema=column_types(file.schema_arrow),
                 )
@@ -216,14 +222,14 @@ def read_and_check(job: FileJob, sha256: str, folder: Path) -> FileVerdict:
                     if reason_table.num_rows:
                         reasons.write_table(reason_table)
     except DamagedInputError as error:
-        return replace(verdict, refused=str(error), damaged=True)
+        return replace(verdict, refused=_without_name(error, job.path), damaged=True)
     except DataRefusedError as error:
-        return replace(verdict, refused=str(error))
+        return replace(verdict, refused=_without_name(error, job.path))
     except (MemoryError, OSError, RelevanceError):  # not the file's
         raise
     except Exception as error:  # of a check: the other files are judged without it
         logger.exception("check failed: %s", job.path)
-        problem = f"{job.path} cannot be checked ({summarize_error(error)}); remove it, and report it"
+        problem = f" cannot be checked ({summarize_error(error)}); remove it, and report it"
         return replace(verdict, refused=problem, damaged=True)
     pq.write_table(scan.sample(), folder / "sample.parquet")
     return replace(

@@ -238,7 +238,7 @@ def verdict_messages(
 ) -> tuple[list[str], list[str]]:
     """Return the reasons to refuse a task's data, and the warnings about them."""
     config, files = run.config, [verdict for verdict, _ in verdicts.of_task(task)]
-    failures = [f"{v.relative}: {v.refused}; no row was read" for v in files if v.refused]
+    failures = [f"{v.relative}{v.refused}; no row was read" for v in files if v.refused]
     if not record.accepted and (record.read or not failures):
         failures.append(
             f"task={task.name}: the table must hold at least one good row; its files hold {record.read:,} "

@@ -161,11 +161,23 @@ def test_damaged_file_is_named_and_other_files_are_checked(tmp_path, task, build
     assert report.damaged == ("task=query-ad/part-1.parquet",)
     assert [(f.rows, f.accepted) for f in report.files][0] == (6, 6)
     with pytest.raises(
-        DamagedInputError, match=r"task=query-ad/part-1\.parquet: .*(not whole parquet|damaged)"
+        DamagedInputError, match=r"task=query-ad/part-1\.parquet is (not whole parquet|damaged)"
     ) as error:
         check_report(report)
-    assert error.value.exit_code == 4
+    assert error.value.exit_code == 4 and str(error.value).count("part-1.parquet") == 1
     assert not (tmp_path / "accepted").exists()
+
+
+def test_refusal_names_the_file_once_and_not_an_equal_one(tmp_path, task, build_table, write_rows):
+    halves = build_table().set_column(7, "label", pa.array([0.5] * 6))
+    run = GateRun(write_rows({"query-ad": [halves]}), [task], tmp_path / "out")
+    [failure] = [text for text in validate(run).failures if "part-0" in text]
+    (run.data_dir / "task=query-ad" / "part-0.parquet").rename(run.data_dir / "task=query-ad/moved.parquet")
+    assert validate(run).failures[0] == failure.replace("part-0", "moved")
+    assert failure.startswith(
+        "task=query-ad/part-0.parquet: column label holds 0.5 in row 0, which is no int32"
+    )
+    assert failure.count("part-0") == 1
 
 
 def test_folder_named_like_a_file_is_refused(tmp_path, task, build_table, write_rows):
