@@ -94,7 +94,20 @@ def test_gate_report_that_is_no_json_is_damaged_input(
         read_gate_report(record)
 
 
-def test_missing_gate_report_is_damaged_input(tmp_path: Path) -> None:
+def test_missing_gate_report_is_damaged_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_nothing(uri: str, dst_path: str) -> str:
+        raise MlflowException("Failed to download artifacts", RESOURCE_DOES_NOT_EXIST)
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", find_nothing)
+    tag = json.dumps({"against": "1", "passed": True, "sha256": "0" * 64})
+    record = SimpleNamespace(version="2", run_id="run", tags={"gate": tag})
+    missing = "gate report missing: gate/version-2-against-1.json of MLflow run run; evaluate version 2 again"
+    with pytest.raises(DamagedInputError, match=missing):
+        read_gate_report(record)
+
+
+@pytest.mark.failures
+def test_gate_report_that_mlflow_lacks_is_damaged_input(tmp_path: Path) -> None:
     client = connect_mlflow(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.create_experiment("planted", artifact_location=str(tmp_path / "artifacts"))
     run_id = client.create_run(experiment).info.run_id
