@@ -1,7 +1,6 @@
 """The `relevance` command. Each command imports its code when it runs, so that --help answers at once."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,6 +15,7 @@ from jobs.environment import (
     open_closed_streams,
     prepare_environment,
     restrict_file_modes,
+    typed_command,
     use_utf8,
 )
 from jobs.execution import CommandSpec, execute, execute_unrecorded, execute_without_config
@@ -31,7 +31,7 @@ from jobs.options import (
     check_days,
 )
 from jobs.supervisor import run_supervised
-from pipeline.errors import ConfigError, RetryableError
+from pipeline.errors import ConfigError
 
 app = typer.Typer(
     name="relevance",
@@ -335,9 +335,9 @@ def _run() -> None:
     except (KeyboardInterrupt, SystemExit) as error:  # Typer turns the first one into the second
         if isinstance(error, SystemExit) and error.code != TYPER_INTERRUPTED:
             raise
-        from jobs.run_texts import interruption_reason
+        from jobs.run_texts import interruption_reason, repetition_exit_code
 
-        _exit(RetryableError.exit_code, interruption_reason(sys.argv[1]))
+        _exit(repetition_exit_code(typed_command()), interruption_reason(typed_command()))
 
 
 def _exit(code: int, reason: str) -> NoReturn:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.escaping import one_line
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -41,6 +42,8 @@ DEFAULTS = {
 READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe such as `| head`, a terminal that was closed
 
 OTHERS_MASK = 0o027  # bits that no file of a run has
+
+USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # of getpass.getuser
 
 # files of a home folder that libraries need, and the variables that name them; they write to HF_HOME alone
 HOME_FILES = {
@@ -109,6 +112,11 @@ def check_arguments() -> None:
             )
 
 
+def typed_command() -> str:
+    """Return the command that this process was started for; empty for `relevance` alone."""
+    return " ".join(sys.argv[1:2])
+
+
 def restrict_file_modes() -> None:
     """Keep new files of this process and its children from users outside the group: 0640, folders 0750.
 
@@ -126,6 +134,7 @@ def prepare_environment() -> None:
         ConfigError: There is no home folder, and none can be made.
     """
     ensure_home()
+    name_user()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110
@@ -136,7 +145,7 @@ def ensure_home() -> None:
     """Set HOME to a folder below the temporary folder if this user has none that can be written.
 
     Containers run as users without an entry in the list of users, with HOME unset or `/`. Ray, Great
-    Expectations and the caches of models need a home folder, and torch a name.
+    Expectations and the caches of models need a home folder.
     """
     try:
         home = Path.home()
@@ -147,6 +156,16 @@ def ensure_home() -> None:
             if home is not None and os.access(home / path, os.R_OK):
                 os.environ.setdefault(name, str(home / path))
         os.environ["HOME"] = str(_temporary_home())
+
+
+def name_user() -> None:
+    """Make the account's name, which MLflow and the promotion log record, one line.
+
+    A user without an entry gets a name, which torch needs.
+    """
+    for name in USER_VARIABLES:
+        if name in os.environ:
+            os.environ[name] = one_line(os.environ[name])
     try:
         getpass.getuser()
     except (KeyError, OSError):

@@ -146,7 +146,7 @@ class _Failure:
 
 
 def _describe_failure(error: BaseException, command: str) -> _Failure:
-    from jobs.run_texts import interruption_reason
+    from jobs.run_texts import interruption_reason, repetition_exit_code
     from pipeline.errors import RelevanceError, translate_os_error
     from pipeline.uris import hide_credentials
 
@@ -155,6 +155,6 @@ def _describe_failure(error: BaseException, command: str) -> _Failure:
     if isinstance(error, RelevanceError):
         return _Failure(error.exit_code, hide_credentials(str(error)))
     if isinstance(error, KeyboardInterrupt):
-        return _Failure(3, interruption_reason(command), state="interrupted")
+        return _Failure(repetition_exit_code(command), interruption_reason(command), state="interrupted")
     reason = hide_credentials("".join(traceback.format_exception_only(error)).strip())
     return _Failure(1, reason, is_expected=False)

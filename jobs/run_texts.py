@@ -4,10 +4,9 @@ import shlex
 import time
 from pathlib import Path
 
+from pipeline.errors import RelevanceError, RetryableError
 from pipeline.inference.attempts import attempt_evidence
 from pipeline.runtime.run_record import DIED, DONE, RUNNING, RunRecord
-
-RETRYABLE = 3  # exit code
 
 # They change nothing in a run folder, so they must not hide how the work before them ended.
 READ_ONLY_COMMANDS = ("predict", "compare", "history", "report", "export", "score --dry-run")
@@ -22,6 +21,11 @@ def repetition_advice(command: str) -> str:
     if command == ROLLBACK:
         return "look at `relevance history` first: a repeated rollback goes back one more champion"
     return "run the same command again, it continues from the last saved state"
+
+
+def repetition_exit_code(command: str) -> int:
+    """Return the exit code of a command that ended before its result: 3 if it may be repeated."""
+    return (RelevanceError if command == ROLLBACK else RetryableError).exit_code
 
 
 def interruption_reason(command: str) -> str:
@@ -69,7 +73,7 @@ def next_step(record: RunRecord) -> str | None:
         return shlex.join(["relevance", "runs", record.run_id, "--work-dir", str(work_dir)])
     if record.command == ROLLBACK:
         return f"{again}    # after a look at `relevance history`"
-    if record.state == DIED or record.exit_code == RETRYABLE:
+    if record.state == DIED or record.exit_code == RetryableError.exit_code:
         return again
     return f"{again}    # after what the reason asks for"
 

@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from jobs.environment import typed_command
+
 if TYPE_CHECKING:
     from pipeline.runtime.run_record import RunRecord
 
@@ -36,7 +38,7 @@ _reports: contextvars.ContextVar[int | None] = contextvars.ContextVar("reports",
 
 
 def run_supervised(command: Callable[[], object]) -> NoReturn:
-    """Run a command in a child process, and exit with its exit code; with 3 and a sentence if it died.
+    """Run a command in a child process, and exit with its exit code; with that of an interruption if it died.
 
     The caller has set the signal handlers of the command. Processes that the command leaves are killed.
     """
@@ -164,33 +166,34 @@ def _kill_children() -> None:
 def _report_death(ended: int, record_path: str | None) -> int:
     """Log how a command died, close its record, and return the exit code."""
     from jobs.console import Console, messages_on
-    from pipeline.errors import RelevanceError, RetryableError
+    from jobs.run_texts import repetition_exit_code
+    from pipeline.errors import RelevanceError
     from pipeline.runtime.run_log import RunLog, logging_to
     from pipeline.runtime.run_record import read_record
 
     if sys.stderr.isatty():
         sys.stderr.write(f"\r{SHOW_CURSOR}\n")
     with messages_on(Console()), contextlib.ExitStack() as stack:
-        reason = _describe_death(ended, None)
+        command, reason = typed_command(), _describe_death(ended, None)
         try:
             if record_path:
                 record = read_record(Path(record_path))
                 stack.enter_context(logging_to(RunLog(record.run_id, Path(record.log)), "supervisor"))
-                reason = _describe_death(ended, record)
+                command, reason = record.command, _describe_death(ended, record)
                 _close(record, Path(record_path), reason)
         except (OSError, RelevanceError) as error:  # a full disk must not hide the reason
             logger.warning("run record not closed: %s", error)
         logger.error("error: %s", reason)
-    return RetryableError.exit_code
+    return repetition_exit_code(command)
 
 
 def _close(record: "RunRecord", path: Path, reason: str) -> None:
-    from jobs.run_texts import find_evidence
-    from pipeline.errors import RetryableError
+    from jobs.run_texts import find_evidence, repetition_exit_code
     from pipeline.runtime.run_record import write_closed
 
     evidence = (*find_evidence(record), str(_libraries_log(record)))
-    write_closed(path, replace(record, evidence=evidence), RetryableError.exit_code, reason)
+    exit_code = repetition_exit_code(record.command)
+    write_closed(path, replace(record, evidence=evidence), exit_code, reason)
 
 
 def _describe_death(ended: int, record: "RunRecord | None") -> str:
@@ -198,7 +201,7 @@ def _describe_death(ended: int, record: "RunRecord | None") -> str:
 
     cause = f"exit code {ended}" if ended >= 0 else signal.Signals(-ended).name
     position = describe_position(record) if record else ""
-    advice = repetition_advice(record.command if record else "")
+    advice = repetition_advice(record.command if record else typed_command())
     return f"command died without a result{position}: {cause}; {_likely_cause(ended, record)}; {advice}"
 
 

@@ -25,6 +25,11 @@ def escape_invisible(text: str, keep: str = "") -> str:
     return INVISIBLE.sub(lambda match: match[0] if match[0] in keep else _spell(match[0]), text)
 
 
+def one_line(text: str) -> str:
+    """Return a text of the environment, such as an account's name, for a record: undecoded bytes become ?."""
+    return escape_invisible(text.encode(errors="replace").decode())
+
+
 def escape_markdown(text: str) -> str:
     """Return a text for a paragraph, an item or a cell of Markdown, in which nothing of it is markup."""
     return _MARKDOWN.sub(r"\\\g<0>", escape_invisible(text))

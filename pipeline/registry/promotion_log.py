@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, GateRefusedError, RelevanceError, RetryableError
+from pipeline.escaping import one_line
 from pipeline.registry.promotion_checks import (
     ENTRY_TAG,
     NOT_CHECKED,
@@ -280,6 +281,6 @@ def _utc_now() -> str:
 def _user_name() -> str:
     """Return the account's name; its number in a container that has no name for it."""
     try:
-        return getpass.getuser().encode(errors="replace").decode()  # LOGNAME may hold any bytes
+        return one_line(getpass.getuser())  # LOGNAME may hold anything
     except (KeyError, OSError):
         return f"uid {os.getuid()}"

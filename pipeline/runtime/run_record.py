@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DamagedInputError
+from pipeline.escaping import one_line
 from pipeline.runtime.run_log import RunLog, utc_text
 from pipeline.storage.filesystem import open_to_append, read_json, write_json
 
@@ -99,7 +100,7 @@ class RunRecorder:
             name=name,
             arguments=arguments,
             log=str(self.log.path),
-            host=socket.gethostname(),
+            host=one_line(socket.gethostname()),
             pid=os.getpid(),
             started_s=now_s,
             updated_s=now_s,

@@ -132,6 +132,23 @@ def test_signal_before_the_run_begins_is_a_sentence_and_exit_3() -> None:
         assert done.stderr.splitlines()[-1].startswith("error: interrupted; run the same")
 
 
+INTERRUPTED_AT_ONCE = """
+import signal
+import jobs.cli
+jobs.cli.app = lambda: signal.raise_signal(signal.SIGINT)
+jobs.cli.main()
+"""
+
+
+def test_interrupted_command_exits_3_if_it_may_be_repeated() -> None:
+    advice = {3: "run the same command again", 1: "look at `relevance history` first"}
+    for arguments, code in (([], 3), (["--help"], 3), (["promote"], 3), (["rollback"], 1)):
+        program = [sys.executable, "-c", INTERRUPTED_AT_ONCE, *arguments]
+        done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (code, ""), (arguments, done.stderr)
+        assert done.stderr.splitlines()[-1].startswith(f"error: interrupted; {advice[code]}")
+
+
 def test_unknown_setting_names_the_nearest_one(config: Path) -> None:
     result = relevance("train", "--config", str(config), "--set", "optimizer.learning_rat=1")
     check_refused(

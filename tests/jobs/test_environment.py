@@ -29,6 +29,13 @@ prepare_environment()
 Path.home().joinpath("file").write_text("x")
 print(Path.home(), getpass.getuser(), os.environ.get("NETRC"))
 """
+SHOW_USER = """
+import getpass
+from jobs.environment import prepare_environment
+prepare_environment()
+from mlflow.tracking.context.default_context import DefaultRunContext
+print(getpass.getuser(), DefaultRunContext().tags()["mlflow.user"], sep="\\n")
+"""
 
 
 def _run(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
@@ -74,6 +81,16 @@ def test_writable_home_is_kept(tmp_path: Path) -> None:
     done = _run(SHOW_HOME, HOME=str(tmp_path))
     assert done.stdout.decode().split()[0] == str(tmp_path)
     assert all(not path.startswith("/") for path in HOME_FILES.values())
+
+
+def test_account_name_is_one_line_for_every_library() -> None:
+    for name, shown in (
+        ("ana\nFORGED", "ana\\nFORGED"),
+        ("ana\x1b[2J", "ana\\u001b[2J"),
+        ("ana\udcff", "ana?"),
+    ):
+        done = _run(SHOW_USER, LOGNAME=name, USER=name, HOME="/tmp")
+        assert done.stdout.decode().splitlines() == [shown, shown], done.stderr.decode()
 
 
 LOCALES: list[Mapping[str, str]] = [

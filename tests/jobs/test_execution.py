@@ -90,8 +90,9 @@ def test_interrupted_rollback_is_not_to_be_repeated_unseen(
     def stage(_: Any, __: CommandRun) -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    with pytest.raises(typer.Exit):
+    with pytest.raises(typer.Exit) as raised:
         execute(CommandSpec("rollback"), config_path, None, stage)
+    assert raised.value.exit_code == only_record(config_path).exit_code == 1
     err = capfd.readouterr().err
     assert "error: interrupted; look at `relevance history` first" in err and "run the same" not in err
 

@@ -107,8 +107,10 @@ def test_dead_rollback_is_not_to_be_repeated_unseen(tmp_path: Path) -> None:
     record = RunRecorder(tmp_path, "id", "rollback", "daily", ("rollback", "--reason", "bad")).record
     reason = _describe_death(-signal.SIGKILL, record)
     assert "look at `relevance history` first" in reason and "run the same" not in reason
-    again = next_step(replace(record, state="failed", exit_code=3, reason=reason))
+    again = next_step(replace(record, state="failed", exit_code=1, reason=reason))
     assert again == "relevance rollback --reason bad    # after a look at `relevance history`"
+    code, out, err = _run("os._exit(1)", "rollback")
+    assert (code, out) == (1, "") and "look at `relevance history` first" in err
 
 
 def test_dead_command_leaves_no_process() -> None:

@@ -24,7 +24,8 @@ has one (see Runs). One that is not done prints `error: ` and the reason as the 
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | data or promotion gate refused, some units failed for good, or a defect with its traceback |
+| 1 | data or promotion gate refused, some units failed for good, \
+a rollback that may not be repeated unseen, or a defect with its traceback |
 | 2 | bad config or usage |
 | 3 | a retry may succeed: the same command continues |
 | 4 | damaged input |
@@ -64,7 +65,8 @@ evidence, next command |
 run id, log or record of their own.
 
 A command runs in a child process. If Ray or the kernel ends it, its parent says so, closes the record
-as `failed` with exit code 3, and kills what it left; the same command continues.
+as `failed` with exit code 3, and kills what it left; the same command continues. Ctrl-C, SIGTERM and
+SIGHUP end a command with 3 too. `rollback` alone ends with 1 then: repeated, it goes back one more champion.
 
 A record's state is `running`, `done`, `failed`, `interrupted`, or `died`: the command
 and its parent ended without closing the record (power cut, SIGKILL of the parent).

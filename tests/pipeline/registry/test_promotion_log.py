@@ -298,9 +298,9 @@ def test_unusable_tags_of_a_version_are_not_recorded(promotions: Promotions, log
     assert [entry.version for entry in log.read(promotions.client)] == ["1"]
 
 
-def test_account_name_of_any_bytes_is_recorded(
+def test_account_name_of_any_bytes_is_recorded_as_one_line(
     promotions: Promotions, log: PromotionLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOGNAME", "ana\udcff")
+    monkeypatch.setenv("LOGNAME", "ana\udcff\n2 forged\u202e")
     promote(promotions, log, "2", "1")
-    assert log.read(promotions.client)[-1].by == "ana?"
+    assert log.read(promotions.client)[-1].by == r"ana?\n2 forged\u202e"
