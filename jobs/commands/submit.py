@@ -142,7 +142,7 @@ def submit_job(client: Any, config: RunConfig, command: Sequence[str], again: bo
     with tempfile.TemporaryDirectory(prefix="relevance-submit-") as folder:
         write_config(Path(folder) / "config.yaml", config)
         # the promotion log names who submitted a promotion, not the account of the cluster
-        user = f"LOGNAME={getpass.getuser().encode(errors='replace').decode()}"
+        user = f"LOGNAME={getpass.getuser()}"
         words = ["env", user, "relevance", command[0], "--config", "config.yaml", *command[1:]]
         request = {
             "entrypoint": shlex.join(words),

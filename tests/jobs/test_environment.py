@@ -1,5 +1,6 @@
 """A command works for any user and any locale."""
 
+import getpass
 import os
 import stat
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.environment import HOME_FILES, restrict_file_modes
+from jobs.environment import HOME_FILES, USER_VARIABLES, name_user, restrict_file_modes
 from pipeline.storage.filesystem import open_to_append, put_if_absent, write_json
 from tests.support.places import ROOT
 
@@ -28,13 +29,6 @@ if sys.argv[1:]:
 prepare_environment()
 Path.home().joinpath("file").write_text("x")
 print(Path.home(), getpass.getuser(), os.environ.get("NETRC"))
-"""
-SHOW_USER = """
-import getpass
-from jobs.environment import prepare_environment
-prepare_environment()
-from mlflow.tracking.context.default_context import DefaultRunContext
-print(getpass.getuser(), DefaultRunContext().tags()["mlflow.user"], sep="\\n")
 """
 
 
@@ -83,14 +77,13 @@ def test_writable_home_is_kept(tmp_path: Path) -> None:
     assert all(not path.startswith("/") for path in HOME_FILES.values())
 
 
-def test_account_name_is_one_line_for_every_library() -> None:
-    for name, shown in (
-        ("ana\nFORGED", "ana\\nFORGED"),
-        ("ana\x1b[2J", "ana\\u001b[2J"),
-        ("ana\udcff", "ana?"),
-    ):
-        done = _run(SHOW_USER, LOGNAME=name, USER=name, HOME="/tmp")
-        assert done.stdout.decode().splitlines() == [shown, shown], done.stderr.decode()
+def test_account_name_is_one_line_for_every_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"ana\nFORGED": r"ana\nFORGED", "ana\x1b[2J\u202e": r"ana\u001b[2J\u202e", "ana\udcff": "ana?"}
+    for name, shown in names.items():
+        for variable in USER_VARIABLES:
+            monkeypatch.setenv(variable, name)
+        name_user()
+        assert {getpass.getuser(), *(os.environ[variable] for variable in USER_VARIABLES)} == {shown}
 
 
 LOCALES: list[Mapping[str, str]] = [
