@@ -28,6 +28,7 @@ from jobs.options import (
     LogicalDateOption,
     SetOption,
     UntilOption,
+    check_against,
     check_days,
 )
 from jobs.supervisor import run_supervised
@@ -164,8 +165,7 @@ def evaluate(
     overrides: SetOption = None,
 ) -> None:
     """Calibrate and measure the trained model. With --version: run the promotion gate, exit 1 if refused."""
-    if version is None and against is not None:
-        raise typer.BadParameter("it needs --version, the version to check", param_hint="--against")
+    check_against(version, against)
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
         from jobs.commands.data import import_sources
@@ -221,7 +221,12 @@ def submit(
     ],
     config: ConfigOption,
     address: AddressOption,
-    again: Annotated[bool, typer.Option("--again", help="Submit even if the same job succeeded.")] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Submit even if the same job succeeded; what depends on more than the config is."
+        ),
+    ] = False,
     no_wait: Annotated[
         bool,
         typer.Option("--no-wait", help="Return after submitting; default: follow the job to its end."),
@@ -229,7 +234,7 @@ def submit(
     overrides: SetOption = None,
     insecure: InsecureOption = False,
 ) -> None:
-    """Run a command as a job of a Ray cluster; the same job is not started twice.
+    """Run a command as a job of a Ray cluster; a job that still runs is not started twice.
 
     The command's own options follow it: `relevance submit promote --version 3 --config C --address A`.
     Paths in the config must be absolute and seen by the cluster's machines, or s3://bucket/prefix.
@@ -263,6 +268,7 @@ def _check_submitted(command: str, config: Path, options: list[str]) -> list[str
     parser = known.commands[command]
     parsed = parser.make_context(f"relevance {command}", ["--config", str(config), *options]).params
     check_days(parsed.get("logical_date"), parsed.get("until"))
+    check_against(parsed.get("version"), parsed.get("against"))
     takes_insecure = any("--insecure" in parameter.opts for parameter in parser.params)
     is_insecure = takes_insecure and os.environ.get(INSECURE) == "1"  # submit's own option has set it
     return [command, *options, *(["--insecure"] if is_insecure else [])]

@@ -13,7 +13,12 @@ PlaceArgument = Annotated[
 ]
 
 RunOption = Annotated[
-    str | None, typer.Option("--run", help="Only labels of this scoring run.", show_default=False)
+    str | None,
+    typer.Option(
+        "--run",
+        help="Only labels of this scoring run's inputs, those published earlier too.",
+        show_default=False,
+    ),
 ]
 
 LabelTaskOption = Annotated[

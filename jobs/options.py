@@ -74,6 +74,12 @@ def check_days(logical_date: str | None, until: str | None) -> None:
         raise typer.BadParameter("it needs --logical-date, the first day", param_hint="--until")
 
 
+def check_against(version: str | None, against: str | None) -> None:
+    """Raise BadParameter if there is a version to compare with and none to check."""
+    if version is None and against is not None:
+        raise typer.BadParameter("it needs --version, the version to check", param_hint="--against")
+
+
 TaskOption = Annotated[str, typer.Option("--task", help="Task of the config.", show_default=False)]
 
 ExportFormatOption = Annotated[

@@ -37,12 +37,15 @@ def run_labels(place: str, out: Path, selection: LabelSelection, run: CommandRun
         open_table_writer(out, SCORE_SCHEMA) as write,
         run.track("labels", labels.num_labels, "labels") as bar,
     ):
-        done = 0
-        for _, table in labels.batches():
+        done, current = 0, None
+        for unit, table in labels.batches():
+            if current is not None and current is not unit:
+                done += current.num_labels
+                bar.update(done)
+            current = unit
             write(table.cast(SCORE_SCHEMA))
-            done += table.num_rows
             count_decisions(table, counts)
-            bar.update(done)
+        bar.update(labels.num_labels)
     run.table(decision_table(counts))
     return {
         "labels": str(out),

@@ -1,7 +1,8 @@
 """Commands as jobs of a Ray cluster: submit, follow, list.
 
-A job's id follows from the command and its config, not from the data. Submitting the same command again finds
-the job that exists. Ray accepts each id once in the life of a cluster; a retry gets the next number.
+A job's id follows from the command and its config, not from the data. A job that runs is found by submitting
+its command again. So is one that succeeded, unless the command depends on more than its config
+(`is_repeatable`). Ray accepts each id once in the life of a cluster; a retry gets the next number.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from typing import Any
 
 from jobs.cluster import access_refused, check_address, check_dashboard_token, is_dashboard_address
 from jobs.command_run import CommandRun
+from jobs.run_texts import ROLLBACK, repetition_advice, repetition_exit_code
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError, summarize_error
 from pipeline.runtime.ray_internals import create_job_client, is_missing_agent
@@ -72,7 +74,7 @@ def run_submit(
         if not wait:
             state = str(client.get_job_status(job))
             return {"job": job, "state": state, "next": run.suggest("logs", job, "--address", address)}
-        follow_job(client, job)
+        follow_job(client, job, command[0])
     return {"job": job, "state": "SUCCEEDED", "next": run.suggest("status", "--address", address)}
 
 
@@ -87,11 +89,12 @@ def check_local_backbone(config: RunConfig) -> None:
 def run_logs(job: str, run: CommandRun, address: str) -> dict[str, Any]:
     """Print a job's output to its end. Raises the errors of `run_submit`."""
     with job_client(address) as client:
-        if job not in {known.submission_id for known in client.list_jobs()}:
+        metadata = {known.submission_id: known.metadata for known in client.list_jobs()}
+        if job not in metadata:
             raise ConfigError(
                 f"job unknown to {address}: {job}; list its jobs with `relevance status --address {address}`"
             )
-        follow_job(client, job)
+        follow_job(client, job, (metadata[job] or {}).get("command", ""))
     return {"job": job, "state": "SUCCEEDED", "next": run.suggest("status", "--address", address)}
 
 
@@ -126,6 +129,9 @@ def submit_job(client: Any, config: RunConfig, command: Sequence[str], again: bo
 
     A job that failed or was stopped is submitted again under the next number. With `again`, so is one that
     succeeded. Commands that depend on more than their config always are, see `is_repeatable`.
+
+    Raises:
+        RelevanceError: A rollback failed or was stopped before; it may have rolled back.
     """
     again = again or is_repeatable(command)
     stem = job_stem(config, command)
@@ -137,6 +143,10 @@ def submit_job(client: Any, config: RunConfig, command: Sequence[str], again: bo
             remedy = "; to run the command once more, add --again" if state == "SUCCEEDED" else ""
             logger.info("  job exists: %s, %s%s", job, state.lower(), remedy)
             return job
+        if command[0] == ROLLBACK and not again:
+            raise RelevanceError(
+                f"rollback {state.lower()}: {job}; {repetition_advice(ROLLBACK)}; --again rolls back anyway"
+            )
         number += 1
     job = f"{stem}-{number}"
     with tempfile.TemporaryDirectory(prefix="relevance-submit-") as folder:
@@ -206,11 +216,12 @@ def write_config(path: Path, config: RunConfig) -> None:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def follow_job(client: Any, job: str) -> None:
-    """Print a job's output as it comes, until the job has succeeded.
+def follow_job(client: Any, job: str, command: str) -> None:
+    """Print the output of a command's job as it comes, until the job has succeeded.
 
     Raises:
-        RelevanceError: The job failed; the class is that of its exit code, RetryableError without one.
+        RelevanceError: The job failed; the class is that of its exit code. Without one it is RetryableError,
+            unless the command must not be repeated.
     """
     num_shown = 0
     while True:
@@ -228,11 +239,10 @@ def follow_job(client: Any, job: str) -> None:
     if state == "SUCCEEDED":
         return
     code = info.driver_exit_code
-    error_class = ERRORS_BY_EXIT_CODE.get(code, RetryableError) if state == "FAILED" else RetryableError
+    unfinished = ERRORS_BY_EXIT_CODE[repetition_exit_code(command)]
+    error_class = ERRORS_BY_EXIT_CODE.get(code, unfinished) if state == "FAILED" else unfinished
     reason = f"exit code {code}" if code is not None else info.message
-    advice = (
-        "submit the same command to try again" if error_class is RetryableError else "do what it asks for"
-    )
+    advice = repetition_advice(command) if error_class is unfinished else "do what it asks for"
     raise error_class(f"job {state.lower()}: {job} ({reason}); its output is above, {advice}")
 
 

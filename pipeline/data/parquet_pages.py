@@ -14,7 +14,7 @@ FIRST_READ_BYTES = 4_096  # more than a header without statistics takes
 
 MAX_HEADER_BYTES = 16 * 2**20  # Arrow's own limit
 
-MAX_DEPTH = 8  # of structs; a footer has six
+MAX_DEPTH = 12  # of structs and lists; a footer has eight
 
 _FOOTER_END = struct.Struct("<I4s")  # length of the footer, and the magic bytes
 
@@ -102,7 +102,10 @@ def read_pages(source: Any, chunk: ColumnChunk) -> Iterator[Page]:
     while position < chunk.end and rows < chunk.values:
         header, header_bytes = _read_header(source, position)
         values = header.get(_DATA_HEADER) or header.get(_DATA_HEADER_V2) or {}
-        page = Page(int(values.get(_NUM_VALUES, 0)), int(header[_UNCOMPRESSED_SIZE]))
+        try:
+            page = Page(int(values.get(_NUM_VALUES, 0)), int(header[_UNCOMPRESSED_SIZE]))
+        except (TypeError, AttributeError) as error:
+            raise ValueError("the header of a page has values of other types") from error
         if header[_COMPRESSED_SIZE] < 0 or page.rows < 0 or page.bytes < 0:
             raise ValueError("a page has a negative size")
         yield page
@@ -154,7 +157,7 @@ class _CompactReader:
     """Reader of structs in Thrift's compact protocol; EOFError where the bytes end too early."""
 
     def __init__(self, content: bytes) -> None:
-        self._content = io.BytesIO(content)
+        self._content, self._size = io.BytesIO(content), len(content)
 
     @property
     def position(self) -> int:
@@ -163,8 +166,7 @@ class _CompactReader:
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
         """Return the values of a struct by the numbers of its fields."""
-        if depth > MAX_DEPTH:
-            raise ValueError("its metadata are nested too deeply")
+        self._check_depth(depth)
         fields: dict[int, Any] = {}
         number = 0
         while kind := self._bytes(1)[0]:
@@ -172,11 +174,16 @@ class _CompactReader:
             fields[number] = self._value(kind & 15, depth)
         return fields
 
+    @staticmethod
+    def _check_depth(depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise ValueError("its metadata are nested too deeply")
+
     def _value(self, kind: int, depth: int) -> Any:
         if kind in (1, 2):  # true and false
             return kind == 1
         if kind in (9, 10):
-            return self._list(depth)
+            return self._list(depth + 1)
         if kind in (4, 5, 6):
             return self._integer()
         if kind == 12:
@@ -188,6 +195,7 @@ class _CompactReader:
         raise ValueError(f"its metadata have a field of kind {kind}")
 
     def _list(self, depth: int) -> list[Any]:
+        self._check_depth(depth)
         start = self._bytes(1)[0]
         count, kind = start >> 4, start & 15
         if count == 15:
@@ -212,6 +220,8 @@ class _CompactReader:
                 raise ValueError("its metadata have a number of too many bytes")
 
     def _bytes(self, count: int) -> bytes:
+        if count > self._size:
+            raise EOFError
         content = self._content.read(count)
         if len(content) < count:
             raise EOFError

@@ -159,7 +159,7 @@ class LexicalBaseline:
         return self.trees.predict_proba(self._features(query, ads))[:, 1].astype(np.float64)
 
     def _features(self, query: Sequence[str], ads: Mapping[str, Sequence[str]]) -> np.ndarray:
-        """Return features (B, F): query length, and two cosines and six overlap features per column."""
+        """Return features (B, F): two lengths of the query; two cosines and six overlaps of each column."""
         batches = (slice(start, start + _BATCH_TEXTS) for start in range(0, len(query), _BATCH_TEXTS))
         return np.concatenate(
             [
@@ -188,7 +188,7 @@ def draw_train_rows(train: pa.Table, max_rows: int) -> pa.Table:
     """Return the `max_rows` rows whose queries have the lowest hashes, whatever the order of the rows."""
     if train.num_rows <= max_rows:
         return train
-    queries = train.column("query").combine_chunks().dictionary_encode()
+    queries = train.column("query").cast(pa.large_string()).combine_chunks().dictionary_encode()
     position_N = query_positions(queries.dictionary.to_pylist())[queries.indices.to_numpy()]
     keys = pa.table({"position": position_N, "row_id": train.column("row_id")})
     order_N = pc.sort_indices(keys, sort_keys=[("position", "ascending"), ("row_id", "ascending")])
@@ -197,7 +197,7 @@ def draw_train_rows(train: pa.Table, max_rows: int) -> pa.Table:
 
 def lexical_probability(task: Task, train: pa.Table | None, test: pa.Table, seed: int) -> np.ndarray:
     """Return the lexical baseline's probability of relevance (N,); one half without training rows."""
-    if train is None:
+    if train is None or not train.num_rows or not test.num_rows:
         return np.full(test.num_rows, 0.5)
 
     def texts(table: pa.Table, column: str) -> list[str]:

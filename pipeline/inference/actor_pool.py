@@ -44,7 +44,7 @@ def do_units(pool: Pool, units: Mapping[str, Json], give_up: Callable[[str, str]
     from ray.exceptions import RayError
 
     remaining = dict(units)
-    last_error = ""
+    last_error = "they ended without an error"
     for _ in range(MAX_ATTEMPTS):
         try:
             for result in _run_pipeline(pool, list(remaining.values())):

@@ -4,7 +4,7 @@ An error of a unit stays with the unit. A process that crashes or hangs is start
 up to MAX_ATTEMPTS times in all. Then the unit fails with the ids of the rows that were in flight, and the
 others go on.
 
-Shape legend: N rows of a unit.
+Shape legend: N rows of a part of a unit.
 """
 
 import logging
@@ -28,7 +28,7 @@ from pipeline.runtime.timing import synchronize
 
 logger = logging.getLogger(__name__)
 
-Done = TypeVar("Done")
+UnitResultT = TypeVar("UnitResultT")
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class ModelActorSettings:
 
 @dataclass(frozen=True)
 class UnitFailure:
-    """Why a unit was not done."""
+    """Reason for the failure of a unit."""
 
     error: str
     retry: bool = False  # True: the same command may succeed later
     is_config_error: bool = False  # True: no unit can be done until a setting or the backbone changes
 
 
-class UnitWork(Generic[Done]):
-    """What an actor does with one unit.
+class UnitWork(Generic[UnitResultT]):
+    """Callables with which an actor does one unit.
 
     Args:
         unit_id: Valid as a file's name.
-        find_done: Returns the result of a unit that was done before; None if it is to do.
+        find_result: Returns the result of a unit that was done before; None if it is to do.
         prepare: Called before an attempt begins: its errors are not about the unit's rows.
         do: Does the unit within an attempt.
     """
@@ -64,11 +64,11 @@ class UnitWork(Generic[Done]):
     def __init__(
         self,
         unit_id: str,
-        find_done: Callable[[], Done | None],
+        find_result: Callable[[], UnitResultT | None],
         prepare: Callable[[], None],
-        do: Callable[[UnitAttempts], Done],
+        do: Callable[[UnitAttempts], UnitResultT],
     ) -> None:
-        self.unit_id, self.find_done, self.prepare, self.do = unit_id, find_done, prepare, do
+        self.unit_id, self.find_result, self.prepare, self.do = unit_id, find_result, prepare, do
 
 
 class ModelActor:
@@ -79,8 +79,8 @@ class ModelActor:
         check: Raises RelevanceError if the loaded model does not compute here what it should.
 
     Attributes:
-        refusal: Why this process does no unit; empty if it does. Ray restarts an actor that fails to start,
-            and drops its error: units report it instead.
+        refusal: Reason to refuse all units; empty: units are accepted. Ray restarts an actor that fails to
+            start, and drops its error: units report it instead.
         peak_s_per_token: Seconds a token takes at the measured peak of matrix products.
     """
 
@@ -112,24 +112,24 @@ class ModelActor:
                 self.predictor, self.bundle = load_predictor(
                     settings.bundle_dir, settings.bundle_sha256, device
                 )
-                loads.reset()
                 check(self.predictor, self.bundle)
                 self.peak_s_per_token = peak_seconds_per_token(
                     self.predictor.model, device, self.predictor.backbone.dtype
                 )
+                loads.reset()
             except RelevanceError as error:
                 self.refusal = f"nothing was published by this actor: {error}"
                 self._is_misconfigured = isinstance(error, ConfigError)
                 logger.error("%s", self.refusal)
 
-    def work_on(self, work: UnitWork[Done]) -> Done | UnitFailure:
+    def work_on(self, work: UnitWork[UnitResultT]) -> UnitResultT | UnitFailure:
         """Do a unit unless it is done, and return its result or why it failed."""
         if self.refusal:
             return UnitFailure(self.refusal, is_config_error=self._is_misconfigured)
         attempts = UnitAttempts(self.attempts_dir, work.unit_id)
         try:
-            done = work.find_done()
-            return self._attempt(work, attempts) if done is None else done
+            found = work.find_result()
+            return self._attempt(work, attempts) if found is None else found
         except (OSError, RetryableError) as error:
             return UnitFailure(str(error), retry=True)
         except RelevanceError as error:
@@ -140,7 +140,7 @@ class ModelActor:
                 os._exit(1)  # every later call would fail; the next process retries the unit
             return UnitFailure(f"{type(error).__name__}: {error}, {attempts.describe_in_flight()}")
 
-    def _attempt(self, work: UnitWork[Done], attempts: UnitAttempts) -> Done:
+    def _attempt(self, work: UnitWork[UnitResultT], attempts: UnitAttempts) -> UnitResultT:
         """Count an attempt and do the unit; after an error of the model, try again row by row.
 
         Raises:
@@ -174,13 +174,13 @@ class ModelActor:
         first_row: int = 0,
         before_step: Callable[[Step[Any]], None] = lambda step: None,
     ) -> Result:
-        """Run a plan over rows of a unit; the rows of each step are recorded before it runs.
+        """Run a plan over a part of a unit; the rows of each step are recorded before it runs.
 
         Args:
             plan: Its rows are numbers in `row_id_N`.
-            row_id_N: Ids of the rows.
+            row_id_N: (N,) ids of the part's rows.
             attempts: Attempts at the unit.
-            first_row: Number of the first row among all rows of the unit.
+            first_row: Number of the part's first row among the valid rows of the unit.
             before_step: Called with each step before it runs.
         """
         for step in plan:

@@ -6,8 +6,8 @@ manifest is put in place last, if absent.
     <root>/<folder>/<unit>/<attempt>.parquet   a table; invisible until a manifest names it
     <root>/manifests/<unit>.json               names the files; readers start here
 
-A manifest is a JSON object. Those of its values that are lists of `PublishedFile` name the unit's files; what
-else it holds is the publisher's.
+A manifest is a JSON object. Its lists of `PublishedFile` name the unit's files; the publisher chooses the
+other fields.
 """
 
 import io
@@ -110,15 +110,16 @@ def publish_tables(
     staged = {folder: f"{folder}/{unit_id}/{attempt}.parquet" for folder in tables}
     try:
         files = {folder: _put_table(store, staged[folder], table) for folder, table in tables.items()}
+        content = canonical_json(build_manifest(files)).encode()
     except BaseException:
         with suppress(OSError, RelevanceError):  # sweep_orphans removes the rest later
             _delete(store, staged.values())
         raise
-    content = canonical_json(build_manifest(files)).encode()
     try:
         published = store.put_if_absent(manifest_at, content)
     except OSError:
-        _delete_unless_published(store, manifest_at, attempt, staged.values())
+        with suppress(OSError, RelevanceError):
+            _delete_unless_published(store, manifest_at, attempt, staged.values())
         raise
     if not published:
         _delete(store, staged.values())
@@ -128,7 +129,7 @@ def publish_tables(
 def read_manifests(
     root: Root, parse: Callable[[dict[str, Any]], T], unit_ids: Iterable[str] | None = None
 ) -> list[T]:
-    """Return the manifests of published units, in the order of their ids.
+    """Return the manifests of published units, in the order of `unit_ids`, or sorted by id.
 
     Args:
         root: The location of the store.
@@ -178,7 +179,10 @@ def open_table(
             f"{store.location}/{file.path} is missing or does not match its manifest; "
             f"delete {manifest_key(unit_id)} and run the command that wrote it again"
         )
-    return pq.ParquetFile(pa.BufferReader(content), read_dictionary=list(dictionary_columns))
+    present = set(pq.read_schema(pa.BufferReader(content)).names)  # pyarrow raises KeyError for others
+    return pq.ParquetFile(
+        pa.BufferReader(content), read_dictionary=[name for name in dictionary_columns if name in present]
+    )
 
 
 def list_json_keys(store: Store, folder: str) -> list[str]:
@@ -186,7 +190,7 @@ def list_json_keys(store: Store, folder: str) -> list[str]:
     return [entry.key for entry in store.list(folder) if entry.key.endswith(".json") and not entry.is_hidden]
 
 
-def read_stored(store: Store, key: str, parse: Callable[[dict[str, Any]], T], kind: str, remedy: str) -> T:
+def read_stored(store: Store, key: str, parse: Callable[[dict[str, Any]], T], kind: str) -> T:
     """Return a JSON object of the store as `parse` understands it.
 
     Args:
@@ -194,7 +198,6 @@ def read_stored(store: Store, key: str, parse: Callable[[dict[str, Any]], T], ki
         key: Key of the object.
         parse: Raises one of WRONG_FIELDS for an object of another kind.
         kind: What the object should be, for the error message.
-        remedy: What to do if it is not that.
 
     Raises:
         DamagedInputError: It is missing, or is not of this kind.
@@ -204,7 +207,7 @@ def read_stored(store: Store, key: str, parse: Callable[[dict[str, Any]], T], ki
         return parse(fields)
     except WRONG_FIELDS as error:
         raise DamagedInputError(
-            f"file is not a {kind}: {store.location}/{key} ({error!r}); {remedy}"
+            f"file is not a {kind}: {store.location}/{key} ({error!r}); {REWRITE}"
         ) from error
 
 
@@ -242,7 +245,7 @@ def sweep_orphans(root: Root, folders: Iterable[str], older_than_s: float = ORPH
 
 
 def _read_manifest(store: Store, key: str, parse: Callable[[dict[str, Any]], T]) -> T:
-    return read_stored(store, key, parse, "manifest", REWRITE)
+    return read_stored(store, key, parse, "manifest")
 
 
 def _unit_of(key: str) -> str:

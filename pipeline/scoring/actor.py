@@ -80,7 +80,7 @@ class UnitScorer:
         """Score and publish one unit. Errors of the unit are part of the result."""
         work = UnitWork(
             unit.unit_id,
-            find_done=lambda: self._published_result(unit),
+            find_result=lambda: self._published_result(unit),
             prepare=lambda: self._load_cache(unit),
             do=lambda attempts: self._score(unit, attempts),
         )
@@ -147,7 +147,7 @@ class UnitScorer:
             tasks=tuple(scored_task.name for scored_task in parts.tasks),
         )
 
-    def _score_part(self, part: "_Part", attempts: UnitAttempts, candidates: Sequence[int]) -> pa.Table:
+    def _score_part(self, part: _Part, attempts: UnitAttempts, candidates: Sequence[int]) -> pa.Table:
         """Return the labels of a part; rows that stopped an earlier attempt are scored first."""
         # One by one, so that the row that fails is the only one in flight.
         for candidate in candidates:
@@ -157,7 +157,7 @@ class UnitScorer:
                 self._run(plan.renumbered(np.array([row])), part, attempts)
         return self._run(self._plan(part.rows, part, is_retry=attempts.count() > 1), part, attempts)
 
-    def _plan(self, rows: pa.Table, part: "_Part", is_retry: bool) -> Plan[pa.Table]:
+    def _plan(self, rows: pa.Table, part: _Part, is_retry: bool) -> Plan[pa.Table]:
         """Plan the labels of rows. In a retry, tokenizing is a step too, so that its rows are recorded."""
         if part.multitask is not None:
             names = [known.name for known in self.predictor.tasks]
@@ -168,13 +168,15 @@ class UnitScorer:
             self.predictor, rows, part.task, self.context, cached_scores, prefetch=not is_retry
         )
 
-    def _run(self, plan: Plan[pa.Table], part: "_Part", attempts: UnitAttempts) -> pa.Table:
+    def _run(self, plan: Plan[pa.Table], part: _Part, attempts: UnitAttempts) -> pa.Table:
         """Run a plan over rows of a part, and mark the rows it predicts."""
 
-        def marked(step: Step[Any]) -> None:
+        def mark_predicted(step: Step[Any]) -> None:
             part.is_predicted_N[step.rows] = True
 
-        return self.actor.run_plan(plan, part.rows.column("row_id"), attempts, part.first_valid_row, marked)
+        return self.actor.run_plan(
+            plan, part.rows.column("row_id"), attempts, part.first_valid_row, mark_predicted
+        )
 
     def _usage(self, task: Task, multitask: MultitaskPredictor | None) -> TokenUsage:
         """Return a copy of the usage so far: of one task, or of all together."""

@@ -180,11 +180,11 @@ class ScoringRounds:
 
     def _compare(self) -> None:
         """Find the row that keeps each repeated id."""
-        for id_R, position_R in self._digests.repeated():
+        for id_R, position_R in self._digests.find_repeated():
             self._choose_first(id_R, position_R)
 
     def _choose_first(self, id_R: np.ndarray, position_R: np.ndarray) -> None:
-        """Note for each row to score the row that keeps its id.
+        """Record the position of the row that keeps the id, for each other row to score.
 
         Args:
             id_R: (R,) number of the repeated id of each row.
@@ -239,7 +239,7 @@ class ScoringRounds:
         return replace(unit, duplicates=len(rows))
 
     def _unit_of(self, position_R: np.ndarray) -> np.ndarray:
-        # of units without rows, which start at the same position, the last one before it
+        # a unit without rows starts where the next one does; this finds the unit that holds the row
         return np.searchsorted(self._starts, position_R, side="right") - 1
 
 

@@ -46,7 +46,7 @@ class DigestParts:
             if end > start:
                 file.write(record_C3[start:end].tobytes())
 
-    def repeated(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def find_repeated(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the keys that occur more than once, part by part.
 
         Yields:
@@ -93,7 +93,7 @@ def mark_later(digest_N2: np.ndarray) -> np.ndarray:
 
 
 def create_file_array(shape: tuple[int, ...], dtype: str, folder: Path | None = None) -> np.ndarray:
-    """Return zeros in a file without a name, which ends with the array or with the process.
+    """Return an array of zeros in an unnamed file, which the system deletes with the array.
 
     Its space is reserved: a full disk is an error here.
     """

@@ -119,7 +119,7 @@ def read_manifest(root: Root, unit_id: str) -> UnitManifest:
 
 
 def read_unit_manifests(root: Root, unit_ids: Iterable[str]) -> list[UnitManifest]:
-    """Return the manifests of published units, in the order of their ids.
+    """Return the manifests of published units, in the order of `unit_ids`.
 
     Raises:
         DamagedInputError: A manifest is missing or damaged.

@@ -1,7 +1,7 @@
 """Stream of published labels in bounded memory, one of each row_id, task and model.
 
-In memory are the files of one unit, 0.5 KB for each unit, and what `key_digests` says. On the disk are 25
-bytes for each label.
+In memory are the files of one unit, 0.5 KB for each unit, and the digests of one part (`key_digests.py`). On
+the disk are 25 bytes for each label.
 
 Shape legend: N labels, C labels of a chunk.
 """
@@ -29,7 +29,7 @@ from pipeline.publishing.unit_store import (
 )
 from pipeline.runtime.run_log import utc_text
 from pipeline.scoring.key_digests import DigestParts, create_file_array, row_id_digests
-from pipeline.scoring.unit_manifest import UnitInput
+from pipeline.scoring.unit_manifest import UnitInput, UnitManifest
 from pipeline.storage.object_store import Store, open_store
 
 # columns with few values, which parquet files and tables in memory hold as numbers of a dictionary
@@ -57,13 +57,14 @@ class LabelUnit:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "LabelUnit":
         """Parse a manifest."""
+        manifest = UnitManifest.from_json(fields)
         return cls(
-            unit_id=fields["partition"],
-            published_at=fields.get("published_at", ""),
-            bundle_sha256=fields["bundle_sha256"],
-            tasks=tuple(fields.get("tasks") or [fields["task"]]),
-            input=UnitInput.from_json(fields["input"]),
-            label_files=tuple(PublishedFile(**file) for file in fields["files"]),
+            unit_id=manifest.unit_id,
+            published_at=manifest.published_at,
+            bundle_sha256=manifest.bundle_sha256,
+            tasks=manifest.tasks,
+            input=manifest.input,
+            label_files=manifest.label_files,
         )
 
     @property
@@ -85,13 +86,13 @@ class LabelSelection:
 class PublishedLabels:
     """Published labels, in the order of their publication.
 
-    Of labels with the same row_id, task and model the one published first is kept. So labels since one time
-    and those before it are together all labels.
+    Of labels with the same row_id, task and model the one published first is kept. Labels since a time and
+    labels before it are together all labels, once no unit with an earlier time is still being published.
 
     Attributes:
         store: The store of all labels.
         units: Units of the selection, in the order of their publication.
-        num_published: Number of units before `since` too.
+        num_published: Number of selected units, those published before `since` included.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class PublishedLabels:
             for table in _read_batches(self.store, unit, ["row_id", "task"], BATCH_ROWS):
                 parts.add(row, _label_digests(table, unit.bundle_sha256))
                 row += table.num_rows
-        for key_R, position_R in parts.repeated():
+        for key_R, position_R in parts.find_repeated():
             self._is_repeated_N[position_R[1:][key_R[1:] == key_R[:-1]]] = True
         parts.close()
 
@@ -169,7 +170,7 @@ def iter_published(
     batch_rows: int = BATCH_ROWS,
     selection: LabelSelection | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield published labels in memory that does not grow with their number; see `PublishedLabels`.
+    """Yield published labels in bounded batches, see `PublishedLabels`. Memory: see the top of this file.
 
     Args:
         place: The location of all scores, a folder or s3://bucket/prefix.
@@ -229,13 +230,11 @@ def _units_of_run(store: Store, run: str) -> list[str]:
     names = [key.removeprefix("runs/").removesuffix(".json") for key in list_json_keys(store, "runs")]
     if run not in names:
         raise ConfigError(f"run not found in {store.location}: {run}; {_suggest(run, names)}")
-    remedy = "remove it and run the same command again"
     return read_stored(
         store,
         f"runs/{run}.json",
         lambda record: list(map(str, record["partitions"])),
         "scoring record",
-        remedy,
     )
 
 

@@ -284,8 +284,7 @@ def read_run(root: Root, run: str | None = None) -> pa.Table:
 
 
 def _read_record(store: Store, key: str) -> ScoringRecord:
-    remedy = "remove it and run the same command again"
-    return read_stored(store, key, ScoringRecord.from_json, "scoring record", remedy)
+    return read_stored(store, key, ScoringRecord.from_json, "scoring record")
 
 
 def _check_counts(manifest: UnitManifest) -> None:

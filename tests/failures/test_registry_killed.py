@@ -25,7 +25,7 @@ def _config(root: Path) -> Any:
 
 
 def _register(root: Path) -> Any:
-    """Register the champion's bundle, and return everything that MLflow says of it."""
+    """Register the champion's bundle, and return its records in MLflow."""
     from models.serialization.bundle import read_bundle
     from pipeline.registry.mlflow_client import connect_mlflow
     from pipeline.registry.model_versions import register_version

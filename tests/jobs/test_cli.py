@@ -180,6 +180,10 @@ def test_missing_config_names_one_to_copy(tmp_path: Path) -> None:
             ("relevance train", "No such option", "--all-tasks"),
         ),
         (
+            ("submit", "evaluate", "--config", "c.yaml", "--address", "a", "--against", "1"),
+            ("--against", "--version"),
+        ),
+        (
             ("submit", "promote", "--config", "c.yaml", "--address", "a"),
             ("relevance promote", "Missing option", "--version"),
         ),

@@ -121,7 +121,7 @@ def contract_columns(task: Task, labels_required: bool) -> Iterable[Check]:
 @data_check
 def unique_row_ids(task: Task, labels_required: bool) -> Iterable[Check]:
     """Require unique row_ids within a task; the gate compares the files of all tasks too."""
-    requirement = "be unique among the files of the task"
+    requirement = "be unique among all rows"
     yield Check("row_id_unique", "row_id", requirement, "ExpectColumnValuesToBeUnique", {}, _repeated)
 
 

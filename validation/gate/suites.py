@@ -30,7 +30,8 @@ from validation.gate.schema_checks import build_schema_frame, build_schema_suite
 from validation.gate.script_checks import build_script_frame, build_script_suite, foreign_counts
 from validation.text.scripts import SCRIPT_COLUMNS
 
-FRAME_ROWS = 20_000  # rows that Great Expectations sees of the tasks that share a suite
+# rows that Great Expectations sees of the tasks that share a suite, unless MIN_TASK_ROWS of each is more
+FRAME_ROWS = 20_000
 
 MIN_TASK_ROWS = 1_000  # of each of them, however many share it
 
@@ -101,7 +102,10 @@ def group_tasks(tasks: Iterable[TaskFiles], key: Callable[[Task], Hashable]) -> 
 
 
 def read_sample(group: TaskGroup) -> pa.Table | None:
-    """Return up to FRAME_ROWS rows of a group, equally many of each task; None if no file was read."""
+    """Return up to FRAME_ROWS rows of a group, or MIN_TASK_ROWS of each task if that is more.
+
+    Each task has equally many. None: no file was read.
+    """
     limit = max(FRAME_ROWS // len(group.members), MIN_TASK_ROWS)
     tables = [table for _, files in group.members for table in _task_sample(files, limit)]
     return pa.concat_tables(tables) if tables else None
@@ -132,7 +136,10 @@ def _run_schema_suites(tasks: Sequence[TaskFiles], docs: DataDocs) -> None:
 
 
 def _run_row_suite(group: TaskGroup, checks: Sequence[Check], docs: DataDocs) -> list[str]:
-    """Run a suite of checks that are equal for the group; those of a few columns see these alone."""
+    """Run a suite of checks that all tasks of the group share.
+
+    If no check is about the table, the suite sees only the checked columns.
+    """
     sample = read_sample(group) if checks else None
     if sample is None:
         return []

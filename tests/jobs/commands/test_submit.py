@@ -19,11 +19,10 @@ import psutil
 import pytest
 
 from jobs.cluster import INSECURE
-from jobs.commands.submit import job_stem, run_submit, submit_job
-from jobs.submit_paths import check_paths
-from pipeline.config.loading import build_config, read_config, read_settings
+from jobs.commands.submit import follow_job, job_stem, run_submit, submit_job
+from pipeline.config.loading import build_config, read_config
 from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError, RetryableError
+from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.runtime.ray_internals import dashboard_requires_token
 from tests.support.canaries import WORD, files_with_canaries, plant_canaries
 from tests.support.commands import RELEVANCE, last_json
@@ -174,49 +173,6 @@ def test_unreachable_cluster_is_retryable_and_bad_usage_is_not(finished_run: Any
         assert relevance("submit", *command, *target, cwd=root).returncode == 2
 
 
-RELATIVE = [
-    ("work_dir", "runs"),
-    ("data.judged", "judged"),
-    ("data.to_score", "days/{date}"),
-    ("scoring.scores", "~/scores"),
-    ("registry.promotions", "log"),
-    ("gate.reference_profile", "profile.json"),
-    ("sources.0.path", "esci"),
-    ("backbone.source", "./llama"),
-    ("backbone.source", "tiny.gguf"),
-    ("registry.tracking_uri", "sqlite:///mlflow.db"),
-    ("registry.tracking_uri", "sqlite:///~/mlflow.db"),
-]
-SHARED = [
-    ("data.to_score", "s3://ads/pairs"),
-    ("scoring.scores", "/storage/x"),
-    ("gate.reference_profile", "champion"),
-    ("backbone.source", "org/name"),
-    ("backbone.source", "package:llm"),
-    ("registry.tracking_uri", "http://mlflow:5000"),
-    ("registry.tracking_uri", "sqlite:////storage/mlflow.db"),
-    ("registry.tracking_uri", "databricks"),
-]
-
-
-@pytest.mark.parametrize(("setting", "text"), RELATIVE)
-def test_relative_path_of_any_setting_is_refused(tmp_path: Path, setting: str, text: str) -> None:
-    settings = planted_config(tmp_path, "/storage/llama", sources=[{"kind": "esci", "path": "/storage/esci"}])
-    path = write_config(tmp_path / "c.yaml", settings)
-    check_paths(read_config(path), read_settings(path))
-    given = read_settings(path, [f"{setting}={text}"])
-    with pytest.raises(ConfigError) as refused:
-        check_paths(build_config(given, "test"), given)
-    assert f"cannot resolve: {setting} ({text}); write absolute paths" in str(refused.value)
-
-
-@pytest.mark.parametrize(("setting", "text"), SHARED)
-def test_location_seen_by_all_machines_is_accepted(tmp_path: Path, setting: str, text: str) -> None:
-    path = write_config(tmp_path / "c.yaml", planted_config(tmp_path, "/storage/llama"))
-    override = f"{setting}={text}"
-    check_paths(read_config(path, [override]), read_settings(path, [override]))
-
-
 def test_local_backbone_that_does_not_fit_is_not_submitted(tmp_path: Path, tiny_llama: Path) -> None:
     settings = planted_config(tmp_path, str(tiny_llama), encode={"max_tokens": 257})
     with pytest.raises(ConfigError, match=r"encode\.max_tokens is 257, the backbone takes 256"):
@@ -278,8 +234,7 @@ def test_running_or_succeeded_job_is_not_submitted_twice(
 ) -> None:
     caplog.set_level("INFO")
     dates = (["--logical-date", "2026-01-31"], ["--logical-date=2026-01-31"])
-    rollback = ["rollback", "--reason", "it's worse"]
-    for command in (["train"], ["run"], rollback, *(["score", *date] for date in dates)):
+    for command in (["train"], ["run"], *(["score", *date] for date in dates)):
         stem = job_stem(config, command)
         client = FakeClient(**{f"{stem}-{count}": state for count, state in enumerate(states, start=1)})
         assert submit_job(client, config, command, again) == f"{stem}-{number}"
@@ -294,6 +249,31 @@ def test_command_that_depends_on_rows_or_versions_is_submitted_again(
     for command in (["score", "--all-tasks"], ["validate"], ["evaluate"], ["promote", "--version", "3"]):
         stem = job_stem(config, command)
         assert submit_job(FakeClient(**{f"{stem}-1": state}), config, command, False) == f"{stem}-{number}"
+
+
+@pytest.mark.parametrize("state", ["FAILED", "STOPPED", "SUCCEEDED"])
+def test_rollback_is_not_repeated_unless_asked_for(config: RunConfig, state: str) -> None:
+    command = ["rollback", "--reason", "it's worse"]
+    stem = job_stem(config, command)
+    client = FakeClient(**{f"{stem}-1": state})
+    if state == "SUCCEEDED":
+        assert submit_job(client, config, command, False) == f"{stem}-1"
+    else:
+        with pytest.raises(RelevanceError, match="look at `relevance history` first.*--again") as caught:
+            submit_job(client, config, command, False)
+        assert caught.value.exit_code == 1
+    assert client.submitted == ""
+    assert submit_job(client, config, command, True) == client.submitted == f"{stem}-2"
+
+
+@pytest.mark.parametrize(("command", "exit_code"), [("score", 3), ("rollback", 1)])
+def test_job_that_was_stopped_is_retryable_if_it_may_be_repeated(command: str, exit_code: int) -> None:
+    client = Mock()
+    client.get_job_info.return_value = SimpleNamespace(status="STOPPED", driver_exit_code=None, message="")
+    client.get_job_logs.return_value = ""
+    with pytest.raises(RelevanceError, match="job stopped") as caught:
+        follow_job(client, "relevance-x-1", command)
+    assert caught.value.exit_code == exit_code
 
 
 def test_job_runs_the_command_for_its_submitter(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,14 @@ def test_damaged_footers_are_refused_or_hold_columns() -> None:
     assert 200 < refused < 600
 
 
+@pytest.mark.parametrize(
+    "footer", [b"\x19" * 5_000, b"\x19\xf1\xff\xff\xff\xff\xff\xff\x7f", b"\x49\x0c"], ids=str
+)
+def test_endless_lists_are_refused(footer: bytes) -> None:
+    with pytest.raises(ValueError, match="footer|metadata"):
+        read_column_chunks(io.BytesIO(footer + len(footer).to_bytes(4, "little") + b"PAR1"))
+
+
 def test_damaged_headers_are_refused() -> None:
     file = io.BytesIO()
     pq.write_table(TEXTS, file, use_dictionary=False)

@@ -19,6 +19,8 @@ def table_of(num_rows: int, seed: int = 1) -> pa.Table:
 
 def test_baseline_without_training_rows_is_one_half() -> None:
     assert lexical_probability(TASK, None, table_of(2), 0).tolist() == [0.5, 0.5]
+    assert lexical_probability(TASK, table_of(0), table_of(2), 0).tolist() == [0.5, 0.5]
+    assert lexical_probability(TASK, table_of(3), table_of(0), 0).tolist() == []
 
 
 def test_drawn_rows_do_not_depend_on_their_order() -> None:

@@ -17,7 +17,7 @@ def test_repeated_keys_are_found_in_any_number_of_parts(
     for first in range(0, 100, 9):
         parts.add(first, row_id_digests(keys[first : first + 9], b"salt"))
     found = []
-    for key_R, position_R in parts.repeated():
+    for key_R, position_R in parts.find_repeated():
         for key in np.unique(key_R):
             found.append(position_R[key_R == key].tolist())
     places: dict[str, list[int]] = {}
