@@ -280,6 +280,8 @@ def read_run(root: Root, run: str | None = None) -> pa.Table:
                 f"{open_store(root).location} has no accepted run yet; run `relevance score` first"
             )
         run = last.run
+    elif open_store(root).exists(key := f"runs/{run}.json"):
+        _read_record(open_store(root), key)
     return read_table(root, LabelSelection(run=run))
 
 

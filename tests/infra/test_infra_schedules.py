@@ -17,9 +17,15 @@ from tests.support.infra_files import CRONJOB, JOBS, MOUNTED_CONFIG, OBJECTS, TE
 
 
 def parse_command(command: str) -> dict[str, Any]:
-    """Return the parameters of a `relevance` command line."""
+    """Return the parameters of a `relevance` command line, with those of the command that it submits."""
     name, *options = shlex.split(command)
-    return dict(typer.main.get_command(app).commands[name].make_context(name, options).params)
+    commands = typer.main.get_command(app).commands
+    context = commands[name].make_context(name, options)
+    if name != "submit":
+        return dict(context.params)
+    given = ["--config", str(context.params["config"]), *context.args]
+    submitted = commands[context.params["command"]].make_context(name, given)
+    return {**submitted.params, **context.params}
 
 
 def airflow_commands(

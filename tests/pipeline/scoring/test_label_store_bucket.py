@@ -161,7 +161,7 @@ def test_unit_published_after_planning_is_not_scored_again(world: BucketWorld) -
     scorer, late = world.scorer(), world.scorer()
     unit = world.units()[0]
     assert scorer.score_unit(unit).labels == ROWS
-    late.predictor = None
+    late.actor.predictor = None
     assert (
         late.score_unit(unit).labels == ROWS and read_published(world.config.scores_location).num_rows == ROWS
     )
