@@ -89,7 +89,11 @@ def mlflow_server(folder: Path, backend: str, accounts: bool) -> Iterator[str]:
     port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", backend]
     options += ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    # jobs are for MLflow's judges and prompts, and take seven processes that import MLflow
+    environment = os.environ | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     if accounts:
         options = ["--app-name", "basic-auth", *options]
         config = folder / "auth.ini"
