@@ -114,7 +114,7 @@ class UnitScorer:
         task = check_known_task(unit.task, self.predictor.tasks, "the model's bundle")
         multitask = self._load_multitask() if unit.all_tasks else None
         parts = ScoredParts(self.predictor.tasks if unit.all_tasks else (task,))
-        places = FirstPlaces(read_duplicates(self.settings.model_actor.attempts_dir, unit))
+        places = FirstPlaces(read_duplicates(self.actor.attempts_dir, unit))
         before = self._usage(task, multitask)
         candidates = attempts.retry_candidates()
         for rows, first_row in read_unit(unit):

@@ -52,10 +52,10 @@ def score(scorer: Any, config: Any, die_at: int | None) -> int:
     points = Points(die_at)
     attempts_dir = config.run_dir / "scoring" / str(os.getpid())
     attempts_dir.mkdir(parents=True)
-    scorer.attempts_dir, scorer.scores = attempts_dir, open_store(config.scores_location)
+    scorer.actor.attempts_dir, scorer.scores = attempts_dir, open_store(config.scores_location)
     for name in CHANGES:
         setattr(os, name, points.around(getattr(os, name)))
-    units, _ = plan(config, scorer.bundle.sha256)
+    units, _ = plan(config, scorer.actor.bundle.sha256)
     for unit in units:
         result = scorer.score_unit(unit)
         assert not result.error, result.error
