@@ -1,11 +1,12 @@
 """Digests of keys in files, in parts by hash: equal keys are found in bounded memory.
 
 Each digest is written and read once, so time is linear in the number of keys. Memory is about 100 bytes for
-each key of a part: PART_KEYS keys, or 1/MAX_PARTS of all keys if that is more.
+each of the PART_KEYS keys of a part.
 
 Shape legend: N keys, C keys of a chunk, P keys of a part, R keys that are repeated.
 """
 
+import functools
 import hashlib
 import math
 import os
@@ -15,36 +16,32 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.storage.hash_partitions import HashPartitions
+
 PART_KEYS = 500_000
 
-MAX_PARTS = 256  # each is an open file
+_RECORD = np.dtype(("<u8", 3))  # digest and position
 
 
 class DigestParts:
-    """Digests of keys by position, in files without a name, which end with the process."""
+    """Digests of keys by position, on a disk."""
 
     def __init__(self, num_keys: int, folder: Path | None = None) -> None:
-        """Open the files.
+        """Start without keys.
 
         Args:
             num_keys: Number of keys to come, roughly.
-            folder: Where the files are; None: the system's folder of temporary files.
+            folder: Where the file is; None: the system's folder of temporary files.
         """
-        num_parts = min(MAX_PARTS, max(1, -(-num_keys // PART_KEYS)))
-        self._files = [tempfile.TemporaryFile(dir=folder) for _ in range(num_parts)]  # noqa: SIM115
+        self._new_partitions = functools.partial(HashPartitions, _RECORD, PART_KEYS, folder)
+        self._partitions = self._new_partitions(num_keys)
 
     def add(self, first: int, digest_C2: np.ndarray) -> None:
         """Add the digests of the keys at successive positions; those that are 0 are left out."""
         offset_C = np.flatnonzero(digest_C2[:, 0])
-        # digests are uniform, so each residue has about the same number
-        part_C = digest_C2[offset_C, 0] % len(self._files)
-        order_C = np.argsort(part_C, kind="stable")
-        offset_C, part_C = offset_C[order_C], part_C[order_C]
-        record_C3 = np.column_stack((digest_C2[offset_C], (offset_C + first).astype("<u8")))
-        bounds = np.searchsorted(part_C, np.arange(len(self._files) + 1))
-        for file, start, end in zip(self._files, bounds[:-1], bounds[1:], strict=True):
-            if end > start:
-                file.write(record_C3[start:end].tobytes())
+        digest_C2 = digest_C2[offset_C]
+        record_C3 = np.column_stack((digest_C2, (offset_C + first).astype("<u8")))
+        self._partitions.add(digest_C2[:, 0], record_C3)
 
     def find_repeated(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the keys that occur more than once, part by part.
@@ -52,9 +49,7 @@ class DigestParts:
         Yields:
             ((R,) number of the key in its part, (R,) position), sorted by both.
         """
-        for file in self._files:
-            file.seek(0)
-            record_P3 = np.frombuffer(file.read(), "<u8").reshape(-1, 3)
+        for record_P3 in self._partitions:
             order_P = np.lexsort((record_P3[:, 2], record_P3[:, 1], record_P3[:, 0]))
             is_later_P = mark_later(record_P3[order_P, :2])
             is_repeated_P = is_later_P.copy()
@@ -64,8 +59,7 @@ class DigestParts:
 
     def close(self) -> None:
         """Free the space on the disk."""
-        for file in self._files:
-            file.close()
+        self._partitions = self._new_partitions(0)
 
 
 def row_id_digests(row_ids: Sequence[str | None], salt: bytes) -> np.ndarray:

@@ -48,10 +48,21 @@ def labels_peak(_: Path) -> dict[str, Any]:
     return run_module("label_memory")
 
 
+def repeat_search(folder: Path) -> dict[str, Any]:
+    """Measure the search for repeated rows of the data gate: time for 30 M rows, over 1 M, over 30."""
+    found = {
+        name: run_module("repeat_search", folder / name, rows)
+        for name, rows in (("1m", 1_000_000), ("30m", 30_000_000))
+    }
+    ratio = found["30m"]["search_s"] / found["1m"]["search_s"] / 30
+    return {"repeat_search_30m_over_1m": round(ratio, 2), "repeat_search": found}
+
+
 FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "floor_peak_mb_1m": floor_peak,
     "worker_peak_mb_10m_over_1m": worker_peak,
     "labels_peak_mb_2m_over_200k": labels_peak,
+    "repeat_search_30m_over_1m": repeat_search,
 }
 
 

@@ -1,6 +1,7 @@
 """Checks across files: row_ids used twice, and query-ad pairs labeled twice.
 
-Hashes are compared bucket by bucket. Beside one bucket, memory holds one byte per row.
+Hashes are partitioned on disk in one pass and compared bucket by bucket. Beside one bucket, memory holds one
+byte per row.
 
 Shape legend: F files, N rows of a file, M rows of a batch, K rows of a bucket, P positions in a bucket.
 """
@@ -16,13 +17,16 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipeline.storage.hash_partitions import HashPartitions
 from validation.gate.file_checks import FileVerdict
 
-BUCKET_ROWS = 1_000_000  # compared at once: about 60 MB
+BUCKET_ROWS = 250_000  # compared at once: about 15 MB
 
 REPEATED_ID, REPEATED_PAIR, LABEL_CONFLICT = "row_id_repeated", "pair_repeated", "labels_conflict"
 
 ConflictPolicy = Literal["drop", "majority", "keep"]
+
+_KEY = np.dtype([("hash", "u8"), ("row", "i8"), ("file", "i4"), ("label", "i4")])
 
 _SALT_FACTOR = 0x9E3779B97F4A7C15
 
@@ -36,14 +40,14 @@ class Duplicates:
     conflicting_rows: dict[str, int]  # by task
 
 
-def find_duplicates(verdicts: Sequence[FileVerdict], policy: ConflictPolicy) -> Duplicates:
+def find_duplicates(verdicts: Sequence[FileVerdict], policy: ConflictPolicy, scratch_dir: Path) -> Duplicates:
     """Find repeated row_ids and repeated (task, query, ad) pairs.
 
     The first row of a row_id stays, in the order of the files. Of a pair with equal labels the first row
     stays. Of a pair with different labels, the first row of each label that `policy` keeps stays. Rows that
-    are bad by themselves are left out.
+    are bad by themselves are left out. A file in `scratch_dir` holds 24 bytes per row meanwhile.
     """
-    collector = _Collector(verdicts)
+    collector = _Collector(verdicts, scratch_dir)
     for bucket in collector.buckets("row_id_hash"):
         collector.add(bucket, np.flatnonzero(~bucket.is_first()), REPEATED_ID)
     tasks = sorted({verdict.task for verdict in verdicts})
@@ -127,8 +131,8 @@ class Bucket:
 class _Collector:
     """Reader of the keys of all files, and collector of the rows to quarantine."""
 
-    def __init__(self, verdicts: Sequence[FileVerdict]) -> None:
-        self._verdicts = verdicts
+    def __init__(self, verdicts: Sequence[FileVerdict], scratch_dir: Path) -> None:
+        self._verdicts, self._scratch_dir = verdicts, scratch_dir
         self._excluded = [bad_row_mask(verdict) for verdict in verdicts]  # (F,) masks (N,)
         self._rows: list[dict[str, list[np.ndarray]]] = [{} for _ in verdicts]  # (F,) by reason
 
@@ -154,30 +158,32 @@ class _Collector:
             column: Column of keys.parquet.
             salts: Number of each file; equal hashes of files with different numbers do not match.
         """
-        num_buckets = max(1, -(-sum(v.rows for v in self._verdicts) // BUCKET_ROWS))
-        for number in range(num_buckets):
-            parts = []
-            for index, verdict in enumerate(self._verdicts):
-                if verdict.refused or not verdict.rows:
-                    continue
-                salt = np.uint64((salts[index] if salts else 0) * _SALT_FACTOR % 2**64)
-                start = 0
-                with pq.ParquetFile(Path(verdict.folder) / "keys.parquet") as file:
-                    for keys in file.iter_batches(1 << 20, columns=[column, "label"]):
-                        hash_M = keys[column].to_numpy() ^ salt
-                        selected_M = ~self._excluded[index][start : start + len(hash_M)]
-                        if num_buckets > 1:
-                            selected_M &= hash_M % np.uint64(num_buckets) == number
-                        selected = np.flatnonzero(selected_M)
-                        files = np.full(len(selected), index, dtype=np.int32)
-                        labels = keys["label"].to_numpy()[selected]
-                        parts.append((hash_M[selected], files, start + selected, labels))
-                        start += len(hash_M)
-            if parts:
-                hashes, files, rows, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-                shared = np.flatnonzero(is_repeated(hashes))
-                if len(shared):
-                    yield Bucket(hashes[shared], files[shared], rows[shared], labels[shared])
+        num_rows = sum(verdict.rows for verdict in self._verdicts)
+        partitions = HashPartitions(_KEY, BUCKET_ROWS, self._scratch_dir, num_rows)
+        for index in range(len(self._verdicts)):
+            salt = np.uint64((salts[index] if salts else 0) * _SALT_FACTOR % 2**64)
+            for keys_M in self._read_keys(index, column, salt):
+                partitions.add(keys_M["hash"], keys_M)
+        for keys_M in partitions:
+            shared = keys_M[is_repeated(keys_M["hash"])]
+            if len(shared):
+                yield Bucket(shared["hash"], shared["file"], shared["row"], shared["label"])
+
+    def _read_keys(self, index: int, column: str, salt: np.uint64) -> Iterator[np.ndarray]:
+        """Yield the keys of the rows of a file that are not excluded."""
+        verdict, start = self._verdicts[index], 0
+        if verdict.refused or not verdict.rows:
+            return
+        with pq.ParquetFile(Path(verdict.folder) / "keys.parquet") as file:
+            for batch in file.iter_batches(1 << 20, columns=[column, "label"]):
+                selected = np.flatnonzero(~self._excluded[index][start : start + batch.num_rows])
+                keys_M = np.empty(len(selected), _KEY)
+                keys_M["hash"] = batch[column].to_numpy()[selected] ^ salt
+                keys_M["row"] = start + selected
+                keys_M["file"] = index
+                keys_M["label"] = batch["label"].to_numpy()[selected]
+                yield keys_M
+                start += batch.num_rows
 
 
 def is_repeated(values_M: np.ndarray) -> np.ndarray:

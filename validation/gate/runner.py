@@ -123,7 +123,7 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
     skipped = scan_folder(run.data_dir).describe_skipped(str(run.data_dir))
     run.remove_abandoned()
     files = _check_files(run.file_jobs(partitions), progress or SilentProgress())
-    verdicts = FolderVerdicts(files, find_duplicates(files, run.config.label_conflicts))
+    verdicts = FolderVerdicts(files, find_duplicates(files, run.config.label_conflicts, run.verdicts_dir))
     _remove_stale_verdicts(run.verdicts_dir, files)
     tasks = [task for task in run.tasks if task.name in partitions]
     records = {task.name: task_record(task, verdicts) for task in tasks}

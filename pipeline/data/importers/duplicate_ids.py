@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.storage.hash_partitions import HashPartitions
+
 HASHES_AT_ONCE = 1_000_000  # 8-byte hashes compared at a time: about 50 MB
 
 
@@ -18,7 +20,7 @@ class RowIdHashes:
     """Hashes of all row ids of an import, in a file of 8 bytes per row."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b")
+        self._file, self._folder = path.open("w+b"), path.parent
 
     def __enter__(self) -> "RowIdHashes":
         return self
@@ -35,13 +37,12 @@ class RowIdHashes:
 
         They include the hashes of all repeated ids, and rarely that of two different ids.
         """
-        num_hashes = self._file.tell() // 8
-        num_parts = -(-num_hashes // HASHES_AT_ONCE)
+        partitions = HashPartitions("<u8", HASHES_AT_ONCE, self._folder, self._file.tell() // 8)
+        for hashes in self._chunks():
+            partitions.add(hashes, hashes)
         repeated: set[bytes] = set()
-        for part in range(num_parts):
-            # hashes are uniform, so each residue has about the same number
-            chosen = np.concatenate([hashes[hashes % num_parts == part] for hashes in self._chunks()])
-            values, counts = np.unique(chosen, return_counts=True)
+        for hashes in partitions:
+            values, counts = np.unique(hashes, return_counts=True)
             repeated |= {value.tobytes() for value in values[counts > 1]}
         return frozenset(repeated)
 
