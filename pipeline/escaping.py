@@ -12,6 +12,8 @@ INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u206
 
 SHORT_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets compute such cells
+
 _MARKDOWN = re.compile(r"[!\"#$%&'()*+./:<=>?@\[\\\]^_`{|}~]")  # a backslash takes the meaning of each
 
 
@@ -28,6 +30,11 @@ def escape_invisible(text: str, keep: str = "") -> str:
 def one_line(text: str) -> str:
     """Return a text of the environment, such as an account's name, for a record: undecoded bytes become ?."""
     return escape_invisible(text.encode(errors="replace").decode())
+
+
+def guard_formula(text: str) -> str:
+    """Return the text of a csv cell, with an apostrophe before it if a spreadsheet would compute it."""
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
 def escape_markdown(text: str) -> str:

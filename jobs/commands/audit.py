@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from jobs.command_run import CommandRun
 from jobs.commands.labels import count_decisions, decision_table, open_labels
+from pipeline.escaping import guard_formula
 from pipeline.evaluation.stratified import Proportion
 from pipeline.scoring.label_audit import JUDGEMENTS, read_audit
 from pipeline.scoring.label_sample import SAMPLE_SCHEMA, LabelSampler
@@ -19,8 +20,6 @@ from pipeline.scoring.table_files import check_new_file, open_table_writer
 logger = logging.getLogger(__name__)
 
 MAX_NAMED = 5  # inputs that a message names
-
-FORMULA = r"^([=+\-@\t\r])"  # how a cell begins that a spreadsheet would compute
 
 
 def run_sample_labels(
@@ -70,8 +69,9 @@ def guard_formulas(sample: pa.Table) -> pa.Table:
     """Put an apostrophe before texts that a spreadsheet would compute as a formula."""
     for number, field in enumerate(sample.schema):
         if pa.types.is_string(field.type):
-            guarded = pc.replace_substring_regex(sample.column(number), FORMULA, r"'\1")
-            sample = sample.set_column(number, field, guarded)
+            texts = sample.column(number).to_pylist()
+            guarded = [text if text is None else guard_formula(text) for text in texts]
+            sample = sample.set_column(number, field, pa.array(guarded, field.type))
     return sample
 
 

@@ -10,10 +10,9 @@ from jobs.command_run import CommandRun
 from pipeline.errors import ConfigError
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.names import is_bucket
+from pipeline.scoring.label_audit import DECISIONS
 from pipeline.scoring.published_labels import LabelSelection, PublishedLabels
 from pipeline.scoring.table_files import check_new_file, open_table_writer
-
-DECISIONS = ("relevant", "irrelevant", "abstain")
 
 
 def run_labels(place: str, out: Path, selection: LabelSelection, run: CommandRun) -> dict[str, Any]:

@@ -38,6 +38,15 @@ TRAINING_METRICS = ("loss", "valid_macro_pr_auc", "valid_macro_log_loss", "learn
 
 
 @dataclass(frozen=True)
+class _Registered:
+    """A version's record in MLflow, and the champions so far."""
+
+    client: Any
+    record: Any
+    champions: Sequence[str]  # versions that a rollback would return to, the champion last
+
+
+@dataclass(frozen=True)
 class _Measurement:
     """Metrics of a version on the test rows, beside another version's if there is one."""
 
@@ -59,14 +68,12 @@ def run_report(config: RunConfig, version: str | None, run: CommandRun) -> dict[
         run: The run of this command.
     """
     version = version or champion_version(config)
-    client = connect_mlflow(config.tracking_uri)
-    record = get_version(client, config.registry.model, version)
-    champions = _champions(config, client)
-    against = next((champion for champion in reversed(champions) if champion != version), None)
+    registered = _read_registered(config, version)
+    against = next((champion for champion in reversed(registered.champions) if champion != version), None)
     measured = _measure(config, version, against)
-    path, csv_path = _write_page(config, measured, f"version-{version}", run)
+    path, csv_path = _write_page(config, measured, registered, f"version-{version}", run)
     for written in (csv_path, path):
-        client.log_artifact(record.run_id, str(written), "reports")
+        registered.client.log_artifact(registered.record.run_id, str(written), "reports")
     return {
         "version": version,
         "against": against,
@@ -81,7 +88,8 @@ def run_compare(config: RunConfig, version: str, other: str, run: CommandRun) ->
     measured = _measure(config, version, other, is_timed=True)
     assert measured.speed_ratio is not None
     comparison = measured.metrics.comparison(measured.speed_ratio)
-    path, csv_path = _write_page(config, measured, f"version-{version}-against-{other}", run)
+    registered = _read_registered(config, version)
+    path, csv_path = _write_page(config, measured, registered, f"version-{version}-against-{other}", run)
     run.result(*comparison_table(comparison, version, other))
     return {
         "version": version,
@@ -140,11 +148,12 @@ def _measure(config: RunConfig, version: str, against: str | None, is_timed: boo
     return _Measurement(version, against, tables, metrics, speed_ratio)
 
 
-def _write_page(config: RunConfig, measured: _Measurement, name: str, run: CommandRun) -> tuple[Path, Path]:
+def _write_page(
+    config: RunConfig, measured: _Measurement, registered: _Registered, name: str, run: CommandRun
+) -> tuple[Path, Path]:
     """Write the page about a version and the csv file beside it, and return their paths."""
-    version, against = measured.version, measured.against
-    client, model = connect_mlflow(config.tracking_uri), config.registry.model
-    record, champions = get_version(client, model, version), _champions(config, client)
+    version, against, model = measured.version, measured.against, config.registry.model
+    client, record, champions = registered.client, registered.record, registered.champions
     gate_report = read_gate_report(record)
     verdict = GateOutcome.from_json(gate_report.to_json()) if gate_report else None
     speed_ratio = measured.speed_ratio
@@ -177,9 +186,11 @@ def _write_page(config: RunConfig, measured: _Measurement, name: str, run: Comma
     return path, csv_path
 
 
-def _champions(config: RunConfig, client: Any) -> list[str]:
-    """Return the versions that a rollback would return to, the champion last."""
-    return [entry.version for entry in champion_line(PromotionLog.from_config(config).read(client))]
+def _read_registered(config: RunConfig, version: str) -> _Registered:
+    client = connect_mlflow(config.tracking_uri)
+    record = get_version(client, config.registry.model, version)
+    entries = champion_line(PromotionLog.from_config(config).read(client))
+    return _Registered(client, record, [entry.version for entry in entries])
 
 
 def _next_command(

@@ -152,7 +152,7 @@ class TaskView:
 
     @property
     def change(self) -> str:
-        """How PR-AUC differs from the other version's: better, worse or empty."""
+        """Change of PR-AUC from the other version's: better, worse or empty."""
         return self.key_metrics["pr_auc"].change
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.escaping import escape_invisible
+from pipeline.escaping import escape_invisible, guard_formula
 from pipeline.evaluation.version_report import TaskReport
 from pipeline.schema import TEXT_COLUMNS
 
@@ -18,8 +18,6 @@ MAX_SUSPECTED = 1_000  # of a task
 MAX_CELL_CHARS = 2_000  # of a text
 
 HEADER = ("row_id", "task", *TEXT_COLUMNS, "market", "label", "probability")
-
-FORMULA_STARTS = ("=", "+", "-", "@")  # spreadsheets compute such cells
 
 
 def suspected_labels(task: TaskReport) -> list[int]:
@@ -64,5 +62,4 @@ def suspected_labels_csv(tasks: Sequence[TaskReport]) -> str:
 
 def _cell(text: str | None) -> str:
     """Return a text that is shown as it is."""
-    shown = escape_invisible((text or "")[:MAX_CELL_CHARS])
-    return f"'{shown}" if shown.startswith(FORMULA_STARTS) else shown
+    return guard_formula(escape_invisible((text or "")[:MAX_CELL_CHARS]))

@@ -51,24 +51,21 @@ class UnitFailure:
     is_config_error: bool = False  # True: no unit can be done until a setting or the backbone changes
 
 
+@dataclass(frozen=True)
 class UnitWork(Generic[UnitResultT]):
     """Callables with which an actor does one unit.
 
-    Args:
+    Attributes:
         unit_id: Valid as a file's name.
         find_result: Returns the result of a unit that was done before; None if it is to do.
         prepare: Called before an attempt begins: its errors are not about the unit's rows.
         do: Does the unit within an attempt.
     """
 
-    def __init__(
-        self,
-        unit_id: str,
-        find_result: Callable[[], UnitResultT | None],
-        prepare: Callable[[], None],
-        do: Callable[[UnitAttempts], UnitResultT],
-    ) -> None:
-        self.unit_id, self.find_result, self.prepare, self.do = unit_id, find_result, prepare, do
+    unit_id: str
+    find_result: Callable[[], UnitResultT | None]
+    prepare: Callable[[], None]
+    do: Callable[[UnitAttempts], UnitResultT]
 
 
 class ModelActor:

@@ -179,10 +179,10 @@ def open_table(
             f"{store.location}/{file.path} is missing or does not match its manifest; "
             f"delete {manifest_key(unit_id)} and run the command that wrote it again"
         )
-    present = set(pq.read_schema(pa.BufferReader(content)).names)  # pyarrow raises KeyError for others
-    return pq.ParquetFile(
-        pa.BufferReader(content), read_dictionary=[name for name in dictionary_columns if name in present]
-    )
+    metadata = pq.read_metadata(pa.BufferReader(content))
+    present = set(metadata.schema.to_arrow_schema().names)  # pyarrow raises KeyError for others
+    dictionaries = [name for name in dictionary_columns if name in present]
+    return pq.ParquetFile(pa.BufferReader(content), metadata=metadata, read_dictionary=dictionaries)
 
 
 def list_json_keys(store: Store, folder: str) -> list[str]:

@@ -20,11 +20,10 @@ from pipeline.data.reader import check_schema, read_rows
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.escaping import escape_invisible
 from pipeline.inference.labels import SCORE_SCHEMA
+from pipeline.schema import TEXT_COLUMNS
 from pipeline.scoring.inputs import open_input
 from pipeline.scoring.key_digests import row_id_digests
 from pipeline.scoring.published_labels import LabelUnit, PublishedLabels
-
-TEXT_COLUMNS = ("query", "ad_title", "ad_description", "ad_keyword", "landing_page")
 
 SAMPLE_SCHEMA = pa.schema(
     [

@@ -130,9 +130,14 @@ def test_all_sections_are_shown_without_the_script(page: str) -> None:
     assert [attributes.get("id") for attributes in hidden] == ["filters"]
 
 
+def shown_text(page: str) -> str:
+    """Return the text of a page or of a part of it."""
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page)))
+
+
 def test_overview_answers_before_the_tabs(page: str) -> None:
     overview = page[page.index("<main>") : page.index('id="tabs"')]
-    shown = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", overview)))
+    shown = shown_text(overview)
     for words in (
         "Is it better? +0.100 ▲ better",
         "Where is it worse?",
@@ -148,7 +153,7 @@ def test_overview_answers_before_the_tabs(page: str) -> None:
 
 
 def test_version_alone_has_no_columns_of_another(page_alone: str) -> None:
-    shown = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page_alone)))
+    shown = shown_text(page_alone)
     for words in (
         "There is no other version to compare it with",
         "Not judged",
