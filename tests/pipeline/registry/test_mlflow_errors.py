@@ -32,7 +32,7 @@ def _failure_at(uri: str) -> RelevanceError:
     with pytest.raises(RelevanceError) as failed:
         connect_mlflow(uri)
     assert "\n" not in str(failed.value)
-    assert time.monotonic() - started_s < 30, "the store was asked again and again"
+    assert time.monotonic() - started_s < 120, "the store was asked again and again"
     return failed.value
 
 

@@ -187,7 +187,7 @@ def test_failing_or_slow_server_is_given_up_in_time(
         started_s = time.monotonic()
         with pytest.raises(RetryableError, match=message):
             register_version(world.config(uri, "slow"), world.bundle(1), world.evaluation(1))
-        assert time.monotonic() - started_s < 15
+        assert time.monotonic() - started_s < 60
 
 
 def test_absent_server_error_says_what_to_do(world: World, impatient: None) -> None:

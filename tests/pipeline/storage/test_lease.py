@@ -75,7 +75,7 @@ def test_unchanged_lease_is_taken_over_after_its_duration(tmp_path: Path, conten
     store.put(lease_key(7), content)
     started_s = time.monotonic()
     with short_lease(store) as held:
-        assert DURATION_S <= time.monotonic() - started_s < 5 * DURATION_S
+        assert DURATION_S <= time.monotonic() - started_s < 60
         assert held.number == 8
 
 
@@ -208,7 +208,7 @@ def test_lease_of_a_killed_local_process_is_free_at_once(tmp_path: Path) -> None
     process.wait()
     started_s = time.monotonic()
     with Lease(Folder(tmp_path), duration_s=600.0):
-        assert time.monotonic() - started_s < 5
+        assert time.monotonic() - started_s < 60
 
 
 def test_of_many_threads_one_holds_the_lease(store: Store) -> None:
