@@ -4,23 +4,22 @@ A file that changes after the run was planned is refused.
 """
 
 import contextlib
-import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from pipeline.config.tasks import Task, check_known_task
-from pipeline.data.catalog import Partition, check_names, content_differs, logical_name, parse_catalogue
-from pipeline.data.data_files import CATALOGUE, PREFIX, sort_names
+from pipeline.config.tasks import Task
+from pipeline.data.catalog import logical_name
+from pipeline.data.data_files import PREFIX
 from pipeline.data.parquet_batches import BatchFile, translate_read_errors
-from pipeline.data.reader import find_partitions, log_once, no_rows_message, open_partition
-from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError
+from pipeline.data.reader import find_partitions, open_partition
+from pipeline.data.row_files import RowFile, copy_object, find_objects
+from pipeline.errors import DamagedInputError, RelevanceError, RetryableError
 from pipeline.names import is_bucket
 from pipeline.storage.filesystem import cached_sha256, file_stamp
-from pipeline.storage.object_store import MAX_RANGE_BYTES, Bucket, BucketFile, StoreEntry, open_bucket
 
 CONCURRENT_FOOTERS = 8  # a bucket answers ten requests as fast as one
 
@@ -48,7 +47,15 @@ def find_inputs(location: Path | str, tasks: Sequence[Task]) -> dict[str, list[I
         DamagedInputError: A folder is named like a parquet file, or a file is not as the catalogue lists it.
     """
     if is_bucket(location):
-        return _find_objects(open_bucket(str(location)), tasks)
+        return {
+            task: [
+                InputFile(
+                    file.url, logical_name(file.name), f"{file.version} {file.size}", file.listed_sha256
+                )
+                for file in files
+            ]
+            for task, files in find_objects(str(location), tasks).by_task.items()
+        }
     root = Path(location)
     return {
         task: [
@@ -112,37 +119,6 @@ def input_changed(path: str) -> RetryableError:
     )
 
 
-def _find_objects(bucket: Bucket, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
-    """Return the parquet objects of each task below a bucket's prefix.
-
-    Names and sizes are compared with the catalogue; contents when they are read, see `open_input`.
-    """
-    listed: dict[str, Partition] = {}
-    entries = {entry.key: entry for entry in bucket.list("")}
-    found = sort_names(entries, is_parquet=lambda key: False)
-    if CATALOGUE in entries:
-        listed = parse_catalogue(bucket.get(CATALOGUE), f"{bucket.location}/{CATALOGUE}")
-        sizes = {key: entries[key].size for key in found.names}
-        if error := check_names(listed, sizes, bucket.location):
-            raise error
-    skipped = found.describe_skipped(bucket.location)
-    log_once(skipped)
-    if not found.by_task:
-        raise DataRefusedError(no_rows_message(bucket.location, skipped))
-    return {
-        check_known_task(task, tasks, bucket.location).name: [
-            InputFile(
-                f"{bucket.location}/{key}",
-                logical_name(key),
-                f"{entries[key].version} {entries[key].size}",
-                listed[key].sha256 if key in listed else "",
-            )
-            for key in keys
-        ]
-        for task, keys in found.by_task.items()
-    }
-
-
 def _count_file_rows(file: InputFile) -> int:
     try:
         with open_input(file.path, file.digest) as opened:
@@ -156,25 +132,16 @@ def _open_object(url: str, digest: str, listed_sha256: str) -> Iterator[BatchFil
     """Open one version of an object; every request names the version."""
     location, _, key = url.rpartition(f"/{PREFIX}")
     version, _, size = digest.rpartition(" ")
-    source: Any = BucketFile(open_bucket(location), StoreEntry(PREFIX + key, 0.0, int(size), version))
+    file = RowFile(location, PREFIX + key, version, int(size), listed_sha256)
+    source: Any = file.open_object()
     with contextlib.ExitStack() as stack:
         if listed_sha256 and (url, digest, listed_sha256) not in _compared:
             copy = stack.enter_context(tempfile.TemporaryFile())
-            if _copy(source, copy) != listed_sha256:
-                raise content_differs([PREFIX + key], location)
+            copy_object(file, copy)
+            copy.seek(0)
             _compared.add((url, digest, listed_sha256))
             source = copy
         with translate_read_errors(url):
-            file = BatchFile(source, pre_buffer=True)
-        with file:
-            yield file
-
-
-def _copy(source: BinaryIO, target: BinaryIO) -> str:
-    """Copy a file, and return the hex SHA-256 of its content."""
-    digest = hashlib.sha256()
-    while chunk := source.read(MAX_RANGE_BYTES):
-        digest.update(chunk)
-        target.write(chunk)
-    target.seek(0)
-    return digest.hexdigest()
+            opened = BatchFile(source, pre_buffer=True)
+        with opened:
+            yield opened

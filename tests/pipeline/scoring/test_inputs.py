@@ -11,11 +11,11 @@ import pytest
 
 from models.files import file_sha256
 from pipeline.config.loading import build_config
+from pipeline.data import row_files
 from pipeline.data.reader import read_partition, read_rows
 from pipeline.data.writer import StagedRows
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
 from pipeline.schema import ROW_SCHEMA
-from pipeline.scoring import inputs
 from pipeline.scoring.inputs import find_inputs, open_input
 from pipeline.scoring.work_units import WorkUnit, plan_units, read_unit
 from pipeline.storage.object_store import StoreEntry
@@ -66,7 +66,7 @@ def location(request: pytest.FixtureRequest, rows_dir: Path, monkeypatch: pytest
     """Return the place of the rows: a folder, or a bucket of the same files."""
     if request.param == "folder":
         return rows_dir
-    monkeypatch.setattr(inputs, "open_bucket", lambda url: _Bucket(rows_dir))
+    monkeypatch.setattr(row_files, "open_bucket", lambda url: _Bucket(rows_dir))
     return _Bucket.location
 
 
@@ -108,7 +108,7 @@ def test_object_of_another_content_than_listed_is_not_scored(
     rows_dir: Path, tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = _Bucket(rows_dir)
-    monkeypatch.setattr(inputs, "open_bucket", lambda url: bucket)
+    monkeypatch.setattr(row_files, "open_bucket", lambda url: bucket)
     path = imported(rows_dir, "task=two/part-0.parquet")
     three, two = plan_units(bucket.location, tmp_path / "scores", tasks, "b")[0]
     content, row_ids = path.read_bytes(), read_partition(path)["row_id"].to_pylist()
