@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.paths import BUCKET_SETTINGS
 from pipeline.config.run import RunConfig, is_path
 from pipeline.errors import ConfigError
 
@@ -29,7 +30,7 @@ def check_paths(config: RunConfig, given: dict[str, Any]) -> None:
         settings = ", ".join(f"{name} ({text})" for name, text in relative.items())
         raise ConfigError(
             f"paths relative, which a cluster cannot resolve: {settings}; write absolute paths that all its "
-            "machines see, or s3://bucket/prefix for data.to_score and scoring.scores"
+            f"machines see, or s3://bucket/prefix for {BUCKET_SETTINGS}"
         )
 
 

@@ -21,6 +21,7 @@ from pipeline.data.data_files import scan_folder
 from pipeline.data.reader import data_digest, find_partitions
 from pipeline.data.staging import StagingFolder, list_imported
 from pipeline.errors import ConfigError, RelevanceError
+from pipeline.names import is_bucket
 from pipeline.storage.filesystem import json_sha256, list_files, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -43,9 +44,14 @@ def import_sources(config: RunConfig, run: CommandRun) -> dict[str, Any]:
         ConfigError: `data.judged` holds rows that this run did not import, or one source would replace the
             rows of another.
     """
-    summary = {"judged": str(config.judged_dir)}
+    summary = {"judged": str(config.judged_location)}
     if not config.sources:
         return summary
+    if is_bucket(config.judged_location):
+        raise ConfigError(
+            f"data.judged is a bucket, into which `sources` are not imported: {config.judged_location}; name "
+            "a folder, or remove `sources`"
+        )
     load_importers()
     path = config.run_dir / "data" / "sources.json"
     record = _read_record(path, config)
@@ -53,7 +59,7 @@ def import_sources(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     if (record["sources"], record["rows"]) == (digests, rows_digest(config)):
         logger.info("  sources unchanged: rows of an earlier import are used")
         return summary
-    with StagingFolder(config.judged_dir, "sources") as staging:
+    with StagingFolder(Path(config.judged_location), "sources") as staging:
         _import_all(config, staging.dir, run)
         files = list_imported(staging.dir)
         # from here on the old and the new files are this run's, also if it is killed
@@ -65,13 +71,14 @@ def import_sources(config: RunConfig, run: CommandRun) -> dict[str, Any]:
 
 def _read_record(path: Path, config: RunConfig) -> dict[str, Any]:
     """Return what sources.json says about the rows of earlier imports."""
+    folder = Path(config.judged_location)
     if path.is_file():
         record: dict[str, Any] = read_json(path)
-        return record if "files" in record else {**record, "files": list_imported(config.judged_dir)}
-    if config.data.judged and config.judged_dir.is_dir() and scan_folder(config.judged_dir).names:
+        return record if "files" in record else {**record, "files": list_imported(folder)}
+    if config.data.judged and folder.is_dir() and scan_folder(folder).names:
         raise ConfigError(
-            f"data.judged holds rows that this run did not import: {config.judged_dir}; remove `sources` "
-            "from the config to use them, or name an empty folder"
+            f"data.judged holds rows that this run did not import: {folder}; remove `sources` from the "
+            "config to use them, or name an empty folder"
         )
     return {"sources": [], "rows": None, "files": []}
 
@@ -82,7 +89,7 @@ def _import_all(config: RunConfig, out_dir: Path, run: CommandRun) -> None:
     listed: set[str] = set()
     for source in config.sources:
         context = ImportContext(out_dir, config.run_dir / "data", config.seed, labels)
-        log_counts(import_rows(source, context, run), source, config.judged_dir)
+        log_counts(import_rows(source, context, run), source, Path(config.judged_location))
         files = {*list_imported(out_dir)}
         if replaced := sorted(listed - files):
             raise ConfigError(
@@ -126,7 +133,7 @@ def import_code_digest() -> str:
 def rows_digest(config: RunConfig) -> str | None:
     """Return the digest of the judged rows; None if they are not there or not readable."""
     try:
-        return data_digest(find_partitions(config.judged_dir, config.tasks))
+        return data_digest(find_partitions(Path(config.judged_location), config.tasks))
     except RelevanceError:
         return None
 

@@ -31,7 +31,7 @@ def run_validate(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     """
     reference = read_reference(config)  # first: a wrong one is found before the gate's work
     gate = GateRun(
-        config.judged_dir,
+        config.judged_location,
         config.tasks,
         config.validation_dir,
         config.accepted_dir,

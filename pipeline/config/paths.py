@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from pipeline.names import is_bucket
 
-BUCKET_SETTINGS = "data.to_score and scoring.scores"  # the settings that take a bucket
+BUCKET_SETTINGS = "data.judged, data.to_score and scoring.scores"  # the settings that take a bucket
 
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")

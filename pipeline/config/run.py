@@ -92,9 +92,9 @@ Adapter = Annotated[
 
 
 class DataConfig(StrictModel):
-    """Locations of rows: task=<name>/*.parquet below each folder."""
+    """Locations of rows, a folder or s3://bucket/prefix: task=<name>/*.parquet below each."""
 
-    judged: AbsolutePath | None = None  # folder of rows with labels; default: data/judged in the run's folder
+    judged: Location | None = None  # location of rows with labels; default: data/judged in the run's folder
     # location of rows to score, may contain {date}, the logical date; default: data/unlabelled in the run's
     # folder
     to_score: Location | None = None
@@ -190,9 +190,9 @@ class RunConfig(StrictModel):
         return (self.work_dir / self.name).absolute()
 
     @property
-    def judged_dir(self) -> Path:
-        """Folder of the rows with labels."""
-        return (self.data.judged or self.run_dir / "data" / "judged").absolute()
+    def judged_location(self) -> Path | str:
+        """Location of the rows with labels."""
+        return self.data.judged or self.run_dir / "data" / "judged"
 
     @property
     def accepted_dir(self) -> Path:

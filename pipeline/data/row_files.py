@@ -17,7 +17,7 @@ from pipeline.data.catalog import Partition, check_names, content_differs, parse
 from pipeline.data.data_files import CATALOGUE, scan_folder, sort_names
 from pipeline.data.parquet_batches import NOT_PARQUET, BatchFile, translate_read_errors
 from pipeline.data.reader import find_partitions, log_once, no_rows_message, open_partition
-from pipeline.errors import ConfigError, DataRefusedError
+from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.names import is_bucket
 from pipeline.storage.filesystem import cached_sha256, file_stamp, json_sha256
 from pipeline.storage.object_store import MAX_RANGE_BYTES, BucketFile, StoreEntry, open_bucket
@@ -131,11 +131,16 @@ def find_objects(url: str, tasks: Sequence[Task]) -> FoundFiles:
     return FoundFiles(by_task, skipped)
 
 
-def copy_object(file: RowFile, target: IO[bytes]) -> str:
+def copy_object(file: RowFile, target: IO[bytes], sha256: str = "") -> str:
     """Copy an object by ranges of MAX_RANGE_BYTES, and return the hex SHA-256 of its content.
 
+    Args:
+        file: The object.
+        target: Receives the content.
+        sha256: Of an earlier copy; empty: none.
+
     Raises:
-        RetryableError: Another version is there, or none.
+        RetryableError: Another version is there, or none, or the content differs from that of the copy.
         DamagedInputError: The content is not what the catalogue lists.
     """
     digest = hashlib.sha256()
@@ -145,12 +150,18 @@ def copy_object(file: RowFile, target: IO[bytes]) -> str:
         target.write(chunk)
     if file.listed_sha256 and digest.hexdigest() != file.listed_sha256:
         raise content_differs([file.name], file.place)
+    if sha256 and digest.hexdigest() != sha256:  # a store that ignores the condition on the version
+        raise RetryableError(f"{file.url} changed while it was read; run the same command again")
     return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def open_copy(file: RowFile) -> Iterator[tuple[BatchFile, str]]:
+def open_copy(file: RowFile, sha256: str = "") -> Iterator[tuple[BatchFile, str]]:
     """Open a file that is read whole, an object as a temporary copy without a name.
+
+    Args:
+        file: The file.
+        sha256: Of its content, if known.
 
     Yields:
         (open file, hex SHA-256 of its content).
@@ -161,15 +172,15 @@ def open_copy(file: RowFile) -> Iterator[tuple[BatchFile, str]]:
     """
     if not file.is_object:
         with open_partition(file.path) as opened:
-            yield opened, cached_sha256(file.path)
+            yield opened, sha256 or cached_sha256(file.path)
         return
     with tempfile.TemporaryFile() as copy:
-        sha256 = copy_object(file, copy)
+        found_sha256 = copy_object(file, copy, sha256)
         copy.seek(0)
         with translate_read_errors(file.url, NOT_PARQUET):
             opened = BatchFile(copy)
         with opened:
-            yield opened, sha256
+            yield opened, found_sha256
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def _import(root: Path) -> str:
     """Import two tables; return the digest of their rows."""
     config = _config(root)
     import_sources(config, CommandRun(Console()))
-    return data_digest(find_partitions(config.judged_dir, config.tasks))
+    return data_digest(find_partitions(Path(config.judged_location), config.tasks))
 
 
 def _validate(root: Path) -> str:

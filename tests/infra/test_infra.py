@@ -75,8 +75,8 @@ def test_config_is_mounted_where_commands_read_it() -> None:
 
 def test_config_paths_are_on_shared_storage() -> None:
     config = read_config(CONFIG_PATH)
-    for path in (config.run_dir, config.judged_dir, config.to_score_location, config.promotions_dir):
-        assert path.is_relative_to("/storage")
+    for path in (config.run_dir, config.judged_location, config.to_score_location, config.promotions_dir):
+        assert str(path).startswith("/storage/")
     assert not config.promotions_dir.is_relative_to(config.run_dir), "the score job has another run name"
     assert "storage:/storage" in SERVICES["ray-head"]["volumes"]
     claim = OBJECTS["storage.yaml"]

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from models.files import file_sha256, remove_tree, temporary_path
 from pipeline.config.extensions import DATA_CHECKS, load_installed_extensions
 from pipeline.config.tasks import Task
-from pipeline.data.reader import open_partition, read_rows
+from pipeline.data.reader import read_rows
+from pipeline.data.row_files import RowFile, open_copy
 from pipeline.errors import (
     DamagedInputError,
     DataRefusedError,
@@ -30,7 +31,7 @@ from pipeline.errors import (
 )
 from pipeline.runtime.waiting import hold_lock
 from pipeline.schema import COLUMNS, is_convertible, schema_differences
-from pipeline.storage.filesystem import cached_sha256, file_stamp, json_sha256, read_json, write_json
+from pipeline.storage.filesystem import json_sha256, read_json, write_json
 from validation.gate.row_checks import KEY_SCHEMA, REASON_SCHEMA, RowExample, RowScan
 
 _RULE_FILES = ("pipeline/schema.py", "pipeline/data/*.py", "validation/gate/*.py", "validation/text/*.py")
@@ -42,8 +43,7 @@ logger = logging.getLogger(__name__)
 class FileJob:
     """Arguments of `check_file`, plain enough to be sent to another machine."""
 
-    path: Path
-    relative: str  # to the data folder
+    file: RowFile
     task: Task
     labels_required: bool  # True if each row must carry a label
     work_dir: Path
@@ -62,7 +62,7 @@ class ColumnType(NamedTuple):
 class FileVerdict:
     """Verdict on one file. `folder` holds its keys.parquet, reasons.parquet and sample.parquet."""
 
-    relative: str
+    relative: str  # to the data folder
     task: str
     sha256: str
     folder: str
@@ -96,27 +96,30 @@ class FileVerdict:
 def check_file(job: FileJob) -> FileVerdict:
     """Check one file, or return the cached verdict on the same bytes and rules.
 
+    Of an object, the same version counts as the same bytes.
+
     Raises:
-        RetryableError: The file changed meanwhile.
+        RetryableError: The file changed meanwhile, or the object store fails.
     """
+    name = job.file.name
     try:
-        stamp = file_stamp(job.path)
-        sha256 = cached_sha256(job.path)
+        stamp = job.file.stamp()
+        key = _cache_key(job)
     except OSError as error:
         return FileVerdict(
-            job.relative, job.task.name, "", "", refused=f" cannot be read ({error.strerror})", damaged=True
+            name, job.task.name, "", "", refused=f" cannot be read ({error.strerror})", damaged=True
         )
-    folder = job.work_dir / _cache_key(job, sha256)
+    folder = job.work_dir / key
     job.work_dir.mkdir(parents=True, exist_ok=True)
     # a file of the same bytes may be checked at the same time
-    with hold_lock(job.work_dir / f".{folder.name}.lock", f"another process that checks {job.path}"):
+    with hold_lock(job.work_dir / f".{folder.name}.lock", f"another process that checks {job.file.url}"):
         if not is_complete(folder):
             remove_tree(folder)
             staged = temporary_path(folder)
             try:
                 staged.mkdir()
-                verdict = read_and_check(job, sha256, staged)
-                check_unchanged(job.path, stamp)
+                verdict = read_and_check(job, staged)
+                check_unchanged(job.file, stamp)
                 if verdict.damaged:  # not cached: the disk may be at fault, and not the file
                     return replace(verdict, stamp=stamp)
                 sizes = {path.name: path.stat().st_size for path in staged.iterdir()}
@@ -127,12 +130,12 @@ def check_file(job: FileJob) -> FileVerdict:
         recorded = read_json(folder / "verdict.json")
     del recorded["sizes"]
     # the same bytes may have another name in this run
-    return replace(FileVerdict.from_json(recorded), relative=job.relative, folder=str(folder), stamp=stamp)
+    return replace(FileVerdict.from_json(recorded), relative=name, folder=str(folder), stamp=stamp)
 
 
-def _cache_key(job: FileJob, sha256: str) -> str:
+def _cache_key(job: FileJob) -> str:
     key = {
-        "sha256": sha256,
+        "content": job.file.content_key(),
         "code": rules_digest(),
         "task": job.task.model_dump(mode="json"),
         "judged": job.labels_required,
@@ -161,15 +164,15 @@ def rule_files() -> set[Path]:
     return builders.union(*(root.glob(pattern) for pattern in _RULE_FILES))
 
 
-def check_unchanged(path: Path, stamp: Sequence[int]) -> None:
+def check_unchanged(file: RowFile, stamp: Sequence[int]) -> None:
     """Raise RetryableError if a file's stamp differs from `stamp`."""
     try:
-        unchanged = file_stamp(path) == tuple(stamp)
+        unchanged = file.stamp() == tuple(stamp)
     except OSError:
         unchanged = False
     if not unchanged:
         raise RetryableError(
-            f"{path} changed during validation; run the same command again when nothing writes to it"
+            f"{file.url} changed during validation; run the same command again when nothing writes to it"
         )
 
 
@@ -182,10 +185,10 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
-def _without_name(error: RelevanceError, path: Path) -> str:
-    """Return the message of a reader's error without the path at its begin: equal files share it."""
+def _without_name(error: RelevanceError, file: RowFile) -> str:
+    """Return the message of a reader's error without the name at its begin: equal files share it."""
     message = str(error)
-    return message.removeprefix(str(path)) if message.startswith(str(path)) else f": {message}"
+    return message.removeprefix(file.url) if message.startswith(file.url) else f": {message}"
 
 
 def column_types(schema: pa.Schema) -> list[ColumnType]:
@@ -197,11 +200,13 @@ def column_types(schema: pa.Schema) -> list[ColumnType]:
     ]
 
 
-def read_and_check(job: FileJob, sha256: str, folder: Path) -> FileVerdict:
+def read_and_check(job: FileJob, folder: Path) -> FileVerdict:
     """Check every row of a file; write keys, reasons and sample to `folder`."""
-    verdict = FileVerdict(job.relative, job.task.name, sha256, folder="")
+    known_sha256 = "" if job.file.is_object else job.file.content_key()
+    verdict = FileVerdict(job.file.name, job.task.name, known_sha256, folder="")
     try:
-        with open_partition(job.path) as file:
+        with open_copy(job.file, known_sha256) as (file, sha256):
+            verdict = replace(verdict, sha256=sha256)
             differences = schema_differences(file.schema_arrow)
             if differences:
                 return replace(
@@ -216,19 +221,19 @@ def read_and_check(job: FileJob, sha256: str, folder: Path) -> FileVerdict:
                 pq.ParquetWriter(folder / "keys.parquet", KEY_SCHEMA, compression="none") as keys,
                 pq.ParquetWriter(folder / "reasons.parquet", REASON_SCHEMA, compression="zstd") as reasons,
             ):
-                for table in read_rows(file, job.path, check_text=False):
+                for table in read_rows(file, job.file.url, check_text=False):
                     key_table, reason_table = scan.check_batch(table)
                     keys.write_table(key_table)
                     if reason_table.num_rows:
                         reasons.write_table(reason_table)
     except DamagedInputError as error:
-        return replace(verdict, refused=_without_name(error, job.path), damaged=True)
+        return replace(verdict, refused=_without_name(error, job.file), damaged=True)
     except DataRefusedError as error:
-        return replace(verdict, refused=_without_name(error, job.path))
+        return replace(verdict, refused=_without_name(error, job.file))
     except (MemoryError, OSError, RelevanceError):  # not the file's
         raise
     except Exception as error:  # of a check: the other files are judged without it
-        logger.exception("check failed: %s", job.path)
+        logger.exception("check failed: %s", job.file.url)
         problem = f" cannot be checked ({summarize_error(error)}); remove it, and report it"
         return replace(verdict, refused=problem, damaged=True)
     pq.write_table(scan.sample(), folder / "sample.parquet")

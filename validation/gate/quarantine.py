@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.files import publish_dir, remove_tree, sync_tree, temporary_path
+from models.files import file_sha256, publish_dir, remove_tree, sync_tree, temporary_path
 from pipeline.data.parallel_map import map_in_order
-from pipeline.data.reader import open_partition, read_rows
+from pipeline.data.reader import read_rows
+from pipeline.data.row_files import RowFile, copy_object, open_copy, open_in_place
 from pipeline.data.writer import ROWS_PER_GROUP
 from pipeline.schema import ROW_SCHEMA
 from validation.gate.file_checks import FileVerdict, check_unchanged
@@ -31,11 +32,12 @@ QUARANTINE_SCHEMA = pa.schema(
 class SplitJob:
     """Arguments of `split_file`, plain enough to be sent to another machine."""
 
-    path: Path
+    file: RowFile
     verdict: FileVerdict
     duplicates: dict[str, np.ndarray]  # row numbers by reason
     quarantine_path: Path
     accepted_path: Path | None  # None if nothing is accepted
+    earlier_path: Path | None  # rows of the file that an earlier run accepted, if it did
 
 
 class BackgroundSplit:
@@ -45,7 +47,7 @@ class BackgroundSplit:
     not published is deleted when the context ends.
 
     Args:
-        data_dir: Folder of the files.
+        files: The files by name.
         verdicts: Verdict on each file.
         duplicates: For each file, rows to quarantine because of other rows: row numbers by reason.
         quarantine_dir: Folder for the quarantined rows.
@@ -54,7 +56,7 @@ class BackgroundSplit:
 
     def __init__(
         self,
-        data_dir: Path,
+        files: Mapping[str, RowFile],
         verdicts: Sequence[FileVerdict],
         duplicates: Sequence[dict[str, np.ndarray]],
         quarantine_dir: Path,
@@ -67,11 +69,12 @@ class BackgroundSplit:
         accepted = self._staged[accepted_dir] if accepted_dir else None
         jobs = [
             SplitJob(
-                data_dir / verdict.relative,
+                files[verdict.relative],
                 verdict,
                 of_file,
                 quarantine / verdict.relative,
                 accepted / verdict.relative if accepted else None,
+                accepted_dir / verdict.relative if accepted_dir else None,
             )
             for verdict, of_file in zip(verdicts, duplicates, strict=True)
         ]
@@ -111,7 +114,8 @@ class BackgroundSplit:
 def split_file(job: SplitJob) -> int:
     """Write the bad rows of one file to quarantine and the others to the accepted file.
 
-    A file without bad rows is copied byte for byte.
+    A file without bad rows is copied byte for byte; an object from the rows of an earlier run, if they are
+    there.
 
     Returns:
         Number of accepted rows.
@@ -129,11 +133,23 @@ def split_file(job: SplitJob) -> int:
         accepted_path.parent.mkdir(parents=True, exist_ok=True)
     if reasons.num_rows:
         job.quarantine_path.parent.mkdir(parents=True, exist_ok=True)
-        _write_both_parts(job.path, reasons, job.quarantine_path, accepted_path)
+        _write_both_parts(job, reasons, accepted_path)
     elif accepted_path:
-        shutil.copyfile(job.path, accepted_path)
-    check_unchanged(job.path, verdict.stamp)
+        _copy_whole(job, accepted_path)
+    check_unchanged(job.file, verdict.stamp)
     return num_accepted
+
+
+def _copy_whole(job: SplitJob, accepted_path: Path) -> None:
+    if not job.file.is_object:
+        shutil.copyfile(job.file.path, accepted_path)
+        return
+    earlier, sha256 = job.earlier_path, job.verdict.sha256
+    if earlier and earlier.is_file() and file_sha256(earlier) == sha256:
+        shutil.copyfile(earlier, accepted_path)
+        return
+    with accepted_path.open("wb") as accepted:
+        copy_object(job.file, accepted, sha256)
 
 
 def quarantine_reasons(verdict: FileVerdict, duplicates: dict[str, np.ndarray]) -> pa.Table:
@@ -150,39 +166,37 @@ def quarantine_reasons(verdict: FileVerdict, duplicates: dict[str, np.ndarray]) 
 
 
 def accepted_rows(
-    data_dir: Path, files: Iterable[tuple[FileVerdict, dict[str, np.ndarray]]]
+    files: Mapping[str, RowFile], verdicts: Iterable[tuple[FileVerdict, dict[str, np.ndarray]]]
 ) -> Iterator[pa.Table]:
     """Yield the rows of checked files that are not quarantined, batch by batch.
 
     Args:
-        data_dir: Folder of the files.
-        files: Verdict on each file, and its duplicate rows by reason.
+        files: The files by name.
+        verdicts: Verdict on each file, and its duplicate rows by reason.
     """
-    for verdict, duplicates in files:
+    for verdict, duplicates in verdicts:
         if verdict.refused or not verdict.rows:
             continue
         bad_N = np.zeros(verdict.rows, dtype=bool)
         bad_N[quarantine_reasons(verdict, duplicates)["row"].to_numpy()] = True
-        start, path = 0, data_dir / verdict.relative
-        with open_partition(path) as file:
-            for table in read_rows(file, path, check_text=False):
+        start, file = 0, files[verdict.relative]
+        with open_in_place(file) as opened:
+            for table in read_rows(opened, file.url, check_text=False):
                 yield table.filter(pa.array(~bad_N[start : start + table.num_rows]))
                 start += table.num_rows
 
 
-def _write_both_parts(
-    path: Path, reasons: pa.Table, quarantine_path: Path, accepted_path: Path | None
-) -> None:
+def _write_both_parts(job: SplitJob, reasons: pa.Table, accepted_path: Path | None) -> None:
     """Write the rows of one file that `reasons` names to quarantine, the others to the accepted file."""
     quarantined_rows = reasons["row"].to_numpy()
     start = 0
     with (
-        open_partition(path) as file,
-        _open_writer(quarantine_path, QUARANTINE_SCHEMA) as quarantine,
+        open_copy(job.file, job.verdict.sha256) as (opened, _),
+        _open_writer(job.quarantine_path, QUARANTINE_SCHEMA) as quarantine,
         contextlib.ExitStack() as stack,
     ):
         accepted = stack.enter_context(_open_writer(accepted_path, ROW_SCHEMA)) if accepted_path else None
-        for table in read_rows(file, path, check_text=False):
+        for table in read_rows(opened, job.file.url, check_text=False):
             first, last = np.searchsorted(quarantined_rows, (start, start + table.num_rows)).tolist()
             keep_M = np.ones(table.num_rows, dtype=bool)
             if last > first:

@@ -46,7 +46,7 @@ class ValidationReport:
 
     passed: bool
     labels_required: bool  # True if each row had to carry a label
-    data_dir: Path
+    data_dir: Path | str  # folder, or URL of a bucket
     data_docs: Path  # index.html
     data_digest: str  # of the files as they were read
     damaged: tuple[str, ...]  # files that are not whole parquet

@@ -21,9 +21,8 @@ from models.files import publish_dir, remove_abandoned, remove_tree, retire_dir,
 from pipeline.config.gates import GateConfig
 from pipeline.config.splits import SplitConfig
 from pipeline.config.tasks import Task
-from pipeline.data.data_files import scan_folder
 from pipeline.data.parallel_map import map_in_order
-from pipeline.data.reader import find_partitions
+from pipeline.data.row_files import RowFile, find_row_files
 from pipeline.runtime.progress import Progress, SilentProgress
 from pipeline.storage.filesystem import json_sha256, safe_join, write_json
 from validation.gate.cross_file_checks import (
@@ -62,6 +61,7 @@ class FolderVerdicts:
 
     files: list[FileVerdict]
     duplicates: Duplicates
+    row_files: Mapping[str, RowFile]  # by name
 
     def of_task(self, task: Task) -> list[tuple[FileVerdict, dict[str, np.ndarray]]]:
         """Return the task's files, each with its duplicate rows by reason."""
@@ -73,7 +73,7 @@ class FolderVerdicts:
 class GateRun:
     """Input, rules and output folders of one run of the gate."""
 
-    data_dir: Path
+    data_dir: Path | str  # folder, or URL of a bucket
     tasks: Sequence[Task]
     out_dir: Path  # receives report.json, data_docs/, quarantine/ and partitions/
     accepted_dir: Path | None = None  # receives the good rows, if the data pass
@@ -92,25 +92,18 @@ class GateRun:
         if self.accepted_dir is not None:
             remove_abandoned(self.accepted_dir.parent)
 
-    def file_jobs(self, partitions: Mapping[str, Sequence[Path]]) -> list[FileJob]:
+    def file_jobs(self, files: Mapping[str, Sequence[RowFile]]) -> list[FileJob]:
         """Return one job for each file, task by task."""
         verdicts_dir = self.verdicts_dir  # each reading asks the file system
         return [
-            FileJob(
-                path,
-                path.relative_to(self.data_dir).as_posix(),
-                task,
-                self.labels_required,
-                verdicts_dir,
-                self.config.scripts.get(task.name, ()),
-            )
+            FileJob(file, task, self.labels_required, verdicts_dir, self.config.scripts.get(task.name, ()))
             for task in self.tasks
-            for path in partitions.get(task.name, ())
+            for file in files.get(task.name, ())
         ]
 
 
 def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport:
-    """Check every file of the run's data folder.
+    """Check every file of the run's data folder, or object of its bucket.
 
     Replaces the folders that the module docstring shows and, last, report.json, once all files are judged: an
     error leaves the older ones as they are. The accepted folder is removed if the data do not pass.
@@ -119,22 +112,21 @@ def validate(run: GateRun, progress: Progress | None = None) -> ValidationReport
         DataRefusedError: There is no file at all.
         ConfigError: A folder or task does not exist, or the folder of the cached verdicts is a link.
     """
-    partitions = find_partitions(run.data_dir, run.tasks)
-    skipped = scan_folder(run.data_dir).describe_skipped(str(run.data_dir))
+    found = find_row_files(run.data_dir, run.tasks)
+    row_files = {file.name: file for files in found.by_task.values() for file in files}
     run.remove_abandoned()
-    files = _check_files(run.file_jobs(partitions), progress or SilentProgress())
-    verdicts = FolderVerdicts(files, find_duplicates(files, run.config.label_conflicts, run.verdicts_dir))
+    files = _check_files(run.file_jobs(found.by_task), progress or SilentProgress())
+    duplicates = find_duplicates(files, run.config.label_conflicts, run.verdicts_dir)
+    verdicts = FolderVerdicts(files, duplicates, row_files)
     _remove_stale_verdicts(run.verdicts_dir, files)
-    tasks = [task for task in run.tasks if task.name in partitions]
+    tasks = [task for task in run.tasks if task.name in found.by_task]
     records = {task.name: task_record(task, verdicts) for task in tasks}
     failures, warnings = folder_messages(run, tasks, verdicts, records)
-    warnings += [skipped] if skipped else []
+    warnings += [found.skipped] if found.skipped else []
     quarantine_dir = run.out_dir / "quarantine"
     accepted_dir = None if failures else run.accepted_dir
     # Arrow splits the files in the background while Great Expectations keeps Python busy
-    with BackgroundSplit(
-        run.data_dir, files, verdicts.duplicates.rows, quarantine_dir, accepted_dir
-    ) as split:
+    with BackgroundSplit(row_files, files, duplicates.rows, quarantine_dir, accepted_dir) as split:
         failures += write_data_docs(run, tasks, verdicts, failures, warnings)
         accepted = split.accepted_counts()
         for name in VERDICT_FILES:  # killed from here on: no verdict
@@ -227,7 +219,7 @@ def folder_messages(
         failures += task_failures
         warnings += task_warnings
         if run.splits and records[task.name].accepted:
-            rows = accepted_rows(run.data_dir, verdicts.of_task(task))
+            rows = accepted_rows(verdicts.row_files, verdicts.of_task(task))
             message = missing_classes(task, count_classes(rows, task, run.splits))
             failures += [message] if message else []
     return failures, warnings

@@ -132,7 +132,7 @@ def test_refused_data_leave_no_reports_of_an_earlier_run(tmp_path: Path) -> None
         "leakage.json",
         "profile.json",
     }
-    (config.judged_dir / "task=two" / "damaged.parquet").write_bytes(b"PAR1")
+    Path(config.judged_location, "task=two", "damaged.parquet").write_bytes(b"PAR1")
     with pytest.raises(DamagedInputError):
         validate(config)
     assert not reports & {path.name for path in config.validation_dir.iterdir()}

@@ -43,7 +43,7 @@ from jobs.console import Console
 import_sources(config, CommandRun(Console()))
 import pyarrow.dataset as ds
 
-rows = ds.dataset(config.judged_dir / "task=two").to_table()
+rows = ds.dataset(f"{config.judged_location}/task=two").to_table()
 assert rows.column("row_id").to_pylist() == ["shop-0", "shop-1"], rows
 
 # adapter method: put into a trunk by its name

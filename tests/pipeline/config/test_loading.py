@@ -236,7 +236,7 @@ OVERRIDES: list[tuple[str, Callable[[RunConfig], Any], Any]] = [
     ("tasks.0.template=A=B {query} {ad_title}", lambda c: c.tasks[0].template, "A=B {query} {ad_title}"),
     ("tasks.0.labels=[a, b, c]", lambda c: c.tasks[0].labels, ("a", "b", "c")),
     ("split={valid_share: 0.3, test_share: 0.3}", lambda c: c.split.valid_share, 0.3),
-    ("data.judged=/rows", lambda c: c.judged_dir, Path("/rows")),
+    ("data.judged=/rows", lambda c: c.judged_location, Path("/rows")),
 ]
 
 
@@ -316,12 +316,12 @@ def test_paths_stay_the_same_in_another_working_directory(
     monkeypatch.chdir(tmp_path)
     blocks = {"data": {"judged": "rows", "to_score": "more"}, "registry": {"model": "m", "promotions": "log"}}
     here = build_config(settings(work_dir="work", **blocks), "x")
-    assert (here.run_dir, here.judged_dir) == (tmp_path / "work" / "demo", tmp_path / "rows")
+    assert (here.run_dir, here.judged_location) == (tmp_path / "work" / "demo", tmp_path / "rows")
     monkeypatch.chdir("/")
     there = build_config(here.model_dump(mode="json"), "config of the driver")
-    for folder in ("run_dir", "judged_dir", "to_score_location", "promotions_dir", "tracking_uri"):
+    for folder in ("run_dir", "judged_location", "to_score_location", "promotions_dir", "tracking_uri"):
         assert getattr(there, folder) == getattr(here, folder)
-    assert (there.judged_dir, there.to_score_location, there.promotions_dir) == (
+    assert (there.judged_location, there.to_score_location, there.promotions_dir) == (
         tmp_path / "rows",
         tmp_path / "more",
         tmp_path / "log" / "m",
@@ -333,8 +333,8 @@ def test_default_folders_lie_in_the_run_folder(monkeypatch: pytest.MonkeyPatch, 
     config = build_config(settings(), "x")
     monkeypatch.chdir("/")
     assert config.run_dir == tmp_path / "runs" / "demo"
-    for folder in (config.judged_dir, config.to_score_location, config.promotions_dir):
-        assert folder.is_relative_to(config.run_dir)
+    for folder in (config.judged_location, config.to_score_location, config.promotions_dir):
+        assert Path(folder).is_relative_to(config.run_dir)
     assert config.tracking_uri == f"sqlite:///{tmp_path}/runs/demo/mlflow.db"
 
 

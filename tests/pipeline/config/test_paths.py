@@ -65,7 +65,7 @@ def test_odd_characters_of_paths_are_kept_or_refused(tmp_path: Path, setting: st
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_bucket_is_read_or_refused_with_the_setting(tmp_path: Path, setting: str) -> None:
-    if setting in ("data.to_score", "scoring.scores"):
+    if setting in ("data.judged", "data.to_score", "scoring.scores"):
         assert _value(_build(tmp_path, setting, "s3://ads/x"), setting) == "s3://ads/x"
         return
     with pytest.raises(ConfigError, match=f"{setting}: bucket is not possible here"):

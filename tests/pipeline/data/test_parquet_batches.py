@@ -82,6 +82,7 @@ from pathlib import Path
 from models.files import file_sha256
 from pipeline.config.tasks import Task
 from pipeline.scoring import work_units
+from pipeline.data.row_files import RowFile
 from pipeline.scoring.work_units import WorkUnit, read_unit
 from validation.gate.file_checks import FileJob, check_file
 work_units.PART_BYTES = 32 * 2**20
@@ -90,7 +91,7 @@ task = Task(name="two", labels=("bad", "good"), relevant_from=1, template="{quer
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for _ in read_unit(WorkUnit("two", str(path), file_sha256(path), "unit", None)):
     pass
-verdict = check_file(FileJob(path, path.name, task, True, path.parent / "verdicts"))
+verdict = check_file(FileJob(RowFile(str(path.parent), path.name), task, True, path.parent / "verdicts"))
 assert verdict.rows == 10_000 and not verdict.refused, verdict
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """

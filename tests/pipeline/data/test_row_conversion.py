@@ -13,6 +13,7 @@ from models.files import file_sha256
 from pipeline.config.tasks import Task
 from pipeline.data.importers.table import TableSource, import_table
 from pipeline.data.reader import read_partition
+from pipeline.data.row_files import RowFile
 from pipeline.data.writer import write_partition
 from pipeline.errors import DataRefusedError
 from pipeline.schema import ROW_SCHEMA
@@ -129,7 +130,7 @@ def test_gate_takes_what_the_reader_takes(tmp_path: Path) -> None:
     def check(table: pa.Table) -> FileVerdict:
         path = tmp_path / "x.parquet"
         pq.write_table(table, path)
-        return check_file(FileJob(path, path.name, TASK, True, tmp_path / "verdicts"))
+        return check_file(FileJob(RowFile(str(tmp_path), path.name), TASK, True, tmp_path / "verdicts"))
 
     for kind in KINDS:
         verdict = check(_table(kind, pa.array([float(n) for n in COLUMNS["label"]])))

@@ -46,7 +46,7 @@ def config(tmp_path: Path, tiny_llama: Path) -> RunConfig:
 
 def accepted(config: RunConfig) -> RunConfig:
     """Return the config, all its rows accepted by the data gate."""
-    shutil.copytree(config.judged_dir, config.accepted_dir, dirs_exist_ok=True)
+    shutil.copytree(config.judged_location, config.accepted_dir, dirs_exist_ok=True)
     return config
 
 

@@ -13,6 +13,7 @@ import validation.gate.cross_file_checks
 import validation.gate.file_checks
 import validation.gate.runner
 from pipeline.config.extensions import DATA_CHECKS
+from pipeline.data.row_files import RowFile
 from pipeline.errors import DamagedInputError, RetryableError
 from tests.support.gate_cases import LENIENT, STRICT
 from tests.support.places import ROOT
@@ -26,7 +27,7 @@ def test_only_new_and_changed_files_are_read_again(tmp_path, task, build_table, 
     monkeypatch.setattr(
         validation.gate.file_checks,
         "read_and_check",
-        lambda job, *rest: read.append(job.relative) or whole(job, *rest),
+        lambda job, *rest: read.append(job.file.name) or whole(job, *rest),
     )
     for tables, expected in (
         ([build_table("a"), build_table("b")], ["part-0", "part-1"]),
@@ -89,13 +90,13 @@ def test_identical_files_checked_concurrently_are_read_once(
     read, whole = [], validation.gate.file_checks.read_and_check
 
     def slowly(job, *rest):
-        read.append(job.relative)
+        read.append(job.file.name)
         threading.Event().wait(0.2)
         return whole(job, *rest)
 
     monkeypatch.setattr(validation.gate.file_checks, "read_and_check", slowly)
     files = sorted(write_rows({"query-ad": [build_table()] * 2}).rglob("*.parquet"))
-    jobs = [FileJob(path, path.name, task, True, tmp_path / "work") for path in files]
+    jobs = [FileJob(RowFile(str(path.parent), path.name), task, True, tmp_path / "work") for path in files]
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(check_file, jobs)
     assert (one.relative, other.relative) == ("part-0.parquet", "part-1.parquet")

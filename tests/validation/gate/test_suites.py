@@ -23,11 +23,11 @@ class RecordingDocs:
 
 def checked_files(tmp_path, tasks, root):
     """Return the verdicts on the files of `root` by task."""
-    from pipeline.data.reader import find_partitions
+    from pipeline.data.row_files import find_row_files
     from validation.gate.file_checks import check_file
 
     run = GateRun(root, tasks, tmp_path / "out")
-    verdicts = [check_file(job) for job in run.file_jobs(find_partitions(root, tasks))]
+    verdicts = [check_file(job) for job in run.file_jobs(find_row_files(root, tasks).by_task)]
     return [(task, [v for v in verdicts if v.task == task.name]) for task in tasks]
 
 
