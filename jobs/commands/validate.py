@@ -40,13 +40,14 @@ def run_validate(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     )
     with given_cluster():
         report = validate(gate, run)
-    for line in aligned(summary_rows(report)):
-        logger.info("  %s", line)
-    logger.info(f"  the data {'passed' if report.passed else 'did NOT pass'}; Data Docs: {report.data_docs}")
-    check_report(report)
-    accepted = find_partitions(config.accepted_dir, config.tasks)
-    digest = data_digest(accepted)
-    inspect_accepted(config, accepted, digest, reference)
+        for line in aligned(summary_rows(report)):
+            logger.info("  %s", line)
+        verdict = "passed" if report.passed else "did NOT pass"
+        logger.info(f"  the data {verdict}; Data Docs: {report.data_docs}")
+        check_report(report)
+        accepted = find_partitions(config.accepted_dir, config.tasks)
+        digest = data_digest(accepted)
+        inspect_accepted(config, accepted, digest, reference)
     rows = {name: task.accepted for name, task in report.tasks.items()}
     run.set_counts(rows=sum(rows.values()))
     return {

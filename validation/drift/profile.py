@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.parallel_map import map_in_order
 from pipeline.errors import DamagedInputError
 from pipeline.schema import COLUMNS, MAX_LABELS, TEXT_COLUMNS
 from pipeline.storage.filesystem import canonical_json, read_json, write_bytes
@@ -33,6 +34,7 @@ from validation.text.words import (
     read_columns,
     sample_rows,
     sampling_share,
+    source_parts,
     split_words,
 )
 
@@ -44,7 +46,7 @@ NULLABLE_TEXTS: tuple[str, ...] = tuple(c.name for c in COLUMNS if c.nullable an
 # groups them into coarser bins.
 LENGTH_EDGES = np.unique([0, *(round(2 ** (k / 8)) for k in range(161))])
 
-MAX_MARKETS = 100_000  # counted
+MAX_MARKETS = 100_000  # of a task; so many more values are not markets, and all are counted under OTHERS
 
 MAX_NAMED = 64  # markets kept by name; the others are summed under OTHERS
 
@@ -96,6 +98,7 @@ class TaskTally:
     text_rows: int = 0  # rows whose texts are counted in `columns`
     labels: Counter[str] = field(default_factory=Counter)  # by index; rows without a label are left out
     markets: Counter[str] = field(default_factory=Counter)
+    has_markets: bool = True  # False with more than MAX_MARKETS values
     query_registers: np.ndarray = field(default_factory=lambda: np.zeros(_REGISTERS, dtype=np.uint8))
     columns: dict[str, ColumnTally] = field(
         default_factory=lambda: {name: ColumnTally() for name in TEXT_COLUMNS}
@@ -106,20 +109,18 @@ class TaskTally:
         self.rows += batch.num_rows
         for value, count in Counter(batch["label"].drop_null().to_pylist()).items():
             self.labels[str(value) if 0 <= value < MAX_LABELS else "off scale"] += count
-        self._count_markets(batch["market"])
+        self._count_markets(_value_counts(batch["market"].fill_null("(null)")))
         self._count_queries(batch["query"])
         texts = sample_rows(batch, share)
         self.text_rows += texts.num_rows
         for name, column in self.columns.items():
             column.add(texts[name])
 
-    def _count_markets(self, markets: pa.Array) -> None:
-        self.markets.update(_value_counts(markets.fill_null("(null)")))
-        # so many values are not markets: the rare ones lose their names
-        if len(self.markets) > MAX_MARKETS:
-            named = dict(_most_common(self.markets)[: MAX_MARKETS // 2])
-            num_named = sum(count for name, count in named.items() if name != OTHERS)
-            self.markets = Counter(named | {OTHERS: self.markets.total() - num_named})
+    def _count_markets(self, markets: Mapping[str, int]) -> None:
+        self.markets.update(markets)
+        self.has_markets &= len(self.markets) <= MAX_MARKETS
+        if not self.has_markets:
+            self.markets = Counter({OTHERS: self.markets.total()})
 
     def _count_queries(self, queries: pa.Array) -> None:
         hashes = hash_column(queries)
@@ -133,7 +134,8 @@ class TaskTally:
         self.rows += other.rows
         self.text_rows += other.text_rows
         self.labels.update(other.labels)
-        self.markets.update(other.markets)
+        self.has_markets &= other.has_markets
+        self._count_markets(other.markets)
         self.query_registers = np.maximum(self.query_registers, other.query_registers)
         for name, column in self.columns.items():
             column.merge(other.columns[name])
@@ -232,7 +234,7 @@ class Profile:
 
 
 def build_tally(sources: Mapping[str, RowSource]) -> Tally:
-    """Count the rows of each task.
+    """Count the rows of each task, file by file: as Ray tasks on a connected cluster.
 
     Raises:
         DamagedInputError: A file is not whole parquet.
@@ -240,8 +242,17 @@ def build_tally(sources: Mapping[str, RowSource]) -> Tally:
     tally = Tally()
     for name, source in sources.items():
         task, share = tally.tasks.setdefault(name, TaskTally()), sampling_share(source)
-        for batch in read_columns(source, ("row_id", *TEXT_COLUMNS, "market", "label")):
-            task.add(batch, share)
+        for part in map_in_order(_tally_part, [(part, share) for part in source_parts(source)]):
+            task.merge(part)
+    return tally
+
+
+def _tally_part(part: tuple[RowSource, float]) -> TaskTally:
+    """Count a part of a task's rows, and the texts of a share of them."""
+    source, share = part
+    tally = TaskTally()
+    for batch in read_columns(source, ("row_id", *TEXT_COLUMNS, "market", "label")):
+        tally.add(batch, share)
     return tally
 
 

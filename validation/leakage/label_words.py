@@ -22,14 +22,16 @@ Shape legend: N rows, P pairs of a row and a word, V distinct words, L labels.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.tasks import Task
+from pipeline.data.parallel_map import map_in_order
 from validation.text.words import (
     RowSource,
     compose,
@@ -38,6 +40,7 @@ from validation.text.words import (
     read_columns,
     sample_rows,
     sampling_share,
+    source_parts,
     split_words,
 )
 
@@ -45,8 +48,7 @@ NUM_EXAMPLES = 3
 
 MAX_QUERIES = 1_000  # counted for a suspicious word
 
-# Distinct words counted at once in a column. Beyond it those in the fewest rows are dropped, and counted
-# anew if they return.
+# Distinct words counted in a column, ten for each sampled row. Beyond it words are sampled by their hash.
 MAX_WORDS = 1 << 21
 
 _MERGE_WORDS = 1 << 18  # new words that are merged at once
@@ -90,13 +92,17 @@ class LabelWord:
 
 
 @dataclass
-class _WordCounts:
-    """Numbers of rows of one column by word and label; `merge` includes the added counts."""
+class WordCounts:
+    """Numbers of rows of one column by word and label; `fold` includes the added counts.
+
+    Counts of parts, merged, give exactly the counts of the whole, in any order.
+    """
 
     num_labels: int
-    hash_V: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    hash_V: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # ascending
     count_VL: np.ndarray = field(init=False)
     new: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    limit: np.uint64 = np.uint64(2**64 - 1)  # words with a hash up to here are counted
 
     def __post_init__(self) -> None:
         self.count_VL = np.empty((0, self.num_labels), np.int64)
@@ -105,81 +111,126 @@ class _WordCounts:
         """Add the counts of distinct words."""
         self.new.append((hash_V, count_VL))
         if sum(len(hashes) for hashes, _ in self.new) > max(len(self.hash_V), _MERGE_WORDS):
-            self.merge()
-            if len(self.hash_V) > MAX_WORDS:
-                keep = np.sort(np.argsort(-self.count_VL.sum(1), kind="stable")[: MAX_WORDS // 2])
-                self.hash_V, self.count_VL = self.hash_V[keep], self.count_VL[keep]
+            self.fold()
 
-    def merge(self) -> None:
-        """Sum the counts of equal words."""
+    def merge(self, other: WordCounts) -> None:
+        """Add the counts of other rows."""
+        other.fold()
+        self.limit = min(self.limit, other.limit)
+        self.add(other.hash_V, other.count_VL)
+
+    def fold(self) -> None:
+        """Sum the counts of equal words, and leave out those beyond the limit."""
         hashes = np.concatenate([self.hash_V, *(hash_V for hash_V, _ in self.new)])
         counts = np.concatenate([self.count_VL, *(count_VL for _, count_VL in self.new)])
-        self.hash_V, code = np.unique(hashes, return_inverse=True)
-        self.count_VL = np.zeros((len(self.hash_V), self.num_labels), np.int64)
-        np.add.at(self.count_VL, code, counts)
-        self.new = []
+        all_V, code = np.unique(hashes, return_inverse=True)
+        count_VL = np.zeros((len(all_V), self.num_labels), np.int64)
+        np.add.at(count_VL, code, counts)
+        if len(all_V) > MAX_WORDS:
+            self.limit = min(self.limit, all_V[MAX_WORDS] - np.uint64(1))
+        num_kept = int(np.searchsorted(all_V, self.limit, side="right"))
+        self.hash_V, self.count_VL, self.new = all_V[:num_kept], count_VL[:num_kept], []
+
+
+@dataclass
+class _Occurrences:
+    """Rows of a word of which a few are shown."""
+
+    word: str = ""
+    queries: set[str] = field(default_factory=set)  # up to MAX_QUERIES
+    row_ids: list[str] = field(default_factory=list)  # the first NUM_EXAMPLES
+
+    def merge(self, other: _Occurrences) -> None:
+        """Add the rows that follow."""
+        self.word = self.word or other.word
+        self.queries = set(sorted(self.queries | other.queries)[:MAX_QUERIES])
+        self.row_ids = [*self.row_ids, *other.row_ids][:NUM_EXAMPLES]
 
 
 @dataclass
 class _Suspect:
-    """A word that passed the tests; the second reading of the rows fills word, queries and row ids."""
+    """A word that passed the tests; the second reading of the rows finds its occurrences."""
 
     p_value: float
     count_L: np.ndarray
-    word: str = ""
-    queries: set[str] = field(default_factory=set)
-    row_ids: list[str] = field(default_factory=list)
+    found: _Occurrences = field(default_factory=_Occurrences)
 
 
 _Suspects = dict[int, _Suspect]  # of one column, by the hash of the word
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Part of a task's rows, plain enough to be sent to another machine."""
+
+    source: RowSource
+    task: Task
+    share: float  # of the rows that are read
+    hashes: Mapping[str, np.ndarray] = field(default_factory=dict)  # of the suspects by column
+
+    def rows(self) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+        """Yield sampled rows with a label on the scale, and the labels (N,)."""
+        for batch in read_columns(self.source, ("row_id", "query", *self.task.ad_columns, "label")):
+            sample = sample_rows(batch, self.share)
+            in_scale = pc.less(sample["label"], len(self.task.labels))
+            on_scale = pc.and_(pc.greater_equal(sample["label"], 0), in_scale)
+            rows = sample.filter(on_scale.fill_null(False))
+            if rows.num_rows:
+                yield rows, rows["label"].to_numpy(zero_copy_only=False)
+
+
 def find_label_words(source: RowSource, task: Task, rule: WordRule) -> tuple[LabelWord, ...]:
     """Find the suspicious words of one task, in at most MAX_TEXT_ROWS sampled rows.
 
-    Reads `source` once, and a second time if a word passed the tests.
+    Reads `source` once, and a second time if a word passed the tests. Files are read apart, as Ray tasks on a
+    connected cluster, and their counts are merged.
 
     Returns:
         Suspicious words, the most frequent first.
     """
-    columns, num_labels = ("query", *task.ad_columns), len(task.labels)
-    counts = {column: _WordCounts(num_labels) for column in columns}
+    share = sampling_share(source)
+    parts = [_Part(part, task, share) for part in source_parts(source)]
+    counts = {column: WordCounts(len(task.labels)) for column in ("query", *task.ad_columns)}
+    base_L = np.zeros(len(task.labels), np.int64)
+    for part_L, part_counts in map_in_order(_count_words, parts):
+        base_L += part_L
+        for column, column_counts in part_counts.items():
+            counts[column].merge(column_counts)
+    for column_counts in counts.values():
+        column_counts.fold()
+    mark_hashes = hash_texts(pa.array(_marks(task), pa.string()))
+    suspects = _find_suspects(counts, base_L, mark_hashes, rule)
+    if any(suspects.values()):
+        hashes = {column: np.fromiter(found, np.uint64, len(found)) for column, found in suspects.items()}
+        for occurrences in map_in_order(_find_occurrences, [replace(part, hashes=hashes) for part in parts]):
+            for (column, word), found in occurrences.items():
+                suspects[column][word].found.merge(found)
+    words = [
+        _label_word(task, column, suspect, base_L)
+        for column, by_hash in suspects.items()
+        for suspect in by_hash.values()
+        if len(suspect.found.queries) >= rule.min_queries
+    ]
+    return tuple(sorted(words, key=lambda word: (-word.num_rows, word.column, word.word)))
+
+
+def _count_words(part: _Part) -> tuple[np.ndarray, dict[str, WordCounts]]:
+    """Return the number of rows by label (L,), and the word counts by column."""
+    task, num_labels = part.task, len(part.task.labels)
+    counts = {column: WordCounts(num_labels) for column in ("query", *task.ad_columns)}
     base_L = np.zeros(num_labels, np.int64)
-    for batch, label_N in _labeled_rows(source, columns, num_labels):
+    for batch, label_N in part.rows():
         base_L += np.bincount(label_N, minlength=num_labels)
-        for column in columns:
+        for column, column_counts in counts.items():
             row_P, words = _words_and_marks(batch[column], task)
             code_P, row_P = _distinct_pairs(row_P, words)
             table = np.bincount(
                 code_P * num_labels + label_N[row_P], minlength=len(words.dictionary) * num_labels
             )
-            counts[column].add(hash_texts(words.dictionary), table.reshape(-1, num_labels))
+            column_counts.add(hash_texts(words.dictionary), table.reshape(-1, num_labels))
     for column_counts in counts.values():
-        column_counts.merge()
-    mark_hashes = hash_texts(pa.array(_marks(task), pa.string()))
-    suspects = _find_suspects(counts, base_L, mark_hashes, rule)
-    if any(suspects.values()):
-        _read_suspects(source, task, suspects)
-    found = [
-        _label_word(task, column, suspect, base_L)
-        for column in columns
-        for suspect in suspects[column].values()
-        if len(suspect.queries) >= rule.min_queries
-    ]
-    return tuple(sorted(found, key=lambda word: (-word.num_rows, word.column, word.word)))
-
-
-def _labeled_rows(
-    source: RowSource, columns: tuple[str, ...], num_labels: int
-) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-    """Yield sampled rows with a label on the scale, and the labels (N,)."""
-    share = sampling_share(source)
-    for batch in read_columns(source, ("row_id", *columns, "label")):
-        sample = sample_rows(batch, share)
-        on_scale = pc.and_(pc.greater_equal(sample["label"], 0), pc.less(sample["label"], num_labels))
-        rows = sample.filter(on_scale.fill_null(False))
-        if rows.num_rows:
-            yield rows, rows["label"].to_numpy(zero_copy_only=False)
+        column_counts.fold()
+    return base_L, counts
 
 
 def _words_and_marks(texts: pa.Array, task: Task) -> tuple[np.ndarray, pa.DictionaryArray]:
@@ -216,7 +267,7 @@ def _distinct_pairs(row_P: np.ndarray, words: pa.DictionaryArray) -> tuple[np.nd
 
 
 def _find_suspects(
-    counts: Mapping[str, _WordCounts], base_L: np.ndarray, mark_hashes: np.ndarray, rule: WordRule
+    counts: Mapping[str, WordCounts], base_L: np.ndarray, mark_hashes: np.ndarray, rule: WordRule
 ) -> dict[str, _Suspects]:
     """Return the words that pass all tests but the minimum of queries, by column."""
     from scipy.stats import false_discovery_control
@@ -286,21 +337,23 @@ def _g_test(count_VL: np.ndarray, base_L: np.ndarray) -> np.ndarray:
     return chi2.sf(g_V, max(np.count_nonzero(base_L) - 1, 1))
 
 
-def _read_suspects(source: RowSource, task: Task, suspects: Mapping[str, _Suspects]) -> None:
-    """Read the rows again for the words, queries and first rows of the suspects."""
-    for batch, _ in _labeled_rows(source, ("query", *task.ad_columns), len(task.labels)):
-        for column, by_hash in suspects.items():
-            row_P, words = _words_and_marks(batch[column], task)
+def _find_occurrences(part: _Part) -> dict[tuple[str, int], _Occurrences]:
+    """Return the rows of the suspects in a part, by column and hash."""
+    occurrences: defaultdict[tuple[str, int], _Occurrences] = defaultdict(_Occurrences)
+    for batch, _ in part.rows():
+        for column, suspects in part.hashes.items():
+            row_P, words = _words_and_marks(batch[column], part.task)
             hash_V = hash_texts(words.dictionary)
             code_P, row_P = _distinct_pairs(row_P, words)
-            is_suspect_P = np.isin(hash_V, np.fromiter(by_hash, np.uint64, len(by_hash)))[code_P]
+            is_suspect_P = np.isin(hash_V, suspects)[code_P]
             for code, row in zip(code_P[is_suspect_P], row_P[is_suspect_P], strict=True):
-                suspect = by_hash[int(hash_V[code])]
-                if len(suspect.queries) < MAX_QUERIES:
-                    suspect.word = suspect.word or words.dictionary[int(code)].as_py()
-                    suspect.queries.add(batch["query"][int(row)].as_py())
-                    if len(suspect.row_ids) < NUM_EXAMPLES:
-                        suspect.row_ids.append(batch["row_id"][int(row)].as_py())
+                found = occurrences[column, int(hash_V[code])]
+                if len(found.queries) < MAX_QUERIES:
+                    found.word = found.word or words.dictionary[int(code)].as_py()
+                    found.queries.add(batch["query"][int(row)].as_py())
+                    if len(found.row_ids) < NUM_EXAMPLES:
+                        found.row_ids.append(batch["row_id"][int(row)].as_py())
+    return dict(occurrences)
 
 
 def _label_word(task: Task, column: str, suspect: _Suspect, base_L: np.ndarray) -> LabelWord:
@@ -308,12 +361,12 @@ def _label_word(task: Task, column: str, suspect: _Suspect, base_L: np.ndarray) 
     return LabelWord(
         task=task.name,
         column=column,
-        word=compose(suspect.word),
+        word=compose(suspect.found.word),
         label=task.labels[label],
         num_rows=num_rows,
-        num_queries=len(suspect.queries),
+        num_queries=len(suspect.found.queries),
         share=float(suspect.count_L[label] / num_rows),
         base_share=float(base_L[label] / base_L.sum()),
         p_value=suspect.p_value,
-        row_ids=tuple(suspect.row_ids),
+        row_ids=tuple(suspect.found.row_ids),
     )

@@ -45,6 +45,8 @@ MAX_QUERIES = 500_000  # compared at once: about 700 MB
 
 NUM_EXAMPLES = 5
 
+ALL_KEYS = np.uint64(2**64 - 1)  # limit of a sample that holds all queries
+
 _BYTE_HASHES = mix_bits(np.arange(1, 257, dtype=np.uint64))  # a random number for each byte
 
 _TRAIN, _VALID, _TEST = (1 << SPLITS.index(split) for split in ("train", "valid", "test"))
@@ -79,19 +81,31 @@ class QuerySample:
     """Distinct queries of a stream; about MAX_QUERIES of them if there are more.
 
     They are sampled by their letters, so that queries that differ in case, accents, punctuation, spacing or
-    word order are sampled together.
+    word order are sampled together. Samples of parts, merged in order, give exactly the sample of the whole.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: np.uint64 = ALL_KEYS) -> None:
         self._merged = pa.array([], pa.string())
         self._new: list[pa.Array] = []
         self._num_new = 0
-        self._limit = np.uint64(2**64 - 1)  # queries with a letter key up to here are sampled
+        self.limit = limit  # queries with a letter key up to here are sampled
 
     def add(self, queries: pa.Array) -> None:
         """Add queries, known ones and null included."""
-        self._new.append(self._sample(pc.unique(queries.drop_null())))
-        self._num_new += len(self._new[-1])
+        self._append(self._sample(pc.unique(queries.drop_null())))
+
+    def merge(self, other: QuerySample) -> None:
+        """Add the sample of the rows that follow."""
+        queries, _ = other.queries()
+        if other.limit < self.limit:
+            self.limit = other.limit
+            self._merged, self._new = self._sample(self._merged), [self._sample(new) for new in self._new]
+            self._num_new = sum(map(len, self._new))
+        self._append(self._sample(queries) if self.limit < other.limit else queries)
+
+    def _append(self, queries: pa.Array) -> None:
+        self._new.append(queries)
+        self._num_new += len(queries)
         # wait for as many new queries as are merged already: the total work stays linear
         if self._num_new > max(len(self._merged), MERGE_QUERIES):
             self._merge()
@@ -99,12 +113,12 @@ class QuerySample:
     def queries(self) -> tuple[pa.Array, float]:
         """Return the sampled queries, and their approximate share of all queries."""
         self._merge()
-        return self._merged, (int(self._limit) + 1) / 2**64
+        return self._merged, (int(self.limit) + 1) / 2**64
 
     def _sample(self, queries: pa.Array) -> pa.Array:
-        if int(self._limit) == 2**64 - 1:
+        if self.limit == ALL_KEYS:
             return queries
-        return queries.filter(pa.array(letter_keys(queries) <= self._limit))
+        return queries.filter(pa.array(letter_keys(queries) <= self.limit))
 
     def _merge(self) -> None:
         self._merged = pc.unique(pa.chunked_array([self._merged, *self._new]))
@@ -112,7 +126,7 @@ class QuerySample:
         if len(self._merged) > MAX_QUERIES:
             # below the next key, not at it: queries of the same letters stay or go together
             next_key = int(np.partition(letter_keys(self._merged), MAX_QUERIES)[MAX_QUERIES])
-            self._limit = np.uint64(max(next_key - 1, 0))
+            self.limit = np.uint64(max(next_key - 1, 0))
             self._merged = self._sample(self._merged)
 
 

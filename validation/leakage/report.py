@@ -20,11 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.config.splits import SplitConfig
 from pipeline.config.tasks import Task, check_known_task
+from pipeline.data.parallel_map import map_in_order
 from validation.leakage.label_words import LabelWord, WordRule, find_label_words
 from validation.leakage.near_queries import NearQueries, QuerySample, find_near_queries
-from validation.text.words import RowSource, read_columns
+from validation.text.words import RowSource, read_columns, source_parts
 
 NUM_SHOWN_EXAMPLES = 3  # near queries in a message
 
@@ -80,7 +83,7 @@ def find_leakage(
     """Search the rows of each task for leakage.
 
     Queries of all tasks are compared together, for one model trains on all. Large inputs are sampled, so
-    memory stays bounded.
+    memory stays bounded. Files are counted apart, as Ray tasks on a connected cluster, and merged.
 
     Args:
         sources: Rows by task.
@@ -95,9 +98,20 @@ def find_leakage(
     rule, queries, words = rule or WordRule(), QuerySample(), list[LabelWord]()
     for name, source in sources.items():
         task = check_known_task(name, tasks, "the data")
-        for batch in read_columns(source, ("query",)):
-            queries.add(batch["query"])
+        # made as results are taken: a later part knows the limit that earlier ones led to
+        parts = ((part, queries.limit) for part in source_parts(source))
+        for sample in map_in_order(_sample_queries, parts):
+            queries.merge(sample)
         words += find_label_words(source, task, rule)
-    sample, share = queries.queries()
-    num_queries, near = find_near_queries(sample, config)
+    compared, share = queries.queries()
+    num_queries, near = find_near_queries(compared, config)
     return LeakageReport(num_queries, share, near, tuple(words), rule)
+
+
+def _sample_queries(part: tuple[RowSource, np.uint64]) -> QuerySample:
+    """Return the queries of a part of the rows, up to a limit of their letter keys."""
+    source, limit = part
+    queries = QuerySample(limit)
+    for batch in read_columns(source, ("query",)):
+        queries.add(batch["query"])
+    return queries

@@ -53,6 +53,11 @@ def read_columns(source: RowSource, columns: Sequence[str]) -> Iterator[pa.Recor
                 yield from table.to_batches()
 
 
+def source_parts(source: RowSource) -> Sequence[RowSource]:
+    """Split rows into parts that are read apart: one for each file, and a table as it is."""
+    return [source] if isinstance(source, pa.Table) else [[path] for path in source]
+
+
 def sampling_share(source: RowSource) -> float:
     """Return the share of rows whose words are counted."""
     if isinstance(source, pa.Table):

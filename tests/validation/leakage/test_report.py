@@ -18,7 +18,8 @@ from pipeline.data.splits import assign_split, assign_splits, normalize_query
 from pipeline.data.synthetic.marketplace import TASKS, build_marketplace
 from pipeline.errors import ConfigError, DamagedInputError, DataRefusedError
 from pipeline.schema import ROW_SCHEMA
-from validation.leakage import near_queries
+from tests.support.file_splits import write_random_files
+from validation.leakage import label_words, near_queries
 from validation.leakage.label_words import WordRule, find_label_words
 from validation.leakage.near_queries import QuerySample, find_near_queries
 from validation.leakage.report import find_leakage
@@ -205,14 +206,6 @@ def test_queries_of_equal_letters_are_sampled_together(monkeypatch):
     assert all((query in found) == (mate in found) for query, mate in mates.items())
 
 
-def test_few_queries_are_all_compared():
-    queries = QuerySample()
-    queries.add(pa.array(["a", None, "b"]))
-    queries.add(pa.array(["b", "c"]))
-    found, share = queries.queries()
-    assert (sorted(found.to_pylist()), share) == (["a", "b", "c"], 1)
-
-
 def test_planted_label_words_are_found_and_nothing_else():
     market = build_marketplace(2_000, 0, 5)
     for t, task in enumerate(MARKET_TASKS):
@@ -352,7 +345,14 @@ def test_found_near_queries_raise_the_auc():
     assert aucs["clean"] < 0.6 and min(aucs[kind] for kind in VARIANTS) > 0.85
 
 
-def test_files_and_tables_give_equal_reports(tmp_path):
+@pytest.mark.parametrize("is_bounded", [False, True])
+def test_files_and_tables_give_equal_reports(tmp_path, monkeypatch, is_bounded):
+    if is_bounded:  # every bound of the memory is reached
+        monkeypatch.setattr(near_queries, "MAX_QUERIES", 200)
+        monkeypatch.setattr(near_queries, "MERGE_QUERIES", 32)
+        monkeypatch.setattr(label_words, "MAX_WORDS", 700)
+        monkeypatch.setattr(label_words, "_MERGE_WORDS", 32)
+        monkeypatch.setattr(label_words, "MAX_QUERIES", 20)
     task = next(task for task in MARKET_TASKS if task.name == "query-title")
     table = build_marketplace(1_500, 0, 8).rows[task.name]
     titles = [
@@ -360,11 +360,13 @@ def test_files_and_tables_give_equal_reports(tmp_path):
         for title, label in zip(table["ad_title"].to_pylist(), table["label"].to_pylist(), strict=True)
     ]
     table = _with(table, "ad_title", titles)
-    paths = [tmp_path / f"part-{i}.parquet" for i in range(3)]
-    for path, (start, end) in zip(paths, [(0, 1), (1, 1_000), (1_000, 1_500)], strict=True):
-        pq.write_table(table.slice(start, end - start), path, row_group_size=300)
-    whole = find_leakage({task.name: table}, MARKET_TASKS, CONFIG)
-    assert find_leakage({task.name: paths}, MARKET_TASKS, CONFIG) == whole
+    rule = WordRule(min_rows=10)
+    whole = find_leakage({task.name: table}, MARKET_TASKS, CONFIG, rule)
+    for seed in range(6):
+        paths = write_random_files(table, tmp_path / str(seed), seed)
+        found = find_leakage({task.name: paths}, MARKET_TASKS, CONFIG, rule)
+        assert json.dumps(found.to_json()) == json.dumps(whole.to_json()), seed
+    assert (whole.sampled_share < 1) == is_bounded
     assert [word.word for word in whole.label_words] == ["leaked"]
     assert any("'leaked' in ad_title are exact" in sentence for sentence in whole.messages())
     assert json.loads(json.dumps(whole.to_json()))["label_words"][0]["word"] == "leaked"
