@@ -5,7 +5,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from models.files import remove_tree, sync_dir, sync_tree, temporary_path
+from models.files import remove_abandoned, remove_tree, sync_dir, sync_tree, temporary_path
 
 
 def create_embedded_database(tracking_uri: str) -> None:
@@ -20,7 +20,10 @@ def create_embedded_database(tracking_uri: str) -> None:
         MlflowException, sqlite3.Error: The tables cannot be created.
     """
     path = _database_path(tracking_uri)
-    if path is None or path.exists() or not path.parent.is_dir():  # MLflow refuses a missing folder
+    if path is None or not path.parent.is_dir():  # MLflow refuses a missing folder
+        return
+    remove_abandoned(path.parent)  # also of a process that was killed when the file had its name
+    if path.exists():
         return
     from mlflow import MlflowClient
 

@@ -77,5 +77,6 @@ def test_import_killed_before_any_event_runs_again(template: Path) -> None:
     _kill(_import, template, stride=1)
 
 
+@pytest.mark.timeout(5_400)  # with KILL_STRIDE=1
 def test_validation_killed_before_every_ninth_event_runs_again(template: Path) -> None:
     _kill(_validate, template, stride=9)

@@ -1,5 +1,7 @@
 """Creation of the embedded database: whole or not at all, and by one of several processes."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from pipeline.registry import embedded_database
 from pipeline.registry.embedded_database import create_embedded_database
 from pipeline.registry.mlflow_client import connect_mlflow
+from tests.support.places import ROOT
 
 
 def _names(folder: Path) -> list[str]:
@@ -72,3 +75,14 @@ def test_existing_database_stays(tmp_path: Path) -> None:
 def test_other_stores_are_left_to_mlflow(uri: str, tmp_path: Path) -> None:
     create_embedded_database(uri.format(folder=tmp_path))
     assert _names(tmp_path) == []
+
+
+def test_folder_of_a_process_that_was_killed_after_the_link_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    leave = (
+        "import sys, pathlib, models.files as files; files.temporary_path(pathlib.Path(sys.argv[1])).mkdir()"
+    )
+    subprocess.run([sys.executable, "-c", leave, str(path)], cwd=ROOT, check=True)
+    path.write_bytes(b"mine")
+    create_embedded_database(f"sqlite:///{path}")
+    assert _names(tmp_path) == ["mlflow.db"]
