@@ -37,7 +37,7 @@ class StoreEntry:
     key: str
     modified_s: float
     size: int
-    version: str  # ETag of the content; empty in a folder
+    version: str  # changes with the content: ETag, or inode and time in a folder
 
     @property
     def is_hidden(self) -> bool:
@@ -127,7 +127,8 @@ class Folder(Store):
         for path in paths:
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                 state = path.lstat()
-                yield StoreEntry(str(path.relative_to(root)), state.st_mtime, state.st_size, "")
+                version = f"{state.st_ino}-{state.st_mtime_ns}"
+                yield StoreEntry(str(path.relative_to(root)), state.st_mtime, state.st_size, version)
 
     def delete(self, key: str) -> None:
         safe_join(self.root, key, last_may_be_link=True).unlink(missing_ok=True)
