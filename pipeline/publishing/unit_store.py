@@ -27,13 +27,13 @@ from models.files import bytes_sha256
 from pipeline.errors import WRONG_FIELDS, DamagedInputError, RelevanceError
 from pipeline.names import check_name
 from pipeline.storage.filesystem import canonical_json, json_sha256, parse_json_object
-from pipeline.storage.object_store import Store, open_store
+from pipeline.storage.object_store import Store, StoreEntry, open_store
 
 Root = Path | str | Store
 
 T = TypeVar("T")
 
-CONCURRENT_MANIFESTS = 8  # a bucket answers several requests as fast as one
+CONCURRENT_MANIFESTS = 32  # a bucket answers them as fast as one
 
 ORPHAN_S = 24 * 3600.0  # no process works on one unit for so long
 
@@ -82,8 +82,16 @@ def is_published(root: Root, unit_id: str) -> bool:
 
 def list_published_units(root: Root) -> set[str]:
     """Return the ids of all published units, by one listing: thousands of single requests would be slow."""
-    keys = list_json_keys(open_store(root), "manifests")
-    return {key.removeprefix("manifests/").removesuffix(".json") for key in keys}
+    return set(list_manifests(open_store(root)))
+
+
+def list_manifests(store: Store) -> dict[str, StoreEntry]:
+    """Return the manifests in a store by unit id, sorted."""
+    return {
+        entry.key.removeprefix("manifests/").removesuffix(".json"): entry
+        for entry in store.list("manifests")
+        if _is_json(entry)
+    }
 
 
 def publish_tables(
@@ -187,7 +195,11 @@ def open_table(
 
 def list_json_keys(store: Store, folder: str) -> list[str]:
     """Return the keys of complete JSON files in a folder, sorted."""
-    return [entry.key for entry in store.list(folder) if entry.key.endswith(".json") and not entry.is_hidden]
+    return [entry.key for entry in store.list(folder) if _is_json(entry)]
+
+
+def _is_json(entry: StoreEntry) -> bool:
+    return entry.key.endswith(".json") and not entry.is_hidden
 
 
 def read_stored(store: Store, key: str, parse: Callable[[dict[str, Any]], T], kind: str) -> T:

@@ -10,6 +10,7 @@ from pipeline.publishing.unit_store import PublishedFile
 from pipeline.registry.version_files import VersionFiles
 from pipeline.runtime.run_log import RunLog
 from pipeline.scoring.score_cache import find_cached_files
+from pipeline.scoring.scoring_record import ALL_MANIFESTS
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ def build_actor_settings(
     version: VersionFiles,
     attempts_dir: Path,
     log: RunLog | None = None,
+    index: str = ALL_MANIFESTS,
 ) -> ActorSettings:
     """Collect the settings of a run, and look up the label files that it may reuse."""
     return ActorSettings(
         version=version,
         scoring=scoring,
         scores_location=scores_location,
-        cached_files=find_cached_files(scores_location, version.bundle_sha256),
+        cached_files=find_cached_files(scores_location, version.bundle_sha256, index),
         model_actor=ModelActorSettings(version.bundle_dir, version.bundle_sha256, scoring, attempts_dir, log),
     )

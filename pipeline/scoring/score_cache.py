@@ -7,6 +7,8 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +17,15 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedInputError, RelevanceError
 from pipeline.inference.known_scores import NO_CACHED_SCORES, CachedScores, hashes_from_arrow
-from pipeline.publishing.unit_store import CONCURRENT_MANIFESTS, PublishedFile, Root, read_unaltered
-from pipeline.scoring.label_store import read_manifest
-from pipeline.scoring.scoring_record import accepted_records
+from pipeline.publishing.manifest_index import ManifestIndex
+from pipeline.publishing.unit_store import (
+    CONCURRENT_MANIFESTS,
+    PublishedFile,
+    Root,
+    read_manifest,
+    read_unaltered,
+)
+from pipeline.scoring.scoring_record import ALL_MANIFESTS, accepted_records
 from pipeline.scoring.unit_manifest import NATIVE_PRECISION, UnitManifest
 from pipeline.storage.object_store import Store
 
@@ -25,27 +33,52 @@ MAX_ROWS = 10_000_000  # of an actor: 36 bytes each, three times that while they
 
 MAX_RUNS = 16  # two weeks of a daily job with two extra runs
 
+CHUNK_UNITS = 256  # whose manifests are requested before their rows are counted
+
 CACHED_COLUMNS = ("input_hash", "probability", "label", "expected_grade")
 
 
-def find_cached_files(root: Root, bundle_sha256: str) -> dict[str, list[PublishedFile]]:
+@dataclass(frozen=True)
+class _ScoredUnit:
+    """Manifest without its profiles, as thousands are in memory."""
+
+    tasks: tuple[str, ...]
+    precision: str
+    num_labels: int
+    label_files: tuple[PublishedFile, ...]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "_ScoredUnit":
+        """Parse a manifest."""
+        manifest = UnitManifest.from_json(fields)
+        return cls(manifest.tasks, manifest.precision, manifest.num_labels, manifest.label_files)
+
+
+def find_cached_files(
+    root: Root, bundle_sha256: str, index: str = ALL_MANIFESTS
+) -> dict[str, list[PublishedFile]]:
     """Return the label files of recent accepted runs of one model, by task.
 
     Newest runs come first, until there are MAX_ROWS labels. Labels of another precision are left out.
+
+    Args:
+        root: The location of all scores.
+        bundle_sha256: Digest of the model's bundle.
+        index: Name of the index that has most manifests.
 
     Raises:
         DamagedInputError: A file among the scoring records is not one; the run's drift could not be measured.
     """
     files: dict[str, list[PublishedFile]] = {}
     rows = 0
-    for manifest in _recent_manifests(root, bundle_sha256):
-        if manifest.precision != NATIVE_PRECISION:
+    for unit in _recent_units(root, bundle_sha256, index):
+        if unit.precision != NATIVE_PRECISION:
             continue
-        rows += manifest.num_labels
+        rows += unit.num_labels
         if rows > MAX_ROWS:
             break
-        for task in manifest.tasks:
-            files.setdefault(task, []).extend(manifest.label_files)
+        for task in unit.tasks:
+            files.setdefault(task, []).extend(unit.label_files)
     return files
 
 
@@ -88,25 +121,28 @@ class ScoreCache:
         return opened.read(columns=[*CACHED_COLUMNS, "task"]).filter(pc.field("task") == task)
 
 
-def _recent_manifests(root: Root, bundle_sha256: str) -> Iterator[UnitManifest]:
-    """Yield each manifest of the model's runs among the last MAX_RUNS accepted ones, newest runs first."""
-    seen: set[str] = set()
-    for record in itertools.islice(accepted_records(root), MAX_RUNS):
-        if record.bundle_sha256 == bundle_sha256:
-            yield from _read_manifests(root, [unit_id for unit_id in record.unit_ids if unit_id not in seen])
-            seen.update(record.unit_ids)
+def _recent_units(root: Root, bundle_sha256: str, index: str) -> Iterator[_ScoredUnit]:
+    """Yield each unit of the model's runs among the last MAX_RUNS accepted ones, newest runs first.
 
+    Units are left out whose manifest is damaged, or was removed to have their input scored again.
+    """
+    records = itertools.islice(accepted_records(root), MAX_RUNS)
+    unit_ids = [
+        unit_id for record in records if record.bundle_sha256 == bundle_sha256 for unit_id in record.unit_ids
+    ]
+    unit_ids = list(dict.fromkeys(unit_ids))
+    known = dict(ManifestIndex(root, index).read_known(_ScoredUnit.from_json, set(unit_ids)))
 
-def _read_manifests(root: Root, unit_ids: Sequence[str]) -> Iterator[UnitManifest]:
-    """Yield manifests, and skip those that are damaged or were removed to have their input scored again."""
-
-    def read(unit_id: str) -> UnitManifest | None:
+    def read(unit_id: str) -> _ScoredUnit | None:
+        if unit_id in known:
+            return known[unit_id]
         with contextlib.suppress(DamagedInputError):
-            return read_manifest(root, unit_id)
+            return read_manifest(root, _ScoredUnit.from_json, unit_id)
         return None
 
     with ThreadPoolExecutor(CONCURRENT_MANIFESTS) as pool:
-        yield from filter(None, pool.map(read, unit_ids))
+        for first in range(0, len(unit_ids), CHUNK_UNITS):
+            yield from filter(None, pool.map(read, unit_ids[first : first + CHUNK_UNITS]))
 
 
 def _merge_tables(tables: Iterable[pa.Table]) -> CachedScores:

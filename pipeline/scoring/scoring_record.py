@@ -9,16 +9,18 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.evaluation.score_reference import Profile, add_profile, read_reference
+from pipeline.publishing.manifest_index import ManifestIndex
 from pipeline.publishing.unit_store import Root, list_json_keys, read_stored
 from pipeline.registry.version_files import VersionFiles
 from pipeline.scoring.drift import DriftRow, compare_profiles
-from pipeline.scoring.label_store import read_unit_manifests
 from pipeline.scoring.published_labels import LabelSelection, read_table
 from pipeline.scoring.unit_manifest import UnitManifest
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
 from pipeline.storage.filesystem import canonical_json
 from pipeline.storage.object_store import Store, open_store
+
+ALL_MANIFESTS = "all"  # name of an index
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,27 @@ class ScoringRun:
     seconds: float
     drift_refuse: float | None  # stability index from which on the run is not accepted
     logical_date: str | None = None
+    index: str = ALL_MANIFESTS  # name of the index of the manifests of the run's inputs
+
+
+@dataclass
+class _Totals:
+    """Sums over the manifests of a run."""
+
+    counts: RowCounts = RowCounts()
+    tasks: dict[str, RowCounts] = field(default_factory=dict)
+    profiles: dict[str, Profile] = field(default_factory=dict)
+
+    def add(self, manifest: UnitManifest) -> None:
+        """Add a unit; a row labeled for all tasks counts as a row in, or an error, of each."""
+        _check_counts(manifest)
+        rows, labels, errors = manifest.input.num_rows, manifest.num_labels, manifest.num_errors
+        self.counts += RowCounts(rows, labels, errors)
+        task_counts = RowCounts(rows, labels // len(manifest.tasks), errors)
+        for task in manifest.tasks:
+            self.tasks[task] = self.tasks.get(task, RowCounts()) + task_counts
+        for task, profile in manifest.profiles.items():
+            add_profile(self.profiles.setdefault(task, {}), profile)
 
 
 def build_scoring_record(
@@ -192,15 +215,16 @@ def build_scoring_record(
         for result in results
         if result.error
     }
-    manifests = read_unit_manifests(root, (unit.unit_id for unit in units if unit.unit_id not in failed))
-    for manifest in manifests:
-        _check_counts(manifest)
+    totals = _Totals()
+    unit_ids = [unit.unit_id for unit in units if unit.unit_id not in failed]
+    for manifest in ManifestIndex(root, run.index).read(UnitManifest.from_json, unit_ids):
+        totals.add(manifest)
     all_tasks = any(unit.all_tasks for unit in units)
-    profiles = _sum_profiles(manifests)
+    profiles = dict(sorted(totals.profiles.items()))
     drift = _measure_drift(root, run.champion, profiles, all_tasks)
     return ScoringRecord(
         run=run.name,
-        unit_ids=tuple(sorted(manifest.unit_id for manifest in manifests)),
+        unit_ids=tuple(sorted(unit_ids)),
         accepted=not failed and (run.drift_refuse is None or drift.largest_psi < run.drift_refuse),
         bundle_sha256=run.champion.bundle_sha256,
         model_version=run.champion.version,
@@ -213,8 +237,8 @@ def build_scoring_record(
         units_failed=tuple(failed.values()),
         rows_scored=sum(result.rows for result in results),
         rows_reused=sum(result.reused for result in results),
-        counts=sum((_count_rows(manifest) for manifest in manifests), RowCounts()),
-        tasks=_count_rows_by_task(manifests),
+        counts=totals.counts,
+        tasks=totals.tasks,
         usage=RunUsage(
             tokens_in=sum(result.tokens_in for result in results),
             tokens_computed=sum(result.tokens_computed for result in results),
@@ -300,14 +324,6 @@ def _check_counts(manifest: UnitManifest) -> None:
         )
 
 
-def _sum_profiles(manifests: Sequence[UnitManifest]) -> dict[str, Profile]:
-    profiles: dict[str, Profile] = {}
-    for manifest in manifests:
-        for task, profile in manifest.profiles.items():
-            add_profile(profiles.setdefault(task, {}), profile)
-    return profiles
-
-
 def _measure_drift(
     root: Root, champion: VersionFiles, profiles: Mapping[str, Profile], all_tasks: bool
 ) -> Drift:
@@ -318,20 +334,3 @@ def _measure_drift(
         against_last_run=tuple(compare_profiles(profiles, last.profiles)) if last else (),
         against_test_rows=tuple(compare_profiles(profiles, reference.profiles)),
     )
-
-
-def _count_rows(manifest: UnitManifest) -> RowCounts:
-    return RowCounts(manifest.input.num_rows, manifest.num_labels, manifest.num_errors)
-
-
-def _count_rows_by_task(manifests: Sequence[UnitManifest]) -> dict[str, RowCounts]:
-    """Sum rows by task; a row labeled for all tasks counts as a row in, or an error, of each."""
-    totals: dict[str, RowCounts] = {}
-    for manifest in manifests:
-        unit_counts = _count_rows(manifest)
-        task_counts = RowCounts(
-            unit_counts.rows_in, unit_counts.labels // len(manifest.tasks), unit_counts.errors
-        )
-        for task in manifest.tasks:
-            totals[task] = totals.get(task, RowCounts()) + task_counts
-    return totals
