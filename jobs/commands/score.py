@@ -24,7 +24,7 @@ from pipeline.scoring.label_store import sweep_orphans
 from pipeline.scoring.metrics import ScoringGauges
 from pipeline.scoring.scoring_record import ScoringRun, build_scoring_record, newest_records, put_record
 from pipeline.scoring.unit_result import UnitResult
-from pipeline.scoring.work_units import MissingDayError, WorkUnit, check_day, insert_date, plan_units
+from pipeline.scoring.work_units import MissingDayError, Plan, WorkUnit, check_day, insert_date, plan_units
 from pipeline.storage.lease import Lease
 from pipeline.storage.object_store import open_store
 
@@ -63,7 +63,7 @@ def run_score(
     champion = resolve_champion(config)
     with Lease(scores, run.id) as lease:
         lease.check()
-        to_do, published = plan_units(
+        plan = plan_units(
             rows_location,
             config.scores_location,
             config.tasks,
@@ -71,18 +71,22 @@ def run_score(
             all_tasks,
             config.scoring.when_unproven,
         )
+        to_do, published = plan.to_do, plan.published
         logger.info(
             f"  {len(to_do)} units to score with version {champion.version}, {len(published)} published "
             "already"
         )
+        plan.inputs.save()
         sweep_orphans(scores)
         # waiting for the lease does not count as scoring time
         started_s, started_monotonic_s = time.time(), time.monotonic()
-        results = score_units(config, champion, (to_do, published), run, lease) if to_do else []
+        results = score_units(config, champion, plan, run, lease) if to_do else []
+        # a wrong digest or number of rows of a file would fail again
+        plan.inputs.forget([result.path for result in results if result.error])
         name = run.id if logical_date is None else f"{run.id}-{logical_date}"
         seconds = time.monotonic() - started_monotonic_s
         refuse = config.scoring.drift_refuse
-        scoring_run = ScoringRun(name, champion, started_s, seconds, refuse, logical_date)
+        scoring_run = ScoringRun(name, champion, started_s, seconds, refuse, logical_date, plan.index_name)
         record = build_scoring_record(scores, scoring_run, [*published, *to_do], results)
         record_location = put_record(scores, record)
     num_actors = min(config.scoring.num_actors, len(to_do))
@@ -151,7 +155,7 @@ def run_plan(
             run.result(f"  {error}")
             continue
         rows_location = insert_date(config.to_score_location, day)
-        units, published = plan_units(
+        plan = plan_units(
             rows_location,
             config.scores_location,
             config.tasks,
@@ -159,8 +163,8 @@ def run_plan(
             all_tasks,
             config.scoring.when_unproven,
         )
-        to_do += units
-        num_published += len(published)
+        to_do += plan.to_do
+        num_published += len(plan.published)
     for unit in to_do[:SHOWN_UNITS]:
         part = f", from row {unit.part[0]:,}" if unit.part else ""
         run.result(f"  {unit.task:20} {unit.rows:>10,} rows  {unit.path}{part}")
@@ -230,7 +234,7 @@ def read_date(text: str) -> date:
 def score_units(
     config: RunConfig,
     champion: VersionFiles,
-    plan: tuple[list[WorkUnit], list[WorkUnit]],
+    plan: Plan,
     run: CommandRun,
     lease: Lease,
 ) -> list[UnitResult]:
@@ -240,8 +244,8 @@ def score_units(
         plan: Units to score, and published units of the same inputs, whose rows keep their ids.
     """
     attempts_dir = create_attempts_dir(config.run_dir, run.id)
-    rounds = ScoringRounds(*plan, config.scores_location, attempts_dir)
-    scoring, to_do = config.scoring, plan[0]
+    rounds = ScoringRounds(plan, config.scores_location, attempts_dir)
+    scoring, to_do = config.scoring, plan.to_do
     num_actors = min(scoring.num_actors, len(to_do))
     cluster = ray_cluster(num_actors * scoring.threads_per_actor, num_actors * scoring.use_gpu)
     with cluster, run.track("score", sum(unit.rows for unit in to_do), "pairs") as bar:
@@ -252,7 +256,9 @@ def score_units(
                 "(scoring.threads_per_actor, use_gpu); waiting for one"
             )
         progress = ScoringProgress(to_do, ScoringGauges(MetricTags(config.name, run.id)), run, bar)
-        settings = build_actor_settings(scoring, config.scores_location, champion, attempts_dir, run.log)
+        settings = build_actor_settings(
+            scoring, config.scores_location, champion, attempts_dir, run.log, plan.index_name
+        )
         try:
             with progress.follow(attempts_dir, resources):
                 for result in score_rounds(rounds, settings):

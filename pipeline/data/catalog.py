@@ -6,7 +6,7 @@ an import at once. A folder without one, such as Spark writes, is read whole.
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -141,8 +141,12 @@ def catalogue_lock(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def find_files(root: Path) -> DataFiles:
+def find_files(root: Path, sha256: Callable[[Path], str] = cached_sha256) -> DataFiles:
     """Find the files of a data folder; with a catalogue they must be those that it lists.
+
+    Args:
+        root: The data folder.
+        sha256: Returns the digest of a file.
 
     Raises:
         DamagedInputError: A listed file is missing or has another content.
@@ -150,10 +154,10 @@ def find_files(root: Path) -> DataFiles:
         RetryableError: An import does not end.
     """
     files = scan_folder(root)
-    if _find_difference(root, files):
+    if _find_difference(root, files, sha256):
         _wait_for_import(root)
         files = scan_folder(root)
-        if difference := _find_difference(root, files):
+        if difference := _find_difference(root, files, sha256):
             raise difference
     return files
 
@@ -164,14 +168,14 @@ def _wait_for_import(root: Path) -> None:
         pass
 
 
-def _find_difference(root: Path, files: DataFiles) -> RelevanceError | None:
+def _find_difference(root: Path, files: DataFiles, sha256: Callable[[Path], str]) -> RelevanceError | None:
     """Return the error if the files below `root` are not those of its catalogue; None if they are."""
     entries = read_catalogue(root)
     if entries is None:
         return None
     try:
         sizes = {name: (root / name).stat().st_size for name in files.names}
-        return check_names(entries, sizes, str(root)) or _check_contents(root, entries)
+        return check_names(entries, sizes, str(root)) or _check_contents(root, entries, sha256)
     except FileNotFoundError as error:  # removed meanwhile
         return DamagedInputError(
             _message("files of the catalogue are missing", [str(error.filename)], str(root))
@@ -191,8 +195,10 @@ def check_names(
     return None
 
 
-def _check_contents(root: Path, entries: Mapping[str, Partition]) -> DamagedInputError | None:
-    changed = [name for name, entry in entries.items() if cached_sha256(root / name) != entry.sha256]
+def _check_contents(
+    root: Path, entries: Mapping[str, Partition], sha256: Callable[[Path], str]
+) -> DamagedInputError | None:
+    changed = [name for name, entry in entries.items() if sha256(root / name) != entry.sha256]
     return content_differs(changed, str(root)) if changed else None
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,8 +28,15 @@ from pipeline.storage.filesystem import cached_sha256, json_sha256
 logger = logging.getLogger(__name__)
 
 
-def find_partitions(root: Path, tasks: Sequence[Task]) -> dict[str, list[Path]]:
+def find_partitions(
+    root: Path, tasks: Sequence[Task], sha256: Callable[[Path], str] = cached_sha256
+) -> dict[str, list[Path]]:
     """Return the parquet files of a data folder by task name, sorted; entries that are not read are logged.
+
+    Args:
+        root: The data folder.
+        tasks: The configured tasks.
+        sha256: Returns the digest of a file that the folder's catalogue lists.
 
     Raises:
         ConfigError: `root` does not exist, or a folder names a task that is not configured.
@@ -40,7 +47,7 @@ def find_partitions(root: Path, tasks: Sequence[Task]) -> dict[str, list[Path]]:
         raise ConfigError(
             f"{root} is not a folder; point the config at a folder that holds task=<name>/*.parquet"
         )
-    files = find_files(root)
+    files = find_files(root, sha256)
     skipped = files.describe_skipped(str(root))
     log_once(skipped)
     partitions = {

@@ -8,7 +8,8 @@ that failed for good keeps no id. So no id loses its label with a file that fail
 was killed and started again decides as one that was not.
 
 Memory is bounded: 16-byte digests of all row ids lie in files and are compared part by part
-(pipeline/scoring/key_digests.py).
+(pipeline/scoring/key_digests.py). Digests of the ids of a
+unit are cached beside the labels: a run reads the ids of new units.
 
 Shape legend: N rows of all units, C rows of a chunk, R rows with a repeated id.
 """
@@ -31,8 +32,9 @@ from pipeline.publishing.unit_store import Root, is_published
 from pipeline.scoring.inputs import CONCURRENT_FOOTERS, open_input
 from pipeline.scoring.key_digests import DigestParts, create_file_array, mark_later, row_id_digests
 from pipeline.scoring.label_store import read_error_rows, read_manifest
+from pipeline.scoring.row_id_cache import RowIdCache
 from pipeline.scoring.unit_result import UnitResult
-from pipeline.scoring.work_units import WorkUnit
+from pipeline.scoring.work_units import Plan, WorkUnit
 from pipeline.storage.object_store import open_store
 
 BATCH_ROWS = 8_192
@@ -55,14 +57,11 @@ class ScoringRounds:
     Rows have positions in the order of the plan: by task, path and row.
     """
 
-    def __init__(
-        self, to_do: Sequence[WorkUnit], published: Sequence[WorkUnit], scores: Root, folder: Path
-    ) -> None:
-        """Read the row ids of all units.
+    def __init__(self, plan: Plan, scores: Root, folder: Path) -> None:
+        """Collect the row ids of all units.
 
         Args:
-            to_do: Units to score.
-            published: Published units of the same inputs.
+            plan: Units to score, and published units of the same inputs.
             scores: The location of all scores.
             folder: Receives a file of duplicates for each unit that has some, see `read_duplicates`.
 
@@ -70,14 +69,14 @@ class ScoringRounds:
             RetryableError: An input changed since the units were planned.
         """
         self._units = sorted(
-            [*to_do, *published], key=lambda unit: (unit.task, unit.path, unit.part or (0, 0))
+            [*plan.to_do, *plan.published], key=lambda unit: (unit.task, unit.path, unit.part or (0, 0))
         )
         self._numbers = {unit.unit_id: number for number, unit in enumerate(self._units)}
         self._state = np.full(len(self._units), _State.TO_DO)
-        self._state[[self._numbers[unit.unit_id] for unit in published]] = _State.PUBLISHED
+        self._state[[self._numbers[unit.unit_id] for unit in plan.published]] = _State.PUBLISHED
         # position of each unit's first row
         self._starts = np.cumsum([0, *(unit.rows for unit in self._units)])
-        self._scores, self._folder = open_store(scores), folder
+        self._scores, self._folder, self._inputs = open_store(scores), folder, plan.inputs
         self._unlabeled: dict[int, np.ndarray] = {}  # positions of rows, by number of the published unit
         self._digests = DigestParts(int(self._starts[-1]), folder)
         # position of the row that keeps the id, plus 1; 0: the row itself
@@ -136,22 +135,40 @@ class ScoringRounds:
     def _read(self) -> None:
         """Collect the digests of all row ids, but of the later rows with an id inside a unit."""
         digest_N2 = create_file_array((int(self._starts[-1]), 2), "<u8", self._folder)
+        cache, known = RowIdCache(self._scores, self._inputs.name, self._units), set()
+        for unit, digest_C2 in cache.read():
+            digest_N2[self._positions([unit])] = digest_C2
+            known.add(unit.unit_id)
         files = [
             list(group) for _, group in itertools.groupby(self._units, lambda unit: (unit.task, unit.path))
         ]
+        new = [units for units in files if any(unit.unit_id not in known for unit in units)]
         with ThreadPoolExecutor(CONCURRENT_FOOTERS) as pool:
-            list(pool.map(lambda units: self._read_file(units, digest_N2), files))
+            for units in pool.map(lambda units: self._read_file(units, digest_N2), new):
+                for unit in units:
+                    cache.add(unit, digest_N2[self._positions([unit])])
+        cache.save()
         for first in range(0, len(digest_N2), CHUNK_ROWS):
             self._digests.add(first, digest_N2[first : first + CHUNK_ROWS])
 
-    def _read_file(self, units: Sequence[WorkUnit], digest_N2: np.ndarray) -> None:
-        """Fill in the digests of the units of a file; mark units whose ids cannot be read."""
-        if self._read_rows(units, digest_N2):
-            return
-        for unit in units:
+    def _read_file(self, units: Sequence[WorkUnit], digest_N2: np.ndarray) -> list[WorkUnit]:
+        """Fill in the digests of the units of a file; mark units whose ids cannot be read.
+
+        Returns:
+            The other units.
+        """
+        try:
+            if self._read_rows(units, digest_N2):
+                return list(units)
             # of a damaged file, units before and after the damage are published
-            if len(units) == 1 or not self._read_rows([unit], digest_N2):
-                self._mark_unknown(unit)
+            readable = [unit for unit in units if len(units) > 1 and self._read_rows([unit], digest_N2)]
+            for unit in units:
+                if unit not in readable:
+                    self._mark_unknown(unit)
+        except RetryableError:
+            self._inputs.forget([units[0].path])  # it would fail again if the cache of inputs is wrong
+            raise
+        return readable
 
     def _mark_unknown(self, unit: WorkUnit) -> None:
         number = self._numbers[unit.unit_id]

@@ -7,7 +7,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from pipeline.data.reader import find_partitions, open_partition
 from pipeline.data.row_files import RowFile, copy_object, find_objects
 from pipeline.errors import DamagedInputError, RelevanceError, RetryableError
 from pipeline.names import is_bucket
+from pipeline.scoring.input_cache import InputCache
 from pipeline.storage.filesystem import cached_sha256, file_stamp
 
-CONCURRENT_FOOTERS = 8  # a bucket answers ten requests as fast as one
+CONCURRENT_FOOTERS = 16  # a bucket answers them as fast as one
 
 
 # versions of objects that this process has found to be what a catalogue lists
@@ -36,9 +37,10 @@ class InputFile:
     name: str  # path below the location of all inputs, as `logical_name` gives it
     digest: str  # of the content: a sha256, or version and size in a bucket
     listed_sha256: str = ""  # of an object that a catalogue lists, to be compared when its rows are read
+    num_rows: int | None = None  # None: not known from an earlier plan
 
 
-def find_inputs(location: Path | str, tasks: Sequence[Task]) -> dict[str, list[InputFile]]:
+def find_inputs(location: Path | str, tasks: Sequence[Task], cache: InputCache) -> dict[str, list[InputFile]]:
     """Return the files of each task, sorted.
 
     Raises:
@@ -47,7 +49,7 @@ def find_inputs(location: Path | str, tasks: Sequence[Task]) -> dict[str, list[I
         DamagedInputError: A folder is named like a parquet file, or a file is not as the catalogue lists it.
     """
     if is_bucket(location):
-        return {
+        found = {
             task: [
                 InputFile(
                     file.url, logical_name(file.name), f"{file.version} {file.size}", file.listed_sha256
@@ -56,23 +58,30 @@ def find_inputs(location: Path | str, tasks: Sequence[Task]) -> dict[str, list[I
             ]
             for task, files in find_objects(str(location), tasks).by_task.items()
         }
-    root = Path(location)
+    else:
+        root = Path(location)
+        found = {
+            task: [
+                InputFile(str(path), logical_name(str(path.relative_to(root))), cache.sha256(path))
+                for path in paths
+            ]
+            for task, paths in find_partitions(root, tasks, cache.sha256).items()
+        }
     return {
-        task: [
-            InputFile(str(path), logical_name(str(path.relative_to(root))), cached_sha256(path))
-            for path in paths
-        ]
-        for task, paths in find_partitions(root, tasks).items()
+        task: [replace(file, num_rows=cache.num_rows(file.path, file.digest)) for file in files]
+        for task, files in found.items()
     }
 
 
 def count_rows(files: Sequence[InputFile]) -> list[int]:
-    """Return the number of rows of each file by its footer; 0 for files that cannot be read.
+    """Return the number of rows of each file, by its footer if it is new; 0 for files that cannot be read.
 
     An unreadable file becomes a unit of its own, which fails when it is scored; the others are scored.
     """
     with ThreadPoolExecutor(CONCURRENT_FOOTERS) as pool:
-        return list(pool.map(_count_file_rows, files))
+        return list(
+            pool.map(lambda file: _count_file_rows(file) if file.num_rows is None else file.num_rows, files)
+        )
 
 
 @contextlib.contextmanager

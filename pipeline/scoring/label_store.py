@@ -118,15 +118,6 @@ def read_manifest(root: Root, unit_id: str) -> UnitManifest:
     return unit_store.read_manifest(root, UnitManifest.from_json, unit_id)
 
 
-def read_unit_manifests(root: Root, unit_ids: Iterable[str]) -> list[UnitManifest]:
-    """Return the manifests of published units, in the order of `unit_ids`.
-
-    Raises:
-        DamagedInputError: A manifest is missing or damaged.
-    """
-    return unit_store.read_manifests(root, UnitManifest.from_json, unit_ids)
-
-
 def sweep_orphans(root: Root, older_than_s: float = ORPHAN_S) -> int:
     """Remove files of killed scorers that no manifest names, and return their number."""
     return unit_store.sweep_orphans(root, (LABELS, ERRORS), older_than_s)

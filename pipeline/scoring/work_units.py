@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -15,8 +15,9 @@ from pipeline.data.reader import check_schema, read_rows
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import ConfigError, RetryableError
 from pipeline.names import is_bucket
-from pipeline.publishing.unit_store import list_published_units, split_rows
+from pipeline.publishing.unit_store import Root, list_published_units, split_rows
 from pipeline.schema import ROW_SCHEMA
+from pipeline.scoring.input_cache import InputCache
 from pipeline.scoring.inputs import count_rows, find_inputs, input_changed, open_input
 from pipeline.scoring.label_store import UnitSource, compute_unit_id
 from pipeline.storage.filesystem import list_files
@@ -49,6 +50,7 @@ class WorkUnit:
     unit_id: str
     part: tuple[int, int] | None  # (first row, one past the last); None: all rows
     rows: int = 0  # 0 also if the file cannot be read
+    file_rows: int = 0  # of the whole file
     all_tasks: bool = False  # True: label rows for every task of the model, not for their own only
     duplicates: int = 0  # rows that get an error, as a row of another unit has their row_id
     has_unknown_ids: bool = False  # True: its row_ids could not be compared with those of other units
@@ -62,6 +64,15 @@ class WorkUnit:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, in which units reach an actor."""
         return asdict(self)
+
+
+class Plan(NamedTuple):
+    """Work units of all inputs of a run."""
+
+    to_do: list[WorkUnit]
+    published: list[WorkUnit]  # an actor checks again before it scores
+    inputs: InputCache  # to be saved, so that the next plan reads only new files
+    index_name: str  # of the units' manifests
 
 
 def insert_date(location: Path | str, date: str | None) -> Path | str:
@@ -111,24 +122,22 @@ def check_day(location: Path | str, date: str) -> None:
 
 def plan_units(
     rows_location: Path | str,
-    scores_location: Path | str,
+    scores_location: Root,
     tasks: Sequence[Task],
     bundle_sha256: str,
     all_tasks: bool = False,
     when_unproven: WhenUnproven = "abstain",
-) -> tuple[list[WorkUnit], list[WorkUnit]]:
-    """List the work units of all input files, task by task, in a fixed order.
-
-    Returns:
-        (units to score, units published already). An actor checks again before it scores.
-    """
+) -> Plan:
+    """List the work units of all input files, task by task, in a fixed order."""
+    inputs = InputCache(scores_location, rows_location)
     published_ids = list_published_units(scores_location)
     guesses = when_unproven == "best_guess"
     variants = [name for name, is_used in ((ALL_TASKS, all_tasks), (BEST_GUESS, guesses)) if is_used]
     to_do: list[WorkUnit] = []
     published: list[WorkUnit] = []
-    for task, files in find_inputs(rows_location, tasks).items():
+    for task, files in find_inputs(rows_location, tasks, inputs).items():
         for file, num_rows in zip(files, count_rows(files), strict=True):
+            inputs.record(file.path, file.digest, num_rows)
             source = UnitSource(task, file.name, file.digest, bundle_sha256, ENCODER_VERSION)
             # Stores hold large files that were published whole.
             whole_is_published = compute_unit_id(source, variants=variants) in published_ids
@@ -140,11 +149,13 @@ def plan_units(
                     unit_id=compute_unit_id(source, part, variants),
                     part=part,
                     rows=part[1] - part[0] if part else num_rows,
+                    file_rows=num_rows,
                     all_tasks=all_tasks,
                     listed_sha256=file.listed_sha256,
                 )
                 (published if unit.unit_id in published_ids else to_do).append(unit)
-    return to_do, published
+    index_name = "-".join([inputs.name, bundle_sha256[:12], *variants])
+    return Plan(to_do, published, inputs, index_name)
 
 
 def read_unit(unit: WorkUnit) -> Iterator[tuple[pa.Table, int]]:
@@ -161,10 +172,11 @@ def read_unit(unit: WorkUnit) -> Iterator[tuple[pa.Table, int]]:
     table = pa.table([pa.array([], kind) for kind in ROW_SCHEMA.types], names=ROW_SCHEMA.names)
     with open_input(unit.path, unit.digest, unit.listed_sha256) as file:
         check_schema(file, unit.path)
-        # The file could not be read when the units were planned.
-        if unit.part is None and file.metadata.num_rows > UNIT_ROWS:
+        num_rows = file.metadata.num_rows
+        # Planned is 0 for a file that could not be read. Another number was wrong in the cache of inputs.
+        if num_rows != unit.file_rows and (unit.file_rows or num_rows > UNIT_ROWS):
             raise input_changed(unit.path)
-        first, last = unit.part or (0, file.metadata.num_rows)
+        first, last = unit.part or (0, num_rows)
         limits = BatchLimits(UNIT_ROWS, PART_BYTES)
         for table in read_rows(file, unit.path, rows=(first, last), limits=limits):
             if first + table.num_rows == last:

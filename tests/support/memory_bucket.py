@@ -7,7 +7,8 @@ from unittest.mock import patch
 
 from obstore.store import MemoryStore
 
-from pipeline.scoring import inputs, work_units
+from pipeline.data import row_files
+from pipeline.scoring import work_units
 from pipeline.storage import object_store
 from pipeline.storage.object_store import Bucket, StoreEntry
 
@@ -72,7 +73,7 @@ class MemoryBucket(Bucket):
         """Let the pipeline open this bucket, whatever location it names."""
         with (
             patch.object(object_store, "open_bucket", lambda url: self),
-            patch.object(inputs, "open_bucket", lambda url: self),
+            patch.object(row_files, "open_bucket", lambda url: self),
             patch.object(work_units, "open_bucket", lambda url: self),
         ):
             yield

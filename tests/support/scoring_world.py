@@ -13,7 +13,7 @@ from pipeline.scoring.actor import UnitScorer
 from pipeline.scoring.actor_settings import build_actor_settings
 from pipeline.scoring.scoring_record import ScoringRecord, ScoringRun, build_scoring_record, put_record
 from pipeline.scoring.unit_result import UnitResult
-from pipeline.scoring.work_units import WorkUnit, plan_units
+from pipeline.scoring.work_units import Plan, WorkUnit, plan_units
 from tests.support.bundles import write_evaluated_bundle
 from tests.support.planted import planted_config, planted_rows, write_rows
 
@@ -99,6 +99,11 @@ def plan(
     config: RunConfig, bundle_sha256: str, all_tasks: bool = False
 ) -> tuple[list[WorkUnit], list[WorkUnit]]:
     """Return (units to score, published units) of a config."""
+    return full_plan(config, bundle_sha256, all_tasks)[:2]
+
+
+def full_plan(config: RunConfig, bundle_sha256: str, all_tasks: bool = False) -> Plan:
+    """Return the plan of a config."""
     return plan_units(
         config.to_score_location, config.scores_location, config.tasks, bundle_sha256, all_tasks
     )

@@ -16,6 +16,7 @@ from pipeline.data.reader import read_partition, read_rows
 from pipeline.data.writer import StagedRows
 from pipeline.errors import DamagedInputError, DataRefusedError, RetryableError
 from pipeline.schema import ROW_SCHEMA
+from pipeline.scoring.input_cache import InputCache
 from pipeline.scoring.inputs import find_inputs, open_input
 from pipeline.scoring.work_units import WorkUnit, plan_units, read_unit
 from pipeline.storage.object_store import StoreEntry
@@ -85,8 +86,10 @@ def test_units_keep_their_ids_whatever_digest_a_name_holds(
     assert ids[0] == ids[1] and len(ids[0]) == 2
 
 
-def test_inputs_are_those_of_the_catalogue(location: Path | str, rows_dir: Path, tasks: Any) -> None:
-    files = find_inputs(location, tasks)
+def test_inputs_are_those_of_the_catalogue(
+    location: Path | str, rows_dir: Path, tasks: Any, tmp_path: Path
+) -> None:
+    files = find_inputs(location, tasks, InputCache(tmp_path / "scores", location))
     assert {task: [file.name for file in found] for task, found in files.items()} == {
         task: [f"task={task}/part-0.parquet"] for task in ("three", "two")
     }
@@ -94,14 +97,14 @@ def test_inputs_are_those_of_the_catalogue(location: Path | str, rows_dir: Path,
     content = path.read_bytes()
     write_rows(planted_rows("two", 2, 2, labeled=False), rows_dir / "task=two" / "mine.parquet")
     with pytest.raises(DataRefusedError, match=f"not in the catalogue: task=two/mine.parquet in {location}"):
-        find_inputs(location, tasks)
+        find_inputs(location, tasks, InputCache(tmp_path / "scores", location))
     (rows_dir / "task=two" / "mine.parquet").unlink()
     path.write_bytes(content + b"x")
     with pytest.raises(DamagedInputError, match="files differ from the catalogue"):
-        find_inputs(location, tasks)
+        find_inputs(location, tasks, InputCache(tmp_path / "scores", location))
     path.unlink()
     with pytest.raises(DamagedInputError, match="files of the catalogue are missing"):
-        find_inputs(location, tasks)
+        find_inputs(location, tasks, InputCache(tmp_path / "scores", location))
 
 
 def test_object_of_another_content_than_listed_is_not_scored(
@@ -125,7 +128,7 @@ def test_object_of_another_content_than_listed_is_not_scored(
 
 
 def test_nested_inputs_are_read_and_others_named(
-    location: Path | str, rows_dir: Path, tasks: Any, caplog: pytest.LogCaptureFixture
+    location: Path | str, rows_dir: Path, tasks: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (rows_dir / "catalogue.json").unlink()
     nested = rows_dir / "task=two" / "market=us"
@@ -133,7 +136,7 @@ def test_nested_inputs_are_read_and_others_named(
     imported(rows_dir, "task=two/part-0.parquet").rename(nested / "part-0.PARQUET")
     (rows_dir / "task=two" / "more.parquet.gz").write_bytes(b"x")
     with caplog.at_level(logging.WARNING):
-        files = find_inputs(location, tasks)
+        files = find_inputs(location, tasks, InputCache(tmp_path / "scores", location))
     assert [file.name for file in files["two"]] == ["task=two/market=us/part-0.PARQUET"]
     assert f"1 entries of {location} are not read: task=two/more.parquet.gz" in caplog.text
 

@@ -28,7 +28,7 @@ from pipeline.scoring.work_units import WorkUnit, insert_date, plan_units
 from pipeline.storage.object_store import Bucket, Store
 from tests.support.planted import planted_config, planted_rows
 from tests.support.score_partitions import unit_manifest
-from tests.support.scoring_world import ROWS, World, plan
+from tests.support.scoring_world import ROWS, World, full_plan, plan
 from tests.support.servers import ProxyFaults, proxy
 
 
@@ -114,7 +114,7 @@ def test_large_object_is_scored_in_parts_with_errors_apart(
     assert read_errors(world.config.scores_location).column("row").to_pylist() == [30]
 
 
-def test_planning_lists_twice_and_reads_only_footers(
+def test_planning_lists_places_and_reads_only_new_footers(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work_units, "UNIT_ROWS", 8000)
@@ -143,18 +143,22 @@ def test_planning_lists_twice_and_reads_only_footers(
     monkeypatch.setattr(Bucket, "get_range", ranged)
     with proxy(s3, trouble) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        to_do, published = plan(config, "b")
+        planned = full_plan(config, "b")
+        to_do, published = planned.to_do, planned.published
     assert (
         published == [first]
         and [unit.part for unit in to_do] == [(8000, 12_000)] + [(0, 8000), (8000, 12_000)] * 11
     )
     assert [unit.path[-10:-8] for unit in to_do] == sorted(unit.path[-10:-8] for unit in to_do)
     listings = [path for method, path in trouble.requests if path.strip("/") == "labels"]
-    assert {method for method, _ in trouble.requests} == {"GET"} and len(listings) == 2, (
-        "rows, and what is published"
+    assert {method for method, _ in trouble.requests} == {"GET"} and len(listings) == 3, (
+        "rows, what is published, and what is known of the rows"
     )
     assert sorted(opened) == [f"{place}/rows", f"{place}/scores"]
     assert len(read) == len(trouble.requests) - len(listings) == 12 and max(read) <= 65_536 < len(file)
+    planned.inputs.save()
+    read.clear()
+    assert plan(config, "b") == (to_do, published) and read == []
 
 
 def test_unit_published_after_planning_is_not_scored_again(world: BucketWorld) -> None:

@@ -1,5 +1,6 @@
 """Work units by file and row range, of the requested date."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +153,15 @@ def test_large_file_published_whole_is_not_scored_in_parts(
     assert plan(config, "b") == ([], [unit])
 
 
-def test_large_file_planned_without_row_count_is_retried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("planned_rows", [0, 11, 13])
+def test_file_planned_with_another_row_count_is_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned_rows: int
 ) -> None:
     write_day(tmp_path, ".", rows=12)
     (unit,), _ = plan(config_of(tmp_path), "b")
     monkeypatch.setattr(work_units, "UNIT_ROWS", 10)
     with pytest.raises(RetryableError, match="run the same command again"):
-        list(read_unit(unit))
+        list(read_unit(replace(unit, rows=planned_rows, file_rows=planned_rows)))
 
 
 def test_unreadable_file_is_planned_as_a_unit(tmp_path: Path) -> None:
