@@ -47,7 +47,7 @@ class HashPartitions:
         partition_M = (hash_M % np.uint64(self._num_partitions)).astype(kind)
         order = np.argsort(partition_M, kind="stable")
         present, starts = np.unique(partition_M[order], return_index=True)
-        parts = np.split(records_M.take(order), starts[1:])  # six times as fast as indexing
+        parts = np.split(records_M.take(order, axis=0), starts[1:])  # six times as fast as indexing
         with self._lock:
             for number, part in zip(present.tolist(), parts, strict=False):
                 self._waiting[number].append(part)

@@ -31,3 +31,11 @@ def test_each_record_is_in_its_partition_once(
 
 def test_no_record_gives_one_empty_partition(tmp_path: Path) -> None:
     assert [len(part) for part in HashPartitions("i8", 10, tmp_path, 0)] == [0]
+
+
+def test_record_of_several_numbers_stays_whole(tmp_path: Path) -> None:
+    partitions = HashPartitions(np.dtype(("<u8", 3)), 2, tmp_path, 8)
+    records_N3 = np.arange(24, dtype="<u8").reshape(8, 3)
+    partitions.add(records_N3[:, 0], records_N3)
+    found = np.concatenate(list(partitions))
+    assert sorted(found.tolist()) == records_N3.tolist()
