@@ -104,7 +104,10 @@ def import_(
     ],
     path: Annotated[Path, typer.Argument(help="Folder or file to read.", show_default=False)],
     out_dir: Annotated[
-        Path, typer.Argument(help="Folder to write task=<name>/*.parquet into.", show_default=False)
+        str,
+        typer.Argument(
+            help="Folder, or s3://bucket/prefix, to write task=<name>/*.parquet into.", show_default=False
+        ),
     ],
     mapping: Annotated[
         Path | None,

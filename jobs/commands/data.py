@@ -14,13 +14,15 @@ from jobs.command_run import CommandRun
 from models.files import file_sha256
 from pipeline.config.error_messages import describe_problem
 from pipeline.config.extensions import IMPORTERS, ImportContext, load_importers
+from pipeline.config.paths import parse_location
 from pipeline.config.run import RunConfig
 from pipeline.config.sources import PathSource, SourceBlock
 from pipeline.config.yaml_files import booleans_taken_as_numbers, read_yaml_mapping
-from pipeline.data.data_files import scan_folder
-from pipeline.data.reader import data_digest, find_partitions
+from pipeline.data.data_files import QUARANTINE
+from pipeline.data.import_places import open_import_place
+from pipeline.data.row_files import RowFile, find_row_files
 from pipeline.data.staging import StagingFolder, list_imported
-from pipeline.errors import ConfigError, RelevanceError
+from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.names import is_bucket
 from pipeline.storage.filesystem import json_sha256, list_files, read_json, write_json
 
@@ -47,11 +49,6 @@ def import_sources(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     summary = {"judged": str(config.judged_location)}
     if not config.sources:
         return summary
-    if is_bucket(config.judged_location):
-        raise ConfigError(
-            f"data.judged is a bucket, into which `sources` are not imported: {config.judged_location}; name "
-            "a folder, or remove `sources`"
-        )
     load_importers()
     path = config.run_dir / "data" / "sources.json"
     record = _read_record(path, config)
@@ -59,7 +56,7 @@ def import_sources(config: RunConfig, run: CommandRun) -> dict[str, Any]:
     if (record["sources"], record["rows"]) == (digests, rows_digest(config)):
         logger.info("  sources unchanged: rows of an earlier import are used")
         return summary
-    with StagingFolder(Path(config.judged_location), "sources") as staging:
+    with StagingFolder(config.judged_location, "sources") as staging:
         _import_all(config, staging.dir, run)
         files = list_imported(staging.dir)
         # from here on the old and the new files are this run's, also if it is killed
@@ -71,14 +68,14 @@ def import_sources(config: RunConfig, run: CommandRun) -> dict[str, Any]:
 
 def _read_record(path: Path, config: RunConfig) -> dict[str, Any]:
     """Return what sources.json says about the rows of earlier imports."""
-    folder = Path(config.judged_location)
+    place = config.judged_location
     if path.is_file():
         record: dict[str, Any] = read_json(path)
-        return record if "files" in record else {**record, "files": list_imported(folder)}
-    if config.data.judged and folder.is_dir() and scan_folder(folder).names:
+        return record if "files" in record else {**record, "files": list_imported(place)}
+    if config.data.judged and open_import_place(place).names():
         raise ConfigError(
-            f"data.judged holds rows that this run did not import: {folder}; remove `sources` from the "
-            "config to use them, or name an empty folder"
+            f"data.judged holds rows that this run did not import: {place}; remove `sources` from the "
+            "config to use them, or name an empty place"
         )
     return {"sources": [], "rows": None, "files": []}
 
@@ -89,7 +86,7 @@ def _import_all(config: RunConfig, out_dir: Path, run: CommandRun) -> None:
     listed: set[str] = set()
     for source in config.sources:
         context = ImportContext(out_dir, config.run_dir / "data", config.seed, labels)
-        log_counts(import_rows(source, context, run), source, Path(config.judged_location))
+        log_counts(import_rows(source, context, run), source, config.judged_location)
         files = {*list_imported(out_dir)}
         if replaced := sorted(listed - files):
             raise ConfigError(
@@ -131,11 +128,23 @@ def import_code_digest() -> str:
 
 
 def rows_digest(config: RunConfig) -> str | None:
-    """Return the digest of the judged rows; None if they are not there or not readable."""
+    """Return the digest of the judged rows; None if they are not there or not readable.
+
+    Raises:
+        ConfigError: The bucket, or the account, is wrong.
+        RetryableError: The object store fails.
+    """
+    if not open_import_place(config.judged_location).names():
+        return None
     try:
-        return data_digest(find_partitions(Path(config.judged_location), config.tasks))
+        found = find_row_files(config.judged_location, config.tasks)
+    except RetryableError:
+        raise
     except RelevanceError:
         return None
+    return json_sha256(
+        {task: sorted(map(RowFile.content_key, files)) for task, files in found.by_task.items()}
+    )
 
 
 def sample(
@@ -155,14 +164,20 @@ def sample(
 def import_source(
     kind: str,
     path: Path,
-    out_dir: Path,
+    out: str,
     run: CommandRun,
     mapping: Path | None = None,
     language: str | None = None,
 ) -> dict[str, Any]:
-    """Import one published data set into contract rows."""
+    """Import one published data set into contract rows, in a folder or at s3://bucket/prefix."""
+    try:
+        parse_location(out)
+    except ValueError as error:
+        raise ConfigError(f"OUT_DIR: {error}") from error
+    out_dir = out if is_bucket(out) else Path(out)
     source = build_source(kind, path, mapping, language)
-    summary = log_counts(import_rows(source, ImportContext(out_dir, out_dir), run), source, out_dir)
+    data_dir = Path("runs", "data") if is_bucket(out_dir) else Path(out_dir)
+    summary = log_counts(import_rows(source, ImportContext(out_dir, data_dir), run), source, out_dir)
     return {**summary, "next": f"relevance validate --config CONFIG.yaml --set data.judged={out_dir}"}
 
 
@@ -203,11 +218,11 @@ def import_rows(source: SourceBlock, context: ImportContext, run: CommandRun) ->
     return counts
 
 
-def log_counts(counts: "ImportCounts", source: SourceBlock, out_dir: Path) -> dict[str, Any]:
+def log_counts(counts: "ImportCounts", source: SourceBlock, out_dir: Path | str) -> dict[str, Any]:
     """Log the numbers of imported and rejected records; return them as JSON."""
     by_task = ", ".join(f"{task} {number:,}" for task, number in counts.rows.items())
     logger.info(f"  imported {sum(counts.rows.values()):,} judged pairs from {source.title}: {by_task}")
     if counts.rejected:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.rejected.items())
-        logger.info(f"  rejected records, with line and reason in {out_dir / 'quarantine'}: {reasons}")
+        logger.info(f"  rejected records, with line and reason in {out_dir}/{QUARANTINE}: {reasons}")
     return {"judged": str(out_dir), "rows": dict(counts.rows), "quarantined": dict(counts.rejected)}

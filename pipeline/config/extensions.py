@@ -70,7 +70,8 @@ class ExtensionTable(Generic[Item]):
 class ImportContext:
     """Output folders of an import, and the parts of the run it may use."""
 
-    judged_dir: Path  # folder of rows with labels: task=<name>/*.parquet
+    # folder or s3://bucket/prefix of rows with labels: task=<name>/*.parquet
+    judged_dir: Path | str
     data_dir: Path  # folder of the run's data: labeled rows and rows to score
     seed: int = 17
     # label names of each configured task, worst first; empty without a config

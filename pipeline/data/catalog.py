@@ -18,7 +18,7 @@ from pipeline.data.parquet_batches import NOT_PARQUET, translate_read_errors
 from pipeline.errors import DamagedInputError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.runtime.waiting import announce_wait
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.filesystem import cached_sha256, write_json
+from pipeline.storage.filesystem import cached_sha256, json_content, write_bytes
 
 LOCK_TIMEOUT_S = 60  # a holder only moves and hashes files that are already written
 
@@ -102,19 +102,12 @@ def parse_catalogue(content: bytes, where: str) -> dict[str, Partition]:
 
 def write_catalogue(root: Path, entries: Mapping[str, Partition]) -> None:
     """Replace the catalogue. The caller holds `catalogue_lock`."""
-    write_json(root / CATALOGUE, {"partitions": [asdict(entries[path]) for path in sorted(entries)]})
+    write_bytes(root / CATALOGUE, catalogue_content(entries))
 
 
-def ensure_catalogue(root: Path) -> dict[str, Partition]:
-    """Return the catalogue; without one, write one of the files that are there.
-
-    The caller holds `catalogue_lock`.
-    """
-    entries = read_catalogue(root)
-    if entries is None:
-        entries = {name: describe_partition(root, name) for name in scan_folder(root).names}
-        write_catalogue(root, entries)
-    return entries
+def catalogue_content(entries: Mapping[str, Partition]) -> bytes:
+    """Return the content of a catalogue."""
+    return json_content({"partitions": [asdict(entries[path]) for path in sorted(entries)]})
 
 
 @contextlib.contextmanager

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.config.tasks import Task, check_known_task
-from pipeline.data.catalog import Partition, check_names, content_differs, parse_catalogue
-from pipeline.data.data_files import CATALOGUE, scan_folder, sort_names
+from pipeline.data.catalog import Partition, check_names, content_differs, logical_name, parse_catalogue
+from pipeline.data.data_files import CATALOGUE, list_some, scan_folder, sort_names
 from pipeline.data.parquet_batches import NOT_PARQUET, BatchFile, translate_read_errors
 from pipeline.data.reader import find_partitions, log_once, no_rows_message, open_partition
-from pipeline.errors import ConfigError, DataRefusedError, RetryableError
+from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
 from pipeline.names import is_bucket
 from pipeline.storage.filesystem import cached_sha256, file_stamp, json_sha256
-from pipeline.storage.object_store import MAX_RANGE_BYTES, BucketFile, StoreEntry, open_bucket
+from pipeline.storage.object_store import MAX_RANGE_BYTES, Bucket, BucketFile, StoreEntry, open_bucket
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def find_row_files(place: Path | str, tasks: Sequence[Task]) -> FoundFiles:
 def find_objects(url: str, tasks: Sequence[Task]) -> FoundFiles:
     """Find the parquet objects of each task below a bucket's prefix.
 
-    Names and sizes are compared with the catalogue; contents when they are copied.
+    Names and sizes are compared with the catalogue; contents when they are copied. Objects that an import has
+    not published yet are passed over.
 
     Raises:
         ConfigError: An object names a task that is not configured, or has no ETag.
@@ -98,15 +99,13 @@ def find_objects(url: str, tasks: Sequence[Task]) -> FoundFiles:
         DamagedInputError: An object is missing, or has another size than the catalogue lists.
     """
     bucket = open_bucket(url)
-    listed: dict[str, Partition] = {}
-    entries = {entry.key: entry for entry in bucket.list("")}
+    try:
+        listing = _list_objects(bucket)
+    except RelevanceError:  # an import may have replaced the catalogue since the objects were listed
+        listing = _list_objects(bucket)
+    entries, listed = listing.entries, listing.catalogue
     found = sort_names(entries, is_parquet=lambda key: False)
-    if CATALOGUE in entries:
-        listed = parse_catalogue(bucket.get(CATALOGUE), f"{bucket.location}/{CATALOGUE}")
-        sizes = {key: entries[key].size for key in found.names}
-        if error := check_names(listed, sizes, bucket.location):
-            raise error
-    skipped = found.describe_skipped(bucket.location)
+    skipped = "; ".join(filter(None, [found.describe_skipped(bucket.location), listing.describe_pending()]))
     log_once(skipped)
     if not found.by_task:
         raise DataRefusedError(no_rows_message(bucket.location, skipped))
@@ -129,6 +128,41 @@ def find_objects(url: str, tasks: Sequence[Task]) -> FoundFiles:
         for task, keys in found.by_task.items()
     }
     return FoundFiles(by_task, skipped)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """Objects of a bucket's prefix."""
+
+    location: str
+    entries: dict[str, StoreEntry]  # without those of `pending`
+    catalogue: dict[str, Partition]  # empty without one
+    pending: list[str]  # of an import that has not replaced the catalogue
+
+    def describe_pending(self) -> str:
+        """Return a sentence about the objects of an unfinished import; empty if there are none."""
+        if not self.pending:
+            return ""
+        return (
+            f"{len(self.pending):,} objects of {self.location} are not published: {list_some(self.pending)}; "
+            "their import runs, or was interrupted: run it again"
+        )
+
+
+def _list_objects(bucket: Bucket) -> _Listing:
+    """List objects, and compare names and sizes with the catalogue."""
+    entries = {entry.key: entry for entry in bucket.list("")}
+    if CATALOGUE not in entries:
+        return _Listing(bucket.location, entries, {}, [])
+    listed = parse_catalogue(bucket.get(CATALOGUE), f"{bucket.location}/{CATALOGUE}")
+    names = sort_names(entries, is_parquet=lambda key: False).names
+    pending = [key for key in names if key not in listed and logical_name(key) != key]
+    for key in pending:
+        del entries[key]
+    sizes = {key: entries[key].size for key in names if key in entries}
+    if error := check_names(listed, sizes, bucket.location):
+        raise error
+    return _Listing(bucket.location, entries, listed, pending)
 
 
 def copy_object(file: RowFile, target: IO[bytes], sha256: str = "") -> str:

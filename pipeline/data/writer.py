@@ -98,7 +98,7 @@ class StagedRows:
     - Memory holds one row group per task. The same rows in the same order give the same bytes.
 
     Args:
-        out_dir: The data folder.
+        out_dir: The data place, a folder or a bucket.
         stem: Beginning of the file names.
         bar: Shows the number of rows written.
 
@@ -106,7 +106,7 @@ class StagedRows:
         ConfigError: `out_dir` is a file, or a name breaks the name rule.
     """
 
-    def __init__(self, out_dir: Path, stem: str = "part", bar: ProgressBar | None = None) -> None:
+    def __init__(self, out_dir: Path | str, stem: str = "part", bar: ProgressBar | None = None) -> None:
         self._staging = StagingFolder(out_dir, stem)
         self.dir = self._staging.dir
         self._writers: dict[str, _TaskWriter] = {}

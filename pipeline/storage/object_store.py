@@ -27,6 +27,10 @@ CONNECT_TIMEOUT_S = 10
 
 MAX_RANGE_BYTES = 16 * 2**20  # of one request, so that a slow connection stays within the timeout
 
+PART_BYTES = 16 * 2**20  # of an upload; 10,000 parts are allowed, so 156 GiB an object
+
+MAX_PARTS = 4  # uploaded at a time, so 64 MiB in memory
+
 RETRY_CONFIG = {"max_retries": 5, "retry_timeout": timedelta(seconds=90)}
 
 
@@ -183,6 +187,17 @@ class Bucket(Store):
     def put(self, key: str, content: bytes) -> None:
         with translate_store_errors(self.location, key):
             self._store.put(key, content, use_multipart=False)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Replace the content by that of a file, which is read in parts; it is visible when it is whole."""
+        with translate_store_errors(self.location, key):
+            self._store.put(key, path, chunk_size=PART_BYTES, max_concurrency=MAX_PARTS)
+
+    def head(self, key: str) -> StoreEntry:
+        """Return the entry of a key; FileNotFoundError if it does not exist."""
+        with translate_store_errors(self.location, key):
+            meta = self._store.head(key)
+        return StoreEntry(meta["path"], meta["last_modified"].timestamp(), meta["size"], meta["e_tag"] or "")
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError, PreconditionError

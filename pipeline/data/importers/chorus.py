@@ -40,7 +40,7 @@ CHORUS_MARKET = "en"  # the source has no country; its texts are English
 _COLUMNS = ("query", "docid", "final_rating", "title", "short_description", "supplier")
 
 
-def import_chorus(file: Path, out_dir: Path, bar: ProgressBar | None = None) -> ImportCounts:
+def import_chorus(file: Path, out_dir: Path | str, bar: ProgressBar | None = None) -> ImportCounts:
     """Publish the ratings as rows; final_rating 0 to 3 is the label.
 
     A row_id is made of docid and a hash of the query; the second rating of a pair has the suffix -2, and so

@@ -51,7 +51,7 @@ _PRODUCT_COLUMNS = (
 )
 
 
-def import_esci(source_dir: Path, out_dir: Path, bar: ProgressBar | None = None) -> ImportCounts:
+def import_esci(source_dir: Path, out_dir: Path | str, bar: ProgressBar | None = None) -> ImportCounts:
     """Publish the examples of all locales as rows; labels I, C, S, E are 0 to 3.
 
     `official_split` and `subset` are set if the source has them. All tasks are published or none. A temporary

@@ -48,7 +48,7 @@ _LANGUAGE = re.compile(r"[a-z]{2}")
 
 
 def import_qadsm(
-    file: Path, out_dir: Path, language: str | None = None, bar: ProgressBar | None = None
+    file: Path, out_dir: Path | str, language: str | None = None, bar: ProgressBar | None = None
 ) -> ImportCounts:
     """Publish the lines as rows; Bad and Good are 0 and 1, the language is the market.
 

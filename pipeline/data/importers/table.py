@@ -296,7 +296,7 @@ _EMPTY_REASONS = {
 
 def import_table(
     source: TableSource,
-    out_dir: Path,
+    out_dir: Path | str,
     label_names: Sequence[str] | None = None,
     bar: ProgressBar | None = None,
 ) -> ImportCounts:

@@ -45,7 +45,7 @@ _PRODUCT_COLUMNS = ("product_id", "product_name", "product_class", "product_desc
 _LABEL_COLUMNS = ("id", "query_id", "product_id", "label")
 
 
-def import_wands(source_dir: Path, out_dir: Path, bar: ProgressBar | None = None) -> ImportCounts:
+def import_wands(source_dir: Path, out_dir: Path | str, bar: ProgressBar | None = None) -> ImportCounts:
     """Publish the labels as rows; Irrelevant, Partial, Exact are 0 to 2.
 
     A description begins with the class of the product. A temporary file beside `out_dir` holds the texts of

@@ -277,7 +277,7 @@ def build_marketplace(num_rows_per_task: int, num_unlabelled_per_task: int, seed
     return Marketplace(rows, unlabelled, pa.concat_tables(true_grades))
 
 
-def write_marketplace(marketplace: Marketplace, out_dir: Path, judged_dir: Path | None = None) -> None:
+def write_marketplace(marketplace: Marketplace, out_dir: Path, judged_dir: Path | str | None = None) -> None:
     """Publish the rows, and last truth.parquet.
 
     Folders are judged/ and unlabelled/, with one and UNLABELLED_PARTITIONS files per task.
@@ -292,7 +292,7 @@ def write_marketplace(marketplace: Marketplace, out_dir: Path, judged_dir: Path 
     write_bytes(out_dir / "truth.parquet", true_grades.getvalue().to_pybytes())
 
 
-def _publish_tables(folder: Path, tables: Mapping[str, pa.Table], num_parts: int) -> None:
+def _publish_tables(folder: Path | str, tables: Mapping[str, pa.Table], num_parts: int) -> None:
     """Publish each table in `num_parts` files, with its rows in their order."""
     with StagingFolder(folder) as staging:
         for name, table in tables.items():

@@ -11,9 +11,12 @@ from jobs.command_run import CommandRun
 from jobs.commands.data import import_sources
 from jobs.console import Console
 from pipeline.config.loading import build_config, read_config
-from pipeline.data.catalog import find_files, read_catalogue
+from pipeline.data.catalog import find_files, logical_name, read_catalogue
 from pipeline.data.importers.table import TableSource
+from pipeline.data.row_files import find_row_files
+from pipeline.data.staging import list_imported
 from pipeline.errors import ConfigError
+from pipeline.storage.object_store import open_store
 from tests.support.commands import check_refused, last_json
 from tests.support.commands import relevance_in_process as relevance
 from tests.support.imported import file_names, imported
@@ -248,3 +251,46 @@ def test_rows_of_others_are_never_overwritten_by_sources(tmp_path: Path) -> None
     result = relevance("validate", "--config", str(config_path), cwd=tmp_path)
     check_refused(result, 2, "data.judged holds rows that this run did not import", "remove `sources`")
     assert rows.read_bytes() == before
+
+
+def test_table_is_imported_into_a_bucket(table: Path, s3: str) -> None:
+    place = f"s3://labels/{table.parent.name}"
+    options = ("--mapping", str(table.parent / "m.yaml"))
+    command = ("import", "table", str(table))
+    closing = last_json(relevance(*command, place, *options, cwd=table.parent))
+    assert (closing["judged"], closing["rows"]) == (place, {"ads": 9})
+    assert closing["next"].endswith(f"--set data.judged={place}")
+    assert [logical_name(name) for name in list_imported(place)] == [
+        "quarantine/clicks.parquet",
+        "task=ads/clicks-0.parquet",
+    ]
+    refused = {
+        "s3://nowhere/x": "bucket does not exist: s3://nowhere/x",
+        "gs://ads/x": "OUT_DIR: location is not supported: gs://ads/x; use a folder or s3://bucket/prefix",
+    }
+    for other, message in refused.items():
+        check_refused(relevance(*command, other, *options, cwd=table.parent), 2, message)
+
+
+def test_sources_are_imported_into_a_bucket_once(
+    tmp_path: Path, s3: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = f"s3://labels/{tmp_path.name}"
+    caplog.set_level("INFO")
+    path = write_source(tmp_path, 40)
+    config = read_config(path, [f"data.judged={place}"])
+    for num_imports in (1, 1):
+        import_sources(config, CommandRun(Console()))
+        assert caplog.text.count("imported 40 judged pairs") == num_imports
+    assert UNCHANGED in caplog.text
+    [file] = find_row_files(place, config.tasks).by_task["three"]
+    open_store(place).put(file.name, b"x" * file.size)
+    import_sources(config, CommandRun(Console()))
+    assert caplog.text.count("imported 40 judged pairs") == 2
+    [restored] = find_row_files(place, config.tasks).by_task["three"]
+    assert restored == file
+    (config.run_dir / "data" / "sources.json").unlink()
+    with pytest.raises(ConfigError, match=f"rows that this run did not import: {place}; remove `sources`"):
+        import_sources(config, CommandRun(Console()))
+    with pytest.raises(ConfigError, match="bucket does not exist: s3://nowhere/x"):
+        import_sources(read_config(path, ["data.judged=s3://nowhere/x"]), CommandRun(Console()))

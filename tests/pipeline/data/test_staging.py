@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config.tasks import Task
-from pipeline.data import staging
+from pipeline.data import import_places
 from pipeline.data.catalog import find_files
 from pipeline.data.reader import find_partitions, read_partition
 from pipeline.data.staging import StagingFolder, list_imported
@@ -106,7 +106,7 @@ def test_failed_publication_keeps_the_old_rows_readable(
         raise OSError(errno.ENOSPC, "disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(staging, step, fail)
+        patch.setattr(import_places, step, fail)
         _publish_new(tmp_path)
     assert file_digests(tmp_path) == before and _read(tmp_path) == ["old"]
 
@@ -115,14 +115,14 @@ def test_error_after_the_catalogue_keeps_the_new_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _publish(tmp_path, "old", "part", one=3)
-    write = staging.write_catalogue
+    write = import_places.write_catalogue
 
     def write_and_fail(*arguments: Any) -> None:
         write(*arguments)
         raise OSError(errno.EIO, "folder not synced")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="not synced"):
-        patch.setattr(staging, "write_catalogue", write_and_fail)
+        patch.setattr(import_places, "write_catalogue", write_and_fail)
         _publish_new(tmp_path)
     _publish_new(tmp_path)
     assert _read(tmp_path) == ["new"]
