@@ -261,7 +261,7 @@ def test_table_is_imported_into_a_bucket(table: Path, s3: str) -> None:
     assert (closing["judged"], closing["rows"]) == (place, {"ads": 9})
     assert closing["next"].endswith(f"--set data.judged={place}")
     assert [logical_name(name) for name in list_imported(place)] == [
-        "quarantine/clicks.parquet",
+        "quarantine/ads.clicks.parquet",
         "task=ads/clicks-0.parquet",
     ]
     refused = {
