@@ -166,6 +166,7 @@ def evaluate(
         ),
     ] = None,
     overrides: SetOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Calibrate and measure the trained model. With --version: run the promotion gate, exit 1 if refused."""
     check_against(version, against)

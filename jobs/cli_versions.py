@@ -11,6 +11,7 @@ from jobs.options import (
     AdKeywordOption,
     ConfigOption,
     ExportFormatOption,
+    InsecureOption,
     LandingPageOption,
     MarketOption,
     ReasonOption,
@@ -103,6 +104,7 @@ def compare(
     version: Annotated[str, typer.Argument(help="A registered version.", show_default=False)],
     other: Annotated[str, typer.Argument(help="Another registered version.", show_default=False)],
     overrides: SetOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Measure two versions on the same test rows; print their differences and write the page of `report`."""
 
@@ -122,6 +124,7 @@ def recalibrate(
     ],
     version: VersionOption = None,
     overrides: SetOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Fit calibration and thresholds for another target, without training; registers a gated version."""
 
@@ -133,7 +136,12 @@ def recalibrate(
     execute(CommandSpec("recalibrate"), config, overrides, stage)
 
 
-def report(config: ConfigOption, version: VersionOption = None, overrides: SetOption = None) -> None:
+def report(
+    config: ConfigOption,
+    version: VersionOption = None,
+    overrides: SetOption = None,
+    insecure: InsecureOption = False,
+) -> None:
     """Write one self-contained HTML page about a version, and its suspected label errors as csv beside it."""
 
     def stage(config: Any, run: Any) -> dict[str, Any]:
@@ -182,6 +190,7 @@ def predict(
     market: MarketOption = None,
     version: VersionOption = None,
     overrides: SetOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Print one pair's text as the model reads it, its probability, thresholds and decision."""
 

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command_run import CommandRun
-from pipeline.inference.attempts import any_attempt_began, rows_scored
+from pipeline.inference.attempts import rows_scored
 from pipeline.runtime.progress import ProgressBar
-from pipeline.runtime.ray_resources import format_resources, free_resources
-from pipeline.runtime.waiting import announce_wait
 from pipeline.scoring.metrics import ScoringGauges
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
@@ -59,30 +57,18 @@ class ScoringProgress:
         self._show(0)
 
     @contextlib.contextmanager
-    def follow(self, attempts_dir: Path, resources: dict[str, float]) -> Iterator[None]:
-        """Show the rows of units under way, and announce a wait for the first actor.
-
-        Args:
-            attempts_dir: Where the actors record their attempts.
-            resources: Of one actor.
-        """
+    def follow(self, attempts_dir: Path) -> Iterator[None]:
+        """Show the rows of units under way, whose attempts the actors record in a folder."""
         ended = threading.Event()
 
         def look() -> None:
             while not ended.wait(LOOK_EVERY_S):
                 self._show(rows_scored(attempts_dir))
 
-        def reason() -> str:
-            return (
-                f"the first of the scoring actors of {format_resources(resources)} to load the model; the "
-                f"cluster has {format_resources(free_resources())} free"
-            )
-
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
         try:
-            with announce_wait(reason, is_over=lambda: any_attempt_began(attempts_dir)):
-                yield
+            yield
         finally:
             ended.set()
             thread.join()

@@ -65,7 +65,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "jobs.supervisor",
     ),
     ("jobs.command_run", "jobs.execution"),
-    ("jobs.score_progress", "jobs.score_summary", "jobs.train_progress"),
+    ("jobs.row_prediction", "jobs.score_progress", "jobs.score_summary", "jobs.train_progress"),
     ("jobs.commands",),
     ("jobs.cli_versions", "jobs.cli_labels"),
     ("jobs.cli",),

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.command_run import CommandRun
 from jobs.console import aligned
+from jobs.row_prediction import row_predictor_of
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.provable_precision import DecisionEvidence
@@ -38,7 +39,8 @@ def evaluate_bundle(
     config: RunConfig, bundle_dir: Path, run: CommandRun, target_precision: float | None = None
 ) -> Evaluation:
     """Evaluate a bundle, and log which tasks are not measured and which decisions are not proven."""
-    evaluation = run_evaluation(config, bundle_dir, run, target_precision)
+    with row_predictor_of(config, run) as row_predictor:
+        evaluation = run_evaluation(config, bundle_dir, row_predictor, target_precision)
     if evaluation.not_measured:
         tasks = ", ".join(evaluation.not_measured)
         logger.info(f"  tasks not measured: {tasks}; their test rows lack one of the two classes")

@@ -1,20 +1,29 @@
 """`relevance evaluate --version V`: the promotion gate, two versions on the same test rows."""
 
+from collections.abc import Mapping
 from typing import Any
+
+import pyarrow as pa
 
 from jobs.command_run import CommandRun
 from jobs.console import aligned
+from jobs.row_prediction import row_predictor_of
 from pipeline.config.run import RunConfig
 from pipeline.errors import GateRefusedError
-from pipeline.evaluation.behavioral_tests import run_cases
-from pipeline.evaluation.comparison import compare_versions
+from pipeline.evaluation.behavioral_tests import changed_rows, judge_cases
+from pipeline.evaluation.comparison import compare_versions, shared_tables
 from pipeline.evaluation.evaluation_rows import labeled_test_rows
-from pipeline.evaluation.results import Comparison
+from pipeline.evaluation.results import CaseResult, Comparison
+from pipeline.inference.row_predictor import RowPredictor
+from pipeline.registry.comparable_versions import (
+    ComparableVersion,
+    champion_version,
+    fetch_comparable_version,
+)
 from pipeline.registry.mlflow_client import connect_mlflow
 from pipeline.registry.model_versions import data_gate_passed, get_version, write_gate_report
 from pipeline.registry.promotion_gate import Evidence, GateReport, Verdict, judge_version
 from pipeline.registry.promotion_log import PromotionLog
-from pipeline.registry.version_predictors import champion_version, load_version_predictor
 from pipeline.storage.filesystem import write_json
 
 
@@ -25,10 +34,10 @@ def run_gate(config: RunConfig, version: str, against: str, run: CommandRun) -> 
         GateRefusedError: it may not.
     """
     other = champion_version(config) if against == "champion" else against
-    challenger, champion = (load_version_predictor(config, name) for name in (version, other))
+    challenger, champion = (fetch_comparable_version(config, name) for name in (version, other))
     tables = labeled_test_rows(config.accepted_dir, config.tasks, config.split)
-    comparison = compare_versions(challenger, champion, tables, config.scoring.batch_tokens, config.seed)
-    cases = run_cases(challenger, tables, config.scoring.batch_tokens, config.promotion.tolerances)
+    with row_predictor_of(config, run) as row_predictor:
+        comparison, cases = measure(config, challenger, champion, tables, row_predictor)
     client = connect_mlflow(config.tracking_uri)
     tags = get_version(client, config.registry.model, version).tags
     trained_on_accepted_data = tags.get("data_gate") == "passed"
@@ -53,6 +62,36 @@ def run_gate(config: RunConfig, version: str, against: str, run: CommandRun) -> 
         "passed": True,
         "next": suggest_after_pass(PromotionLog.from_config(config).champion(client), version, other, run),
     }
+
+
+def measure(
+    config: RunConfig,
+    version: ComparableVersion,
+    other: ComparableVersion,
+    tables: Mapping[str, pa.Table],
+    row_predictor: RowPredictor,
+) -> tuple[Comparison, list[CaseResult]]:
+    """Compare two versions on the test rows of the tasks that both have, and run the behavioral tests.
+
+    Raises:
+        ConfigError: The versions have no task in common, or one with other labels.
+    """
+    shared = shared_tables(version.description.tasks, other.description.tasks, tables)
+    names = [task.name for task in version.description.tasks if task.name in tables]
+    changed, actors = changed_rows({name: tables[name] for name in names}), config.evaluation_actors
+    logits = row_predictor.logits(version.model, {"test": shared, "behaviour": changed}, actors)
+    other_logits = row_predictor.logits(other.model, {"test": shared}, actors)
+    # on the device that scoring uses
+    speed_ratio = row_predictor.speed_ratio(version.model, other.model, shared, config.scoring)
+    comparison = compare_versions(
+        version.predicted(logits["test"]),
+        other.predicted(other_logits["test"]),
+        shared,
+        speed_ratio,
+        config.seed,
+    )
+    cases = judge_cases(version.predicted(logits["behaviour"]), changed, config.promotion.tolerances)
+    return comparison, cases
 
 
 def suggest_after_pass(champion: str | None, version: str, other: str, run: CommandRun) -> str:

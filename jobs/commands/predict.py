@@ -6,10 +6,15 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.command_run import CommandRun
+from jobs.row_prediction import row_predictor_of
+from models.backbone import load_tokenizer
 from pipeline.config.run import RunConfig
+from pipeline.encoding.encoder import Encoder
 from pipeline.errors import ConfigError
-from pipeline.inference.labels import ScoringContext, plan_scores
-from pipeline.inference.predictor import Predictor, load_predictor
+from pipeline.evaluation.predicted_version import PredictedVersion
+from pipeline.inference.bundle_description import read_described_bundle
+from pipeline.inference.labels import ScoringContext, score_rows
+from pipeline.inference.predictor import BundleModel
 from pipeline.registry.version_files import VersionFiles, fetch_version, resolve_champion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.row_errors import split_valid_rows
@@ -31,20 +36,30 @@ def run_predict(
         ConfigError: The version has no such task, or the pair is not a valid row.
     """
     files = fetch_version(config, version) if version else resolve_champion(config)
-    predictor, _ = load_predictor(files.bundle_dir, files.bundle_sha256)
-    tasks = {task.name: task for task in predictor.tasks}
+    bundle, description = read_described_bundle(files.bundle_dir, files.bundle_sha256)
+    tasks = {task.name: task for task in description.tasks}
     if task_name not in tasks:
         raise ConfigError(f"version {files.version} has no task {task_name!r}; its tasks: {', '.join(tasks)}")
     table = _build_row(pair, task_name, files)
-    scoring = config.scoring
-    context = ScoringContext(scoring.batch_tokens, files.version, files.bundle_sha256, scoring.when_unproven)
-    scored = plan_scores(predictor, table, tasks[task_name], context).run().to_pylist()[0]
-    calibration = predictor.calibration[task_name]
+    encoder = Encoder(load_tokenizer(bundle.tokenizer_dir), description.tasks, description.encode)
+    with row_predictor_of(config, run) as row_predictor:
+        model = BundleModel(files.bundle_dir, files.bundle_sha256)
+        logits = row_predictor.logits(model, {"pairs": {task_name: table}}, config.scoring)["pairs"]
+    calibration = description.calibration[task_name]
+    scored = score_rows(
+        table,
+        tasks[task_name],
+        PredictedVersion.of(description, logits).label_probabilities(task_name),
+        calibration,
+        ScoringContext(
+            config.scoring.batch_tokens, files.version, files.bundle_sha256, config.scoring.when_unproven
+        ),
+    ).to_pylist()[0]
     thresholds = calibration.markets.get(table["market"][0].as_py(), calibration)
     prediction = {
         "version": files.version,
         "task": task_name,
-        "text": read_text(predictor, table, task_name),
+        "text": read_text(encoder, table, task_name),
         "probability": scored["probability"],
         "label_name": scored["label_name"],
         "expected_grade": scored["expected_grade"],
@@ -66,10 +81,10 @@ def run_predict(
     return {**prediction, "next": run.suggest("score")}
 
 
-def read_text(predictor: Predictor, table: pa.Table, task_name: str) -> str:
+def read_text(encoder: Encoder, table: pa.Table, task_name: str) -> str:
     """Return the text of a row's tokens: cut and assembled as the model gets it."""
-    (ids,) = predictor.encoder.encode(table, task_name)
-    return str(predictor.encoder.tokenizer.decode(ids))
+    (ids,) = encoder.encode(table, task_name)
+    return str(encoder.tokenizer.decode(ids))
 
 
 def _build_row(pair: Mapping[str, str], task_name: str, files: VersionFiles) -> pa.Table:

@@ -1,7 +1,7 @@
 """`relevance report` and `relevance compare`: one HTML page about a version."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,29 @@ import pyarrow as pa
 
 from jobs.command_run import CommandRun
 from jobs.commands.gate import comparison_table
+from jobs.row_prediction import row_predictor_of
 from pipeline.config.run import RunConfig
 from pipeline.data.reader import find_partitions
-from pipeline.errors import ConfigError
-from pipeline.evaluation.comparison import NO_TASK_IN_COMMON, is_shared_task, measure_speed_ratio
+from pipeline.evaluation.comparison import shared_tables
 from pipeline.evaluation.evaluation_rows import labeled_test_rows
 from pipeline.evaluation.html_report import report_page
+from pipeline.evaluation.predicted_version import PredictedVersion
 from pipeline.evaluation.report_view import DriftFeature, VersionReport
 from pipeline.evaluation.results import GateOutcome
 from pipeline.evaluation.suspected_labels import suspected_labels_csv
 from pipeline.evaluation.version_report import VersionMetrics, measure_version, read_lexical_floor
 from pipeline.inference.bundle_description import read_described_bundle
+from pipeline.inference.row_predictor import RowPredictor
+from pipeline.registry.comparable_versions import (
+    ComparableVersion,
+    champion_version,
+    fetch_comparable_version,
+)
 from pipeline.registry.mlflow_client import connect_mlflow, read_metric_history
 from pipeline.registry.model_versions import get_version, read_gate_report
 from pipeline.registry.promotion_entries import champion_line
 from pipeline.registry.promotion_log import PromotionLog
 from pipeline.registry.version_files import VersionFiles, fetch_version
-from pipeline.registry.version_predictors import champion_version, load_version_predictor
 from pipeline.registry.version_summary import describe_cost, describe_origin, describe_standing
 from pipeline.storage.filesystem import write_bytes
 from validation.drift.comparison import ALL_TASKS, FeatureDrift, compare_profiles
@@ -70,7 +76,7 @@ def run_report(config: RunConfig, version: str | None, run: CommandRun) -> dict[
     version = version or champion_version(config)
     registered = _read_registered(config, version)
     against = next((champion for champion in reversed(registered.champions) if champion != version), None)
-    measured = _measure(config, version, against)
+    measured = _measure(config, version, against, run)
     path, csv_path = _write_page(config, measured, registered, f"version-{version}", run)
     for written in (csv_path, path):
         registered.client.log_artifact(registered.record.run_id, str(written), "reports")
@@ -85,7 +91,7 @@ def run_report(config: RunConfig, version: str | None, run: CommandRun) -> dict[
 
 def run_compare(config: RunConfig, version: str, other: str, run: CommandRun) -> dict[str, Any]:
     """Measure two versions on the test rows of a run, and write the page about them; no verdict."""
-    measured = _measure(config, version, other, is_timed=True)
+    measured = _measure(config, version, other, run, is_timed=True)
     assert measured.speed_ratio is not None
     comparison = measured.metrics.comparison(measured.speed_ratio)
     registered = _read_registered(config, version)
@@ -124,28 +130,39 @@ def _describe_changes(feature: FeatureDrift) -> str:
     return ", ".join(f"{c.category} {c.reference:.1%} → {c.current:.1%}" for c in feature.changes)
 
 
-def _measure(config: RunConfig, version: str, against: str | None, is_timed: bool = False) -> _Measurement:
+def _measure(
+    config: RunConfig, version: str, against: str | None, run: CommandRun, is_timed: bool = False
+) -> _Measurement:
     """Measure a version, and another one if there is one, on the test rows of a run."""
-    predictor = load_version_predictor(config, version)
-    other = load_version_predictor(config, against) if against else None
+    measured = fetch_comparable_version(config, version)
+    other = fetch_comparable_version(config, against) if against else None
     tables = labeled_test_rows(config.accepted_dir, config.tasks, config.split)
     logger.info(
         "  evaluate %s test rows%s",
         f"{sum(map(len, tables.values())):,}",
         f", also with version {against}" if against else "",
     )
-    batch_tokens = config.scoring.batch_tokens
-    shared = {}
-    if other is not None:
-        names = [task.name for task in predictor.tasks if is_shared_task(task, other.tasks)]
-        shared = {name: tables[name] for name in names if name in tables}
-    if is_timed and not shared:
-        raise ConfigError(NO_TASK_IN_COMMON)
-    metrics = measure_version(predictor, other, tables, batch_tokens, config.seed)
-    speed_ratio = None
-    if other is not None and is_timed:
-        speed_ratio = measure_speed_ratio(predictor, other, shared, batch_tokens)
+    other_predicted, speed_ratio = None, None
+    with row_predictor_of(config, run) as row_predictor:
+        if other is not None and is_timed:
+            tasks = measured.description.tasks, other.description.tasks
+            speed_ratio = row_predictor.speed_ratio(
+                measured.model, other.model, shared_tables(*tasks, tables), config.scoring
+            )
+        predicted = _predict(config, measured, tables, row_predictor)
+        if other is not None:
+            other_predicted = _predict(config, other, tables, row_predictor)
+    metrics = measure_version(predicted, other_predicted, tables, config.seed)
     return _Measurement(version, against, tables, metrics, speed_ratio)
+
+
+def _predict(
+    config: RunConfig, version: ComparableVersion, tables: Mapping[str, pa.Table], row_predictor: RowPredictor
+) -> PredictedVersion:
+    """Return a version with its logits of the rows of all its tasks."""
+    names = [task.name for task in version.description.tasks if task.name in tables]
+    rows = {"test": {name: tables[name] for name in names}}
+    return version.predicted(row_predictor.logits(version.model, rows, config.evaluation_actors)["test"])
 
 
 def _write_page(

@@ -6,17 +6,18 @@ from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from typing import Any
 
-from jobs.cluster import has_node_for, ray_cluster
+from jobs.cluster import ray_cluster
 from jobs.command_run import CommandRun
+from jobs.row_prediction import announce_first_actor, warn_without_node
 from jobs.score_progress import ScoringProgress
 from jobs.score_summary import drift_lines, usage_lines
 from models.files import remove_tree
 from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError, DataRefusedError, RelevanceError, RetryableError
+from pipeline.errors import ConfigError, DataRefusedError, RetryableError
 from pipeline.inference.attempts import attempt_evidence, create_attempts_dir
+from pipeline.inference.model_actor import UnitFailure, failure_error
 from pipeline.registry.version_files import VersionFiles, resolve_champion
 from pipeline.runtime.ray_metrics import MetricTags
-from pipeline.runtime.ray_resources import format_resources
 from pipeline.scoring.actor import score_on_ray
 from pipeline.scoring.actor_settings import ActorSettings, build_actor_settings
 from pipeline.scoring.duplicates import ScoringRounds
@@ -29,8 +30,6 @@ from pipeline.storage.lease import Lease
 from pipeline.storage.object_store import open_store
 
 logger = logging.getLogger(__name__)
-
-SHOWN_ERRORS = 5
 
 SHOWN_UNITS = 20
 
@@ -243,24 +242,19 @@ def score_units(
     Args:
         plan: Units to score, and published units of the same inputs, whose rows keep their ids.
     """
-    attempts_dir = create_attempts_dir(config.run_dir, run.id)
+    attempts_dir = create_attempts_dir(config.run_dir, "scoring", run.id)
     rounds = ScoringRounds(plan, config.scores_location, attempts_dir)
     scoring, to_do = config.scoring, plan.to_do
     num_actors = min(scoring.num_actors, len(to_do))
     cluster = ray_cluster(num_actors * scoring.threads_per_actor, num_actors * scoring.use_gpu)
     with cluster, run.track("score", sum(unit.rows for unit in to_do), "pairs") as bar:
-        resources = {"CPU": float(scoring.threads_per_actor), "GPU": float(scoring.use_gpu)}
-        if not has_node_for(scoring.threads_per_actor, int(scoring.use_gpu)):
-            logger.warning(
-                f"  no node of the cluster has {format_resources(resources)} for an actor "
-                "(scoring.threads_per_actor, use_gpu); waiting for one"
-            )
+        warn_without_node(scoring)
         progress = ScoringProgress(to_do, ScoringGauges(MetricTags(config.name, run.id)), run, bar)
         settings = build_actor_settings(
             scoring, config.scores_location, champion, attempts_dir, run.log, plan.index_name
         )
         try:
-            with progress.follow(attempts_dir, resources):
+            with progress.follow(attempts_dir), announce_first_actor(attempts_dir, scoring):
                 for result in score_rounds(rounds, settings):
                     progress.record_unit(result)
                     lease.check()
@@ -289,19 +283,10 @@ def score_rounds(rounds: ScoringRounds, settings: ActorSettings) -> Iterator[Uni
 
 
 def check_results(results: list[UnitResult]) -> None:
-    """Raise RelevanceError if units failed.
-
-    Raises:
-        RetryableError: Another attempt may succeed for some.
-        ConfigError: All failed for a setting or the backbone.
-    """
-    failed = sorted((result for result in results if result.error), key=lambda result: result.retry)
-    if failed:
-        kind: type[RelevanceError] = RetryableError if failed[-1].retry else RelevanceError
-        if all(result.is_config_error for result in failed):
-            kind = ConfigError
-        # units that will fail again come first
-        errors = "; ".join(result.error for result in failed[:SHOWN_ERRORS])
-        raise kind(
-            f"{len(failed)} of {len(results)} units were not scored, the others are published: {errors}"
-        )
+    """Raise the error of units that failed; see `failure_error`."""
+    failures = [
+        UnitFailure(result.error, result.retry, result.is_config_error) for result in results if result.error
+    ]
+    if failures:
+        problem = f"{len(failures)} of {len(results)} units were not scored, the others are published"
+        raise failure_error(failures, problem)

@@ -10,7 +10,8 @@ A bundle does not contain the base model's weights. bundle.json names their sour
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Bundle:
     description: dict[str, Any]  # content of bundle.json
     tensors: dict[str, torch.Tensor]
     reference: dict[str, Any] | None = None  # content of reference.json; None: it was not evaluated
+    files: Mapping[str, str] = field(default_factory=dict)  # sha256 of each file by name
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -147,7 +149,12 @@ def read_bundle(folder: Path, expected_sha256: str | None = None) -> Bundle:
     description = _decode_json(verified[DESCRIPTION], folder / DESCRIPTION)
     reference = _decode_json(verified[REFERENCE], folder / REFERENCE) if REFERENCE in verified else None
     return Bundle(
-        folder, sha256, description, _decode_weights(verified[WEIGHTS], folder, description), reference
+        folder,
+        sha256,
+        description,
+        _decode_weights(verified[WEIGHTS], folder, description),
+        reference,
+        listed,
     )
 
 

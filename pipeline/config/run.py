@@ -17,6 +17,7 @@ from pydantic import (
 
 from models.config import AdapterConfig, BackboneConfig
 from pipeline.config.encoding import EncodeConfig
+from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.extensions import RegisteredBlock, method_blocks
 from pipeline.config.gates import GateConfig, PromotionConfig
 from pipeline.config.paths import (
@@ -140,6 +141,7 @@ class RunConfig(StrictModel):
     optimizer: OptimizerConfig = OptimizerConfig()  # learning rates
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()  # sharding over workers
     baseline: BaselineConfig = BaselineConfig()  # lexical floor of the evaluation
+    evaluation: EvaluationConfig = EvaluationConfig()  # actors of evaluation and promotion gate
     promotion: PromotionConfig = PromotionConfig()  # limits of the promotion gate
     registry: RegistryConfig  # model registry
     scoring: ScoringConfig = ScoringConfig()  # batch scoring job
@@ -183,6 +185,11 @@ class RunConfig(StrictModel):
                 f"task {unknown[0]!r} in gate.scripts is not configured; configured: {', '.join(names)}"
             )
         return self
+
+    @property
+    def evaluation_actors(self) -> ScoringConfig:
+        """Settings of the actors that predict for evaluation and promotion gate."""
+        return self.evaluation.actors(self.scoring)
 
     @property
     def run_dir(self) -> Path:

@@ -1,4 +1,4 @@
-"""Folder of a run's encoded rows, which training and evaluation read.
+"""Folder of a run's encoded rows, which training reads.
 
     <run_dir>/cache/encoded/<key>/
         <split>-<task>.arrow    ENCODED_SCHEMA, in the order of `read_split`; not compressed, to be mapped

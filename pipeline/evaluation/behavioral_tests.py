@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config.extensions import BEHAVIORAL_TESTS, load_behavioral_tests
+from pipeline.errors import ConfigError
+from pipeline.evaluation.predicted_version import PredictedVersion
 from pipeline.evaluation.results import CaseResult
 from pipeline.inference.calibration import relevance_probability
-from pipeline.inference.predictor import Predictor
-from pipeline.inference.probabilities import predict_probabilities
 
 ROWS_PER_TASK = 50
 
@@ -52,21 +52,49 @@ def register_case(case: Case) -> None:
     BEHAVIORAL_TESTS.register(case.name, case)
 
 
-def run_cases(
-    predictor: Predictor, tables: Mapping[str, pa.Table], batch_tokens: int, tolerances: Mapping[str, float]
-) -> list[CaseResult]:
-    """Run every registered case on the first rows of each task."""
+def changed_rows(tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Return the first rows of each task, as they are and then as each registered case changes them.
+
+    Raises:
+        ConfigError: A case returns another number of rows.
+    """
     load_behavioral_tests()
+    changed = {}
+    for name, table in tables.items():
+        rows = table.slice(0, ROWS_PER_TASK)
+        changed[name] = pa.concat_tables([rows, *(_change(case, rows) for case in BEHAVIORAL_TESTS.values())])
+    return changed
+
+
+def _change(case: Case, rows: pa.Table) -> pa.Table:
+    changed = case.change(rows).select(rows.column_names)
+    if len(changed) != len(rows):
+        raise ConfigError(
+            f"behavioral test {case.name!r} returned {len(changed)} rows for {len(rows)}; return each once"
+        )
+    return changed
+
+
+def judge_cases(
+    version: PredictedVersion, rows: Mapping[str, pa.Table], tolerances: Mapping[str, float]
+) -> list[CaseResult]:
+    """Return the result of every registered case.
+
+    Args:
+        version: A version with its logits of these rows.
+        rows: From `changed_rows`.
+        tolerances: Tolerances by case, in place of their own.
+    """
     results = []
-    for task in predictor.tasks:
-        if task.name not in tables:
+    for task in version.tasks:
+        if task.name not in rows:
             continue
-        rows = tables[task.name].slice(0, ROWS_PER_TASK)
-        before_N = relevance_probability(predict_probabilities(predictor, rows, task, batch_tokens), task)
-        for case in BEHAVIORAL_TESTS.values():
-            after_NC = predict_probabilities(predictor, case.change(rows), task, batch_tokens)
-            value = case.score(before_N, relevance_probability(after_NC, task))
+        probability_N = relevance_probability(version.label_probabilities(task.name), task)
+        cases = list(BEHAVIORAL_TESTS.values())
+        before_N, *changed = np.split(probability_N, 1 + len(cases))
+        for case, after_N in zip(cases, changed, strict=True):
             tolerance = tolerances.get(case.name, case.tolerance)
+            value = case.score(before_N, after_N)
             results.append(CaseResult(task.name, case.name, case.description, value, tolerance))
     return results
 

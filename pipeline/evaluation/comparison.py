@@ -1,9 +1,8 @@
-"""Two versions on the same rows: paired differences of metrics, and of speed.
+"""Two versions on the same rows: paired differences of metrics.
 
 Shape legend: D bootstrap draws.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,62 +12,75 @@ from pipeline.config.tasks import Task
 from pipeline.errors import ConfigError
 from pipeline.evaluation.bootstrap import ClusterBootstrap, interval
 from pipeline.evaluation.metrics import ranking_metrics
+from pipeline.evaluation.predicted_version import PredictedVersion
 from pipeline.evaluation.results import Comparison, Interval, SliceDifference, TaskComparison
 from pipeline.evaluation.slices import slice_names
 from pipeline.evaluation.task_metrics import (
     MIN_SLICE_ROWS,
     LabeledRows,
     Predictions,
-    market_column,
+    label_column,
     metrics_with_intervals,
-    predictions_from_logits,
+    query_column,
 )
-from pipeline.inference.predictor import Predictor
 
 NO_TASK_IN_COMMON = (
     "the versions have no task in common with both relevant and irrelevant test rows; compare versions of "
     "the same tasks"
 )
 
-TIMED_ROWS = 256  # in a round
-TIMED_ROUNDS = 3
-
 
 def compare_versions(
-    challenger: Predictor, champion: Predictor, tables: Mapping[str, pa.Table], batch_tokens: int, seed: int
+    challenger: PredictedVersion,
+    champion: PredictedVersion,
+    tables: Mapping[str, pa.Table],
+    speed_ratio: float,
+    seed: int,
 ) -> Comparison:
     """Compare two versions, each with its own templates and calibration.
 
     Args:
         challenger: Version whose gain is measured.
         champion: Version that it is compared with.
-        tables: Labeled contract rows of both classes, by task.
-        batch_tokens: Largest number of tokens of a forward pass, padding included.
+        tables: Labeled contract rows by task, from `shared_tables`.
+        speed_ratio: The challenger's rows per second divided by the champion's.
         seed: Seed of the bootstrap.
-
-    Raises:
-        ConfigError: The versions have no task in common, or one with other labels.
     """
-    shared = [
-        task for task in challenger.tasks if task.name in tables and is_shared_task(task, champion.tasks)
-    ]
-    if not shared:
-        raise ConfigError(NO_TASK_IN_COMMON)
     comparisons = {}
-    for position, task in enumerate(shared):
+    for position, task in enumerate(task for task in challenger.tasks if task.name in tables):
         table = tables[task.name]
+        predicted = [version.predict(task.name, table) for version in (challenger, champion)]
         rows = labeled_rows(task, table)
-        predicted = [predict(version, table, task.name, batch_tokens) for version in (challenger, champion)]
         comparisons[task.name] = compare_task(rows, predicted[0], predicted[1], seed + position)
     macro_value = float(np.mean([task.difference["pr_auc"].value for task in comparisons.values()]))
     macro_D = np.mean([task.difference_D for task in comparisons.values()], axis=0)
-    shared_tables = {task.name: tables[task.name] for task in shared}
     return Comparison(
         comparisons,
         tuple(task.name for task in champion.tasks if task.name not in comparisons),
         interval(macro_value, macro_D),
-        measure_speed_ratio(challenger, champion, shared_tables, batch_tokens),
+        speed_ratio,
     )
+
+
+def shared_tables(
+    tasks: Sequence[Task], others: Sequence[Task], tables: Mapping[str, pa.Table]
+) -> dict[str, pa.Table]:
+    """Return the rows of the tasks that two versions share.
+
+    Args:
+        tasks: Tasks of a version.
+        others: Tasks of the other version.
+        tables: Labeled contract rows by task.
+
+    Raises:
+        ConfigError: The versions have no task in common, or one with other labels.
+    """
+    shared = {
+        task.name: tables[task.name] for task in tasks if task.name in tables and is_shared_task(task, others)
+    }
+    if not shared:
+        raise ConfigError(NO_TASK_IN_COMMON)
+    return shared
 
 
 def is_shared_task(task: Task, others: Sequence[Task], where: str = "the two versions") -> bool:
@@ -89,17 +101,10 @@ def labeled_rows(task: Task, table: pa.Table) -> LabeledRows:
     """Return queries, labels and slices of contract rows."""
     return LabeledRows(
         task,
-        np.asarray(table.column("query").to_pylist(), dtype=object),
-        table.column("label").to_numpy(),
+        query_column(table),
+        label_column(table),
         slice_names(table, task.labels),
     )
-
-
-def predict(predictor: Predictor, table: pa.Table, task_name: str, batch_tokens: int) -> Predictions:
-    """Return a version's predictions for one task's rows."""
-    task = next(known for known in predictor.tasks if known.name == task_name)
-    logits_NC = predictor.logits(predictor.encode({task_name: table}), batch_tokens)[:, : len(task.labels)]
-    return predictions_from_logits(logits_NC, predictor.calibration[task_name], task, market_column(table))
 
 
 def compare_task(
@@ -163,21 +168,3 @@ def _pr_auc_difference(rows: LabeledRows, systems: Sequence[np.ndarray], seed: i
 
     value = difference(np.ones((1, len(rows.label_N))))["pr_auc"][0]
     return interval(float(value), ClusterBootstrap(rows.query_N, seed).draws(difference)["pr_auc"])
-
-
-def measure_speed_ratio(
-    challenger: Predictor, champion: Predictor, tables: Mapping[str, pa.Table], batch_tokens: int
-) -> float:
-    """Return the challenger's rows per second divided by the champion's.
-
-    Both predict the same rows in turn, TIMED_ROUNDS times; medians are compared.
-    """
-    rows = {name: table.slice(0, max(1, TIMED_ROWS // len(tables))) for name, table in tables.items()}
-    challenger_s: list[float] = []
-    champion_s: list[float] = []
-    for _ in range(TIMED_ROUNDS):
-        for predictor, seconds in ((challenger, challenger_s), (champion, champion_s)):
-            started_s = time.perf_counter()
-            predictor.logits(predictor.encode(rows), batch_tokens)
-            seconds.append(time.perf_counter() - started_s)
-    return float(np.median(champion_s) / np.median(challenger_s))

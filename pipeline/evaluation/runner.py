@@ -14,19 +14,18 @@ import pyarrow as pa
 
 from models.serialization.bundle import Bundle, write_bundle
 from pipeline.config.run import RunConfig
-from pipeline.config.splits import Split
+from pipeline.config.splits import SPLITS
 from pipeline.config.tasks import Task
-from pipeline.data.reader import find_partitions, read_split
-from pipeline.encoding.batches import EncodedRows
-from pipeline.encoding.encoded_cache import EncodingPlan, publish_encoded
-from pipeline.encoding.encoded_dataset import read_encoded
-from pipeline.errors import DataRefusedError, RetryableError
+from pipeline.data.reader import read_split
+from pipeline.errors import DataRefusedError
 from pipeline.evaluation.bootstrap import interval
 from pipeline.evaluation.calibration_fit import fit_calibration
+from pipeline.evaluation.comparison import labeled_rows
 from pipeline.evaluation.curves import curve_charts
-from pipeline.evaluation.evaluation_rows import NO_TASK_WITH_BOTH_CLASSES
+from pipeline.evaluation.evaluation_rows import NO_TASK_WITH_BOTH_CLASSES, has_both_classes
 from pipeline.evaluation.lexical_baseline import draw_train_rows, lexical_probability
 from pipeline.evaluation.multitask_gain import gain_over_single_tasks, rows_digest
+from pipeline.evaluation.predicted_version import PredictedVersion
 from pipeline.evaluation.provable_precision import DecisionEvidence, measure_evidence
 from pipeline.evaluation.results import (
     SYSTEMS,
@@ -36,23 +35,26 @@ from pipeline.evaluation.results import (
     MetricsSummary,
     TaskEvaluation,
 )
-from pipeline.evaluation.score_reference import ScoreReference, build_reference
-from pipeline.evaluation.slices import slice_names
+from pipeline.evaluation.score_reference import (
+    PredictedRows,
+    ScoreReference,
+    build_reference,
+    canary_tables,
+)
 from pipeline.evaluation.task_metrics import (
     LabeledRows,
     Predictions,
+    label_column,
     market_column,
     metrics_with_intervals,
     predictions_from_logits,
+    query_column,
     slice_metrics,
 )
-from pipeline.inference.calibration import (
-    Calibration,
-    calibrated_probabilities,
-    relevance_probability,
-)
-from pipeline.inference.predictor import Predictor, build_predictor, load_predictor
-from pipeline.runtime.progress import Progress, ProgressBar
+from pipeline.inference.bundle_description import BundleDescription, read_described_bundle
+from pipeline.inference.calibration import Calibration, relevance_probability
+from pipeline.inference.predictor import BundleModel
+from pipeline.inference.row_predictor import RowPredictor
 from pipeline.storage.filesystem import write_bytes, write_json
 
 
@@ -66,68 +68,63 @@ class TaskPredictions:
 
 
 @dataclass(frozen=True)
-class EvaluationRows:
-    """Rows of the three splits: as tables by task, and encoded where the model predicts them."""
+class SplitTables:
+    """Labeled contract rows by task, and the logits (N, C) of those that models predict."""
 
-    tables: Mapping[Split, Mapping[str, pa.Table]]
-    valid: EncodedRows
-    test: EncodedRows
+    train: Mapping[str, pa.Table]
+    valid: Mapping[str, pa.Table]
+    test: Mapping[str, pa.Table]
+    canaries: Mapping[str, pa.Table]
+    valid_logits: Mapping[str, np.ndarray]
+    test_logits: Mapping[str, np.ndarray]
+    canary_logits: Mapping[str, np.ndarray]
+    untrained_logits: Mapping[str, np.ndarray]  # of the test rows
 
 
 def run_evaluation(
-    config: RunConfig, trained_dir: Path, progress: Progress, target_precision: float | None = None
+    config: RunConfig,
+    trained_dir: Path,
+    row_predictor: RowPredictor,
+    target_precision: float | None = None,
 ) -> Evaluation:
     """Calibrate a trained bundle, publish it as <run>/bundle and write <run>/evaluation.json.
 
     Args:
         config: Config of the run.
         trained_dir: Bundle folder that training wrote.
-        progress: Shows encoded rows, unless training encoded them, and predicted rows.
+        row_predictor: Predicts the valid and test rows.
         target_precision: Target of every task in place of the bundle's own.
 
     Raises:
         DataRefusedError: The test split is empty or has no task with both classes.
-        RetryableError: The rows changed during the evaluation.
+        RelevanceError: Some rows could not be predicted; the others need not be predicted again.
     """
-    predictor, trained = load_predictor(trained_dir)
+    trained, description = read_described_bundle(trained_dir)
     if target_precision is not None:
-        predictor = _with_target(predictor, target_precision)
-    rows = _read_rows(config, predictor, trained.tokenizer_dir, progress)
-    batch_tokens = config.scoring.batch_tokens
-    evidence: dict[str, DecisionEvidence] = {}
-    with progress.track("evaluate", len(rows.valid) + 2 * len(rows.test), "pairs") as bar:
-        runner = _LogitRunner(bar, batch_tokens)
-        if len(rows.valid):
-            valid_logits = runner.logits(predictor, rows.valid)
-            predictor = _calibrate(predictor, rows.valid, valid_logits, rows.tables["valid"])
-            evidence = _measure_evidence(predictor, rows.valid, valid_logits)
-        model_logits = runner.logits(predictor, rows.test)
-        untrained_logits = runner.logits(build_predictor(config), rows.test)
+        description = _with_target(description, target_precision)
+    rows = _predict_splits(config, BundleModel(trained_dir, trained.sha256), description.tasks, row_predictor)
+    calibrated = _calibrate(description, rows)
+    evidence = _measure_evidence(calibrated, rows)
 
     max_rows = config.baseline.max_rows_per_task
-    floor = {name: draw_train_rows(table, max_rows) for name, table in rows.tables["train"].items()}
-    predictions = _predict_tasks(predictor, rows, floor, model_logits, untrained_logits, config.seed)
+    floor = {name: draw_train_rows(table, max_rows) for name, table in rows.train.items()}
+    predictions = _predict_tasks(calibrated, rows, floor, config.seed)
     if not predictions:
         raise DataRefusedError(NO_TASK_WITH_BOTH_CLASSES)
     _write_plots(config.run_dir / "plots", predictions)
-    reference = build_reference(
-        predictor,
-        rows.tables["test"],
-        _test_probabilities(predictor, rows.test, model_logits),
-        batch_tokens,
-    )
-    bundle_sha256 = _publish_bundle(config.run_dir / "bundle", trained, predictor, reference)
+    reference = _build_reference(calibrated, rows)
+    bundle_sha256 = _publish_bundle(config.run_dir / "bundle", trained, calibrated, reference)
     summary = summarize(predictions, config.seed)
     evaluation = Evaluation(
         bundle_sha256,
-        trained.description["training"]["data_digest"],
+        description.training.data_digest,
         summary,
         tuple(task.name for task in config.tasks if task.name not in summary.tasks),
         gain_over_single_tasks(config.work_dir, config.name, summary.tasks)
         if len(config.tasks) > 1
         else None,
         evidence,
-        _left_out(floor, rows.tables["train"]),
+        _left_out(floor, rows.train),
     )
     write_json(config.run_dir / "evaluation.json", evaluation.to_json())
     return evaluation
@@ -161,147 +158,130 @@ def _left_out(floor: Mapping[str, pa.Table], train: Mapping[str, pa.Table]) -> d
     return {name: rows for name, rows in counts.items() if rows.fitted < rows.all}
 
 
-class _LogitRunner:
-    """Runner of several predictions that advance one progress bar."""
+def _predict_splits(
+    config: RunConfig, model: BundleModel, tasks: Sequence[Task], row_predictor: RowPredictor
+) -> SplitTables:
+    """Read the splits, and predict valid and test rows.
 
-    def __init__(self, bar: ProgressBar, batch_tokens: int) -> None:
-        self.bar, self.batch_tokens, self.num_rows = bar, batch_tokens, 0
-
-    def logits(self, predictor: Predictor, rows: EncodedRows) -> np.ndarray:
-        plan = predictor.plan_logits(rows, self.batch_tokens)
-        for step in plan:
-            self.num_rows += len(step.rows)
-            self.bar.update(self.num_rows)
-            step.run()
-        return plan.result
-
-
-def _read_rows(
-    config: RunConfig, predictor: Predictor, tokenizer_dir: Path, progress: Progress
-) -> EvaluationRows:
-    """Read the splits, and encode valid and test unless training did so with this data and tokenizer."""
-    partitions = find_partitions(config.accepted_dir, config.tasks)
-    plan = EncodingPlan(partitions, config.split, predictor.tasks, predictor.encoder.config, tokenizer_dir)
-    folder = publish_encoded(plan, config.run_dir, progress)
-    splits: tuple[Split, ...] = ("train", "valid", "test")
-    tables = {split: read_split(config.accepted_dir, config.tasks, config.split, split) for split in splits}
-    rows = EvaluationRows(
-        tables,
-        valid=read_encoded(folder, "valid", predictor.tasks),
-        test=read_encoded(folder, "test", predictor.tasks),
+    Raises:
+        DataRefusedError: The test split is empty.
+    """
+    train, valid, test = (
+        read_split(config.accepted_dir, config.tasks, config.split, split) for split in SPLITS
     )
-    if not tables["test"]:
+    if not test:
         raise DataRefusedError(
             f"test split of {config.accepted_dir} is empty; add queries or raise split.test_share"
         )
-    _check_same_rows(rows.test, tables["test"], predictor.tasks)
-    if len(rows.valid):
-        _check_same_rows(rows.valid, tables["valid"], predictor.tasks)
-    return rows
+    names = [task.name for task in tasks]
+    valid, test = ({name: split[name] for name in names if name in split} for split in (valid, test))
+    # the scorer's actors check the canaries
+    canaries, actors = canary_tables(tasks, test), config.evaluation_actors
+    if actors == config.scoring:
+        rows = {"valid": valid, "test": test, "canaries": canaries}
+        logits = row_predictor.logits(model, rows, actors)
+    else:
+        logits = row_predictor.logits(model, {"valid": valid, "test": test}, actors)
+        logits |= row_predictor.logits(model, {"canaries": canaries}, config.scoring)
+    untrained = row_predictor.logits(replace(model, is_trained=False), {"test": test}, actors)
+    return SplitTables(
+        train,
+        valid,
+        test,
+        canaries,
+        logits["valid"],
+        logits["test"],
+        logits["canaries"],
+        untrained["test"],
+    )
 
 
-def _check_same_rows(encoded: EncodedRows, tables: Mapping[str, pa.Table], tasks: Sequence[Task]) -> None:
-    """Raise RetryableError if encoded rows and tables differ."""
-    tables_in_order = [tables[task.name] for task in tasks if task.name in tables]
-    if tables_in_order and not encoded.row_id_N.equals(pa.concat_tables(tables_in_order).column("row_id")):
-        raise RetryableError("accepted rows changed during the evaluation; run the same command again")
+def _with_target(description: BundleDescription, target_precision: float) -> BundleDescription:
+    tasks = [task.model_copy(update={"target_precision": target_precision}) for task in description.tasks]
+    return description.model_copy(update={"tasks": tuple(tasks)})
 
 
-def _calibrate(
-    predictor: Predictor, valid: EncodedRows, logits: np.ndarray, tables: Mapping[str, pa.Table]
-) -> Predictor:
-    """Return the predictor with calibrations fitted on valid rows; a task without any keeps the identity."""
+def _calibrate(description: BundleDescription, rows: SplitTables) -> BundleDescription:
+    """Return the description with calibrations fitted on valid rows.
+
+    A task without any keeps the identity; without valid rows of any task, all keep what they have.
+    """
+    if not rows.valid:
+        return description
     calibration = {}
-    for index, task in enumerate(predictor.tasks):
-        rows = np.flatnonzero(valid.task_N == index)
-        market_N = market_column(tables[task.name]) if len(rows) else np.zeros(0, dtype=object)
-        calibration[task.name] = fit_calibration(
-            logits[rows, : len(task.labels)], valid.labels_of(rows), task, valid.queries_of(rows), market_N
-        )
-    return replace(predictor, calibration=calibration)
-
-
-def _with_target(predictor: Predictor, target_precision: float) -> Predictor:
-    tasks = [task.model_copy(update={"target_precision": target_precision}) for task in predictor.tasks]
-    return replace(predictor, tasks=tuple(tasks))
-
-
-def _measure_evidence(
-    predictor: Predictor, valid: EncodedRows, logits: np.ndarray
-) -> dict[str, DecisionEvidence]:
-    """Return the evidence for decisions of each task with valid rows."""
-    evidence = {}
-    for index, task in enumerate(predictor.tasks):
-        rows = np.flatnonzero(valid.task_N == index)
-        if len(rows):
-            calibration = predictor.calibration[task.name]
-            label_probability_NC = calibrated_probabilities(
-                logits[rows, : len(task.labels)], calibration, task
+    for task in description.tasks:
+        table = rows.valid.get(task.name)
+        calibration[task.name] = Calibration()
+        if table is not None:
+            calibration[task.name] = fit_calibration(
+                rows.valid_logits[task.name],
+                label_column(table),
+                task,
+                query_column(table),
+                market_column(table),
             )
-            probability_N = relevance_probability(label_probability_NC, task)
-            relevant_N = valid.labels_of(rows) >= task.relevant_from
+    return description.model_copy(update={"calibration": calibration})
+
+
+def _measure_evidence(calibrated: BundleDescription, rows: SplitTables) -> dict[str, DecisionEvidence]:
+    """Return the evidence for decisions of each task with valid rows."""
+    evidence, valid = {}, PredictedVersion.of(calibrated, rows.valid_logits)
+    for task in calibrated.tasks:
+        if task.name in rows.valid:
+            probability_N = relevance_probability(valid.label_probabilities(task.name), task)
+            relevant_N = label_column(rows.valid[task.name]) >= task.relevant_from
+            calibration = calibrated.calibration[task.name]
             evidence[task.name] = measure_evidence(
                 probability_N, relevant_N, task.target_precision, calibration
             )
     return evidence
 
 
-def _publish_bundle(folder: Path, trained: Bundle, predictor: Predictor, reference: ScoreReference) -> str:
-    """Write the trained bundle with the predictor's calibration and a reference, and return its sha256."""
-    calibration = {name: fitted.model_dump(mode="json") for name, fitted in predictor.calibration.items()}
-    tasks = [task.model_dump(mode="json") for task in predictor.tasks]
-    description = {**trained.description, "tasks": tasks, "calibration": calibration}
+def _build_reference(calibrated: BundleDescription, rows: SplitTables) -> ScoreReference:
+    """Return the reference of the bundle."""
+
+    def predicted(
+        tables: Mapping[str, pa.Table], logits: Mapping[str, np.ndarray]
+    ) -> dict[str, PredictedRows]:
+        version = PredictedVersion.of(calibrated, logits)
+        return {
+            name: PredictedRows(table, version.label_probabilities(name)) for name, table in tables.items()
+        }
+
+    canaries = predicted(rows.canaries, rows.canary_logits)
+    return build_reference(calibrated.tasks, canaries, predicted(rows.test, rows.test_logits))
+
+
+def _publish_bundle(
+    folder: Path, trained: Bundle, calibrated: BundleDescription, reference: ScoreReference
+) -> str:
+    """Write the trained bundle with another calibration and a reference, and return its sha256."""
+    changed = calibrated.model_dump(mode="json", include={"tasks", "calibration"})
+    description = {**trained.description, **changed}
     return write_bundle(folder, description, trained.tensors, trained.tokenizer_dir, reference.to_json())
 
 
-def _test_probabilities(
-    predictor: Predictor, test: EncodedRows, logits_NC: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return calibrated label probabilities (N, C) of each task that has rows."""
-    probabilities = {}
-    for index, task in enumerate(predictor.tasks):
-        rows = np.flatnonzero(test.task_N == index)
-        if len(rows):
-            probabilities[task.name] = calibrated_probabilities(
-                logits_NC[rows, : len(task.labels)], predictor.calibration[task.name], task
-            )
-    return probabilities
-
-
 def _predict_tasks(
-    predictor: Predictor,
-    rows: EvaluationRows,
-    floor: Mapping[str, pa.Table],
-    model_logits: np.ndarray,
-    untrained_logits: np.ndarray,
-    seed: int,
+    calibrated: BundleDescription, rows: SplitTables, floor: Mapping[str, pa.Table], seed: int
 ) -> list[TaskPredictions]:
     """Return the predictions of all systems for each task with both classes.
 
     The lexical baseline learns from training rows of the model, `floor`.
     """
     predictions = []
-    for index, task in enumerate(predictor.tasks):
-        task_rows = np.flatnonzero(rows.test.task_N == index)
-        label_N = rows.test.labels_of(task_rows)
-        is_relevant_N = label_N >= task.relevant_from
-        if is_relevant_N.all() or not is_relevant_N.any():
+    for task in calibrated.tasks:
+        table = rows.test.get(task.name)
+        if table is None or not has_both_classes(table, task):
             continue  # most metrics need both classes
-        table, num_labels = rows.tables["test"][task.name], len(task.labels)
         market_N = market_column(table)
-        lexical_N = lexical_probability(task, floor.get(task.name), table, seed)
         systems = {
-            "model": predictions_from_logits(
-                model_logits[task_rows, :num_labels], predictor.calibration[task.name], task, market_N
-            ),
-            "lexical": Predictions(lexical_N),
+            "model": PredictedVersion.of(calibrated, rows.test_logits).predict(task.name, table),
+            "lexical": Predictions(lexical_probability(task, floor.get(task.name), table, seed)),
             "untrained": predictions_from_logits(
-                untrained_logits[task_rows, :num_labels], Calibration(), task, market_N
+                rows.untrained_logits[task.name], Calibration(), task, market_N
             ),
         }
-        query_N = rows.test.queries_of(task_rows)
-        labeled = LabeledRows(task, query_N, label_N, slice_names(table, task.labels))
-        predictions.append(TaskPredictions(labeled, systems, rows_digest(table)))
+        predictions.append(TaskPredictions(labeled_rows(task, table), systems, rows_digest(table)))
     return predictions
 
 

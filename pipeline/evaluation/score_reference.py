@@ -125,40 +125,51 @@ class ScoreReference:
         return {"canaries": canaries, "profiles": dict(self.profiles)}
 
 
+@dataclass(frozen=True)
+class PredictedRows:
+    """Contract rows of a task and their calibrated label probabilities (N, C)."""
+
+    table: pa.Table
+    probability_NC: np.ndarray
+
+
+def canary_tables(tasks: Sequence[Task], tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Return the canary rows of each task, those of another task if it has no rows itself.
+
+    They compare computations. They are to be predicted by themselves, on the device and in the precision of
+    the scorer that checks them: in bfloat16 a row's probability depends on the other rows of its batch.
+
+    Args:
+        tasks: Tasks of the bundle.
+        tables: Contract rows by task; at least one task has some.
+    """
+    any_table = next(iter(tables.values()))
+    return {task.name: tables.get(task.name, any_table).slice(0, CANARY_ROWS) for task in tasks}
+
+
 def build_reference(
-    predictor: Predictor,
-    tables: Mapping[str, pa.Table],
-    probabilities: Mapping[str, np.ndarray],
-    batch_tokens: int,
+    tasks: Sequence[Task], canaries: Mapping[str, PredictedRows], rows: Mapping[str, PredictedRows]
 ) -> ScoreReference:
     """Build the reference of a bundle.
 
-    Every task has canary rows, those of another task if it has no rows itself: they compare computations.
-    They are predicted again by themselves, as a scorer does: in bfloat16 a row's probability depends on the
-    other rows of its batch.
-
     Args:
-        predictor: The bundle's predictor.
-        tables: Contract rows by task; at least one task has some.
-        probabilities: Label probabilities (N, C) of these rows by task; tasks without any are left out.
-        batch_tokens: Largest number of tokens of a forward pass, padding included.
+        tasks: Tasks of the bundle.
+        canaries: Rows of `canary_tables` by task.
+        rows: Rows for the profiles by task; tasks without any are left out.
     """
-    canaries, profiles = {}, {}
-    any_table = tables[next(iter(probabilities))]
-    for task in predictor.tasks:
-        table, probability_NC = tables.get(task.name, any_table), probabilities.get(task.name)
-        canary_rows = table.slice(0, CANARY_ROWS)
-        canary_NC = predict_probabilities(predictor, canary_rows, task, batch_tokens)
-        canaries[task.name] = Canary(canary_rows, relevance_probability(canary_NC, task))
-        if probability_NC is None:
-            continue
-        profiles[task.name] = build_profile(
-            relevance_probability(probability_NC, task),
-            probability_NC.argmax(axis=1),
-            table.column("market").to_pylist(),
-            len(task.labels),
-        )
-    return ScoreReference(canaries, profiles)
+    recorded, profiles = {}, {}
+    for task in tasks:
+        canary = canaries[task.name]
+        recorded[task.name] = Canary(canary.table, relevance_probability(canary.probability_NC, task))
+        if task.name in rows:
+            probability_NC = rows[task.name].probability_NC
+            profiles[task.name] = build_profile(
+                relevance_probability(probability_NC, task),
+                probability_NC.argmax(axis=1),
+                rows[task.name].table.column("market").to_pylist(),
+                len(task.labels),
+            )
+    return ScoreReference(recorded, profiles)
 
 
 def read_reference(bundle_dir: Path, bundle_sha256: str) -> ScoreReference:

@@ -83,6 +83,16 @@ def market_column(table: pa.Table) -> np.ndarray:
     return np.asarray(table.column("market").to_pylist(), dtype=object)
 
 
+def query_column(table: pa.Table) -> np.ndarray:
+    """Return the query of each row as objects (N,)."""
+    return np.asarray(table.column("query").to_pylist(), dtype=object)
+
+
+def label_column(table: pa.Table) -> np.ndarray:
+    """Return the label of each labeled row (N,)."""
+    return table.column("label").to_numpy()
+
+
 def metric_function(
     rows: LabeledRows, predictions: Predictions
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

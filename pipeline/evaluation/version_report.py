@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from pipeline.config.tasks import Task
 from pipeline.evaluation.bootstrap import interval
-from pipeline.evaluation.comparison import compare_task, is_shared_task, labeled_rows, predict
+from pipeline.evaluation.comparison import compare_task, is_shared_task, labeled_rows
 from pipeline.evaluation.multitask_gain import rows_digest
+from pipeline.evaluation.predicted_version import PredictedVersion
 from pipeline.evaluation.results import (
     Comparison,
     Evaluation,
@@ -28,7 +29,6 @@ from pipeline.evaluation.task_metrics import (
     metrics_with_intervals,
     slice_metrics,
 )
-from pipeline.inference.predictor import Predictor
 from pipeline.storage.filesystem import read_json_as
 
 
@@ -71,26 +71,23 @@ class LexicalFloor:
 
 
 def measure_version(
-    predictor: Predictor,
-    other: Predictor | None,
+    version: PredictedVersion,
+    other: PredictedVersion | None,
     tables: Mapping[str, pa.Table],
-    batch_tokens: int,
     seed: int,
 ) -> VersionMetrics:
     """Measure a version on test rows.
 
     Args:
-        predictor: The version.
+        version: The version, with its logits of all these rows.
         other: The version to compare with; None for no comparison.
         tables: Labeled contract rows of both classes, by task.
-        batch_tokens: Largest number of tokens of a forward pass, padding included.
         seed: Seed of the bootstrap.
     """
     reports, pr_auc_draws = [], []
-    for position, task in enumerate(task for task in predictor.tasks if task.name in tables):
+    for position, task in enumerate(task for task in version.tasks if task.name in tables):
         comparable = other if other is not None and is_shared_task(task, other.tasks) else None
-        predictors = (predictor, comparable)
-        report, pr_auc_D = _measure_task(task, tables[task.name], predictors, batch_tokens, seed + position)
+        report, pr_auc_D = _measure_task(task, tables[task.name], (version, comparable), seed + position)
         reports.append(report)
         pr_auc_draws.append(pr_auc_D)
     compared = {report.rows.task.name: report.comparison for report in reports if report.comparison}
@@ -102,7 +99,7 @@ def measure_version(
         )
     return VersionMetrics(
         tuple(reports),
-        tuple(task.name for task in predictor.tasks if task.name not in tables),
+        tuple(task.name for task in version.tasks if task.name not in tables),
         interval(
             float(np.mean([report.metrics["pr_auc"].value for report in reports])),
             np.mean(pr_auc_draws, axis=0),
@@ -134,18 +131,17 @@ def read_lexical_floor(path: Path, tables: Mapping[str, pa.Table]) -> LexicalFlo
 def _measure_task(
     task: Task,
     table: pa.Table,
-    predictors: tuple[Predictor, Predictor | None],
-    batch_tokens: int,
+    versions: tuple[PredictedVersion, PredictedVersion | None],
     seed: int,
 ) -> tuple[TaskReport, np.ndarray]:
     """Measure one task, also with the other version if there is one; return its draws of PR-AUC (D,) too."""
-    predictor, other = predictors
+    version, other = versions
     rows = labeled_rows(task, table)
-    predictions = predict(predictor, table, task.name, batch_tokens)
+    predictions = version.predict(task.name, table)
     metrics, draws = metrics_with_intervals(rows, predictions, seed)
     report = TaskReport(table, rows, predictions, metrics, slice_metrics(rows, predictions, seed))
     if other is not None:
-        other_predictions = predict(other, table, task.name, batch_tokens)
+        other_predictions = other.predict(task.name, table)
         comparison = compare_task(rows, predictions, other_predictions, seed)
         report = replace(report, other_predictions=other_predictions, comparison=comparison)
     return report, draws["pr_auc"]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.config.scoring import ScoringConfig
@@ -10,6 +11,14 @@ from pipeline.errors import summarize_error
 from pipeline.inference.attempts import MAX_ATTEMPTS
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PoolUnit:
+    """What an actor is called with: JSON values, and bytes such as rows."""
+
+    fields: Json
+    content: bytes = b""
 
 
 class PoolActor(Protocol):
@@ -20,7 +29,7 @@ class PoolActor(Protocol):
 
     def __init__(self, settings: Any) -> None: ...
 
-    def do_unit(self, unit: Json) -> Json:
+    def do_unit(self, unit: PoolUnit) -> Json:
         """Do one unit."""
 
 
@@ -30,15 +39,18 @@ class Pool:
 
     actor: type[PoolActor]
     settings: Any  # of each actor
-    config: ScoringConfig
+    config: ScoringConfig  # threads, device and number of the actors
+    attempts_dir: Path  # shared by the actors
 
 
-def do_units(pool: Pool, units: Mapping[str, Json], give_up: Callable[[str, str], Json]) -> Iterator[Json]:
+def do_units(
+    pool: Pool, units: Mapping[str, PoolUnit], give_up: Callable[[str, str], Json]
+) -> Iterator[Json]:
     """Yield each unit's result as it comes. Ray must be running.
 
     Args:
         pool: The actors.
-        units: JSON values of each unit, by its id.
+        units: Units by their ids.
         give_up: Returns the result of a unit, by its id, that Ray could not finish, with the reason.
     """
     from ray.exceptions import RayError
@@ -62,22 +74,25 @@ def do_units(pool: Pool, units: Mapping[str, Json], give_up: Callable[[str, str]
 
 
 class _BatchActor:
-    """Actor that Ray Data calls with batches; units and results are JSON texts."""
+    """Actor that Ray Data calls with batches; fields and results are JSON texts."""
 
     def __init__(self, pool: Pool) -> None:
         self._actor = pool.actor(pool.settings)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        units = [json.loads(str(text)) for text in batch["unit"]]
+        units = [
+            PoolUnit(json.loads(str(text)), bytes(content))
+            for text, content in zip(batch["fields"], batch["content"], strict=True)
+        ]
         return {"result": [json.dumps(self._actor.do_unit(unit)) for unit in units]}
 
 
-def _run_pipeline(pool: Pool, units: Sequence[Json]) -> Iterator[Json]:
+def _run_pipeline(pool: Pool, units: Sequence[PoolUnit]) -> Iterator[Json]:
     """Yield the results of one Ray Data pipeline with one actor pool."""
     import ray
 
     config = pool.config
-    items = [{"unit": json.dumps(unit)} for unit in units]
+    items = [{"fields": json.dumps(unit.fields), "content": unit.content} for unit in units]
     dataset = ray.data.from_items(items, override_num_blocks=len(units)).map_batches(
         _BatchActor,
         fn_constructor_args=(pool,),

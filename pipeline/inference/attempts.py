@@ -125,13 +125,13 @@ def any_attempt_began(folder: Path) -> bool:
     return next(folder.glob("*.begun"), None) is not None
 
 
-def create_attempts_dir(run_dir: Path, name: str) -> Path:
-    """Create the folder `name` for the attempts of one run, and remove old folders.
+def create_attempts_dir(run_dir: Path, below: str, name: str) -> Path:
+    """Create the folder <run_dir>/<below>/<name> for the attempts of one run, and remove old ones beside it.
 
     Raises:
         ConfigError: The folder of all attempts is a link.
     """
-    root = safe_join(run_dir, "scoring")
+    root = safe_join(run_dir, below)
     sweep_attempts(root)
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from models.config import AdapterConfig, BackboneConfig
-from models.serialization.bundle import Bundle, BundleRefusedError, read_bundle
+from models.serialization.bundle import WEIGHTS, Bundle, BundleRefusedError, read_bundle
 from pipeline.config.encoding import EncodeConfig
 from pipeline.config.loading import build_adapter
 from pipeline.config.splits import SplitConfig
@@ -15,6 +15,7 @@ from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import DamagedInputError, describe_first_problem
 from pipeline.inference.calibration import Calibration
+from pipeline.storage.filesystem import json_sha256
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -112,6 +113,35 @@ def read_described_bundle(
         raise DamagedInputError(
             f"{folder} has a wrong description: {describe_first_problem(error)}; fetch the bundle again"
         ) from error
+
+
+def logits_sha256(bundle: Bundle, description: BundleDescription, is_trained: bool = True) -> str:
+    """Return a digest of all in a bundle that its logits follow from. It leaves out the calibration.
+
+    Args:
+        bundle: A verified bundle.
+        description: Its description.
+        is_trained: False for the model as its training began, without the bundle's weights.
+    """
+    names = [
+        name for name in bundle.files if name.startswith("tokenizer/") or (is_trained and name == WEIGHTS)
+    ]
+    return json_sha256(
+        {
+            "files": {name: bundle.files[name] for name in names},
+            "tasks": [[task.name, task.labels, task.template] for task in description.tasks],
+            **description.model_dump(
+                mode="json",
+                include={
+                    "encoder_version": True,
+                    "encode": True,
+                    "adapter": True,
+                    "backbone": {"dtype", "quantization", "digest"},
+                    "seed": True,
+                },
+            ),
+        }
+    )
 
 
 def _check_versions(folder: Path, description: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.config.scoring import WhenUnproven
 from pipeline.config.tasks import Task
 from pipeline.encoding.prefetch import select_rows
-from pipeline.inference.calibration import decide, expected_grade, relevance_probability
+from pipeline.inference.calibration import Calibration, decide, expected_grade, relevance_probability
 from pipeline.inference.known_scores import NO_CACHED_SCORES, CachedScores, hashes_to_arrow, input_hashes
 from pipeline.inference.multitask_predictor import MultitaskPredictor
 from pipeline.inference.predictor import Predictor
@@ -96,7 +96,16 @@ def plan_scores(
     new_rows = np.flatnonzero(cached.find(rows.hash_N) < 0)
     plan = plan_probabilities(predictor, select_rows(table, new_rows), task, context.batch_tokens, prefetch)
     probability_PC = yield from plan.renumbered(new_rows)
-    return _score_table(predictor, rows, _RowProbabilities(new_rows, probability_PC), context)
+    predicted = _RowProbabilities(new_rows, probability_PC)
+    return _score_table(predictor.calibration[task.name], rows, predicted, context)
+
+
+def score_rows(
+    table: pa.Table, task: Task, probability_NC: np.ndarray, calibration: Calibration, context: ScoringContext
+) -> pa.Table:
+    """Return the score rows (SCORE_SCHEMA) of contract rows with their label probabilities (N, C)."""
+    rows = _TaskRows(table, task, input_hashes(table, task), NO_CACHED_SCORES)
+    return _score_table(calibration, rows, _RowProbabilities(np.arange(len(table)), probability_NC), context)
 
 
 @planned
@@ -128,13 +137,18 @@ def plan_multitask_scores(
     )
     probabilities = yield from plan.renumbered(new_rows)
     return pa.concat_tables(
-        _score_table(predictor, rows, _RowProbabilities(new_rows, probabilities[rows.task.name]), context)
+        _score_table(
+            predictor.calibration[rows.task.name],
+            rows,
+            _RowProbabilities(new_rows, probabilities[rows.task.name]),
+            context,
+        )
         for rows in rows_by_task
     )
 
 
 def _score_table(
-    predictor: Predictor, rows: _TaskRows, predicted: _RowProbabilities, context: ScoringContext
+    calibration: Calibration, rows: _TaskRows, predicted: _RowProbabilities, context: ScoringContext
 ) -> pa.Table:
     """Return the score rows of one task from cached scores and, for the other rows, from probabilities.
 
@@ -156,7 +170,6 @@ def _score_table(
     label_N[uncached_rows] = probability_KC.argmax(axis=1)
 
     markets = table.column("market").to_pylist()
-    calibration = predictor.calibration[task.name]
     decisions = decide(probability_N, calibration, markets, context.when_unproven)
     columns = {
         "row_id": table.column("row_id"),

@@ -10,7 +10,7 @@ Shape legend: N rows of a part of a unit.
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,7 +21,7 @@ from models.serialization.bundle import Bundle
 from pipeline.config.scoring import ScoringConfig
 from pipeline.errors import ConfigError, RelevanceError, RetryableError
 from pipeline.inference.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.predictor import BundleModel, Predictor
 from pipeline.inference.step_plan import Plan, Result, Step
 from pipeline.runtime.run_log import RunLog, logging_to
 from pipeline.runtime.timing import synchronize
@@ -30,13 +30,14 @@ logger = logging.getLogger(__name__)
 
 UnitResultT = TypeVar("UnitResultT")
 
+SHOWN_ERRORS = 5
+
 
 @dataclass(frozen=True)
 class ModelActorSettings:
     """Settings of the actors of one command; Ray sends them to each actor."""
 
-    bundle_dir: Path
-    bundle_sha256: str
+    model: BundleModel
     actors: ScoringConfig  # threads, device and limits of each actor
     attempts_dir: Path  # shared by the actors
     log: RunLog | None = None  # of the command
@@ -49,6 +50,24 @@ class UnitFailure:
     error: str
     retry: bool = False  # True: the same command may succeed later
     is_config_error: bool = False  # True: no unit can be done until a setting or the backbone changes
+
+
+def failure_error(failures: Sequence[UnitFailure], problem: str) -> RelevanceError:
+    """Return the error of a command whose units failed.
+
+    Args:
+        failures: At least one.
+        problem: What failed, before the reasons.
+
+    Returns:
+        A RetryableError if another attempt may succeed for some; a ConfigError if all failed for a setting
+        or the backbone.
+    """
+    in_order = sorted(failures, key=lambda failure: failure.retry)  # first those that will fail again
+    kind: type[RelevanceError] = RetryableError if in_order[-1].retry else RelevanceError
+    if all(failure.is_config_error for failure in failures):
+        kind = ConfigError
+    return kind(f"{problem}: {'; '.join(failure.error for failure in in_order[:SHOWN_ERRORS])}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,6 @@ class ModelActor:
     def __init__(self, settings: ModelActorSettings, check: Callable[[Predictor, Bundle], None]) -> None:
         import torch
 
-        from pipeline.inference.predictor import load_predictor
         from pipeline.runtime.flops import peak_seconds_per_token
         from pipeline.runtime.watchdog import Watchdog
 
@@ -106,9 +124,7 @@ class ModelActor:
             try:
                 _check_can_load(loads, actors.num_actors, device)
                 loads.begin()
-                self.predictor, self.bundle = load_predictor(
-                    settings.bundle_dir, settings.bundle_sha256, device
-                )
+                self.predictor, self.bundle = settings.model.load(device)
                 check(self.predictor, self.bundle)
                 self.peak_s_per_token = peak_seconds_per_token(
                     self.predictor.model, device, self.predictor.backbone.dtype
@@ -145,7 +161,7 @@ class ModelActor:
         """
         if attempts.count() >= MAX_ATTEMPTS:
             raise RelevanceError(
-                f"scoring crashed or hung {MAX_ATTEMPTS} times, last {attempts.describe_in_flight()}; "
+                f"process crashed or hung {MAX_ATTEMPTS} times, last {attempts.describe_in_flight()}; "
                 "remove these rows or see the worker's log"
             )
         with self.watchdog:
@@ -208,8 +224,8 @@ def _check_can_load(loads: LoadAttempts, num_actors: int, device: Any) -> None:
         )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "scoring.use_gpu is true and torch finds no GPU on this node; install a torch with CUDA here, or "
-            "set it to false"
+            "use_gpu is true (scoring or evaluation) and torch finds no GPU on this node; install a torch "
+            "with CUDA here, or set it to false"
         )
 
 

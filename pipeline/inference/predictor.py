@@ -1,4 +1,4 @@
-"""A loaded model with its encoder and calibration. Evaluation, scoring and MLflow all use this one path.
+"""A loaded model with its encoder and calibration: one path for the actors and for MLflow.
 
 Shape legend: N rows, C labels of the task with the most labels.
 """
@@ -143,10 +143,32 @@ def bundle_description(predictor: Predictor, config: RunConfig, training: Traini
     return description.to_json()
 
 
+@dataclass(frozen=True)
+class BundleModel:
+    """The model in a bundle folder, for a process that is to load it."""
+
+    folder: Path
+    sha256: str | None = None  # of the bundle; None: any
+    is_trained: bool = True  # False: as its training began, without the bundle's weights
+
+    def load(self, device: torch.device) -> tuple[Predictor, Bundle]:
+        """Load it; see `load_predictor`."""
+        return load_predictor(self.folder, self.sha256, device, self.is_trained)
+
+
 def load_predictor(
-    folder: Path, expected_sha256: str | None = None, device: torch.device | None = None
+    folder: Path,
+    expected_sha256: str | None = None,
+    device: torch.device | None = None,
+    is_trained: bool = True,
 ) -> tuple[Predictor, Bundle]:
     """Load the predictor in a bundle folder and verify every file.
+
+    Args:
+        folder: The bundle.
+        expected_sha256: The bundle's sha256 from another place; None: any.
+        device: Where the model works; None: on the CPU.
+        is_trained: False to leave the model as its training began, without the bundle's weights.
 
     Raises:
         DamagedInputError: The bundle is incomplete or altered, is not the one with `expected_sha256`, or was
@@ -169,7 +191,8 @@ def load_predictor(
             )
         model_config = ModelConfig(config, description.adapter_config, label_counts(tasks))
         model = build_model(model_config, backbone, description.seed)
-        model.load_trainable_state(bundle.tensors)
+        if is_trained:
+            model.load_trainable_state(bundle.tensors)
         encoder = Encoder(tokenizer, tasks, description.encode)
         predictor = Predictor(
             model.to(device).eval(), encoder, tasks, description.calibration, backbone, device

@@ -1,4 +1,4 @@
-"""Calibrated label probabilities of contract rows.
+"""Logits of contract rows, and their calibrated label probabilities.
 
 Shape legend: N rows, C labels of the task.
 """
@@ -28,10 +28,10 @@ class NonFiniteLogitsError(RelevanceError):
 
 
 @planned
-def plan_probabilities(
+def plan_row_logits(
     predictor: Predictor, table: pa.Table, task: Task, batch_tokens: int, prefetch: bool = True
 ) -> Generator[Step[Any], None, np.ndarray]:
-    """Plan the calibrated label probabilities of contract rows of one task.
+    """Plan the logits of contract rows of one task.
 
     Args:
         predictor: Model of the task.
@@ -58,7 +58,23 @@ def plan_probabilities(
     )
     for rows, part_logits in parts:
         logits_NC[rows] = part_logits[:, : len(task.labels)]
-    return _finite_probabilities(predictor, table, task, logits_NC)
+    _check_finite(table, logits_NC)
+    return logits_NC
+
+
+@planned
+def plan_probabilities(
+    predictor: Predictor, table: pa.Table, task: Task, batch_tokens: int, prefetch: bool = True
+) -> Generator[Step[Any], None, np.ndarray]:
+    """Plan the calibrated label probabilities of contract rows of one task.
+
+    Takes the arguments of `plan_row_logits` and raises its errors.
+
+    Returns:
+        A plan whose result is (N, C), in the order of the rows.
+    """
+    logits_NC = yield from plan_row_logits(predictor, table, task, batch_tokens, prefetch)
+    return calibrated_probabilities(logits_NC, predictor.calibration[task.name], task)
 
 
 @planned
@@ -85,8 +101,10 @@ def plan_multitask_probabilities(
         for rows, part_logits in parts:
             for name, task_logits in part_logits.items():
                 logits[name][rows] = task_logits
+    for task_logits in logits.values():
+        _check_finite(table, task_logits)
     return {
-        task.name: _finite_probabilities(predictor, table, task, logits[task.name])
+        task.name: calibrated_probabilities(logits[task.name], predictor.calibration[task.name], task)
         for task in predictor.tasks
     }
 
@@ -129,14 +147,8 @@ def _encode_step(encode: Callable[[pa.Table], Encoded], table: pa.Table, rows: n
     return Step(rows, lambda: encode(select_rows(table, rows)))
 
 
-def _finite_probabilities(
-    predictor: Predictor, table: pa.Table, task: Task, logits_NC: np.ndarray
-) -> np.ndarray:
-    """Return calibrated probabilities (N, C).
-
-    Raises:
-        NonFiniteLogitsError: Some logits are not finite.
-    """
+def _check_finite(table: pa.Table, logits_NC: np.ndarray) -> None:
+    """Raise NonFiniteLogitsError if some logits are not finite."""
     bad_rows = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1))
     if len(bad_rows):
         shown = ", ".join(table.column("row_id").take(pa.array(bad_rows[:SHOWN_ROWS])).to_pylist())
@@ -145,4 +157,3 @@ def _finite_probabilities(
             f"logits are not finite for {len(bad_rows)} rows: {shown}{more}; remove these rows, or train "
             "the version again"
         )
-    return calibrated_probabilities(logits_NC, predictor.calibration[task.name], task)

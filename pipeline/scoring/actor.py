@@ -16,7 +16,7 @@ from pipeline.config.tasks import Task, check_known_task
 from pipeline.encoding.encoder import ENCODER_VERSION
 from pipeline.errors import RetryableError
 from pipeline.evaluation.score_reference import check_canaries
-from pipeline.inference.actor_pool import Pool, do_units
+from pipeline.inference.actor_pool import Pool, PoolUnit, do_units
 from pipeline.inference.attempts import UnitAttempts
 from pipeline.inference.labels import ScoringContext, plan_multitask_scores, plan_scores
 from pipeline.inference.model_actor import ModelActor, UnitFailure, UnitWork
@@ -72,9 +72,9 @@ class UnitScorer:
         """The model; there is none if the actor refuses its units."""
         return self.actor.predictor
 
-    def do_unit(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Score a unit; unit and result are JSON values."""
-        return self.score_unit(WorkUnit.from_json(unit)).to_json()
+    def do_unit(self, unit: PoolUnit) -> dict[str, Any]:
+        """Score a unit."""
+        return self.score_unit(WorkUnit.from_json(unit.fields)).to_json()
 
     def score_unit(self, unit: WorkUnit) -> UnitResult:
         """Score and publish one unit. Errors of the unit are part of the result."""
@@ -235,6 +235,7 @@ def score_on_ray(units: Sequence[WorkUnit], settings: ActorSettings) -> Iterator
         path = paths[unit_id]
         return UnitResult(unit_id, path, error=f"{path}: {reason}", retry=True).to_json()
 
-    pool = Pool(UnitScorer, settings, settings.scoring)
-    for result in do_units(pool, {unit.unit_id: unit.to_json() for unit in units}, give_up):
+    pool = Pool(UnitScorer, settings, settings.scoring, settings.model_actor.attempts_dir)
+    pool_units = {unit.unit_id: PoolUnit(unit.to_json()) for unit in units}
+    for result in do_units(pool, pool_units, give_up):
         yield UnitResult.from_json(result)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.config.scoring import ScoringConfig
 from pipeline.inference.model_actor import ModelActorSettings
+from pipeline.inference.predictor import BundleModel
 from pipeline.publishing.unit_store import PublishedFile
 from pipeline.registry.version_files import VersionFiles
 from pipeline.runtime.run_log import RunLog
@@ -38,5 +39,7 @@ def build_actor_settings(
         scoring=scoring,
         scores_location=scores_location,
         cached_files=find_cached_files(scores_location, version.bundle_sha256, index),
-        model_actor=ModelActorSettings(version.bundle_dir, version.bundle_sha256, scoring, attempts_dir, log),
+        model_actor=ModelActorSettings(
+            BundleModel(version.bundle_dir, version.bundle_sha256), scoring, attempts_dir, log
+        ),
     )

@@ -103,8 +103,9 @@ def differences(names: list[str], work_dir: Path, epochs: float) -> list[str]:
     from pipeline.config.loading import read_config
     from pipeline.data.reader import read_split
     from pipeline.evaluation.bootstrap import interval
-    from pipeline.evaluation.comparison import compare_task, labeled_rows, predict
+    from pipeline.evaluation.comparison import compare_task, labeled_rows
     from pipeline.inference.predictor import load_predictor
+    from tests.support.predicted import predicted_version
 
     path = conflicting_config(work_dir) if RECIPES[names[0]][0] == "conflicting" else ESCI_CONFIG
     config = read_config(path, [f"name=recipe-{names[0]}-{epochs:g}", f"work_dir={work_dir}"])
@@ -114,9 +115,8 @@ def differences(names: list[str], work_dir: Path, epochs: float) -> list[str]:
     lines = []
     for name in names:
         predictor, _ = load_predictor(work_dir / f"recipe-{name}-{epochs:g}" / "bundle")
-        predictions[name] = {
-            task: predict(predictor, tables[task], task, config.scoring.batch_tokens) for task in rows
-        }
+        version = predicted_version(predictor, tables, config.scoring.batch_tokens)
+        predictions[name] = {task: version.predict(task, tables[task]) for task in rows}
         if name == names[0]:
             continue
         first = predictions[names[0]]

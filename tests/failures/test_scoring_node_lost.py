@@ -50,7 +50,7 @@ lost, *_ = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
 ray.init(address=cluster.address, log_to_driver=False)
 errors = []
 version = VersionFiles("1", Path(bundle_dir), sha256)
-attempts_dir = create_attempts_dir(config.run_dir, "a-run")
+attempts_dir = create_attempts_dir(config.run_dir, "scoring", "a-run")
 settings = build_actor_settings(config.scoring, config.scores_location, version, attempts_dir)
 for result in score_on_ray(plan(config, sha256)[0], settings):
     errors.append(result.error)

@@ -20,15 +20,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.evaluation.score_reference import build_reference
 from pipeline.inference import labels as scores
 from pipeline.inference.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
 from pipeline.inference.predictor import build_predictor
-from pipeline.inference.probabilities import predict_probabilities
 from pipeline.inference.step_plan import Step, planned
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.label_store import read_errors, read_manifests, read_published
 from pipeline.scoring.unit_result import UnitResult
+from tests.support.bundles import reference_of
 from tests.support.patches import write_patch
 from tests.support.places import ROOT
 from tests.support.planted import planted_rows, write_rows
@@ -82,7 +81,7 @@ def test_unit_is_attempted_three_times_at_most(tmp_path: Path, tiny_llama: Path)
     attempts.record_in_flight(np.arange(6), ["a", "b", "c", "d", "e", "f"])
     result = scorer.score_unit(unit)
     assert (
-        "scoring crashed or hung 3 times, last while scoring rows a, b, c, d, e, and 1 more; remove these"
+        "process crashed or hung 3 times, last while scoring rows a, b, c, d, e, and 1 more; remove these"
     ) in result.error
     assert not read_manifests(world.scores_dir)
     assert scorer.score_unit(world.units()[1]).labels == ROWS
@@ -95,10 +94,7 @@ def test_wrong_canary_probabilities_publish_nothing(tmp_path: Path, tiny_llama: 
         task.name: pa.Table.from_pylist(planted_rows(task.name, 20, 1), ROW_SCHEMA)
         for task in predictor.tasks
     }
-    probabilities = {
-        task.name: predict_probabilities(predictor, tables[task.name], task, 512) for task in predictor.tasks
-    }
-    reference = build_reference(predictor, tables, probabilities, 512).to_json()
+    reference = reference_of(predictor, tables, 512).to_json()
     wrong = copy.deepcopy(reference)
     wrong["canaries"]["three"]["probability"][3] += 0.03
     world.write_reference(wrong)
@@ -254,7 +250,7 @@ config = build_config(plain, "test")
 with ray_cluster(1):
     units, _ = plan(config, sha256)
     version = VersionFiles("1", Path(bundle_dir), sha256)
-    attempts_dir = create_attempts_dir(config.run_dir, "a-run")
+    attempts_dir = create_attempts_dir(config.run_dir, "scoring", "a-run")
     settings = build_actor_settings(config.scoring, config.scores_location, version, attempts_dir)
     print("RESULTS " + json.dumps([result.to_json() for result in score_on_ray(units, settings)]))
 """
@@ -282,7 +278,7 @@ def test_rows_that_kill_or_hang_the_process_are_tried_three_times(tmp_path: Path
     started_s = time.monotonic()
     results = by_name(results_on_ray(world))
     for kind, row in (("exit", "two-1-2"), ("hang", "two-2-2"), ("stop", "two-3-2")):
-        assert f"scoring crashed or hung 3 times, last while scoring rows {row};" in results[kind].error
+        assert f"process crashed or hung 3 times, last while scoring rows {row};" in results[kind].error
     assert results["good"].labels == ROWS and read_published(world.scores_dir).num_rows == 2 * ROWS
     stuck = [
         path.read_text() for path in world.config.run_dir.glob("scoring/*/stuck-*.txt") if path.stat().st_size
@@ -330,7 +326,7 @@ def test_missing_gpu_is_reported_and_nothing_published(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     world = World(tmp_path, tiny_llama, scoring={"use_gpu": True})
     assert (
-        "scoring.use_gpu is true and torch finds no GPU on this node"
+        "use_gpu is true (scoring or evaluation) and torch finds no GPU on this node"
         in world.scorer().score_unit(world.units()[0]).error
     )
     assert not read_manifests(world.scores_dir)

@@ -26,14 +26,14 @@ COMMANDS = {
     "import": {"kind", "path", "out_dir", "--mapping", "--language"},
     "validate": {"--config", "--set", "--insecure"},
     "train": {"--config", "--set", "--insecure"},
-    "evaluate": {"--config", "--version", "--against", "--set"},
+    "evaluate": {"--config", "--version", "--against", "--set", "--insecure"},
     "register": {"--config", "--set"},
     "promote": {"--config", "--version", "--begin-log", "--override", "--reason", "--set"},
     "rollback": {"--config", "--reason", "--set"},
     "history": {"--config", "--set", "--verify"},
-    "compare": {"--config", "version", "other", "--set"},
-    "recalibrate": {"--config", "--target-precision", "--version", "--set"},
-    "report": {"--config", "--version", "--set"},
+    "compare": {"--config", "version", "other", "--set", "--insecure"},
+    "recalibrate": {"--config", "--target-precision", "--version", "--set", "--insecure"},
+    "report": {"--config", "--version", "--set", "--insecure"},
     "score": {"--config", "--logical-date", "--until", "--all-tasks", "--dry-run", "--set", "--insecure"},
     "submit": {
         "command",
@@ -62,6 +62,7 @@ COMMANDS = {
         "--market",
         "--version",
         "--set",
+        "--insecure",
     },
 }
 

@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+from unittest.mock import patch
 
+from tests.support.in_process import InProcessEngine
 from tests.support.places import ROOT
 
 RELEVANCE = [str(Path(sys.executable).with_name("relevance"))]
@@ -25,7 +27,8 @@ def relevance(*arguments: str, cwd: Path, **variables: str) -> subprocess.Comple
 
 
 def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a command that starts no Ray in this process, which saves the imports."""
+    """Run a command in this process, which saves the imports. Rows are predicted without Ray."""
+    from jobs import row_prediction
     from jobs.cli import app
     from jobs.environment import restrict_file_modes
 
@@ -34,7 +37,9 @@ def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.Comple
     restrict_file_modes()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        with contextlib.chdir(cwd), _stream_to(1, "stdout", out), _stream_to(2, "stderr", err):
+        streams = (_stream_to(1, "stdout", out), _stream_to(2, "stderr", err))
+        engine = patch.object(row_prediction, "build_engine", lambda *_: InProcessEngine())
+        with contextlib.chdir(cwd), streams[0], streams[1], engine:
             try:
                 app(list(arguments))
                 code: Any = 0

@@ -77,14 +77,16 @@ assert verdict.refusals() == ["nothing passes: an example of a rule"], verdict
 
 # behavioral test
 from pipeline.evaluation import behavioral_tests
+from pipeline.evaluation.predicted_version import PredictedVersion
+from pipeline.inference.calibration import Calibration
 from pipeline.schema import ROW_SCHEMA
 import pyarrow as pa
 
-behavioral_tests.predict_probabilities = lambda judge, table, task, batch_tokens: np.full(table.num_rows, 0.5)
-behavioral_tests.relevance_probability = lambda probability, task: probability
-judge = SimpleNamespace(tasks=[SimpleNamespace(name="two")])
-tables = {"two": rows.select(ROW_SCHEMA.names)}
-cases = behavioral_tests.run_cases(judge, tables, 64, config.promotion.tolerances)
+changed = behavioral_tests.changed_rows({"two": rows.select(ROW_SCHEMA.names)})
+task = next(task for task in config.tasks if task.name == "two")
+logits = {"two": np.zeros((len(changed["two"]), len(task.labels)))}
+version = PredictedVersion((task,), {"two": Calibration()}, logits)
+cases = behavioral_tests.judge_cases(version, changed, config.promotion.tolerances)
 assert [(case.case, case.at_most) for case in cases][-1] == ("lower case", 0.2)
 
 # data check: the gate quarantines the row, and Great Expectations agrees

@@ -12,12 +12,19 @@ from models.losses import row_losses
 from pipeline.config.extensions import BEHAVIORAL_TESTS
 from pipeline.config.loading import build_config
 from pipeline.encoding.batches import collate
-from pipeline.evaluation.behavioral_tests import FORGED_TOKENS, INJECTED_PROMPT, run_cases, with_texts
+from pipeline.evaluation.behavioral_tests import (
+    FORGED_TOKENS,
+    INJECTED_PROMPT,
+    changed_rows,
+    judge_cases,
+    with_texts,
+)
 from pipeline.inference.calibration import relevance_probability
 from pipeline.inference.predictor import Predictor, build_predictor
 from pipeline.inference.probabilities import predict_probabilities
 from pipeline.schema import ROW_SCHEMA
 from tests.support.planted import planted_config
+from tests.support.predicted import predicted_version
 
 ROWS = pa.table(
     {
@@ -121,10 +128,12 @@ def predictor(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Pre
 
 def test_model_that_obeys_ads_fails_one_case_on_one_task(predictor: Predictor) -> None:
     tables = {name: injected_rows(name, 20, 0) for name in ("gullible", "wary")}
-    results = run_cases(predictor, tables, 2_048, {"forged tokens": 1.0})
+    rows = changed_rows(tables)
+    version = predicted_version(predictor, rows)
+    results = judge_cases(version, rows, {"forged tokens": 1.0})
     assert [(one.task, one.case) for one in results if not one.passed] == [("gullible", "injected order")]
     assert len(results) == 2 * len(BEHAVIORAL_TESTS)
-    tolerant = run_cases(predictor, tables, 2_048, {"forged tokens": 1.0, "injected order": 1.0})
+    tolerant = judge_cases(version, rows, {"forged tokens": 1.0, "injected order": 1.0})
     assert all(one.passed for one in tolerant)
 
 

@@ -20,9 +20,9 @@ from pipeline.evaluation.runner import run_evaluation
 from pipeline.inference.calibration import relevance_probability
 from pipeline.inference.predictor import build_predictor
 from pipeline.registry.version_files import VersionFiles
-from pipeline.runtime.progress import SilentProgress
 from pipeline.scoring.label_store import read_published
 from tests.support.bundles import write_trained_bundle
+from tests.support.in_process import InProcessEngine, in_process_predictor
 from tests.support.planted import TRAINING, planted_config, write_planted
 from tests.support.scoring_world import build_scorer, plan
 
@@ -43,9 +43,12 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> RunCon
     return config
 
 
-def evaluate(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def evaluate(
+    config: RunConfig, engine: InProcessEngine | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return evaluation.json and the calibration in the bundle."""
-    evaluation = run_evaluation(config, config.run_dir / "trained", SilentProgress())
+    predictor = in_process_predictor(config, engine)
+    evaluation = run_evaluation(config, config.run_dir / "trained", predictor)
     recorded = json.loads((config.run_dir / "evaluation.json").read_text())
     assert Evaluation.from_json(recorded).to_json() == recorded == evaluation.to_json()
     return recorded, json.loads((config.run_dir / "bundle" / "bundle.json").read_text())["calibration"]
@@ -104,13 +107,12 @@ def test_scoring_repeats_the_probabilities_of_the_evaluation(
     evaluated: dict[str, Any] = {}
     build = evaluation_module.build_reference
 
-    def recording_build(predictor: Any, tables: Any, probabilities: Any, batch_tokens: int) -> Any:
-        for task in predictor.tasks:
-            probability_N = relevance_probability(probabilities[task.name], task)
-            evaluated.update(
-                zip(tables[task.name].column("row_id").to_pylist(), probability_N.tolist(), strict=True)
-            )
-        return build(predictor, tables, probabilities, batch_tokens)
+    def recording_build(tasks: Any, canaries: Any, rows: Any) -> Any:
+        for task in tasks:
+            probability_N = relevance_probability(rows[task.name].probability_NC, task)
+            row_ids = rows[task.name].table.column("row_id").to_pylist()
+            evaluated.update(zip(row_ids, probability_N.tolist(), strict=True))
+        return build(tasks, canaries, rows)
 
     monkeypatch.setattr(evaluation_module, "build_reference", recording_build)
     evaluate(config)

@@ -17,14 +17,13 @@ from pipeline.errors import DamagedInputError
 from pipeline.evaluation import score_reference
 from pipeline.evaluation.score_reference import (
     ScoreReference,
-    build_reference,
     canary_difference,
     check_canaries,
     read_reference,
 )
 from pipeline.inference.predictor import Predictor, build_predictor, bundle_description
-from pipeline.inference.probabilities import predict_probabilities
 from pipeline.schema import ROW_SCHEMA
+from tests.support.bundles import reference_of
 from tests.support.planted import TRAINING, planted_config, planted_rows
 
 
@@ -40,11 +39,7 @@ def predictor(tiny_llama: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def reference(predictor: Predictor) -> ScoreReference:
     tables = {task: pa.Table.from_pylist(planted_rows(task, 20, 1), ROW_SCHEMA) for task in ("two", "three")}
-    probabilities = {
-        task.name: predict_probabilities(predictor, tables[task.name], task, 4_096)
-        for task in predictor.tasks
-    }
-    return build_reference(predictor, tables, probabilities, 4_096)
+    return reference_of(predictor, tables)
 
 
 @pytest.fixture
@@ -147,8 +142,7 @@ def test_bundle_without_canaries_is_refused(predictor: Predictor, write_referenc
 
 def test_task_without_test_rows_has_canaries(predictor: Predictor, write_reference: Any) -> None:
     table = pa.Table.from_pylist(planted_rows("two", 20, 1), ROW_SCHEMA)
-    probabilities = {"two": predict_probabilities(predictor, table, predictor.tasks[0], 4_096)}
-    built = build_reference(predictor, {"two": table}, probabilities, 4_096)
+    built = reference_of(predictor, {"two": table})
     read = read_reference(*write_reference(built.to_json()))
     assert read.canaries.keys() == {"two", "three"} and read.profiles.keys() == {"two"}
     assert canary_difference(predictor, read, 4_096) < 1e-6

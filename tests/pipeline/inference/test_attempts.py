@@ -20,7 +20,7 @@ def test_rows_in_flight_are_candidates_from_the_second_attempt_on(tmp_path: Path
 
 
 def test_published_units_leave_no_evidence(tmp_path: Path) -> None:
-    folder = create_attempts_dir(tmp_path, "20261130-1")
+    folder = create_attempts_dir(tmp_path, "scoring", "20261130-1")
     for unit_id in ("good", "bad"):
         attempts = UnitAttempts(folder, unit_id)
         attempts.begin()
@@ -34,7 +34,7 @@ def test_published_units_leave_no_evidence(tmp_path: Path) -> None:
 def test_linked_folder_is_refused_and_keeps_its_content(tmp_path: Path) -> None:
     kept = link_away(tmp_path / "run" / "scoring")
     with refuses_link():
-        create_attempts_dir(tmp_path / "run", "20261130-1")
+        create_attempts_dir(tmp_path / "run", "scoring", "20261130-1")
     assert kept.is_file()
 
 

@@ -12,16 +12,15 @@ import pytest
 
 from models.inference.task_branching import all_task_logits
 from pipeline.evaluation import score_reference
-from pipeline.evaluation.score_reference import build_reference
 from pipeline.inference import multitask_predictor
 from pipeline.inference.attempts import UnitAttempts
 from pipeline.inference.multitask_predictor import MultitaskPredictor
 from pipeline.inference.predictor import build_predictor
-from pipeline.inference.probabilities import predict_probabilities
 from pipeline.inference.step_plan import Step, planned
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.label_store import read_manifests, read_published
 from tests.support.all_tasks_scoring import EVERY_LAYER, SHARED, BuildWorld, unlike_tasks
+from tests.support.bundles import reference_of
 from tests.support.planted import planted_rows, write_rows
 from tests.support.scoring_world import ROWS
 
@@ -129,10 +128,7 @@ def test_deviating_canaries_of_one_pass_block_publishing(
         task.name: pa.Table.from_pylist(planted_rows(task.name, 20, 1), ROW_SCHEMA)
         for task in predictor.tasks
     }
-    said = {
-        task.name: predict_probabilities(predictor, tables[task.name], task, 512) for task in predictor.tasks
-    }
-    world.write_reference(build_reference(predictor, tables, said, 512).to_json())
+    world.write_reference(reference_of(predictor, tables, 512).to_json())
     judged = score_reference.predict_multitask_probabilities
     unit = world.units(all_tasks=True)[0]
     with monkeypatch.context() as patched:

@@ -17,11 +17,9 @@ from pipeline.evaluation.score_reference import (
     PROBABILITY_BINS,
     add_profile,
     build_profile,
-    build_reference,
 )
 from pipeline.inference.labels import SCORE_SCHEMA
 from pipeline.inference.predictor import Predictor, build_predictor, bundle_description
-from pipeline.inference.probabilities import predict_probabilities
 from pipeline.registry.version_files import VersionFiles
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.drift import ALL_MARKETS, MIN_ROWS, compare_profiles
@@ -30,6 +28,7 @@ from pipeline.scoring.scoring_record import ScoringRecord, ScoringRun, build_sco
 from pipeline.scoring.unit_manifest import UnitInput
 from pipeline.scoring.unit_result import UnitResult
 from pipeline.scoring.work_units import WorkUnit
+from tests.support.bundles import reference_of
 from tests.support.planted import TRAINING, planted_config, planted_rows
 from tests.support.score_partitions import unit_manifest
 
@@ -103,11 +102,7 @@ def predictor(tiny_llama: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def reference(predictor: Predictor) -> dict[str, Any]:
     tables = {task: pa.Table.from_pylist(planted_rows(task, 300, 1), ROW_SCHEMA) for task in ("two", "three")}
-    probabilities = {
-        task.name: predict_probabilities(predictor, tables[task.name], task, 4_096)
-        for task in predictor.tasks
-    }
-    return build_reference(predictor, tables, probabilities, 4_096).to_json()
+    return reference_of(predictor, tables).to_json()
 
 
 class Runs:
