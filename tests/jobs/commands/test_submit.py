@@ -1,6 +1,7 @@
 """Jobs of a Ray cluster that requires a token."""
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -120,6 +121,32 @@ def test_commands_are_jobs_whose_output_is_shown(finished_run: Any, cluster: Clu
     assert last_json(promoted)["state"] == "SUCCEEDED" and "version 1 is champion" in promoted.stderr
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in scores.rglob("*")}
     assert modes and not any(mode & 0o027 for mode in modes.values()), "the cluster's own mask is 0"
+
+
+@pytest.mark.e2e
+def test_evaluation_as_a_job_goes_on_with_the_threads_it_reserved(
+    finished_run: Any, cluster: Cluster
+) -> None:
+    root, config, _ = finished_run
+    run_dir = root / "runs" / "planted"
+    manifests = sorted((run_dir / "predictions").glob("*/manifests/*.json"))
+    before = {path: path.read_bytes() for path in manifests}
+    missing = next(path for path in manifests if json.loads(before[path])["rows_name"] == "test")
+    missing.unlink()  # as if the evaluation had been killed before it was published
+    macro = json.loads((run_dir / "evaluation.json").read_bytes())["macro_pr_auc"]
+    submit = ("submit", "evaluate", "--config", str(config), "--set", "evaluation.threads_per_actor=2")
+    done = cluster.relevance(*submit, cwd=root)
+    assert last_json(done)["state"] == "SUCCEEDED", done.stderr
+    found = json.loads((run_dir / "evaluation.json").read_bytes())["macro_pr_auc"]
+    for system in macro:  # other threads add in another order
+        assert found[system] == pytest.approx(macro[system], abs=1e-4)
+    # Ray gives jobs OMP_NUM_THREADS=1
+    again = json.loads(missing.read_bytes())
+    assert (again["device"], again["threads"]) == ("cpu", 2) and json.loads(before[missing])["threads"] == 1
+    # the canaries are predicted as scoring is set, which has not changed
+    after = {path: path.read_bytes() for path in (run_dir / "predictions").glob("*/manifests/*.json")}
+    assert after.keys() == before.keys()
+    assert all(after[path] == before[path] for path in before if path != missing)
 
 
 @pytest.mark.e2e
