@@ -32,7 +32,7 @@ def test_rows_of_a_unit_under_way_move_the_bar(tmp_path, monkeypatch):
     progress = ScoringProgress(units, gauges, run, bar)
     attempts = UnitAttempts(tmp_path, "a")
     attempts.begin()
-    with progress.follow(tmp_path, {"CPU": 1.0}):
+    with progress.follow(tmp_path):
         attempts.record_in_flight(np.arange(64), ["x"] * 64)
         attempts.record_in_flight(np.arange(64, 100), ["x"] * 36)
         assert bar.moved.wait(10)
