@@ -1,6 +1,6 @@
 """Base class of all adapter methods: a frozen linear and, beside it, a low-rank product.
 
-Shape legend: D width in, O width out, X width of the low-rank space after the down-projections, K width
+Shape legend: N tokens of all rows, D width in, O width out, X width of the low-rank space after the down-projections, K width
 before the up-projections. `..` stands for (rows, tokens) or any other leading dimensions.
 """
 
@@ -52,8 +52,13 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output (.., O) for inputs (.., D)."""
-        u = functional.linear(self.dropout(x), self.down_XD().to(x.dtype))
-        return add_product(self.base(x), self.low_rank(u), self.up_OK(), self.product_scale)
+        # products of matrices: those of more dimensions would be viewed as matrices one by one, and a GPU
+        # waits for the launch of each operation
+        leading, x_ND = x.shape[:-1], x.reshape(-1, x.shape[-1])
+        u = functional.linear(self.dropout(x_ND), self.down_XD().to(x.dtype))
+        z = self.low_rank(u.view(*leading, u.shape[-1]))
+        y = add_product(self.base(x_ND), z.flatten(0, -2), self.up_OK(), self.product_scale)
+        return y.view(*leading, y.shape[-1])
 
     def down_XD(self) -> torch.Tensor:
         """Return everything that multiplies the inputs as one matrix (X, D)."""

@@ -72,4 +72,5 @@ def gradient_norms(engine: Any) -> dict[str, float]:
         squares_G[index] += gradient.detach().double().square().sum()
     if engine.zero_optimization_stage() > 0:
         torch.distributed.all_reduce(squares_G)
-    return {group["name"]: float(square) ** 0.5 for group, square in zip(groups, squares_G, strict=True)}
+    # one copy for all groups: each would wait for a GPU
+    return {group["name"]: square**0.5 for group, square in zip(groups, squares_G.tolist(), strict=True)}

@@ -1,20 +1,19 @@
 """Flat parameters give the losses and gradients of the model's own tensors."""
 
 import copy
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.adapters import METHODS, load_methods
 from models.adapters.lora import LoRAConfig
 from models.adapters.mtl_lora import MTLLoRAConfig
 from models.relevance import RelevanceModel
 from models.training.flat_parameters import FlatModel
+from tests.bench.support.operations import Operations
 
 FreshModel = Callable[..., RelevanceModel]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -109,38 +108,6 @@ def test_projections_on_bfloat16_are_cast_as_a_whole(
         ), name
 
 
-class Operations(TorchDispatchMode):
-    """Counter of the operations that run while entered, without views."""
-
-    VIEWS = (
-        "view",
-        "transpose",
-        "aten.t.",
-        "squeeze",
-        "expand",
-        "slice",
-        "select",
-        "detach",
-        "alias",
-        "split",
-        "unbind",
-        "permute",
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not any(word in str(operation) for word in self.VIEWS):
-            self.seen[str(operation)] += 1
-        return operation(*args, **(kwargs or {}))
-
-    @property
-    def total(self) -> int:
-        return sum(self.seen.values())
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mtl_lora_adds_three_operations_per_linear(
     fresh_model: FreshModel, batch: Batch, dtype: torch.dtype
@@ -159,3 +126,15 @@ def test_mtl_lora_adds_three_operations_per_linear(
         counted[method] = counted_here.total
     num_linears, num_shared_operations = 2 * 4, 30  # operations for all linears together
     assert counted[MTLLoRAConfig] <= counted[LoRAConfig] + 3 * num_linears + num_shared_operations
+
+
+@pytest.mark.parametrize(("method", "views_per_linear"), [(LoRAConfig, 10), (MTLLoRAConfig, 12)])
+def test_adapted_linears_need_few_views(
+    fresh_model: FreshModel, batch: Batch, method: Any, views_per_linear: int
+) -> None:
+    # as operations do, they take time on the host that a GPU waits for
+    flat = FlatModel(fresh_model(method=method, target_modules=("q_proj", "k_proj", "v_proj", "o_proj")))
+    with Operations() as operations:
+        loss_of(flat, batch)
+    num_views = sum(count for name, count in operations.views.items() if "view" in name)
+    assert num_views <= views_per_linear * len(flat.model.adapted), operations.views
