@@ -34,7 +34,7 @@ from models.training.compilation import compile_layers
 from models.training.flat_parameters import FlatModel
 from pipeline.config.training import OptimizerConfig
 from pipeline.runtime.flops import training_flops_per_token
-from pipeline.runtime.timing import measure_matmul_peak
+from pipeline.runtime.timing import measure_matmul_peak, synchronize
 from pipeline.training.optimizer import build_optimizer
 
 SHAPE = {
@@ -61,6 +61,14 @@ class RandomBackbone(Backbone):
         return None
 
 
+def random_backbone(shape: dict[str, int], device: torch.device) -> RandomBackbone:
+    """Return a Llama of this shape with random bfloat16 weights on a device."""
+    with device:
+        config = LlamaConfig(vocab_size=32_000, attn_implementation="sdpa", **shape)
+        trunk = LlamaModel(config).to(torch.bfloat16).requires_grad_(False)
+    return RandomBackbone(trunk, Path(), "", shape["hidden_size"], "last", torch.bfloat16)
+
+
 class Setup:
     """One training setup: method, rows per pass, with or without recomputation and compiled layers."""
 
@@ -68,18 +76,10 @@ class Setup:
         self, method: str, rows: int, checkpointing: bool, compiled: bool, shape: dict[str, int]
     ) -> None:
         torch.manual_seed(0)
-        with torch.device("cuda"):
-            trunk = LlamaModel(LlamaConfig(vocab_size=32_000, attn_implementation="sdpa", **shape)).to(
-                torch.bfloat16
-            )
-        backbone = RandomBackbone(
-            trunk.requires_grad_(False), Path(), "", shape["hidden_size"], "last", torch.bfloat16
-        )
-        model = (
-            build_model(ModelConfig(BackboneConfig(), METHODS[method], (4,) * NUM_TASKS), backbone, 0)
-            .to("cuda")
-            .train()
-        )
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        backbone = random_backbone(shape, self.device)
+        config = ModelConfig(BackboneConfig(), METHODS[method], (4,) * NUM_TASKS)
+        model = build_model(config, backbone, 0).to(self.device).train()
         self.flops = training_flops_per_token(model)
         if checkpointing:
             model.enable_gradient_checkpointing()
@@ -87,15 +87,11 @@ class Setup:
             compile_layers(model)
         self.model = FlatModel(model)
         self.optimizer = build_optimizer(self.model, OptimizerConfig())
-        self.ids_BS = torch.randint(0, 32_000, (rows, ROW_TOKENS), device="cuda")
-        self.mask_BS, self.task_B = (
-            torch.ones_like(self.ids_BS),
-            torch.arange(rows, device="cuda") % NUM_TASKS,
-        )
-        self.label_B, self.relevant_from_B = (
-            torch.arange(rows, device="cuda") % 3,
-            torch.full((rows,), 2, device="cuda"),
-        )
+        self.ids_BS = torch.randint(0, 32_000, (rows, ROW_TOKENS), device=self.device)
+        self.mask_BS = torch.ones_like(self.ids_BS)
+        number_B = torch.arange(rows, device=self.device)
+        self.task_B, self.label_B = number_B % NUM_TASKS, number_B % 3
+        self.relevant_from_B = torch.full_like(number_B, 2)
 
     def step(self) -> None:
         """Run forward, backward, clipping and AdamW."""
@@ -111,10 +107,10 @@ class Setup:
         """Return the median seconds of a step."""
         times = []
         for _ in range(WARM_STEPS + steps):
-            torch.cuda.synchronize()
+            synchronize(self.device)
             started_s = time.perf_counter()
             self.step()
-            torch.cuda.synchronize()
+            synchronize(self.device)
             times.append(time.perf_counter() - started_s)
         return statistics.median(times[WARM_STEPS:])
 

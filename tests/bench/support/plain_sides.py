@@ -183,9 +183,8 @@ def training_arguments(out_dir: str, steps: int, world_size: int, grouped: bool)
 def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Measurements:
     """Train with transformers' Trainer on the rows of our steps."""
     import torch
-    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
+    from transformers import DataCollatorWithPadding
 
-    from pipeline.runtime.timing import synchronize
     from pipeline.training.worker_setup import build_sampler
 
     _, world_size = rank_and_world_size()
@@ -193,7 +192,7 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Measurements:
     config, encoded = read_run(run_dir), encoded_rows(run_dir)
     items = step_items(encoded, build_sampler(encoded, config.tasks, config.training, config.seed), steps)
     model, tokenizer = lora_classifier(config)
-    collate, tokens, times = DataCollatorWithPadding(tokenizer), [0, 0], []
+    collate, tokens = DataCollatorWithPadding(tokenizer), [0, 0]
 
     def collate_and_count(examples: list[dict[str, Any]]) -> Any:
         batch = collate(examples)
@@ -201,20 +200,29 @@ def hugging_face(run_dir: Path, steps: int, grouped: bool) -> Measurements:
         tokens[1] += batch["input_ids"].numel()
         return batch
 
+    with tempfile.TemporaryDirectory() as out_dir:
+        arguments = training_arguments(out_dir, steps, world_size, grouped)
+        times = time_trainer(model, items, collate_and_count, arguments)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    pairs_per_s = (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS - 1])
+    return {"pairs_per_s": pairs_per_s, "padding": 1 - tokens[0] / tokens[1], "trained": trained}
+
+
+def time_trainer(model: Any, items: list[dict[str, Any]], collate: Any, arguments: Any) -> list[float]:
+    """Train with transformers' Trainer; return the time at the end of each step."""
+    from transformers import Trainer, TrainerCallback
+
+    from pipeline.runtime.timing import synchronize
+
+    times = []
+
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
             synchronize(model.device)
             times.append(time.perf_counter())
 
-    with tempfile.TemporaryDirectory() as out_dir:
-        trainer = Trainer(
-            model=model,
-            args=training_arguments(out_dir, steps, world_size, grouped),
-            train_dataset=items,
-            data_collator=collate_and_count,
-            callbacks=[Clock()],
-        )
-        trainer.train()
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    pairs_per_s = (steps - WARM_STEPS) * BATCH_ROWS / (times[-1] - times[WARM_STEPS - 1])
-    return {"pairs_per_s": pairs_per_s, "padding": 1 - tokens[0] / tokens[1], "trained": trained}
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=items, data_collator=collate, callbacks=[Clock()]
+    )
+    trainer.train()
+    return times
