@@ -82,7 +82,7 @@ class Sizes:
 
 
 ON_GPU = Sizes(SMOLLM2, SHAPE, (64, 512), 512, 20_000, 128, 64, (SHIPPED, 300), 10, True)
-ON_CPU = Sizes(TINY, TINY, (1, 2), 2, 40, 16, 4, (SHIPPED, 20), 2, False)
+ON_CPU = Sizes(TINY, TINY, (2,), 2, 20, 8, 4, (20,), 1, False)
 
 
 def main() -> None:
