@@ -1,7 +1,8 @@
 """Base class of all adapter methods: a frozen linear and, beside it, a low-rank product.
 
-Shape legend: N tokens of all rows, D width in, O width out, X width of the low-rank space after the
-down-projections, K width before the up-projections. `..` stands for (rows, tokens) or any other leading dimensions.
+Shape legend: N tokens of all rows, D width in, O width out, X width of the low-rank space after the down-
+projections, K width before the up-projections. `..` stands for (rows, tokens) or any other leading
+dimensions.
 """
 
 from collections.abc import Sequence
