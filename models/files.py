@@ -4,6 +4,7 @@ Every package uses these functions. A file is complete on disk before it gets it
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -144,7 +145,7 @@ def temporary_path(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     pid = os.getpid()
-    return path.parent / f".{path.name}.{_machine()}-{pid}-{_start()}-{uuid.uuid4().hex[:6]}.tmp"
+    return path.parent / f".{path.name}.{_machine()}-{pid}-{_start(pid)}-{uuid.uuid4().hex[:6]}.tmp"
 
 
 def is_temporary(path: Path) -> bool:
@@ -157,8 +158,10 @@ def remove_abandoned(folder: Path) -> None:
 
     Leftovers from other machines, or from before a restart, are deleted when they are ABANDONED_S old.
     """
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        if owner := _TEMPORARY_NAME.fullmatch(entry.name):
+    for name in os.listdir(folder) if folder.is_dir() else ():  # noqa: PTH208 - a path for each name is slow
+        # a folder of many manifests is searched for each new one
+        if name[0] == "." and (owner := _TEMPORARY_NAME.fullmatch(name)):
+            entry = folder / name
             with contextlib.suppress(FileNotFoundError):  # another process may delete it at the same time
                 if owner[1] == _machine():
                     is_abandoned = has_ended(int(owner[2]), int(owner[3]) / 100)
@@ -173,9 +176,10 @@ def _machine() -> str:
     return bytes_sha256(machine_id().encode())[:8]
 
 
-def _start() -> int:
-    """Return the start of this process in hundredths of a second, for names."""
-    return round(100 * (process_start_s(os.getpid()) or 0.0))
+@functools.lru_cache(1)
+def _start(pid: int) -> int:
+    """Return the start of this process, by its pid, in hundredths of a second, for names."""
+    return round(100 * (process_start_s(pid) or 0.0))
 
 
 def retire_dir(path: Path) -> None:

@@ -58,11 +58,29 @@ def repeat_search(folder: Path) -> dict[str, Any]:
     return {"repeat_search_30m_over_1m": round(ratio, 2), "repeat_search": found}
 
 
+def planning(_: Path) -> dict[str, Any]:
+    """Measure plans over 20,000 published units in a slow bucket, with nothing new and with 1,000 new."""
+    measured = run_module("plan_scale")
+    return {
+        "plan_s_20k_units": measured["nothing_new"]["seconds"],
+        "plan_s_1k_new": measured["some_new"]["seconds"],
+        "plan": measured,
+    }
+
+
+def unit_overhead(_: Path) -> dict[str, Any]:
+    """Measure the scoring loop at 10,000 units of two rows, without the model."""
+    return run_module("unit_overhead")
+
+
 FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "floor_peak_mb_1m": floor_peak,
     "worker_peak_mb_10m_over_1m": worker_peak,
     "labels_peak_mb_2m_over_200k": labels_peak,
     "repeat_search_30m_over_1m": repeat_search,
+    "plan_s_20k_units": planning,
+    "plan_s_1k_new": planning,
+    "unit_overhead_ms": unit_overhead,
 }
 
 
