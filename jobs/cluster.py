@@ -78,7 +78,7 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
         ) from error
     try:
         if not address:
-            check_gpus(int(ray.cluster_resources().get("GPU", 0)), num_gpus)
+            check_local_gpus(num_gpus)
         # the command draws the bars
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
@@ -283,13 +283,20 @@ def has_node_for(num_cpus: int, num_gpus: int) -> bool:
     )
 
 
+def check_local_gpus(needed: int) -> None:
+    """Raise ConfigError if the local cluster, which is connected, has too few GPUs."""
+    import ray
+
+    check_gpus(int(ray.cluster_resources().get("GPU", 0)), needed)
+
+
 def check_gpus(found: int, needed: int) -> None:
     """Raise ConfigError if there are too few GPUs; Ray would wait for them without end."""
     if found < needed:
         raise ConfigError(
             f"GPUs missing: use_gpu asks for {needed} and this machine has {found}; set use_gpu to false, "
-            "ask for fewer processes (training.num_workers, scoring.num_actors), or name a cluster with "
-            "RAY_ADDRESS"
+            "ask for fewer processes (training.num_workers, num_actors of scoring or evaluation), or name a "
+            "cluster with RAY_ADDRESS"
         )
 
 

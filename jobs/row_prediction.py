@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import has_node_for, ray_cluster
+from jobs.cluster import check_local_gpus, given_address, has_node_for, ray_cluster
 from jobs.command_run import CommandRun
 from pipeline.config.run import RunConfig
 from pipeline.config.scoring import ScoringConfig
@@ -50,22 +50,33 @@ class RayEngine:
         self, pool: Pool, units: Mapping[str, PoolUnit], give_up: Callable[[str, str], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
         """Yield each unit's result, and name the evidence of failed ones in the record."""
-        self._start()
+        self._start(min(pool.config.num_actors, len(units)) * pool.config.use_gpu)
         warn_without_node(pool.config)
+        has_failed = True
         try:
             with announce_first_actor(pool.attempts_dir, pool.config):
-                yield from do_units(pool, units, give_up)
+                failures = 0
+                for result in do_units(pool, units, give_up):
+                    failures += bool(result["failure"])
+                    yield result
+            has_failed = failures > 0
         finally:
-            self.run.add_evidence(*attempt_evidence(pool.attempts_dir))
+            if has_failed:  # otherwise the caller removes it
+                self.run.add_evidence(*attempt_evidence(pool.attempts_dir))
 
-    def _start(self) -> None:
-        """Start or join the cluster, once for all pools of the command."""
+    def _start(self, num_gpus: int) -> None:
+        """Start or join the cluster, once for all pools of the command.
+
+        Args:
+            num_gpus: GPUs that the next pool needs.
+        """
         if not self.is_started:
             both = (self.config.evaluation_actors, self.config.scoring)
             num_cpus = max(actors.num_actors * actors.threads_per_actor for actors in both)
-            num_gpus = max(actors.num_actors * actors.use_gpu for actors in both)
             self.stack.enter_context(ray_cluster(num_cpus, num_gpus))
             self.is_started = True
+        elif given_address() is None:
+            check_local_gpus(num_gpus)
 
 
 def warn_without_node(actors: ScoringConfig) -> None:

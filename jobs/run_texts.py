@@ -8,7 +8,7 @@ from pipeline.errors import RelevanceError, RetryableError
 from pipeline.inference.attempts import attempt_evidence
 from pipeline.runtime.run_record import DIED, DONE, RUNNING, RunRecord
 
-# They change nothing in a run folder, so they must not hide how the work before them ended.
+# They finish nothing in a run folder, so they must not hide how the work before them ended.
 READ_ONLY_COMMANDS = ("predict", "compare", "history", "report", "export", "score --dry-run")
 
 
@@ -57,7 +57,9 @@ def find_evidence(record: RunRecord) -> list[str]:
     if record.state != DIED:
         return list(record.evidence)
     run_dir = Path(record.log).parents[1]
-    notes = attempt_evidence(run_dir / "scoring" / record.run_id)
+    folders = [run_dir / "scoring" / record.run_id]
+    folders += sorted((run_dir / "predictions").glob(f"*/attempts/{record.run_id}"))
+    notes = [path for folder in folders for path in attempt_evidence(folder)]
     hangs = [path for path in (run_dir / "training").glob("hung-*.txt") if "train" in record.progress]
     return list(dict.fromkeys([*record.evidence, *map(str, [*notes, *sorted(hangs)])]))
 

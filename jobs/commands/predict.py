@@ -1,20 +1,22 @@
 """`relevance predict`: one pair, from its text as the model reads it to the decision."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from jobs.command_run import CommandRun
 from jobs.row_prediction import row_predictor_of
-from models.backbone import load_tokenizer
+from models.files import remove_tree, temporary_path
 from pipeline.config.run import RunConfig
 from pipeline.encoding.encoder import Encoder
 from pipeline.errors import ConfigError
 from pipeline.evaluation.predicted_version import PredictedVersion
 from pipeline.inference.bundle_description import read_described_bundle
 from pipeline.inference.labels import ScoringContext, score_rows
-from pipeline.inference.predictor import BundleModel
+from pipeline.inference.predictor import BundleModel, load_encoder
 from pipeline.registry.version_files import VersionFiles, fetch_version, resolve_champion
 from pipeline.schema import ROW_SCHEMA
 from pipeline.scoring.row_errors import split_valid_rows
@@ -41,10 +43,8 @@ def run_predict(
     if task_name not in tasks:
         raise ConfigError(f"version {files.version} has no task {task_name!r}; its tasks: {', '.join(tasks)}")
     table = _build_row(pair, task_name, files)
-    encoder = Encoder(load_tokenizer(bundle.tokenizer_dir), description.tasks, description.encode)
-    with row_predictor_of(config, run) as row_predictor:
-        model = BundleModel(files.bundle_dir, files.bundle_sha256)
-        logits = row_predictor.logits(model, {"pairs": {task_name: table}}, config.scoring)["pairs"]
+    encoder = load_encoder(bundle, description)
+    logits = _predict(config, BundleModel(files.bundle_dir, files.bundle_sha256), {task_name: table}, run)
     calibration = description.calibration[task_name]
     scored = score_rows(
         table,
@@ -79,6 +79,19 @@ def run_predict(
         ]
     )
     return {**prediction, "next": run.suggest("score")}
+
+
+def _predict(
+    config: RunConfig, model: BundleModel, tables: Mapping[str, pa.Table], run: CommandRun
+) -> dict[str, np.ndarray]:
+    """Return logits (1, C) by task. A pair is asked about once, so its prediction is not kept."""
+    folder = temporary_path(config.run_dir / "pair")
+    try:
+        with row_predictor_of(config, run) as row_predictor:
+            once = replace(row_predictor, root=folder)
+            return once.logits(model, {"pair": tables}, config.scoring)["pair"]
+    finally:
+        remove_tree(folder)
 
 
 def read_text(encoder: Encoder, table: pa.Table, task_name: str) -> str:

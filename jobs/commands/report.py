@@ -151,7 +151,9 @@ def _measure(
             )
         predicted = _predict(config, measured, tables, row_predictor)
         if other is not None:
-            other_predicted = _predict(config, other, tables, row_predictor)
+            of_both = {task.name for task in measured.description.tasks}
+            shared = {name: table for name, table in tables.items() if name in of_both}
+            other_predicted = _predict(config, other, shared, row_predictor)
     metrics = measure_version(predicted, other_predicted, tables, config.seed)
     return _Measurement(version, against, tables, metrics, speed_ratio)
 

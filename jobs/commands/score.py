@@ -285,7 +285,9 @@ def score_rounds(rounds: ScoringRounds, settings: ActorSettings) -> Iterator[Uni
 def check_results(results: list[UnitResult]) -> None:
     """Raise the error of units that failed; see `failure_error`."""
     failures = [
-        UnitFailure(result.error, result.retry, result.is_config_error) for result in results if result.error
+        UnitFailure(result.error, result.retry, result.is_config_error, result.is_damaged)
+        for result in results
+        if result.error
     ]
     if failures:
         problem = f"{len(failures)} of {len(results)} units were not scored, the others are published"

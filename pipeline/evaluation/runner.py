@@ -68,7 +68,7 @@ class TaskPredictions:
 
 
 @dataclass(frozen=True)
-class SplitTables:
+class PredictedSplits:
     """Labeled contract rows by task, and the logits (N, C) of those that models predict."""
 
     train: Mapping[str, pa.Table]
@@ -160,7 +160,7 @@ def _left_out(floor: Mapping[str, pa.Table], train: Mapping[str, pa.Table]) -> d
 
 def _predict_splits(
     config: RunConfig, model: BundleModel, tasks: Sequence[Task], row_predictor: RowPredictor
-) -> SplitTables:
+) -> PredictedSplits:
     """Read the splits, and predict valid and test rows.
 
     Raises:
@@ -175,6 +175,11 @@ def _predict_splits(
         )
     names = [task.name for task in tasks]
     valid, test = ({name: split[name] for name in names if name in split} for split in (valid, test))
+    if not test:
+        raise DataRefusedError(
+            f"test split of {config.accepted_dir} has no row of the model's tasks: {', '.join(names)}; name "
+            "the rows that it was trained for"
+        )
     # the scorer's actors check the canaries
     canaries, actors = canary_tables(tasks, test), config.evaluation_actors
     if actors == config.scoring:
@@ -184,7 +189,7 @@ def _predict_splits(
         logits = row_predictor.logits(model, {"valid": valid, "test": test}, actors)
         logits |= row_predictor.logits(model, {"canaries": canaries}, config.scoring)
     untrained = row_predictor.logits(replace(model, is_trained=False), {"test": test}, actors)
-    return SplitTables(
+    return PredictedSplits(
         train,
         valid,
         test,
@@ -201,7 +206,7 @@ def _with_target(description: BundleDescription, target_precision: float) -> Bun
     return description.model_copy(update={"tasks": tuple(tasks)})
 
 
-def _calibrate(description: BundleDescription, rows: SplitTables) -> BundleDescription:
+def _calibrate(description: BundleDescription, rows: PredictedSplits) -> BundleDescription:
     """Return the description with calibrations fitted on valid rows.
 
     A task without any keeps the identity; without valid rows of any task, all keep what they have.
@@ -223,7 +228,7 @@ def _calibrate(description: BundleDescription, rows: SplitTables) -> BundleDescr
     return description.model_copy(update={"calibration": calibration})
 
 
-def _measure_evidence(calibrated: BundleDescription, rows: SplitTables) -> dict[str, DecisionEvidence]:
+def _measure_evidence(calibrated: BundleDescription, rows: PredictedSplits) -> dict[str, DecisionEvidence]:
     """Return the evidence for decisions of each task with valid rows."""
     evidence, valid = {}, PredictedVersion.of(calibrated, rows.valid_logits)
     for task in calibrated.tasks:
@@ -237,7 +242,7 @@ def _measure_evidence(calibrated: BundleDescription, rows: SplitTables) -> dict[
     return evidence
 
 
-def _build_reference(calibrated: BundleDescription, rows: SplitTables) -> ScoreReference:
+def _build_reference(calibrated: BundleDescription, rows: PredictedSplits) -> ScoreReference:
     """Return the reference of the bundle."""
 
     def predicted(
@@ -262,7 +267,7 @@ def _publish_bundle(
 
 
 def _predict_tasks(
-    calibrated: BundleDescription, rows: SplitTables, floor: Mapping[str, pa.Table], seed: int
+    calibrated: BundleDescription, rows: PredictedSplits, floor: Mapping[str, pa.Table], seed: int
 ) -> list[TaskPredictions]:
     """Return the predictions of all systems for each task with both classes.
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from models.serialization.bundle import Bundle
 from pipeline.config.scoring import ScoringConfig
-from pipeline.errors import ConfigError, RelevanceError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.inference.attempts import MAX_ATTEMPTS, LoadAttempts, UnitAttempts
 from pipeline.inference.predictor import BundleModel, Predictor
 from pipeline.inference.step_plan import Plan, Result, Step
@@ -50,6 +50,7 @@ class UnitFailure:
     error: str
     retry: bool = False  # True: the same command may succeed later
     is_config_error: bool = False  # True: no unit can be done until a setting or the backbone changes
+    is_damaged: bool = False  # True: the bundle or the backbone is damaged, or another one than recorded
 
 
 def failure_error(failures: Sequence[UnitFailure], problem: str) -> RelevanceError:
@@ -61,12 +62,14 @@ def failure_error(failures: Sequence[UnitFailure], problem: str) -> RelevanceErr
 
     Returns:
         A RetryableError if another attempt may succeed for some; a ConfigError if all failed for a setting
-        or the backbone.
+        or the backbone, a DamagedInputError if all failed for a damaged bundle or backbone.
     """
     in_order = sorted(failures, key=lambda failure: failure.retry)  # first those that will fail again
     kind: type[RelevanceError] = RetryableError if in_order[-1].retry else RelevanceError
     if all(failure.is_config_error for failure in failures):
         kind = ConfigError
+    elif all(failure.is_damaged for failure in failures):
+        kind = DamagedInputError
     return kind(f"{problem}: {'; '.join(failure.error for failure in in_order[:SHOWN_ERRORS])}")
 
 
@@ -113,7 +116,7 @@ class ModelActor:
         torch.set_num_threads(actors.threads_per_actor)  # the actor has its process to itself
         device = torch.device("cuda" if actors.use_gpu else "cpu")
         self.attempts_dir, self.peak_s_per_token = settings.attempts_dir, 0.0
-        self.refusal, self._is_misconfigured = "", False
+        self.refusal, self._refused = "", UnitFailure("")
         name = uuid.uuid4().hex[:8]
         self._log = logging_to(settings.log, f"actor {name}")
         self._log.__enter__()  # open for the life of the actor: Ray ends its process
@@ -132,13 +135,13 @@ class ModelActor:
                 loads.reset()
             except RelevanceError as error:
                 self.refusal = f"nothing was published by this actor: {error}"
-                self._is_misconfigured = isinstance(error, ConfigError)
+                self._refused = _describe_failure(error, self.refusal)
                 logger.error("%s", self.refusal)
 
     def work_on(self, work: UnitWork[UnitResultT]) -> UnitResultT | UnitFailure:
         """Do a unit unless it is done, and return its result or why it failed."""
         if self.refusal:
-            return UnitFailure(self.refusal, is_config_error=self._is_misconfigured)
+            return self._refused
         attempts = UnitAttempts(self.attempts_dir, work.unit_id)
         try:
             found = work.find_result()
@@ -205,6 +208,15 @@ class ModelActor:
             before_step(step)
             step.run()
         return plan.result
+
+
+def _describe_failure(error: RelevanceError, text: str) -> UnitFailure:
+    """Return the failure of all units of an actor that must not work."""
+    return UnitFailure(
+        text,
+        is_config_error=isinstance(error, ConfigError),
+        is_damaged=isinstance(error, DamagedInputError),
+    )
 
 
 def _check_can_load(loads: LoadAttempts, num_actors: int, device: Any) -> None:

@@ -143,6 +143,18 @@ def bundle_description(predictor: Predictor, config: RunConfig, training: Traini
     return description.to_json()
 
 
+def load_encoder(bundle: Bundle, description: BundleDescription) -> Encoder:
+    """Load the encoder in a verified bundle.
+
+    Raises:
+        DamagedInputError: Its tokenizer cannot be loaded, or does not fit the tasks.
+    """
+    try:
+        return Encoder(load_tokenizer(bundle.tokenizer_dir), description.tasks, description.encode)
+    except (BackboneUnavailableError, ValueError) as error:
+        raise DamagedInputError(f"{str(error).partition(';')[0]}; fetch the bundle again") from error
+
+
 @dataclass(frozen=True)
 class BundleModel:
     """The model in a bundle folder, for a process that is to load it."""
@@ -178,10 +190,7 @@ def load_predictor(
     bundle, description = read_described_bundle(folder, expected_sha256)
     tasks, config = description.tasks, description.backbone.config
     device = device or torch.device("cpu")
-    try:
-        tokenizer = load_tokenizer(bundle.tokenizer_dir)
-    except BackboneUnavailableError as error:
-        raise DamagedInputError(f"{str(error).partition(';')[0]}; fetch the bundle again") from error
+    encoder = load_encoder(bundle, description)
     try:
         backbone = load_backbone(config)
         if not backbone.has_digest(description.backbone.digest):
@@ -193,7 +202,6 @@ def load_predictor(
         model = build_model(model_config, backbone, description.seed)
         if is_trained:
             model.load_trainable_state(bundle.tensors)
-        encoder = Encoder(tokenizer, tasks, description.encode)
         predictor = Predictor(
             model.to(device).eval(), encoder, tasks, description.calibration, backbone, device
         )

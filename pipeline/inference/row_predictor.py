@@ -1,17 +1,20 @@
-"""Logits of rows by a model, from a pool of actors. They are published, and so no row is predicted twice.
+"""Logits of rows by a model, from a pool of actors. They are published, so that later commands read them.
 
     <root>/<model>/<name of the rows>/<unit>/<attempt>.parquet   PREDICTION_SCHEMA
     <root>/<model>/manifests/<unit>.json                         published last; names the file and the device
 
 <model> is the digest of what a model's logits follow from: versions that differ in calibration alone share
-it. A unit's id has the digest of its rows' texts, the device and the size of a batch. So an altered row, or
-another device, is another unit, and a folder is never stale. It may be removed at any time.
+it. A unit's id has the digest of its rows' texts, the kind of device, the size of a batch, and the versions
+of torch, transformers and this code: if any of them changes, the unit is predicted again. The folder may be
+removed at any time, as after a change of hardware.
 
 Shape legend: N rows of a task, C its labels.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,9 +23,9 @@ import pyarrow as pa
 
 from models.files import remove_tree
 from pipeline.config.scoring import ScoringConfig
-from pipeline.config.tasks import Task, check_known_task
+from pipeline.config.tasks import Task
 from pipeline.encoding.encoder import ENCODER_VERSION
-from pipeline.errors import DamagedInputError
+from pipeline.errors import ConfigError, DamagedInputError
 from pipeline.inference.actor_pool import Pool, PoolUnit
 from pipeline.inference.attempts import create_attempts_dir
 from pipeline.inference.bundle_description import logits_sha256, read_described_bundle
@@ -50,7 +53,11 @@ from pipeline.schema import ROW_SCHEMA, TEXT_COLUMNS
 from pipeline.storage.filesystem import json_sha256
 from pipeline.storage.object_store import open_store
 
+logger = logging.getLogger(__name__)
+
 UNIT_ROWS = 1_024  # a killed command repeats as many rows for each actor
+
+PREDICTION_VERSION = 1  # changes when the code of the models computes other logits
 
 ATTEMPTS = "attempts"  # folder beside the published predictions of a model
 
@@ -100,21 +107,20 @@ class RowPredictor:
             By name of the set and by task: (N, C) float64 in the order of the rows.
 
         Raises:
+            ConfigError: The model has no task of that name, or a setting does not fit.
             RelevanceError: Some rows could not be predicted; the others are published.
             DamagedInputError: The bundle or a published file is damaged.
         """
-        published = _PublishedModel.find(self.root, model)
+        published = _PredictionStore.open(self.root, model)
         parts = {
-            (name, task): _split(
-                name, check_known_task(task, published.tasks, "the model's bundle"), table, actors
-            )
+            (name, task): _split(name, _known_task(task, published.tasks), table, actors)
             for name, tables in rows.items()
             for task, table in tables.items()
         }
-        self._complete(published, [part for of_task in parts.values() for part in of_task], actors)
+        self._publish_missing(published, [part for of_task in parts.values() for part in of_task], actors)
         logits: dict[str, dict[str, np.ndarray]] = {name: {} for name in rows}
         for (name, task), of_task in parts.items():
-            num_labels = len(check_known_task(task, published.tasks, "").labels)
+            num_labels = len(_known_task(task, published.tasks).labels)
             logits[name][task] = published.read_logits(of_task, num_labels)
         return logits
 
@@ -135,21 +141,21 @@ class RowPredictor:
             RelevanceError: A model cannot predict the rows.
             DamagedInputError: A bundle or the published file is damaged.
         """
-        published = _PublishedModel.find(self.root, model)
+        published = _PredictionStore.open(self.root, model)
         rows = join_timed_rows(tables)
         identity = {
-            "other": _PublishedModel.find(self.root, other).sha256,
+            "other": _PredictionStore.open(self.root, other).sha256,
             "threads": actors.threads_per_actor,
             "rows": _digest_of(rows, [*TEXT_COLUMNS, "task"]),
             **_identity(actors),
         }
         unit = PredictionUnit(build_unit_id(SPEED, identity), "", SPEED)
-        self._complete(published, [_Part(unit, rows)], actors, other)
+        self._publish_missing(published, [_Part(unit, rows)], actors, other)
         return speed_ratio(published.read_table(unit.unit_id))
 
-    def _complete(
+    def _publish_missing(
         self,
-        published: "_PublishedModel",
+        published: "_PredictionStore",
         parts: Sequence["_Part"],
         actors: ScoringConfig,
         other: BundleModel | None = None,
@@ -167,14 +173,17 @@ class RowPredictor:
         pool = Pool(UnitPredictor, settings, actors, attempts_dir)
         if other is not None:
             pool = Pool(SpeedTrial, SpeedSettings(settings, other), actors, attempts_dir)
-        failures = list(self._failures(pool, to_do))
-        if failures:
-            problem = f"{len(failures)} of {len(to_do)} parts of the rows were not predicted, the others are"
-            raise failure_error(failures, f"{problem} published")
+        num_rows = sum(len(part.rows) for part in parts)
+        num_new = sum(len(part.rows) for part in to_do.values())
+        logger.info(f"  {num_new:,} of {num_rows:,} rows to predict, the others are predicted already")
+        if failures := self._do_units(pool, to_do):
+            published_text = "" if len(failures) == len(to_do) else ", the others are published"
+            problem = f"{len(failures)} of {len(to_do)} work units were not predicted{published_text}"
+            raise failure_error(failures, problem)
         remove_tree(attempts_dir)
 
-    def _failures(self, pool: Pool, to_do: Mapping[str, "_Part"]) -> Iterator[UnitFailure]:
-        """Do the units, and yield those that fail."""
+    def _do_units(self, pool: Pool, to_do: Mapping[str, "_Part"]) -> list[UnitFailure]:
+        """Do the units, and return the failures."""
         num_rows = {unit_id: len(part.rows) for unit_id, part in to_do.items()}
         units = {
             unit_id: PoolUnit(part.unit.to_json(), write_rows(part.rows)) for unit_id, part in to_do.items()
@@ -183,14 +192,15 @@ class RowPredictor:
         def give_up(unit_id: str, reason: str) -> dict[str, Any]:
             return PredictionResult(unit_id, UnitFailure(reason, retry=True)).to_json()
 
-        num_done = 0
+        num_done, failures = 0, []
         with self.progress.track("predict", sum(num_rows.values()), "pairs") as bar:
             for fields in self.engine.do_units(pool, units, give_up):
                 result = PredictionResult.from_json(fields)
                 num_done += num_rows[result.unit_id]
                 bar.update(num_done)
                 if result.failure:
-                    yield result.failure
+                    failures.append(result.failure)
+        return failures
 
 
 @dataclass(frozen=True)
@@ -202,7 +212,7 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _PublishedModel:
+class _PredictionStore:
     """A model and the store of its published predictions."""
 
     model: BundleModel
@@ -211,7 +221,7 @@ class _PublishedModel:
     location: Path
 
     @classmethod
-    def find(cls, root: Path, model: BundleModel) -> "_PublishedModel":
+    def open(cls, root: Path, model: BundleModel) -> "_PredictionStore":
         """Return the store of a model, whose bundle is verified."""
         bundle, description = read_described_bundle(model.folder, model.sha256)
         sha256 = logits_sha256(bundle, description, model.is_trained)
@@ -242,6 +252,16 @@ def _named_files(manifest: dict[str, Any]) -> list[PublishedFile]:
     return [PublishedFile(**file) for file in manifest["files"]]
 
 
+def _known_task(name: str, tasks: Sequence[Task]) -> Task:
+    known = next((task for task in tasks if task.name == name), None)
+    if known is None:
+        raise ConfigError(
+            f"model has no task {name!r}; its tasks: {', '.join(task.name for task in tasks)}; compare the "
+            "config with that of its training"
+        )
+    return known
+
+
 def _split(name: str, task: Task, table: pa.Table, actors: ScoringConfig) -> list[_Part]:
     """Return the rows of one task as units of UNIT_ROWS rows."""
     parts = []
@@ -254,9 +274,11 @@ def _split(name: str, task: Task, table: pa.Table, actors: ScoringConfig) -> lis
 
 
 def _identity(actors: ScoringConfig) -> dict[str, Any]:
-    """Return what the bits of a logit depend on besides model and rows."""
+    """Return what logits depend on besides model and rows, as far as the command knows it."""
     return {
+        "prediction_version": PREDICTION_VERSION,
         "encoder_version": ENCODER_VERSION,
+        "libraries": [version(name) for name in ("torch", "transformers")],
         "device": "cuda" if actors.use_gpu else "cpu",
         "batch_tokens": actors.batch_tokens,
     }

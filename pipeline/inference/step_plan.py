@@ -1,6 +1,6 @@
 """Computations over rows that hand out their steps, so that the caller can act before each one.
 
-A scorer records the rows of a step before the step runs; an evaluation moves its progress bar:
+An actor records the rows of a step before the step runs:
 
     plan = predictor.plan_logits(encoded, batch_tokens)
     for step in plan:

@@ -193,8 +193,11 @@ def slice_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
 def speed_rule(evidence: Evidence, config: PromotionConfig) -> RuleVerdict:
     """Require that scoring does not become much slower."""
     ratio = evidence.comparison.speed_ratio
+    is_fast_enough = ratio >= config.min_speed_ratio
     reason = f"{ratio:.2f} of the champion's rows a second, required: {config.min_speed_ratio}"
-    return RuleVerdict("throughput", ratio >= config.min_speed_ratio, reason)
+    if not is_fast_enough:
+        reason += "; to measure again, remove <run>/predictions and repeat the command"
+    return RuleVerdict("throughput", is_fast_enough, reason)
 
 
 @promotion_rule

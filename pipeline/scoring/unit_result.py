@@ -17,6 +17,7 @@ class UnitResult:
     error: str = ""  # empty: the unit is published
     retry: bool = False  # True: the same command may succeed later
     is_config_error: bool = False  # True: no unit can be scored until a setting or the backbone changes
+    is_damaged: bool = False  # True: the bundle or the backbone is damaged, or another one than recorded
     tokens_in: int = 0
     tokens_computed: int = 0
     model_s: float = 0.0

@@ -1,4 +1,4 @@
-"""An actor repeats a unit a few times, names its rows, and tells a wrong setting from a wrong unit."""
+"""An actor repeats a unit a few times, names its rows, and says whether the unit or a setting is wrong."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.loading import build_config
-from pipeline.errors import ConfigError, RelevanceError, RetryableError
+from pipeline.errors import ConfigError, DamagedInputError, RelevanceError, RetryableError
 from pipeline.inference.attempts import MAX_ATTEMPTS, UnitAttempts
 from pipeline.inference.model_actor import (
     ModelActor,
@@ -90,18 +90,22 @@ def test_full_disk_may_be_tried_again(build: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "is_config_error"),
-    [(RelevanceError("it differs"), False), (ConfigError("it is set wrongly"), True)],
+    ("error", "kind"),
+    [
+        (RelevanceError("it differs"), {}),
+        (ConfigError("it is set wrongly"), {"is_config_error": True}),
+        (DamagedInputError("it is damaged"), {"is_damaged": True}),
+    ],
 )
 def test_actor_that_must_not_work_refuses_every_unit(
-    build: Build, error: RelevanceError, is_config_error: bool
+    build: Build, error: RelevanceError, kind: dict[str, bool]
 ) -> None:
     def check(predictor: Any, bundle: Any) -> None:
         raise error
 
     failure = build(check).work_on(work(must_not_run))
     expected = f"nothing was published by this actor: {error}"
-    assert failure == UnitFailure(expected, is_config_error=is_config_error)
+    assert failure == UnitFailure(expected, **kind)
 
 
 def test_actors_reserve_their_threads(build: Build) -> None:
@@ -115,9 +119,10 @@ def test_actors_reserve_their_threads(build: Build) -> None:
         torch.set_num_threads(before)
 
 
-WRONG, SETTING, LATER = (
+WRONG, SETTING, DAMAGED, LATER = (
     UnitFailure("wrong"),
     UnitFailure("setting", is_config_error=True),
+    UnitFailure("damaged", is_damaged=True),
     UnitFailure("later", retry=True),
 )
 
@@ -129,10 +134,12 @@ WRONG, SETTING, LATER = (
         ([LATER, WRONG], RetryableError, "2 failed: wrong; later"),
         ([SETTING, SETTING], ConfigError, "2 failed: setting; setting"),
         ([SETTING, WRONG], RelevanceError, "2 failed: setting; wrong"),
+        ([DAMAGED, DAMAGED], DamagedInputError, "2 failed: damaged; damaged"),
+        ([DAMAGED, SETTING], RelevanceError, "2 failed: damaged; setting"),
         ([WRONG] * 9, RelevanceError, "2 failed: " + "; ".join(["wrong"] * 5)),
     ],
 )
-def test_exit_code_is_that_of_the_best_hope(
+def test_kind_of_the_error_follows_from_all_failures(
     failures: list[UnitFailure], kind: type[RelevanceError], message: str
 ) -> None:
     error = failure_error(failures, "2 failed")

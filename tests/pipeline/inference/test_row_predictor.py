@@ -1,5 +1,6 @@
 """Rows are predicted once, are the model's logits in their order, and say on what they were computed."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,7 @@ def test_failed_rows_end_the_command_and_the_others_are_published(
 
     with monkeypatch.context() as patched:
         patched.setattr(model_actor.ModelActor, "run_plan", fail)
-        with pytest.raises(kind, match="1 of 6 parts of the rows were not predicted") as caught:
+        with pytest.raises(kind, match="1 of 6 work units were not predicted") as caught:
             world.logits()
     assert message in str(caught.value) and type(caught.value) is kind
     assert world.num_predicted() == 1
@@ -210,7 +211,35 @@ def test_actor_that_cannot_work_is_a_wrong_setting(world: World) -> None:
         world.logits(use_gpu=True)
 
 
-def test_damaged_predictions_are_not_believed(world: World) -> None:
+def test_other_devices_and_libraries_are_other_units(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    actors = world.config.scoring
+    known = row_predictor._identity(actors)
+    assert row_predictor._identity(actors.model_copy(update={"use_gpu": True})) != known
+    monkeypatch.setattr(row_predictor, "version", lambda name: "another")
+    assert row_predictor._identity(actors) != known
+
+
+def test_bundle_altered_since_the_command_began_is_refused(world: World) -> None:
+    folder = world.config.run_dir / "altered"
+    shutil.copytree(world.model.folder, folder)
+    world.model = BundleModel(folder, world.model.sha256)
+    do_units = world.engine.do_units
+
+    def alter(*arguments: Any) -> Any:
+        (folder / "bundle.json").write_bytes(b"{}")
+        return do_units(*arguments)
+
+    world.engine.do_units = alter  # type: ignore[method-assign]
+    with pytest.raises(DamagedInputError, match=r"bundle\.json does not match its sha256"):
+        world.logits()
+
+
+def test_no_rows_give_no_logits_and_start_no_actor(world: World) -> None:
+    world.tables = {"three": world.tables["three"].slice(0, 0)}
+    assert world.logits()["three"].shape == (0, 3) and not world.engine.pools
+
+
+def test_damaged_predictions_are_refused_by_name(world: World) -> None:
     world.logits()
     path = next((world.store() / "test").rglob("*.parquet"))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -223,7 +252,7 @@ def test_damaged_predictions_are_not_believed(world: World) -> None:
 
 def test_task_of_another_model_is_refused(world: World) -> None:
     world.tables["four"] = world.tables["two"]
-    with pytest.raises(ConfigError, match="task 'four' in the model's bundle is not configured"):
+    with pytest.raises(ConfigError, match="model has no task 'four'; its tasks: two, three"):
         world.logits()
 
 
