@@ -137,6 +137,26 @@ def test_versions_that_differ_in_calibration_share_predictions(world: World) -> 
     assert world.num_predicted() == 6
 
 
+@dataclass
+class TwoActors(InProcessEngine):
+    """Engine of two actors that take the units in turn, the second one first."""
+
+    def do_units(
+        self, pool: Pool, units: Mapping[str, PoolUnit], give_up: Callable[..., Any]
+    ) -> Iterator[dict[str, Any]]:
+        actors = [pool.actor(pool.settings) for _ in range(2)]
+        for number, unit in enumerate(reversed(units.values())):
+            yield actors[number % 2].do_unit(unit)
+
+
+def test_two_actors_give_the_bits_of_one(world: World) -> None:
+    expected = world.logits()
+    world.config = world.config.model_copy(update={"name": "two-actors"})
+    world.engine = TwoActors()
+    found = world.logits()
+    assert all((found[task] == expected[task]).all() for task in expected)
+
+
 def test_untrained_model_is_another_model(world: World) -> None:
     trained = world.logits()
     world.model = BundleModel(world.model.folder, world.model.sha256, is_trained=False)
