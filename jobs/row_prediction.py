@@ -13,7 +13,7 @@ from pipeline.config.run import RunConfig
 from pipeline.config.scoring import ScoringConfig
 from pipeline.inference.actor_pool import Pool, PoolUnit, do_units
 from pipeline.inference.attempts import any_attempt_began, attempt_evidence
-from pipeline.inference.row_predictor import Engine, RowPredictor
+from pipeline.inference.row_predictor import RowPredictor
 from pipeline.runtime.ray_resources import format_resources, free_resources
 from pipeline.runtime.waiting import announce_wait
 
@@ -28,18 +28,13 @@ def row_predictor_of(config: RunConfig, run: CommandRun) -> Iterator[RowPredicto
         RelevanceError: As raised by `ray_cluster`, at the first rows.
     """
     with contextlib.ExitStack() as stack:
-        engine = build_engine(config, run, stack)
+        engine = RayEngine(config, run, stack)
         yield RowPredictor(config.run_dir / "predictions", engine, run, run.id, run.log)
-
-
-def build_engine(config: RunConfig, run: CommandRun, stack: contextlib.ExitStack) -> Engine:
-    """Return the engine of a command; what it starts ends with the stack."""
-    return RayEngine(config, run, stack)
 
 
 @dataclass
 class RayEngine:
-    """Actors on the Ray cluster of a command."""
+    """Actors on the Ray cluster of a command, which ends with the stack."""
 
     config: RunConfig
     run: CommandRun

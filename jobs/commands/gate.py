@@ -77,8 +77,7 @@ def measure(
         ConfigError: The versions have no task in common, or one with other labels.
     """
     shared = shared_tables(version.description.tasks, other.description.tasks, tables)
-    names = [task.name for task in version.description.tasks if task.name in tables]
-    changed, actors = changed_rows({name: tables[name] for name in names}), config.evaluation_actors
+    changed, actors = changed_rows(version.own_tables(tables)), config.evaluation_actors
     logits = row_predictor.logits(version.model, {"test": shared, "behaviour": changed}, actors)
     other_logits = row_predictor.logits(other.model, {"test": shared}, actors)
     # on the device that scoring uses

@@ -151,9 +151,7 @@ def _measure(
             )
         predicted = _predict(config, measured, tables, row_predictor)
         if other is not None:
-            of_both = {task.name for task in measured.description.tasks}
-            shared = {name: table for name, table in tables.items() if name in of_both}
-            other_predicted = _predict(config, other, shared, row_predictor)
+            other_predicted = _predict(config, other, measured.own_tables(tables), row_predictor)
     metrics = measure_version(predicted, other_predicted, tables, config.seed)
     return _Measurement(version, against, tables, metrics, speed_ratio)
 
@@ -162,8 +160,7 @@ def _predict(
     config: RunConfig, version: ComparableVersion, tables: Mapping[str, pa.Table], row_predictor: RowPredictor
 ) -> PredictedVersion:
     """Return a version with its logits of the rows of all its tasks."""
-    names = [task.name for task in version.description.tasks if task.name in tables]
-    rows = {"test": {name: tables[name] for name in names}}
+    rows = {"test": version.own_tables(tables)}
     return version.predicted(row_predictor.logits(version.model, rows, config.evaluation_actors)["test"])
 
 

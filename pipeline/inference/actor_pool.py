@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class PoolUnit:
-    """What an actor is called with: JSON values, and bytes such as rows."""
+    """Input of one call of an actor: JSON values, and bytes such as rows."""
 
     fields: Json
     content: bytes = b""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from models.serialization.bundle import Bundle
@@ -100,7 +101,6 @@ class ModelActor:
     Attributes:
         refusal: Reason to refuse all units; empty: units are accepted. Ray restarts an actor that fails to
             start, and drops its error: units report it instead.
-        peak_s_per_token: Seconds a token takes at the measured peak of matrix products.
     """
 
     predictor: Predictor
@@ -109,13 +109,12 @@ class ModelActor:
     def __init__(self, settings: ModelActorSettings, check: Callable[[Predictor, Bundle], None]) -> None:
         import torch
 
-        from pipeline.runtime.flops import peak_seconds_per_token
         from pipeline.runtime.watchdog import Watchdog
 
         actors = settings.actors
         torch.set_num_threads(actors.threads_per_actor)  # the actor has its process to itself
         device = torch.device("cuda" if actors.use_gpu else "cpu")
-        self.attempts_dir, self.peak_s_per_token = settings.attempts_dir, 0.0
+        self.attempts_dir = settings.attempts_dir
         self.refusal, self._refused = "", UnitFailure("")
         name = uuid.uuid4().hex[:8]
         self._log = logging_to(settings.log, f"actor {name}")
@@ -129,9 +128,6 @@ class ModelActor:
                 loads.begin()
                 self.predictor, self.bundle = settings.model.load(device)
                 check(self.predictor, self.bundle)
-                self.peak_s_per_token = peak_seconds_per_token(
-                    self.predictor.model, device, self.predictor.backbone.dtype
-                )
                 loads.reset()
             except RelevanceError as error:
                 self.refusal = f"nothing was published by this actor: {error}"
@@ -181,6 +177,36 @@ class ModelActor:
                     is_last = attempts.count() >= MAX_ATTEMPTS or len(attempts.in_flight_rows()) <= 1
                     if is_last or _is_device_lost(error):
                         raise
+
+    def run_part(
+        self,
+        plan_rows: Callable[[pa.Table, bool], Plan[Result]],
+        rows: pa.Table,
+        attempts: UnitAttempts,
+        candidates: Sequence[int],
+        first_row: int = 0,
+        before_step: Callable[[Step[Any]], None] = lambda step: None,
+    ) -> Result:
+        """Run the plan of a part of a unit; rows that stopped an earlier attempt are run first, one by one.
+
+        So the row that fails is the only one in flight.
+
+        Args:
+            plan_rows: Returns the plan for rows; True: it is a retry, in which every work must be a step.
+            rows: The part.
+            attempts: Attempts at the unit.
+            candidates: From `UnitAttempts.retry_candidates`, read before the unit's first part.
+            first_row: Number of the part's first row among the valid rows of the unit.
+            before_step: Called with each step before it runs.
+        """
+        row_id_N = rows.column("row_id")
+        for candidate in candidates:
+            row = candidate - first_row
+            if 0 <= row < rows.num_rows:
+                plan = plan_rows(rows.slice(row, 1), True).renumbered(np.array([row]))
+                self.run_plan(plan, row_id_N, attempts, first_row=first_row, before_step=before_step)
+        plan = plan_rows(rows, attempts.count() > 1)
+        return self.run_plan(plan, row_id_N, attempts, first_row=first_row, before_step=before_step)
 
     def run_plan(
         self,

@@ -67,7 +67,7 @@ Tables = Mapping[str, pa.Table]  # contract rows by task
 
 
 class Engine(Protocol):
-    """Where pools of actors work."""
+    """Runner of pools of actors."""
 
     def do_units(
         self, pool: Pool, units: Mapping[str, PoolUnit], give_up: Callable[[str, str], dict[str, Any]]

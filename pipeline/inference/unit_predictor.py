@@ -20,6 +20,7 @@ from pipeline.inference.actor_pool import PoolUnit
 from pipeline.inference.attempts import UnitAttempts
 from pipeline.inference.model_actor import ModelActor, ModelActorSettings, UnitFailure, UnitWork
 from pipeline.inference.probabilities import plan_row_logits
+from pipeline.inference.step_plan import Plan
 from pipeline.publishing.unit_store import PublishedFile, is_published, publish_tables
 from pipeline.runtime.run_log import log_work_unit
 from pipeline.storage.object_store import open_store
@@ -128,16 +129,18 @@ class UnitPredictor:
         return self.publisher.do(sent, lambda attempts: self._predict(sent, rows, attempts)).to_json()
 
     def _predict(self, unit: PredictionUnit, rows: pa.Table, attempts: UnitAttempts) -> pa.Table:
-        """Return the predictions of rows; rows that stopped an earlier attempt come first, one by one."""
-        predictor, row_id_N = self.actor.predictor, rows.column("row_id")
+        predictor = self.actor.predictor
         task = check_known_task(unit.task, predictor.tasks, "the model's bundle")
-        for row in attempts.retry_candidates():
-            plan = plan_row_logits(predictor, rows.slice(row, 1), task, self.batch_tokens, prefetch=False)
-            self.actor.run_plan(plan.renumbered(np.array([row])), row_id_N, attempts)
-        is_first = attempts.count() == 1
-        plan = plan_row_logits(predictor, rows, task, self.batch_tokens, prefetch=is_first)
-        logits_NC = self.actor.run_plan(plan, row_id_N, attempts)
-        columns = {"row_id": row_id_N, "task": [task.name] * len(rows), "logits": logits_NC.tolist()}
+
+        def plan_rows(part: pa.Table, is_retry: bool) -> Plan[np.ndarray]:
+            return plan_row_logits(predictor, part, task, self.batch_tokens, prefetch=not is_retry)
+
+        logits_NC = self.actor.run_part(plan_rows, rows, attempts, attempts.retry_candidates())
+        columns = {
+            "row_id": rows.column("row_id"),
+            "task": [task.name] * len(rows),
+            "logits": logits_NC.tolist(),
+        }
         return pa.table(columns, schema=PREDICTION_SCHEMA)
 
 

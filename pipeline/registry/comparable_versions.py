@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.config.run import RunConfig
 from pipeline.errors import ConfigError
@@ -33,9 +34,12 @@ def champion_version(config: RunConfig) -> str:
 class ComparableVersion:
     """A registered version that may be measured on the test rows of a config."""
 
-    name: str
     model: BundleModel
     description: BundleDescription
+
+    def own_tables(self, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+        """Return those rows by task that are of the version's tasks."""
+        return {task.name: tables[task.name] for task in self.description.tasks if task.name in tables}
 
     def predicted(self, logits: Mapping[str, np.ndarray]) -> PredictedVersion:
         """Return the version with its logits (N, C) by task."""
@@ -58,4 +62,4 @@ def fetch_comparable_version(config: RunConfig, version: str) -> ComparableVersi
         )
     for task in description.tasks:
         is_shared_task(task, config.tasks, f"version {version} and in the config")  # checks the labels
-    return ComparableVersion(version, BundleModel(files.bundle_dir, files.bundle_sha256), description)
+    return ComparableVersion(BundleModel(files.bundle_dir, files.bundle_sha256), description)

@@ -25,6 +25,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.inference.step_plan import Plan, Step
 from pipeline.inference.task_predictor import TokenUsage
 from pipeline.publishing.unit_store import is_published
+from pipeline.runtime.flops import peak_seconds_per_token
 from pipeline.runtime.run_log import log_work_unit
 from pipeline.scoring.actor_settings import ActorSettings
 from pipeline.scoring.duplicates import read_duplicates
@@ -64,7 +65,8 @@ class UnitScorer:
             scoring.batch_tokens, version.version, version.bundle_sha256, scoring.when_unproven
         )
         self.multitask: MultitaskPredictor | None = None
-        self.actor = ModelActor(settings.model_actor, self._check_canaries)
+        self.peak_s_per_token = 0.0  # seconds a token takes at the measured peak of matrix products
+        self.actor = ModelActor(settings.model_actor, self._check_and_measure)
         self.cache = ScoreCache(self.scores, settings.cached_files, self.actor.watchdog.heartbeat)
 
     @property
@@ -143,19 +145,24 @@ class UnitScorer:
             tokens_in=after.tokens_in - before.tokens_in,
             tokens_computed=tokens_computed,
             model_s=after.model_s - before.model_s,
-            at_peak_s=tokens_computed * self.actor.peak_s_per_token,
+            at_peak_s=tokens_computed * self.peak_s_per_token,
             tasks=tuple(scored_task.name for scored_task in parts.tasks),
         )
 
     def _score_part(self, part: _Part, attempts: UnitAttempts, candidates: Sequence[int]) -> pa.Table:
-        """Return the labels of a part; rows that stopped an earlier attempt are scored first."""
-        # One by one, so that the row that fails is the only one in flight.
-        for candidate in candidates:
-            row = candidate - part.first_valid_row
-            if 0 <= row < part.rows.num_rows:
-                plan = self._plan(part.rows.slice(row, 1), part, is_retry=True)
-                self._run(plan.renumbered(np.array([row])), part, attempts)
-        return self._run(self._plan(part.rows, part, is_retry=attempts.count() > 1), part, attempts)
+        """Return the labels of a part, and mark the rows that are predicted."""
+
+        def mark_predicted(step: Step[Any]) -> None:
+            part.is_predicted_N[step.rows] = True
+
+        return self.actor.run_part(
+            lambda rows, is_retry: self._plan(rows, part, is_retry),
+            part.rows,
+            attempts,
+            candidates,
+            part.first_valid_row,
+            mark_predicted,
+        )
 
     def _plan(self, rows: pa.Table, part: _Part, is_retry: bool) -> Plan[pa.Table]:
         """Plan the labels of rows. In a retry, tokenizing is a step too, so that its rows are recorded."""
@@ -166,16 +173,6 @@ class UnitScorer:
         cached_scores = self.cache.load_task(part.task.name)
         return plan_scores(
             self.predictor, rows, part.task, self.context, cached_scores, prefetch=not is_retry
-        )
-
-    def _run(self, plan: Plan[pa.Table], part: _Part, attempts: UnitAttempts) -> pa.Table:
-        """Run a plan over rows of a part, and mark the rows it predicts."""
-
-        def mark_predicted(step: Step[Any]) -> None:
-            part.is_predicted_N[step.rows] = True
-
-        return self.actor.run_plan(
-            plan, part.rows.column("row_id"), attempts, part.first_valid_row, mark_predicted
         )
 
     def _usage(self, task: Task, multitask: MultitaskPredictor | None) -> TokenUsage:
@@ -212,6 +209,12 @@ class UnitScorer:
                 self.predictor.task_predictors.clear()  # of the check at the start; they hold merged weights
             self.multitask = multitask
         return self.multitask
+
+    def _check_and_measure(self, predictor: Predictor, bundle: Bundle) -> None:
+        self._check_canaries(predictor, bundle)
+        self.peak_s_per_token = peak_seconds_per_token(
+            predictor.model, predictor.device, predictor.backbone.dtype
+        )
 
     def _check_canaries(
         self, predictor: Predictor, bundle: Bundle, multitask: MultitaskPredictor | None = None

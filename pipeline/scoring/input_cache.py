@@ -31,7 +31,7 @@ class _Known:
 
 
 class InputCache:
-    """What is known of the files of one location of inputs."""
+    """Recorded digests and numbers of rows of the files of one location."""
 
     def __init__(self, scores: Root, location: Path | str) -> None:
         """Read what earlier commands recorded.

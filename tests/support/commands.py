@@ -38,7 +38,7 @@ def relevance_in_process(*arguments: str, cwd: Path = ROOT) -> subprocess.Comple
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         streams = (_stream_to(1, "stdout", out), _stream_to(2, "stderr", err))
-        engine = patch.object(row_prediction, "build_engine", lambda *_: InProcessEngine())
+        engine = patch.object(row_prediction, "RayEngine", lambda *_: InProcessEngine())
         with contextlib.chdir(cwd), streams[0], streams[1], engine:
             try:
                 app(list(arguments))

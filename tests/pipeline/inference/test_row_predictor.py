@@ -209,7 +209,7 @@ def test_failed_rows_end_the_command_and_the_others_are_published(
     poisoned = world.tables["two"].column("row_id")[6].as_py()
     run_plan = model_actor.ModelActor.run_plan
 
-    def fail(actor: Any, plan: Any, row_id_N: Any, attempts: Any) -> Any:
+    def fail(actor: Any, plan: Any, row_id_N: Any, attempts: Any, **_: Any) -> Any:
         def before_step(step: Any) -> None:
             if poisoned in row_id_N.take(pa.array(step.rows)).to_pylist():
                 raise error
