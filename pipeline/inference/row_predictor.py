@@ -175,7 +175,7 @@ class RowPredictor:
             pool = Pool(SpeedTrial, SpeedSettings(settings, other), actors, attempts_dir)
         num_rows = sum(len(part.rows) for part in parts)
         num_new = sum(len(part.rows) for part in to_do.values())
-        logger.info(f"  {num_new:,} of {num_rows:,} rows to predict, the others are predicted already")
+        logger.info(f"  {num_new:,} rows to predict, {num_rows - num_new:,} predicted already")
         if failures := self._do_units(pool, to_do):
             published_text = "" if len(failures) == len(to_do) else ", the others are published"
             problem = f"{len(failures)} of {len(to_do)} work units were not predicted{published_text}"
